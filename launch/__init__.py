@@ -1,0 +1,1 @@
+"""Launching on a laptop, SLURM, TPU VMs and GKE. Never imports jax."""

@@ -1,0 +1,1 @@
+"""RoleGen-JAX: conversion-trajectory reasoning and generative recommendation in one jitted loop. Map: WORKSPACE.md."""

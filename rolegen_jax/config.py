@@ -1,0 +1,232 @@
+"""The typed configuration of a run: frozen dataclasses, one section per room, and one `validate`.
+
+Every line says its meaning and unit. Experiments (`experiments/*.py`) return a `Config`; `--set a.b=c` replaces fields of it
+(`overrides.py`); the resolved config is written into the run folder. No jax here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+EVENT_NAMES = ('impression', 'view', 'fav', 'cart', 'remove', 'purchase')  # index = event code; ties sort in this order
+COHORTS = ('D1', 'D2', 'D3', 'ACTIVE')  # dormant: D1 first conversion, D2 reactivation; D3 never converted (no target)
+ROLE_NAMES = ('TRIGGER', 'ANCHOR', 'COMPARE', 'REINFORCE', 'COMPLEMENT', 'EXPLORE', 'DISTRACT', 'CONVERT')
+
+
+class ConfigError(ValueError):
+  """A field of the configuration is wrong. The message names the field and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  format: str = 'simulated'  # simulated | contract | alibaba2014 | taobao_userbehavior | rees46 | ranked_sequences
+  path: str = ''  # file or folder of the log, relative to $ROLEGEN_DATA; unused when simulated
+  max_users: int = 0  # keep the first N users in file order; 0 = all
+  split: str = 'time'  # time | leave_one_out
+  test_fraction: float = 0.3  # share of dormant occasions, latest by time, that are test
+  valid_fraction: float = 0.15  # share of dormant occasions just before them that are validation
+  first_conversion_min_views: int = 10  # D1 and D3: at least this many views
+  reactivation_min_days: float = 14.0  # D2: at least this long since the last purchase
+  reactivation_min_views: int = 5  # D2: at least this many views since the last purchase
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+  """The simulated world (`data/world.py`, rules in docs/simulated_world.md)."""
+
+  preset: str = 'alibaba2014'  # which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k
+  users: int = 3000
+  items: int = 1200
+  categories: int = 24
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticIdConfig:
+  method: str = 'residual_kmeans'  # residual_kmeans | rqvae
+  levels: int = 3  # codes per item
+  codes: int = 256  # codebook size per level
+  collaborative_dim: int = 64  # width of the collaborative item embedding; 0 = off
+  text: str = ''  # text embedder by registered name; '' = off
+  iterations: int = 20  # k-means iterations per level, or RQ-VAE epochs
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  layers: int = 2
+  width: int = 64  # residual stream
+  heads: int = 4  # query heads
+  kv_heads: int = 2  # key/value heads, divides heads
+  head_dim: int = 16
+  mlp: int = 192  # hidden width of the gated MLP
+  rope_theta: float = 10_000.0
+  remat: str = 'none'  # none | full | dots: what the backward pass recomputes
+  dtype: str = 'float32'  # compute type: float32 | bfloat16; parameters are always float32
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+  temporal: TransformerConfig = TransformerConfig()  # over events, one position each
+  query_layers: int = 1  # cross-attention layers from a target query to its memory
+  depth_layers: int = 1  # layers of the depth decoder over the codes of one item
+  context: int = 128  # events of history that a trajectory row holds
+  purchase_weight: float = 5.0  # loss weight of a purchase target against 1 for other events
+  view_weight: float = 0.2  # loss weight of a target that is no purchase
+  dropout: float = 0.1  # on event embeddings and query output while training
+  pointer: bool = True  # mix the generated distribution with a pointer over history and candidates
+  beam: int = 64  # beams kept per level when decoding
+
+
+@dataclasses.dataclass(frozen=True)
+class ReasonerConfig:
+  transformer: TransformerConfig = TransformerConfig()
+  events: int = 24  # latest events of the trajectory in the prompt, (2 + levels) tokens each
+  role_events: int = 12  # latest events that get a role token
+  intents: int = 2  # intents per completion
+  intent_levels: int = 1  # codes of the SID prefix that names an intent
+  candidates: int = 4  # items on the path of one completion
+  temperature: float = 1.0  # of sampled rollouts
+  pretrained: str = ''  # folder of a pretrained decoder; '' = from scratch
+
+
+@dataclasses.dataclass(frozen=True)
+class RolesConfig:
+  """Thresholds that turn removal effects (nats) into hindsight roles."""
+
+  trigger_effect: float = 0.1  # at least this much of log p(y) lost by removal
+  distract_effect: float = -0.1  # removal raises log p(y) by at least this much
+  complement_lift: float = 1.5  # coarse codes bought by the same user more often than chance by this factor
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  worlds: int = 4  # rollouts per user; world 0 is factual
+  remove_share: float = 0.5  # share of counterfactual worlds that remove an event rather than change a role
+  reward_hit: float = 1.0  # a: graded semantic-ID prefix hit of the candidates
+  reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
+  reward_novelty: float = 0.1  # c: share of a world's candidates in no other world
+  reward_malformed: float = 1.0  # d: penalty share of malformed candidates
+  objective: str = 'policy_gradient'  # policy_gradient (clipped, KL) | weighted (softmax(A / beta) likelihood)
+  weight_beta: float = 0.5  # temperature of the `weighted` objective, in reward units
+  clip: float = 0.2  # ratio clip of the policy gradient
+  kl: float = 0.02  # weight of KL(policy || reference)
+  anchor: float = 0.5  # weight of the supervised FR-CoT loss kept in the loop
+  reference_decay: float = 0.99  # EMA of the reference; 1 = frozen
+  candidate_dropout: float = 0.3  # chance that a training target sees no candidates and no roles
+  reflect_every: int = 1  # the reasoner is updated every k-th step
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  learning_rate: float = 3e-3  # peak
+  warmup: int = 50  # steps
+  final_share: float = 0.05  # of the peak, at the end of the cosine
+  weight_decay: float = 0.05
+  clip_norm: float = 1.0
+  b2: float = 0.98
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+  steps: int = 300
+  batch: int = 32  # rows (warm-up) or occasions (others) per step over all devices
+  optimizer: OptimizerConfig = OptimizerConfig()
+  save_every: int = 100  # steps between checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices per mesh axis; -1 on one axis = all that are left."""
+
+  data: int = -1  # batch only: parameters are replicated over it
+  fsdp: int = 1  # batch, and parameters sharded
+  tensor: int = 1  # heads, MLP and vocabulary sharded
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  ks: tuple[int, ...] = (1, 5, 10, 50)
+  batch: int = 64
+  bootstrap: int = 1000  # resamples of occasions for 95 % intervals
+  sasrec_steps: int = 600  # training steps of the SASRec floor, its best validation step is kept
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  name: str = 'demo'
+  seed: int = 0
+  data: DataConfig = DataConfig()
+  world: WorldConfig = WorldConfig()
+  semantic_ids: SemanticIdConfig = SemanticIdConfig()
+  backbone: BackboneConfig = BackboneConfig()
+  reasoner: ReasonerConfig = ReasonerConfig()
+  roles: RolesConfig = RolesConfig()
+  warmup: StageConfig = StageConfig()
+  align: StageConfig = StageConfig()
+  reason: StageConfig = StageConfig()
+  loop_stage: StageConfig = StageConfig(steps=150)
+  loop: LoopConfig = LoopConfig()
+  mesh: MeshConfig = MeshConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def to_dict(config) -> dict:
+  """Nested plain dict of a config or a section, tuples as lists."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def digest(*parts) -> str:
+  """16 hex digits over JSON-able parts; configs are taken as dicts."""
+  plain = [to_dict(p) if dataclasses.is_dataclass(p) else p for p in parts]
+  return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def validate(config: Config) -> Config:
+  """Returns `config`, or raises ConfigError naming the first field that is wrong."""
+
+  def need(ok: bool, field: str, right: str):
+    if not ok:
+      value = config
+      for part in field.split('.'):
+        value = getattr(value, part)
+      raise ConfigError(f'{field}={value!r}: must be {right}')
+
+  def one_of(field: str, value, options):
+    need(value in options, field, 'one of ' + ', '.join(map(repr, options)))
+
+  formats = ('simulated', 'contract', 'alibaba2014', 'taobao_userbehavior', 'rees46', 'ranked_sequences')
+  one_of('data.format', config.data.format, formats)
+  one_of('data.split', config.data.split, ('time', 'leave_one_out'))
+  need(config.data.format == 'simulated' or config.data.path, 'data.path', 'the log, relative to $ROLEGEN_DATA')
+  need(0 < config.data.test_fraction < 1, 'data.test_fraction', 'between 0 and 1')
+  need(0 < config.data.valid_fraction < 1 - config.data.test_fraction, 'data.valid_fraction', 'between 0 and 1 - test_fraction')
+  one_of('world.preset', config.world.preset, ('alibaba2014', 'taobao_userbehavior_1k'))
+  one_of('semantic_ids.method', config.semantic_ids.method, ('residual_kmeans', 'rqvae'))
+  need(2 <= config.semantic_ids.levels <= 8, 'semantic_ids.levels', '2 to 8')
+  need(config.semantic_ids.codes >= 2, 'semantic_ids.codes', 'at least 2')
+  need(config.semantic_ids.collaborative_dim > 0 or config.semantic_ids.text != '', 'semantic_ids.collaborative_dim', 'positive when no text embedder is set')
+  for name in ('backbone.temporal', 'reasoner.transformer'):
+    room, part = name.split('.')
+    t = getattr(getattr(config, room), part)
+    need(t.layers >= 1, f'{name}.layers', 'at least 1')
+    need(t.heads % t.kv_heads == 0, f'{name}.kv_heads', f'a divisor of heads={t.heads}')
+    need(t.head_dim % 2 == 0, f'{name}.head_dim', 'even (rotary pairs)')
+    one_of(f'{name}.remat', t.remat, ('none', 'full', 'dots'))
+    one_of(f'{name}.dtype', t.dtype, ('float32', 'bfloat16'))
+  need(config.backbone.context >= config.reasoner.events, 'backbone.context', f'at least reasoner.events={config.reasoner.events}')
+  need(1 <= config.reasoner.role_events <= config.reasoner.events, 'reasoner.role_events', f'1 to reasoner.events={config.reasoner.events}')
+  need(1 <= config.reasoner.intent_levels < config.semantic_ids.levels, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}')
+  need(config.reasoner.temperature > 0, 'reasoner.temperature', 'positive')
+  need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
+  one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))
+  for name in ('warmup', 'align', 'reason', 'loop_stage'):
+    stage = getattr(config, name)
+    need(stage.steps >= 1, f'{name}.steps', 'at least 1')
+    need(stage.batch >= 1, f'{name}.batch', 'at least 1')
+    need(stage.save_every >= 1, f'{name}.save_every', 'at least 1')
+  need(sum(v == -1 for v in dataclasses.asdict(config.mesh).values()) <= 1, 'mesh', 'at most one axis of -1')
+  return config

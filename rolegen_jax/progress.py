@@ -1,0 +1,28 @@
+"""Progress of long work: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 10.0
+
+
+def progress(items: Iterable, label: str, total: int | None = None, initial: int = 0) -> Iterator:
+  """Yields `items`, drawing a bar when stderr is a terminal and printing `label: done/total` every ten seconds otherwise."""
+  total = len(items) if total is None and hasattr(items, '__len__') else total
+  if sys.stderr.isatty():
+    yield from tqdm(items, desc=label, total=total, initial=initial, dynamic_ncols=True)
+    return
+  started = last = time.monotonic()
+  done = initial
+  for item in items:
+    yield item
+    done += 1
+    now = time.monotonic()
+    if now - last >= LINE_EVERY_S or done == total:
+      last = now
+      print(f'{label}: {done}/{total if total is not None else "?"} ({now - started:.0f} s)', file=sys.stderr, flush=True)

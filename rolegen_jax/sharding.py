@@ -1,0 +1,97 @@
+"""The mesh, and the ONE table that says where every array lives.
+
+Modules name logical axes only. A parameter declares them once (`nnx.Param(value, axes=('embed', 'mlp'))`), an activation
+through `constrain(x, 'batch', None, 'embed_act')`. The table below is the only place that knows mesh axes:
+
+  data    replicas: batch only, parameters replicated over it
+  fsdp    batch, and parameters sharded
+  tensor  heads, MLP and vocabulary sharded
+
+Two layouts exist. TRAIN is the table. ROLLOUT holds parameters replicated and spreads rollouts over all devices: with
+parameters left sharded, XLA keeps all-gathers inside the decoding loop (every token, every layer); gathering once before
+the loop removes every collective from its body.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from rolegen_jax.config import ConfigError, MeshConfig
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+TABLE = {
+    # parameters
+    'layers': None,
+    'embed': 'fsdp',  # the residual width of a weight
+    'heads': 'tensor',
+    'kv_heads': 'tensor',
+    'head_dim': None,
+    'mlp': 'tensor',
+    'vocab': 'tensor',  # rows of the token table and of the readouts
+    # activations
+    'batch': ('data', 'fsdp'),
+    'rollout': ('data', 'fsdp', 'tensor'),  # users x worlds, flattened, in the ROLLOUT layout
+    'rows': ('data', 'fsdp', 'tensor'),  # rows of a plain data matrix (k-means, embeddings)
+}
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+  """Mesh of axes (data, fsdp, tensor) over `devices` (default: all of all processes). Raises ConfigError if it does not fit."""
+  devices = jax.devices() if devices is None else devices
+  sizes = dataclasses.asdict(config)
+  known = math.prod(v for v in sizes.values() if v != -1)
+  if -1 in sizes.values():
+    if len(devices) % known:
+      raise ConfigError(f'mesh={sizes}: {len(devices)} devices cannot be divided by {known}')
+    sizes = {k: len(devices) // known if v == -1 else v for k, v in sizes.items()}
+  if math.prod(sizes.values()) != len(devices):
+    raise ConfigError(f'mesh={sizes}: needs {math.prod(sizes.values())} devices, there are {len(devices)}')
+  shape = tuple(sizes[a] for a in MESH_AXES)
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(axes: tuple[str | None, ...]) -> P:
+  """PartitionSpec of logical axes; an unknown name or one mesh axis used twice raises."""
+  entries = tuple(None if a is None else TABLE[a] for a in axes)
+  flat = [m for e in entries for m in ((e,) if isinstance(e, str) else e or ())]
+  if len(flat) != len(set(flat)):
+    raise ValueError(f'logical axes {axes} put one mesh axis on two dimensions: {entries}')
+  return P(*entries)
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+  return NamedSharding(mesh, spec(axes))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Pins the layout of an activation under the mesh set by `jax.set_mesh`; plain single-device use has no mesh and no layout."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def rollout_layout(params):
+  """Parameters gathered once, before a decoding loop: replicated over the mesh (see the module's first lines)."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return params
+  return jax.tree.map(lambda p: jax.lax.with_sharding_constraint(p, P()), params)
+
+
+def check_divisible(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> None:
+  """Raises ConfigError naming the array whose dimension its mesh axes do not divide."""
+  for size, axis in zip(shape, axes):
+    entry = None if axis is None else TABLE[axis]
+    parts = math.prod(mesh.shape[m] for m in ((entry,) if isinstance(entry, str) else entry or ()))
+    if size % parts:
+      raise ConfigError(f'{name}: dimension {axis}={size} cannot be divided over {parts} devices of mesh axis {entry}')
+
+
+def global_array(mesh: Mesh, local: np.ndarray, *axes: str | None) -> jax.Array:
+  """A global array from every process's own rows of the first axis."""
+  return jax.make_array_from_process_local_data(sharding(mesh, *axes), local)
