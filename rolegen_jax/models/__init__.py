@@ -1,0 +1,1 @@
+"""Models: the shared transformer stack, the reasoner, the backbone, and the functional boundary to plain parameters."""

@@ -1,0 +1,227 @@
+"""The Generative Behavioral Backbone: what will this user convert on, as semantic IDs.
+
+Three parts. A causal *temporal* transformer reads one position per event. A *query* (target event type, time) recalls from
+memory: the encoded history strictly before its time, then the block of reasoned candidates. A *depth* decoder emits the L
+codes of an item in turn. The item's probability is a mixture
+
+  p(y | q) = (1 - g) * prod_l p(code_l | codes_<l, q)  +  g * sum_i a_i [item_i = y]
+
+of that generated semantic ID and a pointer over memory (pointer-generator: See et al., arXiv 1704.04368), because most
+conversions of a dormant user go to something already touched, and because it lets a reasoned candidate be taken up as it
+is. Every event is supervised in one pass: the query of event j sees only events with an earlier timestamp, so ties leak nothing.
+
+Roles mark memory, not the temporal input: a role is known only at the end of the trajectory, and inside the causal stack it
+would tell earlier positions about later events.
+
+Shapes: B rows, n events, C candidates, S = 1 + n + C memory slots, Q queries, D width, L levels, K codes, H heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rolegen_jax.config import EVENT_NAMES, BackboneConfig
+from rolegen_jax.data.rows import Trajectories
+from rolegen_jax.models.transformer import Attention, GatedMLP, RMSNorm, Transformer, attend, param
+from rolegen_jax.sharding import constrain
+from rolegen_jax.vocab import COUNTS, GAPS, Vocabulary
+
+PURCHASE = EVENT_NAMES.index('purchase')
+NO_EVENT = len(EVENT_NAMES)  # memory slots that are no event: candidates and the start slot
+AGE_FEATURES = 8
+NEVER = -1e9  # log of a probability that is none, finite so that gradients stay so
+
+
+class Memory(NamedTuple):
+  """What queries attend to: slot 0 is a start slot that everybody sees, then the history, then candidates."""
+
+  hidden: jax.Array  # [B, S, D]
+  item: jax.Array  # int32 [B, S], -1 = no item
+  event: jax.Array  # int32 [B, S], NO_EVENT for candidates and start
+  timestamp: jax.Array  # int32 [B, S]
+  segment: jax.Array  # int32 [B, S], 0 = never visible
+
+
+class Recall(NamedTuple):
+  """A query's answer, enough to score or decode any item."""
+
+  state: jax.Array  # [B, Q, D], input of the depth decoder
+  log_pointer: jax.Array  # fp32 [B, Q, S], log of the pointer's weight on each slot
+  log_gate: jax.Array  # fp32 [B, Q], log g
+  log_generate: jax.Array  # fp32 [B, Q], log (1 - g)
+
+
+def gap_bucket(seconds: jax.Array) -> jax.Array:
+  """Buckets of a time gap, three an octave from one minute; see vocab.GAPS."""
+  minutes = jnp.maximum(seconds, 0).astype(jnp.float32) / 60.0
+  return jnp.clip(jnp.floor(3.0 * jnp.log2(1.0 + minutes)), 0, GAPS - 1).astype(jnp.int32)
+
+
+def count_bucket(count: jax.Array) -> jax.Array:
+  return jnp.clip(jnp.floor(jnp.log2(jnp.maximum(count, 1).astype(jnp.float32))), 0, COUNTS - 1).astype(jnp.int32)
+
+
+def age_features(age_s: jax.Array, rank: jax.Array) -> jax.Array:
+  """[..., AGE_FEATURES] of age in seconds and in events; a linear map of them holds any exponential recency rule in its exponent."""
+  days = jnp.maximum(age_s, 0).astype(jnp.float32) / 86_400.0
+  rank = jnp.maximum(rank, 0).astype(jnp.float32)
+  return jnp.stack([
+      jnp.log1p(24.0 * days) / 4.0, jnp.minimum(days / 7.0, 8.0), jnp.exp(-24.0 * days), jnp.exp(-days), jnp.exp(-days / 3.0),
+      jnp.exp(-days / 10.0), jnp.log1p(rank) / 2.0, jnp.minimum(rank / 16.0, 8.0),
+  ], axis=-1)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+  """Inverted dropout; the identity without a key."""
+  if key is None or rate == 0.0:
+    return x
+  return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+class QueryBlock(nnx.Module):
+  """Cross-attention from queries to memory with a learned bias by age and event type, then an MLP."""
+
+  def __init__(self, config, *, rngs: nnx.Rngs):
+    self.query_norm, self.memory_norm, self.mlp_norm = (RMSNorm(config.width) for _ in range(3))
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp = GatedMLP(config, rngs=rngs)
+    self.age_bias = nnx.Param(jnp.zeros((AGE_FEATURES, config.heads)), axes=(None, 'heads'))
+    self.event_bias = nnx.Param(jnp.zeros((NO_EVENT + 1, config.heads)), axes=(None, 'heads'))
+
+  def __call__(self, x_BxQxD, memory_BxSxD, age_BxQxSxA, event_BxSxE, mask_BxQxS):
+    bias = jnp.einsum('bqsa,ah->bhqs', age_BxQxSxA, self.age_bias[...].astype(age_BxQxSxA.dtype))
+    bias = bias + jnp.einsum('bse,eh->bhs', event_BxSxE, self.event_bias[...].astype(event_BxSxE.dtype))[:, :, None]
+    k, v = self.attention.kv(self.memory_norm(memory_BxSxD))
+    q = self.attention.q(self.query_norm(x_BxQxD))
+    x = x_BxQxD + self.attention.out(attend(q, k, v, mask_BxQxS, bias.astype(q.dtype)))
+    return x + self.mlp(self.mlp_norm(x))
+
+
+class Backbone(nnx.Module):
+
+  def __init__(self, config: BackboneConfig, vocab: Vocabulary, *, rngs: nnx.Rngs):
+    c, width = config.temporal, config.temporal.width
+    self.config, self.vocab = config, vocab
+    self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
+    self.start = param(rngs, (width,), ('embed',), fan_in=width)
+    self.temporal = Transformer(c, rngs=rngs)
+    make = nnx.vmap(lambda rngs: QueryBlock(c, rngs=rngs))
+    self.query_blocks = make(rngs.fork(split=config.query_layers))
+    self.depth = Transformer(dataclasses.replace(c, layers=config.depth_layers), rngs=rngs)
+    self.readout = param(rngs, (vocab.levels, vocab.codes, width), (None, 'vocab', 'embed'), fan_in=width)
+    self.recall_norm = RMSNorm(width)
+    self.pointer_query = param(rngs, (width, width), ('embed', None))
+    self.pointer_key = param(rngs, (width, width), ('embed', None))
+    self.pointer_age = nnx.Param(jnp.zeros((AGE_FEATURES,)), axes=(None,))
+    self.pointer_event = nnx.Param(jnp.zeros((NO_EVENT + 1,)), axes=(None,))
+    self.gate = nnx.Param(jnp.zeros((width + 1,)), axes=(None,))
+
+  # Embedding
+
+  def _embed(self, tokens):
+    return jnp.take(self.tokens[...], tokens, axis=0).astype(self.config.temporal.dtype)
+
+  def _items(self, item, codes_IxL):
+    """Sum of an item's code embeddings, [..., D]; zero where item is -1."""
+    rows = self._embed(self.vocab.sid(jnp.take(codes_IxL, jnp.maximum(item, 0), axis=0))).sum(axis=-2)
+    return jnp.where((item >= 0)[..., None], rows, 0)
+
+  def encode(self, t: Trajectories, codes_IxL, key=None) -> Memory:
+    """Encodes history rows [B, n], causally within each segment. `key` turns dropout on."""
+    v = self.vocab
+    previous = jnp.pad(t.timestamp, ((0, 0), (1, 0)))[:, :-1]
+    gap = jnp.where(jnp.pad(t.segment, ((0, 0), (1, 0)))[:, :-1] == t.segment, t.timestamp - previous, 0)
+    x = self._items(t.item, codes_IxL) + self._embed(v.event(t.event))
+    x = x + self._embed(v.gap(gap_bucket(gap))) + self._embed(v.count(count_bucket(t.count)))
+    n = t.item.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(n), t.item.shape)
+    mask = (t.segment[:, :, None] == t.segment[:, None, :]) & (t.segment > 0)[:, None, :] & jnp.tril(jnp.ones((n, n), bool))
+    hidden = self.temporal(dropout(x, self.config.dropout, key), positions, mask)
+    start = jnp.broadcast_to(self.start[...].astype(hidden.dtype), hidden[:, :1].shape)
+    pad = lambda a, fill: jnp.pad(a, ((0, 0), (1, 0)), constant_values=fill)
+    return Memory(jnp.concatenate([start, hidden], 1), pad(t.item, -1), pad(t.event, NO_EVENT), pad(t.timestamp, 0), pad(t.segment, -1))
+
+  def add_roles(self, memory: Memory, roles_BxM) -> Memory:
+    """Marks the last M events of unpacked, right-aligned rows with their roles; -1 = none."""
+    marks = jnp.where((roles_BxM >= 0)[..., None], self._embed(self.vocab.role(jnp.maximum(roles_BxM, 0))), 0)
+    first = memory.hidden.shape[1] - roles_BxM.shape[1]
+    return memory._replace(hidden=memory.hidden.at[:, first:].add(marks))
+
+  def add_candidates(self, memory: Memory, item_BxC, world_BxC, codes_IxL) -> Memory:
+    """Appends a block of candidate items [B, C] of the given worlds to unpacked rows; -1 = no candidate."""
+    hidden = self._items(item_BxC, codes_IxL) + self._embed(self.vocab.world(world_BxC))
+    join = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=1)
+    return Memory(
+        join(memory.hidden, hidden), join(memory.item, item_BxC), join(memory.event, jnp.full_like(item_BxC, NO_EVENT)),
+        join(memory.timestamp, jnp.zeros_like(item_BxC)), join(memory.segment, jnp.where(item_BxC >= 0, -1, 0)),
+    )
+
+  # Recall
+
+  def recall(self, memory: Memory, event_BxQ, timestamp_BxQ, segment_BxQ, key=None) -> Recall:
+    """Answers queries 'which item gets `event` at `timestamp`' from memory strictly before that time, in that segment.
+
+    Slots of segment -1 (start, candidates) are visible to every query.
+    """
+    v = self.vocab
+    is_event = memory.event[:, None] != NO_EVENT
+    past = is_event & (memory.segment[:, None] == segment_BxQ[..., None]) & (memory.timestamp[:, None] < timestamp_BxQ[..., None])
+    visible = past | (memory.segment == -1)[:, None]
+    slots = jnp.arange(memory.item.shape[1])
+    last = jnp.max(jnp.where(past, slots, 0), axis=-1)  # the latest visible event, or the start slot
+    context = jnp.take_along_axis(memory.hidden, last[..., None], axis=1)
+    gap = jnp.where(last > 0, timestamp_BxQ - jnp.take_along_axis(memory.timestamp, last, axis=1), 0)
+    x = context + self._embed(v.event(event_BxQ)) + self._embed(v.gap(gap_bucket(gap)))
+    age = jnp.where(past, timestamp_BxQ[..., None] - memory.timestamp[:, None], 0)
+    rank = jnp.where(past, last[..., None] - slots, 0)
+    age_BxQxSxA = (age_features(age, rank) * is_event[..., None]).astype(x.dtype)
+    event_BxSxE = jax.nn.one_hot(memory.event, NO_EVENT + 1, dtype=x.dtype)
+
+    def layer(x, block):
+      return block(constrain(x, 'batch', None, None), memory.hidden, age_BxQxSxA, event_BxSxE, visible), None
+
+    x, _ = jax.lax.scan(layer, x, self.query_blocks)
+    x = self.recall_norm(x)
+    copyable = visible & (memory.item >= 0)[:, None]
+    log_pointer, log_gate, log_generate = self._point(x, memory, age_BxQxSxA, event_BxSxE, copyable)
+    return Recall(dropout(x, self.config.dropout, key), log_pointer, log_gate, log_generate)
+
+  def _point(self, x, memory: Memory, age_BxQxSxA, event_BxSxE, copyable):
+    f32 = jnp.float32
+    q = x @ self.pointer_query[...].astype(x.dtype)
+    k = memory.hidden @ self.pointer_key[...].astype(x.dtype)
+    logits = jnp.einsum('bqd,bsd->bqs', q, k, preferred_element_type=f32) / x.shape[-1] ** 0.5
+    logits = logits + age_BxQxSxA.astype(f32) @ self.pointer_age[...] + (event_BxSxE.astype(f32) @ self.pointer_event[...])[:, None]
+    log_pointer = jax.nn.log_softmax(jnp.where(copyable, logits, NEVER), axis=-1)
+    log_pointer = jnp.where(copyable, log_pointer, NEVER)
+    gate = x.astype(f32) @ self.gate[...][:-1] + self.gate[...][-1]
+    anything = copyable.any(axis=-1) if self.config.pointer else jnp.zeros(copyable.shape[:-1], bool)
+    log_gate = jnp.where(anything, jax.nn.log_sigmoid(gate), NEVER)
+    return log_pointer, log_gate, jnp.where(anything, jax.nn.log_sigmoid(-gate), 0.0)
+
+  # Depth decoder
+
+  def code_log_probs(self, state_NxD, prefix_Nxl) -> jax.Array:
+    """fp32 log-probabilities [N, l+1, K] of codes 0..l given the query state and the first l codes [N, l], l < L."""
+    n, length = prefix_Nxl.shape
+    x = jnp.concatenate([state_NxD[:, None], self._embed(self.vocab.sid(prefix_Nxl))], axis=1) if length else state_NxD[:, None]
+    positions = jnp.broadcast_to(jnp.arange(length + 1), (n, length + 1))
+    mask = jnp.broadcast_to(jnp.tril(jnp.ones((length + 1, length + 1), bool)), (n, length + 1, length + 1))
+    hidden = self.depth(x, positions, mask)
+    readout = self.readout[...][:length + 1].astype(hidden.dtype)
+    return jax.nn.log_softmax(jnp.einsum('nld,lkd->nlk', hidden, readout, preferred_element_type=jnp.float32), axis=-1)
+
+  def log_prob(self, recall: Recall, memory: Memory, item_BxQ, codes_IxL) -> tuple[jax.Array, jax.Array]:
+    """(log p(item | query), log of its generated part alone), fp32 [B, Q]. Items of -1 give garbage to be masked."""
+    b, q, d = recall.state.shape
+    codes = jnp.take(codes_IxL, jnp.maximum(item_BxQ, 0), axis=0).reshape(b * q, -1)
+    log_probs = self.code_log_probs(recall.state.reshape(b * q, d), codes[:, :-1])
+    generated = jnp.take_along_axis(log_probs, codes[..., None], axis=-1)[..., 0].sum(-1).reshape(b, q)
+    same = memory.item[:, None] == item_BxQ[..., None]
+    copied = jax.nn.logsumexp(jnp.where(same, recall.log_pointer, NEVER), axis=-1)
+    return jnp.logaddexp(recall.log_generate + generated, recall.log_gate + copied), generated

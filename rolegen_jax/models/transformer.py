@@ -1,0 +1,160 @@
+"""The transformer stack that the reasoner, the backbone and SASRec share.
+
+Shapes: B batch, T query positions, S memory positions, D width, H query heads, K key/value heads, X head width, F MLP width.
+Pre-norm blocks of grouped-query attention with rotary positions and a gated MLP; layers are stacked and scanned, with a
+rematerialisation policy. Parameters are fp32; compute is `config.dtype`; softmax and norms are fp32.
+Sources: RMSNorm arXiv 1910.07467, RoPE 2104.09864, GQA 2305.13245, SwiGLU 2002.05202.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rolegen_jax.config import TransformerConfig
+from rolegen_jax.sharding import constrain
+
+REMAT = {
+    'none': lambda f: f,
+    'full': jax.checkpoint,
+    'dots': lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+}
+
+
+def param(rngs: nnx.Rngs, shape, axes, fan_in: int | None = None, scale: float = 1.0) -> nnx.Param:
+  """Truncated-normal parameter of std scale / sqrt(fan_in), with its logical axes. fan_in defaults to the first dimension."""
+  std = scale / (fan_in or shape[0]) ** 0.5
+  return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32), axes=axes)
+
+
+class RMSNorm(nnx.Module):
+
+  def __init__(self, width: int):
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32), axes=(None,))
+
+  def __call__(self, x):
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)
+    return (normed * self.scale[...]).astype(x.dtype)
+
+
+def rope(x_BxTxHxX: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.Array:
+  """Rotary position embedding, halves convention; angles in fp32."""
+  half = x_BxTxHxX.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions_BxT[..., None, None].astype(jnp.float32) * frequency
+  cos, sin = jnp.cos(angle).astype(x_BxTxHxX.dtype), jnp.sin(angle).astype(x_BxTxHxX.dtype)
+  a, b = jnp.split(x_BxTxHxX, 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attend(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, mask_BxTxS, bias_BxHxTxS=None):
+  """Grouped-query attention with fp32 softmax; a query row that sees nothing returns the mean of the values."""
+  return jax.nn.dot_product_attention(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, bias=bias_BxHxTxS, mask=mask_BxTxS[:, None])
+
+
+class Attention(nnx.Module):
+  """Projections of one attention layer. `q`, `kv` and `out` are apart so that caches and cross-attention can use them."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    c = config
+    self.theta = c.rope_theta
+    self.wq = param(rngs, (c.width, c.heads, c.head_dim), ('embed', 'heads', 'head_dim'))
+    self.wk = param(rngs, (c.width, c.kv_heads, c.head_dim), ('embed', 'kv_heads', 'head_dim'))
+    self.wv = param(rngs, (c.width, c.kv_heads, c.head_dim), ('embed', 'kv_heads', 'head_dim'))
+    self.wo = param(
+        rngs, (c.heads, c.head_dim, c.width), ('heads', 'head_dim', 'embed'), c.heads * c.head_dim, (2 * c.layers) ** -0.5
+    )
+
+  def q(self, x, positions_BxT=None):
+    q = jnp.einsum('btd,dhx->bthx', x, self.wq[...].astype(x.dtype))
+    return q if positions_BxT is None else rope(q, positions_BxT, self.theta)
+
+  def kv(self, x, positions_BxT=None):
+    k = jnp.einsum('bsd,dkx->bskx', x, self.wk[...].astype(x.dtype))
+    v = jnp.einsum('bsd,dkx->bskx', x, self.wv[...].astype(x.dtype))
+    return (k if positions_BxT is None else rope(k, positions_BxT, self.theta)), v
+
+  def out(self, o):
+    return jnp.einsum('bthx,hxd->btd', o, self.wo[...].astype(o.dtype))
+
+
+class GatedMLP(nnx.Module):
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    c = config
+    self.gate = param(rngs, (c.width, c.mlp), ('embed', 'mlp'))
+    self.up = param(rngs, (c.width, c.mlp), ('embed', 'mlp'))
+    self.down = param(rngs, (c.mlp, c.width), ('mlp', 'embed'), c.mlp, (2 * c.layers) ** -0.5)
+
+  def __call__(self, x):
+    hidden = jax.nn.silu(x @ self.gate[...].astype(x.dtype)) * (x @ self.up[...].astype(x.dtype))
+    return hidden @ self.down[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+  """One pre-norm layer. `full` sees all positions at once, `step` one position against a cache."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    self.attention_norm = RMSNorm(config.width)
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp_norm = RMSNorm(config.width)
+    self.mlp = GatedMLP(config, rngs=rngs)
+
+  def full(self, x, positions_BxT, mask_BxTxT):
+    """Returns the new residual stream and this layer's rotated keys and values [B, T, K, X]."""
+    normed = self.attention_norm(x)
+    k, v = self.attention.kv(normed, positions_BxT)
+    x = x + self.attention.out(attend(self.attention.q(normed, positions_BxT), k, v, mask_BxTxT))
+    return x + self.mlp(self.mlp_norm(x)), (k, v)
+
+  def step(self, x_Bx1xD, position_Bx1, keys, values, layer, slot, mask_Bx1xS):
+    """One position: writes its key and value at [layer, :, slot] of the whole cache [layers, B, S, K, X], then attends."""
+    normed = self.attention_norm(x_Bx1xD)
+    k, v = self.attention.kv(normed, position_Bx1)
+    keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), (layer, 0, slot, 0, 0))
+    values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), (layer, 0, slot, 0, 0))
+    k, v = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False).astype(x_Bx1xD.dtype) for c in (keys, values))
+    x = x_Bx1xD + self.attention.out(attend(self.attention.q(normed, position_Bx1), k, v, mask_Bx1xS))
+    return x + self.mlp(self.mlp_norm(x)), keys, values
+
+
+class Transformer(nnx.Module):
+  """A causal (or any masked) stack over already embedded positions."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    make = nnx.vmap(lambda rngs: Block(config, rngs=rngs))
+    self.blocks = make(rngs.fork(split=config.layers))
+    self.norm = RMSNorm(config.width)
+
+  def __call__(self, x_BxTxD, positions_BxT, mask_BxTxT):
+    """Final-norm hidden states [B, T, D]. mask True = may attend; fp32 or bf16 by config."""
+    return self._layers(x_BxTxD, positions_BxT, mask_BxTxT, 'batch', keep=False)[0]
+
+  def prefill(self, x_BxTxD, positions_BxT, mask_BxTxT):
+    """(hidden [B, T, D], cache of (keys, values) each [layers, B, T, K, X]), in the ROLLOUT layout."""
+    return self._layers(x_BxTxD, positions_BxT, mask_BxTxT, 'rollout', keep=True)
+
+  def _layers(self, x_BxTxD, positions_BxT, mask_BxTxT, rows: str, keep: bool):
+
+    def layer(x, block):
+      x, kv = block.full(constrain(x, rows, None, None), positions_BxT, mask_BxTxT)
+      return x, kv if keep else None
+
+    x = x_BxTxD.astype(self.config.dtype)
+    x, cache = jax.lax.scan(REMAT[self.config.remat](layer), x, self.blocks)
+    return self.norm(x), cache
+
+  def step(self, x_BxD, position_B, cache, slot, mask_BxS):
+    """One more position against caches [layers, B, S, K, X]: (hidden [B, D], cache with `slot` written)."""
+
+    def layer(carry, block):
+      x, keys, values, index = carry
+      x, keys, values = block.step(x, position_B[:, None], keys, values, index, slot, mask_BxS[:, None])
+      return (x, keys, values, index + 1), None
+
+    x = x_BxD[:, None].astype(self.config.dtype)
+    (x, keys, values, _), _ = jax.lax.scan(layer, (x, *cache, 0), self.blocks)
+    return self.norm(x)[:, 0], (keys, values)
