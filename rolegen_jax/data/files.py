@@ -1,0 +1,66 @@
+"""Reading and writing of tables at the edge: every failure is a DataError, every file appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+import polars as pl
+
+
+class DataError(ValueError):
+  """Data is wrong. The message names the file, the row or field, what was wrong and what would be right."""
+
+
+@contextlib.contextmanager
+def as_data_error(path: str | os.PathLike, right: str) -> Iterator[None]:
+  """Turns whatever a library raises about `path` into a DataError that says what would be right."""
+  try:
+    yield
+  except DataError:
+    raise
+  except FileNotFoundError as error:
+    raise DataError(f'{path}: no such file; must be {right}') from error
+  # A panic inside polars derives from BaseException, which `except Exception` would let through.
+  except (Exception, pl.exceptions.PanicException) as error:
+    lines = str(error).splitlines() or ['']
+    raise DataError(f'{path}: cannot be read ({type(error).__name__}: {lines[0]}); must be {right}') from error
+
+
+def read_parquet(path: str | os.PathLike) -> pl.DataFrame:
+  """The table at `path`, every column. Raises DataError when the file is missing, damaged or no parquet file."""
+  with as_data_error(path, 'a readable parquet file'):
+    return pl.read_parquet(path, glob=False, hive_partitioning=False)
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+  """The key-value metadata of the parquet file at `path`. Raises DataError."""
+  with as_data_error(path, 'a readable parquet file'):
+    return pl.read_parquet_metadata(path)
+
+
+def write_parquet(frame: pl.DataFrame, path: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
+  """Writes `frame` to `path` through a temporary name, so that a crash leaves no half file under the real one."""
+  with _renamed(path) as temporary:
+    frame.write_parquet(temporary, metadata=metadata)
+
+
+def write_json(value, path: str | os.PathLike) -> None:
+  """Writes `value` as indented JSON to `path` through a temporary name."""
+  with _renamed(path) as temporary:
+    temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+
+
+@contextlib.contextmanager
+def _renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
