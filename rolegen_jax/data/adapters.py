@@ -109,7 +109,7 @@ def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Tables:
   name = str(path / 'events.parquet')
   events = read_parquet(name)
   if 'pos' not in events.columns or not events.schema['pos'].is_integer():
-    raise DataError(f"{name}: column 'pos' is missing or no integer; must be the chronological rank within the user, from 0")
+    raise DataError(f"{name}: column 'pos' is missing or no integer; must be the chronological rank in the user, from 0")
   if 'user_id' in events.columns:  # its absence is the contract's to report
     twice = events.select(pl.struct('user_id', 'pos').is_first_distinct().not_().arg_true()).to_series()
     if twice.len():

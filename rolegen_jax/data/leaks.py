@@ -32,9 +32,11 @@ def _check_contexts(log: InteractionLog, occasions: Occasions) -> None:
   context_end, timestamp = occasions.context_end, occasions.timestamp
   _refuse((context_end < start) | (context_end > end), occasions, 'context_end lies outside the rows of its user')
   newest = log.timestamp[np.maximum(context_end - 1, 0)]
-  _refuse((context_end > start) & (newest >= timestamp), occasions, 'its context holds a row that is not strictly before it')
+  late = (context_end > start) & (newest >= timestamp)
+  _refuse(late, occasions, 'its context holds a row that is not strictly before it')
   following = log.timestamp[np.minimum(context_end, len(log.timestamp) - 1)]
-  _refuse((context_end < end) & (following < timestamp), occasions, 'its context lacks rows that are strictly before it')
+  short = (context_end < end) & (following < timestamp)
+  _refuse(short, occasions, 'its context lacks rows that are strictly before it')
 
 
 def _check_training(log: InteractionLog, occasions: Occasions, train_end: np.ndarray) -> None:
@@ -60,7 +62,8 @@ def _check_training(log: InteractionLog, occasions: Occasions, train_end: np.nda
     after_training = occasions.timestamp > held_out[occasions.user]
     test_start = test_start + 1
   _refuse(train & after_training, occasions, 'it is a training occasion at or after the first held-out one')
-  _refuse(valid & (occasions.timestamp >= test_start), occasions, 'it is a validation occasion at or after the first test one')
+  after_validation = occasions.timestamp >= test_start
+  _refuse(valid & after_validation, occasions, 'it is a validation occasion at or after the first test one')
 
 
 def _first_time(occasions: Occasions, chosen: np.ndarray, users: int) -> np.ndarray:

@@ -12,7 +12,10 @@ from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TEST, TRAIN, VALID, find_occasions
 
-CONFIGS = {rule: DataConfig(split=rule, first_conversion_min_views=6, reactivation_min_days=7.0) for rule in ('time', 'leave_one_out')}
+CONFIGS = {
+  rule: DataConfig(split=rule, first_conversion_min_views=6, reactivation_min_days=7.0)
+  for rule in ('time', 'leave_one_out')
+}
 
 
 def case(rule):
