@@ -40,6 +40,7 @@ class WorldConfig:
   users: int = 3000
   items: int = 1200
   categories: int = 24
+  events_per_user_scale: float = 0.75  # of the fitted mean: the demo is smaller, the shape of the distribution stays
   seed: int = 0
 
 
@@ -75,6 +76,7 @@ class BackboneConfig:
   context: int = 128  # events of history that a trajectory row holds
   purchase_weight: float = 5.0  # loss weight of a purchase target against 1 for other events
   view_weight: float = 0.2  # loss weight of a target that is no purchase
+  generation_loss: float = 0.3  # weight of the generated part's own NLL beside the mixture's
   dropout: float = 0.1  # on event embeddings and query output while training
   pointer: bool = True  # mix the generated distribution with a pointer over history and candidates
   beam: int = 64  # beams kept per level when decoding
