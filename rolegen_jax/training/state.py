@@ -1,0 +1,72 @@
+"""The state of a training stage, born sharded: optimizer moments lie where their parameters lie.
+
+`jit(tx.init)` alone would replicate the moments and make step 2 compile again; so their shardings are derived from the
+parameters' and given to every jit, in and out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from rolegen_jax.config import OptimizerConfig
+from rolegen_jax.models import functional
+
+
+class State(NamedTuple):
+  step: jax.Array  # int32 []
+  params: dict[str, Any]  # per model
+  opt: dict[str, Any]  # per trained model
+
+
+def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+  """AdamW with global-norm clipping, linear warm-up and cosine decay; matrices decay, vectors do not."""
+  warmup = min(config.warmup, max(steps // 4, 1))
+  schedule = optax.warmup_cosine_decay_schedule(
+      0.0, config.learning_rate, warmup, max(steps, warmup + 1), config.final_share * config.learning_rate
+  )
+  decays = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
+  return optax.chain(
+      optax.clip_by_global_norm(config.clip_norm),
+      optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=decays),
+  )
+
+
+def shardings(makers: dict, txs: dict[str, optax.GradientTransformation], mesh: Mesh) -> State:
+  """NamedShardings of a State. `makers` builds the models that the state holds, `txs` optimizes those that train."""
+  replicated = NamedSharding(mesh, P())
+  params = {name: functional.shardings(make, mesh) for name, make in makers.items()}
+
+  def of_opt(name):
+    shapes = functional.abstract(makers[name])[1]
+    of_param = lambda _, sharding: sharding
+    abstract = jax.eval_shape(txs[name].init, shapes)
+    return optax.tree_utils.tree_map_params(txs[name], of_param, abstract, params[name], transform_non_params=lambda _: replicated)
+
+  return State(replicated, params, {name: of_opt(name) for name in txs})
+
+
+def create(makers: dict, txs: dict, mesh: Mesh, key: jax.Array, given: dict | None = None) -> State:
+  """A fresh state at step 0: models in `given` keep those parameters, the others are initialised from `key`."""
+  given = given or {}
+  layout = shardings(makers, txs, mesh)
+  params = {}
+  for i, (name, make) in enumerate(makers.items()):
+    # A copy: the step donates its state, the caller's parameters must survive it.
+    own = lambda tree, s: jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=s)(tree)
+    params[name] = own(given[name], layout.params[name]) if name in given else functional.init(make, jax.random.fold_in(key, i), mesh)[1]
+  opt = {name: jax.jit(tx.init, out_shardings=layout.opt[name])(params[name]) for name, tx in txs.items()}
+  return State(jax.device_put(jnp.zeros((), jnp.int32), layout.step), params, opt)
+
+
+def abstract(makers: dict, txs: dict, mesh: Mesh) -> State:
+  """ShapeDtypeStructs with shardings, for restoring and for compiling without data."""
+  shapes = {name: functional.abstract(make)[1] for name, make in makers.items()}
+  opt = {name: jax.eval_shape(tx.init, shapes[name]) for name, tx in txs.items()}
+  state = State(jax.ShapeDtypeStruct((), jnp.int32), shapes, opt)
+  attach = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+  return jax.tree.map(attach, state, shardings(makers, txs, mesh), is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))

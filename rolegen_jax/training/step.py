@@ -1,0 +1,205 @@
+"""The training steps: warm-up, align, reason, and THE step that closes the loop.
+
+All are pure functions (state, batch, trie) -> (state, metrics), jitted once under one mesh with donated state. THE step is
+one program: Reasoning (rollouts with a KV cache) -> Execution (the backbone's loss of the true conversion, with the
+candidates) -> Feedback (what each world was worth) -> Reflection (the reasoner's own rollouts, weighted by it).
+
+Shapes: B users or rows, n events, W worlds, P candidates, T completion length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rolegen_jax.config import Config
+from rolegen_jax.data.rows import Cases, Trajectories
+from rolegen_jax.models.backbone import PURCHASE, Backbone, Memory
+from rolegen_jax.reasoning import feedback
+from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration, likelihood, next_event_loss
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.reasoning.rollout import Rollout, world_prompts
+from rolegen_jax.semantic_ids.trie import Trie
+from rolegen_jax.sharding import constrain
+from rolegen_jax.training.state import State
+
+Metrics = dict[str, jax.Array]
+
+
+class Switches(NamedTuple):
+  """Parts of the loop that an ablation turns off at run time, in the same compiled program."""
+
+  intervene: jax.Array | bool = True  # False: all worlds repeat the factual one
+  reflect: jax.Array | float = 1.0  # weight of the reflection loss; 0: the reasoner learns from hindsight alone
+
+
+def sequence_loss(rolegen: RoleGen, backbone: Backbone, memory: Memory, t: Trajectories, codes_IxL, key) -> tuple[jax.Array, Metrics]:
+  """Weighted mean NLL over all events of rows [B, n], each predicted from what is strictly earlier; nats."""
+  config = rolegen.config.backbone
+  recall = backbone.recall(memory, t.event, t.timestamp, t.segment, key)
+  log_prob, generated = backbone.log_prob(recall, memory, t.item, codes_IxL)
+  first = jnp.min(jnp.where(t.segment[:, :, None] == t.segment[:, None], t.timestamp[:, None], 2**31 - 1), axis=-1)
+  known = (t.segment > 0) & (t.timestamp > first)  # a window's first events have nothing before them
+  purchase = known & (t.event == PURCHASE)
+  weight = jnp.where(purchase, config.purchase_weight, jnp.where(known, config.view_weight, 0.0))
+  mean = lambda x, w: jnp.sum(x * w) / jnp.maximum(jnp.sum(w), 1e-6)
+  # The generated part alone is supervised too: where the pointer explains an item, the mixture would not teach the codes.
+  loss = -mean(log_prob + config.generation_loss * generated, weight)
+  return loss, dict(sequence_nll=-mean(log_prob, weight), purchase_nll=-mean(log_prob, purchase))
+
+
+def warmup_loss(rolegen: RoleGen, params, rows: Trajectories, trie: Trie, key) -> tuple[jax.Array, Metrics]:
+  """The backbone on packed rows."""
+  backbone = rolegen.bind('backbone', params)
+  encode_key, recall_key = jax.random.split(key)
+  memory = backbone.encode(rows, trie.item_codes, encode_key)
+  return sequence_loss(rolegen, backbone, memory, rows, trie.item_codes, recall_key)
+
+
+def execution_loss(rolegen: RoleGen, params, cases: Cases, rollout: Rollout | None, trie: Trie, key):
+  """The backbone's loss of the true conversion, with the rollout's candidates, beside the loss over all earlier positions.
+
+  Returns loss, (gain [B, W] of each world's candidates in nats, metrics). `rollout` None: the backbone alone.
+  """
+  config = rolegen.config
+  backbone = rolegen.bind('backbone', params)
+  encode_key, sequence_key, keep_key, recall_key = jax.random.split(key, 4)
+  memory = backbone.encode(cases.history, trie.item_codes, encode_key)
+  loss, metrics = sequence_loss(rolegen, backbone, memory, cases.history, trie.item_codes, sequence_key)
+  target = cases.target[:, None]
+
+  def conversion(memory, key=None):
+    recall = rolegen.ask(backbone, memory, cases.timestamp, key)
+    log_prob, generated = backbone.log_prob(recall, memory, target, trie.item_codes)
+    return log_prob[:, 0], generated[:, 0]
+
+  gain, with_candidates = None, memory
+  if rollout is not None:
+    keep = jax.random.bernoulli(keep_key, 1.0 - config.loop.candidate_dropout, cases.target.shape)
+    with_candidates = rolegen.add_reasoning(backbone, memory, rollout, keep, trie)
+    fixed = rolegen.bind('backbone', jax.lax.stop_gradient(params))
+    still = jax.lax.stop_gradient(memory)
+    ask = lambda m: fixed.log_prob(rolegen.ask(fixed, m, cases.timestamp), m, target, trie.item_codes)[0][:, 0]
+    alone = ask(still)
+    worlds = jnp.arange(rollout.candidates.shape[1])
+    gain = jax.lax.map(lambda w: ask(rolegen.add_world(fixed, still, rollout, w, trie)), worlds).T - alone[:, None]
+    gain = jax.lax.stop_gradient(gain)
+  log_prob, generated = conversion(with_candidates, recall_key)
+  execution = -jnp.mean(log_prob + config.backbone.generation_loss * generated)
+  metrics |= dict(execution_nll=-jnp.mean(log_prob))
+  return loss + execution, (gain, metrics)
+
+
+def align_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple[jax.Array, Metrics]:
+  """The reasoner as a plain language model of trajectories: next event."""
+  del key
+  prompt = build_prompt(rolegen.layout, cases.history, cases.timestamp, trie.item_codes)
+  loss = next_event_loss(rolegen.bind('reasoner', params), rolegen.layout, prompt)
+  return loss, dict(next_token_nll=loss)
+
+
+def anchor_loss(rolegen: RoleGen, log_prob_BxT, role_log_prob, demo, cases: Cases) -> tuple[jax.Array, Metrics]:
+  """FR-CoT imitation from teacher-forced log-probs."""
+  loss = -jnp.sum(log_prob_BxT * demo.weight) / jnp.maximum(demo.weight.sum(), 1.0)
+  known = cases.roles >= 0
+  right = (jnp.argmax(role_log_prob, axis=-1) == cases.roles) & known
+  return loss, dict(frcot_nll=loss, role_accuracy=right.sum() / jnp.maximum(known.sum(), 1))
+
+
+def reason_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple[jax.Array, Metrics]:
+  """Supervised FR-CoT on hindsight labels."""
+  del key
+  reasoner, layout = rolegen.bind('reasoner', params), rolegen.layout
+  prompt = build_prompt(layout, cases.history, cases.timestamp, trie.item_codes)
+  demo = demonstration(layout, cases, trie.item_codes)
+  found = likelihood(reasoner, layout, prompt, demo.tokens, trie)
+  loss, metrics = anchor_loss(rolegen, found.log_prob, found.role_log_prob, demo, cases)
+  return loss, metrics
+
+
+def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: Rollout, gain_BxW, trie: Trie, switches: Switches):
+  """The reasoner's rollouts weighted by what they were worth, plus imitation of the hindsight chain, in one forward pass."""
+  layout, config = rolegen.layout, rolegen.config.loop
+  b, w, t = rollout.tokens.shape
+  prompt = build_prompt(layout, cases.history, cases.timestamp, trie.item_codes)
+  demo = demonstration(layout, cases, trie.item_codes)
+  chains = world_prompts(layout, prompt, rollout.interventions)
+  join = lambda a, d: constrain(jnp.concatenate([a, d]), 'batch', *(None,) * (a.ndim - 1))
+  everything = Prompt(*(join(a, d) for a, d in zip(chains, prompt)))
+  flat = rollout.tokens.reshape(b * w, t)
+  found = likelihood(rolegen.bind('reasoner', params), layout, everything, join(flat, demo.tokens), trie)
+  before = likelihood(rolegen.bind('reasoner', jax.lax.stop_gradient(reference)), layout, chains, flat, trie)
+  worlds = lambda x: x[:b * w].reshape(b, w, t)
+  reward, metrics = feedback.rewards(rollout.candidates, cases.target, gain_BxW, trie.item_codes, config)
+  reflection, more = feedback.reflection_loss(
+      worlds(found.log_prob), rollout.log_prob, worlds(before.log_prob), rollout.free, feedback.advantages(reward), reward, config
+  )
+  anchor, imitation = anchor_loss(rolegen, found.log_prob[b * w:], found.role_log_prob[b * w:], demo, cases)
+  metrics |= more | imitation | dict(
+      reward=reward.mean(), advantage_spread=reward.std(1).mean(), reflection_loss=reflection,
+      entropy=jnp.sum(worlds(found.entropy) * rollout.free) / jnp.maximum(rollout.free.sum(), 1),
+      counterfactual_best=jnp.mean(jnp.argmax(reward, axis=1) > 0), world_distance=feedback.jaccard_distance(rollout.candidates).mean(),
+  )
+  return switches.reflect * reflection + config.anchor * anchor, metrics
+
+
+def update(tx, grads, opt, params):
+  updates, opt = tx.update(grads, opt, params)
+  return optax.apply_updates(params, updates), opt
+
+
+def supervised_step(rolegen: RoleGen, model: str, loss_fn: Callable, tx, state: State, batch, trie: Trie) -> tuple[State, Metrics]:
+  """One update of one model by `loss_fn(rolegen, params, batch, trie, key)`."""
+  key = jax.random.fold_in(jax.random.key(rolegen.config.seed), state.step)
+  loss_of = lambda params: loss_fn(rolegen, params, batch, trie, key)
+  (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[model])
+  params, opt = update(tx, grads, state.opt[model], state.params[model])
+  metrics |= dict(loss=loss, grad_norm=optax.global_norm(grads))
+  return State(state.step + 1, state.params | {model: params}, state.opt | {model: opt}), metrics
+
+
+def execution_only_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple[jax.Array, Metrics]:
+  """The execution phase without a reasoner: what the `no_reasoner` ablation trains on the same occasions."""
+  loss, (_, metrics) = execution_loss(rolegen, params, cases, None, trie, key)
+  return loss, metrics
+
+
+def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Trie, switches: Switches) -> tuple[State, Metrics]:
+  """THE step. state.params: reasoner, reference (EMA of the reasoner), backbone."""
+  config = rolegen.config.loop
+  key = jax.random.fold_in(jax.random.key(rolegen.config.seed), state.step)
+  rollout_key, execution_key = jax.random.split(key)
+  params = state.params
+
+  # Reasoning
+  rollout = rolegen.reason(params['reasoner'], cases, trie, rollout_key, switches.intervene)
+
+  # Execution and Feedback
+  loss_of = lambda p: execution_loss(rolegen, p, cases, rollout, trie, execution_key)
+  (execution, (gain, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params['backbone'])
+  backbone, backbone_opt = update(txs['backbone'], grads, state.opt['backbone'], params['backbone'])
+  metrics |= dict(backbone_grad_norm=optax.global_norm(grads))
+
+  # Reflection
+  def reflect():
+    loss_of = lambda p: reflection_loss(rolegen, p, params['reference'], cases, rollout, gain, trie, switches)
+    (loss, more), grads = jax.value_and_grad(loss_of, has_aux=True)(params['reasoner'])
+    reasoner, opt = update(txs['reasoner'], grads, state.opt['reasoner'], params['reasoner'])
+    d = config.reference_decay
+    reference = jax.tree.map(lambda r, p: d * r + (1 - d) * p, params['reference'], reasoner)
+    return reasoner, reference, opt, more | dict(reasoner_grad_norm=optax.global_norm(grads), reasoner_loss=loss)
+
+  if config.reflect_every == 1:
+    reasoner, reference, reasoner_opt, more = reflect()
+  else:
+    shapes = jax.eval_shape(reflect)[3]
+    skip = lambda: (params['reasoner'], params['reference'], state.opt['reasoner'], jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    reasoner, reference, reasoner_opt, more = jax.lax.cond(state.step % config.reflect_every == 0, reflect, skip)
+
+  metrics |= more | dict(loss=execution + more['reasoner_loss'])
+  new = dict(backbone=backbone, reasoner=reasoner, reference=reference)
+  return State(state.step + 1, new, dict(backbone=backbone_opt, reasoner=reasoner_opt)), metrics
