@@ -1,0 +1,44 @@
+"""The stage `semantic_ids`: training events -> embeddings -> catalogue, written as an artefact."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+from jax.sharding import Mesh
+
+from rolegen_jax.config import EVENT_NAMES, SemanticIdConfig, to_dict
+from rolegen_jax.data.files import write_json
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.occasions import Occasions
+from rolegen_jax.semantic_ids.catalogue import Catalogue, build
+from rolegen_jax.semantic_ids.embeddings import item_embeddings
+
+# What an event says about the item against a view; an impression says what a page showed, not what a user did.
+EVENT_WEIGHTS = dict(impression=0.0, view=1.0, fav=2.0, cart=2.0, remove=0.5, purchase=3.0)
+
+
+def build_semantic_ids(
+    log: InteractionLog, occasions: Occasions, config: SemanticIdConfig, mesh: Mesh, folder: str | os.PathLike,
+) -> Catalogue:
+  """Builds the catalogue of all items of `log` from its training events and writes catalogue.npz and report.json to `folder`.
+
+  Items without a training event get their place from attributes and text, or, with neither, one place for all of them.
+  One process writes at a time when all share `folder`: the caller decides which one does.
+  """
+  catalogue = build(embed(log, occasions, config), log.items['item_id'], config, mesh)
+  catalogue.save(folder)
+  report = {'digest': catalogue.digest, 'log': log.digest, 'occasions': occasions.digest, 'config': to_dict(config)}
+  write_json(report | catalogue.report, pathlib.Path(folder) / 'report.json')
+  return catalogue
+
+
+def embed(log: InteractionLog, occasions: Occasions, config: SemanticIdConfig) -> np.ndarray:
+  """Item embeddings float32 [I, D] in the order of log.items, from rows log.offsets[u]:train_end[u] of every user only."""
+  weight_E = np.array([EVENT_WEIGHTS[name] for name in EVENT_NAMES])
+  row_N = np.arange(len(log.item))
+  train = (row_N < occasions.train_end(log)[log.user]) & (weight_E[log.event] > 0)
+  # Ten repeats of a row within a day are not ten times the evidence.
+  weight_N = weight_E[log.event[train]] * (1 + np.log(log.count[train]))
+  return item_embeddings(log.user[train], log.item[train], weight_N, log.items, config)

@@ -1,0 +1,47 @@
+"""The stage uses training events only and writes what it says."""
+
+import dataclasses
+import json
+
+import numpy as np
+import polars as pl
+
+from rolegen_jax.config import DataConfig, MeshConfig, SemanticIdConfig
+from rolegen_jax.data.events import validate
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.occasions import find_occasions
+from rolegen_jax.semantic_ids import stage
+from rolegen_jax.semantic_ids.catalogue import Catalogue
+from rolegen_jax.sharding import make_mesh
+
+CONFIG = SemanticIdConfig(levels=2, codes=8, collaborative_dim=8, iterations=5)
+
+
+def small_log():
+  rng = np.random.default_rng(0)
+  users, events = 40, 30
+  frame = pl.DataFrame({
+      'user_id': np.repeat(np.arange(users), events),
+      'item_id': [f'i{i:02d}' for i in rng.integers(0, 30, users * events)],
+      'event': rng.choice(['view', 'view', 'cart', 'purchase'], users * events),
+      'timestamp': np.tile(np.arange(1, events + 1) * 86_400, users),
+  })
+  log = InteractionLog.build(*validate(frame, pl.DataFrame({'item_id': [f'i{i:02d}' for i in range(30)]})))
+  return log, find_occasions(log, DataConfig(first_conversion_min_views=1, reactivation_min_days=1, reactivation_min_views=1))
+
+
+def test_writes_catalogue_and_report(tmp_path):
+  log, occasions = small_log()
+  catalogue = stage.build_semantic_ids(log, occasions, CONFIG, make_mesh(MeshConfig()), tmp_path)
+  assert Catalogue.load(tmp_path).digest == catalogue.digest
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['digest'] == catalogue.digest and report['log'] == log.digest and report['items'] == 30
+  np.testing.assert_array_equal(catalogue.codes_of(log.items['item_id']), catalogue.codes)
+
+
+def test_later_events_change_nothing():
+  log, occasions = small_log()
+  later = np.arange(len(log.item)) >= occasions.train_end(log)[log.user]
+  assert later.any() and not later.all()
+  tampered = dataclasses.replace(log, item=np.where(later, 29 - log.item, log.item).astype(np.int32))
+  np.testing.assert_array_equal(stage.embed(log, occasions, CONFIG), stage.embed(tampered, occasions, CONFIG))

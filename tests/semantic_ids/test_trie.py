@@ -1,0 +1,106 @@
+"""Constraint tables against Python sets of prefixes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from rolegen_jax.semantic_ids import trie as trie_lib
+
+
+def random_codes(seed, items, levels, codes):
+  ids = np.random.default_rng(seed).choice(codes**levels, items, replace=False)
+  return (ids[:, None] // codes ** np.arange(levels)[::-1] % codes).astype(np.int32)
+
+
+@jax.jit
+def walk(trie, codes_L):
+  """Node after a whole ID, by `descend`."""
+  node = trie_lib.root()
+  for level, code in enumerate(codes_L):
+    node = trie_lib.descend(trie, level, node, code)
+  return node
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def every_child(trie, level):
+  """(mask, child by `children_mask`, child by `descend`) of every node, padding too, and every code: [C_l, K]."""
+  node = jnp.arange(trie.child_bits[level].shape[0])
+  mask, child = trie_lib.children_mask(trie, level, node)
+  code = jnp.arange(trie.codes_per_level)[None]
+  return mask, child, trie_lib.descend(trie, level, jnp.broadcast_to(node[:, None], mask.shape), jnp.broadcast_to(code, mask.shape))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([3, 70]), st.booleans())
+def test_agrees_with_python_sets(seed, items, codes, restrict):
+  levels, items = 3, min(items, codes**3)
+  table = random_codes(seed, items, levels, codes)
+  allowed = np.random.default_rng(seed).random(items) < 0.5 if restrict else np.ones(items, bool)
+  trie = trie_lib.build_trie(table, codes, capacity=64, allowed=allowed if restrict else None)
+  paths = {tuple(row): i for i, row in enumerate(table.tolist()) if allowed[i]}
+  nodes = {(): 0} if paths else {}  # prefix -> node
+  for level in range(levels):
+    mask, child, descended = map(np.asarray, every_child(trie, level))
+    np.testing.assert_array_equal(descended, np.where(mask, child, -1))
+    assert mask.sum() == len({path[:level + 1] for path in paths})  # padding nodes have no children
+    deeper = {}
+    for prefix, node in nodes.items():
+      expected = {path[level] for path in paths if path[:level] == prefix}
+      assert set(np.flatnonzero(mask[node]).tolist()) == expected
+      deeper |= {prefix + (code,): int(child[node, code]) for code in expected}
+    nodes = deeper
+  last = np.full(64, -1, np.int32)  # one shape: one compilation
+  last[:len(paths)] = [nodes[path] for path in paths]
+  leaves = np.asarray(trie_lib.leaf(trie, jnp.asarray(last)))
+  assert leaves.tolist() == [*paths.values()] + [-1] * (64 - len(paths))
+
+
+def test_dead_ends_stay_dead():
+  trie = trie_lib.build_trie(np.array([[0, 1, 2], [3, 1, 2]]), 4)
+  assert int(walk(trie, jnp.asarray([3, 1, 2]))) >= 0
+  dead = walk(trie, jnp.asarray([1, 1, 2]))
+  assert int(dead) == -1 and int(trie_lib.leaf(trie, dead)) == -1
+  assert not trie_lib.children_mask(trie, 1, jnp.asarray([-1]))[0].any()
+
+
+def test_change_within_capacity_does_not_recompile():
+  table = random_codes(0, 1000, 3, 16)
+
+  @jax.jit
+  def first_item(trie):
+    node = trie_lib.root((1,))
+    for level in range(trie.levels):
+      mask, child = trie_lib.children_mask(trie, level, node)
+      node = jnp.take_along_axis(child, jnp.argmax(mask, axis=-1)[:, None], axis=-1)[:, 0]
+    return trie_lib.leaf(trie, node)[0]
+
+  before = trie_lib.build_trie(table, 16)
+  changed = np.concatenate([table[100:], random_codes(1, 4096, 3, 16)])
+  changed = changed[np.sort(np.unique(changed, axis=0, return_index=True)[1])][:1040]
+  after = trie_lib.build_trie(changed, 16)
+  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+  for trie, codes in ((before, table), (after, changed)):
+    assert int(first_item(trie)) == np.lexsort(codes.T[::-1])[0]
+  assert first_item._cache_size() == 1
+
+
+def test_empty_and_full():
+  empty = trie_lib.build_trie(np.zeros((5, 2), np.int32), 4, allowed=np.zeros(5, bool))
+  assert not trie_lib.children_mask(empty, 0, trie_lib.root((1,)))[0].any()
+  full = trie_lib.build_trie(random_codes(0, 16, 2, 4), 4)
+  assert trie_lib.children_mask(full, 0, trie_lib.root((1,)))[0].all()
+  assert [a.shape for a in full.first_child] == [(2,), (5,)] and full.leaf_item.shape == (16,)
+
+
+def test_refuses():
+  with pytest.raises(ValueError, match=r'items 0 and 2 share the ID \[1, 2\]'):
+    trie_lib.build_trie(np.array([[1, 2], [1, 3], [1, 2]]), 4)
+  with pytest.raises(ValueError, match='3 items, capacity 2'):
+    trie_lib.build_trie(np.array([[1, 2], [1, 3], [1, 1]]), 4, capacity=2)
+  with pytest.raises(ValueError, match='codes from 1 to 4, must be 0 to 3'):
+    trie_lib.build_trie(np.array([[1, 4]]), 4)
