@@ -1,0 +1,100 @@
+"""How varied recommendations are, over lists and between counterfactual worlds. No targets are needed.
+
+Legend: O lists, K slots, I catalogue items, L codes per item, U users, W worlds, P candidates of a world. -1 = empty slot.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+HEAD_SHARE = 0.2  # the most used fifth of the catalogue is the head, all else the long tail
+
+
+def head_items(train_events_I: np.ndarray) -> np.ndarray:
+  """bool [I]: the ceil(20 %) of catalogue items with most training events; equal counts go to the smaller index."""
+  order = np.argsort(-np.asarray(train_events_I), kind='stable')
+  head = np.zeros(len(order), bool)
+  head[order[: int(np.ceil(HEAD_SHARE * len(order)))]] = True
+  return head
+
+
+def gini(counts_I: np.ndarray) -> float:
+  """Gini coefficient of how often each catalogue item is recommended: 0 all alike, towards 1 few items take all; NaN if none."""
+  x = np.sort(np.asarray(counts_I, np.float64))
+  if x.sum() == 0:
+    return float('nan')
+  n = len(x)
+  return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum()))
+
+
+def entropy(labels_N: np.ndarray) -> float:
+  """Entropy in nats of the empirical distribution of integer labels; 0 when there are none."""
+  _, counts = np.unique(labels_N, return_counts=True)
+  p = counts / max(counts.sum(), 1)
+  return float(-(p * np.log(p)).sum())
+
+
+def intra_list_distance(ranked_OxK: np.ndarray, codes_IxL: np.ndarray) -> float:
+  """Mean over lists of the mean pairwise distance 1 - (shared leading codes / L); lists of fewer than two items are left out."""
+  shared_OxKxK = np.zeros(ranked_OxK.shape + ranked_OxK.shape[-1:])
+  same = np.ones_like(shared_OxKxK, bool)
+  for level in range(codes_IxL.shape[1]):
+    code_OxK = codes_IxL[ranked_OxK, level]
+    same &= code_OxK[:, :, None] == code_OxK[:, None, :]
+    shared_OxKxK += same
+  full = ranked_OxK >= 0
+  pair = full[:, :, None] & full[:, None, :] & ~np.eye(ranked_OxK.shape[1], dtype=bool)
+  pairs_O = pair.sum((1, 2))
+  distance_O = ((1 - shared_OxKxK / codes_IxL.shape[1]) * pair).sum((1, 2)) / np.maximum(pairs_O, 1)
+  return float(distance_O[pairs_O > 0].mean()) if (pairs_O > 0).any() else float('nan')
+
+
+def list_diversity(ranked_OxK: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray, k: int = 10) -> dict[str, float]:
+  """Diversity of the first k of every list, all slots together.
+
+  coverage: share of the catalogue recommended at least once; coarse_entropy: nats, over level-0 codes of the slots; gini:
+  over how often each catalogue item is recommended; long_tail_share: share of slots outside `head_items`;
+  intra_list_distance: see there.
+  """
+  top = ranked_OxK[:, :k]
+  slots = top[top >= 0]
+  counts_I = np.bincount(slots, minlength=len(codes_IxL))
+  return {
+      'coverage': float((counts_I > 0).mean()),
+      'coarse_entropy': entropy(codes_IxL[slots, 0]),
+      'gini': gini(counts_I),
+      'long_tail_share': float(1 - head_items(train_events_I)[slots].mean()) if len(slots) else float('nan'),
+      'intra_list_distance': intra_list_distance(top, codes_IxL),
+  }
+
+
+def world_diversity(candidates_UxWxP: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray) -> dict[str, float | list]:
+  """How different the worlds of one user are, averaged over users, and what all worlds together cover.
+
+  jaccard_WxW: mean over users of 1 - |A & B| / |A | B| of the candidate SETS of two worlds (two empty sets: 0);
+  jaccard: its mean off the diagonal; union_size: distinct candidates of a user over all worlds; then the figures of
+  `list_diversity` for all candidates of a user as one list.
+  """
+  users, worlds, _ = candidates_UxWxP.shape
+  distance_WxW = np.zeros((worlds, worlds))
+  full = candidates_UxWxP >= 0
+  # An item counts once per world: only its first occurrence in the world's row does.
+  same = candidates_UxWxP[:, :, :, None] == candidates_UxWxP[:, :, None, :]
+  distinct = full & (np.argmax(same, -1) == np.arange(candidates_UxWxP.shape[-1]))
+  size_UxW = distinct.sum(-1)
+  for a in range(worlds):
+    for b in range(worlds):
+      in_b = (candidates_UxWxP[:, a, :, None] == candidates_UxWxP[:, b, None, :]).any(-1)
+      both_U = (distinct[:, a] & in_b).sum(-1)
+      either_U = size_UxW[:, a] + size_UxW[:, b] - both_U
+      distance_WxW[a, b] = np.mean(np.where(either_U > 0, 1 - both_U / np.maximum(either_U, 1), 0.0))
+  union = [np.unique(row[row >= 0]) for row in candidates_UxWxP.reshape(users, -1)]
+  flat_UxM = np.full((users, max(1, max(map(len, union)))), -1, np.int32)
+  for row, items in zip(flat_UxM, union):
+    row[: len(items)] = items
+  off = ~np.eye(worlds, dtype=bool)
+  return {
+      'jaccard': float(distance_WxW[off].mean()) if worlds > 1 else 0.0,
+      'jaccard_WxW': distance_WxW.round(4).tolist(),
+      'union_size': float(np.mean([len(u) for u in union])),
+  } | list_diversity(flat_UxM, codes_IxL, train_events_I, k=flat_UxM.shape[1])

@@ -1,0 +1,172 @@
+"""Ranking metrics over (occasion, target item) pairs, with bootstrap intervals.
+
+Protocol. Each evaluated occasion has ONE ranked list; an occasion may have several targets, and every (occasion, target)
+pair counts once. HI@k is the share of pairs whose target is among the first k of its occasion's list; NDCG@k and MRR are
+the mean over pairs of 1 / log2(1 + rank) within k and of 1 / rank. HS@k(Ll) is the share of pairs where SOME item of the
+first k agrees with the target on its first l codes. Intervals resample occasions, since the pairs of one occasion share a
+list. Rankings are lists, not scores: whoever makes them breaks ties, deterministically.
+
+Legend: O evaluated occasions, K list length, T pairs, I catalogue items, L codes per item, R resamples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from rolegen_jax.config import COHORTS, EvaluationConfig
+
+DORMANT = ('D1', 'D2')
+SLICES = ('D1', 'D2', 'dormant', 'ACTIVE', 'all', 'dormant seen', 'dormant new')
+_CHUNK = 100  # resamples drawn at once, so that the weights stay small
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """The ground truth of the evaluated occasions.
+
+  occasion int32 [T]: row of the ranked lists; item int32 [T]; seen bool [T]: the user engaged with it before;
+  cohort int8 [T]: index in config.COHORTS; occasions: O.
+  """
+
+  occasion: np.ndarray
+  item: np.ndarray
+  seen: np.ndarray
+  cohort: np.ndarray
+  occasions: int
+
+  @classmethod
+  def of(cls, occasions, rows: np.ndarray) -> 'Pairs':
+    """Pairs of the occasions `rows` (int [O], indices into `occasions`), in the order of `rows`."""
+    rows = np.asarray(rows, np.int64)
+    first = occasions.target_offsets[rows]
+    sizes = occasions.target_offsets[rows + 1] - first
+    source, owner = ranges(first, sizes)
+    return cls(owner.astype(np.int32), occasions.target[source], occasions.target_seen[source], occasions.cohort[rows][owner], len(rows))
+
+  def slice(self, name: str) -> np.ndarray:
+    """bool [T]: which pairs belong to one of SLICES."""
+    dormant = np.isin(self.cohort, [COHORTS.index(c) for c in DORMANT])
+    if name in COHORTS:
+      return self.cohort == COHORTS.index(name)
+    return {'all': np.ones_like(dormant), 'dormant': dormant, 'dormant seen': dormant & self.seen, 'dormant new': dormant & ~self.seen}[name]
+
+
+def ranges(first: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Concatenated index ranges [first, first + size) and, for each index, which range it is of. Both int64 [sum(sizes)]."""
+  sizes = np.asarray(sizes, np.int64)
+  owner = np.repeat(np.arange(len(sizes)), sizes)
+  within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+  return np.asarray(first, np.int64)[owner] + within, owner
+
+
+def ranks(ranked_OxK: np.ndarray, pairs: Pairs) -> np.ndarray:
+  """int32 [T]: 1-based place of each target in its occasion's list, 0 when it is not listed. `ranked_OxK` is -1 past its end."""
+  return _first(ranked_OxK[pairs.occasion] == pairs.item[:, None])
+
+
+def prefix_ranks(ranked_OxK: np.ndarray, pairs: Pairs, codes_IxL: np.ndarray, level: int) -> np.ndarray:
+  """int32 [T]: 1-based place of the first listed item that agrees with the target on its first `level` codes, or 0."""
+  if not 1 <= level <= codes_IxL.shape[1]:
+    raise ValueError(f'level={level}: must be 1 to {codes_IxL.shape[1]}')
+  _, prefix_I = np.unique(codes_IxL[:, :level], axis=0, return_inverse=True)
+  prefix_I = prefix_I.ravel()
+  listed_TxK = ranked_OxK[pairs.occasion]
+  return _first((listed_TxK >= 0) & (prefix_I[listed_TxK] == prefix_I[pairs.item][:, None]))
+
+
+def _first(match_TxK: np.ndarray) -> np.ndarray:
+  return np.where(match_TxK.any(1), match_TxK.argmax(1) + 1, 0).astype(np.int32)
+
+
+def hit(rank_T: np.ndarray, k: int) -> np.ndarray:
+  """float64 [T]: 1 where the rank is 1..k."""
+  return ((rank_T >= 1) & (rank_T <= k)).astype(np.float64)
+
+
+def ndcg(rank_T: np.ndarray, k: int) -> np.ndarray:
+  """float64 [T]: 1 / log2(1 + rank) within k, otherwise 0 (one relevant item per pair, so the ideal gain is 1)."""
+  return hit(rank_T, k) / np.log2(1 + np.maximum(rank_T, 1))
+
+
+def reciprocal_rank(rank_T: np.ndarray) -> np.ndarray:
+  """float64 [T]: 1 / rank, 0 when not listed."""
+  return (rank_T > 0) / np.maximum(rank_T, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A mean over pairs with its bootstrap 95 % interval; pairs and occasions say over how many."""
+
+  mean: float
+  low: float
+  high: float
+  pairs: int
+  occasions: int
+
+
+def bootstrap(values_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
+  """Mean of `values_T` and the percentile 95 % interval from resampling whole occasions with replacement.
+
+  Only occasions named in `occasion_T` are resampled. No pair gives NaN for the three figures. Efron & Tibshirani, 1993.
+  """
+  occasion_ids, owner_T = np.unique(occasion_T, return_inverse=True)
+  n = len(occasion_ids)
+  if n == 0:
+    return Interval(float('nan'), float('nan'), float('nan'), 0, 0)
+  sums_O = np.bincount(owner_T, weights=values_T, minlength=n)
+  sizes_O = np.bincount(owner_T, minlength=n).astype(np.float64)
+  rng = np.random.default_rng(seed)
+  means = []
+  for start in range(0, resamples, _CHUNK):
+    drawn_RxO = rng.integers(n, size=(min(_CHUNK, resamples - start), n))
+    means.append(sums_O[drawn_RxO].sum(1) / sizes_O[drawn_RxO].sum(1))
+  low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
+  return Interval(float(np.mean(values_T)), float(low), float(high), len(values_T), n)
+
+
+def paired_difference(a_T: np.ndarray, b_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
+  """Interval of mean(a - b) of two systems on the SAME pairs: each resample draws the occasions once for both."""
+  if a_T.shape != b_T.shape:
+    raise ValueError(f'two systems must be scored on the same pairs, got {a_T.shape} and {b_T.shape}')
+  return bootstrap(a_T - b_T, occasion_T, resamples, seed)
+
+
+def verdict(difference: Interval) -> str:
+  """'beats', 'does not beat' (significantly worse) or 'undecided' by whether the interval excludes 0."""
+  if difference.low > 0:
+    return 'beats'
+  return 'does not beat' if difference.high < 0 else 'undecided'
+
+
+def evaluate(ranked_OxK: np.ndarray, pairs: Pairs, config: EvaluationConfig, codes_IxL: np.ndarray | None = None) -> dict[str, dict[str, Interval]]:
+  """slice -> metric -> Interval for every slice that has a pair.
+
+  Metrics: HI@k and NDCG@k for k in config.ks, MRR (over the list given), and with codes HS@1(Ll), HS@10(Ll) for every level.
+  Raises ValueError when the lists are not one per occasion.
+  """
+  if ranked_OxK.ndim != 2 or len(ranked_OxK) != pairs.occasions:
+    raise ValueError(f'ranked lists have shape {ranked_OxK.shape}: must be [{pairs.occasions} occasions, K]')
+  rank_T = ranks(ranked_OxK, pairs)
+  values = {f'HI@{k}': hit(rank_T, k) for k in config.ks}
+  values |= {f'NDCG@{k}': ndcg(rank_T, k) for k in config.ks if k > 1}
+  values['MRR'] = reciprocal_rank(rank_T)
+  for level in range(1, 1 + (0 if codes_IxL is None else codes_IxL.shape[1])):
+    place_T = prefix_ranks(ranked_OxK, pairs, codes_IxL, level)
+    values |= {f'HS@{k}(L{level})': hit(place_T, k) for k in (1, 10)}
+  table = {}
+  for name in SLICES:
+    mask_T = pairs.slice(name)
+    if mask_T.any():
+      table[name] = {m: bootstrap(v[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed) for m, v in values.items()}
+  return table
+
+
+def compare(a_OxK: np.ndarray, b_OxK: np.ndarray, pairs: Pairs, config: EvaluationConfig, k: int = 10) -> dict[str, Interval]:
+  """slice -> paired difference of HI@k, lists `a` minus lists `b`, for every slice that has a pair."""
+  a_T, b_T = (hit(ranks(x, pairs), k) for x in (a_OxK, b_OxK))
+  masks = {name: pairs.slice(name) for name in SLICES}
+  return {
+      name: paired_difference(a_T[m], b_T[m], pairs.occasion[m], config.bootstrap, config.seed) for name, m in masks.items() if m.any()
+  }

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from rolegen_jax.config import EvaluationConfig
+from rolegen_jax.evaluation import metrics
+from rolegen_jax.evaluation.metrics import Interval, Pairs
+
+RANKED = np.array([[5, 3, 1, -1], [2, 0, -1, -1], [-1, -1, -1, -1]], np.int32)
+
+
+def hand_pairs() -> Pairs:
+  """Occasion 0 (D1) has targets 3 and 4, occasion 1 (ACTIVE) has 2, occasion 2 (D2) has 0."""
+  return Pairs(np.array([0, 0, 1, 2]), np.array([3, 4, 2, 0]), np.array([True, False, True, True]), np.array([0, 0, 3, 1], np.int8), 3)
+
+
+def test_hand_computed():
+  pairs = hand_pairs()
+  place = metrics.ranks(RANKED, pairs)
+  assert place.tolist() == [2, 0, 1, 0]
+  assert metrics.hit(place, 1).tolist() == [0, 0, 1, 0]
+  assert metrics.hit(place, 2).tolist() == [1, 0, 1, 0]
+  np.testing.assert_allclose(metrics.ndcg(place, 10), [1 / np.log2(3), 0, 1, 0])
+  np.testing.assert_allclose(metrics.ndcg(place, 1), [0, 0, 1, 0])
+  np.testing.assert_allclose(metrics.reciprocal_rank(place), [0.5, 0, 1, 0])
+
+
+def test_prefix_ranks_ignore_empty_slots():
+  codes = np.array([[0, 0], [1, 0], [1, 1], [2, 0], [2, 1], [0, 1]])
+  pairs = hand_pairs()
+  assert metrics.prefix_ranks(RANKED, pairs, codes, 1).tolist() == [2, 2, 1, 0]
+  assert metrics.prefix_ranks(RANKED, pairs, codes, 2).tolist() == metrics.ranks(RANKED, pairs).tolist()
+  with pytest.raises(ValueError, match='level=3'):
+    metrics.prefix_ranks(RANKED, pairs, codes, 3)
+
+
+def test_slices_are_by_pair():
+  pairs = hand_pairs()
+  table = metrics.evaluate(RANKED, pairs, EvaluationConfig(ks=(1, 10), bootstrap=20))
+  assert {name: row['HI@10'].pairs for name, row in table.items()} == {
+      'D1': 2, 'D2': 1, 'dormant': 3, 'ACTIVE': 1, 'all': 4, 'dormant seen': 2, 'dormant new': 1,
+  }
+  assert table['dormant']['HI@10'].mean == pytest.approx(1 / 3) and table['dormant']['HI@10'].occasions == 2
+  assert table['all']['HI@1'].mean == 0.25
+  with pytest.raises(ValueError, match='3 occasions'):
+    metrics.evaluate(RANKED[:2], pairs, EvaluationConfig())
+
+
+def test_against_brute_force():
+  rng = np.random.default_rng(0)
+  ranked = np.stack([rng.permutation(30)[:12] for _ in range(50)]).astype(np.int32)
+  codes = rng.integers(0, 3, (30, 3))
+  sizes = rng.integers(1, 4, 50)
+  owner = np.repeat(np.arange(50), sizes)
+  item = np.concatenate([rng.permutation(30)[:n] for n in sizes])
+  pairs = Pairs(owner, item, np.ones(len(item), bool), np.zeros(len(item), np.int8), 50)
+  row = metrics.evaluate(ranked, pairs, EvaluationConfig(ks=(5,), bootstrap=10), codes)['all']
+  lists = [ranked[o].tolist() for o in owner]
+  assert row['HI@5'].mean == pytest.approx(np.mean([i in r[:5] for i, r in zip(item, lists)]))
+  assert row['MRR'].mean == pytest.approx(np.mean([1 / (r.index(i) + 1) if i in r else 0 for i, r in zip(item, lists)]))
+  for level in (1, 2, 3):
+    expect = np.mean([any((codes[j, :level] == codes[i, :level]).all() for j in r[:10]) for i, r in zip(item, lists)])
+    assert row[f'HS@10(L{level})'].mean == pytest.approx(expect)
+
+
+def test_bootstrap_covers_and_resamples_occasions():
+  rng = np.random.default_rng(1)
+  owner = np.repeat(np.arange(120), 3)
+  inside = 0
+  for trial in range(200):
+    values = (rng.random(120) < 0.3).astype(float)[owner]  # the pairs of an occasion agree: 120 draws, not 360
+    interval = metrics.bootstrap(values, owner, 300, seed=trial)
+    inside += interval.low <= 0.3 <= interval.high
+  assert 0.90 <= inside / 200 <= 0.99
+  values = (rng.random(120) < 0.3).astype(float)[owner]
+  wide, narrow = metrics.bootstrap(values, owner), metrics.bootstrap(values, np.arange(360))
+  assert wide.high - wide.low > 1.4 * (narrow.high - narrow.low)
+  assert metrics.bootstrap(values, owner, seed=3) == metrics.bootstrap(values, owner, seed=3)
+
+
+def test_bootstrap_of_nothing_is_not_a_number():
+  assert np.isnan(metrics.bootstrap(np.zeros(0), np.zeros(0)).mean)
+
+
+def test_paired_difference_is_sharper_than_two_intervals():
+  rng = np.random.default_rng(2)
+  b = (rng.random(400) < 0.4).astype(float)
+  a = np.where((b == 0) & (rng.random(400) < 0.06), 1.0, b)  # better on a few, never worse
+  paired = metrics.paired_difference(a, b, np.arange(400))
+  assert paired.mean == pytest.approx(a.mean() - b.mean()) and paired.low > 0
+  assert metrics.bootstrap(a, np.arange(400)).low < b.mean()
+  assert metrics.verdict(paired) == 'beats'
+  assert metrics.verdict(Interval(-1, -2, -0.5, 9, 9)) == 'does not beat'
+  assert metrics.verdict(Interval(0.1, -0.1, 0.3, 9, 9)) == 'undecided'
+  with pytest.raises(ValueError, match='same pairs'):
+    metrics.paired_difference(a, b[:-1], np.arange(400))
