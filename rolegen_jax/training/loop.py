@@ -1,0 +1,99 @@
+"""The host loop of a training stage: batches in, metrics out, checkpoints on the way, resume by the same command."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rolegen_jax import sharding
+from rolegen_jax.compile import jit
+from rolegen_jax.config import StageConfig
+from rolegen_jax.data.pipeline import Batches
+from rolegen_jax.progress import progress
+from rolegen_jax.semantic_ids.trie import Trie
+from rolegen_jax.training import state as states
+from rolegen_jax.training.checkpoint import Checkpoints
+from rolegen_jax.training.metrics import MetricsLog
+from rolegen_jax.training.state import State
+
+
+class Preempted(RuntimeError):
+  """SIGTERM came; the state is saved and the same command continues."""
+
+
+class _Sigterm:
+  """Notes a SIGTERM instead of dying of it, while a stage runs."""
+
+  def __enter__(self):
+    self.came = False
+    self._before = signal.signal(signal.SIGTERM, self._note)
+    return self
+
+  def _note(self, *_):
+    self.came = True
+
+  def __exit__(self, *_):
+    signal.signal(signal.SIGTERM, self._before)
+
+
+def run(
+    name: str,
+    step: Callable,  # (state, batch, trie) -> (state, metrics); pure
+    makers: dict,
+    txs: dict,
+    given: dict,  # parameters of models trained before, by name
+    trie: Trie,
+    batches: Batches,
+    stage: StageConfig,
+    mesh: Mesh,
+    seed: int,
+    hashes: dict[str, str],
+    folder: str | os.PathLike,
+    tensorboard: str | os.PathLike,
+) -> dict:
+  """Trains until `stage.steps` and returns the parameters. Order of a start:
+
+  1. the newest checkpoint of this stage, if there is one, with its data position; else
+  2. a fresh state: `given` parameters, the rest initialised from `seed`.
+
+  Raises Preempted after saving, Diverged, ArtefactMismatch.
+  """
+  folder = pathlib.Path(folder)
+  checkpoints = Checkpoints(folder / 'checkpoints', hashes)
+  with jax.set_mesh(mesh):
+    restored = checkpoints.restore(states.abstract(makers, txs, mesh))
+    if restored is None:
+      state = states.create(makers, txs, mesh, jax.random.key(seed), given)
+    else:
+      state, position = restored
+      batches.seek(position)
+    start = int(state.step)
+    layout = states.shardings(makers, txs, mesh)
+    rows = sharding.sharding(mesh, 'batch')
+    trie = jax.device_put(trie, sharding.sharding(mesh))
+    compiled = jit(step, donate_argnums=0, in_shardings=(layout, rows, None), out_shardings=(layout, None))
+    to_device = lambda batch: jax.tree.map(lambda x: sharding.global_array(mesh, np.asarray(x), 'batch'), batch)
+    log = MetricsLog(folder, tensorboard, start)
+    with _Sigterm() as sigterm:
+      try:
+        for i in progress(range(start, stage.steps), name, total=stage.steps, initial=start):
+          state, metrics = compiled(state, to_device(next(batches)), trie)
+          log.add(i, metrics)
+          last = i + 1 == stage.steps
+          if last or sigterm.came or (i + 1) % stage.save_every == 0:
+            log.flush()  # a checkpoint never holds a step whose loss was not looked at
+            checkpoints.save(state, batches.position)
+          if sigterm.came and not last:
+            raise Preempted(f'{name}: saved at step {i + 1}')
+        if compiled._cache_size() > 1:
+          raise RuntimeError(f'{name}: the step compiled {compiled._cache_size()} times; shapes or shardings changed on the way')
+      finally:
+        log.close()
+        checkpoints.close()
+  return state.params
