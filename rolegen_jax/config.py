@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 
 EVENT_NAMES = ('impression', 'view', 'fav', 'cart', 'remove', 'purchase')  # index = event code; ties sort in this order
 COHORTS = ('D1', 'D2', 'D3', 'ACTIVE')  # dormant: D1 first conversion, D2 reactivation; D3 never converted (no target)
 ROLE_NAMES = ('TRIGGER', 'ANCHOR', 'COMPARE', 'REINFORCE', 'COMPLEMENT', 'EXPLORE', 'DISTRACT', 'CONVERT')
+ABLATIONS = ('no_reasoner', 'no_counterfactual', 'no_reflection')
 
 
 class ConfigError(ValueError):
@@ -153,6 +155,7 @@ class EvaluationConfig:
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
   bootstrap: int = 1000  # resamples of occasions for 95 % intervals
+  ablations: tuple[str, ...] = ('no_reasoner', 'no_counterfactual', 'no_reflection')  # trained and reported beside RoleGen
   sasrec_steps: int = 600  # training steps of the SASRec floor, its best validation step is kept
   seed: int = 0
 
@@ -179,6 +182,16 @@ class Config:
 def to_dict(config) -> dict:
   """Nested plain dict of a config or a section, tuples as lists."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict, kind: type = Config):
+  """The inverse of `to_dict`. Raises ConfigError on a field that this version does not know."""
+  hints = typing.get_type_hints(kind)
+  unknown = sorted(set(values) - set(hints))
+  if unknown:
+    raise ConfigError(f'{kind.__name__}: unknown field {unknown[0]!r}; this folder was written by another version')
+  section = lambda name, v: from_dict(v, hints[name]) if dataclasses.is_dataclass(hints[name]) else tuple(v) if isinstance(v, list) else v
+  return kind(**{name: section(name, v) for name, v in values.items()})
 
 
 def digest(*parts) -> str:
@@ -230,5 +243,7 @@ def validate(config: Config) -> Config:
     need(stage.steps >= 1, f'{name}.steps', 'at least 1')
     need(stage.batch >= 1, f'{name}.batch', 'at least 1')
     need(stage.save_every >= 1, f'{name}.save_every', 'at least 1')
+  for name in config.evaluation.ablations:
+    need(name in ABLATIONS, 'evaluation.ablations', 'some of ' + ', '.join(ABLATIONS))
   need(sum(v == -1 for v in dataclasses.asdict(config.mesh).values()) <= 1, 'mesh', 'at most one axis of -1')
   return config

@@ -21,7 +21,7 @@ from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, build_prompt
 from rolegen_jax.reasoning.rollout import Rollout, reason
 from rolegen_jax.semantic_ids.trie import Trie
-from rolegen_jax.sharding import rollout_layout
+from rolegen_jax.sharding import ROLLOUT, constrain, layout, rollout_layout
 from rolegen_jax.vocab import Vocabulary
 
 
@@ -47,10 +47,12 @@ class RoleGen:
 
   def reason(self, reasoner_params, cases: Cases, trie: Trie, key, intervene=True, noise: float = 1.0) -> Rollout:
     """W worlds per user from a reasoner whose parameters carry no gradient, gathered once before the decoding loop."""
-    reasoner = self.bind('reasoner', rollout_layout(jax.lax.stop_gradient(reasoner_params)))
-    prompt = build_prompt(self.layout, cases.history, cases.timestamp, trie.item_codes)
     loop = self.config.loop
-    return reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.remove_share, intervene, noise)
+    with jax.named_scope('rollout'), layout(ROLLOUT):
+      reasoner = self.bind('reasoner', rollout_layout(jax.lax.stop_gradient(reasoner_params)))
+      prompt = build_prompt(self.layout, cases.history, cases.timestamp, trie.item_codes)
+      rollout = reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.remove_share, intervene, noise)
+    return jax.tree.map(lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), rollout)
 
   def add_reasoning(self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B, trie: Trie) -> Memory:
     """Memory with the factual roles and the candidates of all worlds; rows where `keep` is False get neither."""
@@ -74,9 +76,10 @@ class RoleGen:
 
   def recommend(self, params, cases: Cases, trie: Trie, key, beams: int, reasoning: bool = True, intervene=True, noise: float = 1.0) -> Recommendation:
     """The top `beams` items of every case. `reasoning` (static) False: the backbone alone."""
-    backbone = self.bind('backbone', rollout_layout(params['backbone']))
-    memory, rollout = backbone.encode(cases.history, trie.item_codes), None
-    if reasoning:
-      rollout = self.reason(params['reasoner'], cases, trie, key, intervene, noise)
-      memory = self.add_reasoning(backbone, memory, rollout, jnp.ones(cases.timestamp.shape, bool), trie)
-    return Recommendation(beam_search(backbone, self.ask(backbone, memory, cases.timestamp), memory, trie, beams), rollout)
+    with layout(ROLLOUT):
+      backbone = self.bind('backbone', rollout_layout(params['backbone']))
+      memory, rollout = backbone.encode(cases.history, trie.item_codes), None
+      if reasoning:
+        rollout = self.reason(params['reasoner'], cases, trie, key, intervene, noise)
+        memory = self.add_reasoning(backbone, memory, rollout, jnp.ones(cases.timestamp.shape, bool), trie)
+      return Recommendation(beam_search(backbone, self.ask(backbone, memory, cases.timestamp), memory, trie, beams), rollout)

@@ -48,7 +48,7 @@ def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, forced_role_NxM, 
   """
   v, n = layout.vocab, prompt.tokens.shape[0]
   roles, width = len(ROLE_NAMES), max(layout.vocab.codes, len(ROLE_NAMES))
-  rows = lambda x: constrain(x, 'rollout', *(None,) * (x.ndim - 1))
+  rows = lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1))
   hidden, cache = reasoner.prefill(rows(prompt.tokens), rows(prompt.valid), room=length)
   slots = jnp.arange(layout.prompt_length + length)
   visible = jnp.pad(prompt.valid, ((0, 0), (0, length)), constant_values=True)
@@ -75,7 +75,7 @@ def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, forced_role_NxM, 
     allowed, child = allowed_at(level, role_allowed_NxR, node)
     log_probs = constrained_log_softmax(reasoner.logits(hidden, start, width), allowed, layout.config.temperature)
     gumbel = jax.random.gumbel(jax.random.fold_in(key, t), (n // worlds, width))
-    choice = jnp.argmax(log_probs + noise * jnp.repeat(gumbel, worlds, axis=0), axis=-1).astype(jnp.int32)
+    choice = jnp.argmax(log_probs + noise * per_world(gumbel, worlds), axis=-1).astype(jnp.int32)
     choice = jnp.where(forced_N >= 0, forced_N, choice)
     some = allowed.any(-1) & ~is_mark
     log_prob = jnp.where(some & (forced_N < 0), jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0], 0.0)
@@ -116,12 +116,17 @@ def no_interventions(users: int, worlds: int, role_events: int) -> Interventions
   return Interventions(jnp.full((users, worlds, role_events), -1, jnp.int32), jnp.zeros((users, worlds, role_events), bool))
 
 
+def per_world(x: jax.Array, worlds: int) -> jax.Array:
+  """[B, ...] -> [B * W, ...], each row W times in a row. A broadcast: rows stay on their device, which `jnp.repeat` does not keep."""
+  return jnp.broadcast_to(x[:, None], (x.shape[0], worlds, *x.shape[1:])).reshape(-1, *x.shape[1:])
+
+
 def world_prompts(layout: Layout, prompt: Prompt, interventions: Interventions) -> Prompt:
   """The prompts [B * W, ...] that the worlds see: removed events are visible to nobody and get no role."""
   b, w, m = interventions.removed.shape
   removed = interventions.removed.reshape(b * w, m)
   gone = jnp.repeat(jnp.pad(removed, ((0, 0), (layout.config.events - m, 0))), layout.per_event, axis=1)
-  tokens, valid, allowed = (jnp.repeat(x, w, axis=0) for x in prompt)
+  tokens, valid, allowed = (per_world(x, w) for x in prompt)
   return Prompt(tokens, valid & ~jnp.pad(gone, ((0, 0), (0, 2))), allowed & ~removed[..., None])
 
 

@@ -44,18 +44,19 @@ class _Sigterm:
 
 def run(
     name: str,
-    step: Callable,  # (state, batch, trie) -> (state, metrics); pure
+    step: Callable,  # (state, batch, trie, *extra) -> (state, metrics); pure
     makers: dict,
     txs: dict,
     given: dict,  # parameters of models trained before, by name
     trie: Trie,
-    batches: Batches,
+    batches: Batches | None,  # None when the stage is known to be complete: its parameters are restored
     stage: StageConfig,
     mesh: Mesh,
     seed: int,
     hashes: dict[str, str],
     folder: str | os.PathLike,
     tensorboard: str | os.PathLike,
+    extra: tuple = (),  # further arguments of `step`, the same at every step
 ) -> dict:
   """Trains until `stage.steps` and returns the parameters. Order of a start:
 
@@ -72,18 +73,22 @@ def run(
       state = states.create(makers, txs, mesh, jax.random.key(seed), given)
     else:
       state, position = restored
-      batches.seek(position)
+      if batches is not None:
+        batches.seek(position)
     start = int(state.step)
+    if start == stage.steps:
+      checkpoints.close()
+      return state.params
     layout = states.shardings(makers, txs, mesh)
     rows = sharding.sharding(mesh, 'batch')
     trie = jax.device_put(trie, sharding.sharding(mesh))
-    compiled = jit(step, donate_argnums=0, in_shardings=(layout, rows, None), out_shardings=(layout, None))
+    compiled = jit(step, donate_argnums=0, in_shardings=(layout, rows, None, *(None,) * len(extra)), out_shardings=(layout, None))
     to_device = lambda batch: jax.tree.map(lambda x: sharding.global_array(mesh, np.asarray(x), 'batch'), batch)
     log = MetricsLog(folder, tensorboard, start)
     with _Sigterm() as sigterm:
       try:
         for i in progress(range(start, stage.steps), name, total=stage.steps, initial=start):
-          state, metrics = compiled(state, to_device(next(batches)), trie)
+          state, metrics = compiled(state, to_device(next(batches)), trie, *extra)
           log.add(i, metrics)
           last = i + 1 == stage.steps
           if last or sigterm.came or (i + 1) % stage.save_every == 0:

@@ -45,7 +45,14 @@ def shardings(makers: dict, txs: dict[str, optax.GradientTransformation], mesh: 
     shapes = functional.abstract(makers[name])[1]
     of_param = lambda _, sharding: sharding
     abstract = jax.eval_shape(txs[name].init, shapes)
-    return optax.tree_utils.tree_map_params(txs[name], of_param, abstract, params[name], transform_non_params=lambda _: replicated)
+    found = []
+
+    def trace():  # tree_map_params runs `init` on placeholders: traced, so that it also works on a mesh that only compiles
+      found.append(optax.tree_utils.tree_map_params(
+          txs[name], of_param, abstract, params[name], transform_non_params=lambda _: replicated))
+
+    jax.eval_shape(trace)
+    return found[0]
 
   return State(replicated, params, {name: of_opt(name) for name in txs})
 

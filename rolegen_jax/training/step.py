@@ -128,20 +128,23 @@ def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: 
   prompt = build_prompt(layout, cases.history, cases.timestamp, trie.item_codes)
   demo = demonstration(layout, cases, trie.item_codes)
   chains = world_prompts(layout, prompt, rollout.interventions)
-  join = lambda a, d: constrain(jnp.concatenate([a, d]), 'batch', *(None,) * (a.ndim - 1))
+  # A user's demonstration goes beside that user's chains, so that no row leaves its device.
+  rows = lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1))
+  per_user = lambda x, k: x.reshape(b, k, *x.shape[1:])
+  join = lambda a, d: rows(jnp.concatenate([per_user(a, w), d[:, None]], axis=1).reshape(b * (w + 1), *a.shape[1:]))
   everything = Prompt(*(join(a, d) for a, d in zip(chains, prompt)))
-  flat = rollout.tokens.reshape(b * w, t)
+  flat = rows(rollout.tokens.reshape(b * w, t))
   found = likelihood(rolegen.bind('reasoner', params), layout, everything, join(flat, demo.tokens), trie)
   before = likelihood(rolegen.bind('reasoner', jax.lax.stop_gradient(reference)), layout, chains, flat, trie)
-  worlds = lambda x: x[:b * w].reshape(b, w, t)
+  found = jax.tree.map(lambda x: per_user(x, w + 1), found)
   reward, metrics = feedback.rewards(rollout.candidates, cases.target, gain_BxW, trie.item_codes, config)
   reflection, more = feedback.reflection_loss(
-      worlds(found.log_prob), rollout.log_prob, worlds(before.log_prob), rollout.free, feedback.advantages(reward), reward, config
+      found.log_prob[:, :w], rollout.log_prob, per_user(before.log_prob, w), rollout.free, feedback.advantages(reward), reward, config
   )
-  anchor, imitation = anchor_loss(rolegen, found.log_prob[b * w:], found.role_log_prob[b * w:], demo, cases)
+  anchor, imitation = anchor_loss(rolegen, found.log_prob[:, w], found.role_log_prob[:, w], demo, cases)
   metrics |= more | imitation | dict(
       reward=reward.mean(), advantage_spread=reward.std(1).mean(), reflection_loss=reflection,
-      entropy=jnp.sum(worlds(found.entropy) * rollout.free) / jnp.maximum(rollout.free.sum(), 1),
+      entropy=jnp.sum(found.entropy[:, :w] * rollout.free) / jnp.maximum(rollout.free.sum(), 1),
       counterfactual_best=jnp.mean(jnp.argmax(reward, axis=1) > 0), world_distance=feedback.jaccard_distance(rollout.candidates).mean(),
   )
   return switches.reflect * reflection + config.anchor * anchor, metrics

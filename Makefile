@@ -1,0 +1,40 @@
+# make demo    train, evaluate and report on the simulated log that ships with the project
+# make test    run the tests; ARGS goes to pytest: make test ARGS='tests/data -x'
+# make clean   remove .venv and caches; run folders stay
+# Both make their own .venv with $(PYTHON) and install again only when the requirements or the Python version changed.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# The stamps carry the Python version: another PYTHON means another environment, never a mixed one.
+INSTALLED := $(VENV)/installed-$(VERSION)
+INSTALLED_TEST := $(VENV)/installed-test-$(VERSION)
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test clean
+
+demo: $(INSTALLED)
+	$(RUN) -m rolegen_jax.train --experiment=demo --workdir=runs/demo
+
+test: $(INSTALLED_TEST)
+	$(RUN) -m pytest $(ARGS)
+
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'Python 3.11 or later is needed; $(PYTHON) is $(or $(VERSION),not found). Name another: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12'; exit 1; }
+	@echo 'Installing requirements.txt into $(VENV) (Python $(VERSION)); the first time takes a few minutes ...'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
+	@echo 'Installing requirements-test.txt into $(VENV) ...'
+	@$(PIP) -r requirements.txt -r requirements-test.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,19 @@
+"""The simulated world at a size that trains in minutes on two CPU cores. SIMULATED data: see docs/simulated_world.md."""
+
+from rolegen_jax import config as c
+
+
+def get_config(arg: str = '') -> c.Config:
+  del arg
+  model = c.TransformerConfig(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=160)
+  fast = lambda steps, batch: c.StageConfig(steps, batch, c.OptimizerConfig(learning_rate=4e-3, warmup=30), save_every=100)
+  return c.Config(
+      name='demo',
+      semantic_ids=c.SemanticIdConfig(levels=3, codes=32),
+      backbone=c.BackboneConfig(temporal=model, context=64, beam=50),
+      reasoner=c.ReasonerConfig(transformer=model, events=16, role_events=12),
+      warmup=fast(300, 32),
+      align=fast(60, 32),
+      reason=fast(200, 32),
+      loop_stage=c.StageConfig(120, 16, c.OptimizerConfig(learning_rate=1e-3, warmup=20), save_every=40),
+  )

@@ -1,0 +1,80 @@
+"""RoleGen over a table of cases: fixed-size batches on the device, results gathered on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rolegen_jax import sharding
+from rolegen_jax.compile import jit
+from rolegen_jax.data.cases import CaseTable
+from rolegen_jax.progress import progress
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.reasoning.roles import label_roles, removal_effects
+from rolegen_jax.semantic_ids.trie import Trie
+
+
+class Predictions(NamedTuple):
+  """Of N cases; the reasoner's part is None for the backbone alone."""
+
+  item: np.ndarray  # int32 [N, k], best first; -1 = fewer than k exist
+  score: np.ndarray  # fp32 [N, k], log p
+  roles: np.ndarray | None  # int32 [N, M], factual world
+  candidates: np.ndarray | None  # int32 [N, W, P]
+  forced_role: np.ndarray | None  # int32 [N, W, M], do(role); -1 = none
+  removed: np.ndarray | None  # bool [N, W, M], do(remove)
+
+
+class Hindsight(NamedTuple):
+  roles: np.ndarray  # int32 [N, M]
+  effect: np.ndarray  # fp32 [N, M], nats
+  log_prob: np.ndarray  # fp32 [N], log p(y | h)
+
+
+def predict(
+    rolegen: RoleGen, params, table: CaseTable, trie: Trie, mesh: Mesh, beams: int, reasoning: bool = True, intervene: bool = True,
+    label: str = 'recommend',
+) -> Predictions:
+  """Recommends for every case. The noise of a case depends on the seed and its place in the table only."""
+
+  def batch(params, trie, number, cases, intervene):
+    key = jax.random.fold_in(jax.random.key(rolegen.config.evaluation.seed), number)
+    found = rolegen.recommend(params, cases, trie, key, beams, reasoning, intervene)
+    if found.rollout is None:
+      return found.ranking.item, found.ranking.score
+    r = found.rollout
+    return found.ranking.item, found.ranking.score, r.roles[:, 0], r.candidates, r.interventions.role, r.interventions.removed
+
+  columns = _over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label, np.bool_(intervene))
+  return Predictions(*columns, *(None,) * (len(Predictions._fields) - len(columns)))
+
+
+def hindsight(rolegen: RoleGen, backbone_params, table: CaseTable, complements: np.ndarray, trie: Trie, mesh: Mesh, label: str = 'roles') -> Hindsight:
+  """Removal effects and roles of every case whose target is known."""
+  config = rolegen.config
+
+  def batch(params, trie, complements, number, cases):
+    del number
+    backbone = rolegen.bind('backbone', params)
+    effect, log_prob = removal_effects(backbone, cases, trie.item_codes, config.reasoner.role_events)
+    return label_roles(cases, effect, trie.item_codes, complements, config.roles), effect, log_prob
+
+  return Hindsight(*_over(rolegen, batch, (backbone_params, jax.device_put(trie, sharding.sharding(mesh)), complements), table, mesh, label))
+
+
+def _over(rolegen: RoleGen, function: Callable, fixed: tuple, table: CaseTable, mesh: Mesh, label: str, *extra) -> list[np.ndarray]:
+  """`function(*fixed, batch number, cases, *extra)` over the table; the last batch is filled up and cut."""
+  size, width = rolegen.config.evaluation.batch, rolegen.config.backbone.context
+  results = []
+  with jax.set_mesh(mesh):
+    compiled = jit(function, out_shardings=sharding.sharding(mesh))
+    for number, start in enumerate(progress(range(0, len(table), size), label)):
+      index = np.minimum(np.arange(start, start + size), len(table) - 1)
+      cases = jax.tree.map(lambda x: sharding.global_array(mesh, x, 'batch'), table.rows(index, width))
+      results.append(compiled(*fixed, np.int32(number), cases, *extra))
+  host = jax.device_get(results)
+  return [np.concatenate(column)[:len(table)] for column in zip(*host)]

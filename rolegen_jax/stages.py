@@ -1,0 +1,221 @@
+"""All stages of a run, in order, each skipped when its outputs are complete and current.
+
+A stage owns one folder of the run folder. Its key is a digest of the settings and artefacts that it depends on; the key is
+written when the stage starts (KEY.json) and when it is complete (DONE.json). The same key continues where it was cut off;
+another key starts the stage, and so all that depend on it, afresh.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+
+from rolegen_jax import config as configs
+from rolegen_jax import sharding
+from rolegen_jax.config import Config, digest
+from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.cases import CaseTable, training_cases
+from rolegen_jax.data.files import write_json
+from rolegen_jax.data.pipeline import Batches
+from rolegen_jax.data.prepare import load_prepared, prepare
+from rolegen_jax.data.rows import pack_windows, packed_rows
+from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.reasoning.roles import PURCHASE, complement_table
+from rolegen_jax.semantic_ids.catalogue import Catalogue
+from rolegen_jax.semantic_ids.stage import build_semantic_ids
+from rolegen_jax.semantic_ids.trie import build_trie
+from rolegen_jax.training import loop, state, step
+
+
+class Run:
+  """One run folder. Properties are the results of the stages; asking for one runs what is missing before it."""
+
+  def __init__(self, config: Config, workdir: str | os.PathLike):
+    self.config, self.workdir = configs.validate(config), pathlib.Path(workdir).absolute()
+    self.mesh = sharding.make_mesh(config.mesh)
+    self.rolegen = RoleGen(config)
+    write_json(configs.to_dict(config), self.workdir / 'config.json')
+    # Ablations and restarts run the very same programs: compile each once per run folder.
+    jax.config.update('jax_compilation_cache_dir', str(self.workdir / 'compilation_cache'))
+
+  @classmethod
+  def open(cls, workdir: str | os.PathLike) -> Run:
+    """The run of an existing folder. Raises ConfigError when there is none."""
+    path = pathlib.Path(workdir) / 'config.json'
+    if not path.exists():
+      raise configs.ConfigError(f'--workdir={workdir}: no config.json there; must be the folder of a run of rolegen_jax.train')
+    return cls(configs.from_dict(json.loads(path.read_text())), workdir)
+
+  # Stages
+
+  @functools.cached_property
+  def data(self):
+    """(log, occasions)."""
+    c = self.config.data
+    simulated = c.format == 'simulated'
+    source = configs.to_dict(self.config.world) if simulated else _fingerprint(log_path(c))
+    folder, done = self._begin('data', digest(c, source))
+    if not done:
+      notes = prepare(self.config, folder)[2]
+      self._end(folder, f'{notes["users"]} users, {notes["items"]} items')
+    return load_prepared(folder)
+
+  @functools.cached_property
+  def catalogue(self) -> Catalogue:
+    log, occasions = self.data
+    folder, done = self._begin('semantic_ids', digest(log.digest, occasions.digest, self.config.semantic_ids))
+    if not done:
+      report = build_semantic_ids(log, occasions, self.config.semantic_ids, self.mesh, folder).report
+      self._end(folder, f'collisions before resolution {report.get("collision_rate", float("nan")):.3f}')
+    return Catalogue.load(folder)
+
+  @functools.cached_property
+  def codes(self) -> np.ndarray:
+    """int32 [I, L] of the log's items."""
+    return self.catalogue.codes_of(self.data[0].items['item_id'])
+
+  @functools.cached_property
+  def trie(self):
+    return build_trie(self.codes, self.config.semantic_ids.codes)
+
+  @functools.cached_property
+  def backbone(self) -> dict:
+    """Warm-up: the backbone on packed trajectories."""
+    log, occasions = self.data
+    c = self.config
+    width = c.backbone.context
+    packed = pack_windows(log.offsets, occasions.train_end(log), width)
+    batches = lambda stage: Batches(int(packed[0].max()) + 1, stage.batch, c.seed, lambda rows: packed_rows(log, packed, rows, width))
+    return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, digest(self._artefacts, c.backbone))['backbone']
+
+  @functools.cached_property
+  def complements(self) -> np.ndarray:
+    """bool [K, K]: coarse codes bought together more than chance, from training purchases."""
+    log, occasions = self.data
+    rows = np.flatnonzero((np.arange(len(log.item)) < occasions.train_end(log)[log.user]) & (log.event == PURCHASE))
+    c = self.config
+    return complement_table(log.user[rows], self.codes[log.item[rows], 0], c.semantic_ids.codes, c.roles.complement_lift)
+
+  @functools.cached_property
+  def cases(self) -> CaseTable:
+    """Training cases with hindsight roles."""
+    log, occasions = self.data
+    r = self.config.reasoner
+    bare = training_cases(log, occasions, r.role_events, r.candidates)
+    folder, done = self._begin('roles', digest(self._key('backbone'), self.config.roles, r.role_events))
+    path = folder / 'roles.npz'
+    if not done:
+      found = predict.hindsight(self.rolegen, self.backbone, bare, self.complements, self.trie, self.mesh, 'hindsight roles')
+      temporary = folder / '.roles.tmp.npz'
+      np.savez(temporary, **found._asdict())
+      os.replace(temporary, path)
+      self._end(folder, f'{len(bare)} conversions labelled')
+    return training_cases(log, occasions, r.role_events, r.candidates, np.load(path)['roles'])
+
+  @functools.cached_property
+  def aligned(self) -> dict:
+    """Reasoner, stage `align`: a language model of trajectories."""
+    key = digest(self._artefacts, self.config.reasoner)
+    return self._train('align', 'reasoner', step.align_loss, self.config.align, self._case_batches, {}, key)['reasoner']
+
+  @functools.cached_property
+  def reasoned(self) -> dict:
+    """Reasoner, stage `reason`: supervised FR-CoT on hindsight labels."""
+    given = {'reasoner': self.aligned}
+    self.cases  # its key is part of this stage's
+    key = digest(self._key('align'), self._key('roles'))
+    return self._train('reason', 'reasoner', step.reason_loss, self.config.reason, self._case_batches, given, key)['reasoner']
+
+  @functools.cached_property
+  def trained(self) -> dict:
+    """Both models after the closed loop."""
+    return self.loop('loop', step.Switches())
+
+  def loop(self, name: str, switches: step.Switches) -> dict:
+    """The closed loop from the warm backbone and the supervised reasoner, under the given switches."""
+    c = self.config
+    given = {'backbone': self.backbone, 'reasoner': self.reasoned, 'reference': self.reasoned}
+    makers = self.rolegen.makers | {'reference': self.rolegen.makers['reasoner']}
+    txs = {name: state.optimizer(c.loop_stage.optimizer, c.loop_stage.steps) for name in ('backbone', 'reasoner')}
+    key = digest(self._key('backbone'), self._key('reason'), c.loop, c.loop_stage, [float(s) for s in switches])
+    step_fn = functools.partial(step.loop_step, self.rolegen, txs)
+    return self._run(name, step_fn, makers, txs, given, c.loop_stage, self._case_batches, key, extra=(jax.tree.map(np.float32, switches),))
+
+  def backbone_alone(self, name: str) -> dict:
+    """The backbone trained on for as many steps, on the same occasions, without a reasoner."""
+    c = self.config
+    key = digest(self._key('backbone'), c.loop_stage)
+    given = {'backbone': self.backbone}
+    return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self._case_batches, given, key)
+
+  # Machinery
+
+  @functools.cached_property
+  def _artefacts(self) -> dict[str, str]:
+    """Hashes that every checkpoint carries."""
+    log, occasions = self.data
+    return dict(
+        log=log.digest, occasions=occasions.digest, semantic_ids=self.catalogue.digest, vocabulary=self.rolegen.vocab.digest,
+    )
+
+  def _case_batches(self, stage) -> Batches:
+    width = self.config.backbone.context
+    return Batches(len(self.cases), stage.batch, self.config.seed + 1, lambda rows: self.cases.rows(rows, width))
+
+  def _train(self, name, model, loss_fn, stage, batches, given, key) -> dict:
+    """A supervised stage of one model."""
+    tx = state.optimizer(stage.optimizer, stage.steps)
+    step_fn = functools.partial(step.supervised_step, self.rolegen, model, loss_fn, tx)
+    return self._run(name, step_fn, {model: self.rolegen.makers[model]}, {model: tx}, given, stage, batches, digest(key, stage, self.config.seed))
+
+  def _run(self, name, step_fn, makers, txs, given, stage, batches, key, extra=()) -> dict:
+    folder, done = self._begin(name, key)
+    params = loop.run(
+        name, step_fn, makers, txs, given, self.trie, None if done else batches(stage), stage, self.mesh, self.config.seed,
+        self._artefacts | {'settings': key}, folder, self.workdir / 'tensorboard' / name, extra,
+    )
+    if not done:
+      self._end(folder, f'{stage.steps} steps')
+    return params
+
+  def _begin(self, name: str, key: str) -> tuple[pathlib.Path, bool]:
+    """(folder of the stage, is it complete?). A folder of another key is emptied."""
+    folder = self.workdir / name
+    started = _read(folder / 'KEY.json')
+    if started is not None and started != {'key': key}:
+      say(f'{name}: settings or inputs changed, starting afresh')
+      shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json({'key': key}, folder / 'KEY.json')
+    done = _read(folder / 'DONE.json') == {'key': key}
+    say(f'{name}: up to date' if done else f'{name}: {"continuing" if started == {"key": key} else "running"}')
+    return folder, done
+
+  def _end(self, folder: pathlib.Path, summary: str) -> None:
+    write_json(_read(folder / 'KEY.json'), folder / 'DONE.json')
+    say(f'{folder.relative_to(self.workdir)}: done, {summary} -> {folder}')
+
+  def _key(self, name: str) -> str:
+    return _read(self.workdir / name / 'KEY.json')['key']
+
+
+def say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _read(path: pathlib.Path):
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def _fingerprint(path: pathlib.Path) -> list:
+  """Name, size and time of a log's files: a changed log is prepared again."""
+  files = sorted(path.iterdir()) if path.is_dir() else [path]
+  return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
