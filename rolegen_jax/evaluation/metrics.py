@@ -43,14 +43,16 @@ class Pairs:
     first = occasions.target_offsets[rows]
     sizes = occasions.target_offsets[rows + 1] - first
     source, owner = ranges(first, sizes)
-    return cls(owner.astype(np.int32), occasions.target[source], occasions.target_seen[source], occasions.cohort[rows][owner], len(rows))
+    item, seen, cohort = occasions.target[source], occasions.target_seen[source], occasions.cohort[rows][owner]
+    return cls(owner.astype(np.int32), item, seen, cohort, len(rows))
 
   def slice(self, name: str) -> np.ndarray:
     """bool [T]: which pairs belong to one of SLICES."""
     dormant = np.isin(self.cohort, [COHORTS.index(c) for c in DORMANT])
     if name in COHORTS:
       return self.cohort == COHORTS.index(name)
-    return {'all': np.ones_like(dormant), 'dormant': dormant, 'dormant seen': dormant & self.seen, 'dormant new': dormant & ~self.seen}[name]
+    wider = {'all': np.ones_like(dormant), 'dormant': dormant}
+    return (wider | {'dormant seen': dormant & self.seen, 'dormant new': dormant & ~self.seen})[name]
 
 
 def ranges(first: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +142,9 @@ def verdict(difference: Interval) -> str:
   return 'does not beat' if difference.high < 0 else 'undecided'
 
 
-def evaluate(ranked_OxK: np.ndarray, pairs: Pairs, config: EvaluationConfig, codes_IxL: np.ndarray | None = None) -> dict[str, dict[str, Interval]]:
+def evaluate(
+    ranked_OxK: np.ndarray, pairs: Pairs, config: EvaluationConfig, codes_IxL: np.ndarray | None = None
+) -> dict[str, dict[str, Interval]]:
   """slice -> metric -> Interval for every slice that has a pair.
 
   Metrics: HI@k and NDCG@k for k in config.ks, MRR (over the list given), and with codes HS@1(Ll), HS@10(Ll) for every level.
@@ -167,6 +171,5 @@ def compare(a_OxK: np.ndarray, b_OxK: np.ndarray, pairs: Pairs, config: Evaluati
   """slice -> paired difference of HI@k, lists `a` minus lists `b`, for every slice that has a pair."""
   a_T, b_T = (hit(ranks(x, pairs), k) for x in (a_OxK, b_OxK))
   masks = {name: pairs.slice(name) for name in SLICES}
-  return {
-      name: paired_difference(a_T[m], b_T[m], pairs.occasion[m], config.bootstrap, config.seed) for name, m in masks.items() if m.any()
-  }
+  difference = lambda m: paired_difference(a_T[m], b_T[m], pairs.occasion[m], config.bootstrap, config.seed)
+  return {name: difference(m) for name, m in masks.items() if m.any()}

@@ -115,7 +115,8 @@ def role_shares(shares: dict[str, dict[str, float]]) -> str:
     for i, (source, share) in enumerate(shares.items()):
       y = np.arange(len(roles)) + (i - (len(shares) - 1) / 2) * height
       widths = [100 * share.get(r, 0.0) for r in roles]
-      bars = axis.barh(y, widths, height * 0.92, color=[ROLE_COLOURS[r] for r in roles], hatch=hatches[i % 3], edgecolor='white', lw=0)
+      look = dict(color=[ROLE_COLOURS[r] for r in roles], hatch=hatches[i % 3], edgecolor='white', lw=0)
+      bars = axis.barh(y, widths, height * 0.92, **look)
       axis.bar_label(bars, [f'{w:.0f} % {source}' for w in widths], padding=4, fontsize=8, color=_SOFT)
     axis.set_yticks(range(len(roles)), roles)
     axis.invert_yaxis()

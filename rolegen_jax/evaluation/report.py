@@ -126,7 +126,8 @@ def _results(content: dict) -> dict | None:
   best = max(scored, key=lambda n: scored[n][1].mean) if scored else None
   ordered = [main, *(s for s in ('D1', 'D2', 'dormant seen', 'dormant new', 'ACTIVE', 'all') if s in present and s != main)]
   result = dict(
-      slice=main, metric=METRIC, tested=tested, best=best, floor_wins=best is not None and scored[best][0] == 'floor' and tested is not None,
+      slice=main, metric=METRIC, tested=tested, best=best,
+      floor_wins=best is not None and scored[best][0] == 'floor' and tested is not None,
       scored={n: (kind, f'{100 * v.mean:.1f}', f'{100 * v.low:.1f}–{100 * v.high:.1f}') for n, (kind, v) in scored.items()},
       plot=plots.system_intervals(scored, f'{METRIC}, {main}') if scored else '',
       tables=[_table(systems, s, lambda m: m in _MAIN) for s in ordered],

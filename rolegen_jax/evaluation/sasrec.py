@@ -33,7 +33,7 @@ NEGATIVES = 4096  # uniform negatives of a step, beside the other targets of the
 POSITIONS = 32  # supervised positions per row of a step, drawn in proportion to their loss weight
 LEARNING_RATE, WARMUP = 1e-3, 50  # Adam; steps
 CHECK_EVERY = 100  # steps between looks at validation
-PATIENCE = 4  # looks without a better validation before it stops
+PATIENCE = 3  # looks without a better validation before it stops
 _ROWS = 256  # occasions scored at once
 
 
@@ -120,11 +120,16 @@ def sasrec(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
   Width, layers, context, dropout and loss weights are the backbone's; `evaluation.sasrec_steps` steps at most. Occasions
   without context get the popular items. Same contract as the floors; raises ValueError when there is nothing to train on.
   """
+  mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+  with jax.set_mesh(mesh):  # its own, whatever mesh the caller has set
+    return _train_and_rank(log, occasions, rows, config, k, mesh)
+
+
+def _train_and_rank(log, occasions, rows, config: Config, k: int, mesh) -> Ranking:
   batches, items = _Batches(log, occasions, config), len(log.items)
   sampled = items > FULL_SOFTMAX_ITEMS
   rng = np.random.default_rng(config.evaluation.seed)
   key_init, key_steps = jax.random.split(jax.random.key(config.evaluation.seed))
-  mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
   graphdef, params = functional.init(lambda rngs: SASRec(items, config.backbone.temporal, rngs=rngs), key_init, mesh)
   tx = optax.adam(optax.schedules.linear_schedule(0.0, LEARNING_RATE, WARMUP))
 

@@ -10,7 +10,8 @@ RANKED = np.array([[5, 3, 1, -1], [2, 0, -1, -1], [-1, -1, -1, -1]], np.int32)
 
 def hand_pairs() -> Pairs:
   """Occasion 0 (D1) has targets 3 and 4, occasion 1 (ACTIVE) has 2, occasion 2 (D2) has 0."""
-  return Pairs(np.array([0, 0, 1, 2]), np.array([3, 4, 2, 0]), np.array([True, False, True, True]), np.array([0, 0, 3, 1], np.int8), 3)
+  seen, cohort = np.array([True, False, True, True]), np.array([0, 0, 3, 1], np.int8)
+  return Pairs(np.array([0, 0, 1, 2]), np.array([3, 4, 2, 0]), seen, cohort, 3)
 
 
 def test_hand_computed():

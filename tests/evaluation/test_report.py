@@ -13,7 +13,8 @@ from rolegen_jax.evaluation.metrics import Pairs, compare, evaluate
 
 SECTIONS = ('headline', 'results', 'differences', 'diversity', 'training', 'roles', 'worlds', 'semantic-ids', 'trajectories')
 PROVENANCE = dict(
-    data='made up for a test', simulated=True, when='2026-01-01', device_kind='cpu', versions={'jax': '0'}, commit='0', seed=0, config_digest='0'
+    data='made up for a test', simulated=True, when='2026-01-01', device_kind='cpu', versions={'jax': '0'}, commit='0', seed=0,
+    config_digest='0',
 )
 
 

@@ -31,7 +31,8 @@ def test_learns_a_cycle(full, monkeypatch):
   monkeypatch.setattr(sasrec, 'NEGATIVES', 6)
   log, occasions = cycle()
   rows = floors.evaluation_rows(log, occasions, TEST)
-  ranking = sasrec.sasrec(log, occasions, rows, SMALL, ITEMS + 3)
+  with jax.set_mesh(make_mesh(MeshConfig(fsdp=2))):  # an evaluation under the training mesh
+    ranking = sasrec.sasrec(log, occasions, rows, SMALL, ITEMS + 3)
   assert (np.sort(ranking.items[:, :ITEMS]) == np.arange(ITEMS)).all() and (ranking.items[:, ITEMS:] == -1).all()
   assert ranking.settings['softmax'].startswith('full' if full else 'sampled')
   pairs = Pairs.of(occasions, rows)
