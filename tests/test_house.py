@@ -17,7 +17,7 @@ LONGER = {}  # file -> why it is one idea all the same
 # A room imports from those before it, never from one after it. Names that are not here are entries and may import all.
 ROOMS = (
   'config', 'overrides', 'progress', 'compile', 'vocab', 'sharding', 'data', 'semantic_ids', 'models', 'reasoning', 'training',
-  'stages', 'evaluation', 'serving',
+  'evaluation', 'serving', 'stages',
 )
 WITHOUT_JAX = ('rolegen_jax/config.py', 'rolegen_jax/overrides.py', 'rolegen_jax/progress.py', 'launch/')
 
