@@ -7,12 +7,14 @@ another key starts the stage, and so all that depend on it, afresh.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
 import shutil
 import sys
+import time
 
 import jax
 import numpy as np
@@ -21,11 +23,16 @@ from rolegen_jax import config as configs
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, digest
 from rolegen_jax.data.adapters import log_path
-from rolegen_jax.data.cases import CaseTable, training_cases
-from rolegen_jax.data.files import write_json
+from rolegen_jax.data.cases import CaseTable, inference_cases, training_cases
+from rolegen_jax.data.files import read_parquet, write_json
+from rolegen_jax.data.occasions import TEST
 from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.data.prepare import load_prepared, prepare
 from rolegen_jax.data.rows import pack_windows, packed_rows
+from rolegen_jax.evaluation import content
+from rolegen_jax.evaluation.floors import FLOORS, evaluation_rows
+from rolegen_jax.evaluation.report import write_report
+from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import PURCHASE, complement_table
@@ -45,14 +52,6 @@ class Run:
     write_json(configs.to_dict(config), self.workdir / 'config.json')
     # Ablations and restarts run the very same programs: compile each once per run folder.
     jax.config.update('jax_compilation_cache_dir', str(self.workdir / 'compilation_cache'))
-
-  @classmethod
-  def open(cls, workdir: str | os.PathLike) -> Run:
-    """The run of an existing folder. Raises ConfigError when there is none."""
-    path = pathlib.Path(workdir) / 'config.json'
-    if not path.exists():
-      raise configs.ConfigError(f'--workdir={workdir}: no config.json there; must be the folder of a run of rolegen_jax.train')
-    return cls(configs.from_dict(json.loads(path.read_text())), workdir)
 
   # Stages
 
@@ -156,6 +155,45 @@ class Run:
     given = {'backbone': self.backbone}
     return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self._case_batches, given, key)
 
+  def report(self, print_tables: bool = False) -> pathlib.Path:
+    """Evaluates RoleGen, its ablations and the floors on the test occasions; writes and returns report.html."""
+    log, occasions = self.data
+    c, started = self.config, time.monotonic()
+    rows = evaluation_rows(log, occasions, TEST)
+    table = inference_cases(log, occasions, rows, c.reasoner.role_events, c.reasoner.candidates)
+    k = max(c.evaluation.ks)
+    ask = lambda name, params, **how: predict.predict(self.rolegen, params, table, self.trie, self.mesh, c.backbone.beam, label=name, **how)
+    found = ask('RoleGen', self.trained)
+    rankings = {'RoleGen': ('model', found.item[:, :k], {})}
+    ablations = {
+        'no_reasoner': lambda n: ask(n, self.backbone_alone(f'ablations/{n}'), reasoning=False),
+        'no_counterfactual': lambda n: ask(n, self.loop(f'ablations/{n}', step.Switches(intervene=False)), intervene=False),
+        'no_reflection': lambda n: ask(n, self.loop(f'ablations/{n}', step.Switches(reflect=0.0))),
+    }
+    for name in c.evaluation.ablations:
+      rankings[name] = ('ablation', ablations[name](name).item[:, :k], {})
+    for name, floor in (FLOORS | {'SASRec': sasrec}).items():
+      made = floor(log, occasions, rows, c, k)
+      rankings[name] = ('floor', made.items, made.settings)
+    systems, differences = content.systems(c, log, occasions, rows, self.codes, rankings)
+    known = dataclasses.replace(table, target=occasions.target[occasions.target_offsets[rows]])
+    hindsight = predict.hindsight(self.rolegen, self.trained['backbone'], known, self.complements, self.trie, self.mesh, 'test roles')
+    planted = self.workdir / 'data' / 'planted.parquet'
+    truth = content.planted_truth(table, read_parquet(planted), c.reasoner.role_events) if planted.exists() else None
+    roles, notes = content.roles(hindsight, found.roles, truth)
+    stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
+    page = write_report(self.workdir, dict(
+        title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,
+        training=content.training_rows(self.workdir, stages), worlds=content.worlds(log, occasions, self.codes, found.candidates),
+        semantic_ids=self.catalogue.report, trajectories=content.trajectories(log, occasions, rows, table, found),
+        provenance=content.provenance(c, self._artefacts, time.monotonic() - started),
+    ))
+    if print_tables:
+      print(content.table(systems, differences, [*c.evaluation.ks]))
+      print('\n'.join(notes))
+    say(f'report -> {page}')
+    return page
+
   # Machinery
 
   @functools.cached_property
@@ -205,6 +243,14 @@ class Run:
 
   def _key(self, name: str) -> str:
     return _read(self.workdir / name / 'KEY.json')['key']
+
+
+def saved_config(workdir: str | os.PathLike) -> Config:
+  """The resolved config of an existing run folder. Raises ConfigError when there is none."""
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.exists():
+    raise configs.ConfigError(f'--workdir={workdir}: no config.json there; must be the folder of a run of rolegen_jax.train')
+  return configs.from_dict(json.loads(path.read_text()))
 
 
 def say(text: str) -> None:

@@ -63,7 +63,7 @@ def test_an_absent_log_is_named(contract, tmp_path):
 
 
 def test_the_simulated_world(tmp_path):
-  config = Config(world=WorldConfig(users=150, items=120, categories=6))
+  config = Config(world=WorldConfig(users=150, items=120, categories=8))
   log, occasions, notes = prepare(config, tmp_path / 'out')
   assert notes['simulated'] and len(log.users) <= 150
   planted = pl.read_parquet(tmp_path / 'out/planted.parquet')

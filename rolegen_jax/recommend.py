@@ -1,0 +1,26 @@
+"""Recommendations of a trained run for users as they are at the end of the log, with the reasoning behind them.
+
+  python -m rolegen_jax.recommend --workdir=runs/demo --users=dormant --output=recommendations.parquet
+"""
+
+from absl import flags
+
+from rolegen_jax import commands
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen_jax.train.', required=True)
+_USERS = flags.DEFINE_string('users', 'dormant', 'all, dormant, or a text file with one user_id per line.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Parquet file to write.', required=True)
+_TOP = flags.DEFINE_integer('top', 10, 'Items per user, at most backbone.beam.', lower_bound=1)
+
+
+def main() -> None:
+  from rolegen_jax.serving.recommend import recommend
+  from rolegen_jax.stages import Run, saved_config, say
+
+  run = Run(saved_config(_WORKDIR.value), _WORKDIR.value)
+  table = recommend(run.rolegen, run.trained, *run.data, run.trie, run.mesh, _USERS.value, _OUTPUT.value, _TOP.value)
+  say(f'{table["user_id"].n_unique()} users, {len(table)} recommendations -> {_OUTPUT.value}')
+
+
+if __name__ == '__main__':
+  commands.run(main)
