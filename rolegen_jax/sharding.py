@@ -7,13 +7,15 @@ through `constrain(x, 'batch', None, 'embed_act')`. The table below is the only 
   fsdp    batch, and parameters sharded
   tensor  heads, MLP and vocabulary sharded
 
-Two layouts exist. TRAIN is the table. ROLLOUT holds parameters replicated and spreads rollouts over all devices: with
-parameters left sharded, XLA keeps all-gathers inside the decoding loop (every token, every layer); gathering once before
-the loop removes every collective from its body.
+Two layouts exist, and a name means what the layout in force says. TRAIN is the table. ROLLOUT holds parameters replicated
+and spreads the batch over all devices: with parameters left sharded, XLA keeps all-gathers inside the decoding loop (every
+token, every layer); gathering once before the loop (`rollout_layout`) removes every collective from its body.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import math
 
@@ -25,7 +27,7 @@ from rolegen_jax.config import ConfigError, MeshConfig
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
-TABLE = {
+TRAIN = {
     # parameters
     'layers': None,
     'embed': 'fsdp',  # the residual width of a weight
@@ -36,9 +38,20 @@ TABLE = {
     'vocab': 'tensor',  # rows of the token table and of the readouts
     # activations
     'batch': ('data', 'fsdp'),
-    'rollout': ('data', 'fsdp', 'tensor'),  # users x worlds, flattened, in the ROLLOUT layout
-    'rows': ('data', 'fsdp', 'tensor'),  # rows of a plain data matrix (k-means, embeddings)
+    'rows': MESH_AXES,  # rows of a plain data matrix (k-means, embeddings)
 }
+ROLLOUT = dict.fromkeys(TRAIN) | {'batch': MESH_AXES, 'rows': MESH_AXES}
+_in_force = contextvars.ContextVar('layout', default=TRAIN)
+
+
+@contextlib.contextmanager
+def layout(table: dict):
+  """`constrain` reads its axes from `table` (TRAIN or ROLLOUT) while this is open, at tracing time."""
+  token = _in_force.set(table)
+  try:
+    yield
+  finally:
+    _in_force.reset(token)
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
@@ -56,9 +69,9 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
   return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def spec(axes: tuple[str | None, ...]) -> P:
+def spec(axes: tuple[str | None, ...], table: dict = TRAIN) -> P:
   """PartitionSpec of logical axes; an unknown name or one mesh axis used twice raises."""
-  entries = tuple(None if a is None else TABLE[a] for a in axes)
+  entries = tuple(None if a is None else table[a] for a in axes)
   flat = [m for e in entries for m in ((e,) if isinstance(e, str) else e or ())]
   if len(flat) != len(set(flat)):
     raise ValueError(f'logical axes {axes} put one mesh axis on two dimensions: {entries}')
@@ -73,7 +86,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Pins the layout of an activation under the mesh set by `jax.set_mesh`; plain single-device use has no mesh and no layout."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(axes))
+  return jax.lax.with_sharding_constraint(x, spec(axes, _in_force.get()))
 
 
 def rollout_layout(params):
@@ -86,7 +99,7 @@ def rollout_layout(params):
 def check_divisible(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> None:
   """Raises ConfigError naming the array whose dimension its mesh axes do not divide."""
   for size, axis in zip(shape, axes):
-    entry = None if axis is None else TABLE[axis]
+    entry = None if axis is None else TRAIN[axis]
     parts = math.prod(mesh.shape[m] for m in ((entry,) if isinstance(entry, str) else entry or ()))
     if size % parts:
       raise ConfigError(f'{name}: dimension {axis}={size} cannot be divided over {parts} devices of mesh axis {entry}')

@@ -6,7 +6,7 @@ codes of an item in turn. The item's probability is a mixture
 
   p(y | q) = (1 - g) * prod_l p(code_l | codes_<l, q)  +  g * sum_i a_i [item_i = y]
 
-of that generated semantic ID and a pointer over memory (pointer-generator: See et al., arXiv 1704.04368), because most
+of that generated semantic ID and a pointer over memory (pointer-generator: See et al., arXiv 1704.04368), because many
 conversions of a dormant user go to something already touched, and because it lets a reasoned candidate be taken up as it
 is. Every event is supervised in one pass: the query of event j sees only events with an earlier timestamp, so ties leak nothing.
 
@@ -27,7 +27,7 @@ from flax import nnx
 
 from rolegen_jax.config import EVENT_NAMES, BackboneConfig
 from rolegen_jax.data.rows import Trajectories
-from rolegen_jax.models.transformer import Attention, GatedMLP, RMSNorm, Transformer, attend, param
+from rolegen_jax.models.transformer import Attention, GatedMLP, RMSNorm, Transformer, attend, param, use, whole
 from rolegen_jax.sharding import constrain
 from rolegen_jax.vocab import COUNTS, GAPS, Vocabulary
 
@@ -111,7 +111,7 @@ class Backbone(nnx.Module):
     self.start = param(rngs, (width,), ('embed',), fan_in=width)
     self.temporal = Transformer(c, rngs=rngs)
     make = nnx.vmap(lambda rngs: QueryBlock(c, rngs=rngs))
-    self.query_blocks = make(rngs.fork(split=config.query_layers))
+    self.query_blocks = make(rngs.split(config.query_layers))
     self.depth = Transformer(dataclasses.replace(c, layers=config.depth_layers), rngs=rngs)
     self.readout = param(rngs, (vocab.levels, vocab.codes, width), (None, 'vocab', 'embed'), fan_in=width)
     self.recall_norm = RMSNorm(width)
@@ -124,7 +124,7 @@ class Backbone(nnx.Module):
   # Embedding
 
   def _embed(self, tokens):
-    return jnp.take(self.tokens[...], tokens, axis=0).astype(self.config.temporal.dtype)
+    return jnp.take(whole(self.tokens, self.config.temporal.dtype), tokens, axis=0)
 
   def _items(self, item, codes_IxL):
     """Sum of an item's code embeddings, [..., D]; zero where item is -1."""
@@ -193,8 +193,8 @@ class Backbone(nnx.Module):
 
   def _point(self, x, memory: Memory, age_BxQxSxA, event_BxSxE, copyable):
     f32 = jnp.float32
-    q = x @ self.pointer_query[...].astype(x.dtype)
-    k = memory.hidden @ self.pointer_key[...].astype(x.dtype)
+    q = x @ use(self.pointer_query, x.dtype)
+    k = memory.hidden @ use(self.pointer_key, x.dtype)
     logits = jnp.einsum('bqd,bsd->bqs', q, k, preferred_element_type=f32) / x.shape[-1] ** 0.5
     logits = logits + age_BxQxSxA.astype(f32) @ self.pointer_age[...] + (event_BxSxE.astype(f32) @ self.pointer_event[...])[:, None]
     log_pointer = jax.nn.log_softmax(jnp.where(copyable, logits, NEVER), axis=-1)
@@ -213,7 +213,7 @@ class Backbone(nnx.Module):
     positions = jnp.broadcast_to(jnp.arange(length + 1), (n, length + 1))
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length + 1, length + 1), bool)), (n, length + 1, length + 1))
     hidden = self.depth(x, positions, mask)
-    readout = self.readout[...][:length + 1].astype(hidden.dtype)
+    readout = whole(self.readout, hidden.dtype)[:length + 1]
     return jax.nn.log_softmax(jnp.einsum('nld,lkd->nlk', hidden, readout, preferred_element_type=jnp.float32), axis=-1)
 
   def log_prob(self, recall: Recall, memory: Memory, item_BxQ, codes_IxL) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rolegen_jax.config import ReasonerConfig
-from rolegen_jax.models.transformer import Transformer, param
+from rolegen_jax.models.transformer import Transformer, param, whole
 from rolegen_jax.vocab import Vocabulary
 
 
@@ -27,7 +27,7 @@ class Reasoner(nnx.Module):
     self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
 
   def embed(self, tokens):
-    return jnp.take(self.tokens[...], tokens, axis=0).astype(self.config.transformer.dtype)
+    return jnp.take(whole(self.tokens, self.config.transformer.dtype), tokens, axis=0)
 
   def hidden(self, tokens_NxT, valid_NxT) -> jax.Array:
     """Hidden states [N, T, D] of a whole sequence; tokens that are not valid are seen by nobody."""
@@ -35,7 +35,7 @@ class Reasoner(nnx.Module):
     return self.transformer(self.embed(tokens_NxT), positions, mask)
 
   def prefill(self, tokens_NxT, valid_NxT, room: int):
-    """(hidden [N, D] of the last token, cache with `room` more slots) of a prompt, in the ROLLOUT layout."""
+    """(hidden [N, D] of the last token, cache with `room` more slots) of a prompt."""
     positions, mask = _causal(valid_NxT)
     hidden, cache = self.transformer.prefill(self.embed(tokens_NxT), positions, mask)
     pad = ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))
@@ -48,7 +48,7 @@ class Reasoner(nnx.Module):
 
   def logits(self, hidden, start, size: int) -> jax.Array:
     """fp32 logits [..., size] of tokens start .. start + size - 1; `start` may be traced."""
-    rows = jax.lax.dynamic_slice_in_dim(self.readout[...], start, size).astype(hidden.dtype)
+    rows = jax.lax.dynamic_slice_in_dim(whole(self.readout, hidden.dtype), start, size)
     return jnp.einsum('...d,vd->...v', hidden, rows, preferred_element_type=jnp.float32)
 
 

@@ -18,7 +18,7 @@ import optax
 
 from rolegen_jax.config import Config
 from rolegen_jax.data.rows import Cases, Trajectories
-from rolegen_jax.models.backbone import PURCHASE, Backbone, Memory
+from rolegen_jax.models.backbone import NEVER, PURCHASE, Backbone, Memory
 from rolegen_jax.reasoning import feedback
 from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration, likelihood, next_event_loss
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -103,8 +103,9 @@ def align_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple
 
 
 def anchor_loss(rolegen: RoleGen, log_prob_BxT, role_log_prob, demo, cases: Cases) -> tuple[jax.Array, Metrics]:
-  """FR-CoT imitation from teacher-forced log-probs."""
-  loss = -jnp.sum(log_prob_BxT * demo.weight) / jnp.maximum(demo.weight.sum(), 1.0)
+  """FR-CoT imitation from teacher-forced log-probs. A label that the constraints rule out (imported roles) teaches nothing."""
+  weight = jnp.where(log_prob_BxT > NEVER / 2, demo.weight, 0.0)
+  loss = -jnp.sum(log_prob_BxT * weight) / jnp.maximum(weight.sum(), 1.0)
   known = cases.roles >= 0
   right = (jnp.argmax(role_log_prob, axis=-1) == cases.roles) & known
   return loss, dict(frcot_nll=loss, role_accuracy=right.sum() / jnp.maximum(known.sum(), 1))
@@ -183,14 +184,16 @@ def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Tri
 
   # Execution and Feedback
   loss_of = lambda p: execution_loss(rolegen, p, cases, rollout, trie, execution_key)
-  (execution, (gain, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params['backbone'])
+  with jax.named_scope('execution'):
+    (execution, (gain, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params['backbone'])
   backbone, backbone_opt = update(txs['backbone'], grads, state.opt['backbone'], params['backbone'])
   metrics |= dict(backbone_grad_norm=optax.global_norm(grads))
 
   # Reflection
   def reflect():
     loss_of = lambda p: reflection_loss(rolegen, p, params['reference'], cases, rollout, gain, trie, switches)
-    (loss, more), grads = jax.value_and_grad(loss_of, has_aux=True)(params['reasoner'])
+    with jax.named_scope('reflection'):
+      (loss, more), grads = jax.value_and_grad(loss_of, has_aux=True)(params['reasoner'])
     reasoner, opt = update(txs['reasoner'], grads, state.opt['reasoner'], params['reasoner'])
     d = config.reference_decay
     reference = jax.tree.map(lambda r, p: d * r + (1 - d) * p, params['reference'], reasoner)
