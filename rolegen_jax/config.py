@@ -98,11 +98,12 @@ class ReasonerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolesConfig:
-  """Thresholds that turn removal effects (nats) into hindsight roles."""
+  """Thresholds of the hindsight roles (`reasoning/roles.py`)."""
 
-  trigger_effect: float = 0.1  # at least this much of log p(y) lost by removal
-  distract_effect: float = -0.1  # removal raises log p(y) by at least this much
-  complement_lift: float = 1.5  # coarse codes bought by the same user more often than chance by this factor
+  intent_days: float = 14.0  # an intent ends after so long without contact with its neighbourhood
+  complement_lift: float = 1.4  # conversions after contact with another neighbourhood, over chance
+  trigger_z: float = 3.0  # sigmas above chance of conversions near y after the item
+  distract_z: float = -1.5  # sigmas below chance
 
 
 @dataclasses.dataclass(frozen=True)

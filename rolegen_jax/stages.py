@@ -35,7 +35,7 @@ from rolegen_jax.evaluation.report import write_report
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.reasoning.roles import PURCHASE, complement_table
+from rolegen_jax.reasoning.roles import Associations
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.trie import build_trie
@@ -96,28 +96,27 @@ class Run:
     return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, digest(self._artefacts, c.backbone))['backbone']
 
   @functools.cached_property
-  def complements(self) -> np.ndarray:
-    """bool [K, K]: coarse codes bought together more than chance, from training purchases."""
-    log, occasions = self.data
-    rows = np.flatnonzero((np.arange(len(log.item)) < occasions.train_end(log)[log.user]) & (log.event == PURCHASE))
-    c = self.config
-    return complement_table(log.user[rows], self.codes[log.item[rows], 0], c.semantic_ids.codes, c.roles.complement_lift)
+  def bare_cases(self) -> CaseTable:
+    """Training cases, roles unknown."""
+    return training_cases(*self.data, self.config.reasoner.role_events, self.config.reasoner.candidates)
+
+  @functools.cached_property
+  def associations(self) -> Associations:
+    return Associations.of(self.bare_cases, self.codes, self.config.semantic_ids.codes, self.config.reasoner.role_events)
 
   @functools.cached_property
   def cases(self) -> CaseTable:
     """Training cases with hindsight roles."""
-    log, occasions = self.data
-    r = self.config.reasoner
-    bare = training_cases(log, occasions, r.role_events, r.candidates)
+    bare, r = self.bare_cases, self.config.reasoner
     folder, done = self._begin('roles', digest(self._key('backbone'), self.config.roles, r.role_events))
     path = folder / 'roles.npz'
     if not done:
-      found = predict.hindsight(self.rolegen, self.backbone, bare, self.complements, self.trie, self.mesh, 'hindsight roles')
+      found = predict.hindsight(self.rolegen, self.backbone, bare, self.associations, self.trie, self.mesh, 'hindsight roles')
       temporary = folder / '.roles.tmp.npz'
       np.savez(temporary, **found._asdict())
       os.replace(temporary, path)
       self._end(folder, f'{len(bare)} conversions labelled')
-    return training_cases(log, occasions, r.role_events, r.candidates, np.load(path)['roles'])
+    return dataclasses.replace(bare, roles=np.load(path)['roles'])
 
   @functools.cached_property
   def aligned(self) -> dict:
@@ -177,7 +176,7 @@ class Run:
       rankings[name] = ('floor', made.items, made.settings)
     systems, differences = content.systems(c, log, occasions, rows, self.codes, rankings)
     known = dataclasses.replace(table, target=occasions.target[occasions.target_offsets[rows]])
-    hindsight = predict.hindsight(self.rolegen, self.trained['backbone'], known, self.complements, self.trie, self.mesh, 'test roles')
+    hindsight = predict.hindsight(self.rolegen, self.trained['backbone'], known, self.associations, self.trie, self.mesh, 'test roles')
     planted = self.workdir / 'data' / 'planted.parquet'
     truth = content.planted_truth(table, read_parquet(planted), c.reasoner.role_events) if planted.exists() else None
     roles, notes = content.roles(hindsight, found.roles, truth)

@@ -39,15 +39,15 @@ class CaseTable:
     return Cases(history, self.timestamp[index].astype(np.int32), self.target[index], self.roles[index], self.path[index])
 
 
-def training_cases(log: InteractionLog, occasions: Occasions, role_events: int, candidates: int, roles: np.ndarray | None = None) -> CaseTable:
-  """One case per (training occasion with a context, bought item). Without `roles` [N, M] they are unknown."""
+def training_cases(log: InteractionLog, occasions: Occasions, role_events: int, candidates: int) -> CaseTable:
+  """One case per (training occasion with a context, bought item), roles unknown."""
   first, last = occasions.target_offsets[:-1], occasions.target_offsets[1:]
   usable = (occasions.split == TRAIN) & (occasions.context_end > log.offsets[occasions.user])
   occasion = np.repeat(np.arange(len(first)), (last - first) * usable)
   pair = np.concatenate([np.arange(f, l) for f, l in zip(first[usable], last[usable])]) if usable.any() else np.zeros(0, np.int64)
   user, end, target = occasions.user[occasion], occasions.context_end[occasion], occasions.target[pair]
   path = _paths(log, occasions.train_end(log)[user], end, target, candidates)
-  roles = np.full((len(user), role_events), -1, np.int32) if roles is None else roles
+  roles = np.full((len(user), role_events), -1, np.int32)
   return CaseTable(log, user, end, occasions.timestamp[occasion], target, roles, path)
 
 

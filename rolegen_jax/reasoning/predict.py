@@ -14,7 +14,7 @@ from rolegen_jax.compile import jit
 from rolegen_jax.data.cases import CaseTable
 from rolegen_jax.progress import progress
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.reasoning.roles import label_roles, removal_effects
+from rolegen_jax.reasoning.roles import Associations, label_roles, removal_effects
 from rolegen_jax.semantic_ids.trie import Trie
 
 
@@ -53,17 +53,21 @@ def predict(
   return Predictions(*columns, *(None,) * (len(Predictions._fields) - len(columns)))
 
 
-def hindsight(rolegen: RoleGen, backbone_params, table: CaseTable, complements: np.ndarray, trie: Trie, mesh: Mesh, label: str = 'roles') -> Hindsight:
+def hindsight(rolegen: RoleGen, backbone_params, table: CaseTable, found: Associations, trie: Trie, mesh: Mesh, label: str = 'roles') -> Hindsight:
   """Removal effects and roles of every case whose target is known."""
   config = rolegen.config
 
-  def batch(params, trie, complements, number, cases):
+  def batch(params, trie, number, cases):
     del number
-    backbone = rolegen.bind('backbone', params)
-    effect, log_prob = removal_effects(backbone, cases, trie.item_codes, config.reasoner.role_events)
-    return label_roles(cases, effect, trie.item_codes, complements, config.roles), effect, log_prob
+    return removal_effects(rolegen.bind('backbone', params), cases, trie.item_codes, config.reasoner.role_events)
 
-  return Hindsight(*_over(rolegen, batch, (backbone_params, jax.device_put(trie, sharding.sharding(mesh)), complements), table, mesh, label))
+  effect, log_prob = _over(rolegen, batch, (backbone_params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label)
+  roles = []
+  for start in range(0, len(table), 1024):  # in parts, for memory
+    part = np.arange(start, min(start + 1024, len(table)))
+    history = table.rows(part, config.backbone.context).history
+    roles.append(label_roles(history, table.target[part], effect[part], found, config.roles))
+  return Hindsight(np.concatenate(roles), effect, log_prob)
 
 
 def _over(rolegen: RoleGen, function: Callable, fixed: tuple, table: CaseTable, mesh: Mesh, label: str, *extra) -> list[np.ndarray]:

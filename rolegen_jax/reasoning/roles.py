@@ -1,19 +1,23 @@
 """Functional roles in hindsight: what each event did for the conversion that followed.
 
 The removal effect of event i is log p(y | h) - log p(y | h without i) under the backbone, for all of the last M events in
-one vmapped forward. Removal effects of a predictive model are associations, not causes, unless exposure was randomised;
-only in the simulated world are the true ones known.
+one vmapped forward. One effect is noisy, so a role that rests on it must also show in the statistics of all training
+conversions (`Associations`). Both are associations, not causes, unless exposure was randomised; only in the simulated world
+are the true effects known.
 
-Shapes: B occasions, n history events, M last events, K codes per level.
+Shapes: B occasions, n history events, M last events, I items, K codes per level.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, RolesConfig
+from rolegen_jax.data.cases import CaseTable
 from rolegen_jax.data.rows import Cases, Trajectories
 from rolegen_jax.models.backbone import Backbone
 
@@ -45,46 +49,84 @@ def removal_effects(backbone: Backbone, cases: Cases, codes_IxL, last: int) -> t
   return jnp.where(cases.history.segment[:, -last:] > 0, effect, 0.0), log_probs[0]
 
 
-def label_roles(cases: Cases, effect_BxM, codes_IxL, complements_KxK, config: RolesConfig) -> jax.Array:
-  """Roles int32 [B, M] of the last M events, given the conversion; -1 where there is no event.
+@dataclasses.dataclass(frozen=True)
+class Associations:
+  """How often contact with an item came before conversions of each neighbourhood (coarse code), over training cases.
 
-  `Neighbourhood` means the coarse (level-0) code. In order, the first that holds:
+  Counts are of (event among the last M that is no purchase, conversion) pairs; expected = under independence.
+  """
+
+  coarse: np.ndarray  # int32 [I], neighbourhood of each item
+  pair: np.ndarray  # int64 [S], sorted keys item * K + neighbourhood of the conversion that occur
+  count: np.ndarray  # float64 [S]
+  item_total: np.ndarray  # float64 [I]
+  target_share: np.ndarray  # float64 [K], share of conversions by neighbourhood
+  lift_KxK: np.ndarray  # float64, (event's neighbourhood, conversion's) observed over expected
+
+  @classmethod
+  def of(cls, table: CaseTable, codes_IxL: np.ndarray, codes: int, last: int) -> Associations:
+    coarse, log = codes_IxL[:, 0], table.log
+    index = table.end[:, None] - last + np.arange(last)
+    case, _ = np.nonzero(index >= log.offsets[table.user][:, None])
+    row = index[index >= log.offsets[table.user][:, None]]
+    contact = log.event[row] != PURCHASE
+    item, target = log.item[row[contact]].astype(np.int64), coarse[table.target[case[contact]]]
+    pair, count = np.unique(item * codes + target, return_counts=True)
+    share = np.bincount(coarse[table.target], minlength=codes) / max(len(table), 1)
+    both = np.zeros((codes, codes))
+    np.add.at(both, (coarse[item], target), 1.0)
+    lift = both / np.maximum(both.sum(1, keepdims=True) * share, 1.0)
+    return cls(coarse, pair, count.astype(np.float64), np.bincount(item, minlength=len(coarse)).astype(np.float64), share, lift)
+
+  def z(self, item: np.ndarray, neighbourhood: np.ndarray) -> np.ndarray:
+    """Standard score of the count of (item, conversion in that neighbourhood) against chance, any shape; shrunk for rare items."""
+    key = item.astype(np.int64) * len(self.target_share) + neighbourhood
+    at = np.minimum(np.searchsorted(self.pair, key), max(len(self.pair) - 1, 0))
+    count = np.where(self.pair[at] == key, self.count[at], 0.0) if len(self.pair) else np.zeros(key.shape)
+    expected = self.item_total[item] * self.target_share[neighbourhood]
+    return (count - expected) / np.sqrt(expected + 1.0)
+
+
+def label_roles(history: Trajectories, target_B: np.ndarray, effect_BxM: np.ndarray, found: Associations, config: RolesConfig) -> np.ndarray:
+  """Roles int32 [B, M] of the last M events, given the conversion; -1 where there is no event. Numpy, on the host.
+
+  `Neighbourhood` is the coarse (level-0) code; an intent is a run of events in y's neighbourhood that ends with a purchase
+  there or after `intent_days` without one. In order, the first that holds:
     CONVERT     the event is a purchase
-    REINFORCE   y's neighbourhood, the same item was touched before
-    ANCHOR      y's neighbourhood, touched for the first time
+    REINFORCE   y's neighbourhood, an item already met in this intent
+    ANCHOR      y's neighbourhood, first contact of the intent, or first contact with y itself in it
     COMPARE     y's neighbourhood otherwise
-    DISTRACT    removal raises log p(y) by at least -distract_effect
-    COMPLEMENT  a neighbourhood bought together with y's more than chance
-    TRIGGER     removal lowers log p(y) by at least trigger_effect
+    COMPLEMENT  a neighbourhood after which y's is bought at least `complement_lift` times as often as by chance
+    TRIGGER     removal lowers log p(y), and conversions near y follow the item more often than chance by `trigger_z` sigmas
+    DISTRACT    removal raises log p(y), and conversions near y follow the item less often than chance by `distract_z` sigmas
     EXPLORE     nothing of these
   """
-  m, n = effect_BxM.shape[1], cases.history.item.shape[1]
-  item, real = cases.history.item, cases.history.segment > 0
-  coarse = jnp.take(codes_IxL[:, 0], jnp.maximum(item, 0))
-  target_coarse = jnp.take(codes_IxL[:, 0], jnp.maximum(cases.target, 0))
-  earlier = jnp.tril(jnp.ones((n, n), bool), -1) & real[:, None]
-  seen = lambda a: (earlier & (a[:, :, None] == a[:, None])).any(-1)[:, -m:]
-  touched_item, touched_coarse = seen(item), seen(coarse)
-  item, coarse, real, event = (a[:, -m:] for a in (item, coarse, real, cases.history.event))
-  near = coarse == target_coarse[:, None]
+  m, (b, n) = effect_BxM.shape[1], history.item.shape
+  item, event, time = np.maximum(history.item, 0), history.event, history.timestamp
+  real = history.segment > 0
+  neighbourhood = found.coarse[np.maximum(target_B, 0)][:, None]
+  near = real & (found.coarse[item] == neighbourhood)
+
+  slots = np.broadcast_to(np.arange(n), (b, n))
+  latest = np.maximum.accumulate(np.where(near, slots, -1), axis=1)
+  before = np.concatenate([np.full((b, 1), -1), latest[:, :-1]], axis=1)  # latest event in the neighbourhood before each slot
+  at = lambda a: np.take_along_axis(a, np.maximum(before, 0), axis=1)
+  opens = near & ((before < 0) | (at(event) == PURCHASE) | (time - at(time) > config.intent_days * 86_400))
+  intent = np.cumsum(opens, axis=1)
+  same = (item[:, -m:, None] == item[:, None]) & (intent[:, -m:, None] == intent[:, None]) & (near & (event != PURCHASE))[:, None]
+  met = (same & (slots[:, None] < slots[:, -m:, None])).any(-1)
+
+  last = lambda a: a[:, -m:]
+  item, event, near, opens = last(item), last(event), last(near), last(opens)
+  z = found.z(item, np.broadcast_to(neighbourhood, item.shape))
   tests = [
-      ('CONVERT', event == PURCHASE), ('REINFORCE', near & touched_item), ('ANCHOR', near & ~touched_coarse), ('COMPARE', near),
-      ('DISTRACT', effect_BxM <= config.distract_effect), ('COMPLEMENT', complements_KxK[coarse, target_coarse[:, None]]),
-      ('TRIGGER', effect_BxM >= config.trigger_effect),
+      ('CONVERT', event == PURCHASE),
+      ('REINFORCE', near & met),
+      ('ANCHOR', near & (opens | (item == target_B[:, None]))),
+      ('COMPARE', near),
+      ('COMPLEMENT', found.lift_KxK[found.coarse[item], neighbourhood] >= config.complement_lift),
+      ('TRIGGER', (effect_BxM > 0) & (z >= config.trigger_z)),
+      ('DISTRACT', (effect_BxM < 0) & (z <= config.distract_z)),
   ]
-  role = jnp.select([test for _, test in tests], [ROLE_NAMES.index(name) for name, _ in tests], ROLE_NAMES.index('EXPLORE'))
-  return jnp.where(real & (cases.target >= 0)[:, None], role, -1).astype(jnp.int32)
-
-
-def complement_table(user: np.ndarray, coarse: np.ndarray, codes: int, lift: float) -> np.ndarray:
-  """bool [K, K]: coarse codes bought by the same users at least `lift` times as often as by chance (and by 3 users or more).
-
-  user, coarse: one entry per training purchase.
-  """
-  bought = np.zeros((user.max() + 1 if len(user) else 1, codes), np.float32)
-  bought[user, coarse] = 1.0
-  together, alone = bought.T @ bought, bought.sum(0)
-  expected = np.outer(alone, alone) / max(int((bought.sum(1) > 0).sum()), 1)
-  table = (together >= lift * np.maximum(expected, 1e-9)) & (together >= 3)
-  np.fill_diagonal(table, False)
-  return table
+  role = np.select([test for _, test in tests], [ROLE_NAMES.index(name) for name, _ in tests], ROLE_NAMES.index('EXPLORE'))
+  return np.where(last(real) & (target_B >= 0)[:, None], role, -1).astype(np.int32)
