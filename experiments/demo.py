@@ -13,7 +13,7 @@ def get_config(arg: str = '') -> c.Config:
       backbone=c.BackboneConfig(temporal=model, context=64, beam=50),
       reasoner=c.ReasonerConfig(transformer=model, events=16, role_events=12),
       warmup=fast(300, 32),
-      align=fast(60, 32),
-      reason=fast(200, 32),
+      align=fast(150, 32),
+      reason=fast(300, 32),
       loop_stage=c.StageConfig(120, 16, c.OptimizerConfig(learning_rate=1e-3, warmup=20), save_every=40),
   )

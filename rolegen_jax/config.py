@@ -92,7 +92,7 @@ class ReasonerConfig:
   intents: int = 2  # intents per completion
   intent_levels: int = 1  # codes of the SID prefix that names an intent
   candidates: int = 4  # items on the path of one completion
-  temperature: float = 1.0  # of sampled rollouts
+  temperature: float = 0.5  # of rollouts; demonstrations are fitted at 1
   pretrained: str = ''  # folder of a pretrained decoder; '' = from scratch
 
 

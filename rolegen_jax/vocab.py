@@ -41,8 +41,8 @@ class Vocabulary:
 
   @property
   def size(self) -> int:
-    """Rows of the token table: all blocks, rounded up."""
-    used = sum(size for _, size in self.blocks.values())
+    """Rows of the token table: all blocks, and room to read as many rows as there are roles from any block's start, rounded up."""
+    used = sum(size for _, size in self.blocks.values()) + max(len(self.roles) - self.codes, 0)
     return -(-used // ROUND) * ROUND
 
   @property

@@ -120,6 +120,7 @@ class Backbone(nnx.Module):
     self.pointer_age = nnx.Param(jnp.zeros((AGE_FEATURES,)), axes=(None,))
     self.pointer_event = nnx.Param(jnp.zeros((NO_EVENT + 1,)), axes=(None,))
     self.gate = nnx.Param(jnp.zeros((width + 1,)), axes=(None,))
+    self.confidence = nnx.Param(jnp.zeros((width,)), axes=(None,))
 
   # Embedding
 
@@ -152,9 +153,10 @@ class Backbone(nnx.Module):
     first = memory.hidden.shape[1] - roles_BxM.shape[1]
     return memory._replace(hidden=memory.hidden.at[:, first:].add(marks))
 
-  def add_candidates(self, memory: Memory, item_BxC, world_BxC, codes_IxL) -> Memory:
-    """Appends a block of candidate items [B, C] of the given worlds to unpacked rows; -1 = no candidate."""
+  def add_candidates(self, memory: Memory, item_BxC, world_BxC, log_prob_BxC, codes_IxL) -> Memory:
+    """Appends a block of candidate items [B, C] of the given worlds, with the reasoner's log-prob of each; -1 = no candidate."""
     hidden = self._items(item_BxC, codes_IxL) + self._embed(self.vocab.world(world_BxC))
+    hidden = hidden + log_prob_BxC[..., None].astype(hidden.dtype) * self.confidence[...].astype(hidden.dtype)
     join = lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=1)
     return Memory(
         join(memory.hidden, hidden), join(memory.item, item_BxC), join(memory.event, jnp.full_like(item_BxC, NO_EVENT)),

@@ -1,7 +1,8 @@
 """The Conversion Trajectory Reasoner: a causal language model over the one vocabulary.
 
 What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: token embedding, the
-shared transformer stack, and a readout that is always restricted to the block of the vocabulary that a position may hold.
+shared transformer stack, and a readout tied to the embedding (copying an item of the prompt is the first thing to learn) that
+is always restricted to the block of the vocabulary that a position may hold.
 
 Shapes: N sequences, T tokens, S cache slots, D width, V block width.
 """
@@ -24,7 +25,6 @@ class Reasoner(nnx.Module):
     self.config, self.vocab = config, vocab
     self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     self.transformer = Transformer(config.transformer, rngs=rngs)
-    self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
 
   def embed(self, tokens):
     return jnp.take(whole(self.tokens, self.config.transformer.dtype), tokens, axis=0)
@@ -48,7 +48,7 @@ class Reasoner(nnx.Module):
 
   def logits(self, hidden, start, size: int) -> jax.Array:
     """fp32 logits [..., size] of tokens start .. start + size - 1; `start` may be traced."""
-    rows = jax.lax.dynamic_slice_in_dim(whole(self.readout, hidden.dtype), start, size)
+    rows = jax.lax.dynamic_slice_in_dim(whole(self.tokens, hidden.dtype), start, size)
     return jnp.einsum('...d,vd->...v', hidden, rows, preferred_element_type=jnp.float32)
 
 

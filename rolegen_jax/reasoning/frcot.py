@@ -147,7 +147,7 @@ def demonstration(layout: Layout, cases: Cases, codes_IxL) -> Demonstration:
   return Demonstration(jnp.concatenate(tokens, 1).astype(jnp.int32), jnp.concatenate(weight, 1).astype(jnp.float32))
 
 
-def constrained_log_softmax(logits, allowed, temperature: float):
+def constrained_log_softmax(logits, allowed, temperature):
   """log-softmax over allowed entries at a temperature; NEVER elsewhere, and everywhere where nothing is allowed."""
   masked = jnp.where(allowed, logits / temperature, NEVER)
   return jnp.where(allowed, jax.nn.log_softmax(masked, axis=-1), NEVER)
@@ -159,9 +159,10 @@ class Likelihood(NamedTuple):
   role_log_prob: jax.Array  # fp32 [N, M, roles]
 
 
-def likelihood(reasoner: Reasoner, layout: Layout, prompt: Prompt, tokens_NxT, trie: Trie) -> Likelihood:
-  """Teacher-forced log-probs of completions, one forward pass."""
-  v, temperature = layout.vocab, layout.config.temperature
+def likelihood(reasoner: Reasoner, layout: Layout, prompt: Prompt, tokens_NxT, trie: Trie, temperature=None) -> Likelihood:
+  """Teacher-forced log-probs of completions, one forward pass, at a temperature (number or fp32 [N]; default: that of rollouts)."""
+  v = layout.vocab
+  temperature = jnp.reshape(jnp.asarray(layout.config.temperature if temperature is None else temperature, jnp.float32), (-1, 1, 1))
   sequence = jnp.concatenate([prompt.tokens, tokens_NxT], axis=1)
   valid = jnp.concatenate([prompt.valid, jnp.ones(tokens_NxT.shape, bool)], axis=1)
   hidden = reasoner.hidden(sequence, valid)[:, layout.prompt_length - 1:-1]

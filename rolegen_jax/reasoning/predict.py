@@ -37,13 +37,13 @@ class Hindsight(NamedTuple):
 
 def predict(
     rolegen: RoleGen, params, table: CaseTable, trie: Trie, mesh: Mesh, beams: int, reasoning: bool = True, intervene: bool = True,
-    label: str = 'recommend',
+    label: str = 'recommend', noise: float = 1.0,
 ) -> Predictions:
   """Recommends for every case. The noise of a case depends on the seed and its place in the table only."""
 
   def batch(params, trie, number, cases, intervene):
     key = jax.random.fold_in(jax.random.key(rolegen.config.evaluation.seed), number)
-    found = rolegen.recommend(params, cases, trie, key, beams, reasoning, intervene)
+    found = rolegen.recommend(params, cases, trie, key, beams, reasoning, intervene, noise)
     if found.rollout is None:
       return found.ranking.item, found.ranking.score
     r = found.rollout

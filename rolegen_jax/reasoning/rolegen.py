@@ -60,13 +60,15 @@ class RoleGen:
     roles = jnp.where(keep_B[:, None], rollout.roles[:, 0], -1)
     items = jnp.where(keep_B[:, None], rollout.candidates.reshape(b, w * p), -1)
     worlds = jnp.broadcast_to(jnp.repeat(jnp.arange(w), p), (b, w * p))
-    return backbone.add_candidates(backbone.add_roles(memory, roles), items, worlds, trie.item_codes)
+    log_prob = rollout.candidate_log_prob.reshape(b, w * p)
+    return backbone.add_candidates(backbone.add_roles(memory, roles), items, worlds, log_prob, trie.item_codes)
 
   def add_world(self, backbone: Backbone, memory: Memory, rollout: Rollout, world, trie: Trie) -> Memory:
     """Memory with the roles and candidates of one world alone (index may be traced)."""
     roles, items = rollout.roles[:, world], rollout.candidates[:, world]
     marks = jnp.broadcast_to(world, items.shape).astype(jnp.int32)
-    return backbone.add_candidates(backbone.add_roles(memory, roles), items, marks, trie.item_codes)
+    log_prob = rollout.candidate_log_prob[:, world]
+    return backbone.add_candidates(backbone.add_roles(memory, roles), items, marks, log_prob, trie.item_codes)
 
   @staticmethod
   def ask(backbone: Backbone, memory: Memory, timestamp_B, key=None) -> Recall:

@@ -38,6 +38,7 @@ class Rollout(NamedTuple):
   free: jax.Array  # bool [B, W, T]: sampled, so it may carry gradient; False at marks, interventions and empty slots
   roles: jax.Array  # int32 [B, W, M]; -1 where there is no event
   candidates: jax.Array  # int32 [B, W, P] item indices
+  candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes as sampled
   interventions: Interventions
 
 
@@ -141,7 +142,8 @@ def rollout_worlds(reasoner: Reasoner, layout: Layout, prompt: Prompt, intervent
   free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (forced < 0))
   roles = jnp.where(has_event, tokens[:, :m] - layout.vocab.blocks['role'][0], -1)
   candidates = leaf(trie, node[:, layout.path_slots[:, -1]])
-  return Rollout(*(unflat(x) for x in (tokens, log_prob, free, roles, candidates)), interventions)
+  candidate_log_prob = log_prob[:, layout.path_slots].sum(-1)
+  return Rollout(*(unflat(x) for x in (tokens, log_prob, free, roles, candidates, candidate_log_prob)), interventions)
 
 
 def reason(reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, remove_share: float, intervene, noise: float = 1.0) -> Rollout:

@@ -117,7 +117,7 @@ def reason_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tupl
   reasoner, layout = rolegen.bind('reasoner', params), rolegen.layout
   prompt = build_prompt(layout, cases.history, cases.timestamp, trie.item_codes)
   demo = demonstration(layout, cases, trie.item_codes)
-  found = likelihood(reasoner, layout, prompt, demo.tokens, trie)
+  found = likelihood(reasoner, layout, prompt, demo.tokens, trie, temperature=1.0)
   loss, metrics = anchor_loss(rolegen, found.log_prob, found.role_log_prob, demo, cases)
   return loss, metrics
 
@@ -135,7 +135,9 @@ def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: 
   join = lambda a, d: rows(jnp.concatenate([per_user(a, w), d[:, None]], axis=1).reshape(b * (w + 1), *a.shape[1:]))
   everything = Prompt(*(join(a, d) for a, d in zip(chains, prompt)))
   flat = rows(rollout.tokens.reshape(b * w, t))
-  found = likelihood(rolegen.bind('reasoner', params), layout, everything, join(flat, demo.tokens), trie)
+  # Rollouts are colder than the distribution that demonstrations fit: a path is a best guess, not a sample of the market.
+  temperature = rows(jnp.tile(jnp.array([layout.config.temperature] * w + [1.0]), b))
+  found = likelihood(rolegen.bind('reasoner', params), layout, everything, join(flat, demo.tokens), trie, temperature)
   before = likelihood(rolegen.bind('reasoner', jax.lax.stop_gradient(reference)), layout, chains, flat, trie)
   found = jax.tree.map(lambda x: per_user(x, w + 1), found)
   reward, metrics = feedback.rewards(rollout.candidates, cases.target, gain_BxW, trie.item_codes, config)
