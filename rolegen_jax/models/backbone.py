@@ -33,7 +33,7 @@ from rolegen_jax.vocab import COUNTS, GAPS, Vocabulary
 
 PURCHASE = EVENT_NAMES.index('purchase')
 NO_EVENT = len(EVENT_NAMES)  # memory slots that are no event: candidates and the start slot
-AGE_FEATURES = 8
+AGE_FEATURES = 9
 NEVER = -1e9  # log of a probability that is none, finite so that gradients stay so
 
 
@@ -45,6 +45,7 @@ class Memory(NamedTuple):
   event: jax.Array  # int32 [B, S], NO_EVENT for candidates and start
   timestamp: jax.Array  # int32 [B, S]
   segment: jax.Array  # int32 [B, S], 0 = never visible
+  count: jax.Array  # int32 [B, S], repeats of the event; 1 where it is no event
 
 
 class Recall(NamedTuple):
@@ -66,14 +67,19 @@ def count_bucket(count: jax.Array) -> jax.Array:
   return jnp.clip(jnp.floor(jnp.log2(jnp.maximum(count, 1).astype(jnp.float32))), 0, COUNTS - 1).astype(jnp.int32)
 
 
-def age_features(age_s: jax.Array, rank: jax.Array) -> jax.Array:
-  """[..., AGE_FEATURES] of age in seconds and in events; a linear map of them holds any exponential recency rule in its exponent."""
+def age_features(age_s: jax.Array, rank: jax.Array, count: jax.Array) -> jax.Array:
+  """[..., AGE_FEATURES] of age in seconds and in events, and repeats; the exponential recency rule is linear in them."""
   days = jnp.maximum(age_s, 0).astype(jnp.float32) / 86_400.0
   rank = jnp.maximum(rank, 0).astype(jnp.float32)
   return jnp.stack([
       jnp.log1p(24.0 * days) / 4.0, jnp.minimum(days / 7.0, 8.0), jnp.exp(-24.0 * days), jnp.exp(-days), jnp.exp(-days / 3.0),
-      jnp.exp(-days / 10.0), jnp.log1p(rank) / 2.0, jnp.minimum(rank / 16.0, 8.0),
+      jnp.exp(-days / 10.0), jnp.log1p(rank) / 2.0, jnp.minimum(rank / 16.0, 8.0), jnp.log(jnp.maximum(count, 1).astype(jnp.float32)),
   ], axis=-1)
+
+
+# Where the pointer starts: the recency rule count * weight(event) * exp(-age / 7 days), a strong floor on every log we know.
+RECENCY_RULE = (0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+EVENT_WEIGHTS = (0.5, 1.0, 2.0, 3.0, 1.0, 5.0, 1.0)  # by event code, then NO_EVENT
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -115,10 +121,10 @@ class Backbone(nnx.Module):
     self.depth = Transformer(dataclasses.replace(c, layers=config.depth_layers), rngs=rngs)
     self.readout = param(rngs, (vocab.levels, vocab.codes, width), (None, 'vocab', 'embed'), fan_in=width)
     self.recall_norm = RMSNorm(width)
-    self.pointer_query = param(rngs, (width, width), ('embed', None))
+    self.pointer_query = param(rngs, (width, width), ('embed', None), scale=0.1)  # content counts for little at first
     self.pointer_key = param(rngs, (width, width), ('embed', None))
-    self.pointer_age = nnx.Param(jnp.zeros((AGE_FEATURES,)), axes=(None,))
-    self.pointer_event = nnx.Param(jnp.zeros((NO_EVENT + 1,)), axes=(None,))
+    self.pointer_age = nnx.Param(jnp.array(RECENCY_RULE), axes=(None,))
+    self.pointer_event = nnx.Param(jnp.log(jnp.array(EVENT_WEIGHTS)), axes=(None,))
     self.gate = nnx.Param(jnp.zeros((width + 1,)), axes=(None,))
     self.confidence = nnx.Param(jnp.zeros((width,)), axes=(None,))
 
@@ -145,7 +151,7 @@ class Backbone(nnx.Module):
     hidden = self.temporal(dropout(x, self.config.dropout, key), positions, mask)
     start = jnp.broadcast_to(self.start[...].astype(hidden.dtype), hidden[:, :1].shape)
     pad = lambda a, fill: jnp.pad(a, ((0, 0), (1, 0)), constant_values=fill)
-    return Memory(jnp.concatenate([start, hidden], 1), pad(t.item, -1), pad(t.event, NO_EVENT), pad(t.timestamp, 0), pad(t.segment, -1))
+    return Memory(jnp.concatenate([start, hidden], 1), pad(t.item, -1), pad(t.event, NO_EVENT), pad(t.timestamp, 0), pad(t.segment, -1), pad(t.count, 1))
 
   def add_roles(self, memory: Memory, roles_BxM) -> Memory:
     """Marks the last M events of unpacked, right-aligned rows with their roles; -1 = none."""
@@ -161,6 +167,7 @@ class Backbone(nnx.Module):
     return Memory(
         join(memory.hidden, hidden), join(memory.item, item_BxC), join(memory.event, jnp.full_like(item_BxC, NO_EVENT)),
         join(memory.timestamp, jnp.zeros_like(item_BxC)), join(memory.segment, jnp.where(item_BxC >= 0, -1, 0)),
+        join(memory.count, jnp.ones_like(item_BxC)),
     )
 
   # Recall
@@ -181,7 +188,7 @@ class Backbone(nnx.Module):
     x = context + self._embed(v.event(event_BxQ)) + self._embed(v.gap(gap_bucket(gap)))
     age = jnp.where(past, timestamp_BxQ[..., None] - memory.timestamp[:, None], 0)
     rank = jnp.where(past, last[..., None] - slots, 0)
-    age_BxQxSxA = (age_features(age, rank) * is_event[..., None]).astype(x.dtype)
+    age_BxQxSxA = (age_features(age, rank, jnp.broadcast_to(memory.count[:, None], age.shape)) * is_event[..., None]).astype(x.dtype)
     event_BxSxE = jax.nn.one_hot(memory.event, NO_EVENT + 1, dtype=x.dtype)
 
     def layer(x, block):

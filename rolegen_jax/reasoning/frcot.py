@@ -124,7 +124,8 @@ def demonstration(layout: Layout, cases: Cases, codes_IxL) -> Demonstration:
   """FR-CoT in hindsight: labelled roles, the intents of the path (target's first), the path that the user really took."""
   v, c = layout.vocab, layout.config
   b = cases.target.shape[0]
-  known = cases.roles >= 0
+  purchase = cases.history.event[:, -c.role_events:] == PURCHASE
+  known = (cases.roles >= 0) & ((cases.roles == CONVERT) == purchase)  # an imported role that no chain can hold is none
   roles = jnp.where(known, v.role(jnp.maximum(cases.roles, 0)), v.control('UNKNOWN_ROLE'))
   path_codes = jnp.take(codes_IxL, jnp.maximum(cases.path, 0), axis=0)  # [B, P, L]
   on_path = cases.path >= 0
