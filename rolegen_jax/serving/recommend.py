@@ -25,10 +25,9 @@ DAY = 86_400  # seconds
 
 
 def recommend(
-    rolegen: RoleGen, params, log, occasions, trie, mesh: Mesh, users: str, output: str | os.PathLike, top: int = 10
+    rolegen: RoleGen, params, log, trie, mesh: Mesh, users: str, output: str | os.PathLike, top: int = 10
 ) -> pl.DataFrame:
   """Writes and returns the table for `users`: all, dormant or a file of ids. Raises DataError naming an unknown id's line."""
-  del occasions
   config = rolegen.config
   if top > config.backbone.beam:
     raise ConfigError(f'--top={top}: must be at most backbone.beam={config.backbone.beam}')

@@ -164,7 +164,7 @@ def supervised_step(rolegen: RoleGen, model: str, loss_fn: Callable, tx, state: 
   loss_of = lambda params: loss_fn(rolegen, params, batch, trie, key)
   (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[model])
   params, opt = update(tx, grads, state.opt[model], state.params[model])
-  metrics |= dict(loss=loss, grad_norm=optax.global_norm(grads))
+  metrics |= dict(loss=loss, grad_norm=optax.tree.norm(grads))
   return State(state.step + 1, state.params | {model: params}, state.opt | {model: opt}), metrics
 
 
@@ -189,7 +189,7 @@ def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Tri
   with jax.named_scope('execution'):
     (execution, (gain, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(params['backbone'])
   backbone, backbone_opt = update(txs['backbone'], grads, state.opt['backbone'], params['backbone'])
-  metrics |= dict(backbone_grad_norm=optax.global_norm(grads))
+  metrics |= dict(backbone_grad_norm=optax.tree.norm(grads))
 
   # Reflection
   def reflect():
@@ -199,7 +199,7 @@ def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Tri
     reasoner, opt = update(txs['reasoner'], grads, state.opt['reasoner'], params['reasoner'])
     d = config.reference_decay
     reference = jax.tree.map(lambda r, p: d * r + (1 - d) * p, params['reference'], reasoner)
-    return reasoner, reference, opt, more | dict(reasoner_grad_norm=optax.global_norm(grads), reasoner_loss=loss)
+    return reasoner, reference, opt, more | dict(reasoner_grad_norm=optax.tree.norm(grads), reasoner_loss=loss)
 
   if config.reflect_every == 1:
     reasoner, reference, reasoner_opt, more = reflect()

@@ -1,0 +1,87 @@
+"""A whole run at the smallest size, and what the commands say about wrong input."""
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from rolegen_jax import commands
+from rolegen_jax.config import ROLE_NAMES, ConfigError
+from rolegen_jax.data.files import DataError
+from rolegen_jax.serving.recommend import recommend
+from rolegen_jax.stages import Run, saved_config
+from tests import tiny
+
+SMALL = [f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES] + [
+    'world.users=200', 'world.items=64', 'world.categories=8', 'semantic_ids.codes=8', 'backbone.context=16', 'backbone.beam=20',
+    'reasoner.events=6', 'reasoner.role_events=4', 'warmup.steps=4', 'align.steps=2', 'reason.steps=2', 'loop_stage.steps=3',
+    'warmup.batch=8', 'align.batch=8', 'reason.batch=8', 'loop_stage.batch=8', 'evaluation.batch=64', 'evaluation.ks=(1,10)',
+    'evaluation.sasrec_steps=2', 'evaluation.bootstrap=50',
+]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run with its report."""
+  made = Run(commands.experiment('demo', SMALL), tmp_path_factory.mktemp('run'))
+  made.report()
+  return made
+
+
+def test_the_report_compares_with_floors_and_ablations(run):
+  report = json.loads((run.workdir / 'report.json').read_text())
+  assert set(report['systems']) == {'RoleGen', 'no_reasoner', 'popularity', 'recency', 'item_knn', 'SASRec'}
+  assert report['provenance']['simulated'] is True
+  assert 0 <= report['roles']['agreement']['macro_f1'] <= 1
+  assert {row['stage'] for row in report['training']} == {'backbone', 'align', 'reason', 'loop', 'ablations/no_reasoner'}
+  assert 'SIMULATED' in (run.workdir / 'report.html').read_text()
+
+
+def test_a_second_start_trains_nothing(run, capfd):
+  again = Run(saved_config(run.workdir), run.workdir)
+  again.trained
+  said = capfd.readouterr().err
+  assert all(f'{stage}: up to date' in said for stage in ('data', 'semantic_ids', 'backbone', 'roles', 'align', 'reason', 'loop'))
+
+
+def test_recommendations_carry_their_reasons(run, tmp_path):
+  output = tmp_path / 'out.parquet'
+  recommend(run.rolegen, run.trained, run.data[0], run.trie, run.mesh, 'dormant', output, top=5)
+  table = pl.read_parquet(output)
+  log = run.data[0]
+  assert set(table['item_id']) <= set(log.items['item_id'])
+  assert table.group_by('user_id').len()['len'].to_list() == [5] * table['user_id'].n_unique()
+  assert table.group_by('user_id').agg(pl.col('score').is_sorted(descending=True))['score'].all()
+  assert {pivot['role'] for pivots in table['pivots'] for pivot in pivots} <= set(ROLE_NAMES)
+  bought_last = log.user[log.timestamp == log.timestamp.max()]
+  assert set(table['user_id']).isdisjoint(log.users.gather(bought_last[log.event[log.timestamp == log.timestamp.max()] == tiny.PURCHASE]))
+
+
+def test_users_of_a_file_and_an_unknown_one(run, tmp_path):
+  users, output = tmp_path / 'users.txt', tmp_path / 'out.parquet'
+  known = run.data[0].users[3]
+  users.write_text(f'{known}\n')
+  assert set(recommend(run.rolegen, run.trained, run.data[0], run.trie, run.mesh, str(users), output, top=3)['user_id']) == {known}
+  output.unlink()
+  users.write_text(f'{known}\n\n999999\n')
+  with pytest.raises(DataError, match=r"users.txt: line 3: user_id '999999' is not in the log"):
+    recommend(run.rolegen, run.trained, run.data[0], run.trie, run.mesh, str(users), output)
+  assert not output.exists()
+
+
+def test_unknown_experiments_and_fields_name_what_is_right():
+  with pytest.raises(ConfigError, match='--experiment=dmo: must be one of .*demo'):
+    commands.experiment('dmo', [])
+  with pytest.raises(ConfigError, match='no such field; the nearest is loop.worlds'):
+    commands.experiment('demo', ['loop.wrlds=3'])
+  with pytest.raises(ConfigError, match='fit_world.py is a command'):
+    commands.experiment('fit_world', [])
+
+
+def test_a_wrong_setting_exits_with_two_and_one_line(tmp_path):
+  command = [sys.executable, '-m', 'rolegen_jax.train', '--experiment=demo', f'--workdir={tmp_path}', '--set', 'warmup.stps=3']
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == commands.BAD_INPUT
+  assert done.stderr.strip() == '--set warmup.stps: no such field; the nearest is warmup.steps'
