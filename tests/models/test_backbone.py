@@ -1,0 +1,151 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from rolegen_jax.compile import jit
+from rolegen_jax.data.rows import Trajectories
+from rolegen_jax.models import backbone as lib
+from tests import tiny
+
+SEEDS = st.integers(0, 10**6)
+
+
+@functools.cache
+def scorer():
+  """(params, rows, queried rows, item codes, roles [B, M]) -> (log p [B, n] of the queried items, its generated part, Recall)."""
+
+  @jit
+  def score(params, rows, queries, codes, roles):
+    backbone = tiny.rolegen().bind('backbone', params)
+    memory = backbone.add_roles(backbone.encode(rows, codes), roles)
+    recall = backbone.recall(memory, queries.event, queries.timestamp, queries.segment)
+    return *backbone.log_prob(recall, memory, queries.item, codes), recall
+
+  return lambda rows, queries, codes=tiny.codes(), roles=np.full((tiny.USERS, 4), -1, np.int32): jax.device_get(
+      score(tiny.params('backbone'), rows, queries, codes, roles))
+
+
+def packed(rng) -> Trajectories:
+  """Rows of two windows each, of different users: segments 1 and 2, then padding."""
+  width = tiny.WIDTH
+  cut, end = rng.integers(3, 8, (tiny.USERS, 1)), rng.integers(11, width + 1, (tiny.USERS, 1))
+  segment = np.where(np.arange(width) < cut, 1, np.where(np.arange(width) < end, 2, 0))
+  step = rng.integers(0, 3, segment.shape)
+  time = np.where(segment == 1, np.cumsum(step, 1), np.cumsum(np.where(segment == 2, step, 0), 1)) * tiny.DAY + tiny.NOW - 60 * tiny.DAY
+  keep = lambda a, fill: np.where(segment > 0, a, fill).astype(np.int32)
+  draw = lambda high: rng.integers(0, high, segment.shape)
+  return Trajectories(keep(draw(tiny.ITEMS), -1), keep(draw(6), 0), keep(1 + draw(4), 0), keep(time, 0), segment.astype(np.int32))
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS)
+def test_a_query_sees_earlier_events_of_its_own_window_only(seed):
+  """Whatever happens at its timestamp, later, or in another window leaves the log-prob of an event as it was."""
+  rng = np.random.default_rng(seed)
+  rows = packed(rng)
+  at = rng.integers(0, 11, tiny.USERS)[:, None]
+  time, segment = (np.take_along_axis(a, at, 1) for a in (rows.timestamp, rows.segment))
+  hidden = (rows.segment != segment) | (rows.timestamp >= time)
+  other = packed(rng)
+  changed = rows._replace(**{name: np.where(hidden & (rows.segment > 0), getattr(other, name), getattr(rows, name)) for name in ('item', 'event', 'count')})
+  changed = changed._replace(timestamp=np.where(hidden & (rows.timestamp > time), rows.timestamp + 7, rows.timestamp))
+  before, after = scorer()(rows, rows)[0], scorer()(changed, rows)[0]
+  np.testing.assert_allclose(np.take_along_axis(after, at, 1), np.take_along_axis(before, at, 1), atol=1e-5)
+
+
+def test_earlier_events_of_the_window_are_seen():
+  rows = packed(np.random.default_rng(0))
+  changed = rows._replace(item=np.where(np.arange(tiny.WIDTH) == 0, (rows.item + 1) % tiny.ITEMS, rows.item))
+  before, after = scorer()(rows, rows)[0], scorer()(changed, rows)[0]
+  later = (rows.segment == 1) & (rows.timestamp > rows.timestamp[:, :1])
+  assert later.any() and (np.abs(before - after)[later] > 1e-5).all()
+
+
+def test_packed_windows_score_as_they_do_alone():
+  rows = packed(np.random.default_rng(1))
+  together = scorer()(rows, rows)[0]
+  for number in (1, 2):
+    own = rows.segment == number
+    shift = own.argmax(1)[:, None] * (number == 2)  # window 2 moves to the row's beginning
+    index = np.minimum(np.arange(tiny.WIDTH) + shift, tiny.WIDTH - 1)
+    real = np.take_along_axis(own, index, 1) & (np.arange(tiny.WIDTH) + shift < tiny.WIDTH)
+    alone = Trajectories(*(np.where(real, np.take_along_axis(a, index, 1), fill).astype(np.int32) for a, fill in zip(rows, (-1, 0, 0, 0, 0))))
+    apart = scorer()(alone, alone)[0]
+    np.testing.assert_allclose(apart[real], np.take_along_axis(together, index, 1)[real], atol=2e-5)
+
+
+def test_the_mixture_is_a_distribution_over_all_codes():
+  """Every combination of codes is an item here (512 of them); each row asks one question about all, 16 a call."""
+  combinations = np.stack(np.meshgrid(*[np.arange(tiny.CODES)] * tiny.LEVELS, indexing='ij'), -1).reshape(-1, tiny.LEVELS).astype(np.int32)
+  rows = tiny.histories(np.random.default_rng(2), items=len(combinations))
+  blank = np.zeros((tiny.USERS, tiny.WIDTH), np.int32)
+  ask = lambda item: Trajectories(blank + item, blank + 5, blank + 1, blank + tiny.NOW, blank + 1)
+  scores = [scorer()(rows, ask(np.arange(i, i + tiny.WIDTH)), combinations)[0] for i in range(0, len(combinations), tiny.WIDTH)]
+  probabilities = np.exp(np.concatenate(scores, axis=1))
+  np.testing.assert_allclose(probabilities.sum(1), 1.0, atol=1e-4)
+  assert (probabilities > 0).all() and (probabilities[:, ::2].sum(1) < 1.0).all()  # a catalogue with holes gets less
+
+
+def test_an_item_outside_memory_gets_generated_mass_only():
+  rows = tiny.histories(np.random.default_rng(3), items=tiny.ITEMS // 2)
+  absent, present = rows._replace(item=rows.item + tiny.ITEMS // 2), rows
+  late = lambda t: t._replace(timestamp=np.full_like(t.timestamp, tiny.NOW), segment=np.ones_like(t.segment))
+  real = rows.segment > 0
+  log_prob, generated, recall = scorer()(rows, late(absent))
+  np.testing.assert_allclose(log_prob[real], (generated + recall.log_generate)[real], atol=1e-6)
+  log_prob, generated, recall = scorer()(rows, late(present))
+  assert (log_prob > generated + recall.log_generate)[real].all()
+  np.testing.assert_allclose(np.exp(recall.log_pointer).sum(-1), 1.0, atol=1e-5)
+  np.testing.assert_allclose(np.exp(recall.log_gate) + np.exp(recall.log_generate), 1.0, atol=1e-6)
+
+
+def test_nothing_to_point_at_means_all_mass_is_generated():
+  rows = tiny.histories(np.random.default_rng(4))
+  first = rows._replace(timestamp=np.full_like(rows.timestamp, tiny.NOW - 400 * tiny.DAY))  # asked before anything happened
+  log_prob, generated, recall = scorer()(rows, first)
+  np.testing.assert_array_equal(recall.log_generate, 0.0)
+  np.testing.assert_allclose(log_prob, generated, atol=1e-6)
+
+
+def test_roles_of_the_last_events_do_not_reach_earlier_questions():
+  rows = tiny.histories(np.random.default_rng(5))
+  roles = np.random.default_rng(6).integers(0, 8, (tiny.USERS, 4)).astype(np.int32)
+  before, after = scorer()(rows, rows)[0], scorer()(rows, rows, roles=roles)[0]
+  earlier = (rows.segment > 0) & (rows.timestamp <= rows.timestamp[:, -4:-3])
+  np.testing.assert_array_equal(after[earlier], before[earlier])
+  late = rows._replace(timestamp=np.full_like(rows.timestamp, tiny.NOW))
+  assert np.abs(scorer()(rows, late)[0] - scorer()(rows, late, roles=roles)[0])[rows.segment > 0].min() > 0
+
+
+@pytest.mark.parametrize('seconds, bucket', [(-5, 0), (0, 0), (59, 2), (60, 3), (180, 6), (3600, 17), (86_400, 31), (2**31 - 1, 63)])
+def test_gap_buckets(seconds, bucket):
+  assert int(lib.gap_bucket(jnp.array(seconds))) == bucket
+
+
+def test_count_buckets():
+  assert lib.count_bucket(jnp.array([0, 1, 2, 3, 4, 7, 8, 1000])).tolist() == [0, 0, 1, 1, 2, 2, 3, 7]
+
+
+def test_age_features_are_bounded():
+  ages = jnp.array([-1, 0, 60, 86_400, 2**31 - 1])
+  features = np.array(lib.age_features(ages, jnp.array([0, 1, 5, 100, 10**6]), jnp.array([0, 1, 2, 3, 1000])))
+  assert features.shape == (5, lib.AGE_FEATURES) and np.isfinite(features).all() and np.abs(features).max() <= 8.0
+
+
+def test_the_pointer_starts_as_the_recency_rule():
+  """count * weight(event) * exp(-age / 7 days): a cart seen twice a week ago against a view seen once now."""
+  weigh = lambda event, count, days: float(
+      lib.age_features(jnp.array(days * tiny.DAY), jnp.array(0), jnp.array(count)) @ jnp.array(lib.RECENCY_RULE)
+      + jnp.log(lib.EVENT_WEIGHTS[event]))
+  assert weigh(3, 2, 7) - weigh(1, 1, 0) == pytest.approx(np.log(2 * 3) - 1.0, abs=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_needs_a_key():
+  x = jnp.ones((200, 200))
+  assert lib.dropout(x, 0.3, None) is x
+  dropped = lib.dropout(x, 0.3, jax.random.key(0))
+  assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02) and float((dropped == 0).mean()) == pytest.approx(0.3, abs=0.02)

@@ -1,0 +1,69 @@
+"""Beam search against scoring the whole catalogue. 64 beams cover every level of a catalogue of up to 64 items exactly."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings, strategies as st
+
+from rolegen_jax.compile import jit
+from rolegen_jax.models.backbone import NEVER
+from rolegen_jax.models.decode import beam_search
+from tests import tiny
+
+SEEDS = st.integers(0, 10**6)
+
+
+@functools.cache
+def searcher(beams: int):
+
+  @jit
+  def search(params, cases, trie):
+    rolegen = tiny.rolegen()
+    backbone = rolegen.bind('backbone', params)
+    memory = backbone.encode(cases.history, trie.item_codes)
+    recall = rolegen.ask(backbone, memory, cases.timestamp)
+    items = jnp.broadcast_to(jnp.arange(64), (tiny.USERS, 64))
+    many = jax.tree.map(lambda x: jnp.repeat(x, 64, axis=1), recall)
+    return beam_search(backbone, recall, memory, trie, beams), backbone.log_prob(many, memory, items, trie.item_codes)[0]
+
+  return search
+
+
+def search(beams: int, seed: int, items: int, share: float = 1.0):
+  """(ranking, log p of every item [B, items], allowed [items])."""
+  allowed = np.random.default_rng(seed + 1).random(items) < share
+  trie = tiny.trie(items, seed, allowed)
+  ranking, log_prob = jax.device_get(searcher(beams)(tiny.params('backbone'), tiny.cases(seed, items=items), trie))
+  return ranking, np.where(allowed, log_prob[:, :items], NEVER), allowed
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.integers(1, 60), st.sampled_from([1.0, 0.5]))
+def test_wide_beams_are_exact(seed, items, share):
+  """The same order and scores as scoring everything; with fewer than 64 items it says how many there are."""
+  ranking, log_prob, allowed = search(64, seed, items, share)
+  n = int(allowed.sum())
+  assert (ranking.found == n).all()
+  assert (ranking.item[:, n:] == -1).all() and (ranking.score[:, n:] == np.float32(NEVER)).all()
+  np.testing.assert_allclose(ranking.score[:, :n], -np.sort(-log_prob, axis=1)[:, :n], atol=2e-5)
+  np.testing.assert_array_equal(np.sort(ranking.item[:, :n], axis=1), np.broadcast_to(np.flatnonzero(allowed), (tiny.USERS, n)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.integers(1, 60), st.sampled_from([1.0, 0.5]))
+def test_narrow_beams_are_distinct_allowed_items_with_their_true_scores(seed, items, share):
+  ranking, log_prob, allowed = search(5, seed, items, share)
+  for row, score, truth, found in zip(ranking.item, ranking.score, log_prob, ranking.found):
+    real = row[row >= 0]
+    assert len(real) == found == len(set(real.tolist())) and allowed[real].all()
+    assert found == min(5, allowed.sum())
+    np.testing.assert_allclose(score[:found], truth[real], atol=2e-5)
+    assert (np.diff(score[:found]) <= 0).all()
+
+
+def test_another_catalogue_within_capacity_compiles_nothing():
+  for items in (7, 31, 60):
+    search(64, 0, items)
+  assert searcher(64)._cache_size() == 1

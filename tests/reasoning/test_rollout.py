@@ -1,0 +1,155 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings, strategies as st
+
+from rolegen_jax.compile import jit
+from rolegen_jax.config import ROLE_NAMES
+from rolegen_jax.data.rows import Cases
+from rolegen_jax.reasoning import frcot, rollout as lib
+from tests import tiny
+from tests.reasoning import chains
+
+LAYOUT = tiny.rolegen().layout
+M = LAYOUT.config.role_events
+SEEDS = st.integers(0, 10**6)
+NONE = -1
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, SEEDS)
+def test_without_intervention_every_world_repeats_the_factual_one(key, seed):
+  """Bit for bit: the worlds of a user share their noise."""
+  r = chains.reason(tiny.cases(seed), key, intervene=False)
+  for a in (r.tokens, r.log_prob, r.roles, r.candidates, r.free):
+    np.testing.assert_array_equal(a, np.broadcast_to(a[:, :1], a.shape))
+  assert (r.interventions.role == NONE).all() and not r.interventions.removed.any()
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, SEEDS)
+def test_a_world_differs_through_its_intervention_only(key, seed):
+  cases = tiny.cases(seed)
+  r = chains.reason(cases, key)
+  real = cases.history.segment[:, -M:] > 0
+  eligible = real & (cases.history.event[:, -M:] != tiny.PURCHASE)
+  assert (r.interventions.role[:, 0] == NONE).all() and not r.interventions.removed[:, 0].any()
+  for b in range(tiny.USERS):
+    for w in range(1, tiny.WORLDS):
+      forced, removed = r.interventions.role[b, w], r.interventions.removed[b, w]
+      pivots = np.flatnonzero((forced != NONE) | removed)
+      assert len(pivots) == bool(eligible[b].any()) and eligible[b, pivots].all()
+      if not len(pivots):
+        np.testing.assert_array_equal(r.tokens[b, w], r.tokens[b, 0])
+        continue
+      pivot = pivots[0]
+      if removed[pivot]:
+        assert r.roles[b, w, pivot] == NONE and not r.free[b, w, pivot] and r.log_prob[b, w, pivot] == 0
+        assert r.tokens[b, w, pivot] == LAYOUT.vocab.control('UNKNOWN_ROLE')
+      else:
+        np.testing.assert_array_equal(r.tokens[b, w, :pivot], r.tokens[b, 0, :pivot])
+        np.testing.assert_array_equal(r.log_prob[b, w, :pivot], r.log_prob[b, 0, :pivot])
+        assert r.tokens[b, w, pivot] == LAYOUT.vocab.role(forced[pivot]) and r.roles[b, w, pivot] == forced[pivot] < tiny.CONVERT
+        assert not r.free[b, w, pivot] and r.log_prob[b, w, pivot] == 0
+      others = np.arange(M) != pivot
+      np.testing.assert_array_equal(r.free[b, w, :M][others], real[b][others])
+
+
+@settings(max_examples=15, deadline=None)
+@given(SEEDS, SEEDS, st.integers(1, 60))
+def test_chains_are_well_formed(key, seed, items):
+  """Every candidate is an allowed item and its codes are in the chain; CONVERT stands exactly on purchases; marks are in place."""
+  allowed = np.random.default_rng(seed).random(items) < 0.6
+  allowed[0] = True
+  cases, codes = tiny.cases(seed, items=items), tiny.codes(items, seed)
+  r = chains.reason(cases, key, trie=tiny.trie(items, seed, allowed))
+  assert (r.candidates >= 0).all() and allowed[r.candidates].all()
+  np.testing.assert_array_equal(r.tokens[..., LAYOUT.path_slots], LAYOUT.vocab.sid(codes[r.candidates]))
+  assert np.isin(r.tokens[..., LAYOUT.intent_slots[:, 0]], LAYOUT.vocab.sid(codes[allowed][:, :1])).all()
+  np.testing.assert_array_equal(r.tokens[..., LAYOUT.is_mark], np.broadcast_to(LAYOUT.start[LAYOUT.is_mark], (*r.tokens.shape[:2], 3)))
+  has_role = r.roles != NONE
+  np.testing.assert_array_equal(has_role, (cases.history.segment[:, None, -M:] > 0) & ~r.interventions.removed)
+  purchase = np.broadcast_to((cases.history.event == tiny.PURCHASE)[:, None, -M:], has_role.shape)
+  np.testing.assert_array_equal((r.roles == tiny.CONVERT)[has_role], purchase[has_role])
+  assert (r.log_prob <= 0).all() and (r.log_prob[~r.free] == 0).all() and np.isfinite(r.log_prob).all()
+  assert not r.free[..., LAYOUT.is_mark].any() and r.free[..., LAYOUT.path_slots].all()
+
+
+def test_what_is_bought_cannot_reach_the_chains():
+  """Target, hindsight roles and path are anything else: the same rollout, bit for bit."""
+  cases = tiny.cases(3)
+  blind = cases._replace(target=np.full_like(cases.target, -1), roles=np.full_like(cases.roles, -1), path=np.full_like(cases.path, -1))
+  jax.tree.map(np.testing.assert_array_equal, chains.reason(cases), chains.reason(blind))
+
+
+@functools.cache
+def teacher():
+
+  @jit
+  def run(params, cases, rollout, trie):
+    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.timestamp, trie.item_codes)
+    prompt = lib.world_prompts(LAYOUT, prompt, rollout.interventions)
+    tokens = jnp.reshape(rollout.tokens, (-1, LAYOUT.length))
+    return frcot.likelihood(tiny.rolegen().bind('reasoner', params), LAYOUT, prompt, tokens, trie)
+
+  return run
+
+
+def test_likelihood_agrees_with_the_rollout():
+  for seed in range(3):
+    cases = tiny.cases(seed)
+    r = chains.reason(cases, seed)
+    found = np.array(teacher()(tiny.params('reasoner'), cases, r, tiny.trie()).log_prob).reshape(r.log_prob.shape)
+    np.testing.assert_allclose(np.where(r.free, found, 0.0), r.log_prob, atol=1e-4)
+
+
+def test_sampled_frequencies_follow_the_softmax():
+  """First role and first intent of one case, 8 rows x 150 draws, against the likelihood's probabilities (total variation)."""
+  one = jax.tree.map(lambda x: np.repeat(x[:1], tiny.USERS, axis=0), tiny.cases(4))
+  one = Cases(one.history._replace(event=np.where(one.history.segment > 0, 1, 0).astype(np.int32)), *one[1:])
+  draws = [chains.reason(one, key, intervene=False).tokens[:, 0, 0] for key in range(150)]
+  counts = np.bincount(np.concatenate(draws) - LAYOUT.vocab.role(0), minlength=len(ROLE_NAMES))
+  r = chains.reason(one, 0, intervene=False)
+  probability = np.exp(np.array(teacher()(tiny.params('reasoner'), one, r, tiny.trie()).role_log_prob)[0, 0])
+  assert probability.max() < 0.9
+  assert 0.5 * np.abs(counts / counts.sum() - probability).sum() < 0.06
+
+
+def test_without_noise_the_chain_is_the_greedy_one():
+  cases = tiny.cases(5)
+  greedy = chains.reason(cases, 0, intervene=False, noise=0.0)
+  jax.tree.map(np.testing.assert_array_equal, greedy, chains.reason(cases, 1, intervene=False, noise=0.0))
+  best = np.array(teacher()(tiny.params('reasoner'), cases, greedy, tiny.trie()).role_log_prob).reshape(tiny.USERS, tiny.WORLDS, M, -1)
+  has_role = greedy.roles[:, 0] != NONE
+  np.testing.assert_array_equal(greedy.roles[:, 0][has_role], best[:, 0].argmax(-1)[has_role])
+
+
+def test_pivots_are_the_likeliest_triggers_and_worlds_split_into_roles_and_removals():
+  b, m, worlds = 2, 4, 5
+  allowed = np.ones((b, m, 8), bool)
+  allowed[1, 1:] = np.arange(8) == tiny.CONVERT  # row 1: one event that is no purchase
+  trigger = np.array([[0.1, 0.4, 0.2, 0.3], [0.1, 0, 0, 0]])
+  log_prob = np.log(np.concatenate([trigger[..., None] + 1e-9, np.full((b, m, 7), 0.01)], -1)).astype(np.float32)
+  prompt = frcot.Prompt(None, None, jnp.asarray(allowed))
+  found = jax.device_get(lib.choose_interventions(prompt, jnp.asarray(log_prob), worlds, 0.5, jax.random.key(0)))
+  at = (found.role != NONE) | found.removed
+  assert [np.flatnonzero(row).tolist() for row in at[0]] == [[], [1], [3], [2], [0]]
+  assert [np.flatnonzero(row).tolist() for row in at[1]] == [[], [0], [0], [0], [0]]
+  assert found.removed.any(-1).tolist() == [[False, False, False, True, True]] * 2
+  assert (found.role[0, 1:3].max(-1) != ROLE_NAMES.index('TRIGGER')).all()  # another role than the likeliest
+
+
+def test_a_user_without_eligible_events_gets_no_intervention():
+  allowed = jnp.zeros((1, 4, 8), bool).at[..., tiny.CONVERT].set(True)
+  found = lib.choose_interventions(frcot.Prompt(None, None, allowed), jnp.zeros((1, 4, 8)), 4, 0.5, jax.random.key(0))
+  assert (found.role == NONE).all() and not found.removed.any()
+
+
+def test_an_empty_history_gets_a_chain_of_candidates():
+  """A user with no event at all: no roles, still real items."""
+  cases = tiny.cases()
+  empty = Cases(jax.tree.map(np.zeros_like, cases.history)._replace(item=np.full_like(cases.history.item, -1)), *cases[1:])
+  r = chains.reason(empty)
+  assert (r.roles == NONE).all() and (r.candidates >= 0).all() and np.isfinite(r.log_prob).all()

@@ -1,0 +1,218 @@
+"""THE step on eight CPU devices (data 2 x fsdp 2 x tensor 2) against one device, and over many steps."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rolegen_jax import sharding
+from rolegen_jax.compile import jit
+from rolegen_jax.config import MeshConfig, OptimizerConfig
+from rolegen_jax.reasoning import rolegen as rolegen_lib
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.training import state as state_lib
+from rolegen_jax.training import step as lib
+from tests import tiny
+from tests.aot import hlo
+
+RATE = 0.3
+NAMES = ('backbone', 'reasoner')
+TXS = {name: optax.sgd(RATE, momentum=0.5) for name in NAMES}  # the first update is -RATE * gradient
+NO_DROPOUT = ('backbone.dropout=0.0',)
+
+
+class Setup(NamedTuple):
+  rolegen: RoleGen
+  mesh: jax.sharding.Mesh
+  makers: dict
+  step: object  # jitted
+  state: state_lib.State  # donated by the first call
+
+
+def make_mesh(devices: int) -> jax.sharding.Mesh:
+  sizes = {1: (1, 1, 1), 8: (2, 2, 2)}[devices]
+  return sharding.make_mesh(MeshConfig(*sizes), jax.devices()[:devices])
+
+
+def on(mesh, tree, *axes):
+  return jax.device_put(tree, sharding.sharding(mesh, *axes))
+
+
+def set_up(devices: int, *assignments: str) -> Setup:
+  rolegen, mesh = tiny.rolegen(*NO_DROPOUT, *assignments), make_mesh(devices)
+  makers = rolegen.makers | {'reference': rolegen.makers['reasoner']}
+  given = {name: tiny.params(name) for name in NAMES} | {'reference': tiny.params('reasoner')}
+  with jax.set_mesh(mesh):
+    state = state_lib.create(makers, TXS, mesh, jax.random.key(0), given)
+    shardings = state_lib.shardings(makers, TXS, mesh)
+    step = jit(functools.partial(lib.loop_step, rolegen, TXS), donate_argnums=0, out_shardings=(shardings, None))
+  return Setup(rolegen, mesh, makers, step, state)
+
+
+def call(setup: Setup, state, switches=lib.Switches()):
+  with jax.set_mesh(setup.mesh):
+    return setup.step(state, on(setup.mesh, tiny.cases(), 'batch'), on(setup.mesh, tiny.trie()), switches)
+
+
+@pytest.fixture(scope='module')
+def eight():
+  """(setup, metrics and parameters after one step, state after it)."""
+  setup = set_up(8)
+  state, metrics = call(setup, setup.state)
+  return setup, jax.device_get(metrics), jax.device_get(state.params), [state]
+
+
+@pytest.fixture(scope='module')
+def one():
+  """On one device, reflecting on every second step: the first does."""
+  setup = set_up(1, 'loop.reflect_every=2')
+  state, metrics = call(setup, setup.state)
+  return setup, jax.device_get(metrics), jax.device_get(state.params), [state]
+
+
+def test_eight_devices_compute_what_one_does(one, eight):
+  """Every metric, and every gradient of both models (the first update is the gradient times the rate)."""
+  assert set(one[1]) == set(eight[1])
+  for name, value in one[1].items():
+    np.testing.assert_allclose(eight[1][name], value, rtol=1e-4, atol=2e-5, err_msg=name)
+  for name in NAMES:
+    gradient = lambda params: jax.tree.map(lambda new, old: (old - new) / RATE, params[name], tiny.params(name))
+    alone, spread = gradient(one[2]), gradient(eight[2])
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(alone))
+    assert largest > 1e-2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-4 * max(largest, 1.0)), alone, spread)
+  reference = jax.tree.map(lambda old, new: 0.99 * old + 0.01 * new, tiny.params('reasoner'), eight[2]['reasoner'])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), reference, eight[2]['reference'])
+
+
+def rollout(devices: int):
+  """(the rollout, its compiled program as text)."""
+  mesh = make_mesh(devices)
+  with jax.set_mesh(mesh):
+    params = jax.device_put(tiny.params('reasoner'), state_lib.shardings(tiny.rolegen().makers, {}, mesh).params['reasoner'])
+    arguments = params, on(mesh, tiny.cases(), 'batch'), on(mesh, tiny.trie())
+    compiled = jit(lambda p, c, t: tiny.rolegen().reason(p, c, t, jax.random.key(3))).lower(*arguments).compile()
+    return jax.device_get(compiled(*arguments)), compiled.as_text()
+
+
+on_eight = functools.cache(lambda: rollout(8))
+
+
+def test_rollouts_are_the_same_on_eight_devices():
+  found = {1: rollout(1)[0], 8: on_eight()[0]}
+  np.testing.assert_allclose(found[8].log_prob, found[1].log_prob, atol=1e-5)
+  np.testing.assert_allclose(found[8].candidate_log_prob, found[1].candidate_log_prob, atol=1e-5)
+  for name in ('tokens', 'free', 'roles', 'candidates', 'interventions'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(found[8], name), getattr(found[1], name))
+
+
+def test_the_decoding_loop_has_no_collectives_because_parameters_are_gathered_before_it(monkeypatch):
+  in_rollout = lambda text: [c for name, inside in hlo.loops(text) for c in inside if '/rollout/' in name]
+  assert not in_rollout(on_eight()[1])
+  monkeypatch.setattr(rolegen_lib, 'rollout_layout', lambda params: params)
+  assert 'all-gather' in in_rollout(rollout(8)[1])
+
+
+def test_one_program_for_twenty_steps_and_all_switches(eight):
+  setup, first, _, box = eight
+  state, losses = box.pop(), [float(first['loss'])]
+  for _ in range(20):
+    previous = state
+    state, metrics = call(setup, previous)
+    losses.append(float(metrics['loss']))
+  assert all(x.is_deleted() for x in jax.tree.leaves(previous))  # donated
+  assert int(state.step) == 21 and np.isfinite(losses).all()
+  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+  loss = {}
+  for intervene, reflect in ((False, 1.0), (True, 0.0), (True, 1.0)):
+    state, metrics = call(setup, state, lib.Switches(intervene, reflect))
+    loss[reflect] = float(metrics['reasoner_loss'])
+    assert (float(metrics['world_distance']) == 0.0) == (not intervene)
+    anchor = setup.rolegen.config.loop.anchor * float(metrics['frcot_nll'])
+    assert loss[reflect] == pytest.approx(anchor + reflect * float(metrics['reflection_loss']), rel=1e-5)
+  assert setup.step._cache_size() == 1
+  box.append(state)
+
+
+def test_between_reflections_the_reasoner_rests(one):
+  setup, first, before, box = one
+  state, metrics = call(setup, box.pop())
+  after = jax.device_get(state.params)
+  for name in ('reasoner', 'reference'):
+    jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
+  assert float(metrics['reasoner_grad_norm']) == 0.0 < float(first['reasoner_grad_norm'])
+  assert float(metrics['backbone_grad_norm']) > 0 and np.abs(after['backbone']['tokens'] - before['backbone']['tokens']).max() > 0
+  state, metrics = call(setup, state)
+  assert float(metrics['reasoner_grad_norm']) > 0 and setup.step._cache_size() == 1
+  box.append(state)
+
+
+def test_optimizer_moments_lie_where_their_parameters_lie():
+  rolegen, mesh = tiny.rolegen(), make_mesh(8)
+  txs = {'reasoner': state_lib.optimizer(OptimizerConfig(), 100)}
+  makers = {'reasoner': rolegen.makers['reasoner']}
+  state = state_lib.create(makers, txs, mesh, jax.random.key(0), {'reasoner': tiny.params('reasoner')})
+  adam = next(s for s in jax.tree.leaves(state.opt, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu'))
+  where = lambda tree: jax.tree.map(lambda x: x.sharding.spec, tree)
+  assert where(adam.mu) == where(adam.nu) == where(state.params['reasoner'])
+  assert not state.params['reasoner']['tokens'].sharding.is_fully_replicated
+  same = jax.tree.map(lambda a, x: (a.shape, a.dtype, a.sharding) == (x.shape, x.dtype, x.sharding), state_lib.abstract(makers, txs, mesh), state)
+  assert all(jax.tree.leaves(same))
+
+
+LOSSES = {'warmup': ('backbone', lib.warmup_loss), 'align': ('reasoner', lib.align_loss), 'reason': ('reasoner', lib.reason_loss)}
+
+
+@pytest.mark.parametrize('stage', LOSSES)
+def test_a_stage_learns_its_batch(stage):
+  model, loss_fn = LOSSES[stage]
+  rolegen, mesh = tiny.rolegen(), make_mesh(1)
+  makers, txs = {model: rolegen.makers[model]}, {model: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2), 40)}
+  batch = tiny.cases().history if stage == 'warmup' else tiny.cases()
+  with jax.set_mesh(mesh):
+    state = state_lib.create(makers, txs, mesh, jax.random.key(0), {model: tiny.params(model)})
+    shardings = state_lib.shardings(makers, txs, mesh)
+    step = jit(functools.partial(lib.supervised_step, rolegen, model, loss_fn, txs[model]), donate_argnums=0, out_shardings=(shardings, None))
+    losses = []
+    for _ in range(30):
+      state, metrics = step(state, on(mesh, batch, 'batch'), on(mesh, tiny.trie()))
+      losses.append(float(metrics['loss']))
+  assert np.isfinite(losses).all() and np.mean(losses[-3:]) < 0.75 * losses[0] and step._cache_size() == 1
+
+
+def test_a_demonstration_counts_the_same_in_the_loop_and_in_its_own_stage(one):
+  """Both fit the hindsight chains at temperature 1, from the same parameters."""
+  loss = jit(functools.partial(lib.reason_loss, tiny.rolegen()))(tiny.params('reasoner'), tiny.cases(), tiny.trie(), None)[0]
+  assert float(one[1]['frcot_nll']) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_path_items_outside_the_catalogue_teach_nothing():
+  """Half the items are left out of the tree: their codes have no probability, which must not become the loss."""
+  loss_of = jit(functools.partial(lib.reason_loss, tiny.rolegen()))
+  loss, _ = loss_of(tiny.params('reasoner'), tiny.cases(), tiny.trie(allowed=np.arange(tiny.ITEMS) < 30), None)
+  assert 0 < float(loss) < 20
+
+
+def test_ties_at_the_first_timestamp_are_not_targets():
+  """What happened first has nothing before it: rows of one day have no loss."""
+  history = tiny.cases().history
+  flat = history._replace(timestamp=np.where(history.segment > 0, tiny.NOW, 0).astype(np.int32))
+  loss, metrics = jit(functools.partial(lib.warmup_loss, tiny.rolegen()))(tiny.params('backbone'), flat, tiny.trie(), jax.random.key(0))
+  assert float(loss) == 0.0 == float(metrics['purchase_nll'])
+
+
+def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
+  """The execution loss of one model has no gradient in the other: rollouts are fixed, gains are fixed."""
+  rolegen = tiny.rolegen(*NO_DROPOUT)
+
+  def execution(reasoner):
+    rollout = rolegen.reason(reasoner, tiny.cases(), tiny.trie(), jax.random.key(0))
+    loss, (gain, _) = lib.execution_loss(rolegen, tiny.params('backbone'), tiny.cases(), rollout, tiny.trie(), jax.random.key(1))
+    return loss + gain.sum()
+
+  gradient = jit(jax.grad(execution))(tiny.params('reasoner'))
+  assert all(not jnp.any(g) for g in jax.tree.leaves(gradient))
