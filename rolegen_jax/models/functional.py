@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
+from rolegen_jax.compile import jit
 
 
 def abstract(make_model: Callable[[nnx.Rngs], nnx.Module]):
@@ -47,7 +48,7 @@ def init(make_model, key: jax.Array, mesh: Mesh):
   graphdef, _, _ = abstract(make_model)
   create = lambda key: nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(key)), nnx.Param)[1])
   with jax.set_mesh(mesh):
-    return graphdef, jax.jit(create, out_shardings=shardings(make_model, mesh))(key)
+    return graphdef, jit(create, out_shardings=shardings(make_model, mesh))(key)
 
 
 def bind(graphdef, params) -> nnx.Module:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from rolegen_jax.compile import jit
 from rolegen_jax.config import OptimizerConfig
 from rolegen_jax.models import functional
 
@@ -64,9 +65,9 @@ def create(makers: dict, txs: dict, mesh: Mesh, key: jax.Array, given: dict | No
   params = {}
   for i, (name, make) in enumerate(makers.items()):
     # A copy: the step donates its state, the caller's parameters must survive it.
-    own = lambda tree, s: jax.jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=s)(tree)
+    own = lambda tree, s: jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=s)(tree)
     params[name] = own(given[name], layout.params[name]) if name in given else functional.init(make, jax.random.fold_in(key, i), mesh)[1]
-  opt = {name: jax.jit(tx.init, out_shardings=layout.opt[name])(params[name]) for name, tx in txs.items()}
+  opt = {name: jit(tx.init, out_shardings=layout.opt[name])(params[name]) for name, tx in txs.items()}
   return State(jax.device_put(jnp.zeros((), jnp.int32), layout.step), params, opt)
 
 
