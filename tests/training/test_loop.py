@@ -1,0 +1,107 @@
+"""The host loop: resume equals an unbroken run, SIGTERM saves, a loss that is not finite stops, other artefacts are refused."""
+
+import functools
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from rolegen_jax import sharding
+from rolegen_jax.config import MeshConfig, OptimizerConfig, StageConfig
+from rolegen_jax.data.pipeline import Batches
+from rolegen_jax.training import loop, state, step
+from rolegen_jax.training.checkpoint import ArtefactMismatch
+from rolegen_jax.training.metrics import Diverged
+from tests import tiny
+
+STAGE = StageConfig(steps=6, batch=8, optimizer=OptimizerConfig(learning_rate=1e-2, warmup=1), save_every=2)
+POOL = tiny.cases(seed=3, users=32)
+
+
+def run(folder, disturb=lambda position: None, stage=STAGE, hashes=None, mesh=MeshConfig(data=2, fsdp=2, tensor=2)):
+  """Trains the reasoner on hindsight chains; `disturb(batch number)` is called before each batch is handed out."""
+  rolegen = tiny.rolegen()
+  tx = state.optimizer(stage.optimizer, stage.steps)
+  handed = iter(range(10**6))
+
+  def assemble(rows):
+    disturb(next(handed))
+    return jax.tree.map(lambda x: x[rows], POOL)
+
+  devices = jax.devices()[:mesh.data * mesh.fsdp * mesh.tensor]
+  return loop.run(
+      'reason', functools.partial(step.supervised_step, rolegen, 'reasoner', step.reason_loss, tx), {'reasoner': rolegen.makers['reasoner']},
+      {'reasoner': tx}, {}, tiny.trie(), Batches(32, 8, 0, assemble), stage, sharding.make_mesh(mesh, devices), 0,
+      hashes or {'settings': 'a'}, folder, folder / 'tensorboard',
+  )
+
+
+def curve(folder):
+  rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  return [row['step'] for row in rows], [row['loss'] for row in rows]
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('unbroken')
+  return run(folder), folder
+
+
+def test_the_loss_falls_and_every_step_is_logged(unbroken):
+  steps, losses = curve(unbroken[1])
+  assert steps == list(range(6))
+  assert losses[-1] < losses[0]
+
+
+def test_a_crash_between_saves_resumes_to_the_same_curve(unbroken, tmp_path):
+  def crash(number):
+    if number == 5:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, crash)
+  params = run(tmp_path)
+  assert curve(tmp_path) == curve(unbroken[1])
+  jax.tree.map(np.testing.assert_array_equal, params, unbroken[0])
+
+
+def test_sigterm_saves_and_the_same_call_continues(unbroken, tmp_path):
+  def terminate(number):
+    if number == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(loop.Preempted, match='saved at step 3'):
+    run(tmp_path, terminate)
+  run(tmp_path)
+  assert curve(tmp_path) == curve(unbroken[1])
+
+
+def test_resumes_on_another_mesh(unbroken, tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, lambda number: (_ for _ in ()).throw(KeyboardInterrupt) if number == 4 else None)
+  run(tmp_path, mesh=MeshConfig(data=1, fsdp=1, tensor=1))
+  steps, losses = curve(tmp_path)
+  assert steps == list(range(6))
+  np.testing.assert_allclose(losses, curve(unbroken[1])[1], rtol=1e-4)
+
+
+def test_a_finished_stage_gives_its_parameters_without_training(unbroken):
+  def never(number):
+    raise AssertionError('a finished stage reads no data')
+
+  again = run(unbroken[1], never)
+  jax.tree.map(np.testing.assert_array_equal, again, unbroken[0])
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+  wild = StageConfig(steps=6, batch=8, optimizer=OptimizerConfig(learning_rate=1e38, warmup=1, clip_norm=1e38), save_every=100)
+  with pytest.raises(Diverged, match='not finite: .*loss'):
+    run(tmp_path, stage=wild)
+
+
+def test_other_artefacts_are_refused_with_both_hashes(unbroken):
+  with pytest.raises(ArtefactMismatch, match='settings is a, this run has b'):
+    run(unbroken[1], hashes={'settings': 'b'})
