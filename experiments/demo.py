@@ -14,8 +14,8 @@ def get_config(arg: str = '') -> c.Config:
       reasoner=c.ReasonerConfig(transformer=model, events=16, role_events=12),
       warmup=fast(300, 32),
       align=fast(150, 32),
-      reason=fast(300, 32),
-      loop_stage=c.StageConfig(120, 16, c.OptimizerConfig(learning_rate=1e-3, warmup=20), save_every=40),
+      reason=fast(240, 32),
+      loop_stage=c.StageConfig(100, 16, c.OptimizerConfig(learning_rate=1e-3, warmup=20), save_every=40),
       # The other two cost a closed loop each: --set "evaluation.ablations=('no_reasoner','no_counterfactual','no_reflection')".
-      evaluation=c.EvaluationConfig(ablations=('no_reasoner',), sasrec_steps=400),
+      evaluation=c.EvaluationConfig(ablations=('no_reasoner',), sasrec_steps=300),
   )

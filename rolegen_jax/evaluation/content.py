@@ -141,7 +141,7 @@ def training_rows(workdir: pathlib.Path, stages: tuple[str, ...]) -> list[dict]:
   rows = []
   for stage in stages:
     path = workdir / stage / 'metrics.jsonl'
-    rows += [dict(stage=stage) | json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows += [dict(stage=stage) | {k: v for k, v in json.loads(line).items() if k != 'time_s'} for line in path.read_text().splitlines()] if path.exists() else []
   return rows
 
 
