@@ -89,6 +89,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(axes, _in_force.get()))
 
 
+def constrain_rows(tree):
+  """Pins every array of a tree by its first axis, the batch."""
+  return jax.tree.map(lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), tree)
+
+
 def rollout_layout(params):
   """Parameters gathered once, before a decoding loop: replicated over the mesh (see the module's first lines)."""
   if jax.sharding.get_abstract_mesh().empty:

@@ -25,6 +25,7 @@ from rolegen_jax.data.rows import Cases, Trajectories
 from rolegen_jax.models.backbone import NEVER, gap_bucket
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend
+from rolegen_jax.sharding import constrain_rows
 from rolegen_jax.vocab import Vocabulary
 
 CONVERT = ROLE_NAMES.index('CONVERT')
@@ -86,6 +87,13 @@ class Layout:
     """Positions [P, L]."""
     first = self.length - 1 - self.config.candidates * self.vocab.levels
     return first + np.arange(self.config.candidates * self.vocab.levels).reshape(self.config.candidates, -1)
+
+
+def at_slots(x_NxTx, slots: np.ndarray) -> jax.Array:
+  """x[:, slots] for evenly spaced static positions: a strided slice, never partitioned (and differentiated) as a gather."""
+  step = int(slots[1] - slots[0]) if len(slots) > 1 else 1
+  assert (np.diff(slots) == step).all()
+  return x_NxTx[:, int(slots[0]):int(slots[-1]) + 1:step]
 
 
 class Prompt(NamedTuple):
@@ -164,31 +172,35 @@ def likelihood(reasoner: Reasoner, layout: Layout, prompt: Prompt, tokens_NxT, t
   """Teacher-forced log-probs of completions, one forward pass, at a temperature (number or fp32 [N]; default: that of rollouts)."""
   v = layout.vocab
   temperature = jnp.reshape(jnp.asarray(layout.config.temperature if temperature is None else temperature, jnp.float32), (-1, 1, 1))
+  # Pinned: what this has in common with a rollout would otherwise take over the layout of rollouts.
+  prompt, tokens_NxT = constrain_rows((prompt, tokens_NxT))
   sequence = jnp.concatenate([prompt.tokens, tokens_NxT], axis=1)
   valid = jnp.concatenate([prompt.valid, jnp.ones(tokens_NxT.shape, bool)], axis=1)
   hidden = reasoner.hidden(sequence, valid)[:, layout.prompt_length - 1:-1]
-  log_prob, entropy = jnp.zeros(tokens_NxT.shape), jnp.zeros(tokens_NxT.shape)
 
-  def put(slots, log_probs, choice, exists):
-    nonlocal log_prob, entropy
+  def choose(log_probs, choice, exists):
+    """(log-prob of the choice, entropy), 0 where nothing is chosen."""
     picked = jnp.take_along_axis(log_probs, choice[..., None], axis=-1)[..., 0]
-    log_prob = log_prob.at[:, slots].set(jnp.where(exists, picked, 0.0))
-    entropy = entropy.at[:, slots].set(-jnp.sum(jnp.where(log_probs > NEVER / 2, jnp.exp(log_probs) * log_probs, 0.0), axis=-1))
+    spread = -jnp.sum(jnp.where(log_probs > NEVER / 2, jnp.exp(log_probs) * log_probs, 0.0), axis=-1)
+    return jnp.where(exists, picked, 0.0), spread
 
   start, size = v.blocks['role']
   m = layout.config.role_events
   role_log_prob = constrained_log_softmax(reasoner.logits(hidden[:, :m], start, size), prompt.role_allowed, temperature)
-  put(np.arange(m), role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1))
+  found = [choose(role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1))]
+  mark = (jnp.zeros((tokens_NxT.shape[0], 1)),) * 2
   for slots in (layout.intent_slots, layout.path_slots):
-    node = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32)
+    node, levels = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32), []
     for level in range(slots.shape[1]):
       start, size = v.blocks[f'sid{level}']
       at = slots[:, level]
-      choice = jnp.clip(tokens_NxT[:, at] - start, 0, size - 1)
+      choice = jnp.clip(at_slots(tokens_NxT, at) - start, 0, size - 1)
       exists, _ = children_mask(trie, level, node)
-      log_probs = constrained_log_softmax(reasoner.logits(hidden[:, at], start, size), exists, temperature)
-      put(at, log_probs, choice, True)
+      log_probs = constrained_log_softmax(reasoner.logits(at_slots(hidden, at), start, size), exists, temperature)
+      levels.append(choose(log_probs, choice, True))
       node = jnp.maximum(descend(trie, level, node, choice), 0)
+    found += [mark, tuple(jnp.stack(part, axis=-1).reshape(tokens_NxT.shape[0], -1) for part in zip(*levels))]
+  log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*found, mark))
   return Likelihood(log_prob, entropy, role_log_prob)
 
 
@@ -203,9 +215,9 @@ def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.A
   for i, name in enumerate(blocks):  # position j predicts token j + 1, whose kind is (j + 1) mod k
     start, size = v.blocks[name]
     at = np.arange((i - 1) % k, body - 1, k)
-    log_probs = jax.nn.log_softmax(reasoner.logits(hidden[:, at], start, size), axis=-1)
-    target = jnp.clip(tokens[:, at + 1] - start, 0, size - 1)
-    weight = (valid[:, at] & valid[:, at + 1]).astype(jnp.float32)
+    log_probs = jax.nn.log_softmax(reasoner.logits(at_slots(hidden, at), start, size), axis=-1)
+    target = jnp.clip(at_slots(tokens, at + 1) - start, 0, size - 1)
+    weight = (at_slots(valid, at) & at_slots(valid, at + 1)).astype(jnp.float32)
     total -= jnp.sum(jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0] * weight)
     count += jnp.sum(weight)
   return total / jnp.maximum(count, 1.0)

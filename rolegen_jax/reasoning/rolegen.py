@@ -21,7 +21,7 @@ from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, build_prompt
 from rolegen_jax.reasoning.rollout import Rollout, reason
 from rolegen_jax.semantic_ids.trie import Trie
-from rolegen_jax.sharding import ROLLOUT, constrain, layout, rollout_layout
+from rolegen_jax.sharding import ROLLOUT, constrain_rows, layout, rollout_layout
 from rolegen_jax.vocab import Vocabulary
 
 
@@ -52,7 +52,7 @@ class RoleGen:
       reasoner = self.bind('reasoner', rollout_layout(jax.lax.stop_gradient(reasoner_params)))
       prompt = build_prompt(self.layout, cases.history, cases.timestamp, trie.item_codes)
       rollout = reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.remove_share, intervene, noise)
-    return jax.tree.map(lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), rollout)
+    return constrain_rows(rollout)
 
   def add_reasoning(self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B, trie: Trie) -> Memory:
     """Memory with the factual roles and the candidates of all worlds; rows where `keep` is False get neither."""

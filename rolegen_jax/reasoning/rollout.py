@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.models.backbone import NEVER
 from rolegen_jax.models.reasoner import Reasoner
-from rolegen_jax.reasoning.frcot import Layout, Prompt, constrained_log_softmax
+from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots, constrained_log_softmax
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, leaf
-from rolegen_jax.sharding import constrain
+from rolegen_jax.sharding import constrain_rows
 
 TRIGGER = ROLE_NAMES.index('TRIGGER')
 CONVERT = ROLE_NAMES.index('CONVERT')
@@ -49,8 +49,7 @@ def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, forced_role_NxM, 
   """
   v, n = layout.vocab, prompt.tokens.shape[0]
   roles, width = len(ROLE_NAMES), max(layout.vocab.codes, len(ROLE_NAMES))
-  rows = lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1))
-  hidden, cache = reasoner.prefill(rows(prompt.tokens), rows(prompt.valid), room=length)
+  hidden, cache = reasoner.prefill(*constrain_rows((prompt.tokens, prompt.valid)), room=length)
   slots = jnp.arange(layout.prompt_length + length)
   visible = jnp.pad(prompt.valid, ((0, 0), (0, length)), constant_values=True)
   m = layout.config.role_events
@@ -83,7 +82,7 @@ def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, forced_role_NxM, 
     node = jnp.where(level >= 0, jnp.take_along_axis(child, choice[:, None], axis=1)[:, 0], node)
     token = jnp.where(is_mark, start, jnp.where(some, start + choice, v.control('UNKNOWN_ROLE')))
     slot = layout.prompt_length + t
-    hidden, cache = reasoner.step(rows(token), slot, cache, visible & (slots <= slot))
+    hidden, cache = reasoner.step(constrain_rows(token), slot, cache, visible & (slots <= slot))
     return (hidden, cache, node), (token, log_prob, node, log_probs[:, :roles])
 
   time_major = lambda x: jnp.moveaxis(x, 1, 0)
@@ -141,8 +140,8 @@ def rollout_worlds(reasoner: Reasoner, layout: Layout, prompt: Prompt, intervent
   has_event = worlds_prompt.role_allowed.any(-1)
   free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (forced < 0))
   roles = jnp.where(has_event, tokens[:, :m] - layout.vocab.blocks['role'][0], -1)
-  candidates = leaf(trie, node[:, layout.path_slots[:, -1]])
-  candidate_log_prob = log_prob[:, layout.path_slots].sum(-1)
+  candidates = leaf(trie, at_slots(node, layout.path_slots[:, -1]))
+  candidate_log_prob = at_slots(log_prob, layout.path_slots.ravel()).reshape(b * w, *layout.path_slots.shape).sum(-1)
   return Rollout(*(unflat(x) for x in (tokens, log_prob, free, roles, candidates, candidate_log_prob)), interventions)
 
 

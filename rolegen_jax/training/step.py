@@ -24,7 +24,7 @@ from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration, lik
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.rollout import Rollout, world_prompts
 from rolegen_jax.semantic_ids.trie import Trie
-from rolegen_jax.sharding import constrain
+from rolegen_jax.sharding import constrain_rows
 from rolegen_jax.training.state import State
 
 Metrics = dict[str, jax.Array]
@@ -130,13 +130,12 @@ def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: 
   demo = demonstration(layout, cases, trie.item_codes)
   chains = world_prompts(layout, prompt, rollout.interventions)
   # A user's demonstration goes beside that user's chains, so that no row leaves its device.
-  rows = lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1))
   per_user = lambda x, k: x.reshape(b, k, *x.shape[1:])
-  join = lambda a, d: rows(jnp.concatenate([per_user(a, w), d[:, None]], axis=1).reshape(b * (w + 1), *a.shape[1:]))
+  join = lambda a, d: constrain_rows(jnp.concatenate([per_user(a, w), d[:, None]], axis=1).reshape(b * (w + 1), *a.shape[1:]))
   everything = Prompt(*(join(a, d) for a, d in zip(chains, prompt)))
-  flat = rows(rollout.tokens.reshape(b * w, t))
+  flat = constrain_rows(rollout.tokens.reshape(b * w, t))
   # Rollouts are colder than the distribution that demonstrations fit: a path is a best guess, not a sample of the market.
-  temperature = rows(jnp.tile(jnp.array([layout.config.temperature] * w + [1.0]), b))
+  temperature = constrain_rows(jnp.tile(jnp.array([layout.config.temperature] * w + [1.0]), b))
   found = likelihood(rolegen.bind('reasoner', params), layout, everything, join(flat, demo.tokens), trie, temperature)
   before = likelihood(rolegen.bind('reasoner', jax.lax.stop_gradient(reference)), layout, chains, flat, trie)
   found = jax.tree.map(lambda x: per_user(x, w + 1), found)
