@@ -92,6 +92,7 @@ class ReasonerConfig:
   intents: int = 2  # intents per completion
   intent_levels: int = 1  # codes of the SID prefix that names an intent
   candidates: int = 4  # items on the path of one completion
+  neighbourhoods: int = 8  # coarse codes that contact with an item may excite, the strongest ones
   temperature: float = 0.5  # of rollouts; demonstrations are fitted at 1
   pretrained: str = ''  # folder of a pretrained decoder; '' = from scratch
 
@@ -236,6 +237,7 @@ def validate(config: Config) -> Config:
   need(config.backbone.context >= config.reasoner.events, 'backbone.context', f'at least reasoner.events={config.reasoner.events}')
   need(1 <= config.reasoner.role_events <= config.reasoner.events, 'reasoner.role_events', f'1 to reasoner.events={config.reasoner.events}')
   need(1 <= config.reasoner.intent_levels < config.semantic_ids.levels, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}')
+  need(1 <= config.reasoner.neighbourhoods <= config.semantic_ids.codes, 'reasoner.neighbourhoods', f'1 to semantic_ids.codes={config.semantic_ids.codes}')
   need(config.reasoner.temperature > 0, 'reasoner.temperature', 'positive')
   need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
   one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))

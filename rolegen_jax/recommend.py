@@ -18,7 +18,7 @@ def main() -> None:
   from rolegen_jax.stages import Run, saved_config, say
 
   run = Run(saved_config(_WORKDIR.value), _WORKDIR.value)
-  table = recommend(run.rolegen, run.trained, run.data[0], run.trie, run.mesh, _USERS.value, _OUTPUT.value, _TOP.value)
+  table = recommend(run.rolegen, run.trained, run.data[0], run.excitation, run.trie, run.mesh, _USERS.value, _OUTPUT.value, _TOP.value)
   say(f'{table["user_id"].n_unique()} users, {len(table)} recommendations -> {_OUTPUT.value}')
 
 

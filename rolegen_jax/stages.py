@@ -24,6 +24,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import Config, digest
 from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.cases import CaseTable, inference_cases, training_cases
+from rolegen_jax.data.excitation import Excitation, estimate_excitation
 from rolegen_jax.data.files import read_parquet, write_json
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.data.pipeline import Batches
@@ -96,9 +97,18 @@ class Run:
     return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, digest(self._artefacts, c.backbone))['backbone']
 
   @functools.cached_property
+  def excitation(self) -> Excitation:
+    log, occasions = self.data
+    return estimate_excitation(log, occasions.train_end(log), self.codes[:, 0], self.config.semantic_ids.codes, self.config.reasoner.neighbourhoods)
+
+  @functools.cached_property
   def bare_cases(self) -> CaseTable:
     """Training cases, roles unknown."""
-    return training_cases(*self.data, self.config.reasoner.role_events, self.config.reasoner.candidates)
+    return training_cases(*self.data, self.config.reasoner.role_events, self.config.reasoner.candidates, self.excitation)
+
+  def inference_cases(self, user: np.ndarray, end: np.ndarray, timestamp: np.ndarray) -> CaseTable:
+    r = self.config.reasoner
+    return inference_cases(self.data[0], user, end, timestamp, r.role_events, r.candidates, self.excitation)
 
   @functools.cached_property
   def associations(self) -> Associations:
@@ -159,7 +169,7 @@ class Run:
     log, occasions = self.data
     c, started = self.config, time.monotonic()
     rows = evaluation_rows(log, occasions, TEST)
-    table = inference_cases(log, occasions, rows, c.reasoner.role_events, c.reasoner.candidates)
+    table = self.inference_cases(occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows])
     k = max(c.evaluation.ks)
     ask = lambda name, params, **how: predict.predict(self.rolegen, params, table, self.trie, self.mesh, c.backbone.beam, label=name, **how)
     found = ask('RoleGen', self.trained)

@@ -7,7 +7,7 @@ import numpy as np
 
 from rolegen_jax import overrides
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, Config
-from rolegen_jax.data.rows import Cases, Trajectories
+from rolegen_jax.data.rows import Cases, Excites, Trajectories
 from rolegen_jax.models import functional
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
@@ -75,6 +75,9 @@ def cases(seed: int = 0, users: int = USERS, items: int = ITEMS) -> Cases:
   roles = np.where(history.event[last] == PURCHASE, CONVERT, rng.integers(0, CONVERT, history.event[last].shape))
   target = rng.integers(0, items, users).astype(np.int32)
   path = np.concatenate([target[:, None], rng.integers(-1, items, (users, c.candidates - 1))], axis=1)
+  excites = Excites(
+      rng.integers(0, CODES, (users, WIDTH, 3)).astype(np.int32), (rng.random((users, WIDTH, 3)) * (history.item >= 0)[..., None]).astype(np.float32)
+  )
   return Cases(
-      history, np.full(users, NOW, np.int32), target, np.where(history.segment[last] > 0, roles, -1).astype(np.int32), path.astype(np.int32)
+      history, np.full(users, NOW, np.int32), excites, target, np.where(history.segment[last] > 0, roles, -1).astype(np.int32), path.astype(np.int32)
   )

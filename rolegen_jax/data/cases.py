@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.data.excitation import Excitation
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TRAIN, Occasions
 from rolegen_jax.data.rows import Cases, histories
@@ -29,6 +30,7 @@ class CaseTable:
   target: np.ndarray  # int32 [N], -1 = unknown
   roles: np.ndarray  # int32 [N, M], -1 = unknown
   path: np.ndarray  # int32 [N, P], -1 = nothing more
+  excitation: Excitation
 
   def __len__(self) -> int:
     return len(self.user)
@@ -36,10 +38,11 @@ class CaseTable:
   def rows(self, index: np.ndarray, width: int) -> Cases:
     """The cases of the given numbers, histories of `width` events."""
     history = histories(self.log, self.user[index], self.end[index], width)
-    return Cases(history, self.timestamp[index].astype(np.int32), self.target[index], self.roles[index], self.path[index])
+    excites = self.excitation.of(self.user[index], history.item)
+    return Cases(history, self.timestamp[index].astype(np.int32), excites, self.target[index], self.roles[index], self.path[index])
 
 
-def training_cases(log: InteractionLog, occasions: Occasions, role_events: int, candidates: int) -> CaseTable:
+def training_cases(log: InteractionLog, occasions: Occasions, role_events: int, candidates: int, excitation: Excitation) -> CaseTable:
   """One case per (training occasion with a context, bought item), roles unknown."""
   first, last = occasions.target_offsets[:-1], occasions.target_offsets[1:]
   usable = (occasions.split == TRAIN) & (occasions.context_end > log.offsets[occasions.user])
@@ -48,16 +51,13 @@ def training_cases(log: InteractionLog, occasions: Occasions, role_events: int, 
   user, end, target = occasions.user[occasion], occasions.context_end[occasion], occasions.target[pair]
   path = _paths(log, occasions.train_end(log)[user], end, target, candidates)
   roles = np.full((len(user), role_events), -1, np.int32)
-  return CaseTable(log, user, end, occasions.timestamp[occasion], target, roles, path)
+  return CaseTable(log, user, end, occasions.timestamp[occasion], target, roles, path, excitation)
 
 
-def inference_cases(log: InteractionLog, occasions: Occasions, rows: np.ndarray, role_events: int, candidates: int) -> CaseTable:
-  """Cases of the occasions `rows` with everything about their outcome left unknown."""
-  n = len(rows)
-  unknown = lambda *shape: np.full(shape, -1, np.int32)
-  return CaseTable(
-      log, occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows], unknown(n), unknown(n, role_events), unknown(n, candidates)
-  )
+def inference_cases(log: InteractionLog, user, end, timestamp, role_events: int, candidates: int, excitation: Excitation) -> CaseTable:
+  """Cases of users [N] with context up to log row `end` [N] at `timestamp` [N], with everything about their outcome left unknown."""
+  unknown = lambda *shape: np.full((len(user), *shape), -1, np.int32)
+  return CaseTable(log, user, end, timestamp, unknown(), unknown(role_events), unknown(candidates), excitation)
 
 
 def _paths(log: InteractionLog, train_end: np.ndarray, start: np.ndarray, target: np.ndarray, size: int) -> np.ndarray:

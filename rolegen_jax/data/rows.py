@@ -19,6 +19,13 @@ class Trajectories(NamedTuple):
   segment: Array  # int32 [B, n], 1.. per window; 0 = padding
 
 
+class Excites(NamedTuple):
+  """What each event of a history leads to, as `data/excitation.py` counts it."""
+
+  code: Array  # int32 [B, n, R], neighbourhoods (coarse codes)
+  weight: Array  # fp32 [B, n, R], share above the base rate; 0 = nothing
+
+
 class Cases(NamedTuple):
   """B occasions: a history (right-aligned, strictly before the occasion), its time, and what is known of its outcome.
 
@@ -27,6 +34,7 @@ class Cases(NamedTuple):
 
   history: Trajectories
   timestamp: Array  # int32 [B]
+  excites: Excites
   target: Array  # int32 [B], an item bought at the occasion; -1 = none
   roles: Array  # int32 [B, M], hindsight role of each of the last M events; -1 = unknown or padding
   path: Array  # int32 [B, P], items that the user went on to buy or engage with, target first; -1 = nothing more

@@ -8,7 +8,8 @@ codes of an item in turn. The item's probability is a mixture
 
 of that generated semantic ID and a pointer over memory (pointer-generator: See et al., arXiv 1704.04368), because many
 conversions of a dormant user go to something already touched, and because it lets a reasoned candidate be taken up as it
-is. Every event is supervised in one pass: the query of event j sees only events with an earlier timestamp, so ties leak nothing.
+is. Where the reasoner gave an intent, the first code is a mixture too, of the backbone's own distribution and the intent's, and
+the pointer leans towards slots of intended neighbourhoods. Every event is supervised in one pass: the query of event j sees only events with an earlier timestamp, so ties leak nothing.
 
 Roles mark memory, not the temporal input: a role is known only at the end of the trajectory, and inside the causal stack it
 would tell earlier positions about later events.
@@ -46,6 +47,8 @@ class Memory(NamedTuple):
   timestamp: jax.Array  # int32 [B, S]
   segment: jax.Array  # int32 [B, S], 0 = never visible
   count: jax.Array  # int32 [B, S], repeats of the event; 1 where it is no event
+  intent: jax.Array | None = None  # fp32 [B, K], the reasoner's log-probabilities of first codes; NEVER in rows without
+  appeal: jax.Array | None = None  # fp32 [B, S], log-probability of the slot's neighbourhood over that of a uniform intent
 
 
 class Recall(NamedTuple):
@@ -55,6 +58,8 @@ class Recall(NamedTuple):
   log_pointer: jax.Array  # fp32 [B, Q, S], log of the pointer's weight on each slot
   log_gate: jax.Array  # fp32 [B, Q], log g
   log_generate: jax.Array  # fp32 [B, Q], log (1 - g)
+  intent: jax.Array | None = None  # fp32 [B, Q, K], log (m * intent), what the reasoner adds to the first code; None without
+  log_own: jax.Array | None = None  # fp32 [B, Q], log (1 - m)
 
 
 def gap_bucket(seconds: jax.Array) -> jax.Array:
@@ -127,6 +132,8 @@ class Backbone(nnx.Module):
     self.pointer_event = nnx.Param(jnp.log(jnp.array(EVENT_WEIGHTS)), axes=(None,))
     self.gate = nnx.Param(jnp.zeros((width + 1,)), axes=(None,))
     self.confidence = nnx.Param(jnp.zeros((width,)), axes=(None,))
+    self.intent_gate = nnx.Param(jnp.zeros((width + 1,)), axes=(None,))  # m starts at one half
+    self.intent_appeal = nnx.Param(jnp.array([0.25]), axes=(None,))
 
   # Embedding
 
@@ -170,6 +177,12 @@ class Backbone(nnx.Module):
         join(memory.count, jnp.ones_like(item_BxC)),
     )
 
+  def add_intent(self, memory: Memory, intent_BxK, codes_IxL) -> Memory:
+    """The reasoner's log-probabilities of first codes [B, K], after all slots are there; NEVER in rows that get none."""
+    first = jnp.take(codes_IxL, jnp.maximum(memory.item, 0), axis=0)[..., 0]
+    appeal = jnp.take_along_axis(intent_BxK, first, axis=1) + jnp.log(1.0 * intent_BxK.shape[1])
+    return memory._replace(intent=intent_BxK, appeal=jnp.where((memory.item >= 0) & (appeal > NEVER / 2), appeal, 0.0))
+
   # Recall
 
   def recall(self, memory: Memory, event_BxQ, timestamp_BxQ, segment_BxQ, key=None) -> Recall:
@@ -198,7 +211,16 @@ class Backbone(nnx.Module):
     x = self.recall_norm(x)
     copyable = visible & (memory.item >= 0)[:, None]
     log_pointer, log_gate, log_generate = self._point(x, memory, age_BxQxSxA, event_BxSxE, copyable)
-    return Recall(dropout(x, self.config.dropout, key), log_pointer, log_gate, log_generate)
+    intent, log_own = self._intend(x, memory)
+    return Recall(dropout(x, self.config.dropout, key), log_pointer, log_gate, log_generate, intent, log_own)
+
+  def _intend(self, x, memory: Memory):
+    if memory.intent is None:
+      return None, None
+    gate = x.astype(jnp.float32) @ self.intent_gate[...][:-1] + self.intent_gate[...][-1]
+    some = memory.intent.max(axis=-1, keepdims=True) > NEVER / 2
+    log_mix = jnp.where(some, jax.nn.log_sigmoid(gate), NEVER)
+    return log_mix[..., None] + memory.intent[:, None], jnp.where(some, jax.nn.log_sigmoid(-gate), 0.0)
 
   def _point(self, x, memory: Memory, age_BxQxSxA, event_BxSxE, copyable):
     f32 = jnp.float32
@@ -206,6 +228,8 @@ class Backbone(nnx.Module):
     k = memory.hidden @ use(self.pointer_key, x.dtype)
     logits = jnp.einsum('bqd,bsd->bqs', q, k, preferred_element_type=f32) / x.shape[-1] ** 0.5
     logits = logits + age_BxQxSxA.astype(f32) @ self.pointer_age[...] + (event_BxSxE.astype(f32) @ self.pointer_event[...])[:, None]
+    if memory.appeal is not None:
+      logits = logits + self.intent_appeal[...] * memory.appeal[:, None]
     log_pointer = jax.nn.log_softmax(jnp.where(copyable, logits, NEVER), axis=-1)
     log_pointer = jnp.where(copyable, log_pointer, NEVER)
     gate = x.astype(f32) @ self.gate[...][:-1] + self.gate[...][-1]
@@ -225,11 +249,20 @@ class Backbone(nnx.Module):
     readout = whole(self.readout, hidden.dtype)[:length + 1]
     return jax.nn.log_softmax(jnp.einsum('nld,lkd->nlk', hidden, readout, preferred_element_type=jnp.float32), axis=-1)
 
+  @staticmethod
+  def first_code(recall: Recall, own_BxQxK) -> jax.Array:
+    """Log-probabilities of the first code, fp32 [B, Q, K]: the depth decoder's own, mixed with the intent where there is one."""
+    if recall.intent is None:
+      return own_BxQxK
+    return jnp.logaddexp(recall.log_own[..., None] + own_BxQxK, recall.intent)
+
   def log_prob(self, recall: Recall, memory: Memory, item_BxQ, codes_IxL) -> tuple[jax.Array, jax.Array]:
     """(log p(item | query), log of its generated part alone), fp32 [B, Q]. Items of -1 give garbage to be masked."""
     b, q, d = recall.state.shape
     codes = jnp.take(codes_IxL, jnp.maximum(item_BxQ, 0), axis=0).reshape(b * q, -1)
     log_probs = self.code_log_probs(recall.state.reshape(b * q, d), codes[:, :-1])
+    first = self.first_code(recall, log_probs[:, 0].reshape(b, q, -1)).reshape(b * q, 1, -1)
+    log_probs = jnp.concatenate([first, log_probs[:, 1:]], axis=1)
     generated = jnp.take_along_axis(log_probs, codes[..., None], axis=-1)[..., 0].sum(-1).reshape(b, q)
     same = memory.item[:, None] == item_BxQ[..., None]
     copied = jax.nn.logsumexp(jnp.where(same, recall.log_pointer, NEVER), axis=-1)

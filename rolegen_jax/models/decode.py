@@ -42,6 +42,8 @@ def beam_search(backbone: Backbone, recall: Recall, memory: Memory, trie: Trie, 
     flat = lambda a: a.reshape(b * k, *a.shape[2:])
     states = flat(jnp.broadcast_to(state_BxD[:, None], (b, k, d)))
     log_probs = backbone.code_log_probs(states, flat(prefix))[:, -1].reshape(b, k, codes)
+    if level == 0:
+      log_probs = backbone.first_code(recall, log_probs)
     generated = generated[..., None] + log_probs
     one_hot = jax.nn.one_hot(slot_codes_BxSxL[:, :, level], codes)
     copied = jnp.einsum('bks,bsc->bkc', match_BxkxS * pointer_BxS[:, None], one_hot, precision='highest')

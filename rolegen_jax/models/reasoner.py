@@ -1,7 +1,7 @@
 """The Conversion Trajectory Reasoner: a causal language model over the one vocabulary.
 
-What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: token embedding, the
-shared transformer stack, and a readout tied to the embedding (copying an item of the prompt is the first thing to learn) that
+What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: the structural equation of
+intent (`intent.py`), which its intent tokens start from, token embedding, the shared transformer stack, and a readout tied to the embedding (copying an item of the prompt is the first thing to learn) that
 is always restricted to the block of the vocabulary that a position may hold.
 
 Shapes: N sequences, T tokens, S cache slots, D width, V block width.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rolegen_jax.config import ReasonerConfig
+from rolegen_jax.models.intent import Intent
 from rolegen_jax.models.transformer import Transformer, param, whole
 from rolegen_jax.vocab import Vocabulary
 
@@ -25,6 +26,7 @@ class Reasoner(nnx.Module):
     self.config, self.vocab = config, vocab
     self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     self.transformer = Transformer(config.transformer, rngs=rngs)
+    self.intent = Intent(vocab.codes)
 
   def embed(self, tokens):
     return jnp.take(whole(self.tokens, self.config.transformer.dtype), tokens, axis=0)

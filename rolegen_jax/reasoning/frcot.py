@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ReasonerConfig
-from rolegen_jax.data.rows import Cases, Trajectories
+from rolegen_jax.data.rows import Cases, Excites, Trajectories
 from rolegen_jax.models.backbone import NEVER, gap_bucket
+from rolegen_jax.models.intent import Evidence
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend
 from rolegen_jax.sharding import constrain_rows
@@ -77,6 +78,11 @@ class Layout:
     return (self.level < 0) & ~self.is_role
 
   @functools.cached_property
+  def opens_intent(self) -> np.ndarray:
+    """First codes of the intents: the positions that the structural equation speaks to."""
+    return np.isin(np.arange(self.length), self.intent_slots[:, 0])
+
+  @functools.cached_property
   def intent_slots(self) -> np.ndarray:
     """Positions [I, intent_levels]."""
     first = self.config.role_events + 1
@@ -100,9 +106,10 @@ class Prompt(NamedTuple):
   tokens: jax.Array  # int32 [N, prompt_length]
   valid: jax.Array  # bool [N, prompt_length]; padding and removed events are not
   role_allowed: jax.Array  # bool [N, M, roles]; nothing allowed = the slot has no event
+  evidence: Evidence  # [N, n], of the whole history: the intent tokens start from what it says
 
 
-def build_prompt(layout: Layout, history: Trajectories, now_B: jax.Array, codes_IxL) -> Prompt:
+def build_prompt(layout: Layout, history: Trajectories, excites: Excites, now_B: jax.Array, codes_IxL) -> Prompt:
   """Prompts of right-aligned histories [B, n >= E] at the occasion's time. Targets are no argument: they cannot leak in."""
   v, events = layout.vocab, layout.config.events
   item, event, time, real = (a[:, -events:] for a in (history.item, history.event, history.timestamp, history.segment > 0))
@@ -118,7 +125,10 @@ def build_prompt(layout: Layout, history: Trajectories, now_B: jax.Array, codes_
   last = -layout.config.role_events
   is_convert = jnp.arange(len(ROLE_NAMES)) == CONVERT
   allowed = (event[:, last:, None] == PURCHASE) == is_convert
-  return Prompt(tokens.astype(jnp.int32), valid, allowed & real[:, last:, None])
+  present = history.segment > 0
+  age = jnp.where(present, now_B[:, None] - history.timestamp, 0)
+  evidence = Evidence(*excites, age, history.event, present, jnp.full_like(history.event, -1))
+  return Prompt(tokens.astype(jnp.int32), valid, allowed & real[:, last:, None], evidence)
 
 
 class Demonstration(NamedTuple):
@@ -189,19 +199,32 @@ def likelihood(reasoner: Reasoner, layout: Layout, prompt: Prompt, tokens_NxT, t
   role_log_prob = constrained_log_softmax(reasoner.logits(hidden[:, :m], start, size), prompt.role_allowed, temperature)
   found = [choose(role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1))]
   mark = (jnp.zeros((tokens_NxT.shape[0], 1)),) * 2
-  for slots in (layout.intent_slots, layout.path_slots):
+  for slots, evidence in ((layout.intent_slots, reasoner.intent(prompt.evidence)[:, None]), (layout.path_slots, 0.0)):
     node, levels = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32), []
     for level in range(slots.shape[1]):
       start, size = v.blocks[f'sid{level}']
       at = slots[:, level]
       choice = jnp.clip(at_slots(tokens_NxT, at) - start, 0, size - 1)
       exists, _ = children_mask(trie, level, node)
-      log_probs = constrained_log_softmax(reasoner.logits(at_slots(hidden, at), start, size), exists, temperature)
+      logits = reasoner.logits(at_slots(hidden, at), start, size) + (evidence if level == 0 else 0.0)
+      log_probs = constrained_log_softmax(logits, exists, temperature)
       levels.append(choose(log_probs, choice, True))
       node = jnp.maximum(descend(trie, level, node, choice), 0)
     found += [mark, tuple(jnp.stack(part, axis=-1).reshape(tokens_NxT.shape[0], -1) for part in zip(*levels))]
   log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*found, mark))
   return Likelihood(log_prob, entropy, role_log_prob)
+
+
+def intent_loss(reasoner: Reasoner, prompt: Prompt, cases: Cases, codes_IxL) -> tuple[jax.Array, jax.Array]:
+  """NLL in nats of the target's neighbourhood under the structural equation: as it stands, and with hindsight roles done.
+
+  The second term teaches what a role is worth and nothing else: hindsight roles know the target.
+  """
+  m, evidence = cases.roles.shape[1], prompt.evidence
+  told = evidence._replace(role=evidence.role.at[:, -m:].set(cases.roles))
+  target = jnp.take(codes_IxL, cases.target, axis=0)[:, :1]
+  nll = lambda log_probs: -jnp.mean(jnp.take_along_axis(log_probs, target, axis=1))
+  return nll(reasoner.intent(evidence)), nll(reasoner.intent(told, only_roles=True))
 
 
 def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.Array:

@@ -15,7 +15,7 @@ from flax import nnx
 from rolegen_jax.config import Config
 from rolegen_jax.data.rows import Cases
 from rolegen_jax.models import functional
-from rolegen_jax.models.backbone import PURCHASE, Backbone, Memory, Recall
+from rolegen_jax.models.backbone import NEVER, PURCHASE, Backbone, Memory, Recall
 from rolegen_jax.models.decode import Ranking, beam_search
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, build_prompt
@@ -50,25 +50,30 @@ class RoleGen:
     loop = self.config.loop
     with jax.named_scope('rollout'), layout(ROLLOUT):
       reasoner = self.bind('reasoner', rollout_layout(jax.lax.stop_gradient(reasoner_params)))
-      prompt = build_prompt(self.layout, cases.history, cases.timestamp, trie.item_codes)
+      prompt = build_prompt(self.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
       rollout = reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.remove_share, intervene, noise)
     return constrain_rows(rollout)
 
   def add_reasoning(self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B, trie: Trie) -> Memory:
-    """Memory with the factual roles and the candidates of all worlds; rows where `keep` is False get neither."""
+    """Memory with the factual roles, the candidates of all worlds and their mean intent; rows where `keep` is False get nothing."""
     b, w, p = rollout.candidates.shape
-    roles = jnp.where(keep_B[:, None], rollout.roles[:, 0], -1)
-    items = jnp.where(keep_B[:, None], rollout.candidates.reshape(b, w * p), -1)
     worlds = jnp.broadcast_to(jnp.repeat(jnp.arange(w), p), (b, w * p))
-    log_prob = rollout.candidate_log_prob.reshape(b, w * p)
-    return backbone.add_candidates(backbone.add_roles(memory, roles), items, worlds, log_prob, trie.item_codes)
+    intent = jax.nn.logsumexp(rollout.intent, axis=1) - jnp.log(1.0 * w)
+    flat = lambda x: x.reshape(b, w * p)
+    return self._add(backbone, memory, rollout.roles[:, 0], flat(rollout.candidates), worlds, flat(rollout.candidate_log_prob), intent, keep_B, trie)
 
   def add_world(self, backbone: Backbone, memory: Memory, rollout: Rollout, world, trie: Trie) -> Memory:
-    """Memory with the roles and candidates of one world alone (index may be traced)."""
-    roles, items = rollout.roles[:, world], rollout.candidates[:, world]
-    marks = jnp.broadcast_to(world, items.shape).astype(jnp.int32)
-    log_prob = rollout.candidate_log_prob[:, world]
-    return backbone.add_candidates(backbone.add_roles(memory, roles), items, marks, log_prob, trie.item_codes)
+    """Memory with what one world alone says (index may be traced)."""
+    roles, items, log_prob, intent = (x[:, world] for x in (rollout.roles, rollout.candidates, rollout.candidate_log_prob, rollout.intent))
+    worlds = jnp.broadcast_to(world, items.shape).astype(jnp.int32)
+    return self._add(backbone, memory, roles, items, worlds, log_prob, intent, jnp.ones(items.shape[:1], bool), trie)
+
+  @staticmethod
+  def _add(backbone: Backbone, memory: Memory, roles, items, worlds, log_prob, intent, keep_B, trie: Trie) -> Memory:
+    kept = lambda x, otherwise: jnp.where(keep_B[:, None], x, otherwise)
+    memory = backbone.add_roles(memory, kept(roles, -1))
+    memory = backbone.add_candidates(memory, kept(items, -1), worlds, log_prob, trie.item_codes)
+    return backbone.add_intent(memory, kept(intent, NEVER), trie.item_codes)
 
   @staticmethod
   def ask(backbone: Backbone, memory: Memory, timestamp_B, key=None) -> Recall:

@@ -39,11 +39,12 @@ class Rollout(NamedTuple):
   roles: jax.Array  # int32 [B, W, M]; -1 where there is no event
   candidates: jax.Array  # int32 [B, W, P] item indices
   candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes as sampled
+  intent: jax.Array  # fp32 [B, W, K], log-probabilities of neighbourhoods by the structural equation
   interventions: Interventions
 
 
-def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, forced_role_NxM, trie: Trie, key, worlds: int, noise: float, length: int):
-  """Samples the first `length` positions of the completion of N prompts.
+def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, intent_NxK, trie: Trie, key, worlds: int, noise: float, length: int):
+  """Samples the first `length` positions of the completion of N prompts; interventions are those of the prompts.
 
   Returns tokens [N, length], their log-probs, the SID trie node reached at each position, and role log-probs [N, length, roles].
   """
@@ -55,7 +56,8 @@ def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, forced_role_NxM, 
   m = layout.config.role_events
   pad_roles = ((0, 0), (0, max(length - m, 0)), (0, 0))
   role_allowed = jnp.pad(prompt.role_allowed, pad_roles)[:, :length]
-  forced = jnp.pad(forced_role_NxM, pad_roles[:2], constant_values=-1)[:, :length]
+  forced = jnp.pad(prompt.evidence.role[:, -m:], pad_roles[:2], constant_values=-1)[:, :length]
+  evidence = jnp.pad(intent_NxK, ((0, 0), (0, width - v.codes)))
 
   def allowed_at(level, role_allowed_NxR, node):
     """bool [N, width] and the child node of each code; level -1 stands for roles."""
@@ -70,10 +72,11 @@ def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, forced_role_NxM, 
 
   def position(carry, xs):
     hidden, cache, node = carry
-    t, start, level, is_mark, role_allowed_NxR, forced_N = xs
+    t, start, level, is_mark, opens_intent, role_allowed_NxR, forced_N = xs
     node = jnp.where(level <= 0, 0, node)
     allowed, child = allowed_at(level, role_allowed_NxR, node)
-    log_probs = constrained_log_softmax(reasoner.logits(hidden, start, width), allowed, layout.config.temperature)
+    logits = reasoner.logits(hidden, start, width) + jnp.where(opens_intent, evidence, 0.0)
+    log_probs = constrained_log_softmax(logits, allowed, layout.config.temperature)
     gumbel = jax.random.gumbel(jax.random.fold_in(key, t), (n // worlds, width))
     choice = jnp.argmax(log_probs + noise * per_world(gumbel, worlds), axis=-1).astype(jnp.int32)
     choice = jnp.where(forced_N >= 0, forced_N, choice)
@@ -86,8 +89,8 @@ def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, forced_role_NxM, 
     return (hidden, cache, node), (token, log_prob, node, log_probs[:, :roles])
 
   time_major = lambda x: jnp.moveaxis(x, 1, 0)
-  xs = (jnp.arange(length), jnp.asarray(layout.start[:length]), jnp.asarray(layout.level[:length]), jnp.asarray(layout.is_mark[:length]),
-        time_major(role_allowed), time_major(forced))
+  static = (jnp.asarray(a[:length]) for a in (layout.start, layout.level, layout.is_mark, layout.opens_intent))
+  xs = (jnp.arange(length), *static, time_major(role_allowed), time_major(forced))
   _, outputs = jax.lax.scan(position, (hidden, cache, jnp.zeros((n,), jnp.int32)), xs)
   return tuple(time_major(o) for o in outputs)
 
@@ -122,12 +125,14 @@ def per_world(x: jax.Array, worlds: int) -> jax.Array:
 
 
 def world_prompts(layout: Layout, prompt: Prompt, interventions: Interventions) -> Prompt:
-  """The prompts [B * W, ...] that the worlds see: removed events are visible to nobody and get no role."""
+  """The prompts [B * W, ...] that the worlds see: removed events are visible to nobody, cause nothing and get no role."""
   b, w, m = interventions.removed.shape
-  removed = interventions.removed.reshape(b * w, m)
+  removed, role = (a.reshape(b * w, m) for a in (interventions.removed, interventions.role))
   gone = jnp.repeat(jnp.pad(removed, ((0, 0), (layout.config.events - m, 0))), layout.per_event, axis=1)
-  tokens, valid, allowed = (per_world(x, w) for x in prompt)
-  return Prompt(tokens, valid & ~jnp.pad(gone, ((0, 0), (0, 2))), allowed & ~removed[..., None])
+  tokens, valid, allowed, evidence = jax.tree.map(lambda x: per_world(x, w), prompt)
+  present = evidence.present.at[:, -m:].set(evidence.present[:, -m:] & ~removed)
+  evidence = evidence._replace(present=present, role=evidence.role.at[:, -m:].set(role))
+  return Prompt(tokens, valid & ~jnp.pad(gone, ((0, 0), (0, 2))), allowed & ~removed[..., None], evidence)
 
 
 def rollout_worlds(reasoner: Reasoner, layout: Layout, prompt: Prompt, interventions: Interventions, trie: Trie, key, noise: float = 1.0) -> Rollout:
@@ -135,22 +140,22 @@ def rollout_worlds(reasoner: Reasoner, layout: Layout, prompt: Prompt, intervent
   b, w, m = interventions.role.shape
   unflat = lambda x: x.reshape(b, w, *x.shape[1:])
   worlds_prompt = world_prompts(layout, prompt, interventions)
-  forced = interventions.role.reshape(b * w, m)
-  tokens, log_prob, node, _ = decode(reasoner, layout, worlds_prompt, forced, trie, key, w, noise, layout.length)
+  intent = reasoner.intent(worlds_prompt.evidence)
+  tokens, log_prob, node, _ = decode(reasoner, layout, worlds_prompt, intent, trie, key, w, noise, layout.length)
   has_event = worlds_prompt.role_allowed.any(-1)
-  free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (forced < 0))
+  free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (worlds_prompt.evidence.role[:, -m:] < 0))
   roles = jnp.where(has_event, tokens[:, :m] - layout.vocab.blocks['role'][0], -1)
   candidates = leaf(trie, at_slots(node, layout.path_slots[:, -1]))
   candidate_log_prob = at_slots(log_prob, layout.path_slots.ravel()).reshape(b * w, *layout.path_slots.shape).sum(-1)
-  return Rollout(*(unflat(x) for x in (tokens, log_prob, free, roles, candidates, candidate_log_prob)), interventions)
+  found = (tokens, log_prob, free, roles, candidates, candidate_log_prob, intent)
+  return Rollout(*(unflat(x) for x in found), interventions)
 
 
 def reason(reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, remove_share: float, intervene, noise: float = 1.0) -> Rollout:
   """Factual roles first, to find the pivots; then all worlds at once. `intervene` (bool, may be traced) False: worlds repeat the factual one."""
   pivot_key, noise_key = jax.random.split(key)
   b, m = prompt.role_allowed.shape[:2]
-  nothing = no_interventions(b, worlds, m)
-  *_, role_log_prob = decode(reasoner, layout, prompt, nothing.role[:, 0], trie, noise_key, 1, noise, m)
+  *_, role_log_prob = decode(reasoner, layout, prompt, jnp.zeros((b, layout.vocab.codes)), trie, noise_key, 1, noise, m)
   chosen = choose_interventions(prompt, role_log_prob, worlds, remove_share, pivot_key)
-  interventions = jax.tree.map(lambda a, z: jnp.where(intervene, a, z), chosen, nothing)
+  interventions = jax.tree.map(lambda a, z: jnp.where(intervene, a, z), chosen, no_interventions(b, worlds, m))
   return rollout_worlds(reasoner, layout, prompt, interventions, trie, noise_key, noise)

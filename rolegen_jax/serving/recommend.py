@@ -15,7 +15,8 @@ import polars as pl
 from jax.sharding import Mesh
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ConfigError, DataConfig
-from rolegen_jax.data.cases import PURCHASE, CaseTable
+from rolegen_jax.data.cases import PURCHASE, CaseTable, inference_cases
+from rolegen_jax.data.excitation import Excitation
 from rolegen_jax.data.files import DataError, write_parquet
 from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -25,7 +26,7 @@ DAY = 86_400  # seconds
 
 
 def recommend(
-    rolegen: RoleGen, params, log, trie, mesh: Mesh, users: str, output: str | os.PathLike, top: int = 10
+    rolegen: RoleGen, params, log, excitation: Excitation, trie, mesh: Mesh, users: str, output: str | os.PathLike, top: int = 10
 ) -> pl.DataFrame:
   """Writes and returns the table for `users`: all, dormant or a file of ids. Raises DataError naming an unknown id's line."""
   config = rolegen.config
@@ -33,9 +34,8 @@ def recommend(
     raise ConfigError(f'--top={top}: must be at most backbone.beam={config.backbone.beam}')
   now = int(log.timestamp.max()) + 1
   chosen = choose_users(log, users, config.data, now)
-  unknown = lambda *shape: np.full(shape, -1, np.int32)
-  r, n = config.reasoner, len(chosen)
-  table = CaseTable(log, chosen, log.offsets[chosen + 1], np.full(n, now), unknown(n), unknown(n, r.role_events), unknown(n, r.candidates))
+  r = config.reasoner
+  table = inference_cases(log, chosen, log.offsets[chosen + 1], np.full(len(chosen), now), r.role_events, r.candidates, excitation)
   found = predict(rolegen, params, table, trie, mesh, config.backbone.beam)
   frame = _frame(log, table, found, top)
   write_parquet(frame, output)

@@ -20,7 +20,7 @@ from rolegen_jax.config import Config
 from rolegen_jax.data.rows import Cases, Trajectories
 from rolegen_jax.models.backbone import NEVER, PURCHASE, Backbone, Memory
 from rolegen_jax.reasoning import feedback
-from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration, likelihood, next_event_loss
+from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration, intent_loss, likelihood, next_event_loss
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.rollout import Rollout, world_prompts
 from rolegen_jax.semantic_ids.trie import Trie
@@ -97,53 +97,56 @@ def execution_loss(rolegen: RoleGen, params, cases: Cases, rollout: Rollout | No
 def align_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple[jax.Array, Metrics]:
   """The reasoner as a plain language model of trajectories: next event."""
   del key
-  prompt = build_prompt(rolegen.layout, cases.history, cases.timestamp, trie.item_codes)
+  prompt = build_prompt(rolegen.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
   loss = next_event_loss(rolegen.bind('reasoner', params), rolegen.layout, prompt)
   return loss, dict(next_token_nll=loss)
 
 
-def anchor_loss(rolegen: RoleGen, log_prob_BxT, role_log_prob, demo, cases: Cases) -> tuple[jax.Array, Metrics]:
-  """FR-CoT imitation from teacher-forced log-probs. A label that the constraints rule out (imported roles) teaches nothing."""
+def anchor_loss(reasoner, prompt: Prompt, log_prob_BxT, role_log_prob, demo, cases: Cases, trie: Trie) -> tuple[jax.Array, Metrics]:
+  """FR-CoT imitation from teacher-forced log-probs, and the structural equation of intent. A label that the constraints rule
+  out (imported roles) teaches nothing."""
   weight = jnp.where(log_prob_BxT > NEVER / 2, demo.weight, 0.0)
   loss = -jnp.sum(log_prob_BxT * weight) / jnp.maximum(weight.sum(), 1.0)
   known = cases.roles >= 0
   right = (jnp.argmax(role_log_prob, axis=-1) == cases.roles) & known
-  return loss, dict(frcot_nll=loss, role_accuracy=right.sum() / jnp.maximum(known.sum(), 1))
+  intent, told = intent_loss(reasoner, prompt, cases, trie.item_codes)
+  metrics = dict(frcot_nll=loss, intent_nll=intent, intent_nll_by_role=told, role_accuracy=right.sum() / jnp.maximum(known.sum(), 1))
+  return loss + intent + told, metrics
 
 
 def reason_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple[jax.Array, Metrics]:
   """Supervised FR-CoT on hindsight labels."""
   del key
   reasoner, layout = rolegen.bind('reasoner', params), rolegen.layout
-  prompt = build_prompt(layout, cases.history, cases.timestamp, trie.item_codes)
+  prompt = build_prompt(layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
   demo = demonstration(layout, cases, trie.item_codes)
   found = likelihood(reasoner, layout, prompt, demo.tokens, trie, temperature=1.0)
-  loss, metrics = anchor_loss(rolegen, found.log_prob, found.role_log_prob, demo, cases)
-  return loss, metrics
+  return anchor_loss(reasoner, prompt, found.log_prob, found.role_log_prob, demo, cases, trie)
 
 
 def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: Rollout, gain_BxW, trie: Trie, switches: Switches):
   """The reasoner's rollouts weighted by what they were worth, plus imitation of the hindsight chain, in one forward pass."""
   layout, config = rolegen.layout, rolegen.config.loop
   b, w, t = rollout.tokens.shape
-  prompt = build_prompt(layout, cases.history, cases.timestamp, trie.item_codes)
+  prompt = build_prompt(layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
   demo = demonstration(layout, cases, trie.item_codes)
   chains = world_prompts(layout, prompt, rollout.interventions)
   # A user's demonstration goes beside that user's chains, so that no row leaves its device.
   per_user = lambda x, k: x.reshape(b, k, *x.shape[1:])
   join = lambda a, d: constrain_rows(jnp.concatenate([per_user(a, w), d[:, None]], axis=1).reshape(b * (w + 1), *a.shape[1:]))
-  everything = Prompt(*(join(a, d) for a, d in zip(chains, prompt)))
+  everything = jax.tree.map(join, chains, prompt)
   flat = constrain_rows(rollout.tokens.reshape(b * w, t))
   # Rollouts are colder than the distribution that demonstrations fit: a path is a best guess, not a sample of the market.
   temperature = constrain_rows(jnp.tile(jnp.array([layout.config.temperature] * w + [1.0]), b))
-  found = likelihood(rolegen.bind('reasoner', params), layout, everything, join(flat, demo.tokens), trie, temperature)
+  reasoner = rolegen.bind('reasoner', params)
+  found = likelihood(reasoner, layout, everything, join(flat, demo.tokens), trie, temperature)
   before = likelihood(rolegen.bind('reasoner', jax.lax.stop_gradient(reference)), layout, chains, flat, trie)
   found = jax.tree.map(lambda x: per_user(x, w + 1), found)
   reward, metrics = feedback.rewards(rollout.candidates, cases.target, gain_BxW, trie.item_codes, config)
   reflection, more = feedback.reflection_loss(
       found.log_prob[:, :w], rollout.log_prob, per_user(before.log_prob, w), rollout.free, feedback.advantages(reward), reward, config
   )
-  anchor, imitation = anchor_loss(rolegen, found.log_prob[:, w], found.role_log_prob[:, w], demo, cases)
+  anchor, imitation = anchor_loss(reasoner, prompt, found.log_prob[:, w], found.role_log_prob[:, w], demo, cases, trie)
   metrics |= more | imitation | dict(
       reward=reward.mean(), advantage_spread=reward.std(1).mean(), reflection_loss=reflection,
       entropy=jnp.sum(found.entropy[:, :w] * rollout.free) / jnp.maximum(rollout.free.sum(), 1),

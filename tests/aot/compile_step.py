@@ -16,7 +16,7 @@ from jax.experimental import topologies
 
 from rolegen_jax import overrides, sharding
 from rolegen_jax.config import Config, MeshConfig
-from rolegen_jax.data.rows import Cases, Trajectories
+from rolegen_jax.data.rows import Cases, Excites, Trajectories
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import build_trie
 from rolegen_jax.training import state, step
@@ -38,7 +38,8 @@ def main(path: str):
   table = lambda *shape: like(np.zeros((USERS, *shape), np.int32), 'batch')
   c = config.reasoner
   history = Trajectories(*(table(config.backbone.context) for _ in Trajectories._fields))
-  cases = Cases(history, table(), table(), table(c.role_events), table(c.candidates))
+  evidence = lambda dtype: like(np.zeros((USERS, config.backbone.context, c.neighbourhoods), dtype), 'batch')
+  cases = Cases(history, table(), Excites(evidence(np.int32), evidence(np.float32)), table(), table(c.role_events), table(c.candidates))
   codes = np.arange(200)[:, None].repeat(config.semantic_ids.levels, axis=1)
   trie = jax.tree.map(like, build_trie(codes, config.semantic_ids.codes, CATALOGUE))
   txs = {name: state.optimizer(config.loop_stage.optimizer, 100) for name in ('backbone', 'reasoner')}

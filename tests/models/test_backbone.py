@@ -16,17 +16,18 @@ SEEDS = st.integers(0, 10**6)
 
 @functools.cache
 def scorer():
-  """(params, rows, queried rows, item codes, roles [B, M]) -> (log p [B, n] of the queried items, its generated part, Recall)."""
+  """(params, rows, queried rows, item codes, roles [B, M], intent [B, K]) -> (log p [B, n] of the queried items, its generated part, Recall)."""
 
   @jit
-  def score(params, rows, queries, codes, roles):
+  def score(params, rows, queries, codes, roles, intent):
     backbone = tiny.rolegen().bind('backbone', params)
-    memory = backbone.add_roles(backbone.encode(rows, codes), roles)
+    memory = backbone.add_intent(backbone.add_roles(backbone.encode(rows, codes), roles), intent, codes)
     recall = backbone.recall(memory, queries.event, queries.timestamp, queries.segment)
     return *backbone.log_prob(recall, memory, queries.item, codes), recall
 
-  return lambda rows, queries, codes=tiny.codes(), roles=np.full((tiny.USERS, 4), -1, np.int32): jax.device_get(
-      score(tiny.params('backbone'), rows, queries, codes, roles))
+  none = np.full((tiny.USERS, 4), -1, np.int32), np.full((tiny.USERS, tiny.CODES), lib.NEVER, np.float32)
+  return lambda rows, queries, codes=tiny.codes(), roles=none[0], intent=none[1]: jax.device_get(
+      score(tiny.params('backbone'), rows, queries, codes, roles, intent))
 
 
 def packed(rng) -> Trajectories:
@@ -78,13 +79,15 @@ def test_packed_windows_score_as_they_do_alone():
     np.testing.assert_allclose(apart[real], np.take_along_axis(together, index, 1)[real], atol=2e-5)
 
 
-def test_the_mixture_is_a_distribution_over_all_codes():
+@pytest.mark.parametrize('intended', [False, True])
+def test_the_mixture_is_a_distribution_over_all_codes(intended):
   """Every combination of codes is an item here (512 of them); each row asks one question about all, 16 a call."""
   combinations = np.stack(np.meshgrid(*[np.arange(tiny.CODES)] * tiny.LEVELS, indexing='ij'), -1).reshape(-1, tiny.LEVELS).astype(np.int32)
   rows = tiny.histories(np.random.default_rng(2), items=len(combinations))
   blank = np.zeros((tiny.USERS, tiny.WIDTH), np.int32)
   ask = lambda item: Trajectories(blank + item, blank + 5, blank + 1, blank + tiny.NOW, blank + 1)
-  scores = [scorer()(rows, ask(np.arange(i, i + tiny.WIDTH)), combinations)[0] for i in range(0, len(combinations), tiny.WIDTH)]
+  intent = np.where(intended, np.log(np.random.default_rng(3).dirichlet(np.ones(tiny.CODES), tiny.USERS)), lib.NEVER).astype(np.float32)
+  scores = [scorer()(rows, ask(np.arange(i, i + tiny.WIDTH)), combinations, intent=intent)[0] for i in range(0, len(combinations), tiny.WIDTH)]
   probabilities = np.exp(np.concatenate(scores, axis=1))
   np.testing.assert_allclose(probabilities.sum(1), 1.0, atol=1e-4)
   assert (probabilities > 0).all() and (probabilities[:, ::2].sum(1) < 1.0).all()  # a catalogue with holes gets less

@@ -19,10 +19,11 @@ SEEDS = st.integers(0, 10**6)
 def searcher(beams: int):
 
   @jit
-  def search(params, cases, trie):
+  def search(params, cases, trie, intent):
     rolegen = tiny.rolegen()
     backbone = rolegen.bind('backbone', params)
     memory = backbone.encode(cases.history, trie.item_codes)
+    memory = backbone.add_intent(memory, intent, trie.item_codes)
     recall = rolegen.ask(backbone, memory, cases.timestamp)
     items = jnp.broadcast_to(jnp.arange(64), (tiny.USERS, 64))
     many = jax.tree.map(lambda x: jnp.repeat(x, 64, axis=1), recall)
@@ -31,11 +32,14 @@ def searcher(beams: int):
   return search
 
 
-def search(beams: int, seed: int, items: int, share: float = 1.0):
+NO_INTENT = np.full((tiny.USERS, tiny.CODES), NEVER, np.float32)
+
+
+def search(beams: int, seed: int, items: int, share: float = 1.0, intent=NO_INTENT):
   """(ranking, log p of every item [B, items], allowed [items])."""
   allowed = np.random.default_rng(seed + 1).random(items) < share
   trie = tiny.trie(items, seed, allowed)
-  ranking, log_prob = jax.device_get(searcher(beams)(tiny.params('backbone'), tiny.cases(seed, items=items), trie))
+  ranking, log_prob = jax.device_get(searcher(beams)(tiny.params('backbone'), tiny.cases(seed, items=items), trie, intent))
   return ranking, np.where(allowed, log_prob[:, :items], NEVER), allowed
 
 
@@ -49,6 +53,17 @@ def test_wide_beams_are_exact(seed, items, share):
   assert (ranking.item[:, n:] == -1).all() and (ranking.score[:, n:] == np.float32(NEVER)).all()
   np.testing.assert_allclose(ranking.score[:, :n], -np.sort(-log_prob, axis=1)[:, :n], atol=2e-5)
   np.testing.assert_array_equal(np.sort(ranking.item[:, :n], axis=1), np.broadcast_to(np.flatnonzero(allowed), (tiny.USERS, n)))
+
+
+def test_wide_beams_are_exact_with_an_intent():
+  """Half of the rows have an intent; it moves their scores, the others stay as they are."""
+  intent = jax.nn.log_softmax(3 * np.random.default_rng(0).normal(size=(tiny.USERS, tiny.CODES)).astype(np.float32))
+  intent = np.where(np.arange(tiny.USERS)[:, None] % 2 == 0, intent, NO_INTENT)
+  ranking, log_prob, _ = search(64, 1, 60, intent=intent)
+  _, without, _ = search(64, 1, 60)
+  np.testing.assert_allclose(ranking.score[:, :60], -np.sort(-log_prob, axis=1), atol=2e-5)
+  np.testing.assert_allclose(log_prob[1::2], without[1::2], atol=1e-5)
+  assert (np.abs(log_prob - without)[::2].max(1) > 0.1).all()
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.compile import jit
-from rolegen_jax.data.rows import Trajectories
+from rolegen_jax.data.rows import Excites, Trajectories
 from rolegen_jax.models.backbone import NEVER
 from rolegen_jax.reasoning import frcot
 from rolegen_jax.vocab import Vocabulary
@@ -14,6 +14,7 @@ from tests import tiny
 
 V = tiny.rolegen().vocab
 LAYOUT = tiny.rolegen().layout
+NOTHING = Excites(np.zeros((1, tiny.WIDTH, 3), np.int32), np.zeros((1, tiny.WIDTH, 3), np.float32))
 
 
 def test_positions_of_a_completion():
@@ -33,7 +34,7 @@ def test_a_prompt_token_by_token():
   """Two events, one minute apart, the last a purchase an hour before now; four slots of padding before them."""
   row = lambda a, b, fill: np.array([[fill] * (tiny.WIDTH - 2) + [a, b]], np.int32)
   history = Trajectories(row(7, 9, -1), row(1, tiny.PURCHASE, 0), row(1, 1, 0), row(tiny.NOW - 3660, tiny.NOW - 3600, 0), row(1, 1, 0))
-  prompt = frcot.build_prompt(LAYOUT, history, jnp.array([tiny.NOW]), tiny.codes())
+  prompt = frcot.build_prompt(LAYOUT, history, NOTHING, jnp.array([tiny.NOW]), tiny.codes())
   sid = lambda item: V.sid(tiny.codes()[item]).tolist()
   expected = [V.control('PAD')] * 20 + [V.event(1), V.gap(0), *sid(7), V.event(5), V.gap(3), *sid(9), V.gap(17), V.control('REASON')]
   assert prompt.tokens[0].tolist() == expected and LAYOUT.prompt_length == len(expected)
@@ -88,7 +89,7 @@ def teacher():
 
   @jit
   def run(params, cases, tokens, trie):
-    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.timestamp, trie.item_codes)
+    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, trie.item_codes)
     reasoner = tiny.rolegen().bind('reasoner', params)
     return frcot.likelihood(reasoner, LAYOUT, prompt, tokens, trie), frcot.next_event_loss(reasoner, LAYOUT, prompt)
 
@@ -96,9 +97,9 @@ def teacher():
 
 
 def test_without_preferences_every_choice_is_uniform_over_what_may_come():
-  """Token embeddings (and so the readout) of zeros: log-prob -log(choices) and entropy log(choices) at every choice, by counting the catalogue."""
+  """Token embeddings (and so the readout) of zeros, intent without focus: log-prob -log(choices) and entropy log(choices) at every choice, by counting the catalogue."""
   cases, codes = tiny.cases(), tiny.codes()
-  blank = tiny.params('reasoner') | {'tokens': np.zeros_like(tiny.params('reasoner')['tokens'])}
+  blank = tiny.params('reasoner') | jax.tree.map(np.zeros_like, {name: tiny.params('reasoner')[name] for name in ('tokens', 'intent')})
   tokens = np.array(frcot.demonstration(LAYOUT, cases._replace(path=np.abs(cases.path)), codes).tokens)
   found, next_event = jax.device_get(teacher()(blank, cases, tokens, tiny.trie()))
   np.testing.assert_allclose(found.entropy, -found.log_prob, atol=1e-5)
@@ -121,3 +122,27 @@ def test_intents_of_two_codes():
   layout = frcot.Layout(tiny.config('reasoner.intent_levels=2').reasoner, Vocabulary(levels=3, codes=8))
   np.testing.assert_array_equal(layout.intent_slots, [[5, 6], [7, 8]])
   np.testing.assert_array_equal(layout.level[5:9], [0, 1, 0, 1])
+
+
+def test_evidence_moves_the_first_code_of_intents_only():
+  """The same tokens with and without evidence: log-probs of roles and candidates stay, those of intents change."""
+  cases = tiny.cases(1)
+  tokens = np.array(frcot.demonstration(LAYOUT, cases._replace(path=np.abs(cases.path)), tiny.codes()).tokens)
+  none = cases._replace(excites=cases.excites._replace(weight=np.zeros_like(cases.excites.weight)))
+  params = tiny.params('reasoner') | {'intent': tiny.params('reasoner')['intent'] | {'focus': np.ones(1, np.float32)}}
+  with_it, without = (np.array(teacher()(params, c, tokens, tiny.trie())[0].log_prob) for c in (cases, none))
+  same = np.isclose(with_it, without, atol=1e-6).all(0)
+  assert same[~LAYOUT.opens_intent].all() and not same[LAYOUT.opens_intent].any()
+
+
+def test_hindsight_roles_teach_the_gains_of_roles_and_nothing_else():
+  cases = tiny.cases(2)
+
+  def losses(intent):
+    reasoner = tiny.rolegen().bind('reasoner', tiny.params('reasoner') | {'intent': intent})
+    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, tiny.codes())
+    return jnp.stack(frcot.intent_loss(reasoner, prompt, cases, jnp.asarray(tiny.codes())))
+
+  factual, told = (jax.tree.map(lambda g: np.abs(g[i]).max() > 0, jax.jacrev(losses)(tiny.params('reasoner')['intent'])) for i in range(2))
+  assert factual == dict(base=True, fade=True, event_gain=True, focus=True, role_gain=False)
+  assert told == dict(base=False, fade=False, event_gain=False, focus=False, role_gain=True)

@@ -109,7 +109,7 @@ def test_associations_count_contacts_before_conversions():
   bought = np.flatnonzero(log.event == tiny.PURCHASE)
   user = (np.searchsorted(log.offsets, bought, side='right') - 1).astype(np.int32)
   none = np.full((3, 4), -1, np.int32)
-  found = lib.Associations.of(CaseTable(log, user, bought, log.timestamp[bought], log.item[bought], none, none), codes, 8, last=4)
+  found = lib.Associations.of(CaseTable(log, user, bought, log.timestamp[bought], log.item[bought], none, none, None), codes, 8, last=4)
   assert dict(zip(found.pair.tolist(), found.count.tolist())) == {2 * 8: 2, 3 * 8 + 2: 1, 4 * 8 + 2: 1}
   assert found.item_total.tolist() == [0, 0, 2, 1, 1, 0]
   np.testing.assert_allclose(found.target_share, np.bincount([0, 0, 2], minlength=8) / 3)

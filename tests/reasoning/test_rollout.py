@@ -89,7 +89,7 @@ def teacher():
 
   @jit
   def run(params, cases, rollout, trie):
-    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.timestamp, trie.item_codes)
+    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, trie.item_codes)
     prompt = lib.world_prompts(LAYOUT, prompt, rollout.interventions)
     tokens = jnp.reshape(rollout.tokens, (-1, LAYOUT.length))
     return frcot.likelihood(tiny.rolegen().bind('reasoner', params), LAYOUT, prompt, tokens, trie)
@@ -132,7 +132,7 @@ def test_pivots_are_the_likeliest_triggers_and_worlds_split_into_roles_and_remov
   allowed[1, 1:] = np.arange(8) == tiny.CONVERT  # row 1: one event that is no purchase
   trigger = np.array([[0.1, 0.4, 0.2, 0.3], [0.1, 0, 0, 0]])
   log_prob = np.log(np.concatenate([trigger[..., None] + 1e-9, np.full((b, m, 7), 0.01)], -1)).astype(np.float32)
-  prompt = frcot.Prompt(None, None, jnp.asarray(allowed))
+  prompt = frcot.Prompt(None, None, jnp.asarray(allowed), None)
   found = jax.device_get(lib.choose_interventions(prompt, jnp.asarray(log_prob), worlds, 0.5, jax.random.key(0)))
   at = (found.role != NONE) | found.removed
   assert [np.flatnonzero(row).tolist() for row in at[0]] == [[], [1], [3], [2], [0]]
@@ -143,7 +143,7 @@ def test_pivots_are_the_likeliest_triggers_and_worlds_split_into_roles_and_remov
 
 def test_a_user_without_eligible_events_gets_no_intervention():
   allowed = jnp.zeros((1, 4, 8), bool).at[..., tiny.CONVERT].set(True)
-  found = lib.choose_interventions(frcot.Prompt(None, None, allowed), jnp.zeros((1, 4, 8)), 4, 0.5, jax.random.key(0))
+  found = lib.choose_interventions(frcot.Prompt(None, None, allowed, None), jnp.zeros((1, 4, 8)), 4, 0.5, jax.random.key(0))
   assert (found.role == NONE).all() and not found.removed.any()
 
 
