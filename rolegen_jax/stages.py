@@ -190,6 +190,7 @@ class Run:
     planted = self.workdir / 'data' / 'planted.parquet'
     truth = content.planted_truth(table, read_parquet(planted), c.reasoner.role_events) if planted.exists() else None
     roles, notes = content.roles(hindsight, found.roles, truth)
+    notes.append(content.role_gains(self.trained['reasoner']['intent']['role_gain']))
     stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
     page = write_report(self.workdir, dict(
         title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,

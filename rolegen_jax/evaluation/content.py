@@ -103,6 +103,12 @@ def roles(hindsight: Hindsight, predicted: np.ndarray, truth: tuple[np.ndarray, 
   return section, [note]
 
 
+def role_gains(log_gain: np.ndarray) -> str:
+  """A note: what the intent equation learnt that a role does to an event's excitation."""
+  gains = ', '.join(f'{name} {np.exp(value):.2f}' for name, value in zip(ROLE_NAMES, np.asarray(log_gain)))
+  return f'Excitation of intent when an event is given a role, over that of an event left alone: {gains}.'
+
+
 def trajectories(log, occasions, rows: np.ndarray, table: CaseTable, found: Predictions, cohorts=('D1', 'D2'), k: int = 10) -> list[dict]:
   """A few dormant test occasions, hits and misses by turns, with their roles, interventions and candidates."""
   label = _labels(log)

@@ -84,7 +84,9 @@ def age_features(age_s: jax.Array, rank: jax.Array, count: jax.Array) -> jax.Arr
 
 # Where the pointer starts: the recency rule count * weight(event) * exp(-age / 7 days), a strong floor on every log we know.
 RECENCY_RULE = (0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
-EVENT_WEIGHTS = (0.5, 1.0, 2.0, 3.0, 1.0, 5.0, 0.05)  # by event code; last, a candidate: few are right until the loop has learnt
+EVENT_WEIGHTS = (0.5, 1.0, 2.0, 3.0, 1.0, 5.0, 0.02)  # by event code; last, a candidate: few are right until the loop has learnt
+# Where the intent's part starts, by validation on the simulated world and alibaba2014: m = sigmoid(1.5), a fifth of a nat per nat.
+INTENT_GATE, INTENT_APPEAL = 1.5, 0.2
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -132,8 +134,8 @@ class Backbone(nnx.Module):
     self.pointer_event = nnx.Param(jnp.log(jnp.array(EVENT_WEIGHTS)), axes=(None,))
     self.gate = nnx.Param(jnp.zeros((width + 1,)), axes=(None,))
     self.confidence = nnx.Param(jnp.zeros((width,)), axes=(None,))
-    self.intent_gate = nnx.Param(jnp.zeros((width + 1,)), axes=(None,))  # m starts at one half
-    self.intent_appeal = nnx.Param(jnp.array([0.25]), axes=(None,))
+    self.intent_gate = nnx.Param(jnp.zeros((width + 1,)).at[-1].set(INTENT_GATE), axes=(None,))
+    self.intent_appeal = nnx.Param(jnp.array([INTENT_APPEAL]), axes=(None,))
 
   # Embedding
 
