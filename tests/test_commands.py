@@ -48,7 +48,7 @@ def test_a_second_start_trains_nothing(run, capfd):
 
 def test_recommendations_carry_their_reasons(run, tmp_path):
   output = tmp_path / 'out.parquet'
-  recommend(run.rolegen, run.trained, run.data[0], run.trie, run.mesh, 'dormant', output, top=5)
+  recommend(run.rolegen, run.trained, run.data[0], run.excitation, run.trie, run.mesh, 'dormant', output, top=5)
   table = pl.read_parquet(output)
   log = run.data[0]
   assert set(table['item_id']) <= set(log.items['item_id'])
@@ -63,11 +63,11 @@ def test_users_of_a_file_and_an_unknown_one(run, tmp_path):
   users, output = tmp_path / 'users.txt', tmp_path / 'out.parquet'
   known = run.data[0].users[3]
   users.write_text(f'{known}\n')
-  assert set(recommend(run.rolegen, run.trained, run.data[0], run.trie, run.mesh, str(users), output, top=3)['user_id']) == {known}
+  assert set(recommend(run.rolegen, run.trained, run.data[0], run.excitation, run.trie, run.mesh, str(users), output, top=3)['user_id']) == {known}
   output.unlink()
   users.write_text(f'{known}\n\n999999\n')
   with pytest.raises(DataError, match=r"users.txt: line 3: user_id '999999' is not in the log"):
-    recommend(run.rolegen, run.trained, run.data[0], run.trie, run.mesh, str(users), output)
+    recommend(run.rolegen, run.trained, run.data[0], run.excitation, run.trie, run.mesh, str(users), output)
   assert not output.exists()
 
 

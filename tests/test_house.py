@@ -19,7 +19,7 @@ ROOMS = (
   'config', 'overrides', 'progress', 'compile', 'vocab', 'sharding', 'data', 'semantic_ids', 'models', 'reasoning', 'training',
   'evaluation', 'serving', 'stages',
 )
-WITHOUT_JAX = ('rolegen_jax/config.py', 'rolegen_jax/overrides.py', 'rolegen_jax/progress.py', 'launch/')
+WITHOUT_JAX = ('rolegen_jax/config.py', 'rolegen_jax/overrides.py', 'rolegen_jax/progress.py', 'rolegen_jax/vocab.py', 'launch/')
 
 # An absolute path of one machine, and a link to where packages come from: the project names neither.
 MACHINE_PATH = re.compile(r'(?<![\w.$}>/-])/(?:work|root|tmp|home)(?=[/\s\'"`),:;]|$)', re.MULTILINE)
