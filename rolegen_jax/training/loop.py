@@ -19,7 +19,7 @@ from rolegen_jax.progress import progress
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training import state as states
 from rolegen_jax.training.checkpoint import Checkpoints
-from rolegen_jax.training.metrics import MetricsLog
+from rolegen_jax.training.metrics import Clock, MetricsLog
 from rolegen_jax.training.state import State
 
 
@@ -65,7 +65,7 @@ def run(
 
   Raises Preempted after saving, Diverged, ArtefactMismatch.
   """
-  folder = pathlib.Path(folder)
+  folder, clock = pathlib.Path(folder), Clock(folder)
   checkpoints = Checkpoints(folder / 'checkpoints', hashes)
   with jax.set_mesh(mesh):
     restored = checkpoints.restore(states.abstract(makers, txs, mesh))
@@ -85,15 +85,26 @@ def run(
     compiled = jit(step, donate_argnums=0, in_shardings=(layout, rows, None, *(None,) * len(extra)), out_shardings=(layout, None))
     to_device = lambda batch: jax.tree.map(lambda x: sharding.global_array(mesh, np.asarray(x), 'batch'), batch)
     log = MetricsLog(folder, tensorboard, start)
+    clock.lap('restore')
+    clock.start(start)
     with _Sigterm() as sigterm:
       try:
         for i in progress(range(start, stage.steps), name, total=stage.steps, initial=start):
-          state, metrics = compiled(state, to_device(next(batches)), trie, *extra)
+          batch = to_device(next(batches))
+          clock.lap('data')
+          state, metrics = compiled(state, batch, trie, *extra)
+          if i == start:
+            clock.lap('compile')
           log.add(i, metrics)
           last = i + 1 == stage.steps
-          if last or sigterm.came or (i + 1) % stage.save_every == 0:
+          save = last or sigterm.came or (i + 1) % stage.save_every == 0
+          if save:
             log.flush()  # a checkpoint never holds a step whose loss was not looked at
+          clock.lap('step')
+          if save:
             checkpoints.save(state, batches.position)
+            clock.lap('checkpoint')
+          clock.row(i)
           if sigterm.came and not last:
             raise Preempted(f'{name}: saved at step {i + 1}')
         if compiled._cache_size() > 1:
@@ -101,4 +112,5 @@ def run(
       finally:
         log.close()
         checkpoints.close()
+        clock.end()
   return state.params

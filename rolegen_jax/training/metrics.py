@@ -1,4 +1,4 @@
-"""Metrics of a stage, written one step late so that the device never waits for the host."""
+"""Metrics of a stage, written one step late so that the device never waits for the host, and where the host's time went."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import socket
 import time
 
 import jax
@@ -70,3 +71,52 @@ class MetricsLog:
     if self._file:
       self._file.close()
       self._board.close()
+
+
+class Clock:
+  """Where this host's wall time in a stage went: `folder/time.PROCESS.jsonl`, read by `launch.status`.
+
+  A first row {at, start, host, pid, processes} when a process enters the stage at step `start`, then one row {at, step,
+  KIND_s ...} a step and a last one {at, end}; `at` is unix time at the row's end. Kinds: restore (state born or restored), compile (the first call),
+  data (the host's wait for its batch), step (the rest: mostly the wait for the metrics of the step before), checkpoint.
+  Rows are never cut: a step that stands there twice was lost once.
+  """
+
+  WRITE_EVERY_S = 1.0  # a killed process loses about so much of its account
+
+  def __init__(self, folder: str | os.PathLike):
+    self.path = pathlib.Path(folder) / f'time.{jax.process_index()}.jsonl'
+    self._spent: dict[str, float] = {}
+    self._lines: list[str] = []
+    self._lapped = self._written = time.monotonic()
+
+  def lap(self, kind: str) -> None:
+    """What passed since the last lap was spent on `kind`."""
+    now = time.monotonic()
+    self._spent[f'{kind}_s'] = self._spent.get(f'{kind}_s', 0.0) + now - self._lapped
+    self._lapped = now
+
+  def start(self, step: int) -> None:
+    self._row(start=step, host=socket.gethostname(), pid=os.getpid(), processes=jax.process_count())
+
+  def row(self, step: int) -> None:
+    """Ends the row of `step`."""
+    self._row(step=step)
+    if self._lapped - self._written > self.WRITE_EVERY_S:
+      self._write()
+
+  def end(self) -> None:
+    """After the last checkpoint is on disk."""
+    self.lap('checkpoint')
+    self._row(end=True)
+    self._write()
+
+  def _row(self, **fields) -> None:
+    spent, self._spent = self._spent, {}
+    self._lines.append(json.dumps(dict(at=round(time.time(), 3)) | fields | {kind: round(s, 5) for kind, s in spent.items()}) + '\n')
+
+  def _write(self) -> None:
+    lines, self._lines = self._lines, []
+    with self.path.open('a') as file:
+      file.write(''.join(lines))
+    self._written = time.monotonic()

@@ -66,6 +66,13 @@ def test_a_crash_between_saves_resumes_to_the_same_curve(unbroken, tmp_path):
   params = run(tmp_path)
   assert curve(tmp_path) == curve(unbroken[1])
   jax.tree.map(np.testing.assert_array_equal, params, unbroken[0])
+  # The host's clock keeps what the curve does not show: step 4 was trained, lost, and trained again.
+  rows = [json.loads(line) for line in (tmp_path / 'time.0.jsonl').read_text().splitlines()]
+  assert [row['start'] for row in rows if 'start' in row] == [0, 4]
+  assert [row['step'] for row in rows if 'step' in row] == [0, 1, 2, 3, 4, 4, 5]
+  assert ['compile_s' in row for row in rows if 'step' in row] == [True, False, False, False, False, True, False]
+  assert [row['step'] for row in rows if 'checkpoint_s' in row and 'step' in row] == [1, 3, 5]
+  assert rows[-1]['end'] and all(row['data_s'] >= 0 and row['step_s'] >= 0 for row in rows if 'step' in row)
 
 
 def test_sigterm_saves_and_the_same_call_continues(unbroken, tmp_path):
