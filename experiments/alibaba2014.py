@@ -1,5 +1,7 @@
 """Alibaba 2014 (season 1): 884 users, 123 days, day resolution, item = brand. REAL data, to be had as README.md says."""
 
+import dataclasses
+
 from rolegen_jax import config as c
 
 
@@ -17,5 +19,5 @@ def get_config(arg: str = '') -> c.Config:
       warmup=stage(120, 16, 1.5e-3),
       align=stage(150, 32, 3e-3),
       reason=stage(200, 32, 2e-3),
-      loop_stage=stage(100, 16, 3e-4),
+      loop_stage=dataclasses.replace(stage(100, 16, 3e-4), save_every=20),
   )
