@@ -19,3 +19,10 @@ def get_config(arg: str = '') -> c.Config:
       # The other two cost a closed loop each: --set "evaluation.ablations=('no_reasoner','no_counterfactual','no_reflection')".
       evaluation=c.EvaluationConfig(ablations=('no_reasoner',), sasrec_steps=300),
   )
+
+
+def sweep(add, arg: str = '') -> None:
+  """Does a user gain from more worlds? `arg` seeds of each (default 2), over one and the same simulated log."""
+  for worlds in (2, 4, 8):
+    for seed in range(int(arg or 2)):
+      add(f'worlds{worlds}_seed{seed}', f'loop.worlds={worlds}', f'seed={seed}')

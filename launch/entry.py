@@ -1,0 +1,27 @@
+"""How the commands of launch/ start: flags, then `main`; a ConfigError becomes its one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from absl import app
+
+from rolegen_jax.config import ConfigError
+
+BAD_INPUT = 2
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """`main` returns the exit code. Unlike `rolegen_jax.commands.run` this joins no job: it works on any host of a cluster."""
+
+  def guarded(argv):
+    try:
+      if len(argv) > 1:
+        raise ConfigError(f'unexpected argument {argv[1]!r}: flags are --name=value')
+      return main()
+    except ConfigError as error:
+      print(error, file=sys.stderr, flush=True)
+      return BAD_INPUT
+
+  app.run(guarded)
