@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, logging
 
-from rolegen_jax import overrides
+from rolegen_jax import distributed, heartbeat, overrides
 from rolegen_jax.config import Config, ConfigError
 
-BAD_INPUT, DIVERGED, PREEMPTED = 2, 3, 42  # see WORKSPACE.md; 0 is done
+BAD_INPUT, DIVERGED, PREEMPTED, LOST_PEER = 2, 3, 42, 134  # see WORKSPACE.md; 0 is done
 
 
 def experiment(name: str, assignments: list[str]) -> Config:
@@ -37,13 +39,20 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
       sys.exit(_say(f'unexpected argument {argv[1]!r}: flags are --name=value', BAD_INPUT))
+    heartbeat.enable_stack_dumps()
     try:
+      distributed.initialize()
       main()
     except Exception as error:  # sorted by kind below; anything unknown keeps its traceback
       code = _code(error)
-      if code is None:
+      if code is not None:
+        sys.exit(_say(str(error), code))
+      if not distributed.several():
         raise
-      sys.exit(_say(str(error), code))
+      # The others wait for this process in some collective: waiting for them at exit would hang both.
+      traceback.print_exc()
+      sys.stderr.flush()
+      os._exit(LOST_PEER if distributed.lost_peer(error) else 1)
 
   app.run(guarded)
 

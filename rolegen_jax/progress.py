@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log."""
+"""Progress of long work: a bar on a terminal, a line now and then in a log, and signs of life for a watchdog."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
+from rolegen_jax import heartbeat
+
 LINE_EVERY_S = 10.0
 
 
 def progress(items: Iterable, label: str, total: int | None = None, initial: int = 0) -> Iterator:
   """Yields `items`, drawing a bar when stderr is a terminal and printing `label: done/total` every ten seconds otherwise."""
   total = len(items) if total is None and hasattr(items, '__len__') else total
+  items = _alive(items)
   if sys.stderr.isatty():
     yield from tqdm(items, desc=label, total=total, initial=initial, dynamic_ncols=True)
     return
@@ -26,3 +29,14 @@ def progress(items: Iterable, label: str, total: int | None = None, initial: int
     if now - last >= LINE_EVERY_S or done == total:
       last = now
       print(f'{label}: {done}/{total if total is not None else "?"} ({now - started:.0f} s)', file=sys.stderr, flush=True)
+
+
+def _alive(items: Iterable) -> Iterator:
+  """Yields `items` with a sign of life at each: the first round may compile, what follows the last may prepare the next loop."""
+  heartbeat.beat(heartbeat.START)
+  try:
+    for item in items:
+      yield item
+      heartbeat.beat(heartbeat.STEP)
+  finally:
+    heartbeat.beat(heartbeat.START)

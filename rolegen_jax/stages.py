@@ -3,6 +3,8 @@
 A stage owns one folder of the run folder. Its key is a digest of the settings and artefacts that it depends on; the key is
 written when the stage starts (KEY.json) and when it is complete (DONE.json). The same key continues where it was cut off;
 another key starts the stage, and so all that depend on it, afresh.
+
+In several processes all take the same path through the stages; files are written by process 0 (`distributed.once`).
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ import jax
 import numpy as np
 
 from rolegen_jax import config as configs
-from rolegen_jax import sharding
-from rolegen_jax.config import Config, digest
+from rolegen_jax import distributed, sharding
+from rolegen_jax.config import Config, MeshConfig, digest
 from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.cases import CaseTable, inference_cases, training_cases
 from rolegen_jax.data.excitation import Excitation, estimate_excitation
@@ -50,7 +52,8 @@ class Run:
     self.config, self.workdir = configs.validate(config), pathlib.Path(workdir).absolute()
     self.mesh = sharding.make_mesh(config.mesh)
     self.rolegen = RoleGen(config)
-    write_json(configs.to_dict(config), self.workdir / 'config.json')
+    distributed.agree(dict(code=distributed.code_digest(), jax=jax.__version__, config=digest(config)))
+    distributed.once(lambda: write_json(configs.to_dict(config), self.workdir / 'config.json'))
     # Ablations and restarts run the very same programs: compile each once per run folder.
     jax.config.update('jax_compilation_cache_dir', str(self.workdir / 'compilation_cache'))
 
@@ -64,7 +67,7 @@ class Run:
     source = configs.to_dict(self.config.world) if simulated else _fingerprint(log_path(c))
     folder, done = self._begin('data', digest(c, source))
     if not done:
-      notes = prepare(self.config, folder)[2]
+      notes = distributed.once(lambda: prepare(self.config, folder)[2])
       self._end(folder, f'{notes["users"]} users, {notes["items"]} items')
     return load_prepared(folder)
 
@@ -73,7 +76,8 @@ class Run:
     log, occasions = self.data
     folder, done = self._begin('semantic_ids', digest(log.digest, occasions.digest, self.config.semantic_ids))
     if not done:
-      report = build_semantic_ids(log, occasions, self.config.semantic_ids, self.mesh, folder).report
+      local = sharding.make_mesh(MeshConfig(), jax.local_devices())  # process 0 builds it alone
+      report = distributed.once(lambda: build_semantic_ids(log, occasions, self.config.semantic_ids, local, folder).report)
       self._end(folder, f'collisions before resolution {report.get("collision_rate", float("nan")):.3f}')
     return Catalogue.load(folder)
 
@@ -122,9 +126,7 @@ class Run:
     path = folder / 'roles.npz'
     if not done:
       found = predict.hindsight(self.rolegen, self.backbone, bare, self.associations, self.trie, self.mesh, 'hindsight roles')
-      temporary = folder / '.roles.tmp.npz'
-      np.savez(temporary, **found._asdict())
-      os.replace(temporary, path)
+      distributed.once(lambda: _write_npz(path, found._asdict()))
       self._end(folder, f'{len(bare)} conversions labelled')
     return dataclasses.replace(bare, roles=np.load(path)['roles'])
 
@@ -192,12 +194,12 @@ class Run:
     roles, notes = content.roles(hindsight, found.roles, truth)
     notes.append(content.role_gains(self.trained['reasoner']['intent']['role_gain']))
     stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
-    page = write_report(self.workdir, dict(
+    page = distributed.once(lambda: write_report(self.workdir, dict(
         title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,
         training=content.training_rows(self.workdir, stages), worlds=content.worlds(log, occasions, self.codes, found.candidates),
         semantic_ids=self.catalogue.report, trajectories=content.trajectories(log, occasions, rows, table, found),
         provenance=content.provenance(c, self._artefacts, time.monotonic() - started),
-    ))
+    )))
     if print_tables:
       print(content.table(systems, differences, [*c.evaluation.ks]))
       print('\n'.join(notes))
@@ -236,23 +238,28 @@ class Run:
 
   def _begin(self, name: str, key: str) -> tuple[pathlib.Path, bool]:
     """(folder of the stage, is it complete?). A folder of another key is emptied."""
-    folder = self.workdir / name
-    started = _read(folder / 'KEY.json')
-    if started is not None and started != {'key': key}:
-      say(f'{name}: settings or inputs changed, starting afresh')
-      shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json({'key': key}, folder / 'KEY.json')
-    done = _read(folder / 'DONE.json') == {'key': key}
-    say(f'{name}: up to date' if done else f'{name}: {"continuing" if started == {"key": key} else "running"}')
-    return folder, done
+    distributed.agree({f'artefacts of {name}': key})
+    return self.workdir / name, distributed.once(lambda: _begin(self.workdir / name, name, key))
 
   def _end(self, folder: pathlib.Path, summary: str) -> None:
-    write_json(_read(folder / 'KEY.json'), folder / 'DONE.json')
+    distributed.once(lambda: write_json(_read(folder / 'KEY.json'), folder / 'DONE.json'))
     say(f'{folder.relative_to(self.workdir)}: done, {summary} -> {folder}')
 
   def _key(self, name: str) -> str:
     return _read(self.workdir / name / 'KEY.json')['key']
+
+
+def _begin(folder: pathlib.Path, name: str, key: str) -> bool:
+  """Makes the folder ready for `key`; True when it holds the complete stage."""
+  started = _read(folder / 'KEY.json')
+  if started is not None and started != {'key': key}:
+    say(f'{name}: settings or inputs changed, starting afresh')
+    shutil.rmtree(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  write_json({'key': key}, folder / 'KEY.json')
+  done = _read(folder / 'DONE.json') == {'key': key}
+  say(f'{name}: up to date' if done else f'{name}: {"continuing" if started == {"key": key} else "running"}')
+  return done
 
 
 def saved_config(workdir: str | os.PathLike) -> Config:
@@ -265,6 +272,12 @@ def saved_config(workdir: str | os.PathLike) -> Config:
 
 def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
+
+
+def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  temporary = path.with_name(f'.{path.stem}.tmp.npz')
+  np.savez(temporary, **arrays)
+  os.replace(temporary, path)
 
 
 def _read(path: pathlib.Path):

@@ -16,8 +16,8 @@ LONGER = {}  # file -> why it is one idea all the same
 
 # A room imports from those before it, never from one after it. Names that are not here are entries and may import all.
 ROOMS = (
-  'config', 'overrides', 'progress', 'compile', 'vocab', 'sharding', 'data', 'semantic_ids', 'models', 'reasoning', 'training',
-  'evaluation', 'serving', 'stages',
+  'config', 'overrides', 'heartbeat', 'progress', 'distributed', 'compile', 'vocab', 'sharding', 'data', 'semantic_ids',
+  'models', 'reasoning', 'training', 'evaluation', 'serving', 'stages',
 )
 WITHOUT_JAX = ('rolegen_jax/config.py', 'rolegen_jax/overrides.py', 'rolegen_jax/progress.py', 'rolegen_jax/vocab.py', 'launch/')
 

@@ -74,11 +74,13 @@ def _over(rolegen: RoleGen, function: Callable, fixed: tuple, table: CaseTable, 
   """`function(*fixed, batch number, cases, *extra)` over the table; the last batch is filled up and cut."""
   size, width = rolegen.config.evaluation.batch, rolegen.config.backbone.context
   results = []
+  # Every process holds the whole table and places its own rows.
+  place = lambda x: jax.make_array_from_callback(x.shape, sharding.sharding(mesh, 'batch'), lambda index: x[index])
   with jax.set_mesh(mesh):
     compiled = jit(function, out_shardings=sharding.sharding(mesh))
     for number, start in enumerate(progress(range(0, len(table), size), label)):
       index = np.minimum(np.arange(start, start + size), len(table) - 1)
-      cases = jax.tree.map(lambda x: sharding.global_array(mesh, x, 'batch'), table.rows(index, width))
+      cases = jax.tree.map(place, table.rows(index, width))
       results.append(compiled(*fixed, np.int32(number), cases, *extra))
   host = jax.device_get(results)
   return [np.concatenate(column)[:len(table)] for column in zip(*host)]

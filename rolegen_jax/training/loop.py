@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rolegen_jax import sharding
+from rolegen_jax import distributed, sharding
 from rolegen_jax.compile import jit
 from rolegen_jax.config import StageConfig
 from rolegen_jax.data.pipeline import Batches
@@ -28,18 +28,24 @@ class Preempted(RuntimeError):
 
 
 class _Sigterm:
-  """Notes a SIGTERM instead of dying of it, while a stage runs."""
+  """Notes a SIGTERM instead of dying of it, while a stage runs. Several processes leave at the same step, whoever got it."""
 
   def __enter__(self):
-    self.came = False
-    self._before = signal.signal(signal.SIGTERM, self._note)
+    self._came = False
+    if not distributed.several():  # else jax has its own handler, which a Python one would replace
+      self._before = signal.signal(signal.SIGTERM, self._note)
     return self
 
   def _note(self, *_):
-    self.came = True
+    self._came = True
+
+  def came(self) -> bool:
+    """To be asked once a step, on every process."""
+    return self._came or distributed.preempted()
 
   def __exit__(self, *_):
-    signal.signal(signal.SIGTERM, self._before)
+    if not distributed.several():
+      signal.signal(signal.SIGTERM, self._before)
 
 
 def run(
@@ -97,7 +103,8 @@ def run(
             clock.lap('compile')
           log.add(i, metrics)
           last = i + 1 == stage.steps
-          save = last or sigterm.came or (i + 1) % stage.save_every == 0
+          leave = sigterm.came() and not last
+          save = last or leave or (i + 1) % stage.save_every == 0
           if save:
             log.flush()  # a checkpoint never holds a step whose loss was not looked at
           clock.lap('step')
@@ -105,7 +112,7 @@ def run(
             checkpoints.save(state, batches.position)
             clock.lap('checkpoint')
           clock.row(i)
-          if sigterm.came and not last:
+          if leave:
             raise Preempted(f'{name}: saved at step {i + 1}')
         if compiled._cache_size() > 1:
           raise RuntimeError(f'{name}: the step compiled {compiled._cache_size()} times; shapes or shardings changed on the way')
