@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 
+from launch.text import aligned
 from rolegen_jax.data.files import write_json
 
 METRICS = ('HI@1', 'HI@10', 'HI@50', 'NDCG@10', 'MRR')
@@ -52,11 +53,9 @@ def table(made: list[dict]) -> str:
     cells = [_rate(row, name) + (f' [{_rate(row, f"{MAIN} low")}, {_rate(row, f"{MAIN} high")}]' if name == MAIN and name in row else '') for name in present]
     floor = f'{row["best floor"]} {_rate(row, f"best floor {MAIN}")}' if 'best floor' in row else '-'
     lines.append([row['point'], row['state'], *cells, floor, f'{row["wall_s"] / 60:.1f}', str(row['starts'])])
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  text = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
   parts = {row['slice'] for row in made if 'slice' in row}
   title = [f'{" and ".join(sorted(parts))} test targets, per cent'] if parts else []
-  return '\n'.join(title + text + [f'{row["point"]}: {row["why"]}' for row in made if row['state'] == 'failed'])
+  return '\n'.join([*title, aligned(lines), *(f'{row["point"]}: {row["why"]}' for row in made if row['state'] == 'failed')])
 
 
 def write(made: list[dict], folder: pathlib.Path, title: str) -> list[pathlib.Path]:

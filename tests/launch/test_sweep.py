@@ -14,7 +14,7 @@ import time
 import pytest
 
 import experiments
-from launch import sweep
+from launch import points as sweeps
 from launch.ledger import Ledger, only_one
 from launch.pool import Job
 from rolegen_jax.config import ConfigError
@@ -31,7 +31,7 @@ def go(workdir, *points, retry=(), parallel=1):
     folder = workdir / 'points' / name
     jobs.append(Job(name, [sys.executable, str(STAND_IN), str(folder), seconds, codes], folder))
     found[name] = []
-  return sweep.run('demo', found, jobs, workdir, list(retry), parallel=parallel, max_restarts=2, grace_s=60)
+  return sweeps.run('demo', found, jobs, workdir, list(retry), parallel=parallel, max_restarts=2, grace_s=60)
 
 
 def process(workdir, *points):
@@ -150,14 +150,14 @@ def experiment(tmp_path, monkeypatch):
 ])
 def test_wrong_sweeps_are_refused_before_anything_runs(experiment, body, message):
   with pytest.raises(ConfigError, match=message):
-    sweep.points(experiment(body), '', [])
+    sweeps.enumerated(experiment(body), '', [])
 
 
 def test_points_of_the_demo_and_unknown_names():
-  found = sweep.points('demo', '', ['warmup.steps=5'])
+  found = sweeps.enumerated('demo', '', ['warmup.steps=5'])
   assert len(found) == 6 and found['worlds2_seed1'] == ['warmup.steps=5', 'loop.worlds=2', 'seed=1']
-  assert sweep.chosen(found, ['worlds8_seed0', 'worlds2_seed1']) == ['worlds2_seed1', 'worlds8_seed0']
+  assert sweeps.chosen(found, ['worlds8_seed0', 'worlds2_seed1']) == ['worlds2_seed1', 'worlds8_seed0']
   with pytest.raises(ConfigError, match='--only=worlds3: no such point; must be some of worlds2_seed0, '):
-    sweep.chosen(found, ['worlds3'])
+    sweeps.chosen(found, ['worlds3'])
   with pytest.raises(ConfigError, match=r'experiments/contract.py has no sweep\(add, arg\)'):
-    sweep.points('contract', '', ['data.path=x'])
+    sweeps.enumerated('contract', '', ['data.path=x'])

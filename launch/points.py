@@ -1,0 +1,86 @@
+"""The points of a sweep: what an experiment's `sweep(add, arg)` names, the run of each, and running those that are due."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import re
+import sys
+
+from launch import summary
+from launch.ledger import Ledger, only_one
+from launch.pool import Job, Pool, say
+from rolegen_jax import commands
+from rolegen_jax.config import ConfigError
+
+POINT_NAME = re.compile(r'[A-Za-z0-9][\w.=+-]*')  # it names a folder
+FAILED = 1  # exit code of a sweep some of whose points failed
+
+
+def enumerated(experiment: str, arg: str, common: list[str]) -> dict[str, list[str]]:
+  """name -> assignments of every point, all of them validated. Raises ConfigError."""
+  commands.experiment(experiment, common)
+  module = importlib.import_module(f'experiments.{experiment.partition(":")[0]}')
+  if not hasattr(module, 'sweep'):
+    raise ConfigError(f'--experiment={experiment}: experiments/{module.__name__.split(".")[-1]}.py has no sweep(add, arg)')
+  found: dict[str, list[str]] = {}
+
+  def add(name: str, *assignments: str) -> None:
+    if not POINT_NAME.fullmatch(name):
+      raise ConfigError(f'sweep of {experiment}: point {name!r}: must be letters, digits and _ . = + -, and begin with a letter or digit')
+    if name in found:
+      raise ConfigError(f'sweep of {experiment}: two points are named {name!r}; names must differ')
+    found[name] = [*common, *assignments]
+
+  try:
+    module.sweep(add, arg)
+    for name, assignments in found.items():
+      commands.experiment(experiment, assignments)
+  except ConfigError as error:
+    raise ConfigError(str(error) if str(error).startswith('sweep of') else f'sweep of {experiment}: {error}') from error
+  except ValueError as error:
+    raise ConfigError(f'--arg={arg}: the sweep of {experiment} refuses it: {error}') from error
+  if not found:
+    raise ConfigError(f'--arg={arg}: the sweep of {experiment} has no points')
+  return found
+
+
+def chosen(found: dict[str, list[str]], only: list[str]) -> list[str]:
+  """Names to run, in the sweep's order. Raises ConfigError on an unknown one."""
+  unknown = [name for name in only if name not in found]
+  if unknown:
+    raise ConfigError(f'--only={unknown[0]}: no such point; must be some of {", ".join(found)}')
+  return [name for name in found if not only or name in only]
+
+
+def job(experiment: str, name: str, assignments: list[str], workdir: pathlib.Path) -> Job:
+  folder = workdir / 'points' / name
+  sets = [part for assignment in assignments for part in ('--set', assignment)]
+  return Job(name, [sys.executable, '-m', 'rolegen_jax.train', f'--experiment={experiment}', f'--workdir={folder}', *sets], folder)
+
+
+def is_due(each: Job, entry: dict, retry: list[str]) -> bool:
+  """False, having said why, for a point that is done or that failed before and is not named to be tried again."""
+  if entry['state'] == 'done' and each.is_there:
+    say(f'{each.name}: done')
+    return False
+  if entry['state'] == 'failed' and each.name not in retry:
+    say(f'{each.name}: failed before; --only={each.name} tries it again')
+    return False
+  return True
+
+
+def run(experiment: str, found: dict[str, list[str]], jobs: list[Job], workdir: pathlib.Path, retry: list[str], **limits) -> int:
+  """Runs those jobs that are not done (nor failed, unless in `retry`), writes the summary of all points; returns the exit code."""
+  with only_one(workdir):
+    ledger = Ledger(workdir, experiment)
+    due = [each for each in jobs if is_due(each, ledger.enter(each.name, found[each.name]), retry)]
+    through = Pool(ledger, **limits).run(due)
+    for name in found:
+      ledger.enter(name, found[name])
+    made = summary.rows(ledger.points, {name: workdir / 'points' / name for name in found})
+    print(summary.table(made), flush=True)
+    say('summary -> ' + ', '.join(str(path) for path in summary.write(made, workdir, f'RoleGen-JAX: sweep of {experiment}')))
+  if not through:
+    return commands.PREEMPTED
+  return FAILED if any(ledger.points[each.name]['state'] == 'failed' for each in jobs) else 0
