@@ -9,7 +9,7 @@ import sys
 
 from launch import summary
 from launch.ledger import Ledger, only_one
-from launch.pool import Job, Pool, say
+from launch.pool import Point, Pool, say
 from rolegen_jax import commands
 from rolegen_jax.config import ConfigError
 
@@ -53,13 +53,13 @@ def chosen(found: dict[str, list[str]], only: list[str]) -> list[str]:
   return [name for name in found if not only or name in only]
 
 
-def job(experiment: str, name: str, assignments: list[str], workdir: pathlib.Path) -> Job:
+def local(experiment: str, name: str, assignments: list[str], workdir: pathlib.Path) -> Point:
   folder = workdir / 'points' / name
   sets = [part for assignment in assignments for part in ('--set', assignment)]
-  return Job(name, [sys.executable, '-m', 'rolegen_jax.train', f'--experiment={experiment}', f'--workdir={folder}', *sets], folder)
+  return Point(name, [sys.executable, '-m', 'rolegen_jax.train', f'--experiment={experiment}', f'--workdir={folder}', *sets], folder)
 
 
-def is_due(each: Job, entry: dict, retry: list[str]) -> bool:
+def is_due(each: Point, entry: dict, retry: list[str]) -> bool:
   """False, having said why, for a point that is done or that failed before and is not named to be tried again."""
   if entry['state'] == 'done' and each.is_there:
     say(f'{each.name}: done')
@@ -70,11 +70,11 @@ def is_due(each: Job, entry: dict, retry: list[str]) -> bool:
   return True
 
 
-def run(experiment: str, found: dict[str, list[str]], jobs: list[Job], workdir: pathlib.Path, retry: list[str], **limits) -> int:
-  """Runs those jobs that are not done (nor failed, unless in `retry`), writes the summary of all points; returns the exit code."""
+def run(experiment: str, found: dict[str, list[str]], wanted: list[Point], workdir: pathlib.Path, retry: list[str], **limits) -> int:
+  """Runs those points that are not done (nor failed, unless in `retry`), writes the summary of all points; returns the exit code."""
   with only_one(workdir):
     ledger = Ledger(workdir, experiment)
-    due = [each for each in jobs if is_due(each, ledger.enter(each.name, found[each.name]), retry)]
+    due = [each for each in wanted if is_due(each, ledger.enter(each.name, found[each.name]), retry)]
     through = Pool(ledger, **limits).run(due)
     for name in found:
       ledger.enter(name, found[name])
@@ -83,4 +83,4 @@ def run(experiment: str, found: dict[str, list[str]], jobs: list[Job], workdir: 
     say('summary -> ' + ', '.join(str(path) for path in summary.write(made, workdir, f'RoleGen-JAX: sweep of {experiment}')))
   if not through:
     return commands.PREEMPTED
-  return FAILED if any(ledger.points[each.name]['state'] == 'failed' for each in jobs) else 0
+  return FAILED if any(ledger.points[each.name]['state'] == 'failed' for each in wanted) else 0

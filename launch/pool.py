@@ -26,7 +26,7 @@ TAIL_LINES, TAIL_BYTES = 5, 4096  # of a failed point's log, kept in the ledger
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Point:
   name: str
   command: list[str]
   folder: pathlib.Path  # log.txt and the product lie here
@@ -39,7 +39,7 @@ class Job:
 
 @dataclasses.dataclass
 class _Child:
-  job: Job
+  point: Point
   process: subprocess.Popen
   log_start: int  # bytes of log.txt that older starts wrote
   began: float
@@ -50,16 +50,16 @@ class Pool:
 
   def __init__(self, ledger: Ledger, parallel: int = 1, max_restarts: int = 3, grace_s: float = 120.0):
     self._ledger, self._parallel, self._max_restarts, self._grace_s = ledger, parallel, max_restarts, grace_s
-    self._waiting: list[Job] = []
+    self._waiting: list[Point] = []
     self._running: list[_Child] = []
     self._restarts: collections.Counter[str] = collections.Counter()
     self._left_behind: set[str] = set()
     self._signals: list[int] = []
     self._deadline: float | None = None  # of the children, once a signal came
 
-  def run(self, jobs: list[Job]) -> bool:
+  def run(self, points: list[Point]) -> bool:
     """Runs all of them. False when a signal stopped the sweep before it was through."""
-    self._waiting.extend(jobs)
+    self._waiting.extend(points)
     before = {kind: signal.signal(kind, lambda number, _: self._signals.append(number)) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
       while self._running or (self._waiting and not self._signals):
@@ -77,49 +77,49 @@ class Pool:
     return not self._signals
 
   def _fill(self) -> None:
-    for job in [*self._waiting]:
+    for point in [*self._waiting]:
       if len(self._running) == self._parallel:
         return
-      if self._start(job):
-        self._waiting.remove(job)
+      if self._start(point):
+        self._waiting.remove(point)
 
-  def _start(self, job: Job) -> bool:
+  def _start(self, point: Point) -> bool:
     """False while a process that an earlier, killed sweep started still works in the point's folder."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.folder / '.lock').open('w') as lock, (job.folder / 'log.txt').open('ab') as log:
+    point.folder.mkdir(parents=True, exist_ok=True)
+    with (point.folder / '.lock').open('w') as lock, (point.folder / 'log.txt').open('ab') as log:
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        if job.name not in self._left_behind:
-          self._left_behind.add(job.name)
-          say(f'{job.name}: still runs, left behind by a sweep that was killed; waiting for it')
+        if point.name not in self._left_behind:
+          self._left_behind.add(point.name)
+          say(f'{point.name}: still runs, left behind by a sweep that was killed; waiting for it')
         return False
-      entry = self._ledger.points[job.name]
-      self._ledger.update(job.name, state='running', why='', exit_code=None, started=now(), ended=None, starts=entry['starts'] + 1)
-      log.write(f'== start {entry["starts"]}, {entry["started"]}: {shlex.join(job.command)}\n'.encode())
+      entry = self._ledger.points[point.name]
+      self._ledger.update(point.name, state='running', why='', exit_code=None, started=now(), ended=None, starts=entry['starts'] + 1)
+      log.write(f'== start {entry["starts"]}, {entry["started"]}: {shlex.join(point.command)}\n'.encode())
       log.flush()
       # The child holds the lock through its copy of the file. Its own session: Ctrl-C reaches it through us, once.
-      process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()], start_new_session=True)
-      self._running.append(_Child(job, process, log.tell(), time.monotonic()))
-    say(f'{job.name}: start {entry["starts"]} -> {job.folder / "log.txt"}')
+      process = subprocess.Popen(point.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()], start_new_session=True)
+      self._running.append(_Child(point, process, log.tell(), time.monotonic()))
+    say(f'{point.name}: start {entry["starts"]} -> {point.folder / "log.txt"}')
     return True
 
   def _ended(self, child: _Child) -> None:
-    name, code = child.job.name, child.process.returncode
+    name, code = child.point.name, child.process.returncode
     entry = self._ledger.points[name]
     wall_s = round(entry['wall_s'] + time.monotonic() - child.began, 1)
     again = code in RETRIED or code < 0
-    if code == 0 and child.job.is_there:
+    if code == 0 and child.point.is_there:
       state, why = 'done', ''
     elif self._signals:
       state, why = 'stopped', f'{_name(self._signals[0])} to the sweep; the same command continues'
     elif again and self._restarts[name] < self._max_restarts:
       state, why = 'waiting', f'{_meaning(code)}; started again'
       self._restarts[name] += 1
-      self._waiting.append(child.job)
+      self._waiting.append(child.point)
     else:
       bound = f', after {self._max_restarts} restarts' if again else ''
-      lacks = f'ended well but wrote no {child.job.product}\n' if code == 0 else ''
+      lacks = f'ended well but wrote no {child.point.product}\n' if code == 0 else ''
       state, why = 'failed', f'{lacks}{_meaning(code)}{bound}\n{_tail(child)}'.strip()
     self._ledger.update(name, state=state, why=why, exit_code=code, ended=now(), wall_s=wall_s)
     say(f'{name}: {state} after {wall_s:.0f} s' + (f', {why}' if why else ''))
@@ -151,7 +151,7 @@ def _meaning(code: int) -> str:
 
 def _tail(child: _Child) -> str:
   """The last lines that this start wrote."""
-  with (child.job.folder / 'log.txt').open('rb') as log:
+  with (child.point.folder / 'log.txt').open('rb') as log:
     log.seek(max(child.log_start, os.fstat(log.fileno()).st_size - TAIL_BYTES))
     lines = [line for line in log.read().decode(errors='replace').splitlines() if line.strip()]
   return '\n'.join(lines[-TAIL_LINES:])

@@ -39,7 +39,7 @@ def main() -> int:
     raise ConfigError(f'--target={_TARGET.value}: must be one of {", ".join(TARGETS)}')
   found = points.enumerated(experiment, _ARG.value, _SET.value)
   names = points.chosen(found, _ONLY.value)
-  jobs = [points.job(experiment, name, found[name], workdir) for name in names]
+  wanted = [points.local(experiment, name, found[name], workdir) for name in names]
   if _LIST.value:
     ledger = Ledger(workdir, experiment)
     width = max(map(len, names))
@@ -47,11 +47,11 @@ def main() -> int:
       print(f'{name:{width}}  {ledger.enter(name, found[name])["state"]:8}  {" ".join(found[name])}')
   elif _DRY_RUN.value:
     ledger = Ledger(workdir, experiment)
-    for each in jobs:
+    for each in wanted:
       if points.is_due(each, ledger.enter(each.name, found[each.name]), _ONLY.value):
         print(shlex.join(each.command))
   else:
-    return points.run(experiment, found, jobs, workdir, _ONLY.value, parallel=_PARALLEL.value, max_restarts=_MAX_RESTARTS.value, grace_s=_GRACE_S.value)
+    return points.run(experiment, found, wanted, workdir, _ONLY.value, parallel=_PARALLEL.value, max_restarts=_MAX_RESTARTS.value, grace_s=_GRACE_S.value)
   return 0
 
 

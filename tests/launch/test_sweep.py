@@ -16,7 +16,7 @@ import pytest
 import experiments
 from launch import points as sweeps
 from launch.ledger import Ledger, only_one
-from launch.pool import Job
+from launch.pool import Point
 from rolegen_jax.config import ConfigError
 
 STAND_IN = pathlib.Path(__file__).with_name('stand_in.py')
@@ -25,13 +25,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def go(workdir, *points, retry=(), parallel=1):
   """A sweep of stand-ins, NAME:SECONDS:CODES each."""
-  jobs, found = [], {}
+  wanted, found = [], {}
   for point in points:
     name, seconds, codes = point.split(':')
     folder = workdir / 'points' / name
-    jobs.append(Job(name, [sys.executable, str(STAND_IN), str(folder), seconds, codes], folder))
+    wanted.append(Point(name, [sys.executable, str(STAND_IN), str(folder), seconds, codes], folder))
     found[name] = []
-  return sweeps.run('demo', found, jobs, workdir, list(retry), parallel=parallel, max_restarts=2, grace_s=60)
+  return sweeps.run('demo', found, wanted, workdir, list(retry), parallel=parallel, max_restarts=2, grace_s=60)
 
 
 def process(workdir, *points):
