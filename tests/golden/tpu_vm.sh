@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# rolegen: v5litepod-16, 4x4, 4 hosts of 4 chips.
+set -euo pipefail
+
+gcloud compute tpus queued-resources describe rolegen --project=my-project --zone=us-west4-a > /dev/null 2>&1 ||
+  gcloud compute tpus queued-resources create rolegen --node-id=rolegen --project=my-project --zone=us-west4-a \
+    --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot
+
+until state=$(gcloud compute tpus queued-resources describe rolegen --project=my-project --zone=us-west4-a --format='value(state.state)') && [ "$state" = ACTIVE ]; do
+  case $state in
+    FAILED | SUSPENDED | SUSPENDING)
+      echo "rolegen: $state; delete it and run this again: gcloud compute tpus queued-resources delete rolegen --project=my-project --zone=us-west4-a" >&2
+      exit 1 ;;
+  esac
+  echo "rolegen: $state"
+  sleep 30
+done
+
+files=$(mktemp -d)
+git archive --format=tar.gz --output="$files/rolegen.tar.gz" HEAD
+cat > "$files/install.sh" <<'INSTALL'
+set -euo pipefail
+mountpoint -q /mnt/nfs || sudo mount /mnt/nfs
+rm -rf rolegen
+mkdir rolegen
+tar -xzf rolegen.tar.gz -C rolegen
+test -d venv || python3 -m venv venv
+venv/bin/pip install --quiet -r rolegen/requirements.txt 'jax[tpu]'
+INSTALL
+# Each host restarts its own process; at start-up it waits for the others, which the loss of one has ended too.
+cat > "$files/train.sh" <<'TRAIN'
+set -uo pipefail
+export PATH="$HOME/venv/bin:$PATH"
+cd rolegen || exit
+for attempt in $(seq 0 3); do
+  echo "attempt $attempt of 3"
+  python -m launch.host_entry --processes=4 --workdir=/mnt/nfs/runs/v5e --grace_s=120 --watchdog_s=600 --first_step_s=3600 --xla_flags=tpu_latency_hiding,tpu_async_all_gather -- python -m rolegen_jax.train --experiment=demo --workdir=/mnt/nfs/runs/v5e
+  code=$?
+  case "$code" in
+    134 | 137 | 139) ;;  # watchdog, lost peer or killed: again, counted
+    *) exit "$code" ;;
+  esac
+done
+exit "$code"
+TRAIN
+gcloud compute tpus tpu-vm scp "$files"/* rolegen: --project=my-project --zone=us-west4-a --worker=all
+gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='bash install.sh'
+# Detached: it outlives this connection. The lock keeps a second start from running beside the first.
+gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='setsid nohup flock -n rolegen.lock bash train.sh > rolegen.log 2>&1 < /dev/null &'
+echo "Started. Follow it: gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='tail -n 5 rolegen.log'"
