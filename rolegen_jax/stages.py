@@ -98,7 +98,7 @@ class Run:
     width = c.backbone.context
     packed = pack_windows(log.offsets, occasions.train_end(log), width)
     batches = lambda stage: Batches(int(packed[0].max()) + 1, stage.batch, c.seed, lambda rows: packed_rows(log, packed, rows, width))
-    return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, digest(self._artefacts, c.backbone))['backbone']
+    return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, digest(self.artefacts, c.backbone))['backbone']
 
   @functools.cached_property
   def excitation(self) -> Excitation:
@@ -133,8 +133,8 @@ class Run:
   @functools.cached_property
   def aligned(self) -> dict:
     """Reasoner, stage `align`: a language model of trajectories."""
-    key = digest(self._artefacts, self.config.reasoner)
-    return self._train('align', 'reasoner', step.align_loss, self.config.align, self._case_batches, {}, key)['reasoner']
+    key = digest(self.artefacts, self.config.reasoner)
+    return self._train('align', 'reasoner', step.align_loss, self.config.align, self.case_batches, {}, key)['reasoner']
 
   @functools.cached_property
   def reasoned(self) -> dict:
@@ -142,7 +142,7 @@ class Run:
     given = {'reasoner': self.aligned}
     self.cases  # its key is part of this stage's
     key = digest(self._key('align'), self._key('roles'))
-    return self._train('reason', 'reasoner', step.reason_loss, self.config.reason, self._case_batches, given, key)['reasoner']
+    return self._train('reason', 'reasoner', step.reason_loss, self.config.reason, self.case_batches, given, key)['reasoner']
 
   @functools.cached_property
   def trained(self) -> dict:
@@ -157,14 +157,14 @@ class Run:
     txs = {name: state.optimizer(c.loop_stage.optimizer, c.loop_stage.steps) for name in ('backbone', 'reasoner')}
     key = digest(self._key('backbone'), self._key('reason'), c.loop, c.loop_stage, [float(s) for s in switches])
     step_fn = functools.partial(step.loop_step, self.rolegen, txs)
-    return self._run(name, step_fn, makers, txs, given, c.loop_stage, self._case_batches, key, extra=(jax.tree.map(np.float32, switches),))
+    return self._run(name, step_fn, makers, txs, given, c.loop_stage, self.case_batches, key, extra=(jax.tree.map(np.float32, switches),))
 
   def backbone_alone(self, name: str) -> dict:
     """The backbone trained on for as many steps, on the same occasions, without a reasoner."""
     c = self.config
     key = digest(self._key('backbone'), c.loop_stage)
     given = {'backbone': self.backbone}
-    return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self._case_batches, given, key)
+    return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self.case_batches, given, key)
 
   def report(self, print_tables: bool = False) -> pathlib.Path:
     """Evaluates RoleGen, its ablations and the floors on the test occasions; writes and returns report.html."""
@@ -198,7 +198,7 @@ class Run:
         title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,
         training=content.training_rows(self.workdir, stages), worlds=content.worlds(log, occasions, self.codes, found.candidates),
         semantic_ids=self.catalogue.report, trajectories=content.trajectories(log, occasions, rows, table, found),
-        provenance=content.provenance(c, self._artefacts, time.monotonic() - started),
+        provenance=content.provenance(c, self.artefacts, time.monotonic() - started),
     )))
     if print_tables:
       print(content.table(systems, differences, [*c.evaluation.ks]))
@@ -209,14 +209,14 @@ class Run:
   # Machinery
 
   @functools.cached_property
-  def _artefacts(self) -> dict[str, str]:
+  def artefacts(self) -> dict[str, str]:
     """Hashes that every checkpoint carries."""
     log, occasions = self.data
     return dict(
         log=log.digest, occasions=occasions.digest, semantic_ids=self.catalogue.digest, vocabulary=self.rolegen.vocab.digest,
     )
 
-  def _case_batches(self, stage) -> Batches:
+  def case_batches(self, stage) -> Batches:
     width = self.config.backbone.context
     return Batches(len(self.cases), stage.batch, self.config.seed + 1, lambda rows: self.cases.rows(rows, width))
 
@@ -230,7 +230,7 @@ class Run:
     folder, done = self._begin(name, key)
     params = loop.run(
         name, step_fn, makers, txs, given, self.trie, None if done else batches(stage), stage, self.mesh, self.config.seed,
-        self._artefacts | {'settings': key}, folder, self.workdir / 'tensorboard' / name, extra,
+        self.artefacts | {'settings': key}, folder, self.workdir / 'tensorboard' / name, extra,
     )
     if not done:
       self._end(folder, f'{stage.steps} steps')
