@@ -14,6 +14,7 @@ from rolegen_jax import commands
 from rolegen_jax.config import ConfigError
 
 POINT_NAME = re.compile(r'[A-Za-z0-9][\w.=+-]*')  # it names a folder
+JOB_NAME = 40  # characters that launch.run takes
 FAILED = 1  # exit code of a sweep some of whose points failed
 
 
@@ -57,6 +58,20 @@ def local(experiment: str, name: str, assignments: list[str], workdir: pathlib.P
   folder = workdir / 'points' / name
   sets = [part for assignment in assignments for part in ('--set', assignment)]
   return Point(name, [sys.executable, '-m', 'rolegen_jax.train', f'--experiment={experiment}', f'--workdir={folder}', *sets], folder)
+
+
+def remote(target: str, flags: list[str], experiment: str, found: dict[str, list[str]], names: list[str], workdir: pathlib.Path) -> list[Point]:
+  """The named points as commands of `launch.run`, each with a job name of its own. Raises ConfigError when two would be equal."""
+  made: dict[str, Point] = {}
+  for name in names:
+    job = re.sub('[^a-z0-9]+', '-', f'{experiment}-{name}'.lower())[:JOB_NAME].strip('-')
+    if job in made:
+      raise ConfigError(f'sweep of {experiment}: points {made[job].name!r} and {name!r} would both be job {job!r}; must differ in their first {JOB_NAME} letters and digits')
+    folder = workdir / 'points' / name
+    sets = [part for assignment in found[name] for part in ('--set', assignment)]
+    command = ['python', '-m', 'launch.run', f'--target={target}', f'--name={job}', *flags, f'--experiment={experiment}', f'--workdir={folder}', *sets]
+    made[job] = Point(name, command, folder)
+  return list(made.values())
 
 
 def is_due(each: Point, entry: dict, retry: list[str]) -> bool:

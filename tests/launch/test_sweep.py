@@ -161,3 +161,14 @@ def test_points_of_the_demo_and_unknown_names():
     sweeps.chosen(found, ['worlds3'])
   with pytest.raises(ConfigError, match=r'experiments/contract.py has no sweep\(add, arg\)'):
     sweeps.enumerated('contract', '', ['data.path=x'])
+
+
+def test_other_targets_get_the_commands_of_launch_run(tmp_path):
+  found = {'Wide_2': ['backbone.temporal.width=128'], 'wide_4': []}
+  made = sweeps.remote('slurm', ['--nodes=2'], 'demo', found, list(found), tmp_path)
+  assert made[0].command[1:] == [
+      '-m', 'launch.run', '--target=slurm', '--name=demo-wide-2', '--nodes=2', '--experiment=demo', f'--workdir={tmp_path}/points/Wide_2', '--set',
+      'backbone.temporal.width=128',
+  ]
+  with pytest.raises(ConfigError, match="points 'a.b' and 'a_b' would both be job 'demo-a-b'"):
+    sweeps.remote('slurm', [], 'demo', {'a.b': [], 'a_b': []}, ['a.b', 'a_b'], tmp_path)
