@@ -76,7 +76,7 @@ def remote(target: str, flags: list[str], experiment: str, found: dict[str, list
 
 def is_due(each: Point, entry: dict, retry: list[str]) -> bool:
   """False, having said why, for a point that is done or that failed before and is not named to be tried again."""
-  if entry['state'] == 'done' and each.is_there:
+  if entry['state'] == 'done' and each.path.exists():
     say(f'{each.name}: done')
     return False
   if entry['state'] == 'failed' and each.name not in retry:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime
 import fcntl
 import os
 import pathlib
@@ -33,8 +34,8 @@ class Point:
   product: str = 'report.json'  # a command that ends with 0 has written this file
 
   @property
-  def is_there(self) -> bool:
-    return (self.folder / self.product).exists()
+  def path(self) -> pathlib.Path:
+    return self.folder / self.product
 
 
 @dataclasses.dataclass
@@ -84,7 +85,7 @@ class Pool:
         self._waiting.remove(point)
 
   def _start(self, point: Point) -> bool:
-    """False while a process that an earlier, killed sweep started still works in the point's folder."""
+    """True when the point needs no more waiting; False while a process that an earlier, killed sweep started still works in the point's folder."""
     point.folder.mkdir(parents=True, exist_ok=True)
     with (point.folder / '.lock').open('w') as lock, (point.folder / 'log.txt').open('ab') as log:
       try:
@@ -95,6 +96,8 @@ class Pool:
           say(f'{point.name}: still runs, left behind by a sweep that was killed; waiting for it')
         return False
       entry = self._ledger.points[point.name]
+      if entry['state'] == 'running' and self._ended_alone(point, entry):
+        return True
       self._ledger.update(point.name, state='running', why='', exit_code=None, started=now(), ended=None, starts=entry['starts'] + 1)
       log.write(f'== start {entry["starts"]}, {entry["started"]}: {shlex.join(point.command)}\n'.encode())
       log.flush()
@@ -104,12 +107,21 @@ class Pool:
     say(f'{point.name}: start {entry["starts"]} -> {point.folder / "log.txt"}')
     return True
 
+  def _ended_alone(self, point: Point, entry: dict) -> bool:
+    """Whether a process that a killed sweep left behind wrote its product since: then the point is done."""
+    took = point.path.stat().st_mtime - datetime.datetime.fromisoformat(entry['started']).timestamp() if point.path.exists() else -1.0
+    if took < 0:
+      return False
+    self._ledger.update(point.name, state='done', why='', exit_code=0, ended=now(), wall_s=round(entry['wall_s'] + took, 1))
+    say(f'{point.name}: done, while no sweep watched')
+    return True
+
   def _ended(self, child: _Child) -> None:
     name, code = child.point.name, child.process.returncode
     entry = self._ledger.points[name]
     wall_s = round(entry['wall_s'] + time.monotonic() - child.began, 1)
     again = code in RETRIED or code < 0
-    if code == 0 and child.point.is_there:
+    if code == 0 and child.point.path.exists():
       state, why = 'done', ''
     elif self._signals:
       state, why = 'stopped', f'{_name(self._signals[0])} to the sweep; the same command continues'

@@ -50,7 +50,7 @@ def main() -> int:
     return 0
   if _TARGET.value != 'local':
     for each in points.remote(_TARGET.value, shlex.split(_RUN_FLAGS.value), experiment, found, names, workdir):
-      if not each.is_there:
+      if not each.path.exists():
         print(shlex.join(each.command))
     return 0
   wanted = [points.local(experiment, name, found[name], workdir) for name in names]

@@ -36,7 +36,7 @@ def go(workdir, *points, retry=(), parallel=1):
 
 def process(workdir, *points):
   """The same as a process of its own, to be killed."""
-  code = f'import pathlib, test_sweep; test_sweep.go(pathlib.Path({str(workdir)!r}), *{points!r})'
+  code = f'import pathlib, test_sweep; test_sweep.go(pathlib.Path({str(workdir)!r}), *{points!r}, parallel=2)'
   path = os.pathsep.join([str(ROOT), str(STAND_IN.parent)])
   return subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {'PYTHONPATH': path})
 
@@ -58,19 +58,20 @@ def until(condition, seconds=60):
 
 
 def test_a_killed_sweep_continues_and_repeats_nothing_that_is_done(tmp_path, capsys):
-  points = ('a:0:0', 'b:0:0', 'c:300:0', 'd:0:0', 'e:0:0', 'f:0:0')
+  points = ('a:0:0', 'b:0:0', 'c:300:0', 'd:300:0', 'e:0:0', 'f:0:0')
   first = process(tmp_path, *points)
-  until(lambda: starts(tmp_path, 'c'))
+  until(lambda: starts(tmp_path, 'c') and starts(tmp_path, 'd'))
   first.kill()
   first.communicate()
-  assert {name: entry['state'] for name, entry in ledger(tmp_path).items()} == dict(a='done', b='done', c='running', d='waiting', e='waiting', f='waiting')
+  assert {name: entry['state'] for name, entry in ledger(tmp_path).items()} == dict(a='done', b='done', c='running', d='running', e='waiting', f='waiting')
+  os.kill(int(starts(tmp_path, 'd')[0]), signal.SIGKILL)  # d is cut off, c works on though no sweep watches
+  (tmp_path / 'points' / 'd' / 'go').touch()
   second = process(tmp_path, *points)
   until(lambda: 'c: still runs, left behind by a sweep that was killed' in second.stderr.readline())
-  assert len(starts(tmp_path, 'c')) == 1
   (tmp_path / 'points' / 'c' / 'go').touch()
-  second.communicate(timeout=60)
-  assert second.returncode == 0
-  assert {name: len(starts(tmp_path, name)) for name in 'abcdef'} == dict(a=1, b=1, c=2, d=1, e=1, f=1)
+  _, said = second.communicate(timeout=60)
+  assert second.returncode == 0 and 'c: done, while no sweep watched' in said
+  assert {name: len(starts(tmp_path, name)) for name in 'abcdef'} == dict(a=1, b=1, c=1, d=2, e=1, f=1)
   assert go(tmp_path, *points) == 0
   assert sum(len(starts(tmp_path, name)) for name in 'abcdef') == 7
   said = capsys.readouterr().out
