@@ -98,6 +98,7 @@ class Clock:
 
   def start(self, step: int) -> None:
     self._row(start=step, host=socket.gethostname(), pid=os.getpid(), processes=jax.process_count())
+    self._write()  # the first step may compile for long
 
   def row(self, step: int) -> None:
     """Ends the row of `step`."""
