@@ -99,8 +99,9 @@ class ReasonerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolesConfig:
-  """Thresholds of the hindsight roles (`reasoning/roles.py`)."""
+  """Hindsight roles (`reasoning/roles.py`): how many, and thresholds."""
 
+  max_conversions: int = 20_000  # training conversions that are labelled and teach the reasoner, evenly drawn; 0 = all
   intent_days: float = 14.0  # an intent ends after so long without contact with its neighbourhood
   complement_lift: float = 1.4  # conversions after contact with another neighbourhood, over chance
   trigger_z: float = 3.0  # sigmas above chance of conversions near y after the item
@@ -150,6 +151,7 @@ class MeshConfig:
   data: int = -1  # batch only: parameters are replicated over it
   fsdp: int = 1  # batch, and parameters sharded
   tensor: int = 1  # heads, MLP and vocabulary sharded
+  rollout: str = 'replicated'  # parameters while decoding: replicated (no collective in the loop) | tensor (spread over tensor: fits more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,5 +250,6 @@ def validate(config: Config) -> Config:
     need(stage.save_every >= 1, f'{name}.save_every', 'at least 1')
   for name in config.evaluation.ablations:
     need(name in ABLATIONS, 'evaluation.ablations', 'some of ' + ', '.join(ABLATIONS))
+  one_of('mesh.rollout', config.mesh.rollout, ('replicated', 'tensor'))
   need(sum(v == -1 for v in dataclasses.asdict(config.mesh).values()) <= 1, 'mesh', 'at most one axis of -1')
   return config

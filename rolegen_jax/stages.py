@@ -106,9 +106,15 @@ class Run:
     return estimate_excitation(log, occasions.train_end(log), self.codes[:, 0], self.config.semantic_ids.codes, self.config.reasoner.neighbourhoods)
 
   @functools.cached_property
+  def conversions(self) -> CaseTable:
+    """All training cases, roles unknown."""
+    r = self.config.reasoner
+    return training_cases(*self.data, r.role_events, r.candidates, self.excitation)
+
+  @functools.cached_property
   def bare_cases(self) -> CaseTable:
-    """Training cases, roles unknown."""
-    return training_cases(*self.data, self.config.reasoner.role_events, self.config.reasoner.candidates, self.excitation)
+    """Those that are labelled and trained on."""
+    return self.conversions.evenly(self.config.roles.max_conversions)
 
   def inference_cases(self, user: np.ndarray, end: np.ndarray, timestamp: np.ndarray) -> CaseTable:
     r = self.config.reasoner
@@ -116,7 +122,7 @@ class Run:
 
   @functools.cached_property
   def associations(self) -> Associations:
-    return Associations.of(self.bare_cases, self.codes, self.config.semantic_ids.codes, self.config.reasoner.role_events)
+    return Associations.of(self.conversions, self.codes, self.config.semantic_ids.codes, self.config.reasoner.role_events)
 
   @functools.cached_property
   def cases(self) -> CaseTable:

@@ -35,6 +35,14 @@ class CaseTable:
   def __len__(self) -> int:
     return len(self.user)
 
+  def evenly(self, most: int) -> CaseTable:
+    """At most `most` of the cases, evenly spaced over users and times; 0 = all."""
+    if not 0 < most < len(self):
+      return self
+    chosen = np.linspace(0, len(self) - 1, most).astype(np.int64)
+    pick = {name: getattr(self, name)[chosen] for name in ('user', 'end', 'timestamp', 'target', 'roles', 'path')}
+    return dataclasses.replace(self, **pick)
+
   def rows(self, index: np.ndarray, width: int) -> Cases:
     """The cases of the given numbers, histories of `width` events."""
     history = histories(self.log, self.user[index], self.end[index], width)
