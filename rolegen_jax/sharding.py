@@ -7,16 +7,17 @@ through `constrain(x, 'batch', None, 'embed_act')`. The table below is the only 
   fsdp    batch, and parameters sharded
   tensor  heads, MLP and vocabulary sharded
 
-Two layouts exist, and a name means what the layout in force says. TRAIN is the table. ROLLOUT holds parameters replicated
-and spreads the batch over all devices: with parameters left sharded, XLA keeps all-gathers inside the decoding loop (every
-token, every layer); gathering once before the loop (`rollout_layout`) removes every collective from its body.
+A name means what the layout in force says. TRAIN is the table. Decoding has its own: with parameters left sharded over fsdp, XLA
+keeps all-gathers inside the decoding loop (every token, every layer), so they are gathered once before it (`rollout_layout`), in
+the compute type. Of the two ROLLOUTS, `replicated` holds them whole and spreads the batch over all devices: no collective in the
+loop. `tensor` leaves heads and MLP spread over tensor: a device holds and reads 1/tensor of the weights for each token, at the
+price of two all-reduces of activations per layer and token. That is for models that do not fit whole beside the training state.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import dataclasses
 import math
 
 import jax
@@ -40,13 +41,16 @@ TRAIN = {
     'batch': ('data', 'fsdp'),
     'rows': MESH_AXES,  # rows of a plain data matrix (k-means, embeddings)
 }
-ROLLOUT = dict.fromkeys(TRAIN) | {'batch': MESH_AXES, 'rows': MESH_AXES}
+ROLLOUTS = {
+    'replicated': dict.fromkeys(TRAIN) | {'batch': MESH_AXES, 'rows': MESH_AXES},
+    'tensor': TRAIN | {'embed': None, 'vocab': None},
+}
 _in_force = contextvars.ContextVar('layout', default=TRAIN)
 
 
 @contextlib.contextmanager
 def layout(table: dict):
-  """`constrain` reads its axes from `table` (TRAIN or ROLLOUT) while this is open, at tracing time."""
+  """`constrain` reads its axes from `table` (TRAIN or one of ROLLOUTS) while this is open, at tracing time."""
   token = _in_force.set(table)
   try:
     yield
@@ -57,7 +61,7 @@ def layout(table: dict):
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
   """Mesh of axes (data, fsdp, tensor) over `devices` (default: all of all processes). Raises ConfigError if it does not fit."""
   devices = jax.devices() if devices is None else devices
-  sizes = dataclasses.asdict(config)
+  sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
   known = math.prod(v for v in sizes.values() if v != -1)
   if -1 in sizes.values():
     if len(devices) % known:
@@ -94,11 +98,12 @@ def constrain_rows(tree):
   return jax.tree.map(lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), tree)
 
 
-def rollout_layout(params):
-  """Parameters gathered once, before a decoding loop: replicated over the mesh (see the module's first lines)."""
-  if jax.sharding.get_abstract_mesh().empty:
-    return params
-  return jax.tree.map(lambda p: jax.lax.with_sharding_constraint(p, P()), params)
+def rollout_layout(params, axes, dtype):
+  """Parameters with their logical axes, gathered once before a decoding loop into the ROLLOUTS layout in force.
+
+  What a layer casts to `dtype` before use, the weights with an `embed` axis, is cast before it travels.
+  """
+  return jax.tree.map(lambda p, a: constrain(p.astype(dtype) if 'embed' in a else p, *a), params, axes)
 
 
 def check_divisible(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> None:

@@ -16,10 +16,10 @@ LONGER = {}  # file -> why it is one idea all the same
 
 # A room imports from those before it, never from one after it. Names that are not here are entries and may import all.
 ROOMS = (
-  'config', 'overrides', 'heartbeat', 'progress', 'distributed', 'compile', 'vocab', 'sharding', 'data', 'semantic_ids',
-  'models', 'reasoning', 'training', 'evaluation', 'serving', 'stages',
+  'config', 'hardware', 'overrides', 'heartbeat', 'progress', 'distributed', 'compile', 'vocab', 'sharding', 'data', 'semantic_ids',
+  'models', 'reasoning', 'flops', 'training', 'aot', 'evaluation', 'serving', 'stages',
 )
-WITHOUT_JAX = ('rolegen_jax/config.py', 'rolegen_jax/overrides.py', 'rolegen_jax/progress.py', 'rolegen_jax/vocab.py', 'launch/')
+WITHOUT_JAX = ('rolegen_jax/config.py', 'rolegen_jax/hardware.py', 'rolegen_jax/overrides.py', 'rolegen_jax/progress.py', 'rolegen_jax/vocab.py', 'launch/')
 
 # An absolute path of one machine, and a link to where packages come from: the project names neither.
 MACHINE_PATH = re.compile(r'(?<![\w.$}>/-])/(?:work|root|tmp|home)(?=[/\s\'"`),:;]|$)', re.MULTILINE)
@@ -132,8 +132,8 @@ def test_no_machine_paths_and_no_registries():
       assert not found, f'{name}, line {text.count(chr(10), 0, found.start()) + 1}: {found.group()!r}'
 
 
-@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-test.txt'])
+@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-test.txt', 'requirements-gpu.txt'])
 def test_requirements_are_bounded_on_both_sides(name):
   lines = [line for line in (ROOT / name).read_text(encoding='utf-8').splitlines() if line and not line.startswith('#')]
-  loose = [line for line in lines if not re.fullmatch(r'[\w.-]+>=[\d.]+,<[\d.]+(; .+)?', line)]
+  loose = [line for line in lines if not re.fullmatch(r'[\w.-]+(\[[\w-]+\])?>=[\d.]+,<[\d.]+(; .+)?', line)]
   assert lines and not loose

@@ -21,7 +21,7 @@ from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, build_prompt
 from rolegen_jax.reasoning.rollout import Rollout, reason
 from rolegen_jax.semantic_ids.trie import Trie
-from rolegen_jax.sharding import ROLLOUT, constrain_rows, layout, rollout_layout
+from rolegen_jax.sharding import ROLLOUTS, constrain_rows, layout, rollout_layout
 from rolegen_jax.vocab import Vocabulary
 
 
@@ -40,16 +40,28 @@ class RoleGen:
         'backbone': lambda rngs: Backbone(config.backbone, self.vocab, rngs=rngs),
         'reasoner': lambda rngs: Reasoner(config.reasoner, self.vocab, rngs=rngs),
     }
-    self.graphdefs = {name: functional.abstract(make)[0] for name, make in self.makers.items()}
+    structures = {name: functional.abstract(make) for name, make in self.makers.items()}
+    self.graphdefs = {name: graphdef for name, (graphdef, _, _) in structures.items()}
+    self.axes = {name: axes for name, (_, _, axes) in structures.items()}
 
   def bind(self, name: str, params) -> nnx.Module:
     return functional.bind(self.graphdefs[name], params)
 
+  @property
+  def decoding(self) -> dict:
+    """The layout table of everything that decodes."""
+    return ROLLOUTS[self.config.mesh.rollout]
+
+  def gathered(self, name: str, params) -> nnx.Module:
+    """The module over parameters in the layout in force, to decode with: they carry no gradient."""
+    sizes = dict(backbone=self.config.backbone.temporal, reasoner=self.config.reasoner.transformer)[name]
+    return self.bind(name, rollout_layout(jax.lax.stop_gradient(params), self.axes[name], sizes.dtype))
+
   def reason(self, reasoner_params, cases: Cases, trie: Trie, key, intervene=True, noise: float = 1.0) -> Rollout:
     """W worlds per user from a reasoner whose parameters carry no gradient, gathered once before the decoding loop."""
     loop = self.config.loop
-    with jax.named_scope('rollout'), layout(ROLLOUT):
-      reasoner = self.bind('reasoner', rollout_layout(jax.lax.stop_gradient(reasoner_params)))
+    with jax.named_scope('rollout'), layout(self.decoding):
+      reasoner = self.gathered('reasoner', reasoner_params)
       prompt = build_prompt(self.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
       rollout = reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.remove_share, intervene, noise)
     return constrain_rows(rollout)
@@ -83,8 +95,8 @@ class RoleGen:
 
   def recommend(self, params, cases: Cases, trie: Trie, key, beams: int, reasoning: bool = True, intervene=True, noise: float = 1.0) -> Recommendation:
     """The top `beams` items of every case. `reasoning` (static) False: the backbone alone."""
-    with layout(ROLLOUT):
-      backbone = self.bind('backbone', rollout_layout(params['backbone']))
+    with layout(self.decoding):
+      backbone = self.gathered('backbone', params['backbone'])
       memory, rollout = backbone.encode(cases.history, trie.item_codes), None
       if reasoning:
         rollout = self.reason(params['reasoner'], cases, trie, key, intervene, noise)

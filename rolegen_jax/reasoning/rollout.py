@@ -1,4 +1,4 @@
-"""Rollouts of FR-CoT completions on device, with a KV cache and the constraint tables, in the ROLLOUT layout.
+"""Rollouts of FR-CoT completions on device, with a KV cache and the constraint tables, in a ROLLOUTS layout.
 
 Sampling is a Gumbel-max structural causal model (Oberst & Sontag, ICML 2019): the token of a position is
 argmax(logits / temperature + noise), and the noise of a user's position is the same in all of that user's worlds. So two

@@ -94,31 +94,37 @@ def test_eight_devices_compute_what_one_does(one, eight):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), reference, eight[2]['reference'])
 
 
-def rollout(devices: int):
+def rollout(devices: int, *assignments: str):
   """(the rollout, its compiled program as text)."""
   mesh = make_mesh(devices)
   with jax.set_mesh(mesh):
     params = jax.device_put(tiny.params('reasoner'), state_lib.shardings(tiny.rolegen().makers, {}, mesh).params['reasoner'])
     arguments = params, on(mesh, tiny.cases(), 'batch'), on(mesh, tiny.trie())
-    compiled = jit(lambda p, c, t: tiny.rolegen().reason(p, c, t, jax.random.key(3))).lower(*arguments).compile()
+    compiled = jit(lambda p, c, t: tiny.rolegen(*assignments).reason(p, c, t, jax.random.key(3))).lower(*arguments).compile()
     return jax.device_get(compiled(*arguments)), compiled.as_text()
 
 
 on_eight = functools.cache(lambda: rollout(8))
 
 
+def in_rollout(text: str) -> list[str]:
+  return [kind for loop in hlo.loops(text) if '/rollout/' in loop.scope for kind in loop.collectives]
+
+
 def test_rollouts_are_the_same_on_eight_devices():
-  found = {1: rollout(1)[0], 8: on_eight()[0]}
-  np.testing.assert_allclose(found[8].log_prob, found[1].log_prob, atol=1e-5)
-  np.testing.assert_allclose(found[8].candidate_log_prob, found[1].candidate_log_prob, atol=1e-5)
-  for name in ('tokens', 'free', 'roles', 'candidates', 'interventions'):
-    jax.tree.map(np.testing.assert_array_equal, getattr(found[8], name), getattr(found[1], name))
+  one = rollout(1)[0]
+  spread, text = rollout(8, 'mesh.rollout=tensor')
+  for found in (on_eight()[0], spread):
+    np.testing.assert_allclose(found.log_prob, one.log_prob, atol=1e-5)
+    np.testing.assert_allclose(found.candidate_log_prob, one.candidate_log_prob, atol=1e-5)
+    for name in ('tokens', 'free', 'roles', 'candidates', 'interventions'):
+      jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(one, name))
+  assert set(in_rollout(text)) == {'all-reduce'}  # of activations: no weight travels in the loop
 
 
 def test_the_decoding_loop_has_no_collectives_because_parameters_are_gathered_before_it(monkeypatch):
-  in_rollout = lambda text: [c for name, inside in hlo.loops(text) for c in inside if '/rollout/' in name]
   assert not in_rollout(on_eight()[1])
-  monkeypatch.setattr(rolegen_lib, 'rollout_layout', lambda params: params)
+  monkeypatch.setattr(rolegen_lib, 'rollout_layout', lambda params, *_: params)
   assert 'all-gather' in in_rollout(rollout(8)[1])
 
 

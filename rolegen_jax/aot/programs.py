@@ -1,0 +1,81 @@
+"""The real programs of a config, lowered for devices that may only compile: THE step and the decode program.
+
+Shapes come from the config, never from data: B = the stage's batch, and a catalogue of `items` items.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rolegen_jax import sharding
+from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data.rows import Cases, Excites, Trajectories
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.semantic_ids.trie import WORD, Trie, default_capacity
+from rolegen_jax.training import state, step
+
+PROGRAMS = ('step', 'recommend')
+
+
+def cases_like(config: Config, users: int, mesh: Mesh) -> Cases:
+  """ShapeDtypeStructs of a global batch of `users` cases. Raises ConfigError when the mesh does not divide it."""
+  parts = mesh.size if config.mesh.rollout == 'replicated' else mesh.shape['data'] * mesh.shape['fsdp']
+  if users % parts:
+    raise ConfigError(f'batch={users}: must be a multiple of the {parts} devices that it is spread over (mesh {dict(mesh.shape)})')
+  table = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct((users, *shape), dtype, sharding=sharding.sharding(mesh, 'batch'))
+  n, r = config.backbone.context, config.reasoner
+  history = Trajectories(*(table(n) for _ in Trajectories._fields))
+  excites = Excites(table(n, r.neighbourhoods), table(n, r.neighbourhoods, dtype=jnp.float32))
+  return Cases(history, table(), excites, table(), table(r.role_events), table(r.candidates))
+
+
+def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
+  """The tables of a catalogue with place for `items` items, replicated; the capacities of `build_trie`."""
+  levels, codes = config.semantic_ids.levels, config.semantic_ids.codes
+  if items > codes**levels:
+    raise ConfigError(f'semantic_ids.levels={levels}, codes={codes}: {codes**levels} IDs for {items} items; more levels or codes are needed')
+  capacity = default_capacity(items)
+  nodes = [min(codes**level, capacity) for level in range(levels + 1)]
+  like = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.sharding(mesh))
+  return Trie(
+      tuple(like((c + 1,), np.int32) for c in nodes[:-1]), tuple(like((c, -(-codes // WORD)), np.uint32) for c in nodes[:-1]),
+      like((nodes[-1],), np.int32), like((capacity, levels), np.int32), codes,
+  )
+
+
+def lower_step(config: Config, mesh: Mesh, items: int):
+  """`training.step.loop_step` as `training/loop.py` jits it: donated state, output shardings given."""
+  rolegen = RoleGen(config)
+  txs = {name: state.optimizer(config.loop_stage.optimizer, config.loop_stage.steps) for name in ('backbone', 'reasoner')}
+  makers = rolegen.makers | {'reference': rolegen.makers['reasoner']}
+  switches = step.Switches(*(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.bool_, jnp.float32)))
+  with jax.set_mesh(mesh):
+    shardings = state.shardings(makers, txs, mesh)
+    jitted = jax.jit(functools.partial(step.loop_step, rolegen, txs), donate_argnums=0, out_shardings=(shardings, None))
+    batch = cases_like(config, config.loop_stage.batch, mesh)
+    return jitted.lower(state.abstract(makers, txs, mesh), batch, trie_like(config, items, mesh), switches)
+
+
+def lower_recommend(config: Config, mesh: Mesh, items: int):
+  """The decode program as `reasoning/predict.py` jits it: parameters, catalogue and a batch in, ranked items out."""
+  rolegen = RoleGen(config)
+
+  def recommend(params, trie, number, cases):
+    key = jax.random.fold_in(jax.random.key(config.evaluation.seed), number)
+    found = rolegen.recommend(params, cases, trie, key, config.backbone.beam)
+    return found.ranking.item, found.ranking.score, found.rollout.candidates
+
+  with jax.set_mesh(mesh):
+    params = state.abstract(rolegen.makers, {}, mesh).params
+    jitted = jax.jit(recommend, out_shardings=sharding.sharding(mesh))
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    return jitted.lower(params, trie_like(config, items, mesh), number, cases_like(config, config.evaluation.batch, mesh))
+
+
+def lower(program: str, config: Config, mesh: Mesh, items: int):
+  return dict(step=lower_step, recommend=lower_recommend)[program](config, mesh, items)

@@ -1,0 +1,173 @@
+"""Floating-point operations of every phase and stage, from the config alone.
+
+A compiler's count is of no use for a step made of loops: it counts a loop's body once. Here a product of [m, k] and [k, n] is
+2 m k n; a backward pass costs twice its forward (gradients by weights and by inputs); rematerialisation adds the forward of
+what it computes again. Attention counts all pairs, masked or not, as the program computes them. Not counted: elementwise work,
+gathers, the structural equation of intent, optimizers. `model` leaves the recomputation out, as MFU does (PaLM, arXiv
+2204.02311, appendix B); `hardware` has it.
+
+Shapes: B users or rows, n events of context, S memory slots, Q queries, W worlds, T completion, R prompt, L levels, K codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, Config, TransformerConfig
+from rolegen_jax.models.backbone import AGE_FEATURES, NO_EVENT
+from rolegen_jax.reasoning.frcot import Layout
+from rolegen_jax.vocab import GAPS, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """FLOPs over all devices."""
+
+  forward: float = 0.0
+  backward: float = 0.0
+  recompute: float = 0.0
+
+  @property
+  def model(self) -> float:
+    return self.forward + self.backward
+
+  @property
+  def hardware(self) -> float:
+    return self.model + self.recompute
+
+  def __add__(self, other: Work) -> Work:
+    return Work(self.forward + other.forward, self.backward + other.backward, self.recompute + other.recompute)
+
+  def times(self, n: float) -> Work:
+    return Work(n * self.forward, n * self.backward, n * self.recompute)
+
+  def only_forward(self) -> Work:
+    return Work(self.forward)
+
+
+def product(m: float, k: float, n: float) -> Work:
+  forward = 2.0 * m * k * n
+  return Work(forward, 2 * forward)
+
+
+def attention(c: TransformerConfig, queries: float, memory: float) -> Work:
+  """Scores and weighted values of one layer."""
+  return product(queries * c.heads, c.head_dim, memory) + product(queries * c.heads, memory, c.head_dim)
+
+
+def projections(c: TransformerConfig, queries: float, memory: float) -> Work:
+  """Q, K, V, O and the gated MLP of one layer."""
+  return (
+      product(queries, c.width, c.heads * c.head_dim).times(2) + product(memory, c.width, c.kv_heads * c.head_dim).times(2)
+      + product(queries, c.width, c.mlp).times(3)
+  )
+
+
+def stack(c: TransformerConfig, tokens: float, layers: int | None = None) -> Work:
+  """One sequence of `tokens` through a whole stack, with what `remat` computes again."""
+  dots, pairs = projections(c, tokens, tokens), attention(c, tokens, tokens)
+  again = dict(none=0.0, full=dots.forward + pairs.forward, dots=pairs.forward)[c.remat]
+  one = dots + pairs + Work(recompute=again)
+  return one.times(c.layers if layers is None else layers)
+
+
+class Flops:
+  """All counts of one config. Methods give one user or row unless they say otherwise."""
+
+  def __init__(self, config: Config):
+    self.config, self.vocab = config, Vocabulary.of(config)
+    self.layout = Layout(config.reasoner, self.vocab)
+    self.b, self.r, self.loop = config.backbone, config.reasoner, config.loop
+    self.worlds, self.history = config.loop.worlds, config.backbone.context + 1  # the start slot is memory too
+    self.candidates = self.worlds * config.reasoner.candidates
+
+  # Backbone
+
+  def encode(self) -> Work:
+    return stack(self.b.temporal, self.b.context)
+
+  def recall(self, queries: int, slots: int) -> Work:
+    c = self.b.temporal
+    layer = projections(c, queries, slots) + attention(c, queries, slots)
+    layer += Work(2.0 * queries * slots * AGE_FEATURES * c.heads, 2.0 * queries * slots * AGE_FEATURES * c.heads)
+    layer += product(slots, NO_EVENT + 1, c.heads)
+    pointer = product(queries, c.width, c.width) + product(slots, c.width, c.width) + product(queries, c.width, slots)
+    return layer.times(self.b.query_layers) + pointer + Work(2.0 * queries * slots * AGE_FEATURES)
+
+  def generate(self, items: float, length: int) -> Work:
+    """Log-probs of the first `length` codes of items."""
+    c = self.b.temporal
+    return (stack(c, length, self.b.depth_layers) + product(length, c.width, self.vocab.codes)).times(items)
+
+  def ask(self, slots: int) -> Work:
+    return self.recall(1, slots) + self.generate(1, self.vocab.levels)
+
+  def sequence(self) -> Work:
+    """Encoding a row and predicting each of its events."""
+    n = self.b.context
+    return self.encode() + self.recall(n, self.history) + self.generate(n, self.vocab.levels)
+
+  def beam_search(self) -> Work:
+    total, beams = Work(), 1
+    for level in range(self.vocab.levels):
+      total += self.generate(beams, level + 1) + product(beams, self.history + self.candidates, self.vocab.codes)
+      beams = min(self.b.beam, beams * self.vocab.codes)
+    return total.only_forward()
+
+  # Reasoner
+
+  def prefill(self) -> Work:
+    return stack(self.r.transformer, self.layout.prompt_length).only_forward()
+
+  def decode(self, length: int) -> Work:
+    """`length` tokens, one at a time, each against the whole cache."""
+    c, slots = self.r.transformer, self.layout.prompt_length + length
+    one = (projections(c, 1, 1) + attention(c, 1, slots)).times(c.layers)
+    return (one + product(1, c.width, max(self.vocab.codes, len(ROLE_NAMES)))).times(length).only_forward()
+
+  def likelihood(self) -> Work:
+    c, f = self.r.transformer, self.layout
+    codes = self.r.intents * self.r.intent_levels + self.r.candidates * self.vocab.levels
+    readout = product(self.r.role_events, c.width, len(ROLE_NAMES)) + product(codes, c.width, self.vocab.codes)
+    return stack(c, f.prompt_length + f.length) + readout
+
+  def next_event(self) -> Work:
+    c, kinds = self.r.transformer, len(EVENT_NAMES) + GAPS + self.vocab.levels * self.vocab.codes
+    return stack(c, self.r.events * self.layout.per_event) + product(self.r.events, c.width, kinds)
+
+  # Phases of THE step, over a batch
+
+  def phases(self, users: int | None = None) -> dict[str, Work]:
+    w, roles = self.worlds, self.r.role_events
+    per_user = {
+        'rollout prefill': self.prefill().times(1 + w),
+        'rollout decode': self.decode(roles) + self.decode(self.layout.length).times(w),
+        'execution': self.sequence() + self.ask(self.history + self.candidates),
+        'feedback': (self.ask(self.history) + self.ask(self.history + self.r.candidates).times(w)).only_forward(),
+        'reflection': self.likelihood().times(w + 1) + self.likelihood().only_forward().times(w),
+    }
+    return {name: work.times(users or self.config.loop_stage.batch) for name, work in per_user.items()}
+
+  def stages(self) -> dict[str, Work]:
+    """One step of each training stage, and one batch of recommendations."""
+    c, phases = self.config, self.phases()
+    reason = self.phases(1)
+    recommend = reason['rollout prefill'] + reason['rollout decode'] + self.encode().only_forward()
+    recommend += self.recall(1, self.history + self.candidates).only_forward() + self.beam_search()
+    return {
+        'warmup': self.sequence().times(c.warmup.batch),
+        'align': self.next_event().times(c.align.batch),
+        'reason': self.likelihood().times(c.reason.batch),
+        'loop': sum(phases.values(), Work()),
+        'recommend': recommend.times(c.evaluation.batch),
+    }
+
+
+def parameters(config: Config) -> dict[str, int]:
+  """Numbers of parameters, matrices only: vectors are a few parts in ten thousand."""
+  vocab = Vocabulary.of(config)
+  block = lambda c: c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
+  b, r = config.backbone, config.reasoner.transformer
+  t = b.temporal
+  tables = vocab.size * t.width + vocab.levels * vocab.codes * t.width + 2 * t.width**2
+  return dict(backbone=(t.layers + b.query_layers + b.depth_layers) * block(t) + tables, reasoner=r.layers * block(r) + vocab.size * r.width)
