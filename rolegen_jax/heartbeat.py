@@ -1,7 +1,7 @@
 """Signs of life for the watchdog of `launch/host_entry.py`: a file that long work touches. Without a watchdog, nothing happens.
 
 The file's text says which limit holds. `step`: inside a loop, the next sign comes soon. `start`: before, between and in the
-first round of loops, where programs compile and data is prepared, the longer limit.
+first two rounds of loops, where programs compile and data is prepared, the longer limit.
 """
 
 from __future__ import annotations

@@ -32,11 +32,15 @@ def progress(items: Iterable, label: str, total: int | None = None, initial: int
 
 
 def _alive(items: Iterable) -> Iterator:
-  """Yields `items` with a sign of life at each: the first round may compile, what follows the last may prepare the next loop."""
+  """Yields `items` with a sign of life at each.
+
+  The first round may compile, and what follows the last may prepare the next loop. Steps are dispatched ahead of the device: only
+  the end of the second round shows that the first has run, and so that all other processes have compiled too.
+  """
   heartbeat.beat(heartbeat.START)
   try:
-    for item in items:
+    for number, item in enumerate(items):
       yield item
-      heartbeat.beat(heartbeat.STEP)
+      heartbeat.beat(heartbeat.STEP if number else heartbeat.START)
   finally:
     heartbeat.beat(heartbeat.START)
