@@ -1,0 +1,182 @@
+"""Measures the phases of THE step, the step itself and the decode program on the devices at hand.
+
+Every phase is its own jitted program over one batch, compiled ahead of time, called twice, then timed call by call to its end
+(`block_until_ready`); medians and quartiles. In the step the phases are one program: they share work, so their sum is above it.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import time
+
+import jax
+import numpy as np
+
+from rolegen_jax import compile as compiling
+from rolegen_jax import hardware, sharding
+from rolegen_jax.aot.check import bytes_read
+from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data.pipeline import Batches
+from rolegen_jax.data.rows import Cases, Excites, Trajectories
+from rolegen_jax.evaluation.content import provenance
+from rolegen_jax.flops import Flops
+from rolegen_jax.progress import progress
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.semantic_ids.trie import build_trie
+from rolegen_jax.stages import Run
+from rolegen_jax.training import state, step
+
+PHASES = ('input', 'rollout', 'execution', 'reflection', 'step', 'recommend')
+MFU = "MFU: the phase's model FLOPs (no recomputation, attention over all pairs) / seconds / chips / peak dense bf16"
+WARM_UP = 2  # calls before the clock runs
+
+
+def measure(config: Config, workdir: str, phases: list[str], source: str, items: int, repeats: int) -> dict:
+  """Everything that bench prints and writes. Raises ConfigError naming an unknown phase."""
+  names = PHASES if phases == ['all'] else phases
+  if unknown := sorted(set(names) - set(PHASES)):
+    raise ConfigError(f'--phases={unknown[0]}: must be some of {", ".join(PHASES)}, or all')
+  if source == 'random' and 'input' in phases:
+    raise ConfigError('--phases=input: there is no input pipeline to time with --input=random')
+  run = Run(config, workdir) if source == 'log' else None
+  place = Bench(config, run, items)
+  found = {}
+  for name in progress([name for name in names if run or name != 'input'], 'bench', len(names)):
+    found[name] = place.phase(name, repeats)
+  artefacts = {} if run is None else run.artefacts
+  return dict(
+      experiment=config.name, input=source, repeats=repeats, phases=found, peak_memory=_peak_memory(), mfu_convention=MFU,
+      provenance=provenance(config, artefacts, 0.0),
+  )
+
+
+class Bench:
+  """One config's programs and their arguments, on all devices."""
+
+  def __init__(self, config: Config, run: Run | None, items: int):
+    self.config, self.run, self.rolegen = config, run, RoleGen(config)
+    self.mesh = sharding.make_mesh(config.mesh)
+    c = self.config.loop_stage
+    self.txs = {name: state.optimizer(c.optimizer, c.steps) for name in ('backbone', 'reasoner')}
+    self.makers = self.rolegen.makers | {'reference': self.rolegen.makers['reasoner']}
+    self.codes = _random_codes(config, items) if run is None else run.codes
+    with jax.set_mesh(self.mesh):
+      self.trie = jax.device_put(build_trie(self.codes, config.semantic_ids.codes), sharding.sharding(self.mesh))
+      self.state = state.create(self.makers, self.txs, self.mesh, jax.random.key(config.seed), {})
+
+  def cases(self, users: int) -> Cases:
+    if self.run is not None:
+      host = self.run.bare_cases.rows(np.arange(users) % len(self.run.bare_cases), self.config.backbone.context)
+    else:
+      host = _random_cases(self.config, users, len(self.codes))
+    return jax.tree.map(lambda x: sharding.global_array(self.mesh, np.asarray(x), 'batch'), host)
+
+  def phase(self, name: str, repeats: int) -> dict:
+    if name == 'input':
+      table, c = self.run.bare_cases, self.config
+      batches = Batches(len(table), c.loop_stage.batch, c.seed, lambda rows: table.rows(rows, c.backbone.context))
+      return self._found(name, 0.0, _clock(lambda: next(batches), repeats), self.config.loop_stage.batch)
+    users = (self.config.evaluation if name == 'recommend' else self.config.loop_stage).batch
+    with jax.set_mesh(self.mesh):
+      function, arguments, donate = self._program(name, self.cases(users))
+      started = time.perf_counter()
+      compiled = compiling.jit(function, donate_argnums=donate).lower(*arguments).compile()
+      compile_s = time.perf_counter() - started
+      held = list(arguments)
+
+      def call():
+        out = compiled(*held)
+        if donate:
+          held[0] = out[0]
+        jax.block_until_ready(out)
+
+      return self._found(name, compile_s, _clock(call, repeats), users)
+
+  def _program(self, name: str, cases: Cases):
+    """(function, arguments, donated argument numbers)."""
+    rolegen, params, trie, key = self.rolegen, self.state.params, self.trie, jax.random.key(0)
+    switches = jax.tree.map(np.float32, step.Switches())
+    if name == 'rollout':
+      return rolegen.reason, (params['reasoner'], cases, trie, key), ()
+    if name == 'recommend':
+      answer = lambda p, cases, trie, key: rolegen.recommend(p, cases, trie, key, self.config.backbone.beam)
+      return answer, ({n: params[n] for n in ('backbone', 'reasoner')}, cases, trie, key), ()
+    if name == 'step':
+      fresh = state.create(self.makers, self.txs, self.mesh, jax.random.key(self.config.seed), {})
+      return functools.partial(step.loop_step, rolegen, self.txs), (fresh, cases, trie, switches), 0
+    rollout = jax.jit(rolegen.reason)(params['reasoner'], cases, trie, key)
+    if name == 'execution':
+      loss = lambda p, cases, rollout, trie, key: step.execution_loss(rolegen, p, cases, rollout, trie, key)
+      return jax.value_and_grad(loss, has_aux=True), (params['backbone'], cases, rollout, trie, key), ()
+    loss = lambda p, reference, cases, rollout, gain, trie: step.reflection_loss(rolegen, p, reference, cases, rollout, gain, trie, switches)
+    gain = jax.numpy.zeros(rollout.candidates.shape[:2])
+    return jax.value_and_grad(loss, has_aux=True), (params['reasoner'], params['reference'], cases, rollout, gain, trie), ()
+
+  def _found(self, name: str, compile_s: float, seconds: np.ndarray, users: int) -> dict:
+    median, c, chips = float(np.median(seconds)), self.config, jax.device_count()
+    layout, worlds = self.rolegen.layout, c.loop.worlds
+    whole = layout.prompt_length + layout.length
+    counts = dict(trajectories=users)
+    counts |= {
+        'rollout': dict(rollouts=users * worlds, tokens=users * worlds * layout.length),
+        'execution': dict(events=users * c.backbone.context),
+        'reflection': dict(tokens=users * (2 * worlds + 1) * whole),
+        'step': dict(rollouts=users * worlds, tokens=users * (worlds * layout.length + (2 * worlds + 1) * whole)),
+        'recommend': dict(rollouts=users * worlds),
+    }.get(name, {})
+    flops, read = self._work(name, users), self._read(name)
+    chip = hardware.of_kind(jax.devices()[0].device_kind)
+    return dict(
+        compile_s=compile_s, median_s=median, quartiles_s=[float(q) for q in np.quantile(seconds, (0.25, 0.75))], seconds=seconds.tolist(),
+        users=users, per_second_per_chip={unit: n / median / chips for unit, n in counts.items()}, model_flops=flops,
+        mfu=None if chip is None or flops is None else flops / median / chips / (chip.flops / chip.devices),
+        bytes_read_per_device=read, hbm_share=None if chip is None or read is None else read / median / (chip.hbm_bandwidth / chip.devices),
+    )
+
+  def _work(self, name: str, users: int) -> float | None:
+    flops = Flops(self.config)
+    phases = {n: w.model for n, w in flops.phases(users).items()}
+    return {
+        'rollout': phases['rollout prefill'] + phases['rollout decode'], 'execution': phases['execution'] + phases['feedback'],
+        'reflection': phases['reflection'], 'step': sum(phases.values()), 'recommend': flops.stages()['recommend'].model,
+    }.get(name)
+
+  def _read(self, name: str) -> float | None:
+    """Bytes that a device must read at least, where that is what bounds: decoding, token by token."""
+    if name != 'rollout':
+      return None
+    return bytes_read(self.config, 'step', jax.device_count(), self.mesh.shape['tensor'])['rollout']
+
+
+def _clock(call, repeats: int) -> np.ndarray:
+  seconds = []
+  for i in range(WARM_UP + repeats):
+    started = time.perf_counter()
+    call()
+    seconds.append(time.perf_counter() - started)
+  return np.array(seconds[WARM_UP:])
+
+
+def _peak_memory() -> dict:
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and 'peak_bytes_in_use' in stats:
+    return dict(bytes=int(stats['peak_bytes_in_use']), of='device 0, all phases')
+  return dict(bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, of='host process: this platform counts none on the device')
+
+
+def _random_codes(config: Config, items: int) -> np.ndarray:
+  levels, codes = config.semantic_ids.levels, config.semantic_ids.codes
+  if items > codes**levels:
+    raise ConfigError(f'--items={items}: must be at most semantic_ids.codes ** levels = {codes**levels}')
+  ids = np.random.default_rng(0).permutation(codes**levels)[:items] if codes**levels <= 1 << 24 else np.arange(items) * (codes**levels // items)
+  return (ids[:, None] // codes ** np.arange(levels)[::-1] % codes).astype(np.int32)
+
+
+def _random_cases(config: Config, users: int, items: int) -> Cases:
+  rng, n, r = np.random.default_rng(0), config.backbone.context, config.reasoner
+  draw = lambda high, *shape: rng.integers(0, high, (users, *shape)).astype(np.int32)
+  time_Bxn = np.sort(draw(86_400 * 90, n), axis=1)
+  history = Trajectories(draw(items, n), 1 + draw(5, n), np.ones((users, n), np.int32), time_Bxn, np.ones((users, n), np.int32))
+  excites = Excites(draw(config.semantic_ids.codes, n, r.neighbourhoods), rng.random((users, n, r.neighbourhoods), np.float32))
+  return Cases(history, time_Bxn[:, -1] + 86_400, excites, draw(items), draw(7, r.role_events), draw(items, r.candidates))
