@@ -1,4 +1,4 @@
-"""Pod scale, on a log of your own in the contract's format: --experiment=pod:SIZE. Nothing here was trained; all of it compiles.
+"""Pod scale, on a log of your own in the contract's format: --experiment=pod:SIZE. Nothing here was trained; WORKSPACE.md says what was compiled.
 
   v5e_16     reasoner 0.6 B, backbone 0.3 B   tpu:v5e:4x4
   v5p_128    reasoner 8 B, backbone 1 B       tpu:v5p:4x4x8

@@ -7,7 +7,6 @@ Nothing runs on a chip and no data is read. Exit code 2 when a program does not 
 """
 
 import json
-import os
 import sys
 import time
 
@@ -90,7 +89,7 @@ def searched(config, place, devices) -> list[dict]:
 
 def main() -> None:
   config, place = commands.experiment(_EXPERIMENT.value, _SET.value), topology.parse(_TOPOLOGY.value)
-  os.environ |= topology.ENVIRONMENT
+  topology.prepare()
   import jax
 
   from rolegen_jax.aot import check, programs

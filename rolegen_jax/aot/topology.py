@@ -15,7 +15,7 @@ import re
 from rolegen_jax import hardware
 from rolegen_jax.config import ConfigError
 
-# Before jax is imported: nothing runs on these chips, so no metadata server is asked and other processes may hold the library.
+# Nothing runs on these chips, so no metadata server is asked and other processes may hold the library.
 ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_HOSTNAMES': 'localhost',
     'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true', 'TF_CPP_MIN_LOG_LEVEL': '2',
@@ -86,18 +86,23 @@ def parse(text: str) -> Topology:
   return Topology(text, chip, shape, int(slices or 1))
 
 
+def prepare() -> None:
+  """Call before the first device is asked for: this process computes on the CPU only, and no plugin looks for its chips."""
+  os.environ |= ENVIRONMENT
+  import jax
+
+  jax.config.update('jax_platforms', 'cpu')  # where jax was imported before, it no longer reads the environment
+
+
 def devices(topology: Topology) -> list:
   """The devices to build a mesh of. Raises ConfigError where the compiler for them is missing or knows no such slice."""
   from jax.experimental import topologies
 
-  missing = [name for name in os.environ if name == 'JAX_PLATFORMS' and os.environ[name] != 'cpu']
-  if missing:
-    raise ConfigError('JAX_PLATFORMS: must be cpu where devices are only compiled for')
   try:
     if topology.chip.platform == 'tpu':
       return _tpu(topology, topologies)
     return _gpu(topology, topologies)
-  except RuntimeError as error:  # jax's XlaRuntimeError: the plugin refuses the name or the shape
+  except (RuntimeError, NotImplementedError) as error:  # the plugin refuses the name or the shape, or did not load
     raise ConfigError(f'--topology={topology.text}: the compiler knows no such topology: {str(error)[:300]}') from error
 
 

@@ -1,22 +1,18 @@
 """Compiles THE step for 16 TPU v5e chips on a host without any, and writes the HLO: python -m tests.aot.compile_step FILE."""
 
-import os
 import sys
-
-from rolegen_jax.aot import topology
-
-os.environ |= topology.ENVIRONMENT
 
 import jax
 
 from rolegen_jax import overrides, sharding
-from rolegen_jax.aot import programs
+from rolegen_jax.aot import programs, topology
 from rolegen_jax.config import Config
 
 MODEL = ('width=128', 'heads=8', 'kv_heads=4', 'mlp=384', 'dtype=bfloat16')
 
 
 def main(path: str):
+  topology.prepare()
   jax.config.update('jax_optimization_level', 'O0')  # a quarter of the time; layouts are decided all the same
   models = [f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in MODEL]
   config = overrides.apply(Config(), models + [
