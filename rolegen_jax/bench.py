@@ -9,7 +9,6 @@ the weights. --input=random needs no log: batches of the right shapes over a cat
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 from absl import flags
@@ -28,44 +27,13 @@ _JSON = flags.DEFINE_string('json', '', 'Also write everything to this file.')
 _COMPARE = flags.DEFINE_list('compare', [], 'Two JSON files, FIRST,SECOND: print ratios of medians instead of running.')
 
 
-def show(found: dict) -> str:
-  lines = [f'{found["experiment"]} on {found["provenance"]["device_kind"]}, {found["input"]} input; medians of {found["repeats"]} calls',
-           f'{"phase":<12} {"median":>10} {"quartiles":>19} {"compile":>8} {"MFU":>7} {"HBM":>7}  per second and chip']
-  share = lambda x: '-' if x is None else f'{100 * x:.1f} %'
-  for name, p in found['phases'].items():
-    ms = lambda s: f'{1e3 * s:.1f}'
-    rates = ', '.join(f'{unit} {rate:,.0f}' for unit, rate in p['per_second_per_chip'].items())
-    lines.append(f'{name:<12} {ms(p["median_s"]):>7} ms {ms(p["quartiles_s"][0]):>8} to {ms(p["quartiles_s"][1]):>7} {p["compile_s"]:>6.1f} s'
-                 f' {share(p["mfu"]):>7} {share(p["hbm_share"]):>7}  {rates}')
-  memory = found['peak_memory']
-  return '\n'.join([*lines, f'peak memory {memory["bytes"] / 2**30:.2f} GiB ({memory["of"]}); {found["mfu_convention"]}'])
-
-
-def compare(first: dict, second: dict) -> str:
-  """Ratios of medians by phase. Raises ConfigError on different devices: such a ratio says nothing about the code."""
-  a, b = (f['provenance']['device_kind'] for f in (first, second))
-  if a != b:
-    raise ConfigError(f'--compare: the first ran on {a}, the second on {b}; both must be of equal devices')
-  both = [name for name in first['phases'] if name in second['phases']]
-  if not both:
-    raise ConfigError('--compare: no phase is in both files')
-  note = '' if first['provenance']['config_digest'] == second['provenance']['config_digest'] else '\nthe configs differ'
-  speed = lambda name: first['phases'][name]['median_s'] / second['phases'][name]['median_s']
-  return '\n'.join(f'{name:<12} the second is {speed(name):.2f} times as fast' for name in both) + note
-
-
-def _read(path: str) -> dict:
-  try:
-    return json.loads(pathlib.Path(path).read_text())
-  except (OSError, json.JSONDecodeError) as error:
-    raise ConfigError(f'--compare={path}: cannot be read ({error}); must be a file that --json wrote') from error
-
-
 def main() -> None:
   if _COMPARE.value:
     if len(_COMPARE.value) != 2:
       raise ConfigError('--compare: must be two files, FIRST,SECOND')
-    print(compare(*map(_read, _COMPARE.value)))
+    from rolegen_jax import throughput
+
+    print(throughput.compare(*map(throughput.read, _COMPARE.value)))
     return
   config = commands.experiment(_EXPERIMENT.value, _SET.value)
   if _INPUT.value == 'log' and not _WORKDIR.value:
@@ -74,7 +42,7 @@ def main() -> None:
   from rolegen_jax import throughput
 
   found = throughput.measure(config, _WORKDIR.value, _PHASES.value, _INPUT.value, _ITEMS.value, _REPEATS.value)
-  print(show(found))
+  print(throughput.show(found))
   if _JSON.value:
     write_json(found, pathlib.Path(_JSON.value))
     print(f'-> {_JSON.value}')

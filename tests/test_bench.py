@@ -3,7 +3,7 @@ import copy
 import jax
 import pytest
 
-from rolegen_jax import bench, throughput
+from rolegen_jax import throughput
 from rolegen_jax.config import ConfigError
 from rolegen_jax.flops import Flops
 from tests import tiny
@@ -26,17 +26,17 @@ def test_rates_follow_from_the_medians(found):
   assert phase['model_flops'] == work['rollout prefill'].model + work['rollout decode'].model
   assert phase['mfu'] is None and phase['hbm_share'] is None  # no peak is known for a CPU
   assert result['provenance']['device_kind'] == '8 x cpu'
-  assert 'rollout' in bench.show(result) and 'peak memory' in bench.show(result)
+  assert 'rollout' in throughput.show(result) and 'peak memory' in throughput.show(result)
 
 
 def test_comparing_refuses_other_devices_and_gives_ratios(found):
   first = found[1]
   second = copy.deepcopy(first)
   second['phases']['rollout']['median_s'] = first['phases']['rollout']['median_s'] / 2
-  assert bench.compare(first, second).split() == 'rollout the second is 2.00 times as fast'.split()
+  assert throughput.compare(first, second).split() == 'rollout the second is 2.00 times as fast'.split()
   second['provenance']['device_kind'] = '8 x NVIDIA H100 80GB HBM3'
   with pytest.raises(ConfigError, match='the first ran on 8 x cpu, the second on 8 x NVIDIA H100'):
-    bench.compare(first, second)
+    throughput.compare(first, second)
 
 
 def test_unknown_phases_and_impossible_catalogues_are_named():
