@@ -36,7 +36,7 @@ def examine(config, place: topology.Topology, devices: list, program: str) -> di
   mesh = sharding.make_mesh(config.mesh, devices)
   shape = dict(mesh.shape)
   try:
-    compiled = check.compile_program(programs.lower(program, config, mesh, _ITEMS.value))
+    compiled = check.compile_program(programs.lower(program, config, mesh, _ITEMS.value), place.chip.platform)
     memory = check.memory(compiled, place)
   except check.DoesNotFit as error:
     todo = '\n'.join(f'  - {line}' for line in check.advice(config, shape, place))

@@ -29,12 +29,16 @@ class DoesNotFit(ConfigError):
   """The program does not fit into a chip's memory. The message has the compiler's sizes and what to change."""
 
 
-def compile_program(lowered, options: dict | None = None):
+# Triton's tile search fails without a GPU to tune on (`Couldn't find output tile sizes`); cuBLAS does the products instead.
+OPTIONS = {'gpu': {'xla_gpu_enable_triton_gemm': False}}
+
+
+def compile_program(lowered, platform: str):
   """Compiles; an out-of-memory of the compiler raises DoesNotFit with its sizes."""
   import jax
 
   try:
-    return lowered.compile(compiler_options=options)
+    return lowered.compile(compiler_options=OPTIONS.get(platform))
   except jax.errors.JaxRuntimeError as error:
     text = str(error)
     if not re.search(r'Ran out of memory|RESOURCE_EXHAUSTED|HbmOom|exceeds? .*memory', text):
