@@ -29,7 +29,7 @@ def test_the_default_is_valid():
     ('loop.worlds=1', 'loop.worlds=1: must be at least 2'),
     ('loop.objective=dpo', "loop.objective='dpo': must be one of 'policy_gradient', 'weighted'"),
     ('loop_stage.steps=0', 'loop_stage.steps=0: must be at least 1'),
-    ('mesh.fsdp=-1', 'mesh=MeshConfig(data=-1, fsdp=-1, tensor=1, rollout='replicated'): must be at most one axis of -1'),
+    ('mesh.fsdp=-1', "mesh=MeshConfig(data=-1, fsdp=-1, tensor=1, rollout='replicated'): must be at most one axis of -1"),
 ])
 def test_a_wrong_value_is_named_with_what_would_be_right(assignment, message):
   with pytest.raises(ConfigError) as error:
