@@ -139,7 +139,7 @@ class Bench:
       return answer, ({n: params[n] for n in ('backbone', 'reasoner')}, cases, trie, key), ()
     if name == 'step':
       fresh = state.create(self.makers, self.txs, self.mesh, jax.random.key(self.config.seed), {})
-      return functools.partial(step.loop_step, rolegen, self.txs), (fresh, cases, trie, switches), 0
+      return functools.partial(step.loop_step, rolegen, self.txs), (fresh, cases, trie, switches), (0,)
     rollout = jax.jit(rolegen.reason)(params['reasoner'], cases, trie, key)
     if name == 'execution':
       loss = lambda p, cases, rollout, trie, key: step.execution_loss(rolegen, p, cases, rollout, trie, key)
