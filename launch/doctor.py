@@ -13,6 +13,7 @@ import json
 from absl import flags
 
 from launch import checks, entry
+from rolegen_jax.commands import BAD_INPUT
 
 _WORKDIR = flags.DEFINE_string('workdir', '.', 'Folder that runs will write to; made if absent.')
 _COORDINATOR = flags.DEFINE_string('coordinator', 'localhost:8476', 'HOST:PORT at which the processes of a job will meet.')
@@ -34,7 +35,7 @@ def main() -> int:
     for check in found:
       print(f'{check.state:7}  {check.name:{width}}  {check.found}' + (f'\n{"":9}{"":{width}}  -> {check.advice}' if check.advice else ''))
     print('all is well' if not failed else f'failed: {", ".join(check.name for check in failed)}')
-  return entry.BAD_INPUT if failed else 0
+  return BAD_INPUT if failed else 0
 
 
 if __name__ == '__main__':

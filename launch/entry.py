@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 from absl import app
 
+from rolegen_jax.commands import BAD_INPUT
 from rolegen_jax.config import ConfigError
-
-BAD_INPUT = 2
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -20,8 +20,9 @@ import sys
 import time
 
 from launch.ledger import Ledger, now
+from rolegen_jax.commands import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
 
-RETRIED = (42, 134)
+RETRIED = (PREEMPTED, LOST_PEER)
 POLL_S = 0.1
 TAIL_LINES, TAIL_BYTES = 5, 4096  # of a failed point's log, kept in the ledger
 
@@ -157,7 +158,7 @@ def _name(number: int) -> str:
 
 
 def _meaning(code: int) -> str:
-  meanings = {0: 'done', 2: 'bad setting or data', 3: 'diverged', 42: 'preempted and saved', 134: 'watchdog or a lost peer'}
+  meanings = {0: 'done', BAD_INPUT: 'bad setting or data', DIVERGED: 'diverged', PREEMPTED: 'preempted and saved', LOST_PEER: 'watchdog or a lost peer'}
   return f'killed by {_name(-code)}' if code < 0 else f'exit code {code}' + (f' ({meanings[code]})' if code in meanings else '')
 
 

@@ -159,8 +159,7 @@ class Run:
     """The closed loop from the warm backbone and the supervised reasoner, under the given switches."""
     c = self.config
     given = {'backbone': self.backbone, 'reasoner': self.reasoned, 'reference': self.reasoned}
-    makers = self.rolegen.makers | {'reference': self.rolegen.makers['reasoner']}
-    txs = {name: state.optimizer(c.loop_stage.optimizer, c.loop_stage.steps) for name in ('backbone', 'reasoner')}
+    makers, txs = step.loop_parts(self.rolegen)
     key = digest(self._key('backbone'), self._key('reason'), c.loop, c.loop_stage, [float(s) for s in switches])
     step_fn = functools.partial(step.loop_step, self.rolegen, txs)
     return self._run(name, step_fn, makers, txs, given, c.loop_stage, self.case_batches, key, extra=(jax.tree.map(np.float32, switches),))

@@ -90,21 +90,19 @@ class Bench:
   """One config's programs and their arguments, on all devices."""
 
   def __init__(self, config: Config, run: Run | None, items: int):
-    self.config, self.run, self.rolegen = config, run, RoleGen(config)
-    self.mesh = sharding.make_mesh(config.mesh)
-    c = self.config.loop_stage
-    self.txs = {name: state.optimizer(c.optimizer, c.steps) for name in ('backbone', 'reasoner')}
-    self.makers = self.rolegen.makers | {'reference': self.rolegen.makers['reasoner']}
-    self.codes = _random_codes(config, items) if run is None else run.codes
+    self.config, self.run, self.items = config, run, items
+    self.rolegen, self.mesh = (RoleGen(config), sharding.make_mesh(config.mesh)) if run is None else (run.rolegen, run.mesh)
+    self.makers, self.txs = step.loop_parts(self.rolegen)
+    trie = build_trie(_random_codes(config, items), config.semantic_ids.codes) if run is None else run.trie
     with jax.set_mesh(self.mesh):
-      self.trie = jax.device_put(build_trie(self.codes, config.semantic_ids.codes), sharding.sharding(self.mesh))
-      self.state = state.create(self.makers, self.txs, self.mesh, jax.random.key(config.seed), {})
+      self.trie = jax.device_put(trie, sharding.sharding(self.mesh))
+      self.params = state.create(self.makers, {}, self.mesh, jax.random.key(config.seed)).params
 
   def cases(self, users: int) -> Cases:
     if self.run is not None:
       host = self.run.bare_cases.rows(np.arange(users) % len(self.run.bare_cases), self.config.backbone.context)
     else:
-      host = _random_cases(self.config, users, len(self.codes))
+      host = _random_cases(self.config, users, self.items)
     return jax.tree.map(lambda x: sharding.global_array(self.mesh, np.asarray(x), 'batch'), host)
 
   def phase(self, name: str, repeats: int) -> dict:
@@ -114,39 +112,40 @@ class Bench:
       return self._found(name, 0.0, _clock(lambda: next(batches), repeats), self.config.loop_stage.batch)
     users = (self.config.evaluation if name == 'recommend' else self.config.loop_stage).batch
     with jax.set_mesh(self.mesh):
-      function, arguments, donate = self._program(name, self.cases(users))
+      program, held = self._program(name, self.cases(users))
       started = time.perf_counter()
-      compiled = compiling.jit(function, donate_argnums=donate).lower(*arguments).compile()
+      compiled = program.lower(*held).compile()
       compile_s = time.perf_counter() - started
-      held = list(arguments)
 
       def call():
         out = compiled(*held)
-        if donate:
+        if name == 'step':  # its state is donated
           held[0] = out[0]
         jax.block_until_ready(out)
 
       return self._found(name, compile_s, _clock(call, repeats), users)
 
   def _program(self, name: str, cases: Cases):
-    """(function, arguments, donated argument numbers)."""
-    rolegen, params, trie, key = self.rolegen, self.state.params, self.trie, jax.random.key(0)
+    """(jitted program, its arguments)."""
+    rolegen, params, trie, key = self.rolegen, self.params, self.trie, jax.random.key(0)
     switches = jax.tree.map(np.float32, step.Switches())
     if name == 'rollout':
-      return rolegen.reason, (params['reasoner'], cases, trie, key), ()
+      return compiling.jit(rolegen.reason), [params['reasoner'], cases, trie, key]
     if name == 'recommend':
       answer = lambda p, cases, trie, key: rolegen.recommend(p, cases, trie, key, self.config.backbone.beam)
-      return answer, ({n: params[n] for n in ('backbone', 'reasoner')}, cases, trie, key), ()
+      return compiling.jit(answer), [{n: params[n] for n in ('backbone', 'reasoner')}, cases, trie, key]
     if name == 'step':
-      fresh = state.create(self.makers, self.txs, self.mesh, jax.random.key(self.config.seed), {})
-      return functools.partial(step.loop_step, rolegen, self.txs), (fresh, cases, trie, switches), (0,)
-    rollout = jax.jit(rolegen.reason)(params['reasoner'], cases, trie, key)
+      fresh = state.create(self.makers, self.txs, self.mesh, jax.random.key(self.config.seed))
+      out = state.shardings(self.makers, self.txs, self.mesh), None
+      program = compiling.jit(functools.partial(step.loop_step, rolegen, self.txs), donate_argnums=0, out_shardings=out)
+      return program, [fresh, cases, trie, switches]
+    rollout = compiling.jit(rolegen.reason)(params['reasoner'], cases, trie, key)
     if name == 'execution':
       loss = lambda p, cases, rollout, trie, key: step.execution_loss(rolegen, p, cases, rollout, trie, key)
-      return jax.value_and_grad(loss, has_aux=True), (params['backbone'], cases, rollout, trie, key), ()
+      return compiling.jit(jax.value_and_grad(loss, has_aux=True)), [params['backbone'], cases, rollout, trie, key]
     loss = lambda p, reference, cases, rollout, gain, trie: step.reflection_loss(rolegen, p, reference, cases, rollout, gain, trie, switches)
     gain = jax.numpy.zeros(rollout.candidates.shape[:2])
-    return jax.value_and_grad(loss, has_aux=True), (params['reasoner'], params['reference'], cases, rollout, gain, trie), ()
+    return compiling.jit(jax.value_and_grad(loss, has_aux=True)), [params['reasoner'], params['reference'], cases, rollout, gain, trie]
 
   def _found(self, name: str, compile_s: float, seconds: np.ndarray, users: int) -> dict:
     median, c, chips = float(np.median(seconds)), self.config, jax.device_count()

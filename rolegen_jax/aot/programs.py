@@ -51,8 +51,7 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
 def lower_step(config: Config, mesh: Mesh, items: int):
   """`training.step.loop_step` as `training/loop.py` jits it: donated state, output shardings given."""
   rolegen = RoleGen(config)
-  txs = {name: state.optimizer(config.loop_stage.optimizer, config.loop_stage.steps) for name in ('backbone', 'reasoner')}
-  makers = rolegen.makers | {'reference': rolegen.makers['reasoner']}
+  makers, txs = step.loop_parts(rolegen)
   switches = step.Switches(*(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.bool_, jnp.float32)))
   with jax.set_mesh(mesh):
     shardings = state.shardings(makers, txs, mesh)

@@ -1,8 +1,9 @@
 """The Conversion Trajectory Reasoner: a causal language model over the one vocabulary.
 
-What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: the structural equation of
-intent (`intent.py`), which its intent tokens start from, token embedding, the shared transformer stack, and a readout tied to the embedding (copying an item of the prompt is the first thing to learn) that
-is always restricted to the block of the vocabulary that a position may hold.
+What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: the structural equation
+of intent (`intent.py`), which its intent tokens start from, token embedding, the shared transformer stack, and a readout tied to
+the embedding (copying an item of the prompt is the first thing to learn) that is always restricted to the block of the
+vocabulary that a position may hold.
 
 Shapes: N sequences, T tokens, S cache slots, D width, V block width.
 """

@@ -25,7 +25,7 @@ from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.rollout import Rollout, world_prompts
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.sharding import constrain_rows
-from rolegen_jax.training.state import State
+from rolegen_jax.training.state import State, optimizer
 
 Metrics = dict[str, jax.Array]
 
@@ -174,6 +174,13 @@ def execution_only_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key)
   """The execution phase without a reasoner: what the `no_reasoner` ablation trains on the same occasions."""
   loss, (_, metrics) = execution_loss(rolegen, params, cases, None, trie, key)
   return loss, metrics
+
+
+def loop_parts(rolegen: RoleGen) -> tuple[dict, dict]:
+  """(makers, optimizers) by model of what THE step trains and keeps."""
+  stage = rolegen.config.loop_stage
+  makers = rolegen.makers | {'reference': rolegen.makers['reasoner']}
+  return makers, {name: optimizer(stage.optimizer, stage.steps) for name in ('backbone', 'reasoner')}
 
 
 def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Trie, switches: Switches) -> tuple[State, Metrics]:
