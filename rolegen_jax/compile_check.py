@@ -28,7 +28,7 @@ _LIMIT = flags.DEFINE_integer('search_limit', 12, 'Compile at most so many candi
 
 
 def examine(config, place: topology.Topology, devices: list, program: str) -> dict:
-  """One program compiled: memory, collectives, roof. Raises DoesNotFit."""
+  """One program compiled: memory, printed at once, then collectives and roof. Raises DoesNotFit."""
   from rolegen_jax import sharding
   from rolegen_jax.aot import check, programs
 
@@ -39,31 +39,39 @@ def examine(config, place: topology.Topology, devices: list, program: str) -> di
     compiled = check.compile_program(programs.lower(program, config, mesh, _ITEMS.value), place.chip.platform)
     memory = check.memory(compiled, place)
   except check.DoesNotFit as error:
-    todo = '\n'.join(f'  - {line}' for line in check.advice(config, shape, place))
+    todo = '\n'.join(f'  - {line}' for line in check.advice(config, program, shape, place))
     raise check.DoesNotFit(f'{program} of {config.name} does not fit on {place.text}, mesh {shape}.\n{error}\nWhat to change:\n{todo}') from error
-  sent = check.collectives(compiled.as_text(), place)
-  roof = check.roofline(config, program, place, shape, sent)
-  return dict(program=program, mesh=shape, memory=memory, collectives=sent, roofline=roof, compile_seconds=time.monotonic() - started)
+  found = dict(program=program, mesh=shape, compile_seconds=time.monotonic() - started, memory=memory)
+  print(show_memory(found, place), flush=True)  # the rest reads the program back, which takes long and can fail
+  found['collectives'] = check.collectives(compiled, place)
+  found['roofline'] = check.roofline(config, program, place, shape, found['collectives'])
+  print(show_roof(found), flush=True)
+  return found
 
 
-def show(found: dict, place: topology.Topology) -> str:
+def show_memory(found: dict, place: topology.Topology) -> str:
   gib, m = 2**30, found['memory']
-  lines = [
-      f'{found["program"]} on {place.text}, {place.chips} chips, mesh {found["mesh"]}: compiled in {found["compile_seconds"]:.0f} s',
-      '  GiB a device: ' + ', '.join(f'{k} {m[k] / gib:.2f}' for k in ('arguments', 'outputs', 'aliased', 'temporaries', 'code'))
-      + f'; together {m["total"] / gib:.2f} of {m["hbm"] / gib:.2f}',
-      f'  {"phase":<10} {"PFLOPs":>9} {"GB read":>8} {"GB sent":>8} {"in loops":>8} {"compute":>9} {"memory":>9} {"links":>9}  bound',
-  ]
-  for name, f in found['roofline']['phases'].items():
-    of = found['collectives']['phases'][name]
+  return (
+      f'{found["program"]} on {place.text}, {place.chips} chips, mesh {found["mesh"]}: compiled in {found["compile_seconds"]:.0f} s\n  GiB a device: '
+      + ', '.join(f'{k} {m[k] / gib:.2f}' for k in ('arguments', 'outputs', 'aliased', 'temporaries', 'code'))
+      + f'; together {m["total"] / gib:.2f} of {m["hbm"] / gib:.2f}')
+
+
+def show_roof(found: dict) -> str:
+  sent, roof = found['collectives'], found['roofline']
+  lines = [f'  {"phase":<10} {"PFLOPs":>9} {"GB read":>8} {"GB sent":>8} {"in loops":>8} {"compute":>9} {"memory":>9} {"links":>9}  bound']
+  for name, f in roof['phases'].items():
+    of = sent['phases'].get(name)
     lines.append(
-        f'  {name:<10} {f["flops"] / 1e15:9.3f} {f["bytes_read"] / 1e9:8.2f} {(of["link"] + of["network"]) / 1e9:8.3f} {of["in_loops"]:8d}'
-        f' {1e3 * f["compute"]:7.1f}ms {1e3 * f["memory"]:7.1f}ms {1e3 * f["links"]:7.1f}ms  {f["bound"]}')
-  roof = found['roofline']
-  inside = found['collectives']['in_rollout_bodies']
-  lines.append(f'  at best {1e3 * roof["seconds"]:.1f} ms a step, MFU {100 * roof["mfu_at_roof"]:.1f} %; collectives in rollout bodies: {inside or "none"}')
-  if found['collectives']['loops_of_unknown_length']:
-    lines.append(f'  {found["collectives"]["loops_of_unknown_length"]} loops of unknown length count once: bytes sent are a lower bound')
+        f'  {name:<10} {f["flops"] / 1e15:9.3f} {f["bytes_read"] / 1e9:8.2f} '
+        + (f'{(of["link"] + of["network"]) / 1e9:8.3f} {of["in_loops"]:8d}' if of else f'{"?":>8} {"?":>8}')
+        + f' {1e3 * f["compute"]:7.1f}ms {1e3 * f["memory"]:7.1f}ms ' + (f'{1e3 * f["links"]:7.1f}ms' if of else f'{"?":>9}') + f'  {f["bound"]}')
+  best = f'  at best {1e3 * roof["seconds"]:.1f} ms, MFU {100 * roof["mfu_at_roof"]:.1f} %; '
+  if sent['unknown']:
+    return '\n'.join(lines + [best + f'without links: collectives are unknown, {sent["unknown"]}'])
+  lines.append(best + f'collectives in the {sent["rollout_loops"]} loops of the rollout: {sent["in_rollout_bodies"] or "none"}')
+  if sent['loops_of_unknown_length']:
+    lines.append(f'  {sent["loops_of_unknown_length"]} loops of unknown length count once: bytes sent are a lower bound')
   return '\n'.join(lines)
 
 
@@ -101,7 +109,7 @@ def main() -> None:
   devices = topology.devices(place)
   result = dict(
       experiment=config.name, topology=place.text, items=_ITEMS.value, config=to_dict(config), chip_source=place.chip.source,
-      versions=dict(jax=jax.__version__, compiler=devices[0].client.platform_version.splitlines()[0] if hasattr(devices[0], 'client') else ''),
+      versions=dict(jax=jax.__version__, compiler=topology.compiler(place)),
       optimization_level=_LEVEL.value or 'default', assumptions=check.ASSUMPTIONS,
   )
   failed = None
@@ -116,11 +124,11 @@ def main() -> None:
     for program in _PROGRAMS.value:
       try:
         result['programs'].append(examine(config, place, devices, program))
-        print(show(result['programs'][-1], place), flush=True)
       except check.DoesNotFit as error:
         result['programs'].append(dict(program=program, error=str(error)))
         failed = error
-    print('assumes: ' + '; '.join(check.ASSUMPTIONS))
+    if any('roofline' in found for found in result['programs']):
+      print('assumes: ' + '; '.join(check.ASSUMPTIONS))
   if _JSON.value:
     from rolegen_jax.data.files import write_json
 

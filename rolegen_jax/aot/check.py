@@ -68,18 +68,29 @@ def memory(compiled, topology: Topology) -> dict:
   return found
 
 
-def collectives(text: str, topology: Topology) -> dict:
-  """Per phase: bytes that a device sends, by kind and by reach, and how many run inside the loops of the rollout."""
-  module = hlo.Module(text)
+def collectives(compiled, topology: Topology) -> dict:
+  """Per phase: bytes that a device sends, by kind and by reach, and how many run inside the loops of the rollout.
+
+  No phases, and why in `unknown`, where this jaxlib cannot read the program: a compiler newer than it writes what it does not know.
+  """
+  import jax
+
+  try:
+    module = hlo.Module(compiled.as_text())
+  except jax.errors.JaxRuntimeError as error:
+    return dict(unknown=f'jaxlib cannot read the program of this compiler: {str(error).splitlines()[0]}', phases={})
   found = {p: dict(link=0.0, network=0.0, kinds=collections.Counter(), in_loops=0) for p in PHASES}
   for c in module.collectives(topology.domain):
     of = found[c.phase]
     of['network' if c.wide else 'link'] += c.sent
     of['kinds'][c.kind] += c.times
     of['in_loops'] += c.times if c.in_loop else 0
-  inside = sum(len(loop.collectives) for loop in module.loops() if hlo.phase(loop.scope) == 'rollout')
-  uncounted = sum(loop.trips is None for loop in module.loops())
-  return dict(phases={p: f | dict(kinds=dict(f['kinds'])) for p, f in found.items()}, in_rollout_bodies=inside, loops_of_unknown_length=uncounted)
+  loops = module.loops()
+  rollout = [loop.collectives for loop in loops if hlo.phase(loop.scope) == 'rollout']
+  return dict(
+      unknown='', phases={p: f | dict(kinds=dict(f['kinds'])) for p, f in found.items()}, rollout_loops=len(rollout),
+      in_rollout_bodies=sum(map(len, rollout)), loops_of_unknown_length=sum(loop.trips is None for loop in loops),
+  )
 
 
 def work(config: Config, program: str) -> dict[str, float]:
@@ -117,16 +128,15 @@ def bytes_read(config: Config, program: str, devices: int, tensor: int) -> dict[
 
 
 def roofline(config: Config, program: str, topology: Topology, mesh: dict, sent: dict) -> dict:
-  """Per phase: seconds by resource, the roof and what bounds it."""
+  """Per phase: seconds by resource, the roof and what bounds it; without links where the collectives are unknown."""
   chip, devices = topology.chip, topology.chips * topology.chip.devices
   flops, read = work(config, program), bytes_read(config, program, devices, mesh['tensor'])
   found = {}
   for p in PHASES:
-    of = sent['phases'][p]
-    parts = dict(
-        compute=flops[p] / topology.chips / chip.flops, memory=read[p] / (chip.hbm_bandwidth / chip.devices),
-        links=of['link'] * chip.devices / chip.link + of['network'] * chip.devices / chip.network,
-    )
+    of = sent['phases'].get(p)
+    parts = dict(compute=flops[p] / topology.chips / chip.flops, memory=read[p] / (chip.hbm_bandwidth / chip.devices))
+    if of:
+      parts['links'] = of['link'] * chip.devices / chip.link + of['network'] * chip.devices / chip.network
     bound = max(parts, key=parts.get)
     found[p] = dict(flops=flops[p], bytes_read=read[p], **parts, roof=parts[bound], bound=bound)
   total = sum(f['roof'] for f in found.values())
@@ -135,25 +145,28 @@ def roofline(config: Config, program: str, topology: Topology, mesh: dict, sent:
   return dict(phases=found, seconds=total, model_flops=model, mfu_at_roof=mfu)
 
 
-def advice(config: Config, mesh: dict, topology: Topology) -> list[str]:
-  """What to change when it does not fit, the greatest part first."""
-  count, hbm = parameters(config), topology.chip.hbm / topology.chip.devices
+def advice(config: Config, program: str, mesh: dict, topology: Topology) -> list[str]:
+  """What to change when a program does not fit, the greatest part of its memory first."""
+  count, hbm, stack = parameters(config), topology.chip.hbm / topology.chip.devices, config.reasoner.transformer
+  training, shards = program == 'step', mesh['fsdp'] * mesh['tensor']
+  # Parameters in float32; training adds gradients and two moments, and to the reasoner its reference.
+  state = (16 * count['backbone'] + 20 * count['reasoner'] if training else 4 * sum(count.values())) / shards
+  further = f'--set mesh.data=1 --set mesh.fsdp={mesh["data"] * mesh["fsdp"]}' if mesh['data'] > 1 else 'more chips'
+  parts = [(state, f'{"training state" if training else "parameters"}: {state / GIB:.2f} GiB a device; spread it further: {further}')]
   spread = mesh['tensor'] if config.mesh.rollout == 'tensor' else 1
-  half = 2 if config.reasoner.transformer.dtype == 'bfloat16' else 4
-  # Parameters, two moments and gradients; the reasoner also has a reference.
-  shards = mesh['fsdp'] * mesh['tensor']
-  parts = {
-      f'training state: {(16 * count["backbone"] + 20 * count["reasoner"]) / shards / GIB:.2f} GiB a device; '
-      f'spread it further: --set mesh.fsdp above {mesh["fsdp"]}, mesh.data below {mesh["data"]}, or more chips':
-          (16 * count['backbone'] + 20 * count['reasoner']) / shards,
-      f'reasoner while decoding: {half * count["reasoner"] / spread / GIB:.2f} GiB a device; '
-      'spread it over tensor: --set mesh.rollout=tensor --set mesh.tensor=2, 4 or 8': half * count['reasoner'] / spread,
-  }
-  lines = [text for text, size in sorted(parts.items(), key=lambda kv: -kv[1]) if size > 0.1 * hbm]
-  for name, t in (('reasoner.transformer', config.reasoner.transformer), ('backbone.temporal', config.backbone.temporal)):
-    if t.remat != 'full':
+  decoding = (2 if stack.dtype == 'bfloat16' else 4) * count['reasoner'] / spread
+  wider = next((n for n in (2, 4, 8) if n > spread and n >= mesh['tensor'] and not (stack.kv_heads % n or shards % n or topology.domain % n)), None)
+  if wider:
+    parts.append((decoding, f'reasoner while decoding: {decoding / GIB:.2f} GiB a device; spread it over tensor: '
+                  f'--set mesh.rollout=tensor --set mesh.tensor={wider} --set mesh.fsdp={shards // wider}'))
+  lines = [text for size, text in sorted(parts, reverse=True) if size > 0.1 * hbm]
+  for name, t in (('reasoner.transformer', stack), ('backbone.temporal', config.backbone.temporal)):
+    if training and t.remat != 'full':
       lines.append(f'activations kept for the backward pass: --set {name}.remat=full')
     if t.dtype != 'bfloat16':
       lines.append(f'activations in float32: --set {name}.dtype=bfloat16')
-  lines.append(f'activations and caches of {config.loop_stage.batch} users x {config.loop.worlds} worlds: a smaller --set loop_stage.batch')
+  stage = 'loop_stage' if training else 'evaluation'
+  users, rows = getattr(config, stage).batch, mesh['data'] * (mesh['fsdp'] if config.mesh.rollout == 'tensor' else shards)
+  lines.append(f'activations and caches of {users} users x {config.loop.worlds} worlds: '
+               f'a smaller --set {stage}.batch, a multiple of {rows}, or fewer --set loop.worlds')
   return lines

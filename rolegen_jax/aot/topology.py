@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 import re
+from importlib import metadata
 
 from rolegen_jax import hardware
 from rolegen_jax.config import ConfigError
@@ -104,6 +105,13 @@ def devices(topology: Topology) -> list:
     return _gpu(topology, topologies)
   except (RuntimeError, NotImplementedError) as error:  # the plugin refuses the name or the shape, or did not load
     raise ConfigError(f'--topology={topology.text}: the compiler knows no such topology: {str(error)[:300]}') from error
+
+
+def compiler(topology: Topology) -> str:
+  """Name and version of the package that compiles for these chips; its devices have been asked for before."""
+  names = ('libtpu',) if topology.chip.platform == 'tpu' else ('jax-cuda12-plugin', 'jax-cuda13-plugin')
+  known = {d.name: d.version for d in metadata.distributions()}
+  return ', '.join(f'{name} {known[name]}' for name in names if name in known)
 
 
 def _tpu(topology: Topology, topologies) -> list:

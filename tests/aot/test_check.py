@@ -1,6 +1,7 @@
+import jax
 import pytest
 
-from rolegen_jax import hardware
+from rolegen_jax import compile_check, hardware, overrides
 from rolegen_jax.aot import check, search, topology
 from rolegen_jax.config import ConfigError, MeshConfig
 from rolegen_jax.flops import parameters
@@ -54,7 +55,32 @@ Total hbm usage >= 34.77G:
 '''
   sizes = check._sizes(text)
   assert 'Used 34.52G of 15.75G hbm' in sizes and 'arguments 14.00G' in sizes
-  config = pod.get_config('v5p_128')
-  lines = check.advice(config, dict(data=1, fsdp=16, tensor=1), topology.parse('tpu:v5e:4x4'))
-  assert any('training state' in line and 'mesh.fsdp' in line for line in lines)
-  assert any('--set mesh.rollout=tensor' in line for line in lines)
+
+
+def test_advice_can_be_pasted_and_fits_the_program():
+  config, place = pod.get_config('v5p_128'), topology.parse('tpu:v5e:4x4')
+  whole = overrides.apply(config, ['mesh.rollout=replicated', 'mesh.tensor=1', 'mesh.fsdp=8', 'mesh.data=2'])
+  mesh = dict(data=2, fsdp=8, tensor=1)
+  state, decoding, batch = check.advice(whole, 'step', mesh, place)
+  assert 'training state: 20.' in state and '--set mesh.data=1 --set mesh.fsdp=16' in state
+  assert '--set mesh.rollout=tensor --set mesh.tensor=2 --set mesh.fsdp=4' in decoding
+  assert 'a smaller --set loop_stage.batch, a multiple of 16,' in batch
+  kept = overrides.apply(whole, ['reasoner.transformer.remat=none'])
+  assert any('reasoner.transformer.remat=full' in line for line in check.advice(kept, 'step', mesh, place))
+  lines = check.advice(kept, 'recommend', mesh, place)
+  assert not any('remat' in line or 'training state' in line for line in lines) and 'evaluation.batch' in lines[-1]
+
+
+class Unreadable:
+  """What a compiler newer than jaxlib leaves: sizes, and a program that jaxlib cannot parse."""
+
+  def as_text(self):
+    raise jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure\nand a trace')
+
+
+def test_a_program_that_cannot_be_read_back_keeps_what_is_known():
+  config, place = pod.get_config('v5e_16'), topology.parse('tpu:v5e:4x4')
+  sent = check.collectives(Unreadable(), place)
+  roof = check.roofline(config, 'step', place, dict(data=1, fsdp=16, tensor=1), sent)
+  text = compile_check.show_roof(dict(collectives=sent, roofline=roof))
+  assert 'collectives are unknown' in text and text.endswith('RET_CHECK failure') and 'rollout bodies' not in text
