@@ -7,6 +7,8 @@ import shlex
 from launch.job import Job, shell
 from launch.tpus import Slice
 
+PYTHON = '3.12'  # one that the project is tested on; the images have 3.10, which jax left behind
+
 
 def render(job: Job) -> str:
   """The script. It may be run again: what exists is kept, the code is copied anew, and training continues."""
@@ -15,13 +17,16 @@ def render(job: Job) -> str:
   spot = ' --spot' if job.spot else ''
   ssh = f'gcloud compute tpus tpu-vm ssh {job.name} {where} --worker=all --command'
   setup = f'{job.setup}\n' if job.setup else ''
+  hosts = f'{slice_.hosts} hosts of {slice_.chips_per_host} chips' if slice_.hosts > 1 else f'one host of {slice_.chips} chips'
   return f"""#!/usr/bin/env bash
-# {job.name}: {slice_.accelerator_type}, {slice_.topology}, {slice_.hosts} hosts of {slice_.chips_per_host} chips.
+# {job.name}: {job.accelerator}, {slice_.topology}, {hosts}.
 set -euo pipefail
 
+# A function: bash has read all of it before ssh could take the rest of a script that comes from a pipe for its input.
+main() {{
 gcloud compute tpus queued-resources describe {job.name} {where} > /dev/null 2>&1 ||
   gcloud compute tpus queued-resources create {job.name} --node-id={job.name} {where} \\
-    --accelerator-type={slice_.accelerator_type} --runtime-version={slice_.generation.runtime}{spot}
+    {slice_.gcloud_flags} --runtime-version={slice_.generation.runtime}{spot}
 
 until state=$(gcloud compute tpus queued-resources describe {job.name} {where} --format='value(state.state)') && [ "$state" = ACTIVE ]; do
   case $state in
@@ -33,6 +38,9 @@ until state=$(gcloud compute tpus queued-resources describe {job.name} {where} -
   sleep 30
 done
 
+# Training holds the lock; the files below must not change under it.
+{ssh}='flock -n rolegen.lock true || {{ echo "training runs here: stop it first" >&2; exit 1; }}'
+
 files=$(mktemp -d)
 git archive --format=tar.gz --output="$files/rolegen.tar.gz" HEAD
 cat > "$files/install.sh" <<'INSTALL'
@@ -40,8 +48,9 @@ set -euo pipefail
 {setup}rm -rf rolegen
 mkdir rolegen
 tar -xzf rolegen.tar.gz -C rolegen
-test -d venv || python3 -m venv venv
-venv/bin/pip install --quiet -r rolegen/requirements.txt 'jax[tpu]'
+python3 -m pip install --quiet --user uv
+test -d venv || python3 -m uv venv --quiet --python={PYTHON} venv
+python3 -m uv pip install --quiet --python=venv/bin/python -r rolegen/requirements.txt 'jax[tpu]'
 INSTALL
 # Each host restarts its own process; at start-up it waits for the others, which the loss of one has ended too.
 cat > "$files/train.sh" <<'TRAIN'
@@ -61,7 +70,9 @@ exit "$code"
 TRAIN
 gcloud compute tpus tpu-vm scp "$files"/* {job.name}: {where} --worker=all
 {ssh}='bash install.sh'
-# Detached: it outlives this connection. The lock keeps a second start from running beside the first.
+# Detached: it outlives this connection.
 {ssh}='setsid nohup flock -n rolegen.lock bash train.sh > rolegen.log 2>&1 < /dev/null &'
 echo "Started. Follow it: {ssh}='tail -n 5 rolegen.log'"
+}}
+main < /dev/null
 """

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# rolegen: v5litepod-16, 4x4, 4 hosts of 4 chips.
+# rolegen: v5e, 4x4, 4 hosts of 4 chips.
 set -euo pipefail
 
+# A function: bash has read all of it before ssh could take the rest of a script that comes from a pipe for its input.
+main() {
 gcloud compute tpus queued-resources describe rolegen --project=my-project --zone=us-west4-a > /dev/null 2>&1 ||
   gcloud compute tpus queued-resources create rolegen --node-id=rolegen --project=my-project --zone=us-west4-a \
     --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot
@@ -16,6 +18,9 @@ until state=$(gcloud compute tpus queued-resources describe rolegen --project=my
   sleep 30
 done
 
+# Training holds the lock; the files below must not change under it.
+gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='flock -n rolegen.lock true || { echo "training runs here: stop it first" >&2; exit 1; }'
+
 files=$(mktemp -d)
 git archive --format=tar.gz --output="$files/rolegen.tar.gz" HEAD
 cat > "$files/install.sh" <<'INSTALL'
@@ -24,8 +29,9 @@ mountpoint -q /mnt/nfs || sudo mount /mnt/nfs
 rm -rf rolegen
 mkdir rolegen
 tar -xzf rolegen.tar.gz -C rolegen
-test -d venv || python3 -m venv venv
-venv/bin/pip install --quiet -r rolegen/requirements.txt 'jax[tpu]'
+python3 -m pip install --quiet --user uv
+test -d venv || python3 -m uv venv --quiet --python=3.12 venv
+python3 -m uv pip install --quiet --python=venv/bin/python -r rolegen/requirements.txt 'jax[tpu]'
 INSTALL
 # Each host restarts its own process; at start-up it waits for the others, which the loss of one has ended too.
 cat > "$files/train.sh" <<'TRAIN'
@@ -45,6 +51,8 @@ exit "$code"
 TRAIN
 gcloud compute tpus tpu-vm scp "$files"/* rolegen: --project=my-project --zone=us-west4-a --worker=all
 gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='bash install.sh'
-# Detached: it outlives this connection. The lock keeps a second start from running beside the first.
+# Detached: it outlives this connection.
 gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='setsid nohup flock -n rolegen.lock bash train.sh > rolegen.log 2>&1 < /dev/null &'
 echo "Started. Follow it: gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='tail -n 5 rolegen.log'"
+}
+main < /dev/null

@@ -6,6 +6,7 @@ After a change that is meant: `UPDATE_GOLDEN=1 python -m pytest tests/launch/tes
 import dataclasses
 import os
 import pathlib
+import subprocess
 
 import pytest
 import yaml
@@ -57,13 +58,45 @@ def test_processes_follow_the_hardware():
       'local.sh': 2, 'slurm_gpu.sh': 16, 'slurm_cpu.sh': 4, 'tpu_vm.sh': 4, 'gke_jobset.yaml': 4}
 
 
-@pytest.mark.parametrize('name, topology, accelerator_type, hosts', [
-    ('v4', '2x2x2', 'v4-16', 2), ('v5e', '2x4', 'v5litepod-8', 1), ('v5e', '16x16', 'v5litepod-256', 64),
-    ('v5p', '8x16x16', 'v5p-4096', 512), ('v6e', '4x4', 'v6e-16', 4),
+@pytest.mark.parametrize('name, topology, flags, hosts, chips_per_host', [
+    ('v4', '2x2x1', '--type=v4 --topology=2x2x1', 1, 4), ('v4', '2x2x2', '--type=v4 --topology=2x2x2', 2, 4),
+    ('v5e', '1x1', '--accelerator-type=v5litepod-1', 1, 1), ('v5e', '2x2', '--accelerator-type=v5litepod-4', 1, 4),
+    ('v5e', '2x4', '--accelerator-type=v5litepod-8', 1, 8), ('v5e', '4x4', '--accelerator-type=v5litepod-16', 4, 4),
+    ('v5e', '16x16', '--accelerator-type=v5litepod-256', 64, 4), ('v6e', '2x4', '--accelerator-type=v6e-8', 1, 8),
+    ('v6e', '4x8', '--accelerator-type=v6e-32', 8, 4), ('v5p', '8x16x16', '--type=v5p --topology=8x16x16', 512, 4),
+    ('v5p', '4x8x12', '--type=v5p --topology=4x8x12', 96, 4),
 ])
-def test_slices(name, topology, accelerator_type, hosts):
+def test_slices(name, topology, flags, hosts, chips_per_host):
   found = Slice.of(name, topology)
-  assert (found.accelerator_type, found.hosts) == (accelerator_type, hosts)
+  assert (found.gcloud_flags, found.hosts, found.chips_per_host) == (flags, hosts, chips_per_host)
+
+
+@pytest.mark.parametrize('name, topology', [
+    ('v5e', '2x8'), ('v5e', '8x4'), ('v6e', '16x32'), ('v5p', '2x2x8'), ('v5p', '8x4x4'), ('v5p', '4x4x6'), ('v5p', '16x16x28'), ('v4', '4x4'), ('v4', '0x4x4'),
+])
+def test_slices_that_nobody_rents_out(name, topology):
+  with pytest.raises(ConfigError, match=f'--topology={topology}: must be one of .* for {name}'):
+    Slice.of(name, topology)
+
+
+GCLOUD = '''#!/usr/bin/env bash
+echo "$*" >> "$CALLS"
+case "$*" in
+  *--format*) echo ACTIVE ;;
+  *ssh*) cat > /dev/null ;;
+esac
+'''
+
+
+def test_the_tpu_vm_script_runs_to_its_end_from_a_pipe(tmp_path):
+  """ssh reads its input, which must not be the rest of the script."""
+  (tmp_path / 'gcloud').write_text(GCLOUD)
+  (tmp_path / 'gcloud').chmod(0o755)
+  environment = os.environ | {'PATH': f'{tmp_path}{os.pathsep}{os.environ["PATH"]}', 'CALLS': str(tmp_path / 'calls'), 'TMPDIR': str(tmp_path)}
+  done = subprocess.run(['bash', '-s'], input=rendered('tpu_vm.sh')[1], text=True, capture_output=True, env=environment, cwd=GOLDEN, check=False)
+  assert done.returncode == 0 and 'Started.' in done.stdout, done.stderr
+  calls = [' '.join(line.split()[1:4]) for line in (tmp_path / 'calls').read_text().splitlines()]
+  assert calls == ['tpus queued-resources describe', 'tpus queued-resources describe', 'tpus tpu-vm ssh', 'tpus tpu-vm scp', 'tpus tpu-vm ssh', 'tpus tpu-vm ssh']
 
 
 @pytest.mark.parametrize('name, change, message', [
@@ -74,7 +107,7 @@ def test_slices(name, topology, accelerator_type, hosts):
     ('slurm_gpu.sh', dict(time='1 day'), '--time=1 day: must be'),
     ('slurm_gpu.sh', dict(xla_flags=('fast',)), 'must be some of gpu_latency_hiding'),
     ('tpu_vm.sh', dict(accelerator='v9'), '--accelerator=v9: must be one of v4, v5e, v5p, v6e'),
-    ('tpu_vm.sh', dict(topology='4x4x4'), '--topology=4x4x4: must be 2 numbers of chips for v5e, e.g. 4x4'),
+    ('tpu_vm.sh', dict(topology='4x4x4'), '--topology=4x4x4: must be one of 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16 for v5e'),
     ('tpu_vm.sh', dict(zone=''), '--zone=: must be'),
     ('gke_jobset.yaml', dict(workdir='runs/x'), 'below --mount=/mnt/rolegen'),
     ('gke_jobset.yaml', dict(claim=''), '--claim=: must be a PersistentVolumeClaim'),
