@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -23,4 +25,11 @@ def run(main: Callable[[], int | None]) -> None:
       print(error, file=sys.stderr, flush=True)
       return BAD_INPUT
 
-  app.run(guarded)
+  try:
+    try:
+      app.run(guarded)
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:  # `| head` has seen enough: end as of SIGPIPE, with nothing left for Python to flush
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)

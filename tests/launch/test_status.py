@@ -1,6 +1,8 @@
 """Goodput and status from the clocks of two hosts: a restart that lost steps, a stage left, stragglers, and what a reader is told."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -100,3 +102,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
   command = [sys.executable, '-m', 'launch.status', f'--workdir={tmp_path}']
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize('command', ['status --watch', 'sweep --list', 'sweep --help'])
+def test_a_reader_that_has_gone_ends_it_quietly(workdir, command):
+  reader, writer = os.pipe()
+  os.close(reader)
+  with os.fdopen(writer, 'w') as pipe:
+    done = subprocess.run([sys.executable, '-m', *f'launch.{command}'.split(), f'--workdir={workdir}'], stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+  assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, '')
