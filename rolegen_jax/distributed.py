@@ -14,6 +14,7 @@ import itertools
 import os
 import pathlib
 import pickle
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -69,18 +70,20 @@ def lost_peer(error: Exception) -> bool:
   return type(error).__name__ == 'JaxRuntimeError' and any(word in str(error) for word in LOST)
 
 
-def agree(values: dict[str, str]) -> None:
-  """Checks that every process holds equal `values`. Raises ConfigError on all of them, naming who differs in what."""
+def gather(value: Any) -> list[tuple[str, Any]]:
+  """(host, value) of every process, in their order, on all of them."""
   client, index, count = _client()
   if client is None:
-    return
-  import socket
-
+    return [(socket.gethostname(), value)]
   number = next(_exchanges)
-  client.key_value_set_bytes(f'rolegen/{number}/{index}', pickle.dumps((socket.gethostname(), values)))
-  first_host, first = _get(client, f'rolegen/{number}/0')
-  for other in range(1, count):
-    host, theirs = _get(client, f'rolegen/{number}/{other}')
+  client.key_value_set_bytes(f'rolegen/{number}/{index}', pickle.dumps((socket.gethostname(), value)))
+  return once(lambda: [_get(client, f'rolegen/{number}/{other}') for other in range(count)])
+
+
+def agree(values: dict[str, str]) -> None:
+  """Checks that every process holds equal `values`. Raises ConfigError on all of them, naming who differs in what."""
+  (first_host, first), *others = gather(values)
+  for other, (host, theirs) in enumerate(others, 1):
     for field in sorted(set(first) | set(theirs)):
       if theirs.get(field) != first.get(field):
         raise ConfigError(

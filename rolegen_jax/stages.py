@@ -234,7 +234,7 @@ class Run:
   def _run(self, name, step_fn, makers, txs, given, stage, batches, key, extra=()) -> dict:
     folder, done = self._begin(name, key)
     params = loop.run(
-        name, step_fn, makers, txs, given, self.trie, None if done else batches(stage), stage, self.mesh, self.config.seed,
+        name, step_fn, makers, txs, given, self.trie, functools.partial(batches, stage), stage, self.mesh, self.config.seed,
         self.artefacts | {'settings': key}, folder, self.workdir / 'tensorboard' / name, extra,
     )
     if not done:

@@ -55,7 +55,7 @@ def run(
     txs: dict,
     given: dict,  # parameters of models trained before, by name
     trie: Trie,
-    batches: Batches | None,  # None when the stage is known to be complete: its parameters are restored
+    batches: Callable[[], Batches],  # asked only when there is something to train
     stage: StageConfig,
     mesh: Mesh,
     seed: int,
@@ -66,7 +66,7 @@ def run(
 ) -> dict:
   """Trains until `stage.steps` and returns the parameters. Order of a start:
 
-  1. the newest checkpoint of this stage, if there is one, with its data position; else
+  1. the newest good checkpoint of this stage, if there is one, with its data position; else
   2. a fresh state: `given` parameters, the rest initialised from `seed`.
 
   Raises Preempted after saving, Diverged, ArtefactMismatch.
@@ -75,16 +75,14 @@ def run(
   checkpoints = Checkpoints(folder / 'checkpoints', hashes)
   with jax.set_mesh(mesh):
     restored = checkpoints.restore(states.abstract(makers, txs, mesh))
-    if restored is None:
-      state = states.create(makers, txs, mesh, jax.random.key(seed), given)
-    else:
-      state, position = restored
-      if batches is not None:
-        batches.seek(position)
+    state, position = restored or (states.create(makers, txs, mesh, jax.random.key(seed), given), None)
     start = int(state.step)
     if start == stage.steps:
       checkpoints.close()
       return state.params
+    batches = batches()
+    if position is not None:
+      batches.seek(position)
     layout = states.shardings(makers, txs, mesh)
     rows = sharding.sharding(mesh, 'batch')
     trie = jax.device_put(trie, sharding.sharding(mesh))

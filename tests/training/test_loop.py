@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -34,7 +35,7 @@ def run(folder, disturb=lambda position: None, stage=STAGE, hashes=None, mesh=Me
   devices = jax.devices()[:mesh.data * mesh.fsdp * mesh.tensor]
   return loop.run(
       'reason', functools.partial(step.supervised_step, rolegen, 'reasoner', step.reason_loss, tx), {'reasoner': rolegen.makers['reasoner']},
-      {'reasoner': tx}, {}, tiny.trie(), Batches(32, 8, 0, assemble), stage, sharding.make_mesh(mesh, devices), 0,
+      {'reasoner': tx}, {}, tiny.trie(), lambda: Batches(32, 8, 0, assemble), stage, sharding.make_mesh(mesh, devices), 0,
       hashes or {'settings': 'a'}, folder, folder / 'tensorboard',
   )
 
@@ -112,3 +113,18 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
 def test_other_artefacts_are_refused_with_both_hashes(unbroken):
   with pytest.raises(ArtefactMismatch, match='settings is a, this run has b'):
     run(unbroken[1], hashes={'settings': 'b'})
+
+
+@pytest.mark.parametrize('damaged', [['6'], ['4', '6']], ids=['the newest', 'both'])
+def test_damaged_checkpoints_are_set_aside_and_the_rest_is_trained_again(damaged, unbroken, tmp_path, capfd):
+  folder = tmp_path / 'copy'
+  shutil.copytree(unbroken[1], folder)
+  for step in damaged:
+    shutil.rmtree(folder / 'checkpoints' / step / 'state' / 'ocdbt.process_0')
+  params = run(folder)
+  said = capfd.readouterr().err
+  for step in damaged:
+    assert f'checkpoint {step} is damaged' in said
+  assert sorted(path.name for path in (folder / 'checkpoints_damaged').iterdir()) == [f'{step}.0' for step in damaged]
+  assert curve(folder) == curve(unbroken[1])
+  jax.tree.map(np.testing.assert_array_equal, params, unbroken[0])
