@@ -96,10 +96,10 @@ class Watch:
     self._copier.start()
 
   def _tell(self, *_) -> None:
-    """SIGTERM came: hand it on, once."""
+    """SIGTERM came: hand it on, once, to a child that answers by saving; any other has nothing to save."""
     if self._told_at is None:
       self._told_at = time.monotonic()
-      self._child.send_signal(signal.SIGTERM)
+      self._child.send_signal(signal.SIGTERM if self._beat.with_name(heartbeat.SAVES).exists() else signal.SIGKILL)
 
   def exit_code(self) -> int:
     while self._child.poll() is None:
@@ -114,7 +114,7 @@ class Watch:
     self._copier.join(timeout=DUMP_S)
     code = self._child.returncode
     code = 128 - code if code < 0 else code
-    # Told to stop, it stopped: where it was not in a loop there was nothing to save, and complete stages are on disk.
+    # Told to stop, it stopped. What was not saved by then continues from the save before.
     return PREEMPTED if self._told_at is not None and code not in (0, BAD_INPUT, DIVERGED) else code
 
   def _silent_for(self) -> tuple[float, float, str] | None:

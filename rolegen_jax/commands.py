@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -40,6 +41,8 @@ def run(main: Callable[[], None]) -> None:
     if len(argv) > 1:
       sys.exit(_say(f'unexpected argument {argv[1]!r}: flags are --name=value', BAD_INPUT))
     heartbeat.enable_stack_dumps()
+    # Where a training loop does not answer it by saving, there is nothing to save.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_say('stopped by SIGTERM; the same command continues', PREEMPTED)))
     try:
       distributed.initialize()
       main()

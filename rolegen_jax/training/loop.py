@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rolegen_jax import distributed, sharding
+from rolegen_jax import distributed, heartbeat, sharding
 from rolegen_jax.compile import jit
 from rolegen_jax.config import StageConfig
 from rolegen_jax.data.pipeline import Batches
@@ -91,7 +91,7 @@ def run(
     log = MetricsLog(folder, tensorboard, start)
     clock.lap('restore')
     clock.start(start)
-    with _Sigterm() as sigterm:
+    with _Sigterm() as sigterm, heartbeat.saves():
       try:
         for i in progress(range(start, stage.steps), name, total=stage.steps, initial=start):
           batch = to_device(next(batches))

@@ -31,6 +31,13 @@ def main() -> int:
     time.sleep(2.5)
   if what == 'save':  # notes SIGTERM, saves, leaves
     signal.signal(signal.SIGTERM, lambda *_: (file.write_text('saved'), sys.exit(42)))
+    with heartbeat.saves():
+      print('ready', flush=True)
+      time.sleep(60)
+  if what == 'deaf':  # between two loops of a job of several processes
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with heartbeat.saves():
+      pass
     print('ready', flush=True)
     time.sleep(60)
   if what == 'wait':

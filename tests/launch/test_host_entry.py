@@ -70,11 +70,13 @@ def test_sigterm_reaches_the_child_which_saves(tmp_path):
   assert process.returncode == 42 and (tmp_path / 'saved').exists()
 
 
-def test_sigterm_where_there_is_nothing_to_save_is_a_preemption_too(tmp_path):
-  process = start(tmp_path, 'wait')
+@pytest.mark.parametrize('child', ['wait', 'deaf'])
+def test_sigterm_where_there_is_nothing_to_save_is_a_preemption_at_once(tmp_path, child):
+  process = start(tmp_path, child, flags=['--grace_s=50'])
   terminate_when_ready(process)
+  began = time.monotonic()
   process.communicate()
-  assert process.returncode == 42
+  assert process.returncode == 42 and time.monotonic() - began < 20
 
 
 def test_job_codes():
