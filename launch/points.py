@@ -94,8 +94,9 @@ def run(experiment: str, found: dict[str, list[str]], wanted: list[Point], workd
     for name in found:
       ledger.enter(name, found[name])
     made = summary.rows(ledger.points, {name: workdir / 'points' / name for name in found})
+    written = summary.write(made, workdir, f'RoleGen-JAX: sweep of {experiment}')
     print(summary.table(made), flush=True)
-    say('summary -> ' + ', '.join(str(path) for path in summary.write(made, workdir, f'RoleGen-JAX: sweep of {experiment}')))
+    say('summary -> ' + ', '.join(map(str, written)))
   if not through:
     return commands.PREEMPTED
   return FAILED if any(ledger.points[each.name]['state'] == 'failed' for each in wanted) else 0

@@ -3,11 +3,15 @@
 Exit codes of a run decide (WORKSPACE.md): 0 is done; 42, 134 and death by a signal start the same command again, up to a
 bound, because it continues where it was; everything else is a failure that another try would repeat. SIGTERM or Ctrl-C
 stops the children with SIGTERM, waits for them to save, and marks them as stopped.
+
+No folder ever has two writers: each child holds a lock on its folder for as long as it lives (flock, inherited). The children
+of a sweep that was killed work on; the next sweep counts them among the processes that run and waits for each.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import fcntl
@@ -18,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import TextIO
 
 from launch.ledger import Ledger, now
 from rolegen_jax.commands import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
@@ -55,7 +60,7 @@ class Pool:
     self._waiting: list[Point] = []
     self._running: list[_Child] = []
     self._restarts: collections.Counter[str] = collections.Counter()
-    self._left_behind: set[str] = set()
+    self._waited_for: set[str] = set()
     self._signals: list[int] = []
     self._deadline: float | None = None  # of the children, once a signal came
 
@@ -76,46 +81,43 @@ class Pool:
     finally:
       for kind, handler in before.items():
         signal.signal(kind, handler)
+    for point in [point for point in self._waiting if _is_held(point)]:
+      say(f'{point.name}: goes on{_holder(point)}; end that too, or let it finish')
     return not self._signals
 
   def _fill(self) -> None:
-    for point in [*self._waiting]:
-      if len(self._running) == self._parallel:
-        return
-      if self._start(point):
-        self._waiting.remove(point)
+    if len(self._running) == self._parallel:
+      return
+    held = [point for point in self._waiting if _is_held(point)]
+    for point in held:
+      if point.name not in self._waited_for:
+        self._waited_for.add(point.name)
+        say(f'{point.name}: still runs{_holder(point)}, left behind by a sweep that was killed; waiting for it')
+    room = max(0, self._parallel - len(self._running) - len(held))
+    for point in [point for point in self._waiting if point not in held][:room]:
+      self._waiting.remove(point)
+      self._start(point)
 
-  def _start(self, point: Point) -> bool:
-    """True when the point needs no more waiting; False while a process that an earlier, killed sweep started still works in the point's folder."""
-    point.folder.mkdir(parents=True, exist_ok=True)
-    with (point.folder / '.lock').open('w') as lock, (point.folder / 'log.txt').open('ab') as log:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        if point.name not in self._left_behind:
-          self._left_behind.add(point.name)
-          say(f'{point.name}: still runs, left behind by a sweep that was killed; waiting for it')
-        return False
+  def _start(self, point: Point) -> None:
+    with _lock_file(point) as lock, (point.folder / 'log.txt').open('ab') as log:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      lock.truncate(0)
       entry = self._ledger.points[point.name]
-      if entry['state'] == 'running' and self._ended_alone(point, entry):
-        return True
-      self._ledger.update(point.name, state='running', why='', exit_code=None, started=now(), ended=None, starts=entry['starts'] + 1)
+      wall_s = entry['wall_s']
+      if entry['state'] == 'running':  # a killed sweep's, and what became of it is not written down
+        if (took := _seconds(entry, point.path)) is not None:
+          self._ledger.update(point.name, state='done', exit_code=0, ended=now(), wall_s=round(wall_s + took, 1))
+          say(f'{point.name}: done, while no sweep watched')
+          return
+        wall_s = round(wall_s + (_seconds(entry, point.folder / 'log.txt') or 0.0), 1)  # to its last word
+      self._ledger.update(point.name, state='running', why='', exit_code=None, started=now(), ended=None, starts=entry['starts'] + 1, wall_s=wall_s)
       log.write(f'== start {entry["starts"]}, {entry["started"]}: {shlex.join(point.command)}\n'.encode())
       log.flush()
       # The child holds the lock through its copy of the file. Its own session: Ctrl-C reaches it through us, once.
       process = subprocess.Popen(point.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=[lock.fileno()], start_new_session=True)
+      lock.write(str(process.pid))
       self._running.append(_Child(point, process, log.tell(), time.monotonic()))
     say(f'{point.name}: start {entry["starts"]} -> {point.folder / "log.txt"}')
-    return True
-
-  def _ended_alone(self, point: Point, entry: dict) -> bool:
-    """Whether a process that a killed sweep left behind wrote its product since: then the point is done."""
-    took = point.path.stat().st_mtime - datetime.datetime.fromisoformat(entry['started']).timestamp() if point.path.exists() else -1.0
-    if took < 0:
-      return False
-    self._ledger.update(point.name, state='done', why='', exit_code=0, ended=now(), wall_s=round(entry['wall_s'] + took, 1))
-    say(f'{point.name}: done, while no sweep watched')
-    return True
 
   def _ended(self, child: _Child) -> None:
     name, code = child.point.name, child.process.returncode
@@ -149,8 +151,36 @@ class Pool:
         os.killpg(child.process.pid, signal.SIGKILL)
 
 
+def _lock_file(point: Point) -> TextIO:
+  """Appending, since who only looks must not wipe out the holder's number."""
+  point.folder.mkdir(parents=True, exist_ok=True)
+  return (point.folder / '.lock').open('a+', encoding='utf-8')
+
+
+def _is_held(point: Point) -> bool:
+  """Whether a process works in the point's folder. Not to be asked of one's own children."""
+  with _lock_file(point) as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return True
+  return False
+
+
+def _holder(point: Point) -> str:
+  number = (point.folder / '.lock').read_text(encoding='utf-8')
+  return f' as process {number}' if number else ''
+
+
+def _seconds(entry: dict, path: pathlib.Path) -> float | None:
+  """From the point's latest start to the last change of a file; None when there is none since."""
+  took = path.stat().st_mtime - datetime.datetime.fromisoformat(entry['started']).timestamp() if path.exists() else -1.0
+  return took if took >= 0 else None
+
+
 def say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
+  with contextlib.suppress(BrokenPipeError):  # whoever read this has gone; the points go on
+    print(text, file=sys.stderr, flush=True)
 
 
 def _name(number: int) -> str:

@@ -64,14 +64,24 @@ def test_a_killed_sweep_continues_and_repeats_nothing_that_is_done(tmp_path, cap
   first.kill()
   first.communicate()
   assert {name: entry['state'] for name, entry in ledger(tmp_path).items()} == dict(a='done', b='done', c='running', d='running', e='waiting', f='waiting')
+  second = process(tmp_path, *points)
+  says = lambda sweep, what: next(line for line in sweep.stderr if what in line)
+  for name in 'cd':
+    says(second, f'{name}: still runs as process {starts(tmp_path, name)[0]}, left behind')
+  time.sleep(0.5)
+  assert not starts(tmp_path, 'e')  # two at a time, whoever started them
+  second.terminate()
+  assert f'c: goes on as process {starts(tmp_path, "c")[0]}' in second.communicate(timeout=60)[1]
+  third = process(tmp_path, *points)
+  says(third, 'd: still runs')
   os.kill(int(starts(tmp_path, 'd')[0]), signal.SIGKILL)  # d is cut off, c works on though no sweep watches
   (tmp_path / 'points' / 'd' / 'go').touch()
-  second = process(tmp_path, *points)
-  until(lambda: 'c: still runs, left behind by a sweep that was killed' in second.stderr.readline())
+  until(lambda: starts(tmp_path, 'f'))
   (tmp_path / 'points' / 'c' / 'go').touch()
-  _, said = second.communicate(timeout=60)
-  assert second.returncode == 0 and 'c: done, while no sweep watched' in said
+  _, said = third.communicate(timeout=60)
+  assert third.returncode == 0 and 'c: done, while no sweep watched' in said
   assert {name: len(starts(tmp_path, name)) for name in 'abcdef'} == dict(a=1, b=1, c=1, d=2, e=1, f=1)
+  assert ledger(tmp_path)['c']['wall_s'] > 1
   assert go(tmp_path, *points) == 0
   assert sum(len(starts(tmp_path, name)) for name in 'abcdef') == 7
   said = capsys.readouterr().out
@@ -92,6 +102,13 @@ def test_sigterm_stops_the_children_and_the_same_command_continues(tmp_path):
     os.kill(int(starts(tmp_path, 'b')[0]), 0)
   assert go(tmp_path, 'a:0:0', 'b:0:0', 'c:0:0', 'd:0:0', parallel=2) == 0
   assert [len(starts(tmp_path, name)) for name in 'abcd'] == [1, 2, 2, 1]
+
+
+def test_the_points_go_on_when_nobody_reads_what_is_said(tmp_path):
+  sweep = process(tmp_path, 'a:0:0', 'b:0:42,0')
+  sweep.stderr.close()
+  assert sweep.wait(timeout=60) == 0
+  assert {name: (entry['state'], entry['starts']) for name, entry in ledger(tmp_path).items()} == dict(a=('done', 1), b=('done', 2))
 
 
 def test_exit_codes_decide_who_is_tried_again(tmp_path, capsys):
