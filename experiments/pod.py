@@ -17,7 +17,8 @@ MESHES = {
     'v5e_16': c.MeshConfig(data=1, fsdp=16, tensor=1),
     # An 8 B reasoner is 16 GB whole: spread over tensor a chip holds and reads a quarter for each token.
     'v5p_128': c.MeshConfig(data=1, fsdp=32, tensor=4, rollout='tensor'),
-    'v5p_2048': c.MeshConfig(data=8, fsdp=64, tensor=4, rollout='tensor'),
+    # Every axis is one whole dimension of the 8 x 16 x 16 torus: JAX splits none, so tensor cannot be 4 here.
+    'v5p_2048': c.MeshConfig(data=16, fsdp=16, tensor=8, rollout='tensor'),
     'h100_64': c.MeshConfig(data=1, fsdp=8, tensor=8, rollout='tensor'),  # tensor stays inside a host's NVLink
 }
 USERS = dict(v5e_16=64, v5p_128=512, v5p_2048=8192, h100_64=256)  # per step of the loop

@@ -101,15 +101,17 @@ def main() -> None:
   import jax
 
   from rolegen_jax.aot import check, programs
+  from rolegen_jax.evaluation.content import provenance
 
   if set(_PROGRAMS.value) - set(programs.PROGRAMS):
     raise ConfigError(f'--programs={",".join(_PROGRAMS.value)}: must be of {", ".join(programs.PROGRAMS)}')
   if _LEVEL.value:
     jax.config.update('jax_optimization_level', _LEVEL.value)
   devices = topology.devices(place)
+  known = provenance(config, {}, 0.0)
   result = dict(
       experiment=config.name, topology=place.text, items=_ITEMS.value, config=to_dict(config), chip_source=place.chip.source,
-      versions=dict(jax=jax.__version__, compiler=topology.compiler(place)),
+      **{key: known[key] for key in ('when', 'commit', 'config_digest')}, versions=known['versions'] | dict(compiler=topology.compiler(place)),
       optimization_level=_LEVEL.value or 'default', assumptions=check.ASSUMPTIONS,
   )
   failed = None
