@@ -41,8 +41,8 @@ def run(main: Callable[[], None]) -> None:
     if len(argv) > 1:
       sys.exit(_say(f'unexpected argument {argv[1]!r}: flags are --name=value', BAD_INPUT))
     heartbeat.enable_stack_dumps()
-    # Where a training loop does not answer it by saving, there is nothing to save.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_say('stopped by SIGTERM; the same command continues', PREEMPTED)))
+    # Where a training loop does not answer it by saving, there is nothing to save. At once: unwinding while XLA computes can crash.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(_say('stopped by SIGTERM; the same command continues', PREEMPTED)))
     try:
       distributed.initialize()
       main()
