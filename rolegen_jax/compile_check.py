@@ -6,6 +6,7 @@
 Nothing runs on a chip and no data is read. Exit code 2 when a program does not fit, with the compiler's sizes and what to change.
 """
 
+import functools
 import json
 import sys
 import time
@@ -29,17 +30,16 @@ _LIMIT = flags.DEFINE_integer('search_limit', 12, 'Compile at most so many candi
 
 def examine(config, place: topology.Topology, devices: list, program: str) -> dict:
   """One program compiled: memory, printed at once, then collectives and roof. Raises DoesNotFit."""
-  from rolegen_jax import sharding
   from rolegen_jax.aot import check, programs
 
   started = time.monotonic()
-  mesh = sharding.make_mesh(config.mesh, devices)
+  mesh = topology.mesh(config.mesh, place, devices)
   shape = dict(mesh.shape)
   try:
     compiled = check.compile_program(programs.lower(program, config, mesh, _ITEMS.value), place.chip.platform)
     memory = check.memory(compiled, place)
   except check.DoesNotFit as error:
-    todo = '\n'.join(f'  - {line}' for line in check.advice(config, program, shape, place))
+    todo = '\n'.join(f'  - {line}' for line in check.advice(config, program, shape, place, functools.partial(topology.lies, place, devices)))
     raise check.DoesNotFit(f'{program} of {config.name} does not fit on {place.text}, mesh {shape}.\n{error}\nWhat to change:\n{todo}') from error
   found = dict(program=program, mesh=shape, compile_seconds=time.monotonic() - started, memory=memory)
   print(show_memory(found, place), flush=True)  # the rest reads the program back, which takes long and can fail
@@ -80,7 +80,7 @@ def searched(config, place, devices) -> list[dict]:
   from rolegen_jax.aot.check import DoesNotFit
 
   results = []
-  for number, candidate in enumerate(search.candidates(config, place)):
+  for number, candidate in enumerate(search.candidates(config, place, functools.partial(topology.lies, place, devices))):
     if number == _LIMIT.value:
       print(f'stopped after --search_limit={number} candidates', flush=True)
       break
@@ -91,7 +91,7 @@ def searched(config, place, devices) -> list[dict]:
       results.append(label | dict(fits=False, error=str(error)))
     print(f'{"fits" if results[-1]["fits"] else "does not fit"}: {label}', flush=True)
   if not results:
-    raise ConfigError(f'--topology={place.text}: no mesh of these chips divides the models and the batch and holds their state')
+    raise ConfigError(f'--topology={place.text}: no mesh that lies on these chips divides the models and the batch and holds their state')
   return sorted(results, key=lambda r: (not r['fits'], r['found']['roofline']['seconds'] if r['fits'] else 0))
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import collections
 import re
+from collections.abc import Callable
 
 from rolegen_jax.aot import hlo
 from rolegen_jax.aot.topology import Topology
-from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.config import Config, ConfigError, MeshConfig
 from rolegen_jax.flops import Flops, parameters
 
 GIB = 2**30
@@ -145,17 +146,21 @@ def roofline(config: Config, program: str, topology: Topology, mesh: dict, sent:
   return dict(phases=found, seconds=total, model_flops=model, mfu_at_roof=mfu)
 
 
-def advice(config: Config, program: str, mesh: dict, topology: Topology) -> list[str]:
-  """What to change when a program does not fit, the greatest part of its memory first."""
+def advice(
+    config: Config, program: str, mesh: dict, topology: Topology, lies: Callable[[MeshConfig], bool] = lambda mesh: True
+) -> list[str]:
+  """What to change when a program does not fit, the greatest part of its memory first. Meshes it names lie on the chips' torus."""
   count, hbm, stack = parameters(config), topology.chip.hbm / topology.chip.devices, config.reasoner.transformer
   training, shards = program == 'step', mesh['fsdp'] * mesh['tensor']
   # Parameters in float32; training adds gradients and two moments, and to the reasoner its reference.
   state = (16 * count['backbone'] + 20 * count['reasoner'] if training else 4 * sum(count.values())) / shards
-  further = f'--set mesh.data=1 --set mesh.fsdp={mesh["data"] * mesh["fsdp"]}' if mesh['data'] > 1 else 'more chips'
+  whole = MeshConfig(1, mesh['data'] * mesh['fsdp'], mesh['tensor'])
+  further = f'--set mesh.data=1 --set mesh.fsdp={whole.fsdp}' if mesh['data'] > 1 and lies(whole) else 'more chips'
   parts = [(state, f'{"training state" if training else "parameters"}: {state / GIB:.2f} GiB a device; spread it further: {further}')]
   spread = mesh['tensor'] if config.mesh.rollout == 'tensor' else 1
   decoding = (2 if stack.dtype == 'bfloat16' else 4) * count['reasoner'] / spread
-  wider = next((n for n in (2, 4, 8) if n > spread and n >= mesh['tensor'] and not (stack.kv_heads % n or shards % n or topology.domain % n)), None)
+  fits = lambda n: n > spread and n >= mesh['tensor'] and not (stack.kv_heads % n or shards % n or topology.domain % n)
+  wider = next((n for n in (2, 4, 8) if fits(n) and lies(MeshConfig(mesh['data'], shards // n, n))), None)
   if wider:
     parts.append((decoding, f'reasoner while decoding: {decoding / GIB:.2f} GiB a device; spread it over tensor: '
                   f'--set mesh.rollout=tensor --set mesh.tensor={wider} --set mesh.fsdp={shards // wider}'))

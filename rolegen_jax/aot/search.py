@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rolegen_jax.aot.topology import Topology
 from rolegen_jax.config import Config, MeshConfig
@@ -42,10 +42,11 @@ def resident(config: Config, mesh: MeshConfig) -> float:
   return state + size * count['reasoner'] / (mesh.tensor if mesh.rollout == 'tensor' else 1)
 
 
-def candidates(config: Config, topology: Topology) -> Iterator[Config]:
-  """Configs to compile. Those whose state and decoding weights alone exceed the memory are left out; least rematerialisation first."""
+def candidates(config: Config, topology: Topology, lies: Callable[[MeshConfig], bool] = lambda mesh: True) -> Iterator[Config]:
+  """Configs to compile, least rematerialisation first. Left out: meshes that do not lie on the chips' torus (`topology.lies`), and
+  those whose state and decoding weights alone exceed the memory."""
   hbm = topology.chip.hbm / topology.chip.devices
-  possible = [m for m in meshes(config, topology) if resident(config, m) < hbm]
+  possible = [m for m in meshes(config, topology) if resident(config, m) < hbm and lies(m)]
   for mesh in sorted(possible, key=lambda m: (m.tensor, -m.fsdp)):
     for remat in ('none', 'dots', 'full'):
       stack = lambda t: dataclasses.replace(t, remat=remat)

@@ -14,7 +14,7 @@ import re
 from importlib import metadata
 
 from rolegen_jax import hardware
-from rolegen_jax.config import ConfigError
+from rolegen_jax.config import ConfigError, MeshConfig
 
 # Nothing runs on these chips, so no metadata server is asked and other processes may hold the library.
 ENVIRONMENT = {
@@ -105,6 +105,25 @@ def devices(topology: Topology) -> list:
     return _gpu(topology, topologies)
   except (RuntimeError, NotImplementedError) as error:  # the plugin refuses the name or the shape, or did not load
     raise ConfigError(f'--topology={topology.text}: the compiler knows no such topology: {str(error)[:300]}') from error
+
+
+def mesh(config: MeshConfig, topology: Topology, devices: list):
+  """The mesh of a config over these devices. Raises ConfigError, also where JAX cannot lay it over the torus."""
+  from rolegen_jax import sharding
+
+  try:
+    return sharding.make_mesh(config, devices)
+  except NotImplementedError as error:
+    sizes, dimensions = (config.data, config.fsdp, config.tensor), ' x '.join(map(str, topology.shape))
+    raise ConfigError(f'mesh.data, fsdp, tensor={sizes}: on {topology.text} each must be a product of some of the dimensions {dimensions}, used once') from error
+
+
+def lies(topology: Topology, devices: list, config: MeshConfig) -> bool:
+  """Whether `mesh` of it exists."""
+  try:
+    return bool(mesh(config, topology, devices))
+  except ConfigError:
+    return False
 
 
 def compiler(topology: Topology) -> str:
