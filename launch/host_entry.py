@@ -8,6 +8,7 @@ watchdog's, or a lost peer (retry, counted); 128 + N when the process died of si
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -63,7 +64,7 @@ def environment(beat: pathlib.Path) -> dict[str, str]:
 
 
 class Log:
-  """Whole lines, each with the number of the process, to a file of this host and to stdout."""
+  """Whole lines, each with the number of the process, to a file of this host and to stdout for as long as somebody reads it."""
 
   def __init__(self, folder: pathlib.Path, number: str):
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,8 +76,9 @@ class Log:
       whole = f'{self._prefix}{text.rstrip()}\n'
       self._file.write(whole)
       self._file.flush()
-      sys.stdout.write(whole)  # in one piece: hosts share a terminal
-      sys.stdout.flush()
+      with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(whole)  # in one piece: hosts share a terminal
+        sys.stdout.flush()
 
   def copy(self, stream) -> None:
     for text in stream:

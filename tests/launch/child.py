@@ -40,6 +40,9 @@ def main() -> int:
       pass
     print('ready', flush=True)
     time.sleep(60)
+  if what == 'talks':  # more than a pipe holds
+    print('a line\n' * 20_000, end='')
+    file.write_text('done')
   if what == 'wait':
     print('ready', flush=True)
     time.sleep(60)

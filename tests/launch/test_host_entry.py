@@ -114,3 +114,10 @@ def test_one_process_lost_ends_the_others(tmp_path, root, monkeypatch):
   began = time.monotonic()
   assert supervise.run(lambda: [command(tmp_path, 134), command(tmp_path, 'wait', number=1)], max_restarts=0, grace_s=5) == 134
   assert time.monotonic() - began < 15
+
+
+def test_the_process_goes_on_when_nobody_reads_what_it_says(tmp_path):
+  process = start(tmp_path, 'talks', tmp_path / 'done')
+  process.stdout.close()
+  assert process.wait(timeout=60) == 0 and (tmp_path / 'done').exists()
+  assert (tmp_path / 'logs' / 'process_0.log').read_text().count('a line') == 20_000
