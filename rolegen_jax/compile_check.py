@@ -39,7 +39,7 @@ def examine(config, place: topology.Topology, devices: list, program: str) -> di
     compiled = check.compile_program(programs.lower(program, config, mesh, _ITEMS.value), place.chip.platform)
     memory = check.memory(compiled, place)
   except check.DoesNotFit as error:
-    todo = '\n'.join(f'  - {line}' for line in check.advice(config, program, shape, place, functools.partial(topology.lies, place, devices)))
+    todo = '\n'.join(f'  - {line}' for line in check.advice(config, program, shape, place, str(error), functools.partial(topology.lies, place, devices)))
     raise check.DoesNotFit(f'{program} of {config.name} does not fit on {place.text}, mesh {shape}.\n{error}\nWhat to change:\n{todo}') from error
   found = dict(program=program, mesh=shape, compile_seconds=time.monotonic() - started, memory=memory)
   print(show_memory(found, place), flush=True)  # the rest reads the program back, which takes long and can fail
@@ -87,9 +87,10 @@ def searched(config, place, devices) -> list[dict]:
     label = dict(mesh=to_dict(candidate.mesh), remat=candidate.reasoner.transformer.remat)
     try:
       results.append(label | dict(fits=True, found=examine(candidate, place, devices, 'step')))
+      print(f'fits: {label}', flush=True)
     except DoesNotFit as error:
       results.append(label | dict(fits=False, error=str(error)))
-    print(f'{"fits" if results[-1]["fits"] else "does not fit"}: {label}', flush=True)
+      print(f'does not fit: {label}: {str(error).splitlines()[1]}', flush=True)
   if not results:
     raise ConfigError(f'--topology={place.text}: no mesh that lies on these chips divides the models and the batch and holds their state')
   return sorted(results, key=lambda r: (not r['fits'], r['found']['roofline']['seconds'] if r['fits'] else 0))
@@ -114,13 +115,13 @@ def main() -> None:
       **{key: known[key] for key in ('when', 'commit', 'config_digest')}, versions=known['versions'] | dict(compiler=topology.compiler(place)),
       optimization_level=_LEVEL.value or 'default', assumptions=check.ASSUMPTIONS,
   )
-  failed = None
+  failed = []
   if _SEARCH.value:
     result['search'] = searched(config, place, devices)
     for r in result['search']:
       roof = f'{1e3 * r["found"]["roofline"]["seconds"]:8.1f} ms  {r["found"]["memory"]["total"] / 2**30:6.2f} GiB' if r['fits'] else 'does not fit'
       print(f'{roof:>24}  {r["mesh"]}  remat={r["remat"]}')
-    failed = None if result['search'][0]['fits'] else ConfigError('nothing that was tried fits:\n' + result['search'][0]['error'])
+    failed = [] if result['search'][0]['fits'] else ['nothing that was tried fits:', result['search'][0]['error']]
   else:
     result['programs'] = []
     for program in _PROGRAMS.value:
@@ -128,7 +129,7 @@ def main() -> None:
         result['programs'].append(examine(config, place, devices, program))
       except check.DoesNotFit as error:
         result['programs'].append(dict(program=program, error=str(error)))
-        failed = error
+        failed.append(str(error))
     if any('roofline' in found for found in result['programs']):
       print('assumes: ' + '; '.join(check.ASSUMPTIONS))
   if _JSON.value:
@@ -136,7 +137,7 @@ def main() -> None:
 
     write_json(json.loads(json.dumps(result, default=str)), _JSON.value)
   if failed:
-    raise failed
+    raise ConfigError('\n'.join(failed))
   sys.stdout.flush()
 
 

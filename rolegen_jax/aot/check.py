@@ -51,7 +51,7 @@ def _sizes(text: str) -> str:
   """The sums of the compiler's report and its five largest allocations."""
   sums = re.findall(r'(?:Used \S+ of \S+ \w+|Exceeded \w+ capacity by \S+\w|Total hbm usage.*|  +(?:reserved|program|arguments|HLO temp|global|scoped) .*)', text)
   largest = re.findall(r'Size: ([\d.]+\w+)\s+(?:Operator: op_name="([^"]*)")?(?:.*\n)?.*?Shape: (\S+)', text)[:5]
-  lines = [' '.join(s.split()) for s in dict.fromkeys(sums)] or [text[:1500]]
+  lines = [' '.join(s.split()) for s in dict.fromkeys(sums)] or [text.removeprefix('RESOURCE_EXHAUSTED: ')[:1500]]
   return '\n'.join(lines + [f'  {size:>10}  {shape.split("{")[0]}  {scope}' for size, scope, shape in largest])
 
 
@@ -146,32 +146,47 @@ def roofline(config: Config, program: str, topology: Topology, mesh: dict, sent:
   return dict(phases=found, seconds=total, model_flops=model, mfu_at_roof=mfu)
 
 
+def needed(sizes: str) -> float:
+  """Bytes that a device would need by the message of DoesNotFit; 0 when it does not say."""
+  found = re.search(r'(?:Used|temporaries) \(?([\d.]+) ?([KMGT])', sizes)
+  return float(found[1]) * 1024 ** ('KMGT'.index(found[2]) + 1) if found else 0.0
+
+
 def advice(
-    config: Config, program: str, mesh: dict, topology: Topology, lies: Callable[[MeshConfig], bool] = lambda mesh: True
+    config: Config, program: str, mesh: dict, topology: Topology, sizes: str = '', lies: Callable[[MeshConfig], bool] = lambda mesh: True
 ) -> list[str]:
-  """What to change when a program does not fit, the greatest part of its memory first. Meshes it names lie on the chips' torus."""
+  """What to change when a program does not fit, the greatest part of its memory first. Meshes it names lie on the chips' torus.
+
+  `sizes`: the compiler's; activations are what they hold beyond the state and the weights to decode with.
+  """
   count, hbm, stack = parameters(config), topology.chip.hbm / topology.chip.devices, config.reasoner.transformer
   training, shards = program == 'step', mesh['fsdp'] * mesh['tensor']
   # Parameters in float32; training adds gradients and two moments, and to the reasoner its reference.
   state = (16 * count['backbone'] + 20 * count['reasoner'] if training else 4 * sum(count.values())) / shards
   whole = MeshConfig(1, mesh['data'] * mesh['fsdp'], mesh['tensor'])
   further = f'--set mesh.data=1 --set mesh.fsdp={whole.fsdp}' if mesh['data'] > 1 and lies(whole) else 'more chips'
-  parts = [(state, f'{"training state" if training else "parameters"}: {state / GIB:.2f} GiB a device; spread it further: {further}')]
+  parts = [(state, [f'{"training state" if training else "parameters"}: {state / GIB:.2f} GiB a device; spread it further: {further}'])]
   spread = mesh['tensor'] if config.mesh.rollout == 'tensor' else 1
   decoding = (2 if stack.dtype == 'bfloat16' else 4) * count['reasoner'] / spread
   fits = lambda n: n > spread and n >= mesh['tensor'] and not (stack.kv_heads % n or shards % n or topology.domain % n)
   wider = next((n for n in (2, 4, 8) if fits(n) and lies(MeshConfig(mesh['data'], shards // n, n))), None)
   if wider:
-    parts.append((decoding, f'reasoner while decoding: {decoding / GIB:.2f} GiB a device; spread it over tensor: '
-                  f'--set mesh.rollout=tensor --set mesh.tensor={wider} --set mesh.fsdp={shards // wider}'))
-  lines = [text for size, text in sorted(parts, reverse=True) if size > 0.1 * hbm]
-  for name, t in (('reasoner.transformer', stack), ('backbone.temporal', config.backbone.temporal)):
+    parts.append((decoding, [f'reasoner while decoding: {decoding / GIB:.2f} GiB a device; spread it over tensor: '
+                             f'--set mesh.rollout=tensor --set mesh.tensor={wider} --set mesh.fsdp={shards // wider}']))
+  parts = [part for part in parts if part[0] > 0.1 * hbm]
+  return [line for _, lines in sorted([*parts, (needed(sizes) - state - decoding, _smaller(config, program, mesh))], reverse=True) for line in lines]
+
+
+def _smaller(config: Config, program: str, mesh: dict) -> list[str]:
+  """What makes activations and caches smaller."""
+  lines, training = [], program == 'step'
+  for name, t in (('reasoner.transformer', config.reasoner.transformer), ('backbone.temporal', config.backbone.temporal)):
     if training and t.remat != 'full':
       lines.append(f'activations kept for the backward pass: --set {name}.remat=full')
     if t.dtype != 'bfloat16':
       lines.append(f'activations in float32: --set {name}.dtype=bfloat16')
   stage = 'loop_stage' if training else 'evaluation'
-  users, rows = getattr(config, stage).batch, mesh['data'] * (mesh['fsdp'] if config.mesh.rollout == 'tensor' else shards)
-  lines.append(f'activations and caches of {users} users x {config.loop.worlds} worlds: '
+  rows = mesh['data'] * mesh['fsdp'] * (1 if config.mesh.rollout == 'tensor' else mesh['tensor'])
+  lines.append(f'activations and caches of {getattr(config, stage).batch} users x {config.loop.worlds} worlds: '
                f'a smaller --set {stage}.batch, a multiple of {rows}, or fewer --set loop.worlds')
   return lines

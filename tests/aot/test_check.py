@@ -65,6 +65,7 @@ def test_advice_can_be_pasted_and_fits_the_program():
   assert 'training state: 20.' in state and '--set mesh.data=1 --set mesh.fsdp=16' in state
   assert '--set mesh.rollout=tensor --set mesh.tensor=2 --set mesh.fsdp=4' in decoding
   assert 'a smaller --set loop_stage.batch, a multiple of 16,' in batch
+  assert check.advice(whole, 'step', mesh, place, 'the total memory required for HLO temporaries (76.51G) exceeds')[0] == batch
   kept = overrides.apply(whole, ['reasoner.transformer.remat=none'])
   assert any('reasoner.transformer.remat=full' in line for line in check.advice(kept, 'step', mesh, place))
   lines = check.advice(kept, 'recommend', mesh, place)
