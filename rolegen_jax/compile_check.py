@@ -80,11 +80,13 @@ def searched(config, place, devices) -> list[dict]:
   from rolegen_jax.aot.check import DoesNotFit
 
   results = []
-  for number, candidate in enumerate(search.candidates(config, place, functools.partial(topology.lies, place, devices))):
-    if number == _LIMIT.value:
-      print(f'stopped after --search_limit={number} candidates', flush=True)
-      break
+  for candidate in search.candidates(config, place, functools.partial(topology.lies, place, devices)):
     label = dict(mesh=to_dict(candidate.mesh), remat=candidate.reasoner.transformer.remat)
+    if any(r['fits'] and r['mesh'] == label['mesh'] for r in results):
+      continue  # less rematerialisation fits already
+    if len(results) == _LIMIT.value:
+      print(f'stopped after --search_limit={len(results)} candidates', flush=True)
+      break
     try:
       results.append(label | dict(fits=True, found=examine(candidate, place, devices, 'step')))
       print(f'fits: {label}', flush=True)
