@@ -139,6 +139,7 @@ class Run:
   @functools.cached_property
   def aligned(self) -> dict:
     """Reasoner, stage `align`: a language model of trajectories."""
+    self.cases  # the rows it reads: stages follow each other, none begins inside another
     key = digest(self.artefacts, self.config.reasoner)
     return self._train('align', 'reasoner', step.align_loss, self.config.align, self.case_batches, {}, key)['reasoner']
 

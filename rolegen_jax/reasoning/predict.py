@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
-from rolegen_jax.compile import jit
+from rolegen_jax.compile import jit, together
 from rolegen_jax.data.cases import CaseTable
 from rolegen_jax.progress import progress
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -77,10 +77,13 @@ def _over(rolegen: RoleGen, function: Callable, fixed: tuple, table: CaseTable, 
   # Every process holds the whole table and places its own rows.
   place = lambda x: jax.make_array_from_callback(x.shape, sharding.sharding(mesh, 'batch'), lambda index: x[index])
   with jax.set_mesh(mesh):
-    compiled = jit(function, out_shardings=sharding.sharding(mesh))
+    jitted = jit(function, out_shardings=sharding.sharding(mesh))
     for number, start in enumerate(progress(range(0, len(table), size), label)):
       index = np.minimum(np.arange(start, start + size), len(table) - 1)
       cases = jax.tree.map(place, table.rows(index, width))
-      results.append(compiled(*fixed, np.int32(number), cases, *extra))
+      given = (*fixed, np.int32(number), cases, *extra)
+      if number == 0:
+        compiled = together(jitted, *given)
+      results.append(compiled(*given))
   host = jax.device_get(results)
   return [np.concatenate(column)[:len(table)] for column in zip(*host)]

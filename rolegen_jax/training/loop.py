@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rolegen_jax import distributed, heartbeat, sharding
-from rolegen_jax.compile import jit
+from rolegen_jax.compile import jit, together
 from rolegen_jax.config import StageConfig
 from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.progress import progress
@@ -86,7 +86,7 @@ def run(
     layout = states.shardings(makers, txs, mesh)
     rows = sharding.sharding(mesh, 'batch')
     trie = jax.device_put(trie, sharding.sharding(mesh))
-    compiled = jit(step, donate_argnums=0, in_shardings=(layout, rows, None, *(None,) * len(extra)), out_shardings=(layout, None))
+    jitted = jit(step, donate_argnums=0, in_shardings=(layout, rows, None, *(None,) * len(extra)), out_shardings=(layout, None))
     to_device = lambda batch: jax.tree.map(lambda x: sharding.global_array(mesh, np.asarray(x), 'batch'), batch)
     log = MetricsLog(folder, tensorboard, start)
     clock.lap('restore')
@@ -96,9 +96,10 @@ def run(
         for i in progress(range(start, stage.steps), name, total=stage.steps, initial=start):
           batch = to_device(next(batches))
           clock.lap('data')
-          state, metrics = compiled(state, batch, trie, *extra)
           if i == start:
+            compiled = together(jitted, state, batch, trie, *extra)
             clock.lap('compile')
+          state, metrics = compiled(state, batch, trie, *extra)
           log.add(i, metrics)
           last = i + 1 == stage.steps
           leave = sigterm.came() and not last
@@ -112,8 +113,6 @@ def run(
           clock.row(i)
           if leave:
             raise Preempted(f'{name}: saved at step {i + 1}')
-        if compiled._cache_size() > 1:
-          raise RuntimeError(f'{name}: the step compiled {compiled._cache_size()} times; shapes or shardings changed on the way')
       finally:
         log.close()
         checkpoints.close()
