@@ -14,11 +14,10 @@ from absl import flags
 
 from launch import entry, lint, supervise
 from launch.job import TARGETS, Job, validate
-from launch.targets import gke_jobset, local, slurm, tpu_vm
+from launch.targets import RENDERERS, local
 from rolegen_jax import commands
 from rolegen_jax.config import ConfigError
 
-RENDERERS = {'local': local.render, 'slurm': slurm.render, 'tpu_vm': tpu_vm.render, 'gke_jobset': gke_jobset.render}
 SUBMIT = {'slurm': ['sbatch'], 'tpu_vm': ['bash', '-s'], 'gke_jobset': ['kubectl', 'apply', '-f', '-']}  # each reads the text
 
 _FLAGS = [

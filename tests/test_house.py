@@ -137,3 +137,12 @@ def test_requirements_are_bounded_on_both_sides(name):
   lines = [line for line in (ROOT / name).read_text(encoding='utf-8').splitlines() if line and not line.startswith('#')]
   loose = [line for line in lines if not re.fullmatch(r'[\w.-]+(\[[\w-]+\])?>=[\d.]+,<[\d.]+(; .+)?', line)]
   assert lines and not loose
+
+
+def test_no_test_imports_a_command():
+  """Two commands define flags of one name: a test of the one would break the tests of the other."""
+  commands = {name.removesuffix('.py').replace('/', '.') for name in sources() if 'flags.DEFINE_' in (ROOT / name).read_text(encoding='utf-8')}
+  assert 'launch.run' in commands
+  for name in tracked('.py'):
+    if name.startswith('tests/'):
+      assert not commands & imports(name), name

@@ -13,8 +13,7 @@ import yaml
 
 from launch import lint, xla_flags
 from launch.job import Job, validate
-from launch.run import RENDERERS
-from launch.targets import gke_jobset
+from launch.targets import RENDERERS, gke_jobset
 from launch.tpus import Slice
 from rolegen_jax.config import ConfigError
 from tests.launch.jobs import JOBS
