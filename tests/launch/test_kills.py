@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,11 +41,14 @@ class Job:
   workdir: pathlib.Path
   processes: int
   restarts: int = 0
+  watchdog_s: int = 600
 
   def __enter__(self):
     sets = [part for setting in SMALL for part in ('--set', setting)]
-    flags = ['--target=local', '--experiment=demo', f'--workdir={self.workdir}', f'--processes={self.processes}', f'--max_restarts={self.restarts}']
-    command = [sys.executable, '-m', 'launch.run', *flags, f'--devices_per_process={4 // self.processes}', *sets]
+    flags = dict(
+        target='local', experiment='demo', workdir=self.workdir, processes=self.processes, devices_per_process=4 // self.processes,
+        max_restarts=self.restarts, watchdog_s=self.watchdog_s)
+    command = [sys.executable, '-m', 'launch.run', *(f'--{name}={value}' for name, value in flags.items()), *sets]
     self.said = self.workdir.with_suffix(f'.{self.processes}.txt')
     self.running = subprocess.Popen(command, cwd=ROOT, stdout=self.said.open('w'), stderr=subprocess.STDOUT)
     return self
@@ -158,9 +162,28 @@ def test_killed_at_random_moments_of_every_stage(unbroken, tmp_path):
   assert systems(tmp_path / 'killed') == systems(folder)
 
 
+def without_loop(unbroken: pathlib.Path, folder: pathlib.Path):
+  """Copies a run as it was before its stage `loop`. Returns a function that counts the steps that this stage has logged."""
+  shutil.copytree(unbroken, folder, ignore=shutil.ignore_patterns('loop', 'ablations', 'report.*'))
+  metrics = folder / 'loop' / 'metrics.jsonl'
+  return lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def test_a_process_that_hangs_ends_the_job_with_134_and_the_launcher_finishes_it(unbroken, tmp_path):
+  folder = tmp_path / 'hung'
+  rows = without_loop(unbroken[0], folder)
+  with Job(folder, 2, restarts=3, watchdog_s=20) as job:
+    assert until(lambda: rows() > 7), '\n'.join(job.lines()[-30:])
+    os.kill(job.pids('rolegen_jax.train')[1], signal.SIGSTOP)
+    assert until(lambda: any('launch: exit 134, restart 1 of 3' in line for line in job.lines())), '\n'.join(job.lines()[-30:])
+    assert job.running.wait() == 0, '\n'.join(job.lines()[-30:])
+  assert any('watchdog: no sign of life' in line for line in job.lines())
+  print('hung against unbroken: loss differs by at most', assert_close(folder, unbroken[0]))
+
+
 def test_resumes_on_four_processes_and_then_on_one(unbroken, tmp_path):
   folder = tmp_path / 'moved'
-  rows = lambda: len((folder / 'loop' / 'metrics.jsonl').read_text().splitlines()) if (folder / 'loop' / 'metrics.jsonl').exists() else 0
+  rows = without_loop(unbroken[0], folder)
   with Job(folder, 2) as job:
     assert until(lambda: rows() > 7), '\n'.join(job.lines()[-30:])
     os.kill(job.pids('rolegen_jax.train')[1], signal.SIGKILL)
