@@ -27,11 +27,10 @@ def refused(*flags: str) -> list[str]:
 
 def test_too_many_users_exit_2_with_the_compilers_sizes():
   lines = refused('--experiment=demo', '--topology=tpu:v5e:2x2', '--programs=recommend', '--set=evaluation.batch=131072')
-  first, sizes, heading, *advice = lines[-6:]
-  assert first.startswith('recommend of demo does not fit on tpu:v5e:2x2')
-  assert 'exceeds available HBM (15.75G)' in sizes
-  assert heading == 'What to change:'
-  assert 'a smaller --set evaluation.batch, a multiple of 4' in advice[-1]
+  first = next(number for number, line in enumerate(lines) if line.startswith('recommend of demo does not fit on tpu:v5e:2x2'))
+  heading = lines.index('What to change:')
+  assert 'exceeds available HBM (15.75G)' in '\n'.join(lines[first:heading])  # how many lines the compiler says is its own affair
+  assert 'a smaller --set evaluation.batch, a multiple of 4' in lines[-1] and len(lines) == heading + 4
 
 
 def test_a_mesh_that_the_torus_cannot_hold_says_which_can():
