@@ -15,7 +15,7 @@ from absl import flags
 
 from rolegen_jax import commands
 from rolegen_jax.aot import search, topology
-from rolegen_jax.config import ConfigError, to_dict
+from rolegen_jax.config import ConfigError, digest, to_dict
 
 _EXPERIMENT = flags.DEFINE_string('experiment', 'pod:v5e_16', 'Name of a file in experiments/, or NAME:ARG.')
 _TOPOLOGY = flags.DEFINE_string('topology', None, 'tpu:v5e:4x4, tpu:v6e:16x16:slices=2, gpu:h100:8x8 (hosts x GPUs of a host).', required=True)
@@ -104,17 +104,17 @@ def main() -> None:
   import jax
 
   from rolegen_jax.aot import check, programs
-  from rolegen_jax.evaluation.content import provenance
+  from rolegen_jax.provenance import machine
 
   if set(_PROGRAMS.value) - set(programs.PROGRAMS):
     raise ConfigError(f'--programs={",".join(_PROGRAMS.value)}: must be of {", ".join(programs.PROGRAMS)}')
   if _LEVEL.value:
     jax.config.update('jax_optimization_level', _LEVEL.value)
   devices = topology.devices(place)
-  known = provenance(config, {}, 0.0)
+  known = machine()
   result = dict(
       experiment=config.name, topology=place.text, items=_ITEMS.value, config=to_dict(config), chip_source=place.chip.source,
-      **{key: known[key] for key in ('when', 'commit', 'config_digest')}, versions=known['versions'] | dict(compiler=topology.compiler(place)),
+      when=known['when'], commit=known['commit'], config_digest=digest(config), versions=known['versions'] | dict(compiler=topology.compiler(place)),
       optimization_level=_LEVEL.value or 'default', assumptions=check.ASSUMPTIONS,
   )
   failed = []

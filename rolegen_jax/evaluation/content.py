@@ -8,11 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import pathlib
-import platform
-import subprocess
-from importlib import metadata
 
-import jax
 import numpy as np
 import polars as pl
 
@@ -20,9 +16,9 @@ from rolegen_jax.config import COHORTS, EVENT_NAMES, ROLE_NAMES, Config, digest
 from rolegen_jax.data.cases import CaseTable
 from rolegen_jax.evaluation import agreement, diversity
 from rolegen_jax.evaluation.metrics import Pairs, compare, evaluate
+from rolegen_jax.provenance import machine
 from rolegen_jax.reasoning.predict import Hindsight, Predictions
 
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 SHOWN = 4  # trajectories drawn
 
 
@@ -155,21 +151,9 @@ def provenance(config: Config, artefacts: dict[str, str], wall_s: float) -> dict
   simulated = config.data.format == 'simulated'
   data = f'the simulated world, preset {config.world.preset}, seed {config.world.seed}' if simulated else f'{config.data.format}: {config.data.path}'
   return dict(
-      data=data, simulated=simulated, when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-      device_kind=f'{jax.device_count()} x {jax.devices()[0].device_kind}', seed=config.seed, config_digest=digest(config), commit=_commit(),
-      versions={'python': platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
-      artefacts=artefacts, evaluation_wall_s=round(wall_s, 1),
-      intervals=f'95 % bootstrap over occasions, {config.evaluation.bootstrap} resamples',
+      data=data, simulated=simulated, **machine(), seed=config.seed, config_digest=digest(config), artefacts=artefacts,
+      evaluation_wall_s=round(wall_s, 1), intervals=f'95 % bootstrap over occasions, {config.evaluation.bootstrap} resamples',
   )
-
-
-def _commit() -> str:
-  here = pathlib.Path(__file__).parent
-  ask = lambda *args: subprocess.run(['git', *args], cwd=here, capture_output=True, text=True, check=False)
-  found = ask('rev-parse', '--short=12', 'HEAD')
-  if found.returncode:
-    return 'unknown (no git checkout)'
-  return found.stdout.strip() + ('+changes' if ask('status', '--porcelain', '--untracked-files=no').stdout.strip() else '')
 
 
 def _labels(log):
