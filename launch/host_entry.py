@@ -39,6 +39,7 @@ _XLA_FLAGS = flags.DEFINE_list('xla_flags', [], 'Names in launch/xla_flags.py.')
 _WATCHDOG = flags.DEFINE_float('watchdog_s', 600, 'No sign of life for so long inside a loop: dump stacks, exit 134.')
 _FIRST = flags.DEFINE_float('first_step_s', 3600, 'The same before the first step of a loop, where programs compile.')
 _GRACE = flags.DEFINE_float('grace_s', GRACE_S, 'After SIGTERM the process has so long to save.')
+_FOLLOW = flags.DEFINE_bool('follow_parent', False, 'Stop, as at SIGTERM, when the process that started this one is gone.')
 
 
 def process_number(given: int | None, environ=os.environ) -> str:
@@ -89,7 +90,7 @@ class Watch:
   """One run of the child, from its start to its exit code."""
 
   def __init__(self, command: list[str], env: dict[str, str], beat: pathlib.Path, log: Log):
-    self._beat, self._log, self._told_at = beat, log, None
+    self._beat, self._log, self._told_at, self._parent = beat, log, None, os.getppid()
     signal.signal(signal.SIGTERM, self._tell)
     beat.write_text(heartbeat.START, encoding='utf-8')
     self._child = subprocess.Popen(
@@ -106,6 +107,9 @@ class Watch:
   def exit_code(self) -> int:
     while self._child.poll() is None:
       time.sleep(POLL_S)
+      if _FOLLOW.value and self._told_at is None and os.getppid() != self._parent:
+        self._log.line('the launcher is gone: stopping')
+        self._tell()
       if self._told_at is not None:
         if time.monotonic() - self._told_at > _GRACE.value:
           self._log.line(f'still running {_GRACE.value:g} s after SIGTERM: killed')

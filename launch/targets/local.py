@@ -11,7 +11,8 @@ EXAMPLE_PORT = 12345
 
 def commands(job: Job, port: int) -> list[list[str]]:
   """One command a process."""
-  own = [f'--devices_per_process={job.devices_per_process}'] if job.devices_per_process else []
+  # Killed outright, the launcher can stop nobody: its processes see that it is gone.
+  own = ['--follow_parent', *([f'--devices_per_process={job.devices_per_process}'] if job.devices_per_process else [])]
   one = lambda i: job.host_command(f'--process_id={i}', *([f'--coordinator=localhost:{port}'] if job.processes > 1 else []), *own)
   return [one(i) for i in range(job.processes)]
 

@@ -34,6 +34,13 @@ def terminate_when_ready(process):
       return
 
 
+def wait_for(met, seconds=60):
+  end = time.monotonic() + seconds
+  while not met():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+
+
 @pytest.mark.parametrize('code', [0, 2, 42])
 def test_the_exit_code_is_the_child_s_and_every_line_carries_the_process(tmp_path, code):
   said = start(tmp_path, code, number=3)
@@ -55,6 +62,20 @@ def test_a_stopped_process_cannot_dump_and_ends_with_134(tmp_path):
   output = process.communicate()[0]
   assert process.returncode == 134
   assert 'stopped (SIGSTOP) and cannot dump its stacks' in output
+
+
+def test_when_the_launcher_is_killed_its_processes_save_and_leave(tmp_path):
+  # A launcher that starts one and sleeps; the output of the host is in its log.
+  launcher = 'import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)'
+  host = command(tmp_path, 'save', tmp_path / 'saved', flags=['--follow_parent'])
+  log = tmp_path / 'logs' / 'process_0.log'
+  read = lambda: log.read_text() if log.exists() else ''
+  process = subprocess.Popen([sys.executable, '-c', launcher, *host], cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)})
+  wait_for(lambda: 'ready' in read())
+  process.kill()
+  process.wait()
+  wait_for(lambda: 'exit 42' in read())
+  assert 'the launcher is gone: stopping' in read() and (tmp_path / 'saved').exists()
 
 
 def test_before_the_first_step_the_longer_limit_holds(tmp_path):
