@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import json
 import pathlib
 from collections.abc import Iterator
 
 from rolegen_jax.config import ConfigError
-from rolegen_jax.data.files import write_json
+from rolegen_jax.data.files import lock, write_json
 
 
 class Ledger:
@@ -49,12 +48,11 @@ class Ledger:
 @contextlib.contextmanager
 def only_one(folder: pathlib.Path) -> Iterator[None]:
   """One sweep at a time runs in a folder. Raises ConfigError when another one does; a killed one holds nothing."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise ConfigError(f'--workdir={folder}: a sweep is running there; wait for it, or use another --workdir') from error
+  try:
+    held = lock(folder)
+  except BlockingIOError as error:
+    raise ConfigError(f'--workdir={folder}: a sweep is running there ({error}); wait for it, or use another --workdir') from error
+  with held:
     yield
 
 

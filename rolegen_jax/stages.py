@@ -27,14 +27,13 @@ from rolegen_jax.config import Config, MeshConfig, digest
 from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.cases import CaseTable, inference_cases, training_cases
 from rolegen_jax.data.excitation import Excitation, estimate_excitation
-from rolegen_jax.data.files import read_parquet, write_json
+from rolegen_jax.data.files import lock, read_parquet, write_json
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.data.prepare import load_prepared, prepare
 from rolegen_jax.data.rows import pack_windows, packed_rows
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.floors import FLOORS, evaluation_rows
-from rolegen_jax.evaluation.report import write_report
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -53,7 +52,7 @@ class Run:
     self.mesh = sharding.make_mesh(config.mesh)
     self.rolegen = RoleGen(config)
     distributed.agree(dict(code=distributed.code_digest(), jax=jax.__version__, config=digest(config)))
-    distributed.once(lambda: write_json(configs.to_dict(config), self.workdir / 'config.json'))
+    distributed.once(lambda: _settle(config, self.workdir))
     # Ablations and restarts run the very same programs: compile each once per run folder.
     jax.config.update('jax_compilation_cache_dir', str(self.workdir / 'compilation_cache'))
 
@@ -200,6 +199,8 @@ class Run:
     roles, notes = content.roles(hindsight, found.roles, truth)
     notes.append(content.role_gains(self.trained['reasoner']['intent']['role_gain']))
     stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
+    from rolegen_jax.evaluation.report import write_report  # it brings matplotlib, which is slow to import
+
     page = distributed.once(lambda: write_report(self.workdir, dict(
         title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,
         training=content.training_rows(self.workdir, stages), worlds=content.worlds(log, occasions, self.codes, found.candidates),
@@ -245,7 +246,7 @@ class Run:
   def _begin(self, name: str, key: str) -> tuple[pathlib.Path, bool]:
     """(folder of the stage, is it complete?). A folder of another key is emptied."""
     distributed.agree({f'artefacts of {name}': key})
-    return self.workdir / name, distributed.once(lambda: _begin(self.workdir / name, name, key))
+    return self.workdir / name, distributed.once(lambda: _begin(self.workdir, name, key))
 
   def _end(self, folder: pathlib.Path, summary: str) -> None:
     distributed.once(lambda: write_json(_read(folder / 'KEY.json'), folder / 'DONE.json'))
@@ -255,17 +256,39 @@ class Run:
     return _read(self.workdir / name / 'KEY.json')['key']
 
 
-def _begin(folder: pathlib.Path, name: str, key: str) -> bool:
-  """Makes the folder ready for `key`; True when it holds the complete stage."""
+_held = {}  # locks of run folders that this process writes to, by folder
+
+
+def _hold(workdir: pathlib.Path) -> None:
+  """Before anything is written: one run at a time. What is complete may be read by many. Raises ConfigError."""
+  if workdir not in _held:
+    try:
+      _held[workdir] = lock(workdir)
+    except BlockingIOError as error:
+      raise configs.ConfigError(f'--workdir={workdir}: another run is at work there ({error}); wait for it, or use another --workdir') from error
+
+
+def _settle(config: Config, workdir: pathlib.Path) -> None:
+  if _read(workdir / 'config.json') != configs.to_dict(config):
+    _hold(workdir)
+    write_json(configs.to_dict(config), workdir / 'config.json')
+
+
+def _begin(workdir: pathlib.Path, name: str, key: str) -> bool:
+  """Makes the stage's folder ready for `key`; True when it holds the complete stage."""
+  folder = workdir / name
   started = _read(folder / 'KEY.json')
+  if started == {'key': key} == _read(folder / 'DONE.json'):
+    say(f'{name}: up to date')
+    return True
+  _hold(workdir)
   if started is not None and started != {'key': key}:
     say(f'{name}: settings or inputs changed, starting afresh')
     shutil.rmtree(folder)
   folder.mkdir(parents=True, exist_ok=True)
   write_json({'key': key}, folder / 'KEY.json')
-  done = _read(folder / 'DONE.json') == {'key': key}
-  say(f'{name}: up to date' if done else f'{name}: {"continuing" if started == {"key": key} else "running"}')
-  return done
+  say(f'{name}: {"continuing" if started == {"key": key} else "running"}')
+  return False
 
 
 def saved_config(workdir: str | os.PathLike) -> Config:

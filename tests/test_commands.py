@@ -1,6 +1,7 @@
 """A whole run at the smallest size, and what the commands say about wrong input."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from rolegen_jax import commands
 from rolegen_jax.config import ROLE_NAMES, ConfigError
-from rolegen_jax.data.files import DataError
+from rolegen_jax.data.files import DataError, lock
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.stages import Run, saved_config
 from tests import tiny
@@ -44,6 +45,13 @@ def test_a_second_start_trains_nothing(run, capfd):
   again.trained
   said = capfd.readouterr().err
   assert all(f'{stage}: up to date' in said for stage in ('data', 'semantic_ids', 'backbone', 'roles', 'align', 'reason', 'loop'))
+
+
+def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
+  config = commands.experiment('demo', SMALL)
+  with lock(tmp_path), pytest.raises(ConfigError, match=f'another run is at work there .process {os.getpid()} on '):
+    Run(config, tmp_path).data
+  assert [path.name for path in tmp_path.iterdir()] == ['.lock']
 
 
 def test_recommendations_carry_their_reasons(run, tmp_path):

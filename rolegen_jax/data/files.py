@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import socket
 from collections.abc import Iterator
+from typing import IO
 
 import polars as pl
 
@@ -52,6 +55,28 @@ def write_json(value, path: str | os.PathLike) -> None:
   """Writes `value` as indented JSON to `path` through a temporary name."""
   with _renamed(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+
+
+def lock(folder: pathlib.Path) -> IO:
+  """Makes `folder` this process's until the returned file is closed. What a killed process held is free.
+
+  Raises BlockingIOError, saying which process of which host has it. Where the file system knows no locks, nothing is locked.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  file = (folder / '.lock').open('a+', encoding='utf-8')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    holder = file.read().strip()
+    file.close()
+    raise BlockingIOError(holder or 'another process') from None
+  except OSError:
+    return file
+  file.truncate(0)
+  file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+  file.flush()
+  return file
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.stats
 
 from rolegen_jax.config import ROLE_NAMES
 
@@ -39,11 +38,13 @@ def effect_agreement(estimated_N: np.ndarray, true_N: np.ndarray, most: int = 15
 
   `estimated` and `true` hold at most `most` evenly spaced points, for the scatter plot.
   """
+  from scipy import stats  # slow to import
+
   if len(estimated_N) != len(true_N) or len(true_N) < 2:
     raise ValueError(f'need two effects or more, as many estimated ({len(estimated_N)}) as true ({len(true_N)})')
   shown = np.linspace(0, len(true_N) - 1, min(len(true_N), most)).astype(int)
   return {
-      'spearman': float(scipy.stats.spearmanr(estimated_N, true_N).statistic),
+      'spearman': float(stats.spearmanr(estimated_N, true_N).statistic),
       'mean_absolute_error': float(np.abs(estimated_N - true_N).mean()),
       'same_sign': float((np.sign(estimated_N) == np.sign(true_N)).mean()),
       'effects': len(true_N),
