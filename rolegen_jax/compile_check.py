@@ -14,7 +14,7 @@ import time
 from absl import flags
 
 from rolegen_jax import commands
-from rolegen_jax.aot import search, topology
+from rolegen_jax.aot import topology
 from rolegen_jax.config import ConfigError, digest, to_dict
 
 _EXPERIMENT = flags.DEFINE_string('experiment', 'pod:v5e_16', 'Name of a file in experiments/, or NAME:ARG.')
@@ -30,16 +30,17 @@ _LIMIT = flags.DEFINE_integer('search_limit', 12, 'Compile at most so many candi
 
 def examine(config, place: topology.Topology, devices: list, program: str) -> dict:
   """One program compiled: memory, printed at once, then collectives and roof. Raises DoesNotFit."""
+  from rolegen_jax import sharding
   from rolegen_jax.aot import check, programs
 
   started = time.monotonic()
-  mesh = topology.mesh(config.mesh, place, devices)
+  mesh = sharding.make_mesh(config.mesh, devices)
   shape = dict(mesh.shape)
   try:
     compiled = check.compile_program(programs.lower(program, config, mesh, _ITEMS.value), place.chip.platform)
     memory = check.memory(compiled, place)
   except check.DoesNotFit as error:
-    todo = '\n'.join(f'  - {line}' for line in check.advice(config, program, shape, place, str(error), functools.partial(topology.lies, place, devices)))
+    todo = '\n'.join(f'  - {line}' for line in check.advice(config, program, shape, place, str(error), functools.partial(topology.lies, devices)))
     raise check.DoesNotFit(f'{program} of {config.name} does not fit on {place.text}, mesh {shape}.\n{error}\nWhat to change:\n{todo}') from error
   found = dict(program=program, mesh=shape, compile_seconds=time.monotonic() - started, memory=memory)
   print(show_memory(found, place), flush=True)  # the rest reads the program back, which takes long and can fail
@@ -77,10 +78,11 @@ def show_roof(found: dict) -> str:
 
 def searched(config, place, devices) -> list[dict]:
   """Every candidate's step, those that fit first, fastest first."""
+  from rolegen_jax.aot import search
   from rolegen_jax.aot.check import DoesNotFit
 
   results = []
-  for candidate in search.candidates(config, place, functools.partial(topology.lies, place, devices)):
+  for candidate in search.candidates(config, place, functools.partial(topology.lies, devices)):
     label = dict(mesh=to_dict(candidate.mesh), remat=candidate.reasoner.transformer.remat)
     if any(r['fits'] and r['mesh'] == label['mesh'] for r in results):
       continue  # less rematerialisation fits already

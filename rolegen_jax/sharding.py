@@ -70,7 +70,11 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
   if math.prod(sizes.values()) != len(devices):
     raise ConfigError(f'mesh={sizes}: needs {math.prod(sizes.values())} devices, there are {len(devices)}')
   shape = tuple(sizes[a] for a in MESH_AXES)
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  try:
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  except NotImplementedError as error:  # a TPU torus: JAX splits none of its dimensions between two axes
+    torus = ' x '.join(str(1 + max(axis)) for axis in zip(*(d.coords for d in devices)))
+    raise ConfigError(f'mesh={sizes}: has no place on a torus of {torus}; each axis must be a product of some of its dimensions, used once') from error
 
 
 def spec(axes: tuple[str | None, ...], table: dict = TRAIN) -> P:

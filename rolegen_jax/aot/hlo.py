@@ -45,6 +45,7 @@ class Module:
   def __init__(self, text: str):
     self.lines, self.calls, self.whiles, self.entry, current = {}, collections.defaultdict(list), [], '', ''
     limits = _limits(text)
+    self.devices = math.prod(int(n) for n in re.findall(r'\b(?:num_partitions|replica_count)=(\d+)', text.split('\n', 1)[0]))
     for line in text.splitlines():
       header = re.match(r'(ENTRY )?%?([\w.-]+) .*\{$', line)
       if header:
@@ -93,7 +94,7 @@ class Module:
     for name, lines in self.lines.items():
       for line in lines:
         if times[name]:
-          found.append(_collective(line, within(_scope(line), name), name, times[name], name in looped, domain))
+          found.append(_collective(line, within(_scope(line), name), name, times[name], name in looped, domain, self.devices))
     return found
 
   def _order(self) -> list[str]:
@@ -162,14 +163,14 @@ def groups(line: str) -> list[list[int]] | None:
   return devices.reshape(ints(iota[1])[0], -1).tolist()
 
 
-def _collective(line: str, scope: str, computation: str, times: int, in_loop: bool, domain: int) -> Collective:
+def _collective(line: str, scope: str, computation: str, times: int, in_loop: bool, domain: int, devices: int) -> Collective:
   _, shape, kind, start = _COLLECTIVE.search(line).groups()
   sizes = _bytes(shape)
   found = groups(line)
   pairs = re.search(r'source_target_pairs=\{(\{.*?\})\}', line)
   if pairs:
     found = [[int(x) for x in p.split(',')] for p in re.findall(r'\{([\d,]*)\}', pairs[1])]
-  n = len(found[0]) if found else 2
+  n = len(found[0]) if found else devices  # none named: all are one group
   total = sum(sizes)
   if start and kind in ('all-gather', 'collective-permute'):  # (operands, results, contexts)
     total = max(sizes) if len(sizes) <= 4 else total / 2
@@ -180,5 +181,5 @@ def _collective(line: str, scope: str, computation: str, times: int, in_loop: bo
   }.get(kind, total * share)
   if kind == 'all-reduce' and 'all-reduce-scatter' in computation:  # XLA:TPU writes a reduce-scatter as an all-reduce that is cut
     sent /= 2
-  wide = bool(domain and found and any(len({d // domain for d in g}) > 1 for g in found))
+  wide = bool(domain and any(len({d // domain for d in g}) > 1 for g in found or [range(devices)]))
   return Collective(kind, phase(scope), in_loop, times, sent * times, wide, scope)

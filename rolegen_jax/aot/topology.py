@@ -107,21 +107,12 @@ def devices(topology: Topology) -> list:
     raise ConfigError(f'--topology={topology.text}: the compiler knows no such topology: {str(error)[:300]}') from error
 
 
-def mesh(config: MeshConfig, topology: Topology, devices: list):
-  """The mesh of a config over these devices. Raises ConfigError, also where JAX cannot lay it over the torus."""
+def lies(devices: list, config: MeshConfig) -> bool:
+  """Whether there is a mesh of it over these devices."""
   from rolegen_jax import sharding
 
   try:
-    return sharding.make_mesh(config, devices)
-  except NotImplementedError as error:
-    sizes, dimensions = (config.data, config.fsdp, config.tensor), ' x '.join(map(str, topology.shape))
-    raise ConfigError(f'mesh.data, fsdp, tensor={sizes}: on {topology.text} each must be a product of some of the dimensions {dimensions}, used once') from error
-
-
-def lies(topology: Topology, devices: list, config: MeshConfig) -> bool:
-  """Whether `mesh` of it exists."""
-  try:
-    return bool(mesh(config, topology, devices))
+    return bool(sharding.make_mesh(config, devices))
   except ConfigError:
     return False
 

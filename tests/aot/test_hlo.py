@@ -3,7 +3,7 @@ import pytest
 from rolegen_jax.aot.hlo import Module, groups, loops
 from tests.aot import hlo
 
-TEXT = '''HloModule jit_loop_step
+TEXT = '''HloModule jit_loop_step, is_scheduled=true, replica_count=1, num_partitions=8
 
 %fused (p: f32[4]) -> f32[8] {
   ROOT %all-gather.1 = f32[8]{0} all-gather(%p), dimensions={0}, replica_groups=[2,4]<=[4,2]T(1,0)
@@ -48,6 +48,12 @@ def test_counts_bytes_by_phase_and_iteration():
   assert (gather.kind, gather.phase, gather.in_loop, gather.times, gather.wide) == ('all-gather', 'rollout', True, 15, True)
   assert gather.sent == 15 * 32 * 3 / 4
   assert (reduce.kind, reduce.phase, reduce.times, reduce.wide, reduce.sent) == ('all-reduce', 'reflection', 1, False, 16.0)
+
+
+def test_a_collective_that_names_no_group_is_among_all_devices():
+  everywhere = TEXT.replace('replica_groups={{0,1},{2,3}}', 'replica_groups={}')
+  _, reduce = Module(everywhere).collectives(domain=2)
+  assert (reduce.wide, reduce.sent) == (True, 2 * 16 * 7 / 8)
 
 
 def test_reads_both_spellings_of_groups():
