@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -149,15 +148,37 @@ def parameters(model) -> int:
   return sum(p.numel() for p in model.parameters())
 
 
-def items_of(tokens_xL: Sequence, codes_IxL: np.ndarray, codes_per_level: int = 256) -> np.ndarray:
-  """The item of each generated row of L tokens, int64 [...]; -1 where it is no item's ID."""
-  found = np.asarray(tokens_xL, np.int64)
+def items_of(tokens_xL: np.ndarray, codes_IxL: np.ndarray, codes_per_level: int = 256) -> np.ndarray:
+  """The item of each row of L tokens, int64 [...]; -1 where they are no item's ID."""
   levels = codes_IxL.shape[1]
-  weights = (codes_per_level + 1) ** np.arange(levels)[::-1]
-  code = found - 1 - codes_per_level * np.arange(levels)
-  sane = ((code >= 0) & (code < codes_per_level)).all(axis=-1)
-  keys = codes_IxL.astype(np.int64) @ weights
+  code_xL = np.asarray(tokens_xL, np.int64) - tokens(np.zeros(levels), codes_per_level)
+  sane = ((code_xL >= 0) & (code_xL < codes_per_level)).all(axis=-1)
+  weights = codes_per_level ** np.arange(levels)[::-1]
+  keys, key = codes_IxL.astype(np.int64) @ weights, np.where(sane[..., None], code_xL, 0) @ weights
   order = np.argsort(keys)
-  key = np.where(sane[..., None], code, 0) @ weights
   at = order[np.searchsorted(keys, key, sorter=order).clip(max=len(order) - 1)]
   return np.where(sane & (keys[at] == key), at, -1)
+
+
+def prefix_tree(codes_IxL: np.ndarray, codes_per_level: int = 256) -> dict[tuple[int, ...], list[int]]:
+  """The tokens that may follow every prefix of items' tokens, for `prefix_allowed_tokens_fn` of `generate`."""
+  tree: dict[tuple[int, ...], set[int]] = {}
+  for row in tokens(codes_IxL, codes_per_level).tolist():
+    for level, token in enumerate(row):
+      tree.setdefault(tuple(row[:level]), set()).add(token)
+  return {prefix: sorted(found) for prefix, found in tree.items()}
+
+
+def generate(model, item_Bxn: np.ndarray, codes_IxL: np.ndarray, tree: dict, beams: int, codes_per_level: int = 256) -> np.ndarray:
+  """T5's own constrained beam search, `tree` of `prefix_tree`: items int64 [B, beams], best first; -1 = no item's ID."""
+  import torch
+
+  ids, mask = (torch.from_numpy(x) for x in encoder_inputs(item_Bxn, codes_IxL, codes_per_level))
+  model.eval()
+  with torch.inference_mode():
+    found = model.generate(
+        input_ids=ids, attention_mask=mask, num_beams=beams, num_return_sequences=beams, do_sample=False,
+        min_new_tokens=codes_IxL.shape[1], max_new_tokens=codes_IxL.shape[1],
+        prefix_allowed_tokens_fn=lambda _, tokens_t: tree[tuple(tokens_t[1:].tolist())],
+    )
+  return items_of(found[:, 1:].numpy(), codes_IxL, codes_per_level).reshape(len(item_Bxn), beams)
