@@ -119,6 +119,21 @@ def check_divisible(name: str, shape: tuple[int, ...], axes: tuple[str | None, .
       raise ConfigError(f'{name}: dimension {axis}={size} cannot be divided over {parts} devices of mesh axis {entry}')
 
 
-def global_array(mesh: Mesh, local: np.ndarray, *axes: str | None) -> jax.Array:
-  """A global array from every process's own rows of the first axis."""
-  return jax.make_array_from_process_local_data(sharding(mesh, *axes), local)
+def rows_here(mesh: Mesh, batch: int) -> np.ndarray:
+  """Places in a global batch whose rows this process's devices hold, int [R], ascending.
+
+  The mesh decides, not the number of the process: places need not be in one piece, and where `tensor` reaches over processes
+  these hold the same rows. Raises ConfigError when the mesh does not divide the batch.
+  """
+  parts = math.prod(mesh.shape[m] for m in TRAIN['batch'])
+  if batch % parts:
+    raise ConfigError(f'batch={batch}: must be a multiple of {parts}, the devices of mesh axes {" x ".join(TRAIN["batch"])}')
+  held = sharding(mesh, 'batch').addressable_devices_indices_map((batch,)).values()
+  return np.unique(np.concatenate([np.arange(batch)[index] for index, in held]))
+
+
+def global_batch(mesh: Mesh, local: np.ndarray, here: np.ndarray, batch: int) -> jax.Array:
+  """Global array [batch, ...] of the rows `local` [R, ...] at the places `here` of it, `rows_here`. No row leaves its process."""
+  row = np.full(batch, -1)
+  row[here] = np.arange(len(here))
+  return jax.make_array_from_callback((batch, *local.shape[1:]), sharding(mesh, 'batch'), lambda index: local[row[index[0]]])

@@ -96,7 +96,8 @@ class Run:
     c = self.config
     width = c.backbone.context
     packed = pack_windows(log.offsets, occasions.train_end(log), width)
-    batches = lambda stage: Batches(int(packed[0].max()) + 1, stage.batch, c.seed, lambda rows: packed_rows(log, packed, rows, width))
+    rows = lambda index: packed_rows(log, packed, index, width)
+    batches = lambda stage: Batches(int(packed[0].max()) + 1, stage.batch, c.seed, rows, sharding.rows_here(self.mesh, stage.batch))
     return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, digest(self.artefacts, c.backbone))['backbone']
 
   @functools.cached_property
@@ -225,7 +226,8 @@ class Run:
 
   def case_batches(self, stage) -> Batches:
     width = self.config.backbone.context
-    return Batches(len(self.cases), stage.batch, self.config.seed + 1, lambda rows: self.cases.rows(rows, width))
+    rows = lambda index: self.cases.rows(index, width)
+    return Batches(len(self.cases), stage.batch, self.config.seed + 1, rows, sharding.rows_here(self.mesh, stage.batch))
 
   def _train(self, name, model, loss_fn, stage, batches, given, key) -> dict:
     """A supervised stage of one model."""

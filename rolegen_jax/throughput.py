@@ -103,7 +103,7 @@ class Bench:
       host = self.run.bare_cases.rows(np.arange(users) % len(self.run.bare_cases), self.config.backbone.context)
     else:
       host = _random_cases(self.config, users, self.items)
-    return jax.tree.map(lambda x: sharding.global_array(self.mesh, np.asarray(x), 'batch'), host)
+    return jax.tree.map(lambda x: sharding.global_batch(self.mesh, np.asarray(x), np.arange(users), users), host)
 
   def phase(self, name: str, repeats: int) -> dict:
     if name == 'input':

@@ -74,8 +74,7 @@ def _over(rolegen: RoleGen, function: Callable, fixed: tuple, table: CaseTable, 
   """`function(*fixed, batch number, cases, *extra)` over the table; the last batch is filled up and cut."""
   size, width = rolegen.config.evaluation.batch, rolegen.config.backbone.context
   results = []
-  # Every process holds the whole table and places its own rows.
-  place = lambda x: jax.make_array_from_callback(x.shape, sharding.sharding(mesh, 'batch'), lambda index: x[index])
+  place = lambda x: sharding.global_batch(mesh, np.asarray(x), np.arange(size), size)  # every process holds the whole table
   with jax.set_mesh(mesh):
     jitted = jit(function, out_shardings=sharding.sharding(mesh))
     for number, start in enumerate(progress(range(0, len(table), size), label)):

@@ -87,7 +87,7 @@ def run(
     rows = sharding.sharding(mesh, 'batch')
     trie = jax.device_put(trie, sharding.sharding(mesh))
     jitted = jit(step, donate_argnums=0, in_shardings=(layout, rows, None, *(None,) * len(extra)), out_shardings=(layout, None))
-    to_device = lambda batch: jax.tree.map(lambda x: sharding.global_array(mesh, np.asarray(x), 'batch'), batch)
+    to_device = lambda batch: jax.tree.map(lambda x: sharding.global_batch(mesh, np.asarray(x), batches.here, batches.batch), batch)
     log = MetricsLog(folder, tensorboard, start)
     clock.lap('restore')
     clock.start(start)

@@ -56,6 +56,14 @@ def test_two_processes_preempted_and_resumed_give_the_curve_of_one(one, tmp_path
   np.testing.assert_allclose(curve(tmp_path), curve(one), rtol=1e-4)
 
 
+def test_processes_that_share_the_rows_of_a_tensor_axis_give_the_curve_of_one(one, tmp_path):
+  for stage in ('data', 'semantic_ids'):
+    shutil.copytree(one / stage, tmp_path / stage)
+  codes, said = job(tmp_path, 2, '--set=mesh.fsdp=1', '--set=mesh.tensor=4')
+  assert codes == [0, 0], said
+  np.testing.assert_allclose(curve(tmp_path), curve(one), rtol=1e-3)
+
+
 def test_hosts_that_differ_are_named(tmp_path):
   codes, said = job(tmp_path, 2, '--differ')
   assert codes == [2, 2], said

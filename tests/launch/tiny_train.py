@@ -1,6 +1,6 @@
 """A stand-in for rolegen_jax.train at the smallest size: data, semantic IDs, and the backbone's warm-up.
 
-  python tests/launch/tiny_train.py --workdir=DIR [--terminate_at=3] [--differ]
+  python tests/launch/tiny_train.py --workdir=DIR [--terminate_at=3] [--differ] [--set a.b=c ...]
 """
 
 import os
@@ -14,12 +14,13 @@ from rolegen_jax import compile as compile_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _TERMINATE_AT = flags.DEFINE_integer('terminate_at', -1, 'The last process sends itself SIGTERM before this step; steps are slow then.')
+_SET = flags.DEFINE_multi_string('set', [], 'As rolegen_jax.train has it.')
 _DIFFER = flags.DEFINE_bool('differ', False, 'Only agree on a config, and the last process has another one.')
 
 STEPS = 16
 SETTINGS = (
     'world.users=200', 'world.items=64', 'world.categories=8', f'warmup.steps={STEPS}', 'warmup.batch=8', 'warmup.save_every=100', 'mesh.fsdp=2',
-    'backbone.temporal.layers=1', 'backbone.dropout=0.0',
+    'backbone.temporal.layers=1', 'backbone.temporal.kv_heads=4',
 )
 
 
@@ -53,7 +54,7 @@ def main() -> None:
   compile_lib.OPTIONS['cpu'] = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
   if _TERMINATE_AT.value >= 0:
     disturb(Batches)
-  Run(tiny.config(*SETTINGS), _WORKDIR.value).backbone
+  Run(tiny.config(*SETTINGS, *_SET.value), _WORKDIR.value).backbone
 
 
 if __name__ == '__main__':
