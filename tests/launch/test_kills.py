@@ -62,10 +62,15 @@ class Job:
     return self.said.read_text().splitlines()
 
   def pids(self, what: str) -> list[int]:
-    """Of this job's processes that run `what`, in the order of their numbers."""
+    """Of this job's processes that run `what`, one of each; none when the job is over."""
+    found = until(lambda: self.running.poll() is not None or self._pids(what), 60)
+    return found if isinstance(found, list) else []
+
+  def _pids(self, what: str) -> list[int]:
     found = subprocess.run(['ps', '-eo', 'pid=,args='], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=1) for line in found.splitlines()]
-    return sorted(int(pid) for pid, args in rows if re.match(rf'\S+ -m {re.escape(what)} ', args) and f'--workdir={self.workdir} ' in args)
+    of = [int(pid) for pid, args in rows if re.match(rf'\S+ -m {re.escape(what)} ', args) and f'--workdir={self.workdir} ' in args]
+    return of if len(of) == self.processes else []  # one that just starts shows another command
 
 
 def until(met, seconds: float = START_S):

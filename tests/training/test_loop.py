@@ -28,15 +28,17 @@ def run(folder, disturb=lambda position: None, stage=STAGE, hashes=None, mesh=Me
   tx = state.optimizer(stage.optimizer, stage.steps)
   handed = iter(range(10**6))
 
-  def assemble(rows):
-    disturb(next(handed))
-    return jax.tree.map(lambda x: x[rows], POOL)
+  class Disturbed(Batches):
+
+    def __next__(self):
+      disturb(next(handed))
+      return super().__next__()
 
   devices = jax.devices()[:mesh.data * mesh.fsdp * mesh.tensor]
   return loop.run(
       'reason', functools.partial(step.supervised_step, rolegen, 'reasoner', step.reason_loss, tx), {'reasoner': rolegen.makers['reasoner']},
-      {'reasoner': tx}, {}, tiny.trie(), lambda: Batches(32, 8, 0, assemble), stage, sharding.make_mesh(mesh, devices), 0,
-      hashes or {'settings': 'a'}, folder, folder / 'tensorboard',
+      {'reasoner': tx}, {}, tiny.trie(), lambda: Disturbed(32, 8, 0, lambda rows: jax.tree.map(lambda x: x[rows], POOL)), stage,
+      sharding.make_mesh(mesh, devices), 0, hashes or {'settings': 'a'}, folder, folder / 'tensorboard',
   )
 
 
