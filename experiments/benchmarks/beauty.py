@@ -106,7 +106,10 @@ def config() -> c.Config:
   ids = c.SemanticIdConfig(levels=QUANTISED + 1, codes=256, text='hashed_ngrams')
   temporal = c.TransformerConfig(layers=5, width=256, heads=4, kv_heads=2, head_dim=64, mlp=464)
   backbone = dataclasses.replace(base.backbone, temporal=temporal, context=32, dropout=0.1)
-  return c.validate(dataclasses.replace(base, semantic_ids=ids, backbone=backbone))
+  # Budgets are in seconds, so nobody knows the last step: a constant rate after the warm-up.
+  constant = dataclasses.replace(base.warmup.optimizer, final_share=1.0)
+  warmup = dataclasses.replace(base.warmup, steps=1_000_000, optimizer=constant)
+  return c.validate(dataclasses.replace(base, semantic_ids=ids, backbone=backbone, warmup=warmup))
 
 
 # Hugging Face T5 in TIGER's shape. torch and transformers are imported inside: they are an extra.
