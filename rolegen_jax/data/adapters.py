@@ -123,7 +123,7 @@ def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Tables:
 
 def contract(path: pathlib.Path, data: DataConfig) -> Tables:
   """A folder that follows the data contract already."""
-  return *_keep_first_users(*read_contract(path), data.max_users), {}
+  return *read_contract(path, data.max_users), {}
 
 
 ADAPTERS: dict[str, Callable[[pathlib.Path, DataConfig], Tables]] = {

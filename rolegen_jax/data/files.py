@@ -45,15 +45,18 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return pl.read_parquet_metadata(path)
 
 
-def write_parquet(frame: pl.DataFrame, path: str | os.PathLike, metadata: dict[str, str] | None = None) -> None:
-  """Writes `frame` to `path` through a temporary name, so that a crash leaves no half file under the real one."""
-  with _renamed(path) as temporary:
-    frame.write_parquet(temporary, metadata=metadata)
+def write_parquet(frame: pl.DataFrame, path: str | os.PathLike, metadata: dict[str, str] | None = None, **options) -> None:
+  """Writes `frame` to `path` through a temporary name, so that a crash leaves no half file under the real one.
+
+  options: of polars, e.g. compression.
+  """
+  with renamed(path) as temporary:
+    frame.write_parquet(temporary, metadata=metadata, **options)
 
 
 def write_json(value, path: str | os.PathLike) -> None:
   """Writes `value` as indented JSON to `path` through a temporary name."""
-  with _renamed(path) as temporary:
+  with renamed(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
 
 
@@ -80,7 +83,8 @@ def lock(folder: pathlib.Path) -> IO:
 
 
 @contextlib.contextmanager
-def _renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A temporary name beside `path`; what is written there gets the real name when the block ends without an exception."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -103,8 +104,22 @@ class Occasions:
     return occasions
 
 
-def find_occasions(log: InteractionLog, data: DataConfig) -> Occasions:
-  """All occasions of `log` with cohorts and splits as `data` says.
+class Clock(NamedTuple):
+  """Times of occasions, from which the cuts between the splits are taken. Those of several logs are concatenated."""
+
+  dormant: np.ndarray  # int64 [.] seconds, of D1 and D2 occasions
+  every: np.ndarray  # int64 [.] seconds, of all occasions with a target
+
+
+class Cuts(NamedTuple):
+  """Last timestamps of two splits, seconds: later is test; between the two is validation; up to `train` is training."""
+
+  train: int
+  valid: int
+
+
+def find_occasions(log: InteractionLog, data: DataConfig, cuts: Cuts | None = None) -> Occasions:
+  """All occasions of `log` with cohorts and splits as `data` says. `cuts`: of the larger log that this one is a part of.
 
   Cohorts by what the user did before: D1 no purchase and at least first_conversion_min_views views; D2 at least
   reactivation_min_days since the last purchase and at least reactivation_min_views views after it; ACTIVE every other.
@@ -128,7 +143,7 @@ def find_occasions(log: InteractionLog, data: DataConfig) -> Occasions:
     cohort, split, cut = np.full(len(starts), ACTIVE, np.int8), _leave_one_out(o_user), -1
   else:
     cohort = _cohorts(log, data, o_user, o_time, o_context, tie_end[rows][starts])
-    split, cut = _by_time(o_time, cohort, data)
+    split, cut = _by_time(o_time, cohort, data, cuts)
 
   never = _never_converted(log, data)
   o_user = np.concatenate([o_user, never]).astype(np.int32)
@@ -211,24 +226,33 @@ def _never_converted(log: InteractionLog, data: DataConfig) -> np.ndarray:
   return np.flatnonzero(~bought & (views >= data.first_conversion_min_views))
 
 
-def _by_time(timestamp: np.ndarray, cohort: np.ndarray, data: DataConfig) -> tuple[np.ndarray, int]:
-  """Splits and the last timestamp of training.
+def clock(occasions: Occasions) -> Clock:
+  """The times that `find_cuts` takes the cuts from."""
+  dormant = (occasions.cohort == D1) | (occasions.cohort == D2)
+  return Clock(occasions.timestamp[dormant], occasions.timestamp[occasions.cohort != D3])
 
-  The cuts are quantiles over DORMANT occasions, because those are what is measured; a log without any is cut at quantiles
-  over all occasions. Every occasion later than a cut is on its far side, whatever its cohort.
+
+def find_cuts(times: Clock, data: DataConfig) -> Cuts | None:
+  """The cuts are quantiles over DORMANT occasions, because those are what is measured; a log without any is cut at quantiles
+  over all occasions, one without occasions nowhere (None).
   """
-  dormant = np.sort(timestamp[(cohort == D1) | (cohort == D2)])
-  clock = dormant if len(dormant) else np.sort(timestamp)
+  ordered = np.sort(times.dormant if len(times.dormant) else times.every)
+  if len(ordered) == 0:
+    return None
+  last = [int(len(ordered) * (1 - held_out)) - 1 for held_out in (data.test_fraction + data.valid_fraction, data.test_fraction)]
+  return Cuts(*(int(ordered[i] if i >= 0 else ordered[0] - 1) for i in last))  # i: the last occasion that is not held out
+
+
+def _by_time(timestamp: np.ndarray, cohort: np.ndarray, data: DataConfig, cuts: Cuts | None) -> tuple[np.ndarray, int]:
+  """Splits and the last timestamp of training. Every occasion later than a cut is on its far side, whatever its cohort."""
+  dormant = timestamp[(cohort == D1) | (cohort == D2)]
+  cuts = cuts or find_cuts(Clock(dormant, timestamp), data)
   split = np.full(len(timestamp), TRAIN, np.int8)
-  if len(clock) == 0:
+  if cuts is None:
     return split, -1
-  cuts = []
-  for held_out in (data.test_fraction, data.test_fraction + data.valid_fraction):
-    last = int(len(clock) * (1 - held_out)) - 1  # position of the last occasion that is not held out
-    cuts.append(clock[last] if last >= 0 else clock[0] - 1)
-  split[timestamp > cuts[1]] = VALID
-  split[timestamp > cuts[0]] = TEST
-  return split, cuts[1]
+  split[timestamp > cuts.train] = VALID
+  split[timestamp > cuts.valid] = TEST
+  return split, cuts.train
 
 
 def _leave_one_out(user: np.ndarray) -> np.ndarray:

@@ -14,11 +14,13 @@ from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json, write_parquet
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import SPLITS, TEST, TRAIN, Occasions, find_occasions
+from rolegen_jax.data.occasions import SPLITS, TEST, TRAIN, Cuts, Occasions, find_occasions
 
 
-def prepare(config: Config, folder: str | os.PathLike) -> tuple[InteractionLog, Occasions, dict]:
+def prepare(config: Config, folder: str | os.PathLike, cuts: Cuts | None = None) -> tuple[InteractionLog, Occasions, dict]:
   """Reads the log that `config.data` names, validates and indexes it, finds its occasions and saves all under `folder`.
+
+  `cuts` between the splits: those of the whole log when `config.data` takes only some users of it, see `shard_reader.Shards`.
 
   Writes log_*.parquet, occasions.parquet, planted.parquet (ground truth, simulated data only) and, last, notes.json.
   Returns (log, occasions, notes); notes holds counts: users, items, rows by event, occasions and targets by cohort and
@@ -28,7 +30,7 @@ def prepare(config: Config, folder: str | os.PathLike) -> tuple[InteractionLog, 
   folder = pathlib.Path(folder)
   events, items, left_out, planted = _tables(config)
   log = InteractionLog.build(events, items)
-  occasions = find_occasions(log, config.data)
+  occasions = find_occasions(log, config.data, cuts)
   check_no_leak(log, occasions)
   _need_occasions(log, occasions)
   notes = _notes(config, log, occasions, left_out)
