@@ -26,6 +26,7 @@ class DataConfig:
   format: str = 'simulated'  # simulated | contract | alibaba2014 | taobao_userbehavior | rees46 | ranked_sequences
   path: str = ''  # file or folder of the log, relative to $ROLEGEN_DATA; unused when simulated
   max_users: int = 0  # keep the first N users in file order; 0 = all
+  shards: str = ''  # folder of rolegen_jax.prepare_shards: backbone warm-up on rows of the whole log, which memory need not hold; '' = off
   split: str = 'time'  # time | leave_one_out
   test_fraction: float = 0.3  # share of dormant occasions, latest by time, that are test
   valid_fraction: float = 0.15  # share of dormant occasions just before them that are validation

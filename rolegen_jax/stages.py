@@ -31,7 +31,7 @@ from rolegen_jax.data.files import lock, read_parquet, write_json
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.data.prepare import load_prepared, prepare
-from rolegen_jax.data.rows import pack_windows, packed_rows
+from rolegen_jax.data.shard_reader import Shards, training_rows
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.floors import FLOORS, evaluation_rows
 from rolegen_jax.evaluation.sasrec import sasrec
@@ -59,14 +59,19 @@ class Run:
   # Stages
 
   @functools.cached_property
+  def shards(self) -> Shards | None:
+    """Training rows on disk, of a log that memory does not hold."""
+    return Shards(self.config.data.shards) if self.config.data.shards else None
+
+  @functools.cached_property
   def data(self):
     """(log, occasions)."""
     c = self.config.data
     simulated = c.format == 'simulated'
     source = configs.to_dict(self.config.world) if simulated else _fingerprint(log_path(c))
-    folder, done = self._begin('data', digest(c, source))
+    folder, done = self._begin('data', digest(c, source, self.shards and self.shards.digest))
     if not done:
-      notes = distributed.once(lambda: prepare(self.config, folder)[2])
+      notes = distributed.once(lambda: prepare(self.config, folder, self.shards and self.shards.cuts)[2])
       self._end(folder, f'{notes["users"]} users, {notes["items"]} items')
     return load_prepared(folder)
 
@@ -94,11 +99,10 @@ class Run:
     """Warm-up: the backbone on packed trajectories."""
     log, occasions = self.data
     c = self.config
-    width = c.backbone.context
-    packed = pack_windows(log.offsets, occasions.train_end(log), width)
-    rows = lambda index: packed_rows(log, packed, index, width)
-    batches = lambda stage: Batches(int(packed[0].max()) + 1, stage.batch, c.seed, rows, sharding.rows_here(self.mesh, stage.batch))
-    return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, digest(self.artefacts, c.backbone))['backbone']
+    count, rows = training_rows(c, log, occasions, self.shards)
+    batches = lambda stage: Batches(count, stage.batch, c.seed, rows, sharding.rows_here(self.mesh, stage.batch))
+    key = digest(self.artefacts, c.backbone, self.shards and self.shards.digest)
+    return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, key)['backbone']
 
   @functools.cached_property
   def excitation(self) -> Excitation:

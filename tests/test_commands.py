@@ -10,7 +10,10 @@ import pytest
 
 from rolegen_jax import commands
 from rolegen_jax.config import ROLE_NAMES, ConfigError
+from rolegen_jax.data import shard_build, world
+from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.files import DataError, lock
+from rolegen_jax.data.shards import make_plan
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.stages import Run, saved_config
 from tests import tiny
@@ -77,6 +80,24 @@ def test_users_of_a_file_and_an_unknown_one(run, tmp_path):
   with pytest.raises(DataError, match=r"users.txt: line 3: user_id '999999' is not in the log"):
     recommend(run.rolegen, run.trained, run.data[0], run.excitation, run.trie, run.mesh, str(users), output)
   assert not output.exists()
+
+
+def test_the_warm_up_reads_shards_as_it_reads_the_log(tmp_path, monkeypatch):
+  monkeypatch.setenv('ROLEGEN_DATA', str(tmp_path))
+  simulated = world.simulate(commands.experiment('demo', SMALL).world)
+  (tmp_path / 'shop').mkdir()
+  simulated.events.write_parquet(tmp_path / 'shop' / 'events.parquet')
+  simulated.items.write_parquet(tmp_path / 'shop' / 'items.parquet')
+  settings = [s for s in SMALL if not s.startswith('world.')] + ['data.path=shop']
+  config = commands.experiment('contract', settings)
+  shard_build.build(make_plan(config, log_path(config.data), 1), tmp_path / 'shards', 1)
+
+  def curve(name, *more):
+    run = Run(commands.experiment('contract', [*settings, *more]), tmp_path / name)
+    run.backbone
+    return [json.loads(line)['loss'] for line in (run.workdir / 'backbone' / 'metrics.jsonl').read_text().splitlines()]
+
+  assert curve('shards', f'data.shards={tmp_path / "shards"}') == curve('log')
 
 
 def test_unknown_experiments_and_fields_name_what_is_right():
