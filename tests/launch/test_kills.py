@@ -67,7 +67,7 @@ class Job:
     return found if isinstance(found, list) else []
 
   def _pids(self, what: str) -> list[int]:
-    found = subprocess.run(['ps', '-eo', 'pid=,args='], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(['ps', '-ww', '-eo', 'pid=,args='], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=1) for line in found.splitlines()]
     of = [int(pid) for pid, args in rows if re.match(rf'\S+ -m {re.escape(what)} ', args) and f'--workdir={self.workdir} ' in args]
     return of if len(of) == self.processes else []  # one that just starts shows another command
