@@ -20,7 +20,7 @@ _SET = flags.DEFINE_multi_string('set', [], 'Replace one field of the config: se
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder of the shards: new, empty, or one of an earlier run.', required=True)
 _SHARDS = flags.DEFINE_integer('shards', 0, 'Number of shards; 0 = one for each 2 million events.', lower_bound=0)
 _WORKERS = flags.DEFINE_integer('workers', 0, 'Processes on this machine; 0 = one per core.', lower_bound=0)
-_RUNNER = flags.DEFINE_string('runner', '', "Beam's runner: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner ...; empty = this machine's processes.")
+_RUNNER = flags.DEFINE_string('runner', '', "Beam's runner: DirectRunner, FlinkRunner, SparkRunner ...; empty = this machine's processes.")
 _BEAM = flags.DEFINE_multi_string('beam', [], 'A further option of the Beam runner, --name=value. May be repeated.')
 
 

@@ -1,8 +1,9 @@
 """Batches for the device: row numbers in shuffled order, made into fixed-shape arrays ahead of time on each host.
 
 The order is a function of the seed, the position one integer: a run resumes on other hardware with the very next batch. A row
-has its place in the global batch whichever process makes it, so what is drawn by place (dropout, worlds) is drawn alike. The order is that of grain's MapDataset.shuffle(seed).repeat() under
-ElasticIterator, whose cost is per row and six times this one's: at 64 rows more than a millisecond.
+has its place in the global batch whichever process makes it, so what is drawn by place (dropout, worlds) is drawn alike. The
+order is that of grain's MapDataset.shuffle(seed).repeat() under ElasticIterator, whose cost is per row and six times this
+one's: at 64 rows more than a millisecond.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ class Shards:
       if theirs[name] != value:
         raise ConfigError(f'{name}={value!r}: the shards in {self.folder} were made with {theirs[name]!r}; must be the same')
     if catalogue_digest(item_ids) != self.index['items_digest']:
-      raise DataError(f'{self.folder}: was made with another items.parquet ({self.index["items"]} items, the log has {len(item_ids)}); must be the same')
+      made = f'{self.index["items"]} items, the log has {len(item_ids)}'
+      raise DataError(f'{self.folder}: was made with another items.parquet ({made}); must be the same')
 
   def verify(self) -> None:
     """Reads every byte. Raises DataError naming the first file whose content is not what was written."""

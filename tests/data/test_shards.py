@@ -136,7 +136,7 @@ def test_beam_tells_bad_input_in_one_line(tmp_path):
 
 
 def test_an_error_that_a_cluster_tells_as_text_is_the_same():
-  told = "Traceback (most recent call last):\n  raise DataError(f'{name}')\nrolegen_jax.data.files.DataError: x.parquet: row 3: -5 [while running 'split']\n"
+  told = "Traceback (most recent call last):\n  raise X\nrolegen_jax.data.files.DataError: x.parquet: row 3: -5 [while running 'split']\n"
   assert repr(shard_beam._ours(RuntimeError(told))) == repr(DataError('x.parquet: row 3: -5'))
   other = RuntimeError('no worker')
   assert shard_beam._ours(other) is other
