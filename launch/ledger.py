@@ -49,7 +49,7 @@ class Ledger:
 def only_one(folder: pathlib.Path) -> Iterator[None]:
   """One sweep at a time runs in a folder. Raises ConfigError when another one does; a killed one holds nothing."""
   try:
-    held = lock(folder)
+    held = lock(folder / '.lock')
   except BlockingIOError as error:
     raise ConfigError(f'--workdir={folder}: a sweep is running there ({error}); wait for it, or use another --workdir') from error
   with held:

@@ -262,6 +262,7 @@ class Run:
     return _read(self.workdir / name / 'KEY.json')['key']
 
 
+RUN_LOCK = '.run.lock'  # a sweep, which holds the folder of a point for its child, has `.lock` there
 _held = {}  # locks of run folders that this process writes to, by folder
 
 
@@ -269,7 +270,7 @@ def _hold(workdir: pathlib.Path) -> None:
   """Before anything is written: one run at a time. What is complete may be read by many. Raises ConfigError."""
   if workdir not in _held:
     try:
-      _held[workdir] = lock(workdir)
+      _held[workdir] = lock(workdir / RUN_LOCK)
     except BlockingIOError as error:
       raise configs.ConfigError(f'--workdir={workdir}: another run is at work there ({error}); wait for it, or use another --workdir') from error
 

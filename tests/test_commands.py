@@ -15,7 +15,7 @@ from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.files import DataError, lock
 from rolegen_jax.data.shards import make_plan
 from rolegen_jax.serving.recommend import recommend
-from rolegen_jax.stages import Run, saved_config
+from rolegen_jax.stages import RUN_LOCK, Run, saved_config
 from tests import tiny
 
 SMALL = [f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES] + [
@@ -52,9 +52,9 @@ def test_a_second_start_trains_nothing(run, capfd):
 
 def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
   config = commands.experiment('demo', SMALL)
-  with lock(tmp_path), pytest.raises(ConfigError, match=f'another run is at work there .process {os.getpid()} on '):
+  with lock(tmp_path / RUN_LOCK), pytest.raises(ConfigError, match=f'another run is at work there .process {os.getpid()} on '):
     Run(config, tmp_path).data
-  assert [path.name for path in tmp_path.iterdir()] == ['.lock']
+  assert [path.name for path in tmp_path.iterdir()] == [RUN_LOCK]
 
 
 def test_recommendations_carry_their_reasons(run, tmp_path):

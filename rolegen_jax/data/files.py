@@ -60,13 +60,13 @@ def write_json(value, path: str | os.PathLike) -> None:
     temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
 
 
-def lock(folder: pathlib.Path) -> IO:
-  """Makes `folder` this process's until the returned file is closed. What a killed process held is free.
+def lock(path: pathlib.Path) -> IO:
+  """Makes what the file `path` stands for this process's until the returned file is closed. What a killed process held is free.
 
   Raises BlockingIOError, saying which process of which host has it. Where the file system knows no locks, nothing is locked.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  file = (folder / '.lock').open('a+', encoding='utf-8')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  file = path.open('a+', encoding='utf-8')
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

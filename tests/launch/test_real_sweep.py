@@ -38,16 +38,21 @@ runpy.run_module('rolegen_jax.train', run_name='__main__', alter_sys=True)
 def test_a_run_that_fails_says_why_and_one_that_is_stopped_may_continue(tmp_path):
   found = dict(good=SMALL, bad=['data.format=contract', f'data.path={tmp_path / "nowhere"}'])
   wanted = [points.local('demo', name, found[name], tmp_path) for name in found]
+  over = threading.Event()
 
   def stop():
     log, ledger = tmp_path / 'points' / 'good' / 'log.txt', tmp_path / 'ledger.json'
     end = time.monotonic() + 120
-    while time.monotonic() < end and not ('semantic_ids: running' in log.read_text() and '"failed"' in ledger.read_text() if log.exists() else False):
+    while time.monotonic() < end and not over.is_set() and not ('semantic_ids: running' in log.read_text() and '"failed"' in ledger.read_text() if log.exists() else False):
       time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if not over.is_set():
+      os.kill(os.getpid(), signal.SIGTERM)
 
   threading.Thread(target=stop).start()
-  assert points.run('demo', found, wanted, tmp_path, [], parallel=2) == 42
+  try:
+    assert points.run('demo', found, wanted, tmp_path, [], parallel=2) == 42
+  finally:
+    over.set()
   ledger = json.loads((tmp_path / 'ledger.json').read_text())['points']
   assert ledger['bad']['state'] == 'failed' and ledger['bad']['exit_code'] == 2
   assert ledger['bad']['why'].startswith('exit code 2 (bad setting or data)\n') and 'nowhere' in ledger['bad']['why']
