@@ -149,7 +149,7 @@ def test_killed_at_random_moments_of_every_stage(unbroken, tmp_path):
       starts = sum(line.startswith('launch: exit') for line in job.lines())
       assert starts == number, '\n'.join(job.lines()[-30:])
       assert until(lambda: stage_now(job.lines()) in STAGES[reached:]), '\n'.join(job.lines()[-30:])
-      time.sleep(rng.uniform(0, 0.8 * seconds[stage_now(job.lines())]))
+      time.sleep(rng.uniform(0, 0.5 * seconds[stage_now(job.lines())]))
       how = (signal.SIGTERM, signal.SIGKILL)[number % 2]
       whom = 'launch.host_entry' if how == signal.SIGTERM else rng.choice(['launch.host_entry', 'rolegen_jax.train'])
       victims = job.pids(whom)
