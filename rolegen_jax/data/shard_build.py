@@ -58,7 +58,7 @@ def _build(plan: shards.Plan, output: pathlib.Path, workers: int) -> dict:
 def hold(output: pathlib.Path) -> IO:
   """A lock on `output` until it is closed. Raises ConfigError."""
   try:
-    return lock(output)
+    return lock(output / '.lock')
   except BlockingIOError as error:
     raise ConfigError(f'--output={output}: being written by {error}; wait for it, or use another folder') from error
 
