@@ -4,7 +4,11 @@ Scores are exact log p(item) of the backbone's mixture: a prefix keeps its gener
 the memory slots whose items share it, so both parts of the mixture narrow together. The catalogue comes in as `Trie`
 tables, run-time arguments: changing it within capacity compiles nothing.
 
-Shapes: B rows, k beams, S memory slots, K codes.
+A level costs one position of the depth decoder a beam, against the keys and values of the codes before it. The pointer moves
+few entries: a slot's item continues one beam at most, by one code. So the mixture is worked out at those S entries a row and
+not at all k * K.
+
+Shapes: B rows, k beams, S memory slots, K codes, E = k * K entries (the codes of all beams), D width, N = B * k.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from rolegen_jax.models.backbone import NEVER, Backbone, Memory, Recall
-from rolegen_jax.semantic_ids.trie import Trie, children_mask, leaf
+from rolegen_jax.models.transformer import whole
+from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, leaf, root
 
 
 class Ranking(NamedTuple):
@@ -26,41 +31,70 @@ class Ranking(NamedTuple):
 
 def beam_search(backbone: Backbone, recall: Recall, memory: Memory, trie: Trie, beams: int) -> Ranking:
   """The top `beams` items of the first query of each row. Exact where `beams` is at least the number of nodes of each level."""
-  state_BxD = recall.state[:, 0]
-  b, d = state_BxD.shape
-  log_generate, log_gate = recall.log_generate[:, 0, None, None], recall.log_gate[:, 0, None, None]
+  recall = jax.tree.map(lambda a: a[:, :1], recall)
+  levels, codes = backbone.vocab.levels, backbone.vocab.codes
   pointer_BxS = jnp.exp(recall.log_pointer[:, 0])
   slot_codes_BxSxL = jnp.take(trie.item_codes, jnp.maximum(memory.item, 0), axis=0)
-  levels, codes = backbone.vocab.levels, backbone.vocab.codes
+  slot_beam_BxS = jnp.where(memory.item >= 0, 0, -1)  # the beam that the slot's item continues; -1 = none
 
-  node = jnp.zeros((b, 1), jnp.int32)
-  prefix = jnp.zeros((b, 1, 0), jnp.int32)
-  generated, alive = jnp.zeros((b, 1)), jnp.ones((b, 1), bool)
-  match_BxkxS = jnp.broadcast_to((memory.item >= 0)[:, None], (b, 1, memory.item.shape[1]))
+  x_BxkxD, cache = recall.state, None
+  node, generated = root((recall.state.shape[0], 1)), jnp.zeros((recall.state.shape[0], 1))
   for level in range(levels):
-    k = node.shape[1]
-    flat = lambda a: a.reshape(b * k, *a.shape[2:])
-    states = flat(jnp.broadcast_to(state_BxD[:, None], (b, k, d)))
-    log_probs = backbone.code_log_probs(states, flat(prefix))[:, -1].reshape(b, k, codes)
+    own_BxkxK, cache = _next_code(backbone, level, x_BxkxD, cache)
     if level == 0:
-      log_probs = backbone.first_code(recall, log_probs)
-    generated = generated[..., None] + log_probs
-    one_hot = jax.nn.one_hot(slot_codes_BxSxL[:, :, level], codes)
-    copied = jnp.einsum('bks,bsc->bkc', match_BxkxS * pointer_BxS[:, None], one_hot, precision='highest')
-    score = jnp.logaddexp(log_generate + generated, log_gate + jnp.log(jnp.maximum(copied, 1e-37)))
-    exists, child = children_mask(trie, level, node)
-    score = jnp.where(exists & alive[..., None], score, NEVER)
+      own_BxkxK = backbone.first_code(recall, own_BxkxK)
+    generated = _entries(generated[..., None] + own_BxkxK)
+    exists = _entries(children_mask(trie, level, node)[0])
+    slot_entry = jnp.where(slot_beam_BxS < 0, -1, slot_beam_BxS * codes + slot_codes_BxSxL[:, :, level])
+    score = _mix(recall, jnp.where(exists, generated, NEVER), slot_entry, pointer_BxS)
 
-    kept = min(beams, k * codes)
-    score, best = jax.lax.top_k(score.reshape(b, k * codes), kept)
-    parent, code = best // codes, best % codes
-    pick = lambda a: jnp.take_along_axis(a.reshape(b, k * codes), best, axis=1)
-    alive, node, generated = score > NEVER / 2, pick(child), pick(generated)
-    node = jnp.where(alive, node, 0)
-    prefix = jnp.concatenate([jnp.take_along_axis(prefix, parent[..., None], axis=1), code[..., None]], axis=-1)
-    match_BxkxS = jnp.take_along_axis(match_BxkxS, parent[..., None], axis=1)
-    match_BxkxS &= slot_codes_BxSxL[:, None, :, level] == code[..., None]
-  item = jnp.where(alive, leaf(trie, node), -1)
+    score, entry = jax.lax.top_k(score, min(beams, score.shape[1]))
+    parent, code = entry // codes, entry % codes
+    node = jnp.where(score > NEVER / 2, descend(trie, level, _pick(node, parent), code), -1)
+    generated = _pick(generated, entry)
+    if level + 1 < levels:
+      # A slot's entry is kept once or not at all, so the sum is the number of the beam that it has become.
+      became = jnp.where(slot_entry[..., None] == entry[:, None], jnp.arange(entry.shape[1]) + 1, 0)
+      slot_beam_BxS = jnp.sum(became, axis=-1) - 1
+      cache = jax.tree.map(lambda a: jax.vmap(_pick, (0, None))(a, parent), cache)
+      x_BxkxD = jnp.take(whole(backbone.tokens, recall.state.dtype), backbone.vocab.blocks[f'sid{level}'][0] + code, axis=0)
+  item = leaf(trie, node)
   pad = ((0, 0), (0, beams - item.shape[1]))
   item, score = jnp.pad(item, pad, constant_values=-1), jnp.pad(score, pad, constant_values=NEVER)
   return Ranking(item, jnp.where(item >= 0, score, NEVER), jnp.sum(item >= 0, axis=1))
+
+
+def _next_code(backbone: Backbone, level: int, x_BxkxD, cache):
+  """(log-probabilities fp32 [B, k, K] of the code at `level`, cache): one more position after the `level` of `cache`.
+
+  The cache is (keys, values), each [layers, B, k, positions, heads, head width]; None before the first.
+  """
+  c, (b, k, d) = backbone.depth.config, x_BxkxD.shape
+  empty = jnp.zeros((c.layers, b, k, 0, c.kv_heads, c.head_dim), c.dtype)
+  longer = lambda a: jnp.pad(a.reshape(c.layers, b * k, *a.shape[3:]), ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
+  positions, seen = jnp.full((b * k,), level), jnp.ones((b * k, level + 1), bool)
+  hidden, cache = backbone.depth.step(x_BxkxD.reshape(b * k, d), positions, jax.tree.map(longer, cache or (empty, empty)), level, seen)
+  readout = whole(backbone.readout, hidden.dtype)[level]
+  logits = jnp.einsum('nd,cd->nc', hidden, readout, preferred_element_type=jnp.float32).reshape(b, k, -1)
+  return jax.nn.log_softmax(logits, axis=-1), jax.tree.map(lambda a: a.reshape(c.layers, b, k, *a.shape[2:]), cache)
+
+
+def _mix(recall: Recall, generated_BxE, slot_entry_BxS, pointer_BxS):
+  """log p of the prefix that each entry makes, fp32 [B, E]; NEVER where `generated_BxE` is, the entry exists in no item."""
+  score = jnp.where(generated_BxE > NEVER / 2, recall.log_generate + generated_BxE, NEVER)
+  same_BxSxS = slot_entry_BxS[:, :, None] == slot_entry_BxS[:, None]
+  mass = jnp.sum(jnp.where(same_BxSxS, pointer_BxS[:, None], 0.0), axis=-1)
+  at = jnp.maximum(slot_entry_BxS, 0)
+  mixed = jnp.logaddexp(_pick(score, at), recall.log_gate + jnp.log(mass))
+  open_BxS = (slot_entry_BxS >= 0) & (_pick(score, at) > NEVER / 2)
+  raise_to = lambda row, entry, value: row.at[entry].max(value, mode='drop')
+  return jax.vmap(raise_to)(score, jnp.where(open_BxS, at, score.shape[1]), mixed)
+
+
+def _entries(a_BxkxK):
+  return a_BxkxK.reshape(len(a_BxkxK), -1)
+
+
+def _pick(a_Bxn, index_Bxm):
+  """Along the second axis, row by row: [B, n, ...] and int32 [B, m] to [B, m, ...]."""
+  return jax.vmap(lambda row, index: row[index])(a_Bxn, index_Bxm)

@@ -78,6 +78,62 @@ def test_narrow_beams_are_distinct_allowed_items_with_their_true_scores(seed, it
     assert (np.diff(score[:found]) <= 0).all()
 
 
+@functools.cache
+def plain_parts():
+  """Of one case: what `plain_search` needs, computed prefix by prefix without a cache; item codes come in as an argument."""
+
+  @jit
+  def recalled(params, cases, item_codes, intent):
+    rolegen = tiny.rolegen()
+    backbone = rolegen.bind('backbone', params)
+    memory = backbone.add_intent(backbone.encode(cases.history, item_codes), intent, item_codes)
+    return memory.item, rolegen.ask(backbone, memory, cases.timestamp)
+
+  log_probs = jit(lambda params, state, prefix: tiny.rolegen().bind('backbone', params).code_log_probs(state, prefix)[:, -1])
+  return recalled, log_probs
+
+
+def plain_search(beams: int, codes, allowed, slots, recall, log_probs):
+  """Beam search over lists for one row: [(log p, item)], best first. `recall` holds that row's values."""
+  kept = [((), 0.0)]  # prefix, its generated log-probability
+  for level in range(tiny.LEVELS):
+    prefixes = [prefix for prefix, _ in kept] + [kept[0][0]] * (beams - len(kept))
+    own = log_probs(np.repeat(recall.state, beams, 0), np.array(prefixes, np.int32).reshape(beams, level))
+    if level == 0:
+      own = np.logaddexp(recall.log_own[:, None] + own, recall.intent)
+    found = []
+    for (prefix, generated), row in zip(kept, own):
+      for code in range(tiny.CODES):
+        longer = (*prefix, code)
+        shares = lambda item: tuple(codes[item, :level + 1]) == longer
+        if any(shares(item) for item in np.flatnonzero(allowed)):
+          mass = sum(np.exp(weight) for item, weight in zip(slots, recall.log_pointer[0]) if item >= 0 and shares(item))
+          score = np.logaddexp(recall.log_generate[0] + generated + row[code], recall.log_gate[0] + np.log(mass) if mass else -np.inf)
+          found.append((score, longer, generated + row[code]))
+    found = sorted(found, reverse=True)[:beams]
+    kept = [(prefix, generated) for _, prefix, generated in found]
+  item_of = {tuple(row): item for item, row in enumerate(codes.tolist())}
+  return [(score, item_of[prefix]) for score, prefix, _ in found]
+
+
+@settings(max_examples=5, deadline=None)
+@given(SEEDS, st.integers(20, 60), st.sampled_from([1.0, 0.5]))
+def test_narrow_beams_are_those_of_a_plain_search(seed, items, share):
+  """The same lists as beam search prefix by prefix, which encodes every prefix anew and sums the pointer over all slots."""
+  intent = np.asarray(jax.nn.log_softmax(np.random.default_rng(seed).normal(size=(tiny.USERS, tiny.CODES)).astype(np.float32)))
+  ranking, _, allowed = search(5, seed, items, share, intent)
+  recalled, log_probs = plain_parts()
+  params, codes = tiny.params('backbone'), tiny.codes(items, seed)
+  slots, recall = jax.device_get(recalled(params, tiny.cases(seed, items=items), tiny.trie(items, seed).item_codes, intent))
+  for row in range(0, tiny.USERS, 3):
+    one = jax.tree.map(lambda a: a[row], recall)
+    expected = plain_search(5, codes, allowed, slots[row], one, lambda state, prefix: np.asarray(log_probs(params, state, prefix)))
+    score, item = np.array([s for s, _ in expected]), [i for _, i in expected]
+    np.testing.assert_allclose(ranking.score[row, :len(score)], score, atol=2e-5)
+    if (np.diff(score) < -1e-4).all():  # no near tie
+      assert ranking.item[row, :len(score)].tolist() == item
+
+
 def test_another_catalogue_within_capacity_compiles_nothing():
   for items in (7, 31, 60):
     search(64, 0, items)

@@ -1,7 +1,5 @@
 """Constraint tables against Python sets of prefixes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from rolegen_jax.semantic_ids import trie as trie_lib
-
-
-def random_codes(seed, items, levels, codes):
-  ids = np.random.default_rng(seed).choice(codes**levels, items, replace=False)
-  return (ids[:, None] // codes ** np.arange(levels)[::-1] % codes).astype(np.int32)
+from trees import children, random_codes
 
 
 @jax.jit
@@ -23,15 +17,6 @@ def walk(trie, codes_L):
   for level, code in enumerate(codes_L):
     node = trie_lib.descend(trie, level, node, code)
   return node
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def every_child(trie, level):
-  """(mask, child by `children_mask`, child by `descend`) of every node, padding too, and every code: [C_l, K]."""
-  node = jnp.arange(trie.child_bits[level].shape[0])
-  mask, child = trie_lib.children_mask(trie, level, node)
-  code = jnp.arange(trie.codes_per_level)[None]
-  return mask, child, trie_lib.descend(trie, level, jnp.broadcast_to(node[:, None], mask.shape), jnp.broadcast_to(code, mask.shape))
 
 
 @settings(max_examples=25, deadline=None)
@@ -44,7 +29,7 @@ def test_agrees_with_python_sets(seed, items, codes, restrict):
   paths = {tuple(row): i for i, row in enumerate(table.tolist()) if allowed[i]}
   nodes = {(): 0} if paths else {}  # prefix -> node
   for level in range(levels):
-    mask, child, descended = map(np.asarray, every_child(trie, level))
+    mask, child, descended = map(np.asarray, children(trie, level, jnp.arange(trie.child_bits[level].shape[0])))
     np.testing.assert_array_equal(descended, np.where(mask, child, -1))
     assert mask.sum() == len({path[:level + 1] for path in paths})  # padding nodes have no children
     deeper = {}
