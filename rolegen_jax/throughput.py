@@ -6,11 +6,13 @@ Every phase is its own jitted program over one batch, compiled ahead of time, ca
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
 import resource
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -86,6 +88,15 @@ def read(path: str) -> dict:
     raise ConfigError(f'--compare={path}: cannot be read ({error}); must be a file that --json wrote') from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A phase compiled over one batch."""
+
+  call: Callable[[], None]  # runs it once, to its end
+  compile_s: float
+  memory: dict[str, int]  # bytes a device by the compiler: arguments, outputs, aliased (outputs in the place of arguments), temporaries
+
+
 class Bench:
   """One config's programs and their arguments, on all devices."""
 
@@ -110,20 +121,29 @@ class Bench:
       table, c = self.run.bare_cases, self.config
       batches = Batches(len(table), c.loop_stage.batch, c.seed, lambda rows: table.rows(rows, c.backbone.context))
       return self._found(name, 0.0, _clock(lambda: next(batches), repeats), self.config.loop_stage.batch)
-    users = (self.config.evaluation if name == 'recommend' else self.config.loop_stage).batch
+    program = self.program(name)
+    return self._found(name, program.compile_s, _clock(program.call, repeats), self._users(name)) | dict(memory_per_device=program.memory)
+
+  def program(self, name: str) -> Program:
+    """Any phase but input, compiled over random or real cases."""
     with jax.set_mesh(self.mesh):
-      program, held = self._program(name, self.cases(users))
+      program, held = self._program(name, self.cases(self._users(name)))
       started = time.perf_counter()
       compiled = program.lower(*held).compile()
       compile_s = time.perf_counter() - started
 
-      def call():
-        out = compiled(*held)
-        if name == 'step':  # its state is donated
-          held[0] = out[0]
-        jax.block_until_ready(out)
+    def call():
+      out = compiled(*held)
+      if name == 'step':  # its state is donated
+        held[0] = out[0]
+      jax.block_until_ready(out)
 
-      return self._found(name, compile_s, _clock(call, repeats), users)
+    m = compiled.memory_analysis()
+    sizes = dict(arguments=m.argument_size_in_bytes, outputs=m.output_size_in_bytes, aliased=m.alias_size_in_bytes, temporaries=m.temp_size_in_bytes)
+    return Program(call, compile_s, sizes)
+
+  def _users(self, name: str) -> int:
+    return (self.config.evaluation if name == 'recommend' else self.config.loop_stage).batch
 
   def _program(self, name: str, cases: Cases):
     """(jitted program, its arguments)."""
@@ -135,7 +155,7 @@ class Bench:
       answer = lambda p, cases, trie, key: rolegen.recommend(p, cases, trie, key, self.config.backbone.beam)
       return compiling.jit(answer), [{n: params[n] for n in ('backbone', 'reasoner')}, cases, trie, key]
     if name == 'step':
-      fresh = state.create(self.makers, self.txs, self.mesh, jax.random.key(self.config.seed))
+      fresh = state.create(self.makers, self.txs, self.mesh, jax.random.key(self.config.seed), params)
       out = state.shardings(self.makers, self.txs, self.mesh), None
       program = compiling.jit(functools.partial(step.loop_step, rolegen, self.txs), donate_argnums=0, out_shardings=out)
       return program, [fresh, cases, trie, switches]

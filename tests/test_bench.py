@@ -25,6 +25,8 @@ def test_rates_follow_from_the_medians(found):
   scored = (2 * tiny.WORLDS + 1) * (layout.prompt_length + layout.length)  # chains by policy and reference, and a demonstration
   assert rates['tokens'] == pytest.approx(rates['trajectories'] * (tiny.WORLDS * layout.length + scored))
   assert phase['model_flops'] == sum(work.model for work in Flops(config).phases(8).values())
+  memory = phase['memory_per_device']
+  assert memory['temporaries'] > 0 and memory['arguments'] > memory['aliased'] > 0  # the state is donated, the batch is not
   assert phase['mfu'] is None and phase['hbm_share'] is None  # no peak is known for a CPU
   assert result['provenance']['device_kind'] == '8 x cpu'
   assert 'step ' in throughput.show(result) and 'peak memory' in throughput.show(result)
