@@ -29,8 +29,11 @@ class Ranking(NamedTuple):
   found: jax.Array  # int32 [B], how many items there are; below k: fewer than k exist
 
 
-def beam_search(backbone: Backbone, recall: Recall, memory: Memory, trie: Trie, beams: int) -> Ranking:
-  """The top `beams` items of the first query of each row. Exact where `beams` is at least the number of nodes of each level."""
+def beam_search(backbone: Backbone, recall: Recall, memory: Memory, trie: Trie, beams: int, allow: jax.Array | None = None) -> Ranking:
+  """The top `beams` items of the first query of each row. Exact where `beams` is at least the number of nodes of each level.
+
+  `allow` uint32 [B]: each row gets items of these regions only (`semantic_ids/trie.py`); None = all items.
+  """
   recall = jax.tree.map(lambda a: a[:, :1], recall)
   levels, codes = backbone.vocab.levels, backbone.vocab.codes
   pointer_BxS = jnp.exp(recall.log_pointer[:, 0])
@@ -44,7 +47,7 @@ def beam_search(backbone: Backbone, recall: Recall, memory: Memory, trie: Trie, 
     if level == 0:
       own_BxkxK = backbone.first_code(recall, own_BxkxK)
     generated = _entries(generated[..., None] + own_BxkxK)
-    exists = _entries(children_mask(trie, level, node)[0])
+    exists = _entries(children_mask(trie, level, node, allow)[0])
     slot_entry = jnp.where(slot_beam_BxS < 0, -1, slot_beam_BxS * codes + slot_codes_BxSxL[:, :, level])
     score = _mix(recall, jnp.where(exists, generated, NEVER), slot_entry, pointer_BxS)
 

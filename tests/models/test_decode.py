@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from rolegen_jax.compile import jit
 from rolegen_jax.models.backbone import NEVER
 from rolegen_jax.models.decode import beam_search
+from rolegen_jax.semantic_ids.trie import build_trie
 from tests import tiny
 
 SEEDS = st.integers(0, 10**6)
@@ -132,6 +133,27 @@ def test_narrow_beams_are_those_of_a_plain_search(seed, items, share):
     np.testing.assert_allclose(ranking.score[row, :len(score)], score, atol=2e-5)
     if (np.diff(score) < -1e-4).all():  # no near tie
       assert ranking.item[row, :len(score)].tolist() == item
+
+
+def test_masks_of_requests():
+  """A row gets the items of its regions, in the order and with the scores that they have without a mask."""
+  regions = np.random.default_rng(0).integers(1, 8, 60).astype(np.uint32)
+  allow = np.array([1, 2, 4, 3, 6, 7, 0, 8], np.uint32)
+  trie = build_trie(tiny.codes(), tiny.CODES, 64, regions=regions)
+
+  @jit
+  def masked(params, cases, allow):
+    rolegen = tiny.rolegen()
+    backbone = rolegen.bind('backbone', params)
+    memory = backbone.encode(cases.history, trie.item_codes)
+    return [beam_search(backbone, rolegen.ask(backbone, memory, cases.timestamp), memory, trie, 64, given) for given in (None, allow)]
+
+  every, ranking = jax.device_get(masked(tiny.params('backbone'), tiny.cases(), allow))
+  for row, bits in enumerate(allow):
+    keep = regions[every.item[row, :60]] & bits != 0
+    n = ranking.found[row]
+    assert n == keep.sum() and ranking.item[row, :n].tolist() == every.item[row, :60][keep].tolist()
+    np.testing.assert_allclose(ranking.score[row, :n], every.score[row, :60][keep], atol=1e-6)
 
 
 def test_another_catalogue_within_capacity_compiles_nothing():
