@@ -132,7 +132,7 @@ def test_no_machine_paths_and_no_registries():
       assert not found, f'{name}, line {text.count(chr(10), 0, found.start()) + 1}: {found.group()!r}'
 
 
-@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-test.txt', 'requirements-gpu.txt'])
+@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-test.txt', 'requirements-gpu.txt', 'requirements-peers.txt', 'requirements-cluster.txt'])
 def test_requirements_are_bounded_on_both_sides(name):
   lines = [line for line in (ROOT / name).read_text(encoding='utf-8').splitlines() if line and not line.startswith('#')]
   loose = [line for line in lines if not re.fullmatch(r'[\w.-]+(\[[\w-]+\])?>=[\d.]+,<[\d.]+(; .+)?', line)]
