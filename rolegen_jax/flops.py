@@ -108,9 +108,11 @@ class Flops:
     return self.encode() + self.recall(n, self.history) + self.generate(n, self.vocab.levels)
 
   def beam_search(self) -> Work:
-    total, beams = Work(), 1
+    """A level is one position of the depth decoder a beam, against the cache of the codes before it."""
+    c, total, beams = self.b.temporal, Work(), 1
     for level in range(self.vocab.levels):
-      total += self.generate(beams, level + 1) + product(beams, self.history + self.candidates, self.vocab.codes)
+      position = (projections(c, 1, 1) + attention(c, 1, level + 1)).times(self.b.depth_layers) + product(1, c.width, self.vocab.codes)
+      total += position.times(beams)
       beams = min(self.b.beam, beams * self.vocab.codes)
     return total.only_forward()
 
