@@ -69,6 +69,7 @@ class TransformerConfig:
   rope_theta: float = 10_000.0
   remat: str = 'none'  # none | full | dots: what the backward pass recomputes
   dtype: str = 'float32'  # compute type: float32 | bfloat16; parameters are always float32
+  attention: str = 'auto'  # auto: the platform's kernel where it takes shapes, mask and dtype (splash on TPU, cudnn on GPU) | xla: never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +238,7 @@ def validate(config: Config) -> Config:
     need(t.head_dim % 2 == 0, f'{name}.head_dim', 'even (rotary pairs)')
     one_of(f'{name}.remat', t.remat, ('none', 'full', 'dots'))
     one_of(f'{name}.dtype', t.dtype, ('float32', 'bfloat16'))
+    one_of(f'{name}.attention', t.attention, ('auto', 'xla'))
   need(config.backbone.context >= config.reasoner.events, 'backbone.context', f'at least reasoner.events={config.reasoner.events}')
   need(1 <= config.reasoner.role_events <= config.reasoner.events, 'reasoner.role_events', f'1 to reasoner.events={config.reasoner.events}')
   need(1 <= config.reasoner.intent_levels < config.semantic_ids.levels, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}')

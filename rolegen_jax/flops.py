@@ -16,6 +16,7 @@ import dataclasses
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, Config, TransformerConfig
 from rolegen_jax.models.backbone import AGE_FEATURES, NO_EVENT
 from rolegen_jax.reasoning.frcot import Layout
+from rolegen_jax.reasoning.worlds import Tree, removing
 from rolegen_jax.vocab import GAPS, Vocabulary
 
 
@@ -63,9 +64,9 @@ def projections(c: TransformerConfig, queries: float, memory: float) -> Work:
   )
 
 
-def stack(c: TransformerConfig, tokens: float, layers: int | None = None) -> Work:
-  """One sequence of `tokens` through a whole stack, with what `remat` computes again."""
-  dots, pairs = projections(c, tokens, tokens), attention(c, tokens, tokens)
+def stack(c: TransformerConfig, tokens: float, layers: int | None = None, pairs: Work | None = None) -> Work:
+  """One sequence of `tokens` through a whole stack, with what `remat` computes again. `pairs`: attention of a layer, if not of all tokens to all."""
+  dots, pairs = projections(c, tokens, tokens), pairs or attention(c, tokens, tokens)
   again = dict(none=0.0, full=dots.forward + pairs.forward, dots=pairs.forward)[c.remat]
   one = dots + pairs + Work(recompute=again)
   return one.times(c.layers if layers is None else layers)
@@ -80,6 +81,7 @@ class Flops:
     self.b, self.r, self.loop = config.backbone, config.reasoner, config.loop
     self.worlds, self.history = config.loop.worlds, config.backbone.context + 1  # the start slot is memory too
     self.candidates = self.worlds * config.reasoner.candidates
+    self.tree = Tree(self.layout, self.worlds, removing(self.worlds, self.loop.remove_share))
 
   # Backbone
 
@@ -96,16 +98,21 @@ class Flops:
 
   def generate(self, items: float, length: int) -> Work:
     """Log-probs of the first `length` codes of items."""
-    c = self.b.temporal
+    c = dataclasses.replace(self.b.temporal, remat='none')
     return (stack(c, length, self.b.depth_layers) + product(length, c.width, self.vocab.codes)).times(items)
 
+  def supervised(self, items: float) -> Work:
+    """Log-probs of the codes of given items; the backward pass computes them again."""
+    work = self.generate(items, self.vocab.levels)
+    return work + Work(recompute=work.forward)
+
   def ask(self, slots: int) -> Work:
-    return self.recall(1, slots) + self.generate(1, self.vocab.levels)
+    return self.recall(1, slots) + self.supervised(1)
 
   def sequence(self) -> Work:
     """Encoding a row and predicting each of its events."""
     n = self.b.context
-    return self.encode() + self.recall(n, self.history) + self.generate(n, self.vocab.levels)
+    return self.encode() + self.recall(n, self.history) + self.supervised(n)
 
   def beam_search(self) -> Work:
     """A level is one position of the depth decoder a beam, against the cache of the codes before it."""
@@ -121,32 +128,41 @@ class Flops:
   def prefill(self) -> Work:
     return stack(self.r.transformer, self.layout.prompt_length).only_forward()
 
+  def branches(self) -> Work:
+    """What the worlds that remove an event read again."""
+    c, rest = self.r.transformer, self.tree.rest
+    one = projections(c, rest, rest) + attention(c, rest, self.layout.prompt_length)
+    return one.times(c.layers * len(self.tree.removing)).only_forward()
+
   def decode(self, length: int) -> Work:
-    """`length` tokens, one at a time, each against the whole cache."""
+    """`length` tokens of one chain, one at a time, each against prompt and whole cache."""
     c, slots = self.r.transformer, self.layout.prompt_length + length
     one = (projections(c, 1, 1) + attention(c, 1, slots)).times(c.layers)
     return (one + product(1, c.width, max(self.vocab.codes, len(ROLE_NAMES)))).times(length).only_forward()
 
-  def likelihood(self) -> Work:
-    c, f = self.r.transformer, self.layout
-    codes = self.r.intents * self.r.intent_levels + self.r.candidates * self.vocab.levels
-    readout = product(self.r.role_events, c.width, len(ROLE_NAMES)) + product(codes, c.width, self.vocab.codes)
-    return stack(c, f.prompt_length + f.length) + readout
+  def likelihood(self, tree: Tree) -> Work:
+    """All chains of one user; the backward pass computes the readout of codes again."""
+    c = self.r.transformer
+    codes = product(self.r.intents * self.r.intent_levels + self.r.candidates * self.vocab.levels, c.width, self.vocab.codes)
+    readout = product(self.r.role_events, c.width, len(ROLE_NAMES)) + codes + Work(recompute=codes.forward)
+    pairs = attention(c, tree.trunk, tree.trunk) + attention(c, tree.branch, tree.shared + tree.branch).times(len(tree.removing))
+    return stack(c, tree.length, pairs=pairs) + readout.times(tree.chains)
 
   def next_event(self) -> Work:
     c, kinds = self.r.transformer, len(EVENT_NAMES) + GAPS + self.vocab.levels * self.vocab.codes
-    return stack(c, self.r.events * self.layout.per_event) + product(self.r.events, c.width, kinds)
+    readout = product(self.r.events, c.width, kinds)
+    return stack(c, self.r.events * self.layout.per_event) + readout + Work(recompute=readout.forward)
 
   # Phases of THE step, over a batch
 
   def phases(self, users: int | None = None) -> dict[str, Work]:
-    w, roles = self.worlds, self.r.role_events
+    w, roles, tree = self.worlds, self.r.role_events, self.tree
     per_user = {
-        'rollout prefill': self.prefill().times(1 + w),
+        'rollout prefill': self.prefill() + self.branches(),
         'rollout decode': self.decode(roles) + self.decode(self.layout.length).times(w),
         'execution': self.sequence() + self.ask(self.history + self.candidates),
         'feedback': (self.ask(self.history) + self.ask(self.history + self.r.candidates).times(w)).only_forward(),
-        'reflection': self.likelihood().times(w + 1) + self.likelihood().only_forward().times(w),
+        'reflection': self.likelihood(dataclasses.replace(tree, chains=w + 1)) + self.likelihood(tree).only_forward(),
     }
     return {name: work.times(users or self.config.loop_stage.batch) for name, work in per_user.items()}
 
@@ -159,7 +175,7 @@ class Flops:
     return {
         'warmup': self.sequence().times(c.warmup.batch),
         'align': self.next_event().times(c.align.batch),
-        'reason': self.likelihood().times(c.reason.batch),
+        'reason': self.likelihood(Tree(self.layout)).times(c.reason.batch),
         'loop': sum(phases.values(), Work()),
         'recommend': recommend.times(c.evaluation.batch),
     }

@@ -22,6 +22,7 @@ def test_the_default_is_valid():
     ('backbone.temporal.kv_heads=3', 'backbone.temporal.kv_heads=3: must be a divisor of heads=4'),
     ('reasoner.transformer.head_dim=5', 'reasoner.transformer.head_dim=5: must be even'),
     ('reasoner.transformer.remat=some', "reasoner.transformer.remat='some': must be one of 'none', 'full', 'dots'"),
+    ('backbone.temporal.attention=flash', "backbone.temporal.attention='flash': must be one of 'auto', 'xla'"),
     ('backbone.context=8', 'backbone.context=8: must be at least reasoner.events=24'),
     ('reasoner.role_events=25', 'reasoner.role_events=25: must be 1 to reasoner.events=24'),
     ('reasoner.intent_levels=3', 'reasoner.intent_levels=3: must be 1 to semantic_ids.levels - 1 = 2'),

@@ -28,7 +28,8 @@ from flax import nnx
 
 from rolegen_jax.config import EVENT_NAMES, BackboneConfig
 from rolegen_jax.data.rows import Trajectories
-from rolegen_jax.models.transformer import Attention, GatedMLP, RMSNorm, Transformer, attend, param, use, whole
+from rolegen_jax.models.attention import causal
+from rolegen_jax.models.transformer import Attention, GatedMLP, RMSNorm, Transformer, param, use, whole
 from rolegen_jax.sharding import constrain
 from rolegen_jax.vocab import COUNTS, GAPS, Vocabulary
 
@@ -36,6 +37,7 @@ PURCHASE = EVENT_NAMES.index('purchase')
 NO_EVENT = len(EVENT_NAMES)  # memory slots that are no event: candidates and the start slot
 AGE_FEATURES = 9
 NEVER = -1e9  # log of a probability that is none, finite so that gradients stay so
+PARTS = 8  # of a row's queries, answered by the depth decoder one after the other: an eighth of the memory, and faster on CPUs
 
 
 class Memory(NamedTuple):
@@ -96,6 +98,12 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
   return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
+def log_prob_of(code_N, hidden_NxD, readout_KxD):
+  """log softmax(hidden @ readout.T)[code], fp32 [N]."""
+  log_probs = jax.nn.log_softmax(jnp.einsum('nd,kd->nk', hidden_NxD, readout_KxD, preferred_element_type=jnp.float32), axis=-1)
+  return jnp.take_along_axis(log_probs, code_N[:, None], axis=-1)[:, 0]
+
+
 class QueryBlock(nnx.Module):
   """Cross-attention from queries to memory with a learned bias by age and event type, then an MLP."""
 
@@ -111,7 +119,7 @@ class QueryBlock(nnx.Module):
     bias = bias + jnp.einsum('bse,eh->bhs', event_BxSxE, self.event_bias[...].astype(event_BxSxE.dtype))[:, :, None]
     k, v = self.attention.kv(self.memory_norm(memory_BxSxD))
     q = self.attention.q(self.query_norm(x_BxQxD))
-    x = x_BxQxD + self.attention.out(attend(q, k, v, mask_BxQxS, bias.astype(q.dtype)))
+    x = x_BxQxD + self.attention.out(self.attention.attend(q, k, v, mask_BxQxS, bias.astype(q.dtype)))
     return x + self.mlp(self.mlp_norm(x))
 
 
@@ -125,7 +133,7 @@ class Backbone(nnx.Module):
     self.temporal = Transformer(c, rngs=rngs)
     make = nnx.vmap(lambda rngs: QueryBlock(c, rngs=rngs))
     self.query_blocks = make(rngs.split(config.query_layers))
-    self.depth = Transformer(dataclasses.replace(c, layers=config.depth_layers), rngs=rngs)
+    self.depth = Transformer(dataclasses.replace(c, layers=config.depth_layers, remat='none'), rngs=rngs)  # `_generated` does it, of all layers
     self.readout = param(rngs, (vocab.levels, vocab.codes, width), (None, 'vocab', 'embed'), fan_in=width)
     self.recall_norm = RMSNorm(width)
     self.pointer_query = param(rngs, (width, width), ('embed', None), scale=0.1)  # content counts for little at first
@@ -154,10 +162,8 @@ class Backbone(nnx.Module):
     gap = jnp.where(jnp.pad(t.segment, ((0, 0), (1, 0)))[:, :-1] == t.segment, t.timestamp - previous, 0)
     x = self._items(t.item, codes_IxL) + self._embed(v.event(t.event))
     x = x + self._embed(v.gap(gap_bucket(gap))) + self._embed(v.count(count_bucket(t.count)))
-    n = t.item.shape[1]
-    positions = jnp.broadcast_to(jnp.arange(n), t.item.shape)
-    mask = (t.segment[:, :, None] == t.segment[:, None, :]) & (t.segment > 0)[:, None, :] & jnp.tril(jnp.ones((n, n), bool))
-    hidden = self.temporal(dropout(x, self.config.dropout, key), positions, mask)
+    positions = jnp.broadcast_to(jnp.arange(t.item.shape[1]), t.item.shape)
+    hidden = self.temporal(dropout(x, self.config.dropout, key), positions, causal(t.segment))
     start = jnp.broadcast_to(self.start[...].astype(hidden.dtype), hidden[:, :1].shape)
     pad = lambda a, fill: jnp.pad(a, ((0, 0), (1, 0)), constant_values=fill)
     return Memory(jnp.concatenate([start, hidden], 1), pad(t.item, -1), pad(t.event, NO_EVENT), pad(t.timestamp, 0), pad(t.segment, -1), pad(t.count, 1))
@@ -243,13 +249,38 @@ class Backbone(nnx.Module):
 
   def code_log_probs(self, state_NxD, prefix_Nxl) -> jax.Array:
     """fp32 log-probabilities [N, l+1, K] of codes 0..l given the query state and the first l codes [N, l], l < L."""
+    hidden = self._depth_hidden(state_NxD, prefix_Nxl)
+    readout = whole(self.readout, hidden.dtype)[:hidden.shape[1]]
+    return jax.nn.log_softmax(jnp.einsum('nld,lkd->nlk', hidden, readout, preferred_element_type=jnp.float32), axis=-1)
+
+  def _depth_hidden(self, state_NxD, prefix_Nxl):
     n, length = prefix_Nxl.shape
     x = jnp.concatenate([state_NxD[:, None], self._embed(self.vocab.sid(prefix_Nxl))], axis=1) if length else state_NxD[:, None]
     positions = jnp.broadcast_to(jnp.arange(length + 1), (n, length + 1))
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((length + 1, length + 1), bool)), (n, length + 1, length + 1))
-    hidden = self.depth(x, positions, mask)
-    readout = whole(self.readout, hidden.dtype)[:length + 1]
-    return jax.nn.log_softmax(jnp.einsum('nld,lkd->nlk', hidden, readout, preferred_element_type=jnp.float32), axis=-1)
+    return self.depth(x, positions, mask)
+
+  def _generated(self, state_BxQxD, codes_BxQxL) -> jax.Array:
+    """fp32 log-probabilities [B, Q, L] of given codes, each given those before it.
+
+    A part of the queries at a time, computed again in the backward pass: of [B, Q, L, K] only one level of one part ever exists.
+    """
+    b, q, d = state_BxQxD.shape
+    parts = max(p for p in range(1, PARTS + 1) if q % p == 0)
+
+    @jax.checkpoint
+    def part(state_BxqxD, codes_BxqxL):
+      codes = codes_BxqxL.reshape(-1, codes_BxqxL.shape[-1])
+      hidden = self._depth_hidden(state_BxqxD.reshape(-1, d), codes[:, :-1])
+      readout = whole(self.readout, hidden.dtype)
+      found = [log_prob_of(code, hidden[:, level], readout[level]) for level, code in enumerate(codes.T)]
+      return jnp.stack(found, axis=-1).reshape(codes_BxqxL.shape)
+
+    if parts == 1:
+      return part(state_BxQxD, codes_BxQxL)
+    split = lambda x: jnp.moveaxis(x.reshape(b, parts, q // parts, -1), 1, 0)
+    _, found = jax.lax.scan(lambda carry, xs: (carry, part(*xs)), None, (split(state_BxQxD), split(codes_BxQxL)))
+    return jnp.moveaxis(found, 0, 1).reshape(codes_BxQxL.shape)
 
   @staticmethod
   def first_code(recall: Recall, own_BxQxK) -> jax.Array:
@@ -260,12 +291,12 @@ class Backbone(nnx.Module):
 
   def log_prob(self, recall: Recall, memory: Memory, item_BxQ, codes_IxL) -> tuple[jax.Array, jax.Array]:
     """(log p(item | query), log of its generated part alone), fp32 [B, Q]. Items of -1 give garbage to be masked."""
-    b, q, d = recall.state.shape
-    codes = jnp.take(codes_IxL, jnp.maximum(item_BxQ, 0), axis=0).reshape(b * q, -1)
-    log_probs = self.code_log_probs(recall.state.reshape(b * q, d), codes[:, :-1])
-    first = self.first_code(recall, log_probs[:, 0].reshape(b, q, -1)).reshape(b * q, 1, -1)
-    log_probs = jnp.concatenate([first, log_probs[:, 1:]], axis=1)
-    generated = jnp.take_along_axis(log_probs, codes[..., None], axis=-1)[..., 0].sum(-1).reshape(b, q)
+    codes = jnp.take(codes_IxL, jnp.maximum(item_BxQ, 0), axis=0)
+    generated = self._generated(recall.state, codes)
+    if recall.intent is not None:  # as `first_code`, of the one code that is asked for
+      intended = jnp.take_along_axis(recall.intent, codes[..., :1], axis=-1)
+      generated = jnp.concatenate([jnp.logaddexp(recall.log_own[..., None] + generated[..., :1], intended), generated[..., 1:]], axis=-1)
+    generated = generated.sum(-1)
     same = memory.item[:, None] == item_BxQ[..., None]
     copied = jax.nn.logsumexp(jnp.where(same, recall.log_pointer, NEVER), axis=-1)
     return jnp.logaddexp(recall.log_generate + generated, recall.log_gate + copied), generated

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rolegen_jax.config import TransformerConfig
+from rolegen_jax.models.attention import attend, attend_shared
 from rolegen_jax.sharding import constrain
 
 REMAT = {
@@ -66,17 +67,12 @@ def rope(x_BxTxHxX: jax.Array, positions_BxT: jax.Array, theta: float) -> jax.Ar
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attend(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, mask_BxTxS, bias_BxHxTxS=None):
-  """Grouped-query attention with fp32 softmax; a query row that sees nothing returns the mean of the values."""
-  return jax.nn.dot_product_attention(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, bias=bias_BxHxTxS, mask=mask_BxTxS[:, None])
-
-
 class Attention(nnx.Module):
   """Projections of one attention layer. `q`, `kv` and `out` are apart so that caches and cross-attention can use them."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     c = config
-    self.theta = c.rope_theta
+    self.theta, self.kernel = c.rope_theta, c.attention
     self.wq = param(rngs, (c.width, c.heads, c.head_dim), ('embed', 'heads', 'head_dim'))
     self.wk = param(rngs, (c.width, c.kv_heads, c.head_dim), ('embed', 'kv_heads', 'head_dim'))
     self.wv = param(rngs, (c.width, c.kv_heads, c.head_dim), ('embed', 'kv_heads', 'head_dim'))
@@ -92,6 +88,9 @@ class Attention(nnx.Module):
     k = constrain(jnp.einsum('bsd,dkx->bskx', x, use(self.wk, x.dtype)), 'batch', None, 'kv_heads', None)
     v = constrain(jnp.einsum('bsd,dkx->bskx', x, use(self.wv, x.dtype)), 'batch', None, 'kv_heads', None)
     return (k if positions_BxT is None else rope(k, positions_BxT, self.theta)), v
+
+  def attend(self, q, k, v, mask, bias=None):
+    return attend(q, k, v, mask, bias, self.kernel)
 
   def out(self, o):
     o = constrain(o, 'batch', None, 'heads', None)
@@ -113,7 +112,7 @@ class GatedMLP(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One pre-norm layer. `full` sees all positions at once, `step` one position against a cache."""
+  """One pre-norm layer. `full` sees all positions at once, `step` one position of every chain against a cache."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.attention_norm = RMSNorm(config.width)
@@ -121,22 +120,23 @@ class Block(nnx.Module):
     self.mlp_norm = RMSNorm(config.width)
     self.mlp = GatedMLP(config, rngs=rngs)
 
-  def full(self, x, positions_BxT, mask_BxTxT):
-    """Returns the new residual stream and this layer's rotated keys and values [B, T, K, X]."""
+  def full(self, x, positions_BxT, mask, before=None):
+    """Returns the new residual stream and this layer's rotated keys and values [B, T, K, X]. `before`: those of slots that come first."""
     normed = self.attention_norm(x)
-    k, v = self.attention.kv(normed, positions_BxT)
-    x = x + self.attention.out(attend(self.attention.q(normed, positions_BxT), k, v, mask_BxTxT))
-    return x + self.mlp(self.mlp_norm(x)), (k, v)
+    own = self.attention.kv(normed, positions_BxT)
+    k, v = own if before is None else (jnp.concatenate(pair, axis=1) for pair in zip(before, own))
+    x = x + self.attention.out(self.attention.attend(self.attention.q(normed, positions_BxT), k, v, mask))
+    return x + self.mlp(self.mlp_norm(x)), own
 
-  def step(self, x_Bx1xD, position_Bx1, keys, values, layer, slot, mask_Bx1xS):
-    """One position: writes its key and value at [layer, :, slot] of the whole cache [layers, B, S, K, X], then attends."""
-    normed = self.attention_norm(x_Bx1xD)
-    k, v = self.attention.kv(normed, position_Bx1)
-    keys = jax.lax.dynamic_update_slice(keys, k[None].astype(keys.dtype), (layer, 0, slot, 0, 0))
-    values = jax.lax.dynamic_update_slice(values, v[None].astype(values.dtype), (layer, 0, slot, 0, 0))
-    k, v = (jax.lax.dynamic_index_in_dim(c, layer, keepdims=False).astype(x_Bx1xD.dtype) for c in (keys, values))
-    x = x_Bx1xD + self.attention.out(attend(self.attention.q(normed, position_Bx1), k, v, mask_Bx1xS))
-    return x + self.mlp(self.mlp_norm(x)), keys, values
+  def step(self, x_BxWxD, position, shared, cache, layer, slot, sees):
+    """One position of W chains: writes its keys and values at [layer, :, :, slot] of the chains' whole cache [layers, B, W, S, K, X],
+    then attends to what they share [B, P, K, X] and to the chain's own slots; `sees` as `attention.attend_shared` takes them."""
+    normed, positions = self.attention_norm(x_BxWxD), jnp.full(x_BxWxD.shape[:2], position, jnp.int32)
+    new = self.attention.kv(normed, positions)
+    cache = tuple(jax.lax.dynamic_update_slice(c, n[None, :, :, None].astype(c.dtype), (layer, 0, 0, slot, 0, 0)) for c, n in zip(cache, new))
+    own = tuple(jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache)
+    x = x_BxWxD + self.attention.out(attend_shared(self.attention.q(normed, positions), shared, own, *sees))
+    return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class Transformer(nnx.Module):
@@ -148,32 +148,35 @@ class Transformer(nnx.Module):
     self.blocks = make(rngs.split(config.layers))
     self.norm = RMSNorm(config.width)
 
-  def __call__(self, x_BxTxD, positions_BxT, mask_BxTxT):
-    """Final-norm hidden states [B, T, D]. mask True = may attend; fp32 or bf16 by config."""
-    return self._layers(x_BxTxD, positions_BxT, mask_BxTxT, keep=False)[0]
+  def __call__(self, x_BxTxD, positions_BxT, mask):
+    """Final-norm hidden states [B, T, D]; fp32 or bf16 by config. `mask` as `attention.attend` takes it."""
+    return self._layers(x_BxTxD, positions_BxT, mask, None, keep=False)[0]
 
-  def prefill(self, x_BxTxD, positions_BxT, mask_BxTxT):
-    """(hidden [B, T, D], cache of (keys, values) each [layers, B, T, K, X])."""
-    return self._layers(x_BxTxD, positions_BxT, mask_BxTxT, keep=True)
+  def prefill(self, x_BxTxD, positions_BxT, mask, before=None):
+    """(hidden [B, T, D], cache of (keys, values) each [layers, B, T, K, X]); with the cache of P slots that come before, mask [B, T, P + T]."""
+    return self._layers(x_BxTxD, positions_BxT, mask, before, keep=True)
 
-  def _layers(self, x_BxTxD, positions_BxT, mask_BxTxT, keep: bool):
+  def _layers(self, x_BxTxD, positions_BxT, mask, before, keep: bool):
 
-    def layer(x, block):
-      x, kv = block.full(constrain(x, 'batch', None, None), positions_BxT, mask_BxTxT)
+    def layer(x, xs):
+      block, before = xs
+      x, kv = block.full(constrain(x, 'batch', None, None), positions_BxT, mask, before)
       return x, kv if keep else None
 
     x = x_BxTxD.astype(self.config.dtype)
-    x, cache = jax.lax.scan(REMAT[self.config.remat](layer), x, self.blocks)
+    x, cache = jax.lax.scan(REMAT[self.config.remat](layer), x, (self.blocks, before))
     return self.norm(x), cache
 
-  def step(self, x_BxD, position_B, cache, slot, mask_BxS):
-    """One more position against caches [layers, B, S, K, X]: (hidden [B, D], cache with `slot` written)."""
+  def step(self, x_BxWxD, position, shared, cache, slot, sees):
+    """One more position of W chains of a row, at `slot` of their cache of (keys, values) [layers, B, W, S, K, X] beside the slots that
+    they share, [layers, B, P, K, X]: (hidden [B, W, D], cache with `slot` written). `sees`: bool [B, P] and [B, W, S]."""
 
-    def layer(carry, block):
-      x, keys, values, index = carry
-      x, keys, values = block.step(x, position_B[:, None], keys, values, index, slot, mask_BxS[:, None])
-      return (x, keys, values, index + 1), None
+    def layer(carry, xs):
+      x, cache, index = carry
+      block, shared = xs
+      x, cache = block.step(x, position, shared, cache, index, slot, sees)
+      return (x, cache, index + 1), None
 
-    x = x_BxD[:, None].astype(self.config.dtype)
-    (x, keys, values, _), _ = jax.lax.scan(layer, (x, *cache, 0), self.blocks)
-    return self.norm(x)[:, 0], (keys, values)
+    x = x_BxWxD.astype(self.config.dtype)
+    (x, cache, _), _ = jax.lax.scan(layer, (x, cache, 0), (self.blocks, shared))
+    return self.norm(x), cache

@@ -1,11 +1,10 @@
-"""FR-CoT: what the reasoner reads and writes, at fixed positions, and the likelihood of it.
+"""FR-CoT: what the reasoner reads and writes, at fixed positions.
 
   prompt      event, gap, code_1 .. code_L  of each of the last E events;  gap to now;  REASON
   completion  role of each of the last M events;  INTENT;  I coarse prefixes;  PATH;  P items of L codes;  END
 
 Every position of a completion belongs to one block of the vocabulary, known beforehand, and to a constraint: roles fit the
-event (CONVERT exactly on purchases), codes continue to an item that exists. Sampling and likelihood use the same constrained
-softmax, so log-probs of rollout and training agree but for rounding.
+event (CONVERT exactly on purchases), codes continue to an item that exists.
 
 Shapes: B users, N sequences, E prompt events, M role events, I intents, P candidates, L levels, T completion length, K codes.
 """
@@ -22,11 +21,8 @@ import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ReasonerConfig
 from rolegen_jax.data.rows import Cases, Excites, Trajectories
-from rolegen_jax.models.backbone import NEVER, gap_bucket
+from rolegen_jax.models.backbone import gap_bucket
 from rolegen_jax.models.intent import Evidence
-from rolegen_jax.models.reasoner import Reasoner
-from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend
-from rolegen_jax.sharding import constrain_rows
 from rolegen_jax.vocab import Vocabulary
 
 CONVERT = ROLE_NAMES.index('CONVERT')
@@ -164,83 +160,3 @@ def demonstration(layout: Layout, cases: Cases, codes_IxL) -> Demonstration:
       known, none, jnp.repeat(intent_known, c.intent_levels, axis=1), none, jnp.repeat(on_path, v.levels, axis=1), none
   ]
   return Demonstration(jnp.concatenate(tokens, 1).astype(jnp.int32), jnp.concatenate(weight, 1).astype(jnp.float32))
-
-
-def constrained_log_softmax(logits, allowed, temperature):
-  """log-softmax over allowed entries at a temperature; NEVER elsewhere, and everywhere where nothing is allowed."""
-  masked = jnp.where(allowed, logits / temperature, NEVER)
-  return jnp.where(allowed, jax.nn.log_softmax(masked, axis=-1), NEVER)
-
-
-class Likelihood(NamedTuple):
-  log_prob: jax.Array  # fp32 [N, T]; 0 at marks and at slots without an event
-  entropy: jax.Array  # fp32 [N, T], nats; 0 likewise
-  role_log_prob: jax.Array  # fp32 [N, M, roles]
-
-
-def likelihood(reasoner: Reasoner, layout: Layout, prompt: Prompt, tokens_NxT, trie: Trie, temperature=None) -> Likelihood:
-  """Teacher-forced log-probs of completions, one forward pass, at a temperature (number or fp32 [N]; default: that of rollouts)."""
-  v = layout.vocab
-  temperature = jnp.reshape(jnp.asarray(layout.config.temperature if temperature is None else temperature, jnp.float32), (-1, 1, 1))
-  # Pinned: what this has in common with a rollout would otherwise take over the layout of rollouts.
-  prompt, tokens_NxT = constrain_rows((prompt, tokens_NxT))
-  sequence = jnp.concatenate([prompt.tokens, tokens_NxT], axis=1)
-  valid = jnp.concatenate([prompt.valid, jnp.ones(tokens_NxT.shape, bool)], axis=1)
-  hidden = reasoner.hidden(sequence, valid)[:, layout.prompt_length - 1:-1]
-
-  def choose(log_probs, choice, exists):
-    """(log-prob of the choice, entropy), 0 where nothing is chosen."""
-    picked = jnp.take_along_axis(log_probs, choice[..., None], axis=-1)[..., 0]
-    spread = -jnp.sum(jnp.where(log_probs > NEVER / 2, jnp.exp(log_probs) * log_probs, 0.0), axis=-1)
-    return jnp.where(exists, picked, 0.0), spread
-
-  start, size = v.blocks['role']
-  m = layout.config.role_events
-  role_log_prob = constrained_log_softmax(reasoner.logits(hidden[:, :m], start, size), prompt.role_allowed, temperature)
-  found = [choose(role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1))]
-  mark = (jnp.zeros((tokens_NxT.shape[0], 1)),) * 2
-  for slots, evidence in ((layout.intent_slots, reasoner.intent(prompt.evidence)[:, None]), (layout.path_slots, 0.0)):
-    node, levels = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32), []
-    for level in range(slots.shape[1]):
-      start, size = v.blocks[f'sid{level}']
-      at = slots[:, level]
-      choice = jnp.clip(at_slots(tokens_NxT, at) - start, 0, size - 1)
-      exists, _ = children_mask(trie, level, node)
-      logits = reasoner.logits(at_slots(hidden, at), start, size) + (evidence if level == 0 else 0.0)
-      log_probs = constrained_log_softmax(logits, exists, temperature)
-      levels.append(choose(log_probs, choice, True))
-      node = jnp.maximum(descend(trie, level, node, choice), 0)
-    found += [mark, tuple(jnp.stack(part, axis=-1).reshape(tokens_NxT.shape[0], -1) for part in zip(*levels))]
-  log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*found, mark))
-  return Likelihood(log_prob, entropy, role_log_prob)
-
-
-def intent_loss(reasoner: Reasoner, prompt: Prompt, cases: Cases, codes_IxL) -> tuple[jax.Array, jax.Array]:
-  """NLL in nats of the target's neighbourhood under the structural equation: as it stands, and with hindsight roles done.
-
-  The second term teaches what a role is worth and nothing else: hindsight roles know the target.
-  """
-  m, evidence = cases.roles.shape[1], prompt.evidence
-  told = evidence._replace(role=evidence.role.at[:, -m:].set(cases.roles))
-  target = jnp.take(codes_IxL, cases.target, axis=0)[:, :1]
-  nll = lambda log_probs: -jnp.mean(jnp.take_along_axis(log_probs, target, axis=1))
-  return nll(reasoner.intent(evidence)), nll(reasoner.intent(told, only_roles=True))
-
-
-def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.Array:
-  """Mean next-token cross-entropy in nats over the prompt's events: the `align` stage on a log without text."""
-  v, k = layout.vocab, layout.per_event
-  body = layout.config.events * k
-  tokens, valid = prompt.tokens[:, :body], prompt.valid[:, :body]
-  hidden = reasoner.hidden(tokens, valid)[:, :-1]
-  blocks = ['event', 'gap'] + [f'sid{level}' for level in range(v.levels)]
-  total, count = 0.0, 0.0
-  for i, name in enumerate(blocks):  # position j predicts token j + 1, whose kind is (j + 1) mod k
-    start, size = v.blocks[name]
-    at = np.arange((i - 1) % k, body - 1, k)
-    log_probs = jax.nn.log_softmax(reasoner.logits(at_slots(hidden, at), start, size), axis=-1)
-    target = jnp.clip(at_slots(tokens, at + 1) - start, 0, size - 1)
-    weight = (at_slots(valid, at) & at_slots(valid, at + 1)).astype(jnp.float32)
-    total -= jnp.sum(jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0] * weight)
-    count += jnp.sum(weight)
-  return total / jnp.maximum(count, 1.0)

@@ -1,10 +1,13 @@
-"""Rollouts of FR-CoT completions on device, with a KV cache and the constraint tables, in a ROLLOUTS layout.
+"""Rollouts of FR-CoT completions on device, with KV caches and the constraint tables, in a ROLLOUTS layout.
+
+The prompt is computed once per user, and read once per token for all of the user's worlds; a world that removes an event adds what
+follows the removal (`worlds.py`). Worlds keep apart only what they write.
 
 Sampling is a Gumbel-max structural causal model (Oberst & Sontag, ICML 2019): the token of a position is
 argmax(logits / temperature + noise), and the noise of a user's position is the same in all of that user's worlds. So two
 worlds differ only through their interventions, and a world without one repeats the factual world bit for bit.
 
-Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), M role events, T completion length, K block width.
+Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), C context slots, M role events, T completion length, K block width.
 """
 
 from __future__ import annotations
@@ -13,23 +16,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rolegen_jax.config import ROLE_NAMES
-from rolegen_jax.models.backbone import NEVER
+from rolegen_jax.models.attention import Seen, causal, per_chain
 from rolegen_jax.models.reasoner import Reasoner
-from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots, constrained_log_softmax
+from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
+from rolegen_jax.reasoning.likelihood import constrained_log_softmax
+from rolegen_jax.reasoning.worlds import Interventions, Tree, choose_interventions, no_interventions, removing, world_prompts
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, leaf
-from rolegen_jax.sharding import constrain_rows
-
-TRIGGER = ROLE_NAMES.index('TRIGGER')
-CONVERT = ROLE_NAMES.index('CONVERT')
-
-
-class Interventions(NamedTuple):
-  """What is done in each world; all -1 and False in world 0."""
-
-  role: jax.Array  # int32 [B, W, M], do(role_m = this); -1 = none
-  removed: jax.Array  # bool [B, W, M], do(remove the m-th of the last M events)
+from rolegen_jax.sharding import constrain, constrain_rows
 
 
 class Rollout(NamedTuple):
@@ -43,16 +39,58 @@ class Rollout(NamedTuple):
   interventions: Interventions
 
 
-def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, intent_NxK, trie: Trie, key, worlds: int, noise: float, length: int):
-  """Samples the first `length` positions of the completion of N prompts; interventions are those of the prompts.
+class Read(NamedTuple):
+  """A prompt of R positions as W chains of each user have read it, ready to go on. P positions come before the last M events."""
+
+  hidden: jax.Array  # [B, W, D], of the last token
+  shared: tuple[jax.Array, jax.Array]  # keys and values of the first P positions, [layers, B, P, K, X]
+  rest: tuple[jax.Array, jax.Array]  # of the others, of each chain, [layers, B, W, R - P, K, X]
+  sees: tuple[jax.Array, jax.Array]  # bool [B, P] and [B, W, R - P]
+
+
+def read(reasoner: Reasoner, tree: Tree, prompt: Prompt) -> Read:
+  """The factual prompts, by one chain each."""
+  p, tokens, valid = tree.shared, *constrain_rows((prompt.tokens, prompt.valid))
+  hidden, cache = reasoner.prefill(tokens, np.arange(tree.layout.prompt_length), causal(valid.astype(jnp.int32)))
+  own = tuple(c[:, :, None, p:] for c in cache)
+  return Read(hidden[:, -1:], tuple(c[:, :, :p] for c in cache), own, (valid[:, :p], valid[:, None, p:]))
+
+
+def in_worlds(reasoner: Reasoner, tree: Tree, factual: Read, prompt: Prompt, prompts: Prompt, removes_BxW) -> Read:
+  """The prompts of all worlds [B * W, R]: the factual one, read again from position P where an event is removed.
+
+  A world that may remove one and does not takes the factual one too, so that it repeats the factual world bit for bit.
+  """
+  forks, p, r = len(tree.removing), tree.shared, tree.layout.prompt_length
+  many = lambda x, axis, n: jnp.broadcast_to(x, (*x.shape[:axis], n, *x.shape[axis + 1:]))
+  if not forks:
+    worlds = lambda x, axis: many(x, axis, tree.chains)
+    return Read(worlds(factual.hidden, 1), factual.shared, tuple(worlds(c, 2) for c in factual.rest), (factual.sees[0], worlds(factual.sees[1], 1)))
+  valid = prompts.valid.reshape(-1, tree.chains, r)[:, -forks:]  # they come last
+  tokens, segment = constrain_rows((per_chain(prompt.tokens[:, p:], forks), valid.reshape(-1, r).astype(jnp.int32)))
+  before = tuple(jax.vmap(lambda x: per_chain(x, forks))(c) for c in factual.shared)
+  mask = Seen(np.tri(r, dtype=bool)[p:], segment[:, p:], segment)
+  hidden, cache = reasoner.prefill(tokens, np.arange(p, r), mask, before)
+
+  def worlds(old, new, axis):
+    """Old of one chain along `axis`, new of the forks."""
+    new = new.reshape(*old.shape[:axis], forks, *old.shape[axis + 1:])
+    removes = jnp.expand_dims(removes_BxW[:, -forks:], (*range(axis - 1), *range(axis + 1, old.ndim)))
+    return jnp.concatenate([many(old, axis, tree.chains - forks), jnp.where(removes, new, old)], axis=axis)
+
+  rest = tuple(worlds(old, new, 2) for old, new in zip(factual.rest, cache))
+  return Read(worlds(factual.hidden, hidden[:, -1], 1), factual.shared, rest, (factual.sees[0], worlds(factual.sees[1], valid[:, :, p:], 1)))
+
+
+def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, trie: Trie, key, noise: float, length: int):
+  """Samples the first `length` positions of N = B * W completions; interventions are those of the prompts.
 
   Returns tokens [N, length], their log-probs, the SID trie node reached at each position, and role log-probs [N, length, roles].
   """
-  v, n = layout.vocab, prompt.tokens.shape[0]
-  roles, width = len(ROLE_NAMES), max(layout.vocab.codes, len(ROLE_NAMES))
-  hidden, cache = reasoner.prefill(*constrain_rows((prompt.tokens, prompt.valid)), room=length)
-  slots = jnp.arange(layout.prompt_length + length)
-  visible = jnp.pad(prompt.valid, ((0, 0), (0, length)), constant_values=True)
+  v, (b, worlds, rest) = layout.vocab, ready.sees[1].shape
+  n, roles, width = b * worlds, len(ROLE_NAMES), max(layout.vocab.codes, len(ROLE_NAMES))
+  cache = tuple(constrain(jnp.pad(c, ((0, 0),) * 3 + ((0, length), (0, 0), (0, 0))), None, 'batch', None, None, 'kv_heads', None) for c in ready.rest)
+  seen, slots = jnp.pad(ready.sees[1], ((0, 0), (0, 0), (0, length)), constant_values=True), jnp.arange(rest + length)
   m = layout.config.role_events
   pad_roles = ((0, 0), (0, max(length - m, 0)), (0, 0))
   role_allowed = jnp.pad(prompt.role_allowed, pad_roles)[:, :length]
@@ -75,75 +113,39 @@ def decode(reasoner: Reasoner, layout: Layout, prompt: Prompt, intent_NxK, trie:
     t, start, level, is_mark, opens_intent, role_allowed_NxR, forced_N = xs
     node = jnp.where(level <= 0, 0, node)
     allowed, child = allowed_at(level, role_allowed_NxR, node)
-    logits = reasoner.logits(hidden, start, width) + jnp.where(opens_intent, evidence, 0.0)
+    logits = reasoner.logits(hidden.reshape(n, -1), start, width) + jnp.where(opens_intent, evidence, 0.0)
     log_probs = constrained_log_softmax(logits, allowed, layout.config.temperature)
-    gumbel = jax.random.gumbel(jax.random.fold_in(key, t), (n // worlds, width))
-    choice = jnp.argmax(log_probs + noise * per_world(gumbel, worlds), axis=-1).astype(jnp.int32)
+    gumbel = jax.random.gumbel(jax.random.fold_in(key, t), (b, width))
+    choice = jnp.argmax(log_probs + noise * per_chain(gumbel, worlds), axis=-1).astype(jnp.int32)
     choice = jnp.where(forced_N >= 0, forced_N, choice)
     some = allowed.any(-1) & ~is_mark
     log_prob = jnp.where(some & (forced_N < 0), jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0], 0.0)
     node = jnp.where(level >= 0, jnp.take_along_axis(child, choice[:, None], axis=1)[:, 0], node)
     token = jnp.where(is_mark, start, jnp.where(some, start + choice, v.control('UNKNOWN_ROLE')))
-    slot = layout.prompt_length + t
-    hidden, cache = reasoner.step(constrain_rows(token), slot, cache, visible & (slots <= slot))
+    slot, place = rest + t, layout.prompt_length + t
+    sees = ready.sees[0], seen & (slots <= slot)
+    hidden, cache = reasoner.step(constrain_rows(token.reshape(b, worlds)), place, ready.shared, cache, slot, sees)
     return (hidden, cache, node), (token, log_prob, node, log_probs[:, :roles])
 
   time_major = lambda x: jnp.moveaxis(x, 1, 0)
   static = (jnp.asarray(a[:length]) for a in (layout.start, layout.level, layout.is_mark, layout.opens_intent))
   xs = (jnp.arange(length), *static, time_major(role_allowed), time_major(forced))
-  _, outputs = jax.lax.scan(position, (hidden, cache, jnp.zeros((n,), jnp.int32)), xs)
+  _, outputs = jax.lax.scan(position, (ready.hidden, cache, jnp.zeros((n,), jnp.int32)), xs)
   return tuple(time_major(o) for o in outputs)
 
 
-def choose_interventions(prompt: Prompt, role_log_prob_BxMxR, worlds: int, remove_share: float, key) -> Interventions:
-  """Pivots are the events most probably TRIGGERs, one per counterfactual world (again from the top when there are too few).
-
-  The last round(remove_share * (W - 1)) worlds remove their pivot, the others give it another role, uniformly drawn.
-  """
-  b, m, roles = role_log_prob_BxMxR.shape
-  eligible = prompt.role_allowed[..., TRIGGER]
-  order = jnp.argsort(-jnp.where(eligible, role_log_prob_BxMxR[..., TRIGGER], 2 * NEVER), axis=1)
-  some = jnp.maximum(eligible.sum(1, keepdims=True), 1)
-  pivot = jnp.take_along_axis(order, jnp.arange(worlds - 1)[None] % some, axis=1)
-  at_pivot = (jnp.arange(m) == pivot[..., None]) & eligible.any(1)[:, None, None]
-  removes = jnp.arange(worlds - 1) >= worlds - 1 - round(remove_share * (worlds - 1))
-  factual = jnp.argmax(jnp.take_along_axis(role_log_prob_BxMxR, pivot[..., None], axis=1), axis=-1)
-  other = jax.random.randint(key, factual.shape, 1, roles - 1)  # CONVERT, the last role, is never forced
-  new_role = (factual + other) % (roles - 1)
-  role = jnp.where(at_pivot & ~removes[:, None], new_role[..., None], -1)
-  none = lambda x, fill: jnp.pad(x, ((0, 0), (1, 0), (0, 0)), constant_values=fill)
-  return Interventions(none(role.astype(jnp.int32), -1), none(at_pivot & removes[:, None], False))
-
-
-def no_interventions(users: int, worlds: int, role_events: int) -> Interventions:
-  return Interventions(jnp.full((users, worlds, role_events), -1, jnp.int32), jnp.zeros((users, worlds, role_events), bool))
-
-
-def per_world(x: jax.Array, worlds: int) -> jax.Array:
-  """[B, ...] -> [B * W, ...], each row W times in a row. A broadcast: rows stay on their device, which `jnp.repeat` does not keep."""
-  return jnp.broadcast_to(x[:, None], (x.shape[0], worlds, *x.shape[1:])).reshape(-1, *x.shape[1:])
-
-
-def world_prompts(layout: Layout, prompt: Prompt, interventions: Interventions) -> Prompt:
-  """The prompts [B * W, ...] that the worlds see: removed events are visible to nobody, cause nothing and get no role."""
-  b, w, m = interventions.removed.shape
-  removed, role = (a.reshape(b * w, m) for a in (interventions.removed, interventions.role))
-  gone = jnp.repeat(jnp.pad(removed, ((0, 0), (layout.config.events - m, 0))), layout.per_event, axis=1)
-  tokens, valid, allowed, evidence = jax.tree.map(lambda x: per_world(x, w), prompt)
-  present = evidence.present.at[:, -m:].set(evidence.present[:, -m:] & ~removed)
-  evidence = evidence._replace(present=present, role=evidence.role.at[:, -m:].set(role))
-  return Prompt(tokens, valid & ~jnp.pad(gone, ((0, 0), (0, 2))), allowed & ~removed[..., None], evidence)
-
-
-def rollout_worlds(reasoner: Reasoner, layout: Layout, prompt: Prompt, interventions: Interventions, trie: Trie, key, noise: float = 1.0) -> Rollout:
+def rollout_worlds(
+    reasoner: Reasoner, tree: Tree, prompt: Prompt, factual: Read, interventions: Interventions, trie: Trie, key, noise: float = 1.0,
+) -> Rollout:
   """W completions per user under the given interventions, with common noise. `prompt` is per user, [B, ...]."""
-  b, w, m = interventions.role.shape
+  layout, (b, w, m) = tree.layout, interventions.role.shape
   unflat = lambda x: x.reshape(b, w, *x.shape[1:])
-  worlds_prompt = world_prompts(layout, prompt, interventions)
-  intent = reasoner.intent(worlds_prompt.evidence)
-  tokens, log_prob, node, _ = decode(reasoner, layout, worlds_prompt, intent, trie, key, w, noise, layout.length)
-  has_event = worlds_prompt.role_allowed.any(-1)
-  free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (worlds_prompt.evidence.role[:, -m:] < 0))
+  prompts = world_prompts(layout, prompt, interventions)
+  intent = reasoner.intent(prompts.evidence)
+  ready = in_worlds(reasoner, tree, factual, prompt, prompts, interventions.removed.any(-1))
+  tokens, log_prob, node, _ = decode(reasoner, layout, ready, prompts, intent, trie, key, noise, layout.length)
+  has_event = prompts.role_allowed.any(-1)
+  free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (prompts.evidence.role[:, -m:] < 0))
   roles = jnp.where(has_event, tokens[:, :m] - layout.vocab.blocks['role'][0], -1)
   candidates = leaf(trie, at_slots(node, layout.path_slots[:, -1]))
   candidate_log_prob = at_slots(log_prob, layout.path_slots.ravel()).reshape(b * w, *layout.path_slots.shape).sum(-1)
@@ -155,7 +157,9 @@ def reason(reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, 
   """Factual roles first, to find the pivots; then all worlds at once. `intervene` (bool, may be traced) False: worlds repeat the factual one."""
   pivot_key, noise_key = jax.random.split(key)
   b, m = prompt.role_allowed.shape[:2]
-  *_, role_log_prob = decode(reasoner, layout, prompt, jnp.zeros((b, layout.vocab.codes)), trie, noise_key, 1, noise, m)
+  tree = Tree(layout, worlds, removing(worlds, remove_share))
+  factual = read(reasoner, tree, prompt)
+  *_, role_log_prob = decode(reasoner, layout, factual, prompt, jnp.zeros((b, layout.vocab.codes)), trie, noise_key, noise, m)
   chosen = choose_interventions(prompt, role_log_prob, worlds, remove_share, pivot_key)
   interventions = jax.tree.map(lambda a, z: jnp.where(intervene, a, z), chosen, no_interventions(b, worlds, m))
-  return rollout_worlds(reasoner, layout, prompt, interventions, trie, noise_key, noise)
+  return rollout_worlds(reasoner, tree, prompt, factual, interventions, trie, noise_key, noise)

@@ -20,9 +20,11 @@ from rolegen_jax.config import Config
 from rolegen_jax.data.rows import Cases, Trajectories
 from rolegen_jax.models.backbone import NEVER, PURCHASE, Backbone, Memory
 from rolegen_jax.reasoning import feedback
-from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration, intent_loss, likelihood, next_event_loss
+from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration
+from rolegen_jax.reasoning.likelihood import intent_loss, likelihood, next_event_loss
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.reasoning.rollout import Rollout, world_prompts
+from rolegen_jax.reasoning.rollout import Rollout
+from rolegen_jax.reasoning.worlds import Tree, no_interventions, removing, world_prompts
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.sharding import constrain_rows
 from rolegen_jax.training.state import State, optimizer
@@ -120,7 +122,7 @@ def reason_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tupl
   reasoner, layout = rolegen.bind('reasoner', params), rolegen.layout
   prompt = build_prompt(layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
   demo = demonstration(layout, cases, trie.item_codes)
-  found = likelihood(reasoner, layout, prompt, demo.tokens, trie, temperature=1.0)
+  found = likelihood(reasoner, Tree(layout), prompt, demo.tokens, trie, temperature=1.0)
   return anchor_loss(reasoner, prompt, found.log_prob, found.role_log_prob, demo, cases, trie)
 
 
@@ -130,17 +132,20 @@ def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: 
   b, w, t = rollout.tokens.shape
   prompt = build_prompt(layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
   demo = demonstration(layout, cases, trie.item_codes)
-  chains = world_prompts(layout, prompt, rollout.interventions)
-  # A user's demonstration goes beside that user's chains, so that no row leaves its device.
-  per_user = lambda x, k: x.reshape(b, k, *x.shape[1:])
-  join = lambda a, d: constrain_rows(jnp.concatenate([per_user(a, w), d[:, None]], axis=1).reshape(b * (w + 1), *a.shape[1:]))
-  everything = jax.tree.map(join, chains, prompt)
-  flat = constrain_rows(rollout.tokens.reshape(b * w, t))
+  # A user's demonstration is one more chain beside those of the worlds, without an intervention.
+  beside = lambda a, d: constrain_rows(jnp.concatenate([a, d], axis=1))
+  done = jax.tree.map(beside, rollout.interventions, no_interventions(b, 1, layout.config.role_events))
+  tokens = beside(rollout.tokens, demo.tokens[:, None])
+  may_remove = removing(w, config.remove_share)
   # Rollouts are colder than the distribution that demonstrations fit: a path is a best guess, not a sample of the market.
   temperature = constrain_rows(jnp.tile(jnp.array([layout.config.temperature] * w + [1.0]), b))
+  per_user = lambda x, k: x.reshape(b, k, *x.shape[1:])
+  flat = lambda x: constrain_rows(x.reshape(-1, t))
   reasoner = rolegen.bind('reasoner', params)
-  found = likelihood(reasoner, layout, everything, join(flat, demo.tokens), trie, temperature)
-  before = likelihood(rolegen.bind('reasoner', jax.lax.stop_gradient(reference)), layout, chains, flat, trie)
+  found = likelihood(reasoner, Tree(layout, w + 1, may_remove), world_prompts(layout, prompt, done), flat(tokens), trie, temperature)
+  chains = world_prompts(layout, prompt, rollout.interventions)
+  still = rolegen.bind('reasoner', jax.lax.stop_gradient(reference))
+  before = likelihood(still, Tree(layout, w, may_remove), chains, flat(rollout.tokens), trie)
   found = jax.tree.map(lambda x: per_user(x, w + 1), found)
   reward, metrics = feedback.rewards(rollout.candidates, cases.target, gain_BxW, trie.item_codes, config)
   reflection, more = feedback.reflection_loss(

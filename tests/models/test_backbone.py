@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 from rolegen_jax.compile import jit
 from rolegen_jax.data.rows import Trajectories
 from rolegen_jax.models import backbone as lib
+from rolegen_jax.models import functional
 from tests import tiny
 
 SEEDS = st.integers(0, 10**6)
@@ -122,6 +123,57 @@ def test_roles_of_the_last_events_do_not_reach_earlier_questions():
   np.testing.assert_array_equal(after[earlier], before[earlier])
   late = rows._replace(timestamp=np.full_like(rows.timestamp, tiny.NOW))
   assert np.abs(scorer()(rows, late)[0] - scorer()(rows, late, roles=roles)[0])[rows.segment > 0].min() > 0
+
+
+def plain_log_prob(backbone, recall, memory, item_BxQ, codes_IxL):
+  """`Backbone.log_prob` from the distributions over all codes, [B, Q, L, K] in one piece."""
+  b, q, d = recall.state.shape
+  codes = jnp.take(codes_IxL, item_BxQ, axis=0)
+  own = backbone.code_log_probs(recall.state.reshape(b * q, d), codes.reshape(b * q, -1)[:, :-1]).reshape(b, q, tiny.LEVELS, -1)
+  mixed = jnp.concatenate([backbone.first_code(recall, own[:, :, 0])[:, :, None], own[:, :, 1:]], axis=2)
+  generated = jnp.take_along_axis(mixed, codes[..., None], axis=-1)[..., 0].sum(-1)
+  copied = jax.nn.logsumexp(jnp.where(memory.item[:, None] == item_BxQ[..., None], recall.log_pointer, lib.NEVER), axis=-1)
+  return jnp.logaddexp(recall.log_generate + generated, recall.log_gate + copied), generated
+
+
+def scores(log_prob, queries: int, intended: bool, codes: int = tiny.CODES):
+  """params -> (weighted sum, log-probs [2, B, Q]) of the last `queries` events, by one of two forms of `log_prob`."""
+  rng = np.random.default_rng(7)
+  rows, ids = jax.tree.map(jnp.asarray, tiny.histories(rng)), jnp.asarray(tiny.codes())
+  intent = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(tiny.USERS, codes)), jnp.float32))
+  asked = jax.tree.map(lambda x: x[:, -queries:], rows)
+  weight = jnp.asarray(rng.normal(size=(2, tiny.USERS, queries)), jnp.float32)
+
+  def score(params):
+    backbone = tiny.rolegen(f'semantic_ids.codes={codes}').bind('backbone', params)
+    memory = backbone.encode(rows, ids)
+    memory = backbone.add_intent(memory, intent, ids) if intended else memory
+    recall = backbone.recall(memory, asked.event, asked.timestamp, asked.segment)
+    found = jnp.stack(log_prob(backbone, recall, memory, jnp.maximum(asked.item, 0), ids))
+    return jnp.sum(found * weight), found
+
+  return score
+
+
+@pytest.mark.parametrize('queries, intended', [(16, False), (5, True), (1, True)])  # in 8 parts, in 5, at once
+def test_log_probs_in_parts_equal_the_plain_form(queries, intended):
+  forms = (scores(form, queries, intended) for form in (plain_log_prob, lib.Backbone.log_prob))
+  (plain, of_plain), (parts, of_parts) = (jit(jax.grad(form, has_aux=True))(tiny.params('backbone'))[::-1] for form in forms)
+  np.testing.assert_allclose(parts, plain, rtol=1e-6, atol=1e-6)
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(of_plain))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-6 * largest), of_plain, of_parts)
+
+
+def test_the_backward_pass_keeps_no_distributions_over_codes():
+  """Arrays that `jax.vjp` holds for it and whose last axis is the codes, parameters aside."""
+  codes = 24  # a size that nothing else has
+  shapes = functional.abstract(tiny.rolegen(f'semantic_ids.codes={codes}').makers['backbone'])[1]
+
+  def held(log_prob):
+    backward = jax.eval_shape(lambda params: jax.vjp(scores(log_prob, 16, False, codes), params)[1], shapes)
+    return [x.shape for x in jax.tree.leaves(backward) if x.shape[-1:] == (codes,)]
+
+  assert held(plain_log_prob) and not held(lib.Backbone.log_prob)
 
 
 @pytest.mark.parametrize('seconds, bucket', [(-5, 0), (0, 0), (59, 2), (60, 3), (180, 6), (3600, 17), (86_400, 31), (2**31 - 1, 63)])

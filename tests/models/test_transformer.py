@@ -8,7 +8,7 @@ import pytest
 from rolegen_jax.compile import jit
 from rolegen_jax.config import TransformerConfig
 from rolegen_jax.models import functional
-from rolegen_jax.models.transformer import REMAT, Transformer, attend, rope
+from rolegen_jax.models.transformer import REMAT, Transformer, rope
 from tests import tiny
 
 CONFIG = TransformerConfig(layers=2, width=32, heads=4, kv_heads=2, head_dim=8, mlp=48)
@@ -42,25 +42,33 @@ def full():
   return jit(runner())
 
 
-def test_cached_decoding_equals_the_full_pass(params, full):
+@pytest.mark.parametrize('parts', [(4,), (2, 2)])
+def test_cached_decoding_equals_the_full_pass(params, full, parts):
+  """Two chains go on from one prompt, of which they share two positions; it is read at once or in two parts."""
   x, positions, mask, valid = inputs()
-  prompt = 4
+  other = x.at[:, 4:].set(inputs(1)[0][:, 4:])
   graphdef = functional.abstract(make())[0]
 
   @jit
-  def decode(params, x):
+  def decode(params, x, other):
     model = functional.bind(graphdef, params)
-    hidden, cache = model.prefill(x[:, :prompt], positions[:, :prompt], mask[:, :prompt, :prompt])
-    cache = tuple(jnp.pad(c, ((0, 0), (0, 0), (0, T - prompt), (0, 0), (0, 0))) for c in cache)
-    steps = [hidden]
-    for slot in range(prompt, T):
-      visible = valid & (jnp.arange(T) <= slot)
-      hidden, cache = model.step(x[:, slot], jnp.full((B,), slot), cache, slot, visible)
-      steps.append(hidden[:, None])
-    return jnp.concatenate(steps, axis=1)
+    prompt, hidden, start = None, [], 0
+    for end in np.cumsum(parts):
+      at = slice(start, end)
+      part, more = model.prefill(x[:, at], positions[:, at], mask[:, at, :end], prompt)
+      prompt = more if prompt is None else jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), prompt, more)
+      hidden, start = hidden + [jnp.stack([part, part], axis=1)], end
+    shared = tuple(c[:, :, :2] for c in prompt)
+    cache = tuple(jnp.pad(jnp.stack([c[:, :, 2:]] * 2, axis=2), ((0, 0),) * 3 + ((0, T - 4), (0, 0), (0, 0))) for c in prompt)
+    for slot in range(2, T - 2):
+      sees = valid[:, :2], jnp.broadcast_to((valid[:, 2:] & (jnp.arange(T - 2) <= slot))[:, None], (B, 2, T - 2))
+      step, cache = model.step(jnp.stack([x[:, 2 + slot], other[:, 2 + slot]], axis=1), 2 + slot, shared, cache, slot, sees)
+      hidden.append(step[:, :, None])
+    return jnp.concatenate(hidden, axis=2)
 
-  expected = np.array(full(params, x, positions, mask))
-  np.testing.assert_allclose(np.array(decode(params, x))[valid], expected[valid], atol=2e-6)
+  found = np.array(decode(params, x, other))
+  for chain, given in enumerate((x, other)):
+    np.testing.assert_allclose(found[:, chain][valid], np.array(full(params, given, positions, mask))[valid], atol=2e-6)
 
 
 def test_later_positions_change_nothing_before_them(params, full):
@@ -75,19 +83,6 @@ def test_padding_is_seen_by_nobody(params, full):
   x, positions, mask, valid = inputs()
   changed = jnp.where(valid[..., None], x, x + 3.0)
   np.testing.assert_array_equal(np.array(full(params, x, positions, mask))[valid], np.array(full(params, changed, positions, mask))[valid])
-
-
-def test_grouped_query_attention_against_plain_softmax():
-  rng = np.random.default_rng(0)
-  q, k, v = rng.normal(size=(2, 3, 4, 8)), rng.normal(size=(2, 5, 2, 8)), rng.normal(size=(2, 5, 2, 8))
-  mask, bias = rng.random((2, 3, 5)) < 0.7, rng.normal(size=(2, 4, 3, 5))
-  mask[..., 0] = True
-  wide_k, wide_v = np.repeat(k, 2, axis=2), np.repeat(v, 2, axis=2)  # query heads 0 and 1 share key head 0
-  logits = np.where(mask[:, None], np.einsum('bthx,bshx->bhts', q, wide_k) / 8**0.5 + bias, -np.inf)
-  weights = np.exp(logits - logits.max(-1, keepdims=True))
-  expected = np.einsum('bhts,bshx->bthx', weights / weights.sum(-1, keepdims=True), wide_v)
-  found = attend(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)), jnp.asarray(mask), jnp.asarray(bias, jnp.float32))
-  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_rotary_scores_depend_on_the_distance_only():

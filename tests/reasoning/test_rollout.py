@@ -8,7 +8,9 @@ from hypothesis import given, settings, strategies as st
 from rolegen_jax.compile import jit
 from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.data.rows import Cases
-from rolegen_jax.reasoning import frcot, rollout as lib
+from rolegen_jax.reasoning import frcot
+from rolegen_jax.reasoning.likelihood import likelihood
+from rolegen_jax.reasoning.worlds import Tree, world_prompts
 from tests import tiny
 from tests.reasoning import chains
 
@@ -90,9 +92,9 @@ def teacher():
   @jit
   def run(params, cases, rollout, trie):
     prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, trie.item_codes)
-    prompt = lib.world_prompts(LAYOUT, prompt, rollout.interventions)
+    prompt = world_prompts(LAYOUT, prompt, rollout.interventions)
     tokens = jnp.reshape(rollout.tokens, (-1, LAYOUT.length))
-    return frcot.likelihood(tiny.rolegen().bind('reasoner', params), LAYOUT, prompt, tokens, trie)
+    return likelihood(tiny.rolegen().bind('reasoner', params), Tree(LAYOUT), prompt, tokens, trie)
 
   return run
 
@@ -124,27 +126,6 @@ def test_without_noise_the_chain_is_the_greedy_one():
   best = np.array(teacher()(tiny.params('reasoner'), cases, greedy, tiny.trie()).role_log_prob).reshape(tiny.USERS, tiny.WORLDS, M, -1)
   has_role = greedy.roles[:, 0] != NONE
   np.testing.assert_array_equal(greedy.roles[:, 0][has_role], best[:, 0].argmax(-1)[has_role])
-
-
-def test_pivots_are_the_likeliest_triggers_and_worlds_split_into_roles_and_removals():
-  b, m, worlds = 2, 4, 5
-  allowed = np.ones((b, m, 8), bool)
-  allowed[1, 1:] = np.arange(8) == tiny.CONVERT  # row 1: one event that is no purchase
-  trigger = np.array([[0.1, 0.4, 0.2, 0.3], [0.1, 0, 0, 0]])
-  log_prob = np.log(np.concatenate([trigger[..., None] + 1e-9, np.full((b, m, 7), 0.01)], -1)).astype(np.float32)
-  prompt = frcot.Prompt(None, None, jnp.asarray(allowed), None)
-  found = jax.device_get(lib.choose_interventions(prompt, jnp.asarray(log_prob), worlds, 0.5, jax.random.key(0)))
-  at = (found.role != NONE) | found.removed
-  assert [np.flatnonzero(row).tolist() for row in at[0]] == [[], [1], [3], [2], [0]]
-  assert [np.flatnonzero(row).tolist() for row in at[1]] == [[], [0], [0], [0], [0]]
-  assert found.removed.any(-1).tolist() == [[False, False, False, True, True]] * 2
-  assert (found.role[0, 1:3].max(-1) != ROLE_NAMES.index('TRIGGER')).all()  # another role than the likeliest
-
-
-def test_a_user_without_eligible_events_gets_no_intervention():
-  allowed = jnp.zeros((1, 4, 8), bool).at[..., tiny.CONVERT].set(True)
-  found = lib.choose_interventions(frcot.Prompt(None, None, allowed, None), jnp.zeros((1, 4, 8)), 4, 0.5, jax.random.key(0))
-  assert (found.role == NONE).all() and not found.removed.any()
 
 
 def test_an_empty_history_gets_a_chain_of_candidates():

@@ -1,0 +1,127 @@
+"""How likely the reasoner thinks what it reads and writes, and the losses made of that.
+
+Sampling (`rollout.py`) and likelihood use the same constrained softmax over the block of the vocabulary that a position holds, so
+log-probs of rollout and training agree but for rounding. No logits are kept for the backward pass.
+
+Shapes: B users, N = B * chains sequences, M role events, I intents, P candidates, L levels, T completion length, K codes, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rolegen_jax.data.rows import Cases
+from rolegen_jax.models.attention import causal
+from rolegen_jax.models.backbone import NEVER
+from rolegen_jax.models.reasoner import Reasoner
+from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
+from rolegen_jax.reasoning.worlds import Tree
+from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend
+from rolegen_jax.sharding import constrain_rows
+
+
+def constrained_log_softmax(logits, allowed, temperature):
+  """log-softmax over allowed entries at a temperature; NEVER elsewhere, and everywhere where nothing is allowed."""
+  masked = jnp.where(allowed, logits / temperature, NEVER)
+  return jnp.where(allowed, jax.nn.log_softmax(masked, axis=-1), NEVER)
+
+
+class Likelihood(NamedTuple):
+  log_prob: jax.Array  # fp32 [N, T]; 0 at marks and at slots without an event
+  entropy: jax.Array  # fp32 [N, T], nats; 0 likewise
+  role_log_prob: jax.Array  # fp32 [N, M, roles]
+
+
+def likelihood(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT, trie: Trie, temperature=None) -> Likelihood:
+  """Teacher-forced log-probs of the completions of all chains of B users, N = B * chains, in one forward pass.
+
+  `prompt`: of every chain, as `world_prompts` gives them. Temperature: number or fp32 [N]; default: that of rollouts.
+  """
+  layout, v = tree.layout, tree.layout.vocab
+  temperature = jnp.reshape(jnp.asarray(layout.config.temperature if temperature is None else temperature, jnp.float32), (-1, 1, 1))
+  # Pinned: what this has in common with a rollout would otherwise take over the layout of rollouts.
+  prompt, tokens_NxT = constrain_rows((prompt, tokens_NxT))
+  hidden = constrain_rows(_hidden(reasoner, tree, prompt, tokens_NxT))
+
+  def choose(log_probs, choice, exists):
+    """(log-prob of the choice, entropy), 0 where nothing is chosen."""
+    picked = jnp.take_along_axis(log_probs, choice[..., None], axis=-1)[..., 0]
+    spread = -jnp.sum(jnp.where(log_probs > NEVER / 2, jnp.exp(log_probs) * log_probs, 0.0), axis=-1)
+    return jnp.where(exists, picked, 0.0), spread
+
+  @functools.partial(jax.checkpoint, static_argnums=0)
+  def choose_code(level, hidden, evidence, exists, choice):
+    """`choose` among the codes of a level; logits are computed again in the backward pass, none are kept for it."""
+    logits = reasoner.logits(hidden, *v.blocks[f'sid{level}']) + evidence
+    return choose(constrained_log_softmax(logits, exists, temperature), choice, True)
+
+  start, size = v.blocks['role']
+  m = layout.config.role_events
+  role_log_prob = constrained_log_softmax(reasoner.logits(hidden[:, :m], start, size), prompt.role_allowed, temperature)
+  found = [choose(role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1))]
+  mark = (jnp.zeros((tokens_NxT.shape[0], 1)),) * 2
+  for slots, evidence in ((layout.intent_slots, reasoner.intent(prompt.evidence)[:, None]), (layout.path_slots, 0.0)):
+    node, levels = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32), []
+    for level in range(slots.shape[1]):
+      start, size = v.blocks[f'sid{level}']
+      at = slots[:, level]
+      choice = jnp.clip(at_slots(tokens_NxT, at) - start, 0, size - 1)
+      exists, _ = children_mask(trie, level, node)
+      levels.append(choose_code(level, at_slots(hidden, at), evidence if level == 0 else 0.0, exists, choice))
+      node = jnp.maximum(descend(trie, level, node, choice), 0)
+    found += [mark, tuple(jnp.stack(part, axis=-1).reshape(tokens_NxT.shape[0], -1) for part in zip(*levels))]
+  log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*found, mark))
+  return Likelihood(log_prob, entropy, role_log_prob)
+
+
+def _hidden(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT):
+  """Hidden states [N, T, D] from which the tokens of all chains are predicted: what chains share is computed once."""
+  apart = lambda x: x.reshape(-1, tree.chains, x.shape[1])
+  tokens = tree.lay(apart(prompt.tokens), apart(tokens_NxT))
+  valid = tree.lay(apart(prompt.valid), jnp.ones(apart(tokens_NxT).shape, bool))
+  hidden = reasoner.hidden(tokens, tree.positions, tree.mask(valid.astype(jnp.int32)))
+  before = lambda end, own: jnp.concatenate([hidden[:, end:end + 1], hidden[:, own][:, :-1]], axis=1)
+  found = jnp.stack([before(end, own) for end, own in zip(tree.ends, tree.completions)], axis=1)
+  return found.reshape(tokens_NxT.shape + hidden.shape[-1:])
+
+
+def intent_loss(reasoner: Reasoner, prompt: Prompt, cases: Cases, codes_IxL) -> tuple[jax.Array, jax.Array]:
+  """NLL in nats of the target's neighbourhood under the structural equation: as it stands, and with hindsight roles done.
+
+  The second term teaches what a role is worth and nothing else: hindsight roles know the target.
+  """
+  m, evidence = cases.roles.shape[1], prompt.evidence
+  told = evidence._replace(role=evidence.role.at[:, -m:].set(cases.roles))
+  target = jnp.take(codes_IxL, cases.target, axis=0)[:, :1]
+  nll = lambda log_probs: -jnp.mean(jnp.take_along_axis(log_probs, target, axis=1))
+  return nll(reasoner.intent(evidence)), nll(reasoner.intent(told, only_roles=True))
+
+
+def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.Array:
+  """Mean next-token cross-entropy in nats over the prompt's events: the `align` stage on a log without text."""
+  v, k = layout.vocab, layout.per_event
+  body = layout.config.events * k
+  tokens, valid = prompt.tokens[:, :body], prompt.valid[:, :body]
+  hidden = reasoner.hidden(tokens, np.arange(body), causal(valid.astype(jnp.int32)))[:, :-1]
+  blocks = ['event', 'gap'] + [f'sid{level}' for level in range(v.levels)]
+
+  @functools.partial(jax.checkpoint, static_argnums=0)
+  def nll(name, hidden, target):
+    """[B, positions]; logits are computed again in the backward pass, none are kept for it."""
+    log_probs = jax.nn.log_softmax(reasoner.logits(hidden, *v.blocks[name]), axis=-1)
+    return -jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0]
+
+  total, count = 0.0, 0.0
+  for i, name in enumerate(blocks):  # position j predicts token j + 1, whose kind is (j + 1) mod k
+    start, size = v.blocks[name]
+    at = np.arange((i - 1) % k, body - 1, k)
+    target = jnp.clip(at_slots(tokens, at + 1) - start, 0, size - 1)
+    weight = (at_slots(valid, at) & at_slots(valid, at + 1)).astype(jnp.float32)
+    total += jnp.sum(nll(name, at_slots(hidden, at), target) * weight)
+    count += jnp.sum(weight)
+  return total / jnp.maximum(count, 1.0)

@@ -1,0 +1,181 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rolegen_jax.compile import jit
+from rolegen_jax.models.attention import causal
+from rolegen_jax.models.backbone import NEVER
+from rolegen_jax.reasoning import frcot, likelihood as lib
+from rolegen_jax.reasoning.worlds import Interventions, Tree, world_prompts
+from rolegen_jax.semantic_ids.trie import children_mask, descend
+from tests import tiny
+
+V = tiny.rolegen().vocab
+LAYOUT = tiny.rolegen().layout
+M = LAYOUT.config.role_events
+
+
+def test_constrained_log_softmax():
+  logits = jnp.array([[1.0, 2.0, 3.0, 50.0]] * 2)
+  allowed = jnp.array([[True, True, True, False], [False] * 4])
+  found = np.array(lib.constrained_log_softmax(logits, allowed, 2.0))
+  expected = np.array([0.5, 1.0, 1.5]) - np.log(np.exp([0.5, 1.0, 1.5]).sum())
+  np.testing.assert_allclose(found[0, :3], expected, rtol=1e-6)
+  assert found[0, 3] == np.float32(NEVER) and (found[1] == np.float32(NEVER)).all()
+  gradient = jax.grad(lambda x: lib.constrained_log_softmax(x, allowed, 2.0)[:, 0].sum())(logits)
+  assert np.isfinite(gradient).all() and (gradient[1] == 0).all() and gradient[0, 3] == 0
+
+
+def prompts(cases):
+  return frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, jnp.asarray(tiny.codes()))
+
+
+def gradients(loss):
+  """(value, gradient) by the tiny reasoner's parameters."""
+  of = lambda params: loss(tiny.rolegen().bind('reasoner', params))
+  return jit(jax.value_and_grad(of))(tiny.params('reasoner'))
+
+
+def assert_close(plain, found):
+  assert float(found[0]) == pytest.approx(float(plain[0]), rel=1e-5)
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(plain[1]))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * largest), plain[1], found[1])
+
+
+def test_next_event_loss_equals_the_plain_form():
+  """Against a softmax over all kinds of tokens at once, of which those of the block are taken, renormalised."""
+  prompt = prompts(tiny.cases(3))
+  body, per_event = LAYOUT.config.events * LAYOUT.per_event, LAYOUT.per_event
+  tokens, valid = prompt.tokens[:, :body], prompt.valid[:, :body]
+  names = ['event', 'gap', 'sid0', 'sid1', 'sid2']
+  member = np.zeros((per_event, V.size), bool)
+  for kind, name in enumerate(names):
+    start, size = V.blocks[name]
+    member[kind, start:start + size] = True
+
+  def plain(reasoner):
+    hidden = reasoner.hidden(tokens, np.arange(body), causal(valid.astype(jnp.int32)))
+    log_probs = jax.nn.log_softmax(reasoner.logits(hidden, 0, V.size), axis=-1)[:, :-1]  # [B, T, V]
+    own = jax.nn.logsumexp(jnp.where(member[np.arange(1, body) % per_event], log_probs, NEVER), axis=-1)
+    found = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0] - own
+    weight = valid[:, 1:] & valid[:, :-1]
+    return -jnp.sum(found * weight) / weight.sum()
+
+  assert_close(gradients(plain), gradients(lambda reasoner: lib.next_event_loss(reasoner, LAYOUT, prompt)))
+
+
+def test_likelihood_equals_the_plain_form():
+  """Every chain as a sequence of its own, every distribution kept: log-probs, entropies and the gradient of a mixture of both."""
+  cases, trie = tiny.cases(2), tiny.trie()
+  prompt, temperature, rng = prompts(cases), 0.7, np.random.default_rng(0)
+  tokens = frcot.demonstration(LAYOUT, cases._replace(path=np.abs(cases.path)), tiny.codes()).tokens
+  weight = jnp.asarray(rng.normal(size=(2, *tokens.shape)), jnp.float32)
+
+  def plain(reasoner):
+    sequence = jnp.concatenate([prompt.tokens, tokens], axis=1)
+    segment = jnp.concatenate([prompt.valid, jnp.ones(tokens.shape, bool)], axis=1).astype(jnp.int32)
+    hidden = reasoner.hidden(sequence, np.arange(sequence.shape[1]), causal(segment))[:, LAYOUT.prompt_length - 1:-1]
+    intent, found, node = reasoner.intent(prompt.evidence), [], jnp.zeros(tokens.shape[0], jnp.int32)
+    for at, (start, level) in enumerate(zip(LAYOUT.start.tolist(), LAYOUT.level.tolist())):
+      if LAYOUT.is_mark[at]:
+        found.append(jnp.zeros((2, tokens.shape[0])))
+        continue
+      size = len(frcot.ROLE_NAMES) if level < 0 else tiny.CODES
+      node = node if level > 0 else jnp.zeros_like(node)
+      allowed = prompt.role_allowed[:, at] if level < 0 else children_mask(trie, level, node)[0]
+      logits = reasoner.logits(hidden[:, at], start, size) + (intent if LAYOUT.opens_intent[at] else 0.0)
+      log_probs = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEVER), axis=-1)
+      choice = jnp.clip(tokens[:, at] - start, 0, size - 1)
+      picked = jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0]
+      entropy = -jnp.sum(jnp.where(allowed, jnp.exp(log_probs) * log_probs, 0.0), axis=1)
+      found.append(jnp.where(allowed.any(-1), jnp.stack([picked, entropy]), 0.0))
+      node = jnp.maximum(descend(trie, level, node, choice), 0) if level >= 0 else node
+    return jnp.sum(jnp.stack(found, axis=-1) * weight)
+
+  def used(reasoner):
+    found = lib.likelihood(reasoner, Tree(LAYOUT), prompt, tokens, trie, temperature)
+    return jnp.sum(jnp.stack([found.log_prob, found.entropy]) * weight)
+
+  assert_close(gradients(plain), gradients(used))
+
+
+def test_chains_that_share_their_prompt_are_as_likely_as_alone():
+  """Four chains a user, two of which remove an event: together, and each as a sequence of its own; values and gradients."""
+  cases, trie, rng = tiny.cases(5), tiny.trie(), np.random.default_rng(1)
+  chains, may_remove = 4, (1, 3)
+  role, removed = np.full((tiny.USERS, chains, M), -1, np.int32), np.zeros((tiny.USERS, chains, M), bool)
+  removed[:, 1, 0], removed[:, 3, 2], role[:, 2, 1] = True, True, 4
+  prompt = world_prompts(LAYOUT, prompts(cases), Interventions(jnp.asarray(role), jnp.asarray(removed)))
+  demo = frcot.demonstration(LAYOUT, cases._replace(path=np.abs(cases.path)), tiny.codes()).tokens
+  tokens = jnp.repeat(demo, chains, axis=0)  # the same in all chains: only prompts differ
+  temperature = jnp.asarray(rng.uniform(0.5, 1.0, len(tokens)), jnp.float32)
+  weight = jnp.asarray(rng.normal(size=(2, *tokens.shape)), jnp.float32)
+
+  def loss(tree):
+    def of(reasoner):
+      found = lib.likelihood(reasoner, tree, prompt, tokens, trie, temperature)
+      return jnp.sum(jnp.where(found.log_prob > NEVER / 2, jnp.stack([found.log_prob, found.entropy]), 0.0) * weight)
+    return of
+
+  assert_close(gradients(loss(Tree(LAYOUT))), gradients(loss(Tree(LAYOUT, chains, may_remove))))
+
+
+@functools.cache
+def teacher():
+
+  @jit
+  def run(params, cases, tokens, trie):
+    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, trie.item_codes)
+    reasoner = tiny.rolegen().bind('reasoner', params)
+    return lib.likelihood(reasoner, Tree(LAYOUT), prompt, tokens, trie), lib.next_event_loss(reasoner, LAYOUT, prompt)
+
+  return run
+
+
+def test_without_preferences_every_choice_is_uniform_over_what_may_come():
+  """Token embeddings (and so the readout) of zeros, intent without focus: log-prob -log(choices) and entropy log(choices) at every choice, by counting the catalogue."""
+  cases, codes = tiny.cases(), tiny.codes()
+  blank = tiny.params('reasoner') | jax.tree.map(np.zeros_like, {name: tiny.params('reasoner')[name] for name in ('tokens', 'intent')})
+  tokens = np.array(frcot.demonstration(LAYOUT, cases._replace(path=np.abs(cases.path)), codes).tokens)
+  found, next_event = jax.device_get(teacher()(blank, cases, tokens, tiny.trie()))
+  np.testing.assert_allclose(found.entropy, -found.log_prob, atol=1e-5)
+  events, real = cases.history.event[:, -4:], cases.history.segment[:, -4:] > 0
+  np.testing.assert_allclose(found.log_prob[:, :4], np.where(real & (events != tiny.PURCHASE), -np.log(7), 0.0), atol=1e-5)
+  assert (found.log_prob[:, LAYOUT.is_mark] == 0).all()
+  path = tokens[:, LAYOUT.path_slots] - V.sid(np.zeros(3, np.int32))
+  for chains, log_probs in zip(path, found.log_prob[:, LAYOUT.path_slots]):
+    for item, log_prob in zip(chains, log_probs):
+      count = [len(set(codes[(codes[:, :level] == item[:level]).all(1), level])) for level in range(3)]
+      np.testing.assert_allclose(log_prob, -np.log(count), atol=1e-5)
+  # Next event: a token's loss is the log of its block's size; every event but the first has all of them, the first has no event token.
+  events = np.minimum((cases.history.segment > 0).sum(1), 6)
+  sizes = np.log([V.blocks[name][1] for name in ('event', 'gap', 'sid0', 'sid1', 'sid2')])
+  total = (events * sizes[1:].sum() + (events - 1) * sizes[0]).sum()
+  assert next_event == pytest.approx(total / (events * 5 - 1).sum(), rel=1e-5)
+
+
+def test_evidence_moves_the_first_code_of_intents_only():
+  """The same tokens with and without evidence: log-probs of roles and candidates stay, those of intents change."""
+  cases = tiny.cases(1)
+  tokens = np.array(frcot.demonstration(LAYOUT, cases._replace(path=np.abs(cases.path)), tiny.codes()).tokens)
+  none = cases._replace(excites=cases.excites._replace(weight=np.zeros_like(cases.excites.weight)))
+  params = tiny.params('reasoner') | {'intent': tiny.params('reasoner')['intent'] | {'focus': np.ones(1, np.float32)}}
+  with_it, without = (np.array(teacher()(params, c, tokens, tiny.trie())[0].log_prob) for c in (cases, none))
+  same = np.isclose(with_it, without, atol=1e-6).all(0)
+  assert same[~LAYOUT.opens_intent].all() and not same[LAYOUT.opens_intent].any()
+
+
+def test_hindsight_roles_teach_the_gains_of_roles_and_nothing_else():
+  cases = tiny.cases(2)
+
+  def losses(intent):
+    reasoner = tiny.rolegen().bind('reasoner', tiny.params('reasoner') | {'intent': intent})
+    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, tiny.codes())
+    return jnp.stack(lib.intent_loss(reasoner, prompt, cases, jnp.asarray(tiny.codes())))
+
+  factual, told = (jax.tree.map(lambda g: np.abs(g[i]).max() > 0, jax.jacrev(losses)(tiny.params('reasoner')['intent'])) for i in range(2))
+  assert factual == dict(base=True, fade=True, event_gain=True, focus=True, role_gain=False)
+  assert told == dict(base=False, fade=False, event_gain=False, focus=False, role_gain=True)
