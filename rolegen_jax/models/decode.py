@@ -72,14 +72,15 @@ def _next_code(backbone: Backbone, level: int, x_BxkxD, cache):
 
   The cache is (keys, values), each [layers, B, k, positions, heads, head width]; None before the first.
   """
-  c, (b, k, d) = backbone.depth.config, x_BxkxD.shape
-  empty = jnp.zeros((c.layers, b, k, 0, c.kv_heads, c.head_dim), c.dtype)
-  longer = lambda a: jnp.pad(a.reshape(c.layers, b * k, *a.shape[3:]), ((0, 0), (0, 0), (0, 1), (0, 0), (0, 0)))
-  positions, seen = jnp.full((b * k,), level), jnp.ones((b * k, level + 1), bool)
-  hidden, cache = backbone.depth.step(x_BxkxD.reshape(b * k, d), positions, jax.tree.map(longer, cache or (empty, empty)), level, seen)
+  c, (b, k, _) = backbone.depth.config, x_BxkxD.shape
+  none = jnp.zeros((c.layers, b, 0, c.kv_heads, c.head_dim), c.dtype)  # beams share no position
+  longer = lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, 1), (0, 0), (0, 0)))
+  cache = jax.tree.map(longer, cache or (jnp.zeros((c.layers, b, k, 0, c.kv_heads, c.head_dim), c.dtype),) * 2)
+  sees = jnp.ones((b, 0), bool), jnp.ones((b, k, level + 1), bool)
+  hidden, cache = backbone.depth.step(x_BxkxD, level, (none, none), cache, level, sees)
   readout = whole(backbone.readout, hidden.dtype)[level]
-  logits = jnp.einsum('nd,cd->nc', hidden, readout, preferred_element_type=jnp.float32).reshape(b, k, -1)
-  return jax.nn.log_softmax(logits, axis=-1), jax.tree.map(lambda a: a.reshape(c.layers, b, k, *a.shape[2:]), cache)
+  logits = jnp.einsum('bkd,cd->bkc', hidden, readout, preferred_element_type=jnp.float32)
+  return jax.nn.log_softmax(logits, axis=-1), cache
 
 
 def _mix(recall: Recall, generated_BxE, slot_entry_BxS, pointer_BxS):

@@ -1,2 +1,0 @@
-cd /tmp/w/step/wt
-for t in tests/reasoning/test_worlds.py tests/test_flops.py tests/reasoning/test_likelihood.py tests/reasoning/test_rollout.py tests/models/test_transformer.py tests/models/test_attention.py tests/models/test_backbone.py tests/training/test_step.py tests/reasoning/test_frcot.py tests/test_config.py tests/test_house.py tests/models tests/aot tests/evaluation/test_sasrec.py; do echo "== $t $(date +%T)"; nice -n 19 /tmp/v/v311/bin/python -m pytest $t --durations=3 2>&1 | tail -40; done; echo ALLDONE
