@@ -4,6 +4,7 @@
 
 The log is SIMULATED; it stays in DIR, and so does what is not done yet when this is cut off. Needs 10 GB there for 100 M events.
 With Apache Beam installed (requirements-cluster.txt) the first size is prepared by its local runner too.
+`python -m experiments.benchmarks.draw` makes the picture.
 """
 
 import importlib.util
@@ -12,14 +13,14 @@ import pathlib
 from absl import flags
 
 from experiments.benchmarks import input_pipeline_parts as parts
-from experiments.benchmarks import input_pipeline_plot, measure
+from experiments.benchmarks import measure
 from rolegen_jax import commands
 
 _FOLDER = flags.DEFINE_string('folder', None, 'Where logs and shards are written.', required=True)
 _EVENTS = flags.DEFINE_list('events', ['1000000', '10000000', '100000000'], 'Sizes of the simulated logs; the last one is read.')
 _FILES = flags.DEFINE_integer('files', 32, 'Event files of each log.', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 2000, 'Steps of each reading loop.', lower_bound=1)
-_OUTPUT = flags.DEFINE_string('output', str(measure.FOLDER), 'Folder of input_pipeline.json and .svg.')
+_OUTPUT = flags.DEFINE_string('output', str(measure.FOLDER), 'Folder of input_pipeline.json.')
 
 BATCHES = (16, 32, 64, 128)  # rows; the experiments' warm-ups take 16 and 32
 STEP_S = 0.001
@@ -34,9 +35,7 @@ def main() -> None:
     print(f'{events:,} events: {prepared[-1]["events_per_s"]:,.0f}/s, peak {prepared[-1]["peak_bytes"] / 2**30:.2f} GiB', flush=True)
   reading = [parts.read(shards, batch, _STEPS.value, step_s, cold) for cold in (True, False) for batch in BATCHES for step_s in (STEP_S, 0.0)]
   found = dict(simulated=True, prepared=prepared, reading=reading, engine=engine(folder, prepared[0]))
-  path = measure.keep('input_pipeline', found, 'polars', 'grain', 'apache-beam', folder=_OUTPUT.value)
-  input_pipeline_plot.draw(found, path.with_suffix('.svg'))
-  print(path)
+  print(f"-> {measure.keep('input_pipeline', found, 'polars', 'grain', 'apache-beam', folder=_OUTPUT.value)}")
 
 
 def engine(folder: pathlib.Path, alone: dict) -> dict | None:

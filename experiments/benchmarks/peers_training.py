@@ -6,8 +6,9 @@
 
 Part `throughput`: targets and sequences trained a second by full updates (batch, forward, backward, Adam), each side at its
 fastest batch size, timed in turn. Part `ndcg`: seconds of training until our NDCG@10 on validation users is the best that a
-peer reached; there every side has its smallest batch that is nearly as fast, since more updates teach more. One set of semantic IDs, one count of parameters, the same threads. Needs the Beauty log (README.md). A finished
-part is kept in --workdir; experiments/benchmarks/peers_training.json and its picture are written when all are there.
+peer reached; there every side has its smallest batch that is nearly as fast, since more updates teach more. One set of semantic IDs, one count
+of parameters, the same threads. Needs the Beauty log (README.md). A finished part is kept in --workdir;
+experiments/benchmarks/peers_training.json is written when all are there.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
   started = time.monotonic()
   if unknown := sorted(set(_PARTS.value) - set(PARTS)):
     raise ConfigError(f'--parts={unknown[0]}: must be some of {", ".join(PARTS)}')
-  from experiments.benchmarks import beauty, measure, peers_training_plot
+  from experiments.benchmarks import beauty, measure
 
   try:
     import cornac, torch, transformers  # noqa: F401, one line for the three
@@ -61,7 +62,6 @@ def main() -> None:
   if all(path.exists() for path in kept.values()):
     found = {part: json.loads(path.read_text()) for part, path in kept.items()}
     print(f'-> {measure.keep("peers_training", found, *PACKAGES)}')
-    peers_training_plot.draw(found, measure.FOLDER / 'peers_training.svg')
 
 
 def sides(found, codes, config, rate: float) -> dict:
