@@ -23,11 +23,11 @@ from rolegen_jax.sharding import constrain, sharding, spec
 
 ROW_BLOCK = 1024  # training rows are padded to a multiple whatever the device count, so the random draws do not depend on it
 ENCODE_BLOCK = 2048  # rows that a device encodes at a time: their distances to a codebook stay in its cache
-# How many rows are looked at. More change a codebook little (faiss trains on 256 rows per code too), and a start needs a pass for
-# each code. Up to FEW_ROWS, everything looks at all of them.
-TRAIN_ROWS_PER_CODE = 256
-START_ROWS_PER_CODE = 64
+# How many rows are looked at: up to FEW_ROWS all, of more a sample. Codebooks gain little from more than 256 rows per code (faiss
+# trains on as many), and a start, which needs a pass for each code, nothing from more than 16 after a few iterations.
 FEW_ROWS = 16_384
+TRAIN_ROWS_PER_CODE = 256
+START_ROWS_PER_CODE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,9 @@ def residual_kmeans(embeddings: np.ndarray, levels: int, codes: int, iterations:
   block = math.lcm(ROW_BLOCK, mesh.size)
   residual_NxD = shard_rows(x_IxD[row_T], block, mesh)
   weight_N = shard_rows(np.ones(len(row_T), np.float32), block, mesh)
-  start_rows = min(-(-max(FEW_ROWS, START_ROWS_PER_CODE * codes) // block) * block, len(weight_N))
+  start_rows = len(weight_N)
+  if len(row_T) > FEW_ROWS:
+    start_rows = min(-(-START_ROWS_PER_CODE * codes // block) * block, start_rows)
   codebooks = []
   with jax.set_mesh(mesh):
     for level in progress(range(levels), 'residual k-means level'):
@@ -88,7 +90,8 @@ def kmeans(key, x_NxD, weight_N, codes: int, iterations: int, start_rows: int):
   start_KxD = _plus_plus(key, constrain(x_NxD[:start_rows], 'rows', None), weight_N[:start_rows], codes)
   centroid_KxD = jax.lax.fori_loop(0, iterations, lambda _, c: _lloyd(c, x_NxD, weight_N), start_KxD)
   code_N, _ = nearest(x_NxD, centroid_KxD)
-  return constrain(centroid_KxD, None, None), constrain(x_NxD - centroid_KxD[code_N], 'rows', None)
+  residual_NxD = (x_NxD - centroid_KxD[code_N]) * weight_N[:, None]
+  return constrain(centroid_KxD, None, None), constrain(residual_NxD, 'rows', None)
 
 
 @jax.jit
