@@ -43,7 +43,7 @@ def main() -> None:
     raise ConfigError(f'{error}: the peers are an extra, pip install -r requirements-peers.txt') from error
   cases = {}
   for name in _CASES.value:
-    cases[name] = found = parts.compare(parts.CASES[name], _REPEATS.value)
+    cases[name] = found = parts.compare(parts.CASES[name], _REPEATS.value, len(os.sched_getaffinity(0)))
     for side, times in found['sides'].items():
       print(f'{name} {side}: {times["median_s"]:.2f} s, error {times["error"][-1]:.5f}', flush=True)
     for side, ratio in found['ours_against'].items():

@@ -6,7 +6,6 @@ Legend: I rows, D width, L levels, K codes.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 
 import jax
@@ -104,11 +103,10 @@ def relative_error(x_IxD: np.ndarray, codes_IxL: np.ndarray, codebooks_LxKxD: np
   return (left_L / total).tolist()
 
 
-def compare(case: Case, repeats: int) -> dict:
-  """All sides timed in turn from vectors in memory to codes in memory, on one device and the same threads, and their errors."""
+def compare(case: Case, repeats: int, threads: int) -> dict:
+  """All sides timed in turn from vectors in memory to codes in memory, ours on one device, faiss on `threads`, and their errors."""
   import faiss
 
-  threads = len(os.sched_getaffinity(0))
   faiss.omp_set_num_threads(threads)
   x = simulate(case.rows, case.width)
   settings = {OURS: case.iterations, 'rolegen_default': SemanticIdConfig().iterations}

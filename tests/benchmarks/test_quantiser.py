@@ -34,7 +34,7 @@ def test_error_is_that_of_the_approximations(monkeypatch):
 
 def test_all_sides_are_measured_and_drawn(tmp_path):
   pytest.importorskip('faiss')
-  found = parts.compare(TINY, repeats=2)
+  found = parts.compare(TINY, repeats=2, threads=1)  # several that wait for each other crawl on a busy machine
   assert set(found['sides']) == {'rolegen', 'rolegen_default', *parts.FAISS}
   for side in found['sides'].values():
     assert len(side['seconds']) == 2 and side['median_s'] > 0
