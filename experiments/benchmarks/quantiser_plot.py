@@ -10,7 +10,10 @@ NAMES = dict(
     rolegen='RoleGen', rolegen_default='RoleGen, default iterations', faiss='faiss (beam 5)', faiss_beam1='faiss, beam 1',
     faiss_plain_beam1='faiss, beam 1, plain k-means', all='RoleGen, 8 devices', one='RoleGen, 1 of 8 devices',
 )
-COLOURS = dict(rolegen='#0072B2', rolegen_default='#56B4E9', faiss='#D55E00', faiss_beam1='#E69F00', faiss_plain_beam1='#F0C808', all='#999999', one='#CCCCCC')
+COLOURS = dict(
+    rolegen='#0072B2', rolegen_default='#56B4E9', faiss='#D55E00', faiss_beam1='#E69F00', faiss_plain_beam1='#F0C808',
+    all='#999999', one='#CCCCCC',
+)
 
 
 def draw(found: dict, figure: str | os.PathLike) -> None:
