@@ -5,7 +5,8 @@
 
 Ours runs at settings with which its reconstruction error is no higher than faiss's. faiss runs as it comes (beam 5), with beam 1,
 and with plain k-means, which is its fastest way. Then ours over eight devices of this machine, in a process of its own, against one
-of them: the results must agree; eight devices of one processor are not expected to be faster.
+of them: the results must agree; eight devices of one processor are not expected to be faster. `python -m experiments.benchmarks.draw`
+makes the picture.
 """
 
 import json
@@ -24,13 +25,12 @@ DEVICES = 8
 
 _CASES = flags.DEFINE_list('cases', ['12101x768', '1000000x128'], 'Some of 12101x768, 1000000x128.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Timed rounds.', lower_bound=1)
-_OUTPUT = flags.DEFINE_string('output', '', 'Folder of quantiser.json and .svg; default: that of the benchmarks.')
+_OUTPUT = flags.DEFINE_string('output', '', 'Folder of quantiser.json; default: that of the benchmarks.')
 _SHARDED = flags.DEFINE_string('sharded', '', 'A file: write there what the one case of --cases is over all devices, and no more.')
 
 
 def main() -> None:
-  from experiments.benchmarks import measure, quantiser_plot
-  from experiments.benchmarks import quantiser_parts as parts
+  from experiments.benchmarks import measure, quantiser_parts as parts
 
   if unknown := sorted(set(_CASES.value) - set(parts.CASES)):
     raise ConfigError(f'--cases={unknown[0]}: must be some of {", ".join(parts.CASES)}')
@@ -54,9 +54,7 @@ def main() -> None:
           f'{one["error"][-1]:.5f}; equal codes {shards["equal_codes"]:.5f} of the rows', flush=True)
   simulated = dict(topics=parts.TOPICS, subtopics=parts.SUBTOPICS, subtopic=parts.SUBTOPIC, noise=parts.NOISE, made_by='quantiser_parts.simulate')
   found = dict(simulated=simulated, cases=cases)
-  path = measure.keep('quantiser', found, 'faiss-cpu', folder=_OUTPUT.value or measure.FOLDER)
-  quantiser_plot.draw(found, path.with_suffix('.svg'))
-  print(f'-> {path}')
+  print(f"-> {measure.keep('quantiser', found, 'faiss-cpu', folder=_OUTPUT.value or measure.FOLDER)}")
 
 
 def over_devices(case: str) -> dict:
