@@ -38,7 +38,7 @@ def export(params: dict, vocab: Vocabulary, source: str | os.PathLike, folder: s
   source, folder = Folder(source), pathlib.Path(folder)
   source.rows(vocab)  # refuses another vocabulary
   text = TextVocabulary(vocab, source.tokenizer)
-  rows = max(vocab.text_pieces, 1 + max(text.ids))
+  rows = max(vocab.text_pieces, 1 + int(max(text.ids)))
   distributed.once(lambda: folder.mkdir(parents=True, exist_ok=True))
   _weights(params, vocab, source, text.ids, rows, folder, file_bytes)
   intent = {name: _whole(leaf) for name, leaf in params['intent'].items()}

@@ -92,13 +92,11 @@ class Folder:
 
 def configure(config: Config) -> Config:
   """The config with the reasoner's sizes and text vocabulary as `reasoner.pretrained` has them. How it computes (remat, dtype,
-  attention) stays as the config says. Raises ConfigError or DataError; a config that was settled before must agree with the folder."""
+  attention) stays as the config says; a config that was settled before stays whole, and needs no folder. Raises ConfigError, DataError."""
   r = config.reasoner
-  if not r.pretrained:
+  if not r.pretrained or r.tokenizer:
     return config
   folder = Folder(r.pretrained)
   pieces, digest = folder.text
-  if r.tokenizer not in ('', digest):
-    raise ConfigError(f'reasoner.tokenizer={r.tokenizer!r}: the tokenizer of {r.pretrained} is {digest}; must be the same, or empty')
   t = dataclasses.replace(folder.transformer, **{name: getattr(r.transformer, name) for name in ('remat', 'dtype', 'attention')})
   return dataclasses.replace(config, reasoner=dataclasses.replace(r, transformer=t, text_pieces=pieces, tokenizer=digest))

@@ -16,10 +16,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from rolegen_jax.config import ReasonerConfig
+from rolegen_jax.config import ReasonerConfig, TransformerConfig
 from rolegen_jax.data.files import DataError
 from rolegen_jax.models import functional
 from rolegen_jax.models.reasoner import Reasoner
+from rolegen_jax.models.transformer import Transformer
 from rolegen_jax.pretrained import families
 from rolegen_jax.pretrained.files import TensorFiles, elements
 from rolegen_jax.vocab import Vocabulary
@@ -44,40 +45,44 @@ def parameters(files: TensorFiles, config: ReasonerConfig, rows: TokenRows, mesh
   """Parameters of `Reasoner(config, rows.vocab)`, fp32, born in their shards. Without the equation of
   intent, which is no tensor of a decoder. Raises DataError before memory is spent; ConfigError where the mesh does not divide an array."""
   make = lambda rngs: Reasoner(config, rows.vocab, rngs=rngs)
-  shapes, layout = functional.abstract(make)[1], functional.shardings(make, mesh)
+  wanted, layout = functional.abstract(make)[1], functional.shardings(make, mesh)
   check(files, config, rows)
   readers = readers_of(files, config, rows)
 
-  del shapes['intent'], layout['intent']
+  del wanted['intent'], layout['intent']
   leaf = lambda path, shape, sharding: _assemble(shape.shape, sharding, readers[tuple(p.key for p in path)])
-  return jax.tree_util.tree_map_with_path(leaf, shapes, layout)
+  return jax.tree_util.tree_map_with_path(leaf, wanted, layout)
 
 
 def check(files: TensorFiles, config: ReasonerConfig, rows: TokenRows) -> None:
   """Raises DataError on a tensor that is missing, of another shape or type, or not known."""
-  c = config.transformer
-  sizes = _sizes(config, rows.vocab)
-  expected = {families.FINAL_NORM.name: (c.width,)} | {name: (rows.rows, c.width) for name in families.tables(c).values()}
-  for path, tensor in families.layer_tensors(c).items():
-    theirs = tuple(math.prod(sizes[path][axis] for axis in group) for group in tensor.groups)
-    expected |= {families.layer_name(layer, tensor): theirs for layer in range(c.layers)}
+  expected = shapes(config.transformer, rows.rows)
   for name, shape in expected.items():
     files.check(name, shape)
-  spare = {'lm_head.weight'} if c.tied else set()
+  spare = {'lm_head.weight'} if config.transformer.tied else set()
   unknown = sorted(n for n in files.names - set(expected) - spare if not n.endswith(families.UNUSED))
   if unknown:
     raise DataError(f'{files.folder}: {len(unknown)} tensors that a model of its config.json does not have, first {unknown[0]}')
 
 
-def _sizes(config: ReasonerConfig, vocab: Vocabulary) -> dict[tuple[str, ...], tuple[int, ...]]:
+def shapes(config: TransformerConfig, rows: int) -> dict[str, tuple[int, ...]]:
+  """Name -> shape of every tensor of a checkpoint with tables of so many rows."""
+  found, sizes = {name: (rows, config.width) for name in families.tables(config).values()}, _sizes(config)
+  for path, tensor in families.layer_tensors(config).items():
+    theirs = tuple(math.prod(sizes[path][axis] for axis in group) for group in tensor.groups)
+    found |= {families.layer_name(layer, tensor): theirs for layer in range(config.layers)}
+  return found | {families.FINAL_NORM.name: (config.width,)}
+
+
+def _sizes(config: TransformerConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
   """Path inside `blocks` -> shape of one layer."""
-  shapes = functional.abstract(lambda rngs: Reasoner(config, vocab, rngs=rngs))[1]['transformer']['blocks']
-  return {tuple(p.key for p in path): leaf.shape[1:] for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]}
+  blocks = functional.abstract(lambda rngs: Transformer(config, rngs=rngs))[1]['blocks']
+  return {tuple(p.key for p in path): leaf.shape[1:] for path, leaf in jax.tree_util.tree_flatten_with_path(blocks)[0]}
 
 
 def readers_of(files: TensorFiles, config: ReasonerConfig, rows: TokenRows) -> dict[tuple[str, ...], Callable[[Box], np.ndarray]]:
   """Path of a parameter -> what reads a box of it."""
-  sizes = _sizes(config, rows.vocab)
+  sizes = _sizes(config.transformer)
   found = {('transformer', 'norm', 'scale'): lambda box: files.read(families.FINAL_NORM.name, box)}
   found |= {(ours,): Table(files, theirs, rows).read for ours, theirs in families.tables(config.transformer).items()}
   for path, tensor in families.layer_tensors(config.transformer).items():

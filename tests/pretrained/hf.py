@@ -63,7 +63,7 @@ def model(family: str, dtype: str = 'float32', seed: int = 0, **changes):
   with torch.no_grad():
     for name, p in made.named_parameters():
       if p.ndim > 1:
-        p.normal_(0.0, 0.25)
+        p.normal_(0.0, 0.12 if family == 'gemma3' and 'embed' in name else 0.25)  # Gemma multiplies embeddings by 8
       else:
         p.normal_(0.0 if family == 'gemma3' else 1.0, 0.2)
   return made.to(getattr(torch, dtype))

@@ -33,19 +33,22 @@ class Ours:
     self.vocab = self.rolegen.vocab
     self.params = Folder(folder).load(self.config.reasoner, self.vocab, self.mesh)
     self.first, self.pieces = self.vocab.blocks['text']
+    self._programs = {}
 
-  def run(self, program, *arrays):
-    """`program(reasoner, *arrays)`, compiled on the mesh."""
+  def run(self, name, program, *arrays):
+    """`program(reasoner, *arrays)`, compiled on the mesh once for each name."""
+    if name not in self._programs:
+      self._programs[name] = jit(lambda params, *a: program(functional.bind(self.rolegen.graphdefs['reasoner'], params), *a))
     with jax.set_mesh(self.mesh):
-      return jax.device_get(jit(lambda params, *a: program(functional.bind(self.rolegen.graphdefs['reasoner'], params), *a))(self.params, *arrays))
+      return jax.device_get(self._programs[name](self.params, *arrays))
 
   def logits(self, ids_BxT, valid_BxT, positions=None) -> np.ndarray:
     """fp32 [B, T, text pieces] of the whole sequence at once."""
     positions = np.arange(ids_BxT.shape[1]) if positions is None else positions
     read = lambda r, ids, valid, positions: r.logits(r.hidden(self.first + ids, positions, causal(valid)), self.first, self.pieces)
     if isinstance(positions, np.ndarray) and positions.ndim == 1:
-      return self.run(lambda r, ids, valid: read(r, ids, valid, positions), ids_BxT, valid_BxT)
-    return self.run(read, ids_BxT, valid_BxT, positions)
+      return self.run('static', lambda r, ids, valid: read(r, ids, valid, positions), ids_BxT, valid_BxT)
+    return self.run('dynamic', read, ids_BxT, valid_BxT, positions)
 
   def decode(self, ids_BxT, valid_BxT, prompt: int, shared: int, greedy: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(logits [B, n, text pieces], ids [B, n]) from the last of `prompt` positions on, one token at a time against the cache, of which
@@ -73,4 +76,4 @@ class Ours:
       (last, _), (logits, tokens) = jax.lax.scan(one, (start, own), jnp.arange(steps))
       return jnp.concatenate([jnp.moveaxis(logits, 0, 1), last[:, None]], axis=1), tokens.T
 
-    return self.run(program, ids_BxT, valid_BxT)
+    return self.run((prompt, shared, steps), program, ids_BxT, valid_BxT)
