@@ -25,7 +25,7 @@ from rolegen_jax.pretrained.folder import Folder, configure
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.sharding import make_mesh
 
-MIB, GIB = 1 << 20, 1 << 30
+GIB = 1 << 30
 QWEN3_06B = dict(  # its published sizes: 1.19 GB of bfloat16
     architectures=['Qwen3ForCausalLM'], model_type='qwen3', hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
     num_key_value_heads=8, head_dim=128, vocab_size=151_936, rms_norm_eps=1e-6, rope_theta=1_000_000, tie_word_embeddings=True, eos_token_id=0)
@@ -132,5 +132,6 @@ def measure_load(make: Callable[[], object], files: pathlib.Path) -> dict:
 
 def line(side: str, found: dict) -> str:
   of = lambda name: f'{found[name] / GIB:.2f}'
-  return (f'{side:9} {found["seconds"]:6.1f} s   peak {of("peak_both_bytes")} GiB (own {of("peak_own_bytes")}, mapped files {of("peak_mapped_bytes")})   '
-          f'arrays {of("arrays_bytes")}   beside them {of("beside_arrays_bytes")}, bound {of("bound_bytes")}: {"within" if found["within"] else "OVER"}')
+  peak = f'{of("peak_both_bytes")} GiB (own {of("peak_own_bytes")}, mapped files {of("peak_mapped_bytes")})'
+  beside = f'{of("beside_arrays_bytes")}, bound {of("bound_bytes")}: {"within" if found["within"] else "OVER"}'
+  return f'{side:9} {found["seconds"]:6.1f} s   peak {peak}   arrays {of("arrays_bytes")}   beside them {beside}'

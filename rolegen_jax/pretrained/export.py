@@ -80,7 +80,8 @@ def _weights(params, vocab, source, own, rows, folder, file_bytes) -> None:
         leaf = leaf[part]
       shape = tuple(math.prod(leaf.shape[1 + axis] for axis in group) for group in tensor.groups)
       order = [axis for group in tensor.groups for axis in group]
-      plan.append((families.layer_name(layer, tensor), shape, lambda leaf=leaf, order=order, shape=shape, layer=layer: _whole(leaf, layer).transpose(order).reshape(shape)))
+      get = lambda leaf=leaf, order=order, shape=shape, layer=layer: _whole(leaf, layer).transpose(order).reshape(shape)
+      plan.append((families.layer_name(layer, tensor), shape, get))
   files, held = [[]], 0
   for entry in plan:
     name, shape, _ = entry

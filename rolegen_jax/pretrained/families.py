@@ -131,7 +131,8 @@ def _rotary(gemma: bool, said: dict, get) -> tuple[float, float, RopeScaling]:
     local = {'rope_theta': get('rope_local_base_freq', 10_000.0)} if gemma else {}
   of = lambda settings: settings.get('rope_type', settings.get('type', 'default'))
   if of(local) != 'default' or of(whole) not in ('default', 'linear', 'llama3') or whole.get('partial_rotary_factor', 1.0) != 1.0:
-    raise Unsupported(f'config.json: rotary settings {new or said.get("rope_scaling")}: must be default, linear or llama3, of whole heads, on layers that see all')
+    given = new or said.get('rope_scaling')
+    raise Unsupported(f'config.json: rotary settings {given}: must be default, linear or llama3, of whole heads, on layers that see all')
   scaling = RopeScaling()
   if of(whole) == 'linear':
     scaling = RopeScaling('linear', float(whole['factor']))

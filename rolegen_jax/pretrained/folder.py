@@ -55,7 +55,8 @@ class Folder:
         if piece >= 0 and not self.tokenizer.is_mark(int(piece)):
           raise DataError(f'{where}: piece {piece}, which is {name} in config.json, is no mark there; must be the tokenizer of these weights')
     if self.ours and self.ours['tokenizer_with_ours'] != self.tokenizer.digest:
-      raise DataError(f'{where}: its hash is {self.tokenizer.digest}, {OURS} has {self.ours["tokenizer_with_ours"]}; must be the file that was exported')
+      expected = self.ours['tokenizer_with_ours']
+      raise DataError(f'{where}: its hash is {self.tokenizer.digest}, {OURS} has {expected}; must be the file that was exported')
 
   @property
   def text(self) -> tuple[int, str]:

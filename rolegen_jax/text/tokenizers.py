@@ -156,14 +156,15 @@ def open_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 
 def train(texts: Iterable[str], size: int) -> SentencePiece:
-  """A unigram sentencepiece model of at most `size` pieces; bytes stand in for characters that the texts do not have.
+  """A sentencepiece model of at most `size` pieces, by byte pairs: on a small catalogue unigram pieces stay single letters. Bytes stand in
+  for characters that the texts do not have.
 
   Raises DataError when there is too little text.
   """
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=size, hard_vocab_limit=False, byte_fallback=True,
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=size, model_type='bpe', hard_vocab_limit=False, byte_fallback=True,
         character_coverage=1.0, minloglevel=2, num_threads=1,
     )
   except RuntimeError as error:

@@ -7,7 +7,7 @@ import tokenizers
 
 from rolegen_jax.text.tokenizers import save, train
 
-WORDS = 'red blue green wool cotton silver leather winter summer light heavy small large shirt dress shoe lamp table chair cup spoon bag'.split()
+WORDS = 'red blue green wool cotton silver leather winter summer light heavy small large shirt dress shoe lamp table chair cup'.split()
 ROWS = 400  # of the token tables
 SIZES = dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, head_dim=32, vocab_size=ROWS, pad_token_id=None)
 
@@ -35,13 +35,15 @@ def config(family: str, **changes):
 
   if family == 'qwen3':
     return transformers.Qwen3Config(**SIZES | dict(
-        num_hidden_layers=3, tie_word_embeddings=True, rope_parameters=dict(rope_type='default', rope_theta=1e6), bos_token_id=0, eos_token_id=1) | changes)
+        num_hidden_layers=3, tie_word_embeddings=True, rope_parameters=dict(rope_type='default', rope_theta=1e6),
+        bos_token_id=0, eos_token_id=1) | changes)
   if family == 'qwen3_window':
     return config('qwen3', **dict(use_sliding_window=True, sliding_window=6, max_window_layers=1, tie_word_embeddings=False) | changes)
   if family == 'llama':
     scaling = dict(rope_type='llama3', rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
     return transformers.LlamaConfig(**SIZES | dict(
-        num_hidden_layers=2, tie_word_embeddings=False, rope_parameters=scaling, rms_norm_eps=1e-5, bos_token_id=0, eos_token_id=[0, 1]) | changes)
+        num_hidden_layers=2, tie_word_embeddings=False, rope_parameters=scaling, rms_norm_eps=1e-5, bos_token_id=0,
+        eos_token_id=[0, 1]) | changes)
   assert family == 'gemma3'
   rotary = dict(full_attention=dict(rope_type='linear', factor=8.0, rope_theta=1e4), sliding_attention=dict(rope_type='default', rope_theta=100.0))
   return transformers.Gemma3TextConfig(**SIZES | dict(
@@ -64,8 +66,10 @@ def model(family: str, dtype: str = 'float32', seed: int = 0, **changes):
     for name, p in made.named_parameters():
       if p.ndim > 1:
         p.normal_(0.0, 0.12 if family == 'gemma3' and 'embed' in name else 0.25)  # Gemma multiplies embeddings by 8
+      elif family == 'gemma3':  # its layers must outweigh them, or it repeats itself
+        p.normal_(2.0 if 'post_' in name else 0.0, 0.2)
       else:
-        p.normal_(0.0 if family == 'gemma3' else 1.0, 0.2)
+        p.normal_(1.0, 0.2)
   return made.to(getattr(torch, dtype))
 
 

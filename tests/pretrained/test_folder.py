@@ -11,7 +11,7 @@ import pytest
 from ours import MESH, Ours, settled
 from safetensors.numpy import load_file, save_file
 
-from experiments.benchmarks import pretrained_parts as parts
+from experiments.benchmarks import pretrained_parts as parts, pretrained_plot
 from rolegen_jax.config import ConfigError, MeshConfig
 from rolegen_jax.data.files import DataError
 from rolegen_jax.pretrained import load
@@ -105,12 +105,12 @@ WRONG = {
     'no folder': (lambda f: shutil.rmtree(f), 'no such folder'),
     'no config': (lambda f: (f / 'config.json').unlink(), 'config.json: no such file'),
     'config is no JSON': (lambda f: (f / 'config.json').write_text('{'), 'must be JSON'),
-    'another architecture': (lambda f: edit(f / 'config.json', architectures=['Qwen3MoeForCausalLM'], model_type='qwen3_moe'), "model_type='qwen3_moe'.*must be one of"),
+    'another architecture': (lambda f: edit(f / 'config.json', architectures=['QwenMoe'], model_type='qwen3_moe'), "'qwen3_moe'.*must be one of"),
     'biases': (lambda f: edit(f / 'config.json', attention_bias=True), 'attention_bias=True: must be False'),
     'quantised': (lambda f: edit(f / 'config.json', quantization_config=dict(bits=4)), 'quantization_config'),
     'another activation': (lambda f: edit(f / 'config.json', hidden_act='relu'), "'relu': must be one of silu"),
     'yarn': (lambda f: edit(f / 'config.json', rope_scaling=dict(rope_type='yarn', factor=4.0)), 'must be default, linear or llama3'),
-    'a size is missing': (lambda f: (f / 'config.json').write_text(json.dumps({k: v for k, v in SAID.items() if k != 'hidden_size'})), 'hidden_size is missing'),
+    'a size is missing': (lambda f: (f / 'config.json').write_text(json.dumps(dict(model_type='qwen3'))), 'num_attention_heads is missing'),
     'a file is missing': (lambda f: second(f).unlink(), 'model-00002-of-00002.safetensors: no such file.*as model.safetensors.index.json names it'),
     'a file is cut': (cut, 'must be a whole safetensors file'),
     'a file is garbage': (lambda f: second(f).write_bytes(b'garbage' * 50), 'must be a whole safetensors file'),
@@ -144,5 +144,7 @@ def test_memory_beside_the_arrays_is_a_piece_and_not_the_checkpoint(folder, tmp_
   found = parts.measure_load(parts.streamed(tmp_path, config), tmp_path)
   assert found['within'] and found['arrays_bytes'] > 100e6 and len(found['files_bytes']) == 2
   assert 'within' in parts.line('streamed', found)
+  pretrained_plot.draw(dict(rounds=dict(streamed=[found], at_once=[found])), tmp_path / 'picture.png')
+  assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
   plain = parts.at_once(tmp_path, config)()
-  assert json.dumps(found) and sum(array.nbytes for array in plain) > 0.99 * found['arrays_bytes']
+  assert json.dumps(found) and sum(array.nbytes for array in plain) > 0.95 * found['arrays_bytes']

@@ -68,7 +68,8 @@ def test_greedy_generation(pair):
   _, found = ours.decode(ids, valid, T, 0, greedy=64)
   with torch.no_grad():
     theirs.generation_config.eos_token_id = None
-    made = theirs.generate(torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(valid), do_sample=False, max_new_tokens=64, pad_token_id=0)
+    how = dict(do_sample=False, max_new_tokens=64, pad_token_id=0)
+    made = theirs.generate(torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(valid), **how)
   expected = made[:, T:].numpy()
   assert expected.shape == (B, 64) and len(set(expected.ravel().tolist())) > 12
   np.testing.assert_array_equal(found, expected)

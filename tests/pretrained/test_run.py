@@ -26,11 +26,12 @@ def test_a_run_trains_from_the_folder_and_needs_it_no_more(tmp_path):
   settings = SMALL + [f'reasoner.pretrained={tmp_path / "model"}', 'align.optimizer.learning_rate=1e-9']
   config = apply(Config(), settings)
   run = stages.Run(dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, ablations=())), tmp_path / 'run')
+  assert 'tokens' in run.backbone  # it comes first
   aligned = run.aligned
   table = parts.tensors(tmp_path / 'model')['model.embed_tokens.weight']
   start, size = run.rolegen.vocab.blocks['text']
   np.testing.assert_allclose(np.asarray(aligned['tokens'])[start:start + size], table, atol=1e-6)  # no step of align moved it
-  assert 'tokens' in run.backbone and run.backbone['tokens'].shape[0] < start + 256 < run.rolegen.vocab.size
+  assert run.backbone['tokens'].shape[0] < start + 256 < run.rolegen.vocab.size  # it reads no text
   assert run.report().exists()
   before = jax.device_get(run.trained)
   shutil.rmtree(tmp_path / 'model')

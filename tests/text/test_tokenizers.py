@@ -10,7 +10,8 @@ from rolegen_jax.text import tokenizers as lib
 from rolegen_jax.vocab import Vocabulary
 
 VOCAB = Vocabulary(levels=3, codes=4, text_pieces=500)
-TEXTS = [f'red wool shirt {i}, light summer dress; lamp for a small table 1 2 3' for i in range(200)]
+WORDS = 'red blue green wool cotton silver leather winter summer light heavy small large shirt dress shoe lamp table chair cup days later'.split()
+TEXTS = [' '.join(np.random.default_rng(i).choice(WORDS, 8)) + f' {i}' for i in range(300)]
 
 
 def byte_level() -> lib.Json:
