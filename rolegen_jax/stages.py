@@ -133,6 +133,7 @@ class Run:
   def cases(self) -> CaseTable:
     """Training cases with hindsight roles."""
     bare, r = self.bare_cases, self.config.reasoner
+    self.backbone  # its key is part of this stage's
     folder, done = self._begin('roles', digest(self._key('backbone'), self.config.roles, r.role_events))
     path = folder / 'roles.npz'
     if not done:

@@ -99,7 +99,7 @@ def measured(
     result['axes'][name] = dict(label=axis.label, why=axis.why, base=axis.of(*middle), points=current)
   turns = sorted((i, axes.index(name), name, value) for name in axes for i, value in enumerate(found[name]))
   missing = [(name, value) for _, _, name, value in turns if value not in result['axes'][name]['points']]
-  if missing or not result['base']:
+  if missing:
     reference = compiled(*middle)
     result['base'] = sizes(config, reference) | made(middle)
   for name, value in progress(missing, 'growth', len(missing)):

@@ -38,6 +38,7 @@ _BUDGET = flags.DEFINE_float('budget', 300.0, 'Seconds of training of each peer 
 _USERS = flags.DEFINE_integer('users', 1000, 'Validation users of part ndcg, drawn once.', lower_bound=1)
 _BEAMS = flags.DEFINE_integer('beams', 20, 'Beams of every side when it is evaluated.', lower_bound=10)
 _RATE = flags.DEFINE_float('peer_learning_rate', 1e-3, 'AdamW learning rate of both peers.')
+_DEVICES = flags.DEFINE_integer('devices', 1, 'CPU devices of ours, its batch spread over them; they share the same cores.', lower_bound=1)
 _MINUTES = flags.DEFINE_float('minutes', 0.0, 'Leave part ndcg at the first mark after so long; the same command continues. 0 = never.')
 
 
@@ -48,10 +49,11 @@ def main() -> None:
   from experiments.benchmarks import beauty, measure
 
   try:
-    import cornac, torch, transformers  # noqa: F401, one line for the three
+    import cornac, jax, torch, transformers  # noqa: F401, one line for all
   except ImportError as error:
     raise ConfigError(f'{error}: the peers are an extra, pip install -r requirements-peers.txt') from error
   torch.set_num_threads(len(os.sched_getaffinity(0)))
+  jax.config.update('jax_num_cpu_devices', _DEVICES.value)
   folder = pathlib.Path(_WORKDIR.value)
   makers = sides(beauty.sequences(), beauty.codes(), beauty.config(), _RATE.value)
   for part in _PARTS.value:
@@ -87,7 +89,7 @@ def throughput(makers: dict) -> dict:
   found = p.throughput(fast, _REPEATS.value)
   for name, ratio in found['ratios'].items():
     print(f'RoleGen over {name}: {ratio["targets"]:.1f}x trained targets a second, {ratio["sequences"]:.1f}x sequences a second')
-  return found | dict(tried_sequences_per_s=tried, threads=len(os.sched_getaffinity(0)))
+  return found | dict(tried_sequences_per_s=tried, threads=len(os.sched_getaffinity(0)), our_devices=_DEVICES.value)
 
 
 def ndcg(makers: dict, folder: pathlib.Path, started: float) -> dict:
@@ -113,7 +115,7 @@ def ndcg(makers: dict, folder: pathlib.Path, started: float) -> dict:
   users = np.sort(np.random.default_rng(0).choice(len(found.offsets) - 1, min(_USERS.value, len(found.offsets) - 1), replace=False))
   rows = found.held_out('valid')[users]
   target = found.item[rows]
-  settings = dict(marks=marks, users=len(users), beams=_BEAMS.value, batches=batches, peer_learning_rate=_RATE.value)
+  settings = dict(marks=marks, users=len(users), beams=_BEAMS.value, batches=batches, peer_learning_rate=_RATE.value, our_devices=_DEVICES.value)
   leave = lambda: _MINUTES.value > 0 and time.monotonic() - started > 60 * _MINUTES.value
   curves = p.race(makers, marks, rows, target, _BEAMS.value, folder / 'race', digest(settings, beauty.config(), beauty.codes().tolist()), leave)
   if curves is None:

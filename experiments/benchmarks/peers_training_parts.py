@@ -93,17 +93,19 @@ def race(
   """Trains every side to each of its `marks` (seconds of training) and evaluates it there, with the clock stopped.
 
   The side with the least training goes next, so that a machine's bad moments meet all. After every mark the side and its curve
-  are saved in `folder`; the same call with the same `key` continues there. Returns the curves, or None when `leave()` said so.
+  are saved in `folder`, and `leave()` is asked; the same call with the same `key` continues there. Returns the curves, or None
+  when it was left before the last mark.
   A point: train_s, updates, sequences, targets, loss, ndcg, standard_error, hits, evaluate_s.
   """
   racers = {name: _Racer(name, makers[name], folder, key) for name in makers}
   ahead = lambda name: next((m for m in marks[name] if m > racers[name].mark), None)
-  while going := [name for name in racers if ahead(name) is not None]:
-    if leave():
-      return None
-    name = min(going, key=ahead)
+  going = lambda: [name for name in racers if ahead(name) is not None]
+  while names := going():
+    name = min(names, key=ahead)
     point = racers[name].run(ahead(name), rows_B, target_B, beams)
     print(f'{name}: {point["train_s"]:.0f} s, {point["targets"]} targets, NDCG@10 {point["ndcg"]:.4f}', file=sys.stderr, flush=True)
+    if going() and leave():
+      return None
   return {name: racer.curve for name, racer in racers.items()}
 
 

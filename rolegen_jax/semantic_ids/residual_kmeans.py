@@ -1,9 +1,10 @@
 """Residual k-means over the mesh: level l clusters what levels 0..l-1 left unexplained.
 
-Rows are sharded over all devices, centroids replicated; one level is one jitted program (k-means++ start, Lloyd iterations
-in a `fori_loop`), compiled once for all levels.
+Codebooks are trained on a sample of the rows where there are many, one level one jitted program (k-means++ start, Lloyd
+iterations in a `fori_loop`), compiled once for all levels; then every row gets its codes of all levels, block by block. Rows are
+sharded over all devices, centroids replicated.
 
-Legend: N rows padded (weight 0), I items, L levels, K codes, D width.
+Legend: I items, T training rows, N rows padded, S rows that a start is drawn from, L levels, K codes, D width.
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rolegen_jax.progress import progress
-from rolegen_jax.sharding import constrain, sharding
+from rolegen_jax.sharding import constrain, sharding, spec
 
-ROW_BLOCK = 1024  # rows are padded to a multiple whatever the device count, so the random draws do not depend on it
+ROW_BLOCK = 1024  # training rows are padded to a multiple whatever the device count, so the random draws do not depend on it
+ENCODE_BLOCK = 2048  # rows that a device encodes at a time: their distances to a codebook stay in its cache
+# How many rows are looked at: up to FEW_ROWS all, of more a sample. Codebooks gain little from more than 256 rows per code (faiss
+# trains on as many), and a start, which needs a pass for each code, nothing from more than 16 after a few iterations.
+FEW_ROWS = 16_384
+TRAIN_ROWS_PER_CODE = 256
+START_ROWS_PER_CODE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,43 +45,70 @@ def residual_kmeans(embeddings: np.ndarray, levels: int, codes: int, iterations:
   """Quantises embeddings float32 [I, D]. Every process passes all rows and gets all results.
 
   The same seed gives the same result on the same mesh. Over meshes, sums are taken in another order: results agree to
-  rounding. Fewer distinct rows than codes leaves codes unused. Memory: I x K floats over the devices.
+  rounding. Fewer distinct rows than codes leaves codes unused. Memory over the devices: the rows, and T x K floats.
   """
-  x_NxD, weight_N = shard_rows(embeddings, mesh)
-  scale = max(float(np.square(embeddings, dtype=np.float64).sum(axis=1).mean()), 1e-30)
-  codebooks, codes_per_level, errors = [], [], []
+  x_IxD = np.asarray(embeddings, np.float32)
+  scale = max(float(np.einsum('id,id->i', x_IxD, x_IxD).mean(dtype=np.float64)), 1e-30)
+  row_T = training_rows(len(x_IxD), codes, seed)
+  block = math.lcm(ROW_BLOCK, mesh.size)
+  residual_NxD = shard_rows(x_IxD[row_T], block, mesh)
+  weight_N = shard_rows(np.ones(len(row_T), np.float32), block, mesh)
+  start_rows = len(weight_N)
+  if len(row_T) > FEW_ROWS:
+    start_rows = min(-(-START_ROWS_PER_CODE * codes // block) * block, start_rows)
+  codebooks = []
   with jax.set_mesh(mesh):
     for level in progress(range(levels), 'residual k-means level'):
       key = jax.random.fold_in(jax.random.key(seed), level)
-      centroid_KxD, code_N, x_NxD, error = kmeans(key, x_NxD, weight_N, codes, iterations)
-      codebooks.append(np.asarray(centroid_KxD))
-      codes_per_level.append(np.asarray(code_N)[:len(embeddings)])
-      errors.append(float(error) / scale)
+      centroid_KxD, residual_NxD = kmeans(key, residual_NxD, weight_N, codes, iterations, start_rows)
+      codebooks.append(centroid_KxD)
+    code_NxL, squared_NxL = quantise(shard_rows(x_IxD, mesh.size, mesh), jnp.stack(codebooks))
+  error = np.asarray(squared_NxL)[:len(x_IxD)].mean(axis=0, dtype=np.float64) / scale
   return Quantised(
-      codebooks=np.stack(codebooks), codes=np.stack(codes_per_level, axis=1).astype(np.int32),
-      points=np.asarray(embeddings, np.float32), error=np.asarray(errors, np.float32),
+      codebooks=np.stack(codebooks), codes=np.asarray(code_NxL)[:len(x_IxD)], points=x_IxD, error=error.astype(np.float32),
   )
 
 
-def shard_rows(x_IxD: np.ndarray, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-  """Rows [N, D] and weights [N] (1, or 0 for padding) over all devices of `mesh`, from a matrix that every process holds."""
-  block = math.lcm(ROW_BLOCK, mesh.size)
-  pad = -len(x_IxD) % block
-  x = np.pad(np.asarray(x_IxD, np.float32), ((0, pad), (0, 0)))
-  weight = np.pad(np.ones(len(x_IxD), np.float32), (0, pad))
-  place = lambda a, *axes: jax.make_array_from_callback(a.shape, sharding(mesh, *axes), lambda index: a[index])
-  return place(x, 'rows', None), place(weight, 'rows')
+def training_rows(rows: int, codes: int, seed: int) -> np.ndarray:
+  """Which rows codebooks are trained on [T]: all as they come, or where there are many a sample in random order."""
+  if rows <= FEW_ROWS:
+    return np.arange(rows)
+  return np.random.default_rng(seed).permutation(rows)[:max(FEW_ROWS, TRAIN_ROWS_PER_CODE * codes)]
 
 
-@functools.partial(jax.jit, static_argnames=('codes', 'iterations'))
-def kmeans(key, x_NxD, weight_N, codes: int, iterations: int):
-  """One level: (centroids [K, D], code of every row [N] replicated, residual rows [N, D], mean squared residual)."""
-  start_KxD = _plus_plus(key, x_NxD, weight_N, codes)
+def shard_rows(x: np.ndarray, multiple: int, mesh: Mesh) -> jax.Array:
+  """`x` [n, ...], which every process holds, spread over all devices by its rows, with zeros added to a multiple of `multiple`."""
+  pad = -len(x) % multiple
+  x = np.pad(x, ((0, pad),) + ((0, 0),) * (x.ndim - 1)) if pad else x
+  place = sharding(mesh, 'rows', *(None,) * (x.ndim - 1))
+  return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
+
+@functools.partial(jax.jit, static_argnames=('codes', 'iterations', 'start_rows'))
+def kmeans(key, x_NxD, weight_N, codes: int, iterations: int, start_rows: int):
+  """One level: (centroids [K, D], residual rows [N, D]). Rows of weight 0 do not count."""
+  start_KxD = _plus_plus(key, constrain(x_NxD[:start_rows], 'rows', None), weight_N[:start_rows], codes)
   centroid_KxD = jax.lax.fori_loop(0, iterations, lambda _, c: _lloyd(c, x_NxD, weight_N), start_KxD)
   code_N, _ = nearest(x_NxD, centroid_KxD)
-  residual_NxD = constrain((x_NxD - centroid_KxD[code_N]) * weight_N[:, None], 'rows', None)
-  error = jnp.sum(residual_NxD**2) / jnp.sum(weight_N)
-  return constrain(centroid_KxD, None, None), constrain(code_N, None), residual_NxD, constrain(error)
+  residual_NxD = (x_NxD - centroid_KxD[code_N]) * weight_N[:, None]
+  return constrain(centroid_KxD, None, None), constrain(residual_NxD, 'rows', None)
+
+
+@jax.jit
+def quantise(x_NxD, codebooks_LxKxD):
+  """(codes int32 [N, L], squared distance of the row to its approximation after each level [N, L]), both replicated."""
+
+  def of_level(x_D, centroid_KxD):
+    code_1, _ = nearest(x_D[None], centroid_KxD)
+    x_D = x_D - centroid_KxD[code_1[0]]
+    return x_D, (code_1[0], jnp.sum(x_D**2))
+
+  of_row = lambda x_D: jax.lax.scan(of_level, x_D, codebooks_LxKxD)[1]
+  of_rows = lambda x_nxD: jax.lax.map(of_row, x_nxD, batch_size=min(ENCODE_BLOCK, len(x_nxD)))
+  # Inside shard_map, blocks are cut from the rows of one device; XLA would cut them from all rows and send them round.
+  rows = spec(('rows', None))
+  code_NxL, squared_NxL = jax.shard_map(of_rows, in_specs=rows, out_specs=rows)(x_NxD)
+  return constrain(code_NxL.astype(jnp.int32), None, None), constrain(squared_NxL, None, None)
 
 
 def nearest(x_NxD: jax.Array, centroid_KxD: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -92,9 +126,10 @@ def _plus_plus(key, x_NxD, weight_N, codes):
     centroid_KxD, distance_N = state
     # log 0 = -inf: padding and rows already chosen are never drawn, unless nothing else is left
     score_N = jnp.log(distance_N * weight_N) + jax.random.gumbel(jax.random.fold_in(key, k), distance_N.shape)
-    centre_D = x_NxD[jnp.argmax(score_N)]
+    centre_D = whole_NxD[jnp.argmax(score_N)]
     return centroid_KxD.at[k].set(centre_D), jnp.minimum(distance_N, jnp.sum((x_NxD - centre_D) ** 2, axis=1))
 
+  whole_NxD = constrain(x_NxD, None, None)  # once, not a collective for each centre
   start = jnp.zeros((codes, x_NxD.shape[1])), jnp.ones_like(weight_N)
   return jax.lax.fori_loop(0, codes, add, start)[0]
 
@@ -103,11 +138,27 @@ def _lloyd(centroid_KxD, x_NxD, weight_N):
   """One iteration. An empty cluster moves to the row farthest from its centroid, the next empty one to the next farthest."""
   codes = len(centroid_KxD)
   code_N, distance_N = nearest(x_NxD, centroid_KxD)
-  member_NxK = jax.nn.one_hot(code_N, codes) * weight_N[:, None]
-  size_K = jnp.sum(member_NxK, axis=0)
-  sum_KxD = jnp.matmul(member_NxK.T, x_NxD, precision='highest')
+  sum_KxD, size_K = _sums(code_N, x_NxD, weight_N, codes)
   empty_K = size_K == 0
   far_row_K = jax.lax.top_k(distance_N * weight_N, min(codes, len(weight_N)))[1]
   nth_empty_K = jnp.minimum(jnp.cumsum(empty_K) - 1, len(far_row_K) - 1)
   mean_KxD = sum_KxD / jnp.maximum(size_K, 1)[:, None]
   return jnp.where(empty_K[:, None], x_NxD[far_row_K[nth_empty_K]], mean_KxD)
+
+
+def _sums(code_N, x_NxD, weight_N, codes):
+  """(sum of the rows of each code [K, D], how many they are [K])."""
+
+  def by_matmul(code_N, x_NxD, weight_N):
+    member_NxK = jax.nn.one_hot(code_N, codes) * weight_N[:, None]
+    return jnp.matmul(member_NxK.T, x_NxD, precision='highest'), jnp.sum(member_NxK, axis=0)
+
+  def by_scatter(code_N, x_NxD, weight_N):
+    code_N = jnp.where(weight_N > 0, code_N, codes)  # out of range: dropped
+    return tuple(jax.ops.segment_sum(a, code_N, codes) for a in (x_NxD, weight_N))
+
+  # A CPU adds rows one after the other, 25 times faster than it multiplies by a one-hot matrix; a small catalogue keeps the product,
+  # and with it its IDs of earlier versions. A GPU would add in any order, which is not the same sum twice; a TPU multiplies best.
+  if len(x_NxD) <= FEW_ROWS:
+    return by_matmul(code_N, x_NxD, weight_N)
+  return jax.lax.platform_dependent(code_N, x_NxD, weight_N, cpu=by_scatter, default=by_matmul)

@@ -6,6 +6,7 @@ import pytest
 
 from rolegen_jax.config import MeshConfig
 from rolegen_jax.semantic_ids.catalogue import encode
+from rolegen_jax.semantic_ids import residual_kmeans as kmeans_lib
 from rolegen_jax.semantic_ids.residual_kmeans import residual_kmeans
 from rolegen_jax.semantic_ids.rqvae import rqvae
 from rolegen_jax.sharding import make_mesh
@@ -53,6 +54,40 @@ def test_kmeans_with_fewer_vectors_than_codes(items, distinct):
   found = residual_kmeans(x, 2, 16, 5, 0, make_mesh(MeshConfig()))
   assert np.isfinite(found.codebooks).all() and found.error[0] < 1e-5
   assert len(np.unique(found.codes[:, 0])) == distinct
+
+
+def test_kmeans_of_many_rows_trains_on_some_and_encodes_all():
+  rows, codes = 40_001, 128
+  trained = kmeans_lib.training_rows(rows, codes, 0)
+  np.testing.assert_array_equal(trained, kmeans_lib.training_rows(rows, codes, 0))
+  assert len(np.unique(trained)) == len(trained) == 256 * codes and (trained != kmeans_lib.training_rows(rows, codes, 1)).any()
+  x = clustered(rows, dim=8, centres=400)
+  one = residual_kmeans(x, 2, codes, 6, 0, make_mesh(MeshConfig(), jax.devices()[:1]))
+  eight = residual_kmeans(x, 2, codes, 6, 0, make_mesh(MeshConfig(fsdp=2, tensor=2)))
+  again = residual_kmeans(x, 2, codes, 6, 0, make_mesh(MeshConfig(fsdp=2, tensor=2)))
+  np.testing.assert_array_equal(eight.codebooks, again.codebooks)
+  np.testing.assert_array_equal(eight.codes, again.codes)
+  np.testing.assert_allclose(one.error, eight.error, rtol=1e-3)
+  for found in (one, eight):
+    np.testing.assert_allclose(found.error, relative_error(found), rtol=1e-3)
+    residual = x.copy()
+    for level, book in enumerate(found.codebooks):
+      nearest = (np.square(book).sum(axis=1) - 2 * residual @ book.T).argmin(axis=1)
+      assert (nearest == found.codes[:, level]).mean() > 0.999
+      residual -= book[found.codes[:, level]]
+    squared = np.square(residual).sum(axis=1)
+    unseen = np.setdiff1d(np.arange(rows), trained)
+    assert squared[unseen].mean() < 1.05 * squared[trained].mean()
+
+
+@pytest.mark.parametrize('rows', [2048, kmeans_lib.FEW_ROWS + 1024])
+def test_sums_of_clusters_do_not_count_padding(rows):
+  rng = np.random.default_rng(0)
+  x, code, weight = rng.standard_normal((rows, 4), np.float32), rng.integers(0, 7, rows), (np.arange(rows) < rows - 500).astype(np.float32)
+  found, size = jax.jit(kmeans_lib._sums, static_argnums=3)(code, x, weight, 9)
+  expected = np.stack([x[(code == k) & (weight > 0)].sum(axis=0) for k in range(9)])
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
+  np.testing.assert_array_equal(size, np.bincount(code[weight > 0], minlength=9))
 
 
 def test_rqvae_learns_uses_its_codes_and_encodes_new_items():
