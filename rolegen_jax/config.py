@@ -59,6 +59,17 @@ class SemanticIdConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """Rotary positions stretched beyond the length that a model was first trained at."""
+
+  kind: str = 'none'  # none | linear (Chen et al., arXiv 2306.15595) | llama3 (arXiv 2407.21783)
+  factor: float = 1.0  # frequencies are divided by it; by llama3 only the low ones
+  low_frequency: float = 1.0  # llama3: waves longer than context / this are low frequencies
+  high_frequency: float = 4.0  # llama3: waves shorter than context / this stay as they are
+  context: int = 8192  # llama3: tokens, the length that the model was first trained at
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
   layers: int = 2
   width: int = 64  # residual stream
@@ -70,6 +81,20 @@ class TransformerConfig:
   remat: str = 'none'  # none | full | dots: what the backward pass recomputes
   dtype: str = 'float32'  # compute type: float32 | bfloat16; parameters are always float32
   attention: str = 'auto'  # auto: the platform's kernel where it takes shapes, mask and dtype (splash on TPU, cudnn on GPU) | xla: never
+  # What pretrained families differ in (pretrained/families.py); as they stand here, the model that is trained from scratch.
+  qk_norm: bool = False  # norm of each head's queries and keys before they are rotated
+  post_norms: bool = False  # norm also of what attention and MLP add to the residual stream
+  norm_epsilon: float = 1e-6
+  norm_offset: float = 0.0  # norms multiply by this + their parameter; Gemma 1
+  activation: str = 'silu'  # of the gate: silu | gelu_tanh
+  attention_scale: float = 0.0  # of scores; 0 = head_dim ** -0.5
+  layer_pattern: str = ''  # a letter a layer, from the first on and again: L sees `window`, G sees all; '' = all G
+  window: int = 0  # tokens that a query of an L layer sees, itself included
+  local_rope_theta: float = 10_000.0  # of L layers
+  rope_scaling: RopeScaling = RopeScaling()  # of G layers
+  embedding_scale: float = 1.0  # token embeddings are multiplied by it; Gemma width ** 0.5
+  tied: bool = True  # the readout is the token table; False: a table of its own
+  logit_softcap: float = 0.0  # logits become cap * tanh(logits / cap); 0 = off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +121,9 @@ class ReasonerConfig:
   candidates: int = 4  # items on the path of one completion
   neighbourhoods: int = 8  # coarse codes that contact with an item may excite, the strongest ones
   temperature: float = 0.5  # of rollouts; demonstrations are fitted at 1
-  pretrained: str = ''  # folder of a pretrained decoder; '' = from scratch
+  pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = from scratch
+  text_pieces: int = 0  # text tokens of the vocabulary, as the tokenizer of `pretrained` says; 0 = no text
+  tokenizer: str = ''  # hash of that tokenizer, likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +266,10 @@ def validate(config: Config) -> Config:
     one_of(f'{name}.remat', t.remat, ('none', 'full', 'dots'))
     one_of(f'{name}.dtype', t.dtype, ('float32', 'bfloat16'))
     one_of(f'{name}.attention', t.attention, ('auto', 'xla'))
+    one_of(f'{name}.activation', t.activation, ('silu', 'gelu_tanh'))
+    one_of(f'{name}.rope_scaling.kind', t.rope_scaling.kind, ('none', 'linear', 'llama3'))
+    need(not set(t.layer_pattern) - set('LG'), f'{name}.layer_pattern', 'letters L and G')
+    need('L' not in t.layer_pattern or t.window >= 1, f'{name}.window', 'at least 1, as layer_pattern has L')
   need(config.backbone.context >= config.reasoner.events, 'backbone.context', f'at least reasoner.events={config.reasoner.events}')
   need(1 <= config.reasoner.role_events <= config.reasoner.events, 'reasoner.role_events', f'1 to reasoner.events={config.reasoner.events}')
   need(1 <= config.reasoner.intent_levels < config.semantic_ids.levels, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}')

@@ -187,5 +187,5 @@ def parameters(config: Config) -> dict[str, int]:
   block = lambda c: c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
   b, r = config.backbone, config.reasoner.transformer
   t = b.temporal
-  tables = vocab.size * t.width + vocab.levels * vocab.codes * t.width + 2 * t.width**2
-  return dict(backbone=(t.layers + b.query_layers + b.depth_layers) * block(t) + tables, reasoner=r.layers * block(r) + vocab.size * r.width)
+  tables = vocab.without_text.size * t.width + vocab.levels * vocab.codes * t.width + 2 * t.width**2
+  return dict(backbone=(t.layers + b.query_layers + b.depth_layers) * block(t) + tables, reasoner=r.layers * block(r) + (2 - r.tied) * vocab.size * r.width)

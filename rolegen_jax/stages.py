@@ -48,7 +48,8 @@ class Run:
   """One run folder. Properties are the results of the stages; asking for one runs what is missing before it."""
 
   def __init__(self, config: Config, workdir: str | os.PathLike):
-    self.config, self.workdir = configs.validate(config), pathlib.Path(workdir).absolute()
+    self.config = config = configs.validate(_folder().configure(config) if config.reasoner.pretrained else config)
+    self.workdir = pathlib.Path(workdir).absolute()
     self.mesh = sharding.make_mesh(config.mesh)
     self.rolegen = RoleGen(config)
     distributed.agree(dict(code=distributed.code_digest(), jax=jax.__version__, config=digest(config)))
@@ -102,7 +103,7 @@ class Run:
     count, rows = training_rows(c, log, occasions, self.shards)
     batches = lambda stage: Batches(count, stage.batch, c.seed, rows, sharding.rows_here(self.mesh, stage.batch))
     key = digest(self.artefacts, c.backbone, self.shards and self.shards.digest)
-    return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, {}, key)['backbone']
+    return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, dict, key)['backbone']
 
   @functools.cached_property
   def excitation(self) -> Excitation:
@@ -143,10 +144,12 @@ class Run:
 
   @functools.cached_property
   def aligned(self) -> dict:
-    """Reasoner, stage `align`: a language model of trajectories."""
+    """Reasoner, stage `align`: a language model of trajectories, from the pretrained weights if there are any."""
     self.cases  # the rows it reads: stages follow each other, none begins inside another
-    key = digest(self.artefacts, self.config.reasoner)
-    return self._train('align', 'reasoner', step.align_loss, self.config.align, self.case_batches, {}, key)['reasoner']
+    r = self.config.reasoner
+    pretrained = lambda: {'reasoner': _folder().Folder(r.pretrained).load(r, self.rolegen.vocab, self.mesh)}
+    given, key = pretrained if r.pretrained else dict, digest(self.artefacts, r)
+    return self._train('align', 'reasoner', step.align_loss, self.config.align, self.case_batches, given, key)['reasoner']
 
   @functools.cached_property
   def reasoned(self) -> dict:
@@ -154,7 +157,7 @@ class Run:
     given = {'reasoner': self.aligned}
     self.cases  # its key is part of this stage's
     key = digest(self._key('align'), self._key('roles'))
-    return self._train('reason', 'reasoner', step.reason_loss, self.config.reason, self.case_batches, given, key)['reasoner']
+    return self._train('reason', 'reasoner', step.reason_loss, self.config.reason, self.case_batches, lambda: given, key)['reasoner']
 
   @functools.cached_property
   def trained(self) -> dict:
@@ -168,14 +171,14 @@ class Run:
     makers, txs = step.loop_parts(self.rolegen)
     key = digest(self._key('backbone'), self._key('reason'), c.loop, c.loop_stage, [float(s) for s in switches])
     step_fn = functools.partial(step.loop_step, self.rolegen, txs)
-    return self._run(name, step_fn, makers, txs, given, c.loop_stage, self.case_batches, key, extra=(jax.tree.map(np.float32, switches),))
+    return self._run(name, step_fn, makers, txs, lambda: given, c.loop_stage, self.case_batches, key, extra=(jax.tree.map(np.float32, switches),))
 
   def backbone_alone(self, name: str) -> dict:
     """The backbone trained on for as many steps, on the same occasions, without a reasoner."""
     c = self.config
     key = digest(self._key('backbone'), c.loop_stage)
     given = {'backbone': self.backbone}
-    return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self.case_batches, given, key)
+    return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self.case_batches, lambda: given, key)
 
   def report(self, print_tables: bool = False) -> pathlib.Path:
     """Evaluates RoleGen, its ablations and the floors on the test occasions; writes and returns report.html."""
@@ -261,6 +264,13 @@ class Run:
 
   def _key(self, name: str) -> str:
     return _read(self.workdir / name / 'KEY.json')['key']
+
+
+def _folder():
+  """What reads pretrained weights, and the libraries that only it needs."""
+  from rolegen_jax.pretrained import folder
+
+  return folder
 
 
 RUN_LOCK = '.run.lock'  # a sweep, which holds the folder of a point for its child, has `.lock` there

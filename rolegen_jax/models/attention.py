@@ -48,11 +48,34 @@ class Branched(NamedTuple):
   branch: np.ndarray  # bool [Z, Z], static
   shared: int
   segment: jax.Array  # int32 [B, A + branches * Z]
+  reach: np.ndarray | None = None  # bool [Z, shared], static: what a branch sees of the trunk; None = all of `shared`
 
 
 def causal(segment_BxT) -> Seen:
   t = segment_BxT.shape[1]
   return Seen(np.tri(t, dtype=bool), segment_BxT, segment_BxT)
+
+
+def windowed(mask, positions, before: int, window: int):
+  """`mask`, narrowed to keys less than `window` positions before the query; `mask` itself where that rules nothing out.
+
+  `positions`: int [B, T], or numpy [T]; `before` slots of memory come first and hold positions 0 .. before - 1.
+  """
+  if not isinstance(positions, np.ndarray) or positions.ndim > 1:
+    memory = jnp.concatenate([jnp.broadcast_to(jnp.arange(before), (len(positions), before)), positions], axis=1)
+    dense = mask.dense() if isinstance(mask, Seen) else mask
+    return dense & (positions[:, :, None] - memory[:, None] < window)
+  if np.ptp(np.concatenate([positions, np.arange(before)])) < window:
+    return mask
+  near = lambda queries, memory: queries[:, None] - memory[None] < window
+  if isinstance(mask, Branched):
+    a, z = len(mask.trunk), len(mask.branch)
+    trunk, branch = positions[:a], positions[a:a + z]  # branches are of one kind
+    if not len(branch):
+      return mask._replace(trunk=mask.trunk & near(trunk, trunk))
+    return mask._replace(trunk=mask.trunk & near(trunk, trunk), branch=mask.branch & near(branch, branch), reach=near(branch, trunk[:mask.shared]))
+  pattern = near(positions, np.concatenate([np.arange(before), positions]))
+  return mask._replace(pattern=mask.pattern & pattern) if isinstance(mask, Seen) else mask & pattern
 
 
 def platform() -> str:
@@ -97,7 +120,7 @@ def _attend_branched(q, k, v, mask: Branched, kernel: str):
   forks = (t - a) // z
   own = lambda x: x[:, a:].reshape(b * forks, z, *x.shape[2:])
   seen = lambda x: jnp.concatenate([per_chain(x[:, :mask.shared], forks), own(x)], axis=1)
-  pattern = np.concatenate([np.ones((z, mask.shared), bool), mask.branch], axis=1)
+  pattern = np.concatenate([np.ones((z, mask.shared), bool) if mask.reach is None else mask.reach, mask.branch], axis=1)
   branches = attend(own(q), seen(k), seen(v), Seen(pattern, own(mask.segment), seen(mask.segment)), kernel=kernel)
   return jnp.concatenate([found, branches.reshape(b, t - a, *q.shape[2:])], axis=1)
 

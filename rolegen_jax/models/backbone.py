@@ -128,7 +128,7 @@ class Backbone(nnx.Module):
   def __init__(self, config: BackboneConfig, vocab: Vocabulary, *, rngs: nnx.Rngs):
     c, width = config.temporal, config.temporal.width
     self.config, self.vocab = config, vocab
-    self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
+    self.tokens = param(rngs, (vocab.without_text.size, width), ('vocab', 'embed'), fan_in=width)
     self.start = param(rngs, (width,), ('embed',), fan_in=width)
     self.temporal = Transformer(c, rngs=rngs)
     make = nnx.vmap(lambda rngs: QueryBlock(c, rngs=rngs))

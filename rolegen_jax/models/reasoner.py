@@ -2,8 +2,8 @@
 
 What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: the structural equation
 of intent (`intent.py`), which its intent tokens start from, token embedding, the shared transformer stack, and a readout tied to
-the embedding (copying an item of the prompt is the first thing to learn) that is always restricted to the block of the
-vocabulary that a position may hold.
+the embedding (copying an item of the prompt is the first thing to learn; some pretrained families have a table of its own) that is
+always restricted to the block of the vocabulary that a position may hold.
 
 Shapes: N sequences, T tokens, W chains that share what came first, D width, V block width.
 """
@@ -28,17 +28,21 @@ class Reasoner(nnx.Module):
     self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     self.transformer = Transformer(config.transformer, rngs=rngs)
     self.intent = Intent(vocab.codes)
+    if not config.transformer.tied:
+      self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
 
   def embed(self, tokens):
-    return jnp.take(whole(self.tokens, self.config.transformer.dtype), tokens, axis=0)
+    c = self.config.transformer
+    rows = jnp.take(whole(self.tokens, c.dtype), tokens, axis=0)
+    return rows if c.embedding_scale == 1.0 else rows * jnp.asarray(c.embedding_scale, rows.dtype)
 
   def hidden(self, tokens_NxT, positions_T, mask) -> jax.Array:
     """Hidden states [N, T, D] of whole sequences; positions are the same in all of them."""
-    return self.transformer(self.embed(tokens_NxT), jnp.broadcast_to(positions_T, tokens_NxT.shape), mask)
+    return self.transformer(self.embed(tokens_NxT), positions_T, mask)
 
   def prefill(self, tokens_NxT, positions_T, mask, before=None):
     """(hidden [N, T, D], cache) of a prompt, or of more of it after the cache `before`."""
-    return self.transformer.prefill(self.embed(tokens_NxT), jnp.broadcast_to(positions_T, tokens_NxT.shape), mask, before)
+    return self.transformer.prefill(self.embed(tokens_NxT), positions_T, mask, before)
 
   def step(self, token_NxW, position, shared, cache, slot, sees):
     """One more token of W chains that share what came first: (hidden [N, W, D], cache with `slot` written)."""
@@ -46,6 +50,8 @@ class Reasoner(nnx.Module):
 
   def logits(self, hidden, start, size: int) -> jax.Array:
     """fp32 logits [..., size] of tokens start .. start + size - 1; `start` may be traced."""
-    rows = jax.lax.dynamic_slice_in_dim(whole(self.tokens, hidden.dtype), start, size)
-    return jnp.einsum('...d,vd->...v', hidden, rows, preferred_element_type=jnp.float32)
+    c = self.config.transformer
+    rows = jax.lax.dynamic_slice_in_dim(whole(self.tokens if c.tied else self.readout, hidden.dtype), start, size)
+    found = jnp.einsum('...d,vd->...v', hidden, rows, preferred_element_type=jnp.float32)
+    return c.logit_softcap * jnp.tanh(found / c.logit_softcap) if c.logit_softcap else found
 

@@ -53,7 +53,7 @@ def run(
     step: Callable,  # (state, batch, trie, *extra) -> (state, metrics); pure
     makers: dict,
     txs: dict,
-    given: dict,  # parameters of models trained before, by name
+    given: Callable[[], dict],  # parameters that models start from, by name; asked only when the stage begins
     trie: Trie,
     batches: Callable[[], Batches],  # asked only when there is something to train
     stage: StageConfig,
@@ -75,7 +75,7 @@ def run(
   checkpoints = Checkpoints(folder / 'checkpoints', hashes)
   with jax.set_mesh(mesh):
     restored = checkpoints.restore(states.abstract(makers, txs, mesh))
-    state, position = restored or (states.create(makers, txs, mesh, jax.random.key(seed), given), None)
+    state, position = restored or (states.create(makers, txs, mesh, jax.random.key(seed), given()), None)
     start = int(state.step)
     if start == stage.steps:
       checkpoints.close()

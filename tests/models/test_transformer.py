@@ -8,7 +8,7 @@ import pytest
 from rolegen_jax.compile import jit
 from rolegen_jax.config import TransformerConfig
 from rolegen_jax.models import functional
-from rolegen_jax.models.transformer import REMAT, Transformer, rope
+from rolegen_jax.models.transformer import REMAT, Transformer, frequencies, rope
 from tests import tiny
 
 CONFIG = TransformerConfig(layers=2, width=32, heads=4, kv_heads=2, head_dim=8, mlp=48)
@@ -87,10 +87,11 @@ def test_padding_is_seen_by_nobody(params, full):
 
 def test_rotary_scores_depend_on_the_distance_only():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-  score = lambda at_q, at_k: float(jnp.sum(rope(q, jnp.array([[at_q]]), 100.0) * rope(k, jnp.array([[at_k]]), 100.0)))
+  turns = frequencies(4, 100.0)
+  score = lambda at_q, at_k: float(jnp.sum(rope(q, jnp.array([[at_q]]), turns) * rope(k, jnp.array([[at_k]]), turns)))
   assert score(3, 1) == pytest.approx(score(12, 10), abs=1e-5)
   assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
-  np.testing.assert_array_equal(rope(q, jnp.array([[0]]), 100.0), q)
+  np.testing.assert_array_equal(rope(q, jnp.array([[0]]), turns), q)
 
 
 @pytest.fixture(scope='module')

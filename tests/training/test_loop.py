@@ -37,7 +37,7 @@ def run(folder, disturb=lambda position: None, stage=STAGE, hashes=None, mesh=Me
   devices = jax.devices()[:mesh.data * mesh.fsdp * mesh.tensor]
   return loop.run(
       'reason', functools.partial(step.supervised_step, rolegen, 'reasoner', step.reason_loss, tx), {'reasoner': rolegen.makers['reasoner']},
-      {'reasoner': tx}, {}, tiny.trie(), lambda: Disturbed(32, 8, 0, lambda rows: jax.tree.map(lambda x: x[rows], POOL)), stage,
+      {'reasoner': tx}, dict, tiny.trie(), lambda: Disturbed(32, 8, 0, lambda rows: jax.tree.map(lambda x: x[rows], POOL)), stage,
       sharding.make_mesh(mesh, devices), 0, hashes or {'settings': 'a'}, folder, folder / 'tensorboard',
   )
 
