@@ -46,6 +46,6 @@ def _curves(axes, part: dict) -> None:
   axes.axhline(part['popularity']['ndcg'], color='#8A8A8A', linestyle='--', linewidth=1, label='popularity')
   axes.set_xscale('log')
   axes.set_ylim(bottom=0)
-  axes.set_xlabel('seconds of training (evaluation and compilation not counted)')
+  axes.set_xlabel('seconds of training, no compilation')
   axes.set_title(f'NDCG@10, {part["users"]} validation users, one standard error', loc='left', fontsize=10)
   axes.legend(frameon=False, fontsize=8)

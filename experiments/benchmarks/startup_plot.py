@@ -58,7 +58,7 @@ def _starts(panel, found: dict, targets: dict) -> None:
   panel.set_yticks([0, 1], ['second start', 'first start'])
   panel.set_xlim(right=1.2 * found['first']['total_s'])
   panel.set_ylim(-0.5, 2.9)
-  panel.set_xlabel('seconds to the end of step 1; dashed: target of the second', fontsize=8)
+  panel.set_xlabel('seconds to the end of step 1; dashed: target', fontsize=8)
   panel.set_title(f'Closed loop of the demo, {len(found["rounds"])} rounds', loc='left', fontsize=10)
   panel.legend(frameon=False, fontsize=7.5, loc='upper left')
 

@@ -22,8 +22,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 BEFORE = '246d483'  # the last commit whose worlds each read a prompt of their own, and whose losses kept their logits
 SIDES = {  # name -> (source tree, assignments)
     'before': ('before', ()),
-    'after, XLA attention': ('after', ('reasoner.transformer.attention=xla', 'backbone.temporal.attention=xla')),
     'after': ('after', ()),
+    'after, XLA attention': ('after', ('reasoner.transformer.attention=xla', 'backbone.temporal.attention=xla')),
     'after, remat=dots': ('after', ('reasoner.transformer.remat=dots',)),
 }
 
