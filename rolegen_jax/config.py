@@ -14,6 +14,7 @@ import typing
 EVENT_NAMES = ('impression', 'view', 'fav', 'cart', 'remove', 'purchase')  # index = event code; ties sort in this order
 COHORTS = ('D1', 'D2', 'D3', 'ACTIVE')  # dormant: D1 first conversion, D2 reactivation; D3 never converted (no target)
 ROLE_NAMES = ('TRIGGER', 'ANCHOR', 'COMPARE', 'REINFORCE', 'COMPLEMENT', 'EXPLORE', 'DISTRACT', 'CONVERT')
+PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
 ABLATIONS = ('no_reasoner', 'no_counterfactual', 'no_reflection')
 
 
@@ -112,6 +113,15 @@ class BackboneConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters of the reasoner's projections (Hu et al., arXiv 2106.09685)."""
+
+  rank: int = 16  # of each adapter
+  alpha: float = 32.0  # what an adapter adds is multiplied by alpha / rank
+  targets: tuple[str, ...] = PROJECTIONS  # projections that get one
+
+
+@dataclasses.dataclass(frozen=True)
 class ReasonerConfig:
   transformer: TransformerConfig = TransformerConfig()
   events: int = 24  # latest events of the trajectory in the prompt, (2 + levels) tokens each
@@ -124,6 +134,10 @@ class ReasonerConfig:
   pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = from scratch
   text_pieces: int = 0  # text tokens of the vocabulary, as the tokenizer of `pretrained` says; 0 = no text
   tokenizer: str = ''  # hash of that tokenizer, likewise
+  # What training changes: all | lora | frozen. frozen: rows of our tokens (all before the text block) and the equation of intent; lora: those
+  # and adapters. The rest, the base, has neither gradients nor moments, is in no checkpoint, and the KL reference shares it.
+  train: str = 'all'
+  lora: LoraConfig = LoraConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,6 +289,11 @@ def validate(config: Config) -> Config:
   need(1 <= config.reasoner.intent_levels < config.semantic_ids.levels, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}')
   need(1 <= config.reasoner.neighbourhoods <= config.semantic_ids.codes, 'reasoner.neighbourhoods', f'1 to semantic_ids.codes={config.semantic_ids.codes}')
   need(config.reasoner.temperature > 0, 'reasoner.temperature', 'positive')
+  one_of('reasoner.train', config.reasoner.train, ('all', 'lora', 'frozen'))
+  need(config.reasoner.lora.rank >= 1, 'reasoner.lora.rank', 'at least 1')
+  need(config.reasoner.lora.alpha > 0, 'reasoner.lora.alpha', 'positive')
+  targets = {*config.reasoner.lora.targets}
+  need(targets and targets <= {*PROJECTIONS}, 'reasoner.lora.targets', 'some of ' + ', '.join(PROJECTIONS))
   need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
   one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))
   for name in ('warmup', 'align', 'reason', 'loop_stage'):

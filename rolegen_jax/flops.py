@@ -1,9 +1,9 @@
 """Floating-point operations of every phase and stage, from the config alone.
 
 A compiler's count is of no use for a step made of loops: it counts a loop's body once. Here a product of [m, k] and [k, n] is
-2 m k n; a backward pass costs twice its forward (gradients by weights and by inputs); rematerialisation adds the forward of
-what it computes again. Attention counts all pairs, masked or not, as the program computes them. Not counted: elementwise work,
-gathers, the structural equation of intent, optimizers. `model` leaves the recomputation out, as MFU does (PaLM, arXiv
+2 m k n; a backward pass costs twice its forward (gradients by weights and by inputs), or once where the weights are frozen;
+rematerialisation adds the forward of what it computes again. Attention counts all pairs, masked or not, as the program computes
+them. Not counted: elementwise work, gathers, the structural equation of intent, optimizers. `model` leaves the recomputation out, as MFU does (PaLM, arXiv
 2204.02311, appendix B); `hardware` has it.
 
 Shapes: B users or rows, n events of context, S memory slots, Q queries, W worlds, T completion, R prompt, L levels, K codes.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, Config, TransformerConfig
+from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, Config, LoraConfig, ReasonerConfig, TransformerConfig
 from rolegen_jax.models.backbone import AGE_FEATURES, NO_EVENT
 from rolegen_jax.reasoning.frcot import Layout
 from rolegen_jax.reasoning.worlds import Tree, removing
@@ -64,9 +64,31 @@ def projections(c: TransformerConfig, queries: float, memory: float) -> Work:
   )
 
 
-def stack(c: TransformerConfig, tokens: float, layers: int | None = None, pairs: Work | None = None) -> Work:
-  """One sequence of `tokens` through a whole stack, with what `remat` computes again. `pairs`: attention of a layer, if not of all tokens to all."""
-  dots, pairs = projections(c, tokens, tokens), pairs or attention(c, tokens, tokens)
+def reasoner_projections(r: ReasonerConfig, tokens: float) -> Work:
+  """Those of one layer of the reasoner, by what of it trains."""
+  work = projections(r.transformer, tokens, tokens)
+  if r.train == 'all':
+    return work
+  by_inputs = Work(work.forward, work.forward)
+  return by_inputs + adapters(r.transformer, r.lora, tokens) if r.train == 'lora' else by_inputs
+
+
+def _sides(c: TransformerConfig) -> dict[str, tuple[int, int]]:
+  """Numbers that go into and come out of each projection."""
+  q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+  return dict(wq=(c.width, q), wk=(c.width, kv), wv=(c.width, kv), wo=(q, c.width), gate=(c.width, c.mlp), up=(c.width, c.mlp), down=(c.mlp, c.width))
+
+
+def adapters(c: TransformerConfig, lora: LoraConfig, tokens: float) -> Work:
+  """Those of one layer."""
+  sides = [_sides(c)[name] for name in lora.targets]
+  return sum((product(tokens, a, lora.rank) + product(tokens, lora.rank, b) for a, b in sides), Work())
+
+
+def stack(c: TransformerConfig, tokens: float, layers: int | None = None, pairs: Work | None = None, dots: Work | None = None) -> Work:
+  """One sequence of `tokens` through a whole stack, with what `remat` computes again. `pairs`, `dots`: attention of a layer, if not of all
+  tokens to all; and its projections, if not all of them train."""
+  dots, pairs = dots or projections(c, tokens, tokens), pairs or attention(c, tokens, tokens)
   again = dict(none=0.0, full=dots.forward + pairs.forward, dots=pairs.forward)[c.remat]
   one = dots + pairs + Work(recompute=again)
   return one.times(c.layers if layers is None else layers)
@@ -126,18 +148,19 @@ class Flops:
   # Reasoner
 
   def prefill(self) -> Work:
-    return stack(self.r.transformer, self.layout.prompt_length).only_forward()
+    r, n = self.r, self.layout.prompt_length
+    return stack(r.transformer, n, dots=reasoner_projections(r, n)).only_forward()
 
   def branches(self) -> Work:
     """What the worlds that remove an event read again."""
     c, rest = self.r.transformer, self.tree.rest
-    one = projections(c, rest, rest) + attention(c, rest, self.layout.prompt_length)
+    one = reasoner_projections(self.r, rest) + attention(c, rest, self.layout.prompt_length)
     return one.times(c.layers * len(self.tree.removing)).only_forward()
 
   def decode(self, length: int) -> Work:
     """`length` tokens of one chain, one at a time, each against prompt and whole cache."""
     c, slots = self.r.transformer, self.layout.prompt_length + length
-    one = (projections(c, 1, 1) + attention(c, 1, slots)).times(c.layers)
+    one = (reasoner_projections(self.r, 1) + attention(c, 1, slots)).times(c.layers)
     return (one + product(1, c.width, max(self.vocab.codes, len(ROLE_NAMES)))).times(length).only_forward()
 
   def likelihood(self, tree: Tree) -> Work:
@@ -146,12 +169,13 @@ class Flops:
     codes = product(self.r.intents * self.r.intent_levels + self.r.candidates * self.vocab.levels, c.width, self.vocab.codes)
     readout = product(self.r.role_events, c.width, len(ROLE_NAMES)) + codes + Work(recompute=codes.forward)
     pairs = attention(c, tree.trunk, tree.trunk) + attention(c, tree.branch, tree.shared + tree.branch).times(len(tree.removing))
-    return stack(c, tree.length, pairs=pairs) + readout.times(tree.chains)
+    return stack(c, tree.length, pairs=pairs, dots=reasoner_projections(self.r, tree.length)) + readout.times(tree.chains)
 
   def next_event(self) -> Work:
     c, kinds = self.r.transformer, len(EVENT_NAMES) + GAPS + self.vocab.levels * self.vocab.codes
     readout = product(self.r.events, c.width, kinds)
-    return stack(c, self.r.events * self.layout.per_event) + readout + Work(recompute=readout.forward)
+    n = self.r.events * self.layout.per_event
+    return stack(c, n, dots=reasoner_projections(self.r, n)) + readout + Work(recompute=readout.forward)
 
   # Phases of THE step, over a batch
 
@@ -182,10 +206,20 @@ class Flops:
 
 
 def parameters(config: Config) -> dict[str, int]:
-  """Numbers of parameters, matrices only: vectors are a few parts in ten thousand."""
+  """Numbers of parameters, matrices only: vectors are a few parts in ten thousand. Without what is added to a frozen base."""
   vocab = Vocabulary.of(config)
   block = lambda c: c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
   b, r = config.backbone, config.reasoner.transformer
   t = b.temporal
   tables = vocab.without_text.size * t.width + vocab.levels * vocab.codes * t.width + 2 * t.width**2
   return dict(backbone=(t.layers + b.query_layers + b.depth_layers) * block(t) + tables, reasoner=r.layers * block(r) + (2 - r.tied) * vocab.size * r.width)
+
+
+def trained(config: Config) -> dict[str, int]:
+  """How many of them train; those of the reasoner that do have moments and a reference."""
+  count, r, vocab = parameters(config), config.reasoner, Vocabulary.of(config)
+  if r.train == 'all':
+    return count
+  rows = (2 - r.transformer.tied) * vocab.own * r.transformer.width
+  adapter = sum(r.lora.rank * sum(_sides(r.transformer)[name]) for name in r.lora.targets)
+  return count | dict(reasoner=rows + (r.transformer.layers * adapter if r.train == 'lora' else 0))

@@ -36,6 +36,7 @@ TRAIN = {
     'kv_heads': 'tensor',
     'head_dim': None,
     'mlp': 'tensor',
+    'rank': None,  # of a low-rank adapter
     'vocab': 'tensor',  # rows of the token table and of the readouts
     # activations
     'batch': ('data', 'fsdp'),
@@ -105,9 +106,9 @@ def constrain_rows(tree):
 def rollout_layout(params, axes, dtype):
   """Parameters with their logical axes, gathered once before a decoding loop into the ROLLOUTS layout in force.
 
-  What a layer casts to `dtype` before use, the weights with an `embed` axis, is cast before it travels.
+  What a layer casts to `dtype` before use, weights with an `embed` axis and adapters, is cast before it travels.
   """
-  return jax.tree.map(lambda p, a: constrain(p.astype(dtype) if 'embed' in a else p, *a), params, axes)
+  return jax.tree.map(lambda p, a: constrain(p.astype(dtype) if {'embed', 'rank'} & {*a} else p, *a), params, axes)
 
 
 def check_divisible(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> None:

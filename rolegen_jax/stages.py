@@ -35,13 +35,14 @@ from rolegen_jax.data.shard_reader import Shards, training_rows
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.floors import FLOORS, evaluation_rows
 from rolegen_jax.evaluation.sasrec import sasrec
+from rolegen_jax.models import functional
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import Associations
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.trie import build_trie
-from rolegen_jax.training import loop, state, step
+from rolegen_jax.training import checkpoint, loop, state, step
 
 
 class Run:
@@ -143,12 +144,20 @@ class Run:
     return dataclasses.replace(bare, roles=np.load(path)['roles'])
 
   @functools.cached_property
+  def base(self) -> dict:
+    """What the reasoner starts from, where stages train only a part of it: the pretrained folder, or chance."""
+    r = self.config.reasoner
+    if r.pretrained:
+      return _folder().Folder(r.pretrained).load(r, self.rolegen.vocab, self.mesh)
+    return functional.init(self.rolegen.makers['reasoner'], jax.random.key(self.config.seed), self.mesh)[1]
+
+  @functools.cached_property
   def aligned(self) -> dict:
     """Reasoner, stage `align`: a language model of trajectories, from the pretrained weights if there are any."""
     self.cases  # the rows it reads: stages follow each other, none begins inside another
     r = self.config.reasoner
-    pretrained = lambda: {'reasoner': _folder().Folder(r.pretrained).load(r, self.rolegen.vocab, self.mesh)}
-    given, key = pretrained if r.pretrained else dict, digest(self.artefacts, r)
+    base = lambda: {'reasoner': self.base if self.rolegen.frozen else _folder().Folder(r.pretrained).load(r, self.rolegen.vocab, self.mesh)}
+    given, key = base if r.pretrained or self.rolegen.frozen else dict, digest(self.artefacts, r)
     return self._train('align', 'reasoner', step.align_loss, self.config.align, self.case_batches, given, key)['reasoner']
 
   @functools.cached_property
@@ -241,17 +250,22 @@ class Run:
     """A supervised stage of one model."""
     tx = state.optimizer(stage.optimizer, stage.steps)
     step_fn = functools.partial(step.supervised_step, self.rolegen, model, loss_fn, tx)
-    return self._run(name, step_fn, {model: self.rolegen.makers[model]}, {model: tx}, given, stage, batches, digest(key, stage, self.config.seed))
+    return self._run(name, step_fn, {model: self.rolegen.trained[model]}, {model: tx}, given, stage, batches, digest(key, stage, self.config.seed))
 
   def _run(self, name, step_fn, makers, txs, given, stage, batches, key, extra=()) -> dict:
     folder, done = self._begin(name, key)
+    frozen = {n: functional.part(make, self.base) for n, make in self.rolegen.frozen.items() if n in makers}
+    hashes = self.artefacts | {'settings': key}
+    if frozen:
+      extra, hashes = (*extra, frozen), hashes | {'base': checkpoint.fingerprint(frozen)}
+    trained = lambda: {n: functional.part(makers[n], p) for n, p in given().items()}
     params = loop.run(
-        name, step_fn, makers, txs, given, self.trie, functools.partial(batches, stage), stage, self.mesh, self.config.seed,
-        self.artefacts | {'settings': key}, folder, self.workdir / 'tensorboard' / name, extra,
+        name, step_fn, makers, txs, trained, self.trie, functools.partial(batches, stage), stage, self.mesh, self.config.seed,
+        hashes, folder, self.workdir / 'tensorboard' / name, extra,
     )
     if not done:
       self._end(folder, f'{stage.steps} steps')
-    return params
+    return functional.join(params, frozen)
 
   def _begin(self, name: str, key: str) -> tuple[pathlib.Path, bool]:
     """(folder of the stage, is it complete?). A folder of another key is emptied."""

@@ -25,6 +25,7 @@ from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.data.rows import Cases, Excites, Trajectories
 from rolegen_jax.evaluation.content import provenance
 from rolegen_jax.flops import Flops
+from rolegen_jax.models import functional
 from rolegen_jax.progress import progress
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import build_trie
@@ -104,10 +105,13 @@ class Bench:
     self.config, self.run, self.items = config, run, items
     self.rolegen, self.mesh = (RoleGen(config), sharding.make_mesh(config.mesh)) if run is None else (run.rolegen, run.mesh)
     self.makers, self.txs = step.loop_parts(self.rolegen)
+    whole = self.rolegen.makers | {'reference': self.rolegen.makers['reasoner']}
     trie = build_trie(_random_codes(config, items), config.semantic_ids.codes) if run is None else run.trie
     with jax.set_mesh(self.mesh):
       self.trie = jax.device_put(trie, sharding.sharding(self.mesh))
-      self.params = state.create(self.makers, {}, self.mesh, jax.random.key(config.seed)).params
+      self.params = state.create(whole, {}, self.mesh, jax.random.key(config.seed)).params
+    self.trained = {name: functional.part(make, self.params[name]) for name, make in self.makers.items()}
+    self.frozen = {name: functional.part(make, self.params[name]) for name, make in self.rolegen.frozen.items()}
 
   def cases(self, users: int) -> Cases:
     if self.run is not None:
@@ -155,17 +159,18 @@ class Bench:
       answer = lambda p, cases, trie, key: rolegen.recommend(p, cases, trie, key, self.config.backbone.beam)
       return compiling.jit(answer), [{n: params[n] for n in ('backbone', 'reasoner')}, cases, trie, key]
     if name == 'step':
-      fresh = state.create(self.makers, self.txs, self.mesh, jax.random.key(self.config.seed), params)
+      fresh = state.create(self.makers, self.txs, self.mesh, jax.random.key(self.config.seed), self.trained)
       out = state.shardings(self.makers, self.txs, self.mesh), None
       program = compiling.jit(functools.partial(step.loop_step, rolegen, self.txs), donate_argnums=0, out_shardings=out)
-      return program, [fresh, cases, trie, switches]
+      return program, [fresh, cases, trie, switches, self.frozen]
     rollout = compiling.jit(rolegen.reason)(params['reasoner'], cases, trie, key)
     if name == 'execution':
       loss = lambda p, cases, rollout, trie, key: step.execution_loss(rolegen, p, cases, rollout, trie, key)
       return compiling.jit(jax.value_and_grad(loss, has_aux=True)), [params['backbone'], cases, rollout, trie, key]
-    loss = lambda p, reference, cases, rollout, gain, trie: step.reflection_loss(rolegen, p, reference, cases, rollout, gain, trie, switches)
-    gain = jax.numpy.zeros(rollout.candidates.shape[:2])
-    return compiling.jit(jax.value_and_grad(loss, has_aux=True)), [params['reasoner'], params['reference'], cases, rollout, gain, trie]
+    gain, whole = jax.numpy.zeros(rollout.candidates.shape[:2]), lambda p, frozen: functional.join(p, frozen.get('reasoner', {}))
+    loss = lambda p, reference, frozen, *args: step.reflection_loss(rolegen, whole(p, frozen), whole(reference, frozen), *args, switches)
+    trained = self.trained['reasoner'], self.trained['reference']
+    return compiling.jit(jax.value_and_grad(loss, has_aux=True)), [*trained, self.frozen, cases, rollout, gain, trie]
 
   def _found(self, name: str, compile_s: float, seconds: np.ndarray, users: int) -> dict:
     median, c, chips = float(np.median(seconds)), self.config, jax.device_count()

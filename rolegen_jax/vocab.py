@@ -43,6 +43,11 @@ class Vocabulary:
     return {name: (int(start), size) for (name, size), start in zip(sizes.items(), starts)}
 
   @property
+  def own(self) -> int:
+    """Tokens before the text block."""
+    return self.blocks['text'][0]
+
+  @property
   def size(self) -> int:
     """Rows of the token table: all blocks, and room to read as many rows as there are roles from any block's start, rounded up."""
     used = sum(size for _, size in self.blocks.values()) + max(len(self.roles) - self.codes, 0)

@@ -83,6 +83,23 @@ def test_reflection():
   assert OURS.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
 
 
+@pytest.mark.parametrize('train', ['lora', 'frozen'])
+def test_no_gradient_of_what_is_frozen_is_computed(train):
+  config = overrides.apply(CONFIG, [f'reasoner.train={train}', 'reasoner.lora.rank=32'])
+  rolegen, ours = RoleGen(config), flops.Flops(config)
+  trained, frozen = (functional.abstract(part['reasoner'])[1] for part in (rolegen.trained, rolegen.frozen))
+
+  def loss(p, frozen, reference, cases, rollout, gain, trie):
+    whole = lambda part: functional.join(part, frozen)
+    return step.reflection_loss(rolegen, whole(p), whole(reference), cases, rollout, gain, trie, step.Switches())
+
+  gain = jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)
+  xla = gradient(loss, trained, frozen, trained, CASES, rollout_like(), gain, TRIE)
+  assert ours.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
+  assert xla < 0.8 * OURS.phases()['reflection'].hardware
+  assert flops.trained(config)['reasoner'] == pytest.approx(sum(np.prod(x.shape) for x in jax.tree.leaves(trained)), rel=0.01)
+
+
 def test_rollout():
   xla = counted(lambda p, cases, trie, key: ROLEGEN.reason(p, cases, trie, key), shapes('reasoner'), CASES, TRIE, KEY)
   phases = OURS.phases()

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from rolegen_jax.aot import hlo
 from rolegen_jax.aot.topology import Topology
 from rolegen_jax.config import Config, ConfigError, MeshConfig
-from rolegen_jax.flops import Flops, parameters
+from rolegen_jax.flops import Flops, parameters, trained
 
 GIB = 2**30
 PHASES = (*hlo.PHASES, 'other')
 ASSUMPTIONS = (
     'roof per phase = max(FLOPs / peak bf16, bytes read / HBM bandwidth, bytes sent / links); phases in turn, full overlap inside one',
     'FLOPs: analytic, remat counted, all attention pairs; elementwise work, gathers and optimizers are not counted',
-    'bytes read: rollout = weights in the compute type and the whole cache per token; training = weights three times; other = parameters, moments, reference in fp32',
+    'bytes read: rollout = weights in the compute type and the whole cache per token; training = weights three times, frozen ones twice; '
+    'other = what trains, its moments and reference in fp32',
     'bytes sent: ring algorithms, every link of a chip used; a group beyond one slice or host goes over the data-centre network',
     'links and peaks of rolegen_jax/hardware.py; topology places mesh axes as jax.make_mesh does',
 )
@@ -108,7 +109,7 @@ def work(config: Config, program: str) -> dict[str, float]:
 
 def bytes_read(config: Config, program: str, devices: int, tensor: int) -> dict[str, float]:
   """HBM traffic per device by phase, see ASSUMPTIONS."""
-  flops, count = Flops(config), parameters(config)
+  flops, count, training = Flops(config), parameters(config), trained(config)
   size = lambda t: 2 if t.dtype == 'bfloat16' else 4
   t, b = config.reasoner.transformer, config.backbone.temporal
   spread = tensor if config.mesh.rollout == 'tensor' else 1
@@ -121,8 +122,8 @@ def bytes_read(config: Config, program: str, devices: int, tensor: int) -> dict[
   if program == 'step':
     shards = devices / (config.mesh.data if config.mesh.data > 0 else 1)
     found['execution'] = 3 * count['backbone'] * size(b) / tensor
-    found['reflection'] = 4 * count['reasoner'] * size(t) / tensor  # the reference too
-    found['other'] = 4 * (7 * count['backbone'] + 9 * count['reasoner']) / shards
+    found['reflection'] = (4 if config.reasoner.train == 'all' else 3) * count['reasoner'] * size(t) / tensor  # the reference too
+    found['other'] = 4 * (7 * training['backbone'] + 9 * training['reasoner']) / shards
   else:
     found['other'] = count['backbone'] * size(b) / spread * (1 + config.semantic_ids.levels)
   return found
@@ -162,7 +163,8 @@ def advice(
   count, hbm, stack = parameters(config), topology.chip.hbm / topology.chip.devices, config.reasoner.transformer
   training, shards = program == 'step', mesh['fsdp'] * mesh['tensor']
   # Parameters in float32; training adds gradients and two moments, and to the reasoner its reference.
-  state = (16 * count['backbone'] + 20 * count['reasoner'] if training else 4 * sum(count.values())) / shards
+  learnt = trained(config)
+  state = (4 * sum(count.values()) + (12 * learnt['backbone'] + 16 * learnt['reasoner'] if training else 0)) / shards
   whole = MeshConfig(1, mesh['data'] * mesh['fsdp'], mesh['tensor'])
   further = f'--set mesh.data=1 --set mesh.fsdp={whole.fsdp}' if mesh['data'] > 1 and lies(whole) else 'more chips'
   parts = [(state, [f'{"training state" if training else "parameters"}: {state / GIB:.2f} GiB a device; spread it further: {further}'])]

@@ -57,7 +57,8 @@ def lower_step(config: Config, mesh: Mesh, items: int):
     shardings = state.shardings(makers, txs, mesh)
     jitted = jax.jit(functools.partial(step.loop_step, rolegen, txs), donate_argnums=0, out_shardings=(shardings, None))
     batch = cases_like(config, config.loop_stage.batch, mesh)
-    return jitted.lower(state.abstract(makers, txs, mesh), batch, trie_like(config, items, mesh), switches)
+    frozen = state.abstract(rolegen.frozen, {}, mesh).params
+    return jitted.lower(state.abstract(makers, txs, mesh), batch, trie_like(config, items, mesh), switches, frozen)
 
 
 def lower_recommend(config: Config, mesh: Mesh, items: int):

@@ -10,12 +10,15 @@ Shapes: N sequences, T tokens, W chains that share what came first, D width, V b
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rolegen_jax.config import ReasonerConfig
 from rolegen_jax.models.intent import Intent
+from rolegen_jax.models.lora import adapt
 from rolegen_jax.models.transformer import Transformer, param, whole
 from rolegen_jax.vocab import Vocabulary
 
@@ -26,14 +29,20 @@ class Reasoner(nnx.Module):
     width = config.transformer.width
     self.config, self.vocab = config, vocab
     self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
-    self.transformer = Transformer(config.transformer, rngs=rngs)
+    adapters = (functools.partial(adapt, config=config.lora),) if config.train == 'lora' else ()
+    self.transformer = Transformer(config.transformer, *adapters, rngs=rngs)
     self.intent = Intent(vocab.codes)
     if not config.transformer.tied:
       self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
+    if config.train != 'all':
+      for table in ('tokens',) if config.transformer.tied else ('tokens', 'readout'):
+        setattr(self, f'{table}_delta', nnx.Param(jnp.zeros((vocab.own, width), jnp.float32), axes=(None, 'embed')))
 
   def embed(self, tokens):
     c = self.config.transformer
     rows = jnp.take(whole(self.tokens, c.dtype), tokens, axis=0)
+    if hasattr(self, 'tokens_delta'):
+      rows += jnp.take(whole(self.tokens_delta, c.dtype), tokens, axis=0, mode='fill', fill_value=0)
     return rows if c.embedding_scale == 1.0 else rows * jnp.asarray(c.embedding_scale, rows.dtype)
 
   def hidden(self, tokens_NxT, positions_T, mask) -> jax.Array:
@@ -51,7 +60,11 @@ class Reasoner(nnx.Module):
   def logits(self, hidden, start, size: int) -> jax.Array:
     """fp32 logits [..., size] of tokens start .. start + size - 1; `start` may be traced."""
     c = self.config.transformer
-    rows = jax.lax.dynamic_slice_in_dim(whole(self.tokens if c.tied else self.readout, hidden.dtype), start, size)
+    table = 'tokens' if c.tied else 'readout'
+    rows = jax.lax.dynamic_slice_in_dim(whole(getattr(self, table), hidden.dtype), start, size)
+    if hasattr(self, f'{table}_delta'):
+      delta = jnp.pad(whole(getattr(self, f'{table}_delta'), hidden.dtype), ((0, size), (0, 0)))  # a slice beyond our tokens is all padding
+      rows += jax.lax.dynamic_slice_in_dim(delta, start, size)
     found = jnp.einsum('...d,vd->...v', hidden, rows, preferred_element_type=jnp.float32)
     return c.logit_softcap * jnp.tanh(found / c.logit_softcap) if c.logit_softcap else found
 

@@ -11,6 +11,7 @@ Llama 3 2407.21783.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,12 @@ def whole(parameter: nnx.Param, dtype) -> jax.Array:
   vocabulary x width numbers of scratch: 2 MB for a thousand tokens, 300 MB for a pretrained 150,000 x 1024 in bfloat16.
   """
   return constrain(parameter[...].astype(dtype), *(None,) * parameter[...].ndim)
+
+
+def adapted(layer: nnx.Module, name: str, x, y):
+  """`y`, what the weight `name` of a layer makes of `x`, with what its adapter adds, if there is one (`lora.py`)."""
+  adapter = getattr(layer, f'{name}_lora', None)
+  return y if adapter is None else y + adapter(x)
 
 
 class RMSNorm(nnx.Module):
@@ -110,14 +117,14 @@ class Attention(nnx.Module):
       self.q_norm, self.k_norm = norm(c, c.head_dim), norm(c, c.head_dim)
 
   def q(self, x, positions_BxT=None, local=None):
-    q = constrain(jnp.einsum('btd,dhx->bthx', x, use(self.wq, x.dtype)), 'batch', None, 'heads', None)
+    q = constrain(adapted(self, 'wq', x, jnp.einsum('btd,dhx->bthx', x, use(self.wq, x.dtype))), 'batch', None, 'heads', None)
     q = self._rotate(self.q_norm(q) if self.config.qk_norm else q, positions_BxT, local)
     scale = self.config.attention_scale  # the kernels' own is head_dim ** -0.5
     return q * (scale * self.config.head_dim**0.5) if scale else q
 
   def kv(self, x, positions_BxT=None, local=None):
-    k = constrain(jnp.einsum('bsd,dkx->bskx', x, use(self.wk, x.dtype)), 'batch', None, 'kv_heads', None)
-    v = constrain(jnp.einsum('bsd,dkx->bskx', x, use(self.wv, x.dtype)), 'batch', None, 'kv_heads', None)
+    k = constrain(adapted(self, 'wk', x, jnp.einsum('bsd,dkx->bskx', x, use(self.wk, x.dtype))), 'batch', None, 'kv_heads', None)
+    v = constrain(adapted(self, 'wv', x, jnp.einsum('bsd,dkx->bskx', x, use(self.wv, x.dtype))), 'batch', None, 'kv_heads', None)
     return self._rotate(self.k_norm(k) if self.config.qk_norm else k, positions_BxT, local), v
 
   def _rotate(self, x, positions_BxT, local):
@@ -134,7 +141,7 @@ class Attention(nnx.Module):
 
   def out(self, o):
     o = constrain(o, 'batch', None, 'heads', None)
-    return constrain(jnp.einsum('bthx,hxd->btd', o, use(self.wo, o.dtype)), 'batch', None, None)
+    return constrain(adapted(self, 'wo', o, jnp.einsum('bthx,hxd->btd', o, use(self.wo, o.dtype))), 'batch', None, None)
 
 
 class GatedMLP(nnx.Module):
@@ -147,9 +154,10 @@ class GatedMLP(nnx.Module):
     self.down = param(rngs, (c.mlp, c.width), ('mlp', 'embed'), c.mlp, (2 * c.layers) ** -0.5)
 
   def __call__(self, x):
-    hidden = GATES[self.act](x @ use(self.gate, x.dtype)) * (x @ use(self.up, x.dtype))
+    project = lambda name, x: adapted(self, name, x, x @ use(getattr(self, name), x.dtype))
+    hidden = GATES[self.act](project('gate', x)) * project('up', x)
     hidden = constrain(hidden, 'batch', None, 'mlp')
-    return constrain(hidden @ use(self.down, x.dtype), 'batch', None, None)
+    return constrain(project('down', hidden), 'batch', None, None)
 
 
 class Block(nnx.Module):
@@ -200,11 +208,11 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-  """A causal (or any masked) stack over already embedded positions."""
+  """A causal (or any masked) stack over already embedded positions. `adapt(block, rngs=rngs)` may add to a layer."""
 
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: TransformerConfig, adapt: Callable = lambda block, rngs: block, *, rngs: nnx.Rngs):
     self.config = config
-    make = nnx.vmap(lambda rngs: Block(config, rngs=rngs))
+    make = nnx.vmap(lambda rngs: adapt(Block(config, rngs=rngs), rngs=rngs))
     self.blocks = make(rngs.split(config.layers))
     self.norm = norm(config)
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 from rolegen_jax.config import Config, ConfigError, ReasonerConfig
 from rolegen_jax.data.files import DataError
-from rolegen_jax.models import functional
-from rolegen_jax.models.intent import Intent
+from rolegen_jax.models import functional, lora
+from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.pretrained import families, load
 from rolegen_jax.pretrained.files import TensorFiles, read_json
 from rolegen_jax.text.tokenizers import TextVocabulary, Tokenizer, open_tokenizer
@@ -84,11 +84,12 @@ class Folder:
   def load(self, config: ReasonerConfig, vocab: Vocabulary, mesh) -> dict:
     """The reasoner's parameters on the mesh."""
     params = load.parameters(self.files, config, self.rows(vocab), mesh)
-    make = lambda rngs: Intent(vocab.codes)
+    make = functional.Part(lambda rngs: Reasoner(config, vocab, rngs=rngs), lora.trains)
+    params = functional.join(params, functional.init(make, jax.random.key(0), mesh)[1])
     if not self.ours:
-      return params | {'intent': functional.init(make, jax.random.key(0), mesh)[1]}
-    layout, held = functional.shardings(make, mesh), load_file(self.path / INTENT)
-    return params | {'intent': {name: jax.device_put(held[name], sharding) for name, sharding in layout.items()}}
+      return params
+    held = load_file(self.path / INTENT)
+    return params | {'intent': {name: jax.device_put(held[name], fresh.sharding) for name, fresh in params['intent'].items()}}
 
 
 def configure(config: Config) -> Config:

@@ -18,7 +18,7 @@ import numpy as np
 
 from rolegen_jax.config import ReasonerConfig, TransformerConfig
 from rolegen_jax.data.files import DataError
-from rolegen_jax.models import functional
+from rolegen_jax.models import functional, lora
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.models.transformer import Transformer
 from rolegen_jax.pretrained import families
@@ -42,14 +42,13 @@ class TokenRows:
 
 
 def parameters(files: TensorFiles, config: ReasonerConfig, rows: TokenRows, mesh) -> dict:
-  """Parameters of `Reasoner(config, rows.vocab)`, fp32, born in their shards. Without the equation of
-  intent, which is no tensor of a decoder. Raises DataError before memory is spent; ConfigError where the mesh does not divide an array."""
-  make = lambda rngs: Reasoner(config, rows.vocab, rngs=rngs)
+  """Parameters of `Reasoner(config, rows.vocab)`, fp32, born in their shards. Without the equation of intent and what is added to a frozen
+  base, which are no tensors of a decoder. Raises DataError before memory is spent; ConfigError where the mesh does not divide an array."""
+  make = functional.Part(lambda rngs: Reasoner(config, rows.vocab, rngs=rngs), lora.frozen)
   wanted, layout = functional.abstract(make)[1], functional.shardings(make, mesh)
   check(files, config, rows)
   readers = readers_of(files, config, rows)
 
-  del wanted['intent'], layout['intent']
   leaf = lambda path, shape, sharding: _assemble(shape.shape, sharding, readers[tuple(p.key for p in path)])
   return jax.tree_util.tree_map_with_path(leaf, wanted, layout)
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from flax import nnx
 
 from rolegen_jax.config import Config
 from rolegen_jax.data.rows import Cases
-from rolegen_jax.models import functional
+from rolegen_jax.models import functional, lora
 from rolegen_jax.models.backbone import NEVER, PURCHASE, Backbone, Memory, Recall
 from rolegen_jax.models.decode import Ranking, beam_search
 from rolegen_jax.models.reasoner import Reasoner
@@ -40,6 +41,11 @@ class RoleGen:
         'backbone': lambda rngs: Backbone(config.backbone, self.vocab, rngs=rngs),
         'reasoner': lambda rngs: Reasoner(config.reasoner, self.vocab, rngs=rngs),
     }
+    # What builds the parts that stages train, and the rest of those models: nothing, unless `reasoner.train` says so.
+    self.trained, self.frozen = dict(self.makers), {}
+    if config.reasoner.train != 'all':
+      part = functools.partial(functional.Part, self.makers['reasoner'])
+      self.trained['reasoner'], self.frozen['reasoner'] = part(lora.trains), part(lora.frozen)
     structures = {name: functional.abstract(make) for name, make in self.makers.items()}
     self.graphdefs = {name: graphdef for name, (graphdef, _, _) in structures.items()}
     self.axes = {name: axes for name, (_, _, axes) in structures.items()}

@@ -4,6 +4,8 @@ All are pure functions (state, batch, trie) -> (state, metrics), jitted once und
 one program: Reasoning (rollouts with a KV cache) -> Execution (the backbone's loss of the true conversion, with the
 candidates) -> Feedback (what each world was worth) -> Reflection (the reasoner's own rollouts, weighted by it).
 
+Gradients, moments and the reference are of what trains alone: the step gets the rest, if any, as `frozen`, by model.
+
 Shapes: B users or rows, n events, W worlds, P candidates, T completion length.
 """
 
@@ -18,6 +20,7 @@ import optax
 
 from rolegen_jax.config import Config
 from rolegen_jax.data.rows import Cases, Trajectories
+from rolegen_jax.models import functional
 from rolegen_jax.models.backbone import NEVER, PURCHASE, Backbone, Memory
 from rolegen_jax.reasoning import feedback
 from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration
@@ -165,10 +168,10 @@ def update(tx, grads, opt, params):
   return optax.apply_updates(params, updates), opt
 
 
-def supervised_step(rolegen: RoleGen, model: str, loss_fn: Callable, tx, state: State, batch, trie: Trie) -> tuple[State, Metrics]:
+def supervised_step(rolegen: RoleGen, model: str, loss_fn: Callable, tx, state: State, batch, trie: Trie, frozen: dict = {}) -> tuple[State, Metrics]:
   """One update of one model by `loss_fn(rolegen, params, batch, trie, key)`."""
   key = jax.random.fold_in(jax.random.key(rolegen.config.seed), state.step)
-  loss_of = lambda params: loss_fn(rolegen, params, batch, trie, key)
+  loss_of = lambda params: loss_fn(rolegen, functional.join(params, frozen.get(model, {})), batch, trie, key)
   (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[model])
   params, opt = update(tx, grads, state.opt[model], state.params[model])
   metrics |= dict(loss=loss, grad_norm=optax.tree.norm(grads))
@@ -184,19 +187,19 @@ def execution_only_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key)
 def loop_parts(rolegen: RoleGen) -> tuple[dict, dict]:
   """(makers, optimizers) by model of what THE step trains and keeps."""
   stage = rolegen.config.loop_stage
-  makers = rolegen.makers | {'reference': rolegen.makers['reasoner']}
+  makers = rolegen.trained | {'reference': rolegen.trained['reasoner']}
   return makers, {name: optimizer(stage.optimizer, stage.steps) for name in ('backbone', 'reasoner')}
 
 
-def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Trie, switches: Switches) -> tuple[State, Metrics]:
-  """THE step. state.params: reasoner, reference (EMA of the reasoner), backbone."""
+def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Trie, switches: Switches, frozen: dict = {}) -> tuple[State, Metrics]:
+  """THE step. state.params: reasoner, reference (EMA of the reasoner; it shares what is frozen), backbone."""
   config = rolegen.config.loop
   key = jax.random.fold_in(jax.random.key(rolegen.config.seed), state.step)
   rollout_key, execution_key = jax.random.split(key)
-  params = state.params
+  params, whole = state.params, lambda trained: functional.join(trained, frozen.get('reasoner', {}))
 
   # Reasoning
-  rollout = rolegen.reason(params['reasoner'], cases, trie, rollout_key, switches.intervene)
+  rollout = rolegen.reason(whole(params['reasoner']), cases, trie, rollout_key, switches.intervene)
 
   # Execution and Feedback
   loss_of = lambda p: execution_loss(rolegen, p, cases, rollout, trie, execution_key)
@@ -207,7 +210,7 @@ def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Tri
 
   # Reflection
   def reflect():
-    loss_of = lambda p: reflection_loss(rolegen, p, params['reference'], cases, rollout, gain, trie, switches)
+    loss_of = lambda p: reflection_loss(rolegen, whole(p), whole(params['reference']), cases, rollout, gain, trie, switches)
     with jax.named_scope('reflection'):
       (loss, more), grads = jax.value_and_grad(loss_of, has_aux=True)(params['reasoner'])
     reasoner, opt = update(txs['reasoner'], grads, state.opt['reasoner'], params['reasoner'])
