@@ -15,6 +15,8 @@ EVENT_NAMES = ('impression', 'view', 'fav', 'cart', 'remove', 'purchase')  # ind
 COHORTS = ('D1', 'D2', 'D3', 'ACTIVE')  # dormant: D1 first conversion, D2 reactivation; D3 never converted (no target)
 ROLE_NAMES = ('TRIGGER', 'ANCHOR', 'COMPARE', 'REINFORCE', 'COMPLEMENT', 'EXPLORE', 'DISTRACT', 'CONVERT')
 PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
+ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')  # fields of TextConfig
+WORD_TASKS = (*ALIGN_TASKS, 'rationale')
 ABLATIONS = ('no_reasoner', 'no_counterfactual', 'no_reflection')
 
 
@@ -132,12 +134,30 @@ class ReasonerConfig:
   neighbourhoods: int = 8  # coarse codes that contact with an item may excite, the strongest ones
   temperature: float = 0.5  # of rollouts; demonstrations are fitted at 1
   pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = from scratch
-  text_pieces: int = 0  # text tokens of the vocabulary, as the tokenizer of `pretrained` says; 0 = no text
-  tokenizer: str = ''  # hash of that tokenizer, likewise
+  text_pieces: int = 0  # text tokens: of the tokenizer of `pretrained`, or at most of one trained on the items' words; 0 = no text
+  tokenizer: str = ''  # hash of the tokenizer of `pretrained`
   # What training changes: all | lora | frozen. frozen: rows of our tokens (all before the text block) and the equation of intent; lora: those
   # and adapters. The rest, the base, has neither gradients nor moments, is in no checkpoint, and the KL reference shares it.
   train: str = 'all'
   lora: LoraConfig = LoraConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+  """What the reasoner learns in words (`text/prompts.toml`). In force where the vocabulary has text pieces and the items have words.
+
+  The next five are shares of the examples of stage `align`, of any sum.
+  """
+
+  sid_to_text: float = 1.0  # semantic ID -> title, category or brand
+  text_to_sid: float = 1.0  # all that is known of an item -> semantic ID
+  masked_attribute: float = 0.5  # semantic ID and description, one value hidden -> that value
+  next_event: float = 1.0  # a trajectory, token by token
+  next_purchase: float = 0.5  # a trajectory and a time -> semantic ID of what was bought
+  width: int = 256  # tokens of a packed row
+  sentence: int = 24  # tokens of a text, its end included, at most; longer ones are cut
+  held_out: float = 0.05  # share of items whose words are never shown: the report asks for them apart
+  rationales: float = 0.0  # weight in stage `reason` of the chain with a sentence after each role and intent; 0 = chains without words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +169,7 @@ class RolesConfig:
   complement_lift: float = 1.4  # conversions after contact with another neighbourhood, over chance
   trigger_z: float = 3.0  # sigmas above chance of conversions near y after the item
   distract_z: float = -1.5  # sigmas below chance
+  annotations: str = ''  # JSONL of imported roles and rationales, which replace those of hindsight (`text/annotations.py`); '' = none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +237,7 @@ class Config:
   semantic_ids: SemanticIdConfig = SemanticIdConfig()
   backbone: BackboneConfig = BackboneConfig()
   reasoner: ReasonerConfig = ReasonerConfig()
+  text: TextConfig = TextConfig()
   roles: RolesConfig = RolesConfig()
   warmup: StageConfig = StageConfig()
   align: StageConfig = StageConfig()
@@ -294,6 +316,13 @@ def validate(config: Config) -> Config:
   need(config.reasoner.lora.alpha > 0, 'reasoner.lora.alpha', 'positive')
   targets = {*config.reasoner.lora.targets}
   need(targets and targets <= {*PROJECTIONS}, 'reasoner.lora.targets', 'some of ' + ', '.join(PROJECTIONS))
+  for name in ALIGN_TASKS:
+    need(getattr(config.text, name) >= 0, f'text.{name}', 'at least 0')
+  need(sum(getattr(config.text, name) for name in ALIGN_TASKS) > 0, 'text.next_event', 'positive where the other shares are 0')
+  need(config.text.rationales >= 0, 'text.rationales', 'at least 0')
+  need(0 <= config.text.held_out < 1, 'text.held_out', 'at least 0 and below 1')
+  need(config.text.sentence >= 2, 'text.sentence', 'at least 2')
+  need(config.text.width >= 4 * (2 + config.semantic_ids.levels), 'text.width', f'at least {4 * (2 + config.semantic_ids.levels)}, four events')
   need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
   one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))
   for name in ('warmup', 'align', 'reason', 'loop_stage'):

@@ -42,7 +42,9 @@ from rolegen_jax.reasoning.roles import Associations
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.trie import build_trie
+from rolegen_jax.text import annotations, prompts
 from rolegen_jax.training import checkpoint, loop, state, step
+from rolegen_jax.word_stages import Words
 
 
 class Run:
@@ -50,6 +52,8 @@ class Run:
 
   def __init__(self, config: Config, workdir: str | os.PathLike):
     self.config = config = configs.validate(_folder().configure(config) if config.reasoner.pretrained else config)
+    if config.roles.annotations and not pathlib.Path(config.roles.annotations).is_file():
+      raise configs.ConfigError(f'roles.annotations={config.roles.annotations}: no such file; must be what rolegen_jax.annotate wrote')
     self.workdir = pathlib.Path(workdir).absolute()
     self.mesh = sharding.make_mesh(config.mesh)
     self.rolegen = RoleGen(config)
@@ -135,11 +139,17 @@ class Run:
     """Training cases with hindsight roles."""
     bare, r = self.bare_cases, self.config.reasoner
     self.backbone  # its key is part of this stage's
-    folder, done = self._begin('roles', digest(self._key('backbone'), self.config.roles, r.role_events))
+    imported = [_fingerprint(pathlib.Path(self.config.roles.annotations))] if self.config.roles.annotations else []
+    folder, done = self._begin('roles', digest(self._key('backbone'), self.config.roles, r.role_events, *imported))
     path = folder / 'roles.npz'
     if not done:
-      found = predict.hindsight(self.rolegen, self.backbone, bare, self.associations, self.trie, self.mesh, 'hindsight roles')
-      distributed.once(lambda: _write_npz(path, found._asdict()))
+      found = predict.hindsight(self.rolegen, self.backbone, bare, self.associations, self.trie, self.mesh, 'hindsight roles')._asdict()
+      if imported:
+        told = annotations.read_annotations(bare, self.config.roles.annotations)
+        say(annotations.summary(told.rejected, int((told.roles >= 0).sum())))
+        found |= dict(roles=np.where(told.roles >= 0, told.roles, found['roles']))
+        distributed.once(lambda: write_json([[*where, why] for where, why in told.said.items()], folder / 'rationales.json'))
+      distributed.once(lambda: _write_npz(path, found))
       self._end(folder, f'{len(bare)} conversions labelled')
     return dataclasses.replace(bare, roles=np.load(path)['roles'])
 
@@ -152,21 +162,29 @@ class Run:
     return functional.init(self.rolegen.makers['reasoner'], jax.random.key(self.config.seed), self.mesh)[1]
 
   @functools.cached_property
+  def words(self) -> Words:
+    return Words(self)
+
+  @functools.cached_property
   def aligned(self) -> dict:
-    """Reasoner, stage `align`: a language model of trajectories, from the pretrained weights if there are any."""
+    """Reasoner, stage `align`: a language model of trajectories and, where there are any, of words; from the pretrained weights if there are any."""
     self.cases  # the rows it reads: stages follow each other, none begins inside another
-    r = self.config.reasoner
+    r, loss, batches = self.config.reasoner, step.align_loss, self.case_batches
     base = lambda: {'reasoner': self.base if self.rolegen.frozen else _folder().Folder(r.pretrained).load(r, self.rolegen.vocab, self.mesh)}
     given, key = base if r.pretrained or self.rolegen.frozen else dict, digest(self.artefacts, r)
-    return self._train('align', 'reasoner', step.align_loss, self.config.align, self.case_batches, given, key)['reasoner']
+    if self.words.alignment:
+      loss, batches, key = step.align_words_loss, self.words.batches, digest(key, self.config.text, prompts.digest())
+    return self._train('align', 'reasoner', loss, self.config.align, batches, given, key)['reasoner']
 
   @functools.cached_property
   def reasoned(self) -> dict:
     """Reasoner, stage `reason`: supervised FR-CoT on hindsight labels."""
     given = {'reasoner': self.aligned}
     self.cases  # its key is part of this stage's
-    key = digest(self._key('align'), self._key('roles'))
-    return self._train('reason', 'reasoner', step.reason_loss, self.config.reason, self.case_batches, lambda: given, key)['reasoner']
+    key, loss, batches = digest(self._key('align'), self._key('roles')), step.reason_loss, self.case_batches
+    if self.words.rationales:
+      loss, batches = step.reason_words_loss, lambda stage: self.case_batches(stage, self.words.rationales.rows)
+    return self._train('reason', 'reasoner', loss, self.config.reason, batches, lambda: given, key)['reasoner']
 
   @functools.cached_property
   def trained(self) -> dict:
@@ -219,11 +237,12 @@ class Run:
     stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
     from rolegen_jax.evaluation.report import write_report  # it brings matplotlib, which is slow to import
 
+    words, tell = self.words.report(table, found)
     page = distributed.once(lambda: write_report(self.workdir, dict(
         title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,
         training=content.training_rows(self.workdir, stages), worlds=content.worlds(log, occasions, self.codes, found.candidates),
-        semantic_ids=self.catalogue.report, trajectories=content.trajectories(log, occasions, rows, table, found),
-        provenance=content.provenance(c, self.artefacts, time.monotonic() - started),
+        semantic_ids=self.catalogue.report, trajectories=content.trajectories(log, occasions, rows, table, found, tell),
+        provenance=content.provenance(c, self.artefacts, time.monotonic() - started), **words,
     )))
     if print_tables:
       print(content.table(systems, differences, [*c.evaluation.ks]))
@@ -237,13 +256,14 @@ class Run:
   def artefacts(self) -> dict[str, str]:
     """Hashes that every checkpoint carries."""
     log, occasions = self.data
-    return dict(
-        log=log.digest, occasions=occasions.digest, semantic_ids=self.catalogue.digest, vocabulary=self.rolegen.vocab.digest,
-    )
+    found = dict(log=log.digest, occasions=occasions.digest, semantic_ids=self.catalogue.digest, vocabulary=self.rolegen.vocab.digest)
+    return found | (dict(tokenizer=self.words.tokenizer.digest) if self.words.items else {})
 
-  def case_batches(self, stage) -> Batches:
+  def case_batches(self, stage, beside=None) -> Batches:
+    """Cases; with `beside`, pairs of cases and what it says of their numbers."""
     width = self.config.backbone.context
-    rows = lambda index: self.cases.rows(index, width)
+    cases = lambda index: self.cases.rows(index, width)
+    rows = (lambda index: (cases(index), beside(index))) if beside else cases
     return Batches(len(self.cases), stage.batch, self.config.seed + 1, rows, sharding.rows_here(self.mesh, stage.batch))
 
   def _train(self, name, model, loss_fn, stage, batches, given, key) -> dict:

@@ -105,8 +105,11 @@ def role_gains(log_gain: np.ndarray) -> str:
   return f'Excitation of intent when an event is given a role, over that of an event left alone: {gains}.'
 
 
-def trajectories(log, occasions, rows: np.ndarray, table: CaseTable, found: Predictions, cohorts=('D1', 'D2'), k: int = 10) -> list[dict]:
-  """A few dormant test occasions, hits and misses by turns, with their roles, interventions and candidates."""
+def trajectories(log, occasions, rows: np.ndarray, table: CaseTable, found: Predictions, tell=None, cohorts=('D1', 'D2'), k: int = 10) -> list[dict]:
+  """A few dormant test occasions, hits and misses by turns, with their roles, interventions and candidates.
+
+  `tell(cases)`: what the reasoner says of each in words, (a sentence for each event with a role, sentences of intents).
+  """
   label = _labels(log)
   pairs = Pairs.of(occasions, rows)
   first_target = {int(o): int(i) for o, i in zip(pairs.occasion[::-1], pairs.item[::-1])}
@@ -115,8 +118,8 @@ def trajectories(log, occasions, rows: np.ndarray, table: CaseTable, found: Pred
   hits, misses = ([i for i in dormant if bool(rank_of(i)) == hit] for hit in (True, False))
   chosen = [i for pair in zip(hits[:: max(len(hits) // 3, 1)], misses[:: max(len(misses) // 3, 1)]) for i in pair][:SHOWN]
   m = found.roles.shape[1]
-  drawn = []
-  for i in chosen:
+  drawn, said = [], tell(chosen) if tell and chosen else [None] * len(chosen)
+  for i, words in zip(chosen, said):
     begin, end = max(table.end[i] - m, log.offsets[table.user[i]]), table.end[i]
     shift = m - (end - begin)
     events = [
@@ -133,9 +136,15 @@ def trajectories(log, occasions, rows: np.ndarray, table: CaseTable, found: Pred
       chains.append(dict(name=name, event=at - shift if at >= 0 else -1, change=change, candidates=[label(c) for c in found.candidates[i, w]]))
     drawn.append(dict(
         user=str(log.users[int(table.user[i])]), cohort=COHORTS[occasions.cohort[rows[i]]], target=label(first_target[i]), rank=rank_of(i), k=k,
-        events=events, worlds=chains,
+        events=events, worlds=chains, **({'sentences': dict(events=_beside(events, words[0]), intents=words[1])} if words else {}),
     ))
   return drawn
+
+
+def _beside(events: list[dict], why: list[str]) -> list[str]:
+  """The sentence of each event; '' where it has no role."""
+  left = iter(why)
+  return [next(left, '') if event['role'] else '' for event in events]
 
 
 def training_rows(workdir: pathlib.Path, stages: tuple[str, ...]) -> list[dict]:

@@ -13,10 +13,11 @@ missing or empty is left out. Intervals are `metrics.Interval` or dicts of its f
   roles           {shares?: {'hindsight': {role: share}, 'predicted': ...}, agreement?: agreement.role_agreement(...),
                   effects?: agreement.effect_agreement(...)}; the last two exist only where the truth is known
   worlds          diversity.world_diversity(...)
+  alignment       rows of {question, items, number, chance, STAGE: accuracy after that stage ...}, evaluation/alignment.py
   semantic_ids    {figure name: number or text}, nested dicts allowed
   trajectories    list of {user, cohort, target, rank (1-based, 0 = not listed), k, events: [{when, item, event, role}],
                   worlds: [{name, event (index of the intervened event, -1 = none), change, candidates: [item]}]}; texts
-                  are labels as they are to be read; the last SHOWN_EVENTS events are drawn
+                  are labels as they are to be read; sentences?: {events: [str], intents: [str]} in the reasoner's words; the last SHOWN_EVENTS events are drawn
   notes           list of str, shown under the headline
 """
 
@@ -69,7 +70,7 @@ def render(content: dict) -> str:
   return environment.get_template('report.html.j2').render(
       title=content['title'], provenance=content['provenance'], notes=content.get('notes') or [],
       results=_results(content), diversity=_diversity(content), training=_training(content), roles=_roles(content),
-      worlds=_worlds(content), semantic_ids=content.get('semantic_ids') or {}, trajectories=_trajectories(content),
+      worlds=_worlds(content), alignment=content.get('alignment') or [], semantic_ids=content.get('semantic_ids') or {}, trajectories=_trajectories(content),
       role_colours=plots.ROLE_COLOURS, role_short=plots.ROLE_SHORT, glyphs=_EVENT_GLYPHS,
   )
 
@@ -203,5 +204,7 @@ def _trajectories(content: dict) -> list[dict]:
   for trajectory in content.get('trajectories') or []:
     cut = max(0, len(trajectory['events']) - SHOWN_EVENTS)
     worlds = [w | {'column': w['event'] - cut if w['event'] >= cut else -1} for w in trajectory['worlds']]
-    out.append(trajectory | {'events': trajectory['events'][cut:], 'earlier': cut, 'worlds': worlds})
+    said = trajectory.get('sentences') or dict(events=[], intents=[])
+    told = [(event, why) for event, why in zip(trajectory['events'], said['events']) if why]
+    out.append(trajectory | {'events': trajectory['events'][cut:], 'earlier': cut, 'worlds': worlds, 'told': told, 'intents': said['intents']})
   return out

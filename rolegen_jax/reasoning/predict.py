@@ -49,7 +49,7 @@ def predict(
     r = found.rollout
     return found.ranking.item, found.ranking.score, r.roles[:, 0], r.candidates, r.interventions.role, r.interventions.removed
 
-  columns = _over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label, np.bool_(intervene))
+  columns = over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label, np.bool_(intervene))
   return Predictions(*columns, *(None,) * (len(Predictions._fields) - len(columns)))
 
 
@@ -61,7 +61,7 @@ def hindsight(rolegen: RoleGen, backbone_params, table: CaseTable, found: Associ
     del number
     return removal_effects(rolegen.bind('backbone', params), cases, trie.item_codes, config.reasoner.role_events)
 
-  effect, log_prob = _over(rolegen, batch, (backbone_params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label)
+  effect, log_prob = over(rolegen, batch, (backbone_params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label)
   roles = []
   for start in range(0, len(table), 1024):  # in parts, for memory
     part = np.arange(start, min(start + 1024, len(table)))
@@ -70,8 +70,9 @@ def hindsight(rolegen: RoleGen, backbone_params, table: CaseTable, found: Associ
   return Hindsight(np.concatenate(roles), effect, log_prob)
 
 
-def _over(rolegen: RoleGen, function: Callable, fixed: tuple, table: CaseTable, mesh: Mesh, label: str, *extra) -> list[np.ndarray]:
-  """`function(*fixed, batch number, cases, *extra)` over the table; the last batch is filled up and cut."""
+def over(rolegen: RoleGen, function: Callable, fixed: tuple, table, mesh: Mesh, label: str, *extra) -> list[np.ndarray]:
+  """`function(*fixed, batch number, rows, *extra)` over a table with a length and `rows(index, width)`, such as a CaseTable; the last
+  batch is filled up and cut."""
   size, width = rolegen.config.evaluation.batch, rolegen.config.backbone.context
   results = []
   place = lambda x: sharding.global_batch(mesh, np.asarray(x), np.arange(size), size)  # every process holds the whole table

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rolegen_jax.config import Config
+from rolegen_jax.config import ALIGN_TASKS, WORD_TASKS, Config
 from rolegen_jax.data.rows import Cases, Trajectories
 from rolegen_jax.models import functional
 from rolegen_jax.models.backbone import NEVER, PURCHASE, Backbone, Memory
-from rolegen_jax.reasoning import feedback
+from rolegen_jax.reasoning import feedback, language
 from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration
 from rolegen_jax.reasoning.likelihood import intent_loss, likelihood, next_event_loss
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -30,6 +30,7 @@ from rolegen_jax.reasoning.rollout import Rollout
 from rolegen_jax.reasoning.worlds import Tree, no_interventions, removing, world_prompts
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.sharding import constrain_rows
+from rolegen_jax.text.packing import Packed
 from rolegen_jax.training.state import State, optimizer
 
 Metrics = dict[str, jax.Array]
@@ -105,6 +106,20 @@ def align_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple
   prompt = build_prompt(rolegen.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
   loss = next_event_loss(rolegen.bind('reasoner', params), rolegen.layout, prompt)
   return loss, dict(next_token_nll=loss)
+
+
+def align_words_loss(rolegen: RoleGen, params, packed: Packed, trie: Trie, key) -> tuple[jax.Array, Metrics]:
+  """The reasoner as a language model of packed examples of words, semantic IDs and trajectories."""
+  del trie, key
+  return language.mean_nll(language.read(rolegen.bind('reasoner', params), packed), ALIGN_TASKS)
+
+
+def reason_words_loss(rolegen: RoleGen, params, batch: tuple[Cases, Packed], trie: Trie, key) -> tuple[jax.Array, Metrics]:
+  """Supervised FR-CoT, and the same chains with a sentence after each role and intent."""
+  cases, packed = batch
+  loss, metrics = reason_loss(rolegen, params, cases, trie, key)
+  words, told = language.mean_nll(language.read(rolegen.bind('reasoner', params), packed), WORD_TASKS)
+  return loss + rolegen.config.text.rationales * words, metrics | told
 
 
 def anchor_loss(reasoner, prompt: Prompt, log_prob_BxT, role_log_prob, demo, cases: Cases, trie: Trie) -> tuple[jax.Array, Metrics]:

@@ -1,0 +1,47 @@
+"""A small simulated log with words, its cases, and a tokenizer of its words. No stage has run: codes are random."""
+
+import functools
+
+import numpy as np
+
+from rolegen_jax import overrides
+from rolegen_jax.config import Config
+from rolegen_jax.data import world
+from rolegen_jax.data.cases import training_cases
+from rolegen_jax.data.events import validate
+from rolegen_jax.data.excitation import estimate_excitation
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.occasions import find_occasions
+from rolegen_jax.reasoning.alignment import Alignment
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.text.items import ItemWords
+from tests import tiny
+
+PIECES = 400
+
+
+def config(*assignments: str) -> Config:
+  sizes = [f'reasoner.text_pieces={PIECES}', 'text.width=96', 'text.held_out=0.25', 'world.users=120', 'world.items=64', 'world.categories=8']
+  return overrides.apply(tiny.config(), sizes + list(assignments))
+
+
+@functools.cache
+def log_and_cases():
+  c = config()
+  made = world.simulate(c.world)
+  log = InteractionLog.build(*validate(made.events, made.items, 'events', 'items'))
+  occasions = find_occasions(log, c.data)
+  codes = tiny.codes(len(log.items))
+  excitation = estimate_excitation(log, occasions.train_end(log), codes[:, 0], tiny.CODES, 3)
+  return log, codes, training_cases(log, occasions, c.reasoner.role_events, c.reasoner.candidates, excitation)
+
+
+@functools.cache
+def tokenizer():
+  return ItemWords.of(log_and_cases()[0].items).tokenizer(PIECES)
+
+
+@functools.cache
+def alignment(*assignments: str) -> Alignment:
+  c, (log, codes, cases) = config(*assignments), log_and_cases()
+  return Alignment(c, RoleGen(c).vocab, ItemWords.of(log.items), tokenizer(), codes, cases)
