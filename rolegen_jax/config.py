@@ -42,7 +42,7 @@ class DataConfig:
 class WorldConfig:
   """The simulated world (`data/world.py`, rules in docs/simulated_world.md)."""
 
-  preset: str = 'alibaba2014'  # which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k
+  preset: str = 'alibaba2014'  # which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k; or held_back, other strengths
   users: int = 3000
   items: int = 1200
   categories: int = 24
@@ -288,7 +288,7 @@ def validate(config: Config) -> Config:
   need(config.data.format == 'simulated' or config.data.path, 'data.path', 'the log, relative to $ROLEGEN_DATA')
   need(0 < config.data.test_fraction < 1, 'data.test_fraction', 'between 0 and 1')
   need(0 < config.data.valid_fraction < 1 - config.data.test_fraction, 'data.valid_fraction', 'between 0 and 1 - test_fraction')
-  one_of('world.preset', config.world.preset, ('alibaba2014', 'taobao_userbehavior_1k'))
+  one_of('world.preset', config.world.preset, ('alibaba2014', 'taobao_userbehavior_1k', 'held_back'))
   one_of('semantic_ids.method', config.semantic_ids.method, ('residual_kmeans', 'rqvae'))
   need(2 <= config.semantic_ids.levels <= 8, 'semantic_ids.levels', '2 to 8')
   need(config.semantic_ids.codes >= 2, 'semantic_ids.codes', 'at least 2')

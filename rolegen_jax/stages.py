@@ -48,13 +48,16 @@ from rolegen_jax.word_stages import Words
 
 
 class Run:
-  """One run folder. Properties are the results of the stages; asking for one runs what is missing before it."""
+  """One run folder. Properties are the results of the stages; asking for one runs what is missing before it.
 
-  def __init__(self, config: Config, workdir: str | os.PathLike):
+  may_run False: asking for a stage that is not complete raises ConfigError instead.
+  """
+
+  def __init__(self, config: Config, workdir: str | os.PathLike, may_run: bool = True):
     self.config = config = configs.validate(_folder().configure(config) if config.reasoner.pretrained else config)
     if config.roles.annotations and not pathlib.Path(config.roles.annotations).is_file():
       raise configs.ConfigError(f'roles.annotations={config.roles.annotations}: no such file; must be what rolegen_jax.annotate wrote')
-    self.workdir = pathlib.Path(workdir).absolute()
+    self.workdir, self.may_run = pathlib.Path(workdir).absolute(), may_run
     self.mesh = sharding.make_mesh(config.mesh)
     self.rolegen = RoleGen(config)
     distributed.agree(dict(code=distributed.code_digest(), jax=jax.__version__, config=digest(config)))
@@ -140,7 +143,7 @@ class Run:
     bare, r = self.bare_cases, self.config.reasoner
     self.backbone  # its key is part of this stage's
     imported = [_fingerprint(pathlib.Path(self.config.roles.annotations))] if self.config.roles.annotations else []
-    folder, done = self._begin('roles', digest(self._key('backbone'), self.config.roles, r.role_events, *imported))
+    folder, done = self._begin('roles', digest(self.key('backbone'), self.config.roles, r.role_events, *imported))
     path = folder / 'roles.npz'
     if not done:
       found = predict.hindsight(self.rolegen, self.backbone, bare, self.associations, self.trie, self.mesh, 'hindsight roles')._asdict()
@@ -181,7 +184,7 @@ class Run:
     """Reasoner, stage `reason`: supervised FR-CoT on hindsight labels."""
     given = {'reasoner': self.aligned}
     self.cases  # its key is part of this stage's
-    key, loss, batches = digest(self._key('align'), self._key('roles')), step.reason_loss, self.case_batches
+    key, loss, batches = digest(self.key('align'), self.key('roles')), step.reason_loss, self.case_batches
     if self.words.rationales:
       loss, batches = step.reason_words_loss, lambda stage: self.case_batches(stage, self.words.rationales.rows)
     return self._train('reason', 'reasoner', loss, self.config.reason, batches, lambda: given, key)['reasoner']
@@ -196,14 +199,14 @@ class Run:
     c = self.config
     given = {'backbone': self.backbone, 'reasoner': self.reasoned, 'reference': self.reasoned}
     makers, txs = step.loop_parts(self.rolegen)
-    key = digest(self._key('backbone'), self._key('reason'), c.loop, c.loop_stage, [float(s) for s in switches])
+    key = digest(self.key('backbone'), self.key('reason'), c.loop, c.loop_stage, [float(s) for s in switches])
     step_fn = functools.partial(step.loop_step, self.rolegen, txs)
     return self._run(name, step_fn, makers, txs, lambda: given, c.loop_stage, self.case_batches, key, extra=(jax.tree.map(np.float32, switches),))
 
   def backbone_alone(self, name: str) -> dict:
     """The backbone trained on for as many steps, on the same occasions, without a reasoner."""
     c = self.config
-    key = digest(self._key('backbone'), c.loop_stage)
+    key = digest(self.key('backbone'), c.loop_stage)
     given = {'backbone': self.backbone}
     return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self.case_batches, lambda: given, key)
 
@@ -290,13 +293,18 @@ class Run:
   def _begin(self, name: str, key: str) -> tuple[pathlib.Path, bool]:
     """(folder of the stage, is it complete?). A folder of another key is emptied."""
     distributed.agree({f'artefacts of {name}': key})
-    return self.workdir / name, distributed.once(lambda: _begin(self.workdir, name, key))
+    return self.workdir / name, distributed.once(lambda: _begin(self.workdir, name, key, self.may_run))
+
+  def hold(self) -> None:
+    """Makes the folder this process's to write to until it ends. Raises ConfigError when another's run is at work there."""
+    _hold(self.workdir)
 
   def _end(self, folder: pathlib.Path, summary: str) -> None:
     distributed.once(lambda: write_json(_read(folder / 'KEY.json'), folder / 'DONE.json'))
     say(f'{folder.relative_to(self.workdir)}: done, {summary} -> {folder}')
 
-  def _key(self, name: str) -> str:
+  def key(self, name: str) -> str:
+    """The digest that the stage of this name was last started under."""
     return _read(self.workdir / name / 'KEY.json')['key']
 
 
@@ -326,13 +334,16 @@ def _settle(config: Config, workdir: pathlib.Path) -> None:
     write_json(configs.to_dict(config), workdir / 'config.json')
 
 
-def _begin(workdir: pathlib.Path, name: str, key: str) -> bool:
+def _begin(workdir: pathlib.Path, name: str, key: str, may_run: bool) -> bool:
   """Makes the stage's folder ready for `key`; True when it holds the complete stage."""
   folder = workdir / name
   started = _read(folder / 'KEY.json')
   if started == {'key': key} == _read(folder / 'DONE.json'):
     say(f'{name}: up to date')
     return True
+  if not may_run:
+    raise configs.ConfigError(f'--workdir={workdir}: its stage {name} is not complete, and this command trains none; '
+                              'first run rolegen_jax.train or, with the ablation in evaluation.ablations, rolegen_jax.evaluate')
   _hold(workdir)
   if started is not None and started != {'key': key}:
     say(f'{name}: settings or inputs changed, starting afresh')

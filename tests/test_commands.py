@@ -2,13 +2,15 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 
 import polars as pl
 import pytest
 
-from rolegen_jax import commands
+from rolegen_jax import commands, simulation
 from rolegen_jax.config import ROLE_NAMES, ConfigError
 from rolegen_jax.data import shard_build, world
 from rolegen_jax.data.adapters import log_path
@@ -114,3 +116,67 @@ def test_a_wrong_setting_exits_with_two_and_one_line(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == commands.BAD_INPUT
   assert done.stderr.strip() == '--set warmup.stps: no such field; the nearest is warmup.steps'
+
+
+def copy(run, to):
+  """The run's folder as its training left it."""
+  shutil.copytree(run.workdir, to, ignore=shutil.ignore_patterns(RUN_LOCK, 'ab', 'compilation_cache'))
+  return to
+
+
+def test_a_cut_off_ab_test_continues_to_the_same_numbers(run, tmp_path, capfd):
+  arms = dict(days=2, seeds=2, arms=['popularity', 'recency', 'no_reasoner'], slate=5)
+  folder = copy(run, tmp_path / 'whole')
+  whole = simulation.simulate_ab(folder, **arms)
+  assert set(whole['lifts']) == set() and (folder / 'ab.png').stat().st_size > 1000
+  path, text = folder / 'ab' / 'no_reasoner_1.npz', (folder / 'ab.json').read_text()
+  path.write_bytes(path.read_bytes()[:100])  # cut off
+  capfd.readouterr()
+  again = simulation.simulate_ab(folder, **arms)
+  said = capfd.readouterr().err
+  assert 'no_reasoner, seed 1' in said and 'no_reasoner, seed 0' not in said and 'recency' not in said
+  assert again['arms'] == whole['arms'] == json.loads(text)['arms']
+  longer = simulation.simulate_ab(folder, **arms | dict(days=3))
+  assert longer['key'] != whole['key'] and longer['arms']['popularity']['by_day']['orders'][:2] == whole['arms']['popularity']['by_day']['orders']
+
+
+def test_an_ab_test_exits_with_42_on_sigterm(run, tmp_path):
+  folder = copy(run, tmp_path / 'run')
+  command = [sys.executable, '-m', 'rolegen_jax.simulate_ab', f'--workdir={folder}', '--days=2000', '--seeds=1', '--arms=popularity', '--slate=5']
+  child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  for line in child.stderr:
+    if line.startswith('popularity, seed 0'):
+      break
+  child.send_signal(signal.SIGTERM)
+  assert child.wait(60) == commands.PREEMPTED and not (folder / 'ab.json').exists()
+  assert 'the same command continues' in child.stderr.read()
+
+
+def test_what_an_ab_test_refuses(run, tmp_path):
+  with pytest.raises(ConfigError, match='no config.json there'):
+    simulation.simulate_ab(tmp_path)
+  real, untrained = tmp_path / 'real', tmp_path / 'untrained'
+  for folder, settings in ((real, dict(format='contract', path='shop')), (untrained, {})):
+    folder.mkdir()
+    config = json.loads((run.workdir / 'config.json').read_text())
+    config['data'] |= settings
+    (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+  with pytest.raises(ConfigError, match='its log is contract; must be simulated'):
+    simulation.simulate_ab(real)
+  with pytest.raises(ConfigError, match='its stage data is not complete'):
+    simulation.simulate_ab(untrained)
+  assert not (untrained / 'data').exists()
+  with pytest.raises(ConfigError, match='--arms=oracle,best: must be different ones of popularity'):
+    simulation.simulate_ab(run.workdir, arms=['oracle', 'best'])
+  with pytest.raises(ConfigError, match='--slate=21: must be 1 to backbone.beam=20'):
+    simulation.simulate_ab(run.workdir, slate=21)
+  with lock(untrained / RUN_LOCK), pytest.raises(ConfigError, match='another run is at work'):
+    Run(commands.experiment('demo', SMALL), untrained).hold()
+
+
+def test_the_held_back_world_is_trained_and_played_in_a_folder_of_its_own(run, tmp_path):
+  folder = copy(run, tmp_path / 'run')
+  found = simulation.simulate_ab(folder, 'held_back', days=1, seeds=1, arms=['popularity', 'oracle'], slate=5)
+  assert found['world'] == 'world held_back, seed 1' and (folder / 'held_back' / 'ab.json').exists() and not (folder / 'ab.json').exists()
+  log = Run(commands.experiment('demo', SMALL + ['world.preset=held_back', 'world.seed=1']), folder / 'held_back', may_run=False).data[0]
+  assert log.digest != run.data[0].digest

@@ -91,3 +91,21 @@ def histories(log, user: np.ndarray, end: np.ndarray, width: int) -> Trajectorie
   index = np.where(real, index, 0)
   pick = lambda a, fill: np.where(real, a[index], fill).astype(np.int32)
   return Trajectories(pick(log.item, -1), pick(log.event, 0), pick(log.count, 0), pick(log.timestamp, 0), real.astype(np.int32))
+
+
+def append(history: Trajectories, row: np.ndarray, item, event, timestamp) -> Trajectories:
+  """Right-aligned histories [B, n] with E further events at their ends, [E] each, sorted by `row` and time; the oldest fall out."""
+  width, size = history.item.shape[1], len(history.item)
+  first, last = np.searchsorted(row, np.arange(size)), np.searchsorted(row, np.arange(size), side='right')
+  grows = np.flatnonzero(last > first)
+  index = np.arange(width) + (last - first)[grows, None]  # into the old row and the events after it
+  old = index < width
+  new = np.where(old, 0, first[grows, None] + index - width)
+
+  def grown(before, values):
+    after = before.copy()
+    after[grows] = np.where(old, np.take_along_axis(before[grows], np.minimum(index, width - 1), 1), values[new])
+    return after
+
+  ones = np.ones(len(row), np.int32)
+  return Trajectories(*map(grown, history, (item, event, ones, timestamp, ones)))

@@ -14,7 +14,7 @@ import polars as pl
 
 from rolegen_jax.config import EVENT_NAMES, ConfigError, WorldConfig
 from rolegen_jax.data import world_behaviour, world_roles
-from rolegen_jax.data.world_rules import STYLES, Fitted, Rules, category_names, load_fitted, stream
+from rolegen_jax.data.world_rules import STYLES, Fitted, Rules, category_names, load_fitted, rules_of, stream
 
 VIEW, FAV, CART, PURCHASE = (EVENT_NAMES.index(name) for name in ('view', 'fav', 'cart', 'purchase'))
 DAY = 86_400
@@ -82,7 +82,7 @@ class World:
   @classmethod
   def build(cls, config: WorldConfig, fitted: Fitted | None = None) -> World:
     """The world of `config`; `fitted` replaces the preset's parameters (for the fit itself)."""
-    rules = Rules()
+    rules = rules_of(config.preset)
     if config.categories < 2 * rules.department_size or config.items < 4 * config.categories:
       raise ConfigError(f'world: {config.items} items in {config.categories} categories: need at least '
                         f'{2 * rules.department_size} categories and 4 items in each')  # fmt: skip
@@ -211,6 +211,10 @@ class World:
     with equal generators share the noise of each user and slot.
     """
     return world_behaviour.act(self, state, np.asarray(user_indices), np.asarray(shown_items), day, rng)
+
+  def visitors(self, user_indices, rng) -> np.ndarray:
+    """bool [N]: who comes on the day that `act` plays with an equal generator; whatever is shown to the others is not seen."""
+    return world_behaviour.arrivals(self, np.asarray(user_indices), rng)[0]
 
 
 def event_codes(events: pl.Series) -> np.ndarray:

@@ -113,6 +113,12 @@ def draw_log(world) -> tuple[np.ndarray, ...]:
   return users[order], items[order], codes[order], times[order]
 
 
+def arrivals(world, user_indices, rng) -> tuple[np.ndarray, np.ndarray]:
+  """Who visits on a day, bool [N], and the uniforms [N, 3] behind it: the first noise that a day takes."""
+  u_visit = rng.random((len(user_indices), 3))
+  return u_visit[:, 0] < -np.expm1(-world.traits.visits_U[user_indices]), u_visit
+
+
 def act(world, state, user_indices, shown_NxK, day: int, rng):
   """See `World.act`."""
   rules, traits = world.rules, world.traits
@@ -125,9 +131,8 @@ def act(world, state, user_indices, shown_NxK, day: int, rng):
     raise ValueError('user_indices holds a user twice')
   state, tables, (n, k) = state.copy(), Tables(world), shown_NxK.shape
   # All noise is drawn up front in fixed shapes: an arm's choices never shift the noise of later slots.
-  u_visit, u_shown = rng.random((n, 3)), rng.random((n, k, 4))
+  (visits, u_visit), u_shown = arrivals(world, user_indices, rng), rng.random((n, k, 4))
   u_organic = rng.random((n, rules.max_session, NOISE + 1))
-  visits = u_visit[:, 0] < -np.expm1(-traits.visits_U[user_indices])
   clock = rules.start + day * 86_400 + (u_visit[:, 1] * 43_200).astype(np.int64)
   log = []
 

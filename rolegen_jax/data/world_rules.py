@@ -1,6 +1,7 @@
 """Constants of the simulated world: the rules (chosen) and the presets (fitted). docs/simulated_world.md explains each.
 
-Rules were fixed before any model was trained on the world and are not tuned to any comparison of recommenders.
+Rules were fixed before any model was trained on the world and are not tuned to any comparison of recommenders. Those of the
+held-back world were fixed before any recommenders were compared in either world by `simulate_ab`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,30 @@ class Rules:
   max_session: int = 20  # organic events of one visit in `act`
 
 
+HELD_BACK = 'held_back'  # preset of the second world: marginals of HELD_BACK_MARGINALS, these strengths in place of the default ones
+HELD_BACK_MARGINALS = 'alibaba2014'
+# Nobody chose them: the default times exp(x), x uniform in +-log 1.5, drawn once in this order by default_rng(2026), to two digits.
+HELD_BACK_STRENGTHS = dict(
+  view_kick=0.46,
+  trigger_kick=2.7,
+  complement_kick=0.15,
+  purchase_complement_kick=0.9,
+  distractor_damp=0.71,
+  purchase_damp=1.5,
+  decay_days=14.0,
+  focus=1.2,
+  hazard_half=5.7,
+  trigger_share=0.12,
+  distractor_share=0.12,
+  p_explore=0.11,
+  p_trigger=0.11,
+  p_distract=0.15,
+  p_complement=0.081,
+  view_half=7.8,
+  shown_boost=19.0,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Fitted:
   """Parameters fitted to the marginals of one real log by experiments/fit_world.py."""
@@ -91,7 +116,11 @@ def load_presets() -> dict:
 
 
 def load_fitted(preset: str) -> Fitted:
-  return Fitted(**load_presets()[preset]['fitted'])
+  return Fitted(**load_presets()[HELD_BACK_MARGINALS if preset == HELD_BACK else preset]['fitted'])
+
+
+def rules_of(preset: str) -> Rules:
+  return Rules(**HELD_BACK_STRENGTHS) if preset == HELD_BACK else Rules()
 
 
 def category_names(categories: int, department_size: int) -> list[str]:

@@ -12,6 +12,9 @@ Legend: B rows, n events in a row, P supervised positions of a step, S negatives
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,18 +117,35 @@ class _Batches:
     return self.rows.item[chosen], self.rows.segment[chosen], row.astype(np.int32), source.astype(np.int32), target
 
 
+class Fit(NamedTuple):
+  top: Callable  # (item, segment) [B, n], histories -> int32 [B, min(k, I)], the items that follow, best first
+  settings: dict  # for the report
+
+
 def sasrec(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
   """Trains on training events, keeps the best step by validation, and ranks the whole catalogue for occasions `rows`.
 
   Width, layers, context, dropout and loss weights are the backbone's; `evaluation.sasrec_steps` steps at most. Occasions
   without context get the popular items. Same contract as the floors; raises ValueError when there is nothing to train on.
   """
+  found = fit(log, occasions, config, k)
+  return Ranking(_rank(found.top, log, occasions, rows, config.backbone.context, k), found.settings)
+
+
+def fit(log, occasions, config: Config, k: int) -> Fit:
+  """The model of `sasrec`, for histories of any time."""
   mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
   with jax.set_mesh(mesh):  # its own, whatever mesh the caller has set
-    return _train_and_rank(log, occasions, rows, config, k, mesh)
+    params, top, settings = _train(log, occasions, config, k, mesh)
+
+  def top_there(item, segment):
+    with jax.set_mesh(mesh):
+      return top(params, item, segment)
+
+  return Fit(top_there, settings)
 
 
-def _train_and_rank(log, occasions, rows, config: Config, k: int, mesh) -> Ranking:
+def _train(log, occasions, config: Config, k: int, mesh):
   batches, items = _Batches(log, occasions, config), len(log.items)
   sampled = items > FULL_SOFTMAX_ITEMS
   rng = np.random.default_rng(config.evaluation.seed)
@@ -173,7 +193,7 @@ def _train_and_rank(log, occasions, rows, config: Config, k: int, mesh) -> Ranki
       softmax=f'sampled: in-batch + {NEGATIVES} uniform, logQ' if sampled else 'full', steps=index, kept_step=best[1],
       loss=float(np.mean(jax.device_get(losses[-CHECK_EVERY:]))), validation_occasions=len(tuning),
   )
-  return Ranking(rank(best_params, rows), settings)
+  return best_params, top, settings
 
 
 def _rank(top, log, occasions, rows, context: int, k: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from rolegen_jax import sharding
 from rolegen_jax.compile import jit, together
 from rolegen_jax.data.cases import CaseTable
+from rolegen_jax.data.rows import Cases
 from rolegen_jax.progress import progress
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import Associations, label_roles, removal_effects
@@ -51,6 +53,27 @@ def predict(
 
   columns = over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label, np.bool_(intervene))
   return Predictions(*columns, *(None,) * (len(Predictions._fields) - len(columns)))
+
+
+class Online:
+  """RoleGen for cases that come a batch at a time: one program of `evaluation.batch` cases, compiled at the first of them."""
+
+  def __init__(self, rolegen: RoleGen, params, trie: Trie, mesh: Mesh, beams: int, reasoning: bool = True):
+    def batch(params, trie, cases, place):
+      key = functools.reduce(jax.random.fold_in, place, jax.random.key(rolegen.config.evaluation.seed))
+      return rolegen.recommend(params, cases, trie, key, beams, reasoning).ranking.item
+
+    self.size, self._mesh = rolegen.config.evaluation.batch, mesh
+    self._fixed = params, jax.device_put(trie, sharding.sharding(mesh))
+    self._jitted, self._compiled = jit(batch, out_shardings=sharding.sharding(mesh)), None
+
+  def __call__(self, cases: Cases, place: tuple[int, ...]) -> jax.Array:
+    """int32 [size, beams] items, best first, on the device. `place` says which noise: as many numbers each time."""
+    put = lambda x: sharding.global_batch(self._mesh, np.asarray(x), np.arange(self.size), self.size)
+    with jax.set_mesh(self._mesh):
+      given = (*self._fixed, jax.tree.map(put, cases), np.array(place, np.uint32))
+      self._compiled = self._compiled or together(self._jitted, *given)
+      return self._compiled(*given)
 
 
 def hindsight(rolegen: RoleGen, backbone_params, table: CaseTable, found: Associations, trie: Trie, mesh: Mesh, label: str = 'roles') -> Hindsight:

@@ -144,6 +144,23 @@ def test_act_is_pure_and_a_shown_trigger_wakes_its_target(log):
     w.act(state.rows(np.array([0, 1])), np.array([7]), shown[:1], w.rules.days, np.random.default_rng(5))
 
 
+def test_visitors_are_told_ahead(log):
+  w, users, shown = log.world, np.arange(100, CONFIG.users), np.zeros((CONFIG.users - 100, 2), int)
+  events, _ = w.act(w.state(log.events), users, shown, w.rules.days, np.random.default_rng(7))
+  told = users[w.visitors(users, np.random.default_rng(7))]
+  assert 0 < len(told) < len(users) and set(told) == set(events['user_id'])
+
+
+def test_the_held_back_world_has_other_strengths_and_the_same_marginals():
+  default, other = (world.World.build(WorldConfig(preset=preset, users=50)) for preset in ('alibaba2014', world_rules.HELD_BACK))
+  assert other.fitted == default.fitted
+  changed = {name for name, value in vars(other.rules).items() if value != getattr(default.rules, name)}
+  assert changed == set(world_rules.HELD_BACK_STRENGTHS) - {'complement_kick'}
+  drawn = [other.rules.__dict__[name] / default.rules.__dict__[name] for name in world_rules.HELD_BACK_STRENGTHS]
+  factors = np.exp(np.random.default_rng(2026).uniform(-np.log(1.5), np.log(1.5), len(drawn)))
+  np.testing.assert_allclose(drawn, factors, rtol=0.05)
+
+
 @pytest.mark.parametrize('preset', ['alibaba2014', 'taobao_userbehavior_1k'])
 def test_marginals_stay_near_the_real_log(preset):
   entry = world_rules.load_presets()[preset]
