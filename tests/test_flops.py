@@ -96,7 +96,7 @@ def test_no_gradient_of_what_is_frozen_is_computed(train):
   gain = jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)
   xla = gradient(loss, trained, frozen, trained, CASES, rollout_like(), gain, TRIE)
   assert ours.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
-  assert xla < 0.8 * OURS.phases()['reflection'].hardware
+  assert xla < (0.95 if train == 'lora' else 0.8) * OURS.phases()['reflection'].hardware  # adapters cost something themselves
   assert flops.trained(config)['reasoner'] == pytest.approx(sum(np.prod(x.shape) for x in jax.tree.leaves(trained)), rel=0.01)
 
 

@@ -76,7 +76,7 @@ def test_nothing_changes_at_first_and_then_what_the_sums_would(train, assignment
   without = plain(base(*assignments))
   jax.tree.map(np.testing.assert_array_equal, run(with_base(r, fresh)), without)
   first, size = r.vocab.blocks['text']
-  np.testing.assert_array_equal(without[1], without[0][..., first:first + size])
+  np.testing.assert_allclose(without[1], without[0][..., first:first + size], atol=1e-5)  # sums of another order
 
   moved = tiny.random_params(r.trained['reasoner'], seed=5) | {'intent': fresh['intent']}
   found = run(with_base(r, moved))
