@@ -1,6 +1,9 @@
 """A pretrained base that stays as it is: adapters merged on export, saved alone, and trained by a run that keeps nothing of the base."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -18,6 +21,7 @@ from rolegen_jax.pretrained.export import export, export_adapters
 from rolegen_jax.text.tokenizers import open_tokenizer
 from rolegen_jax.training.checkpoint import ArtefactMismatch
 
+ROOT = pathlib.Path(__file__).parents[2]
 LORA = ('reasoner.train=lora', 'reasoner.lora.rank=2', 'reasoner.lora.alpha=6.0', "reasoner.lora.targets=('wq','wo','down')")
 
 
@@ -66,7 +70,8 @@ def test_merged_on_export_and_saved_alone(tmp_path, tied):
 
 def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
   parts.write_folder(tmp_path / 'model', SAID, dtype='F32')
-  config = apply(Config(), SMALL + [f'reasoner.pretrained={tmp_path / "model"}', *LORA])
+  loop = ('loop_stage.steps=1', 'loop_stage.batch=8', 'loop.worlds=2')
+  config = apply(Config(), SMALL + [f'reasoner.pretrained={tmp_path / "model"}', *LORA, *loop])
   run = stages.Run(config, tmp_path / 'run')
   reasoned = jax.device_get(run.reasoned)
   base = jax.device_get(run.base)
@@ -82,6 +87,18 @@ def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
 
   again = stages.Run(stages.saved_config(tmp_path / 'run'), tmp_path / 'run')
   jax.tree.map(np.testing.assert_array_equal, reasoned, jax.device_get(again.reasoned))
+
+  command = [sys.executable, '-m', 'rolegen_jax.export', f'--workdir={tmp_path / "run"}', f'--output={tmp_path / "out"}', '--what=adapters']
+  refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert refused.returncode == 2 and 'loop' in refused.stderr and not (tmp_path / 'out').exists()
+  trained = jax.device_get(again.trained['reasoner'])
+  subprocess.run(command, cwd=ROOT, check=True)
+  np.testing.assert_array_equal(load_file(tmp_path / 'out' / 'rolegen_trained.safetensors')['tokens_delta'], trained['tokens_delta'])
+  assert json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())['r'] == 2
+  subprocess.run(command[:-1], cwd=ROOT, check=True)
+  base, whole = (parts.tensors(tmp_path / folder) for folder in ('model', 'out'))
+  assert {name.split('.')[-2] for name in base if 'layers' in name and (base[name] != whole[name]).any()} == {'q_proj', 'o_proj', 'down_proj'}
+
   parts.write_folder(tmp_path / 'model', SAID, dtype='F32', seed=1)
   with pytest.raises(ArtefactMismatch, match='its base is'):
     stages.Run(stages.saved_config(tmp_path / 'run'), tmp_path / 'run').reasoned
