@@ -178,7 +178,7 @@ def without_loop(unbroken: pathlib.Path, folder: pathlib.Path):
 def test_a_process_that_hangs_ends_the_job_with_134_and_the_launcher_finishes_it(unbroken, tmp_path):
   folder = tmp_path / 'hung'
   rows = without_loop(unbroken[0], folder)
-  with Job(folder, 2, restarts=3, watchdog_s=20) as job:
+  with Job(folder, 2, restarts=3, watchdog_s=60) as job:
     assert until(lambda: rows() > 7), '\n'.join(job.lines()[-30:])
     os.kill(job.pids('rolegen_jax.train')[1], signal.SIGSTOP)
     assert until(lambda: any('launch: exit 134, restart 1 of 3' in line for line in job.lines())), '\n'.join(job.lines()[-30:])
