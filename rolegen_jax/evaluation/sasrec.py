@@ -118,7 +118,7 @@ class _Batches:
 
 
 class Fit(NamedTuple):
-  top: Callable  # (item, segment) [B, n], histories -> int32 [B, min(k, I)], the items that follow, best first
+  top: Callable  # (item, segment) [B, n], histories -> numpy int32 [B, min(k, I)], the items that follow, best first
   settings: dict  # for the report
 
 
@@ -140,7 +140,7 @@ def fit(log, occasions, config: Config, k: int) -> Fit:
 
   def top_there(item, segment):
     with jax.set_mesh(mesh):
-      return top(params, item, segment)
+      return np.asarray(top(params, item, segment))
 
   return Fit(top_there, settings)
 
