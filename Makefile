@@ -1,5 +1,5 @@
 # make demo    train, evaluate and report on the simulated log that ships with the project
-# make test    run the tests; ARGS goes to pytest: make test ARGS='tests/data -x'
+# make test    run the tests, a file per free core; ARGS goes to pytest: make test ARGS='tests/data -x'
 # make clean   remove .venv and caches; run folders stay
 # Both make their own .venv with $(PYTHON) and install again only when the requirements or the Python version changed.
 
@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(RUN) -m rolegen_jax.train --experiment=demo --workdir=runs/demo
 
 test: $(INSTALLED_TEST)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
