@@ -78,20 +78,20 @@ class Run:
     c = self.config.data
     simulated = c.format == 'simulated'
     source = configs.to_dict(self.config.world) if simulated else _fingerprint(log_path(c))
-    folder, done = self._begin('data', digest(c, source, self.shards and self.shards.digest))
+    folder, done = self.begin('data', digest(c, source, self.shards and self.shards.digest))
     if not done:
       notes = distributed.once(lambda: prepare(self.config, folder, self.shards and self.shards.cuts)[2])
-      self._end(folder, f'{notes["users"]} users, {notes["items"]} items')
+      self.end(folder, f'{notes["users"]} users, {notes["items"]} items')
     return load_prepared(folder)
 
   @functools.cached_property
   def catalogue(self) -> Catalogue:
     log, occasions = self.data
-    folder, done = self._begin('semantic_ids', digest(log.digest, occasions.digest, self.config.semantic_ids))
+    folder, done = self.begin('semantic_ids', digest(log.digest, occasions.digest, self.config.semantic_ids))
     if not done:
       local = sharding.make_mesh(MeshConfig(), jax.local_devices())  # process 0 builds it alone
       report = distributed.once(lambda: build_semantic_ids(log, occasions, self.config.semantic_ids, local, folder).report)
-      self._end(folder, f'collisions before resolution {report.get("collision_rate", float("nan")):.3f}')
+      self.end(folder, f'collisions before resolution {report.get("collision_rate", float("nan")):.3f}')
     return Catalogue.load(folder)
 
   @functools.cached_property
@@ -143,7 +143,7 @@ class Run:
     bare, r = self.bare_cases, self.config.reasoner
     self.backbone  # its key is part of this stage's
     imported = [_fingerprint(pathlib.Path(self.config.roles.annotations))] if self.config.roles.annotations else []
-    folder, done = self._begin('roles', digest(self.key('backbone'), self.config.roles, r.role_events, *imported))
+    folder, done = self.begin('roles', digest(self.key('backbone'), self.config.roles, r.role_events, *imported))
     path = folder / 'roles.npz'
     if not done:
       found = predict.hindsight(self.rolegen, self.backbone, bare, self.associations, self.trie, self.mesh, 'hindsight roles')._asdict()
@@ -153,7 +153,7 @@ class Run:
         found |= dict(roles=np.where(told.roles >= 0, told.roles, found['roles']))
         distributed.once(lambda: write_json([[*where, why] for where, why in told.said.items()], folder / 'rationales.json'))
       distributed.once(lambda: _write_npz(path, found))
-      self._end(folder, f'{len(bare)} conversions labelled')
+      self.end(folder, f'{len(bare)} conversions labelled')
     return dataclasses.replace(bare, roles=np.load(path)['roles'])
 
   @functools.cached_property
@@ -276,7 +276,7 @@ class Run:
     return self._run(name, step_fn, {model: self.rolegen.trained[model]}, {model: tx}, given, stage, batches, digest(key, stage, self.config.seed))
 
   def _run(self, name, step_fn, makers, txs, given, stage, batches, key, extra=()) -> dict:
-    folder, done = self._begin(name, key)
+    folder, done = self.begin(name, key)
     frozen = {n: functional.part(make, self.base) for n, make in self.rolegen.frozen.items() if n in makers}
     hashes = self.artefacts | {'settings': key}
     if frozen:
@@ -287,10 +287,10 @@ class Run:
         hashes, folder, self.workdir / 'tensorboard' / name, extra,
     )
     if not done:
-      self._end(folder, f'{stage.steps} steps')
+      self.end(folder, f'{stage.steps} steps')
     return functional.join(params, frozen)
 
-  def _begin(self, name: str, key: str) -> tuple[pathlib.Path, bool]:
+  def begin(self, name: str, key: str) -> tuple[pathlib.Path, bool]:
     """(folder of the stage, is it complete?). A folder of another key is emptied."""
     distributed.agree({f'artefacts of {name}': key})
     return self.workdir / name, distributed.once(lambda: _begin(self.workdir, name, key, self.may_run))
@@ -299,7 +299,8 @@ class Run:
     """Makes the folder this process's to write to until it ends. Raises ConfigError when another's run is at work there."""
     _hold(self.workdir)
 
-  def _end(self, folder: pathlib.Path, summary: str) -> None:
+  def end(self, folder: pathlib.Path, summary: str) -> None:
+    """Marks a stage complete under the key that it began with, and says so."""
     distributed.once(lambda: write_json(_read(folder / 'KEY.json'), folder / 'DONE.json'))
     say(f'{folder.relative_to(self.workdir)}: done, {summary} -> {folder}')
 

@@ -43,10 +43,10 @@ class Words:
     from rolegen_jax.text.tokenizers import open_tokenizer, save
 
     run, r = self.run, self.run.config.reasoner
-    folder, done = run._begin('tokenizer', digest(r.tokenizer or [run.data[0].digest, r.text_pieces, prompts.digest()]))
+    folder, done = run.begin('tokenizer', digest(r.tokenizer or [run.data[0].digest, r.text_pieces, prompts.digest()]))
     if not done:
       distributed.once(lambda: save(self._made(), folder))
-      run._end(folder, f'{open_tokenizer(folder).size} pieces')
+      run.end(folder, f'{open_tokenizer(folder).size} pieces')
     return open_tokenizer(folder)
 
   def _made(self) -> Tokenizer:
