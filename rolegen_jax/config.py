@@ -17,7 +17,12 @@ ROLE_NAMES = ('TRIGGER', 'ANCHOR', 'COMPARE', 'REINFORCE', 'COMPLEMENT', 'EXPLOR
 PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
 ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')  # fields of TextConfig
 WORD_TASKS = (*ALIGN_TASKS, 'rationale')
-ABLATIONS = ('no_reasoner', 'no_counterfactual', 'no_reflection')
+UPTAKE = ('roles', 'intent', 'candidates')
+# Ablation -> the settings of the closed loop that make it; those without any are switches of the training step.
+ABLATIONS = dict(
+    no_reasoner={}, roles_only=dict(uptake=('roles',)), no_counterfactual={}, independent_noise=dict(noise='independent'),
+    no_reflection={}, weighted=dict(objective='weighted'),
+)
 
 
 class ConfigError(ValueError):
@@ -176,6 +181,8 @@ class RolesConfig:
 class LoopConfig:
   worlds: int = 4  # rollouts per user; world 0 is factual
   remove_share: float = 0.5  # share of counterfactual worlds that remove an event rather than change a role
+  noise: str = 'common'  # common: worlds of a user differ through their interventions alone | independent: by chance too
+  uptake: tuple[str, ...] = UPTAKE  # what of the reasoning the backbone reads
   reward_hit: float = 1.0  # a: graded semantic-ID prefix hit of the candidates
   reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
   reward_novelty: float = 0.1  # c: share of a world's candidates in no other world
@@ -223,7 +230,7 @@ class EvaluationConfig:
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
   bootstrap: int = 1000  # resamples of occasions for 95 % intervals
-  ablations: tuple[str, ...] = ('no_reasoner', 'no_counterfactual', 'no_reflection')  # trained and reported beside RoleGen
+  ablations: tuple[str, ...] = ('no_reasoner', 'no_counterfactual', 'no_reflection')  # some of ABLATIONS, trained and reported beside RoleGen
   sasrec_steps: int = 600  # training steps of the SASRec floor, its best validation step is kept
   seed: int = 0
 
@@ -324,6 +331,8 @@ def validate(config: Config) -> Config:
   need(config.text.sentence >= 2, 'text.sentence', 'at least 2')
   need(config.text.width >= 4 * (2 + config.semantic_ids.levels), 'text.width', f'at least {4 * (2 + config.semantic_ids.levels)}, four events')
   need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
+  one_of('loop.noise', config.loop.noise, ('common', 'independent'))
+  need(0 < len({*config.loop.uptake}) and {*config.loop.uptake} <= {*UPTAKE}, 'loop.uptake', 'some of ' + ', '.join(UPTAKE))
   one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))
   for name in ('warmup', 'align', 'reason', 'loop_stage'):
     stage = getattr(config, name)

@@ -9,6 +9,7 @@ In several processes all take the same path through the stages; files are writte
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -62,8 +63,9 @@ class Run:
     self.rolegen = RoleGen(config)
     distributed.agree(dict(code=distributed.code_digest(), jax=jax.__version__, config=digest(config)))
     distributed.once(lambda: _settle(config, self.workdir))
-    # Ablations and restarts run the very same programs: compile each once per run folder.
-    jax.config.update('jax_compilation_cache_dir', str(self.workdir / 'compilation_cache'))
+    # Ablations and restarts run the very same programs: compile each once per run folder, or where the environment says.
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+      jax.config.update('jax_compilation_cache_dir', str(self.workdir / 'compilation_cache'))
 
   # Stages
 
@@ -210,6 +212,24 @@ class Run:
     given = {'backbone': self.backbone}
     return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self.case_batches, lambda: given, key)
 
+  def varied(self, **settings) -> Run:
+    """This run with other settings of the closed loop; all stages before are the same."""
+    other = copy.copy(self)
+    other.config = dataclasses.replace(self.config, loop=dataclasses.replace(self.config.loop, **settings))
+    other.rolegen = RoleGen(other.config)
+    return other
+
+  def predicted(self, name: str, table: CaseTable) -> predict.Predictions:
+    """What RoleGen or the ablation of this name recommends; trains it first where it is not yet."""
+    ask = lambda run, params, **how: predict.predict(run.rolegen, params, table, self.trie, self.mesh, self.config.backbone.beam, label=name, **how)
+    if name == 'RoleGen':
+      return ask(self, self.trained)
+    if name == 'no_reasoner':
+      return ask(self, self.backbone_alone(f'ablations/{name}'), reasoning=False)
+    run = self.varied(**configs.ABLATIONS[name])
+    switches = step.Switches(intervene=name != 'no_counterfactual', reflect=float(name != 'no_reflection'))
+    return ask(run, run.loop(f'ablations/{name}', switches), intervene=switches.intervene)
+
   def report(self, print_tables: bool = False) -> pathlib.Path:
     """Evaluates RoleGen, its ablations and the floors on the test occasions; writes and returns report.html."""
     log, occasions = self.data
@@ -217,16 +237,10 @@ class Run:
     rows = evaluation_rows(log, occasions, TEST)
     table = self.inference_cases(occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows])
     k = max(c.evaluation.ks)
-    ask = lambda name, params, **how: predict.predict(self.rolegen, params, table, self.trie, self.mesh, c.backbone.beam, label=name, **how)
-    found = ask('RoleGen', self.trained)
+    found = self.predicted('RoleGen', table)
     rankings = {'RoleGen': ('model', found.item[:, :k], {})}
-    ablations = {
-        'no_reasoner': lambda n: ask(n, self.backbone_alone(f'ablations/{n}'), reasoning=False),
-        'no_counterfactual': lambda n: ask(n, self.loop(f'ablations/{n}', step.Switches(intervene=False)), intervene=False),
-        'no_reflection': lambda n: ask(n, self.loop(f'ablations/{n}', step.Switches(reflect=0.0))),
-    }
     for name in c.evaluation.ablations:
-      rankings[name] = ('ablation', ablations[name](name).item[:, :k], {})
+      rankings[name] = ('ablation', self.predicted(name, table).item[:, :k], {})
     for name, floor in (FLOORS | {'SASRec': sasrec}).items():
       made = floor(log, occasions, rows, c, k)
       rankings[name] = ('floor', made.items, made.settings)

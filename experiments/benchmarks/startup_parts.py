@@ -116,9 +116,10 @@ def start(workdir: pathlib.Path, flags: tuple[str, ...], stage: str = 'loop') ->
   """
   account, log = workdir / stage / 'time.0.jsonl', workdir / 'start.log'
   known, rows = len(_rows(account)), []
+  own_cache = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
   with log.open('w') as said:
     began = time.time()
-    child = subprocess.Popen([sys.executable, '-m', 'rolegen_jax.train', f'--workdir={workdir}', *flags], cwd=ROOT, stdout=said, stderr=said)
+    child = subprocess.Popen([sys.executable, '-m', 'rolegen_jax.train', f'--workdir={workdir}', *flags], cwd=ROOT, env=own_cache, stdout=said, stderr=said)
     try:
       while child.poll() is None and not any('step' in row for row in rows):
         time.sleep(POLL_S)

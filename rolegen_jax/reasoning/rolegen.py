@@ -69,11 +69,12 @@ class RoleGen:
     with jax.named_scope('rollout'), layout(self.decoding):
       reasoner = self.gathered('reasoner', reasoner_params)
       prompt = build_prompt(self.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
-      rollout = reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.remove_share, intervene, noise)
+      rollout = reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.remove_share, intervene, noise, loop.noise == 'common')
     return constrain_rows(rollout)
 
   def add_reasoning(self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B, trie: Trie) -> Memory:
-    """Memory with the factual roles, the candidates of all worlds and their mean intent; rows where `keep` is False get nothing."""
+    """Memory with the factual roles, the candidates of all worlds and their mean intent, as far as `loop.uptake` has them; rows where
+    `keep` is False get nothing."""
     b, w, p = rollout.candidates.shape
     worlds = jnp.broadcast_to(jnp.repeat(jnp.arange(w), p), (b, w * p))
     intent = jax.nn.logsumexp(rollout.intent, axis=1) - jnp.log(1.0 * w)
@@ -86,12 +87,16 @@ class RoleGen:
     worlds = jnp.broadcast_to(world, items.shape).astype(jnp.int32)
     return self._add(backbone, memory, roles, items, worlds, log_prob, intent, jnp.ones(items.shape[:1], bool), trie)
 
-  @staticmethod
-  def _add(backbone: Backbone, memory: Memory, roles, items, worlds, log_prob, intent, keep_B, trie: Trie) -> Memory:
+  def _add(self, backbone: Backbone, memory: Memory, roles, items, worlds, log_prob, intent, keep_B, trie: Trie) -> Memory:
     kept = lambda x, otherwise: jnp.where(keep_B[:, None], x, otherwise)
-    memory = backbone.add_roles(memory, kept(roles, -1))
-    memory = backbone.add_candidates(memory, kept(items, -1), worlds, log_prob, trie.item_codes)
-    return backbone.add_intent(memory, kept(intent, NEVER), trie.item_codes)
+    uptake = self.config.loop.uptake
+    if 'roles' in uptake:
+      memory = backbone.add_roles(memory, kept(roles, -1))
+    if 'candidates' in uptake:
+      memory = backbone.add_candidates(memory, kept(items, -1), worlds, log_prob, trie.item_codes)
+    if 'intent' in uptake:
+      memory = backbone.add_intent(memory, kept(intent, NEVER), trie.item_codes)
+    return memory
 
   @staticmethod
   def ask(backbone: Backbone, memory: Memory, timestamp_B, key=None) -> Recall:

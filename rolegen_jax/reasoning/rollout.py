@@ -5,7 +5,8 @@ follows the removal (`worlds.py`). Worlds keep apart only what they write.
 
 Sampling is a Gumbel-max structural causal model (Oberst & Sontag, ICML 2019): the token of a position is
 argmax(logits / temperature + noise), and the noise of a user's position is the same in all of that user's worlds. So two
-worlds differ only through their interventions, and a world without one repeats the factual world bit for bit.
+worlds differ only through their interventions, and a world without one repeats the factual world bit for bit. (`common`
+False, an ablation: each world has noise of its own.)
 
 Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), C context slots, M role events, T completion length, K block width.
 """
@@ -82,7 +83,7 @@ def in_worlds(reasoner: Reasoner, tree: Tree, factual: Read, prompt: Prompt, pro
   return Read(worlds(factual.hidden, hidden[:, -1], 1), factual.shared, rest, (factual.sees[0], worlds(factual.sees[1], valid[:, :, p:], 1)))
 
 
-def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, trie: Trie, key, noise: float, length: int):
+def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, trie: Trie, key, noise: float, length: int, common: bool = True):
   """Samples the first `length` positions of N = B * W completions; interventions are those of the prompts.
 
   Returns tokens [N, length], their log-probs, the SID trie node reached at each position, and role log-probs [N, length, roles].
@@ -115,8 +116,8 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
     allowed, child = allowed_at(level, role_allowed_NxR, node)
     logits = reasoner.logits(hidden.reshape(n, -1), start, width) + jnp.where(opens_intent, evidence, 0.0)
     log_probs = constrained_log_softmax(logits, allowed, layout.config.temperature)
-    gumbel = jax.random.gumbel(jax.random.fold_in(key, t), (b, width))
-    choice = jnp.argmax(log_probs + noise * per_chain(gumbel, worlds), axis=-1).astype(jnp.int32)
+    gumbel = jax.random.gumbel(jax.random.fold_in(key, t), (b if common else n, width))
+    choice = jnp.argmax(log_probs + noise * per_chain(gumbel, worlds if common else 1), axis=-1).astype(jnp.int32)
     choice = jnp.where(forced_N >= 0, forced_N, choice)
     some = allowed.any(-1) & ~is_mark
     log_prob = jnp.where(some & (forced_N < 0), jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0], 0.0)
@@ -136,14 +137,15 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
 
 def rollout_worlds(
     reasoner: Reasoner, tree: Tree, prompt: Prompt, factual: Read, interventions: Interventions, trie: Trie, key, noise: float = 1.0,
+    common: bool = True,
 ) -> Rollout:
-  """W completions per user under the given interventions, with common noise. `prompt` is per user, [B, ...]."""
+  """W completions per user under the given interventions. `prompt` is per user, [B, ...]."""
   layout, (b, w, m) = tree.layout, interventions.role.shape
   unflat = lambda x: x.reshape(b, w, *x.shape[1:])
   prompts = world_prompts(layout, prompt, interventions)
   intent = reasoner.intent(prompts.evidence)
   ready = in_worlds(reasoner, tree, factual, prompt, prompts, interventions.removed.any(-1))
-  tokens, log_prob, node, _ = decode(reasoner, layout, ready, prompts, intent, trie, key, noise, layout.length)
+  tokens, log_prob, node, _ = decode(reasoner, layout, ready, prompts, intent, trie, key, noise, layout.length, common)
   has_event = prompts.role_allowed.any(-1)
   free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (prompts.evidence.role[:, -m:] < 0))
   roles = jnp.where(has_event, tokens[:, :m] - layout.vocab.blocks['role'][0], -1)
@@ -153,7 +155,9 @@ def rollout_worlds(
   return Rollout(*(unflat(x) for x in found), interventions)
 
 
-def reason(reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, remove_share: float, intervene, noise: float = 1.0) -> Rollout:
+def reason(
+    reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, remove_share: float, intervene, noise: float = 1.0, common: bool = True,
+) -> Rollout:
   """Factual roles first, to find the pivots; then all worlds at once. `intervene` (bool, may be traced) False: worlds repeat the factual one."""
   pivot_key, noise_key = jax.random.split(key)
   b, m = prompt.role_allowed.shape[:2]
@@ -162,4 +166,4 @@ def reason(reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, 
   *_, role_log_prob = decode(reasoner, layout, factual, prompt, jnp.zeros((b, layout.vocab.codes)), trie, noise_key, noise, m)
   chosen = choose_interventions(prompt, role_log_prob, worlds, remove_share, pivot_key)
   interventions = jax.tree.map(lambda a, z: jnp.where(intervene, a, z), chosen, no_interventions(b, worlds, m))
-  return rollout_worlds(reasoner, tree, prompt, factual, interventions, trie, noise_key, noise)
+  return rollout_worlds(reasoner, tree, prompt, factual, interventions, trie, noise_key, noise, common)

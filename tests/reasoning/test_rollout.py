@@ -3,10 +3,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from rolegen_jax.compile import jit
-from rolegen_jax.config import ROLE_NAMES
+from rolegen_jax.config import ROLE_NAMES, UPTAKE
 from rolegen_jax.data.rows import Cases
 from rolegen_jax.reasoning import frcot
 from rolegen_jax.reasoning.likelihood import likelihood
@@ -117,6 +118,37 @@ def test_sampled_frequencies_follow_the_softmax():
   probability = np.exp(np.array(teacher()(tiny.params('reasoner'), one, r, tiny.trie()).role_log_prob)[0, 0])
   assert probability.max() < 0.9
   assert 0.5 * np.abs(counts / counts.sum() - probability).sum() < 0.06
+
+
+def test_worlds_of_independent_noise_differ_without_an_intervention():
+  cases = tiny.cases(6)
+  r = chains.reason(cases, 2, intervene=False, settings=('loop.noise=independent',))
+  assert (r.tokens[:, 1:] != r.tokens[:, :1]).any(-1).all()
+  found = np.array(teacher()(tiny.params('reasoner'), cases, r, tiny.trie()).log_prob).reshape(r.log_prob.shape)
+  np.testing.assert_allclose(np.where(r.free, found, 0.0), r.log_prob, atol=1e-4)
+
+
+@pytest.mark.parametrize('part', UPTAKE)
+def test_the_backbone_reads_what_the_settings_let_it(part):
+  """Roles, intent or candidates alone: the other two may say anything."""
+  rolegen, cases, key = tiny.rolegen(f"loop.uptake=('{part}',)"), tiny.cases(7), 3
+  rollout = chains.reason(cases, key)
+  others = dict(
+      roles=dict(intent=rollout.intent[:, :, ::-1], candidates=(rollout.candidates + 1) % tiny.ITEMS),
+      intent=dict(roles=np.where(rollout.roles >= 0, 1, NONE), candidates=(rollout.candidates + 1) % tiny.ITEMS),
+      candidates=dict(roles=np.where(rollout.roles >= 0, 1, NONE), intent=rollout.intent[:, :, ::-1]),
+  )
+
+  @jit
+  def answer(params, cases, rollout, trie):
+    backbone = rolegen.bind('backbone', params)
+    memory = rolegen.add_reasoning(backbone, backbone.encode(cases.history, trie.item_codes), rollout, np.ones(tiny.USERS, bool), trie)
+    return backbone.log_prob(rolegen.ask(backbone, memory, cases.timestamp), memory, cases.target[:, None], trie.item_codes)[0]
+
+  ask = lambda r: np.array(answer(tiny.params('backbone'), cases, r, tiny.trie()))
+  np.testing.assert_array_equal(ask(rollout), ask(rollout._replace(**others[part])))
+  own = dict(others['intent' if part == 'roles' else 'roles'])[part]
+  assert (ask(rollout) != ask(rollout._replace(**{part: own}))).any()
 
 
 def test_without_noise_the_chain_is_the_greedy_one():
