@@ -34,6 +34,7 @@ from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.data.prepare import load_prepared, prepare
 from rolegen_jax.data.shard_reader import Shards, training_rows
 from rolegen_jax.evaluation import content
+from rolegen_jax.evaluation.deletion import deletion_curves
 from rolegen_jax.evaluation.floors import FLOORS, evaluation_rows
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.models import functional
@@ -250,6 +251,8 @@ class Run:
     planted = self.workdir / 'data' / 'planted.parquet'
     truth = content.planted_truth(table, read_parquet(planted), c.reasoner.role_events) if planted.exists() else None
     roles, notes = content.roles(hindsight, found.roles, truth)
+    scores = {'triggers by the reasoner': found.trigger, 'removal effects in hindsight': hindsight.effect}
+    roles['deletion'] = deletion_curves(self.rolegen, self.trained['backbone'], known, scores, self.trie, self.mesh, c.evaluation)
     notes.append(content.role_gains(self.trained['reasoner']['intent']['role_gain']))
     stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
     from rolegen_jax.evaluation.report import write_report  # it brings matplotlib, which is slow to import

@@ -39,9 +39,11 @@ class CaseTable:
     """At most `most` of the cases, evenly spaced over users and times; 0 = all."""
     if not 0 < most < len(self):
       return self
-    chosen = np.linspace(0, len(self) - 1, most).astype(np.int64)
-    pick = {name: getattr(self, name)[chosen] for name in ('user', 'end', 'timestamp', 'target', 'roles', 'path')}
-    return dataclasses.replace(self, **pick)
+    return self.picked(np.linspace(0, len(self) - 1, most).astype(np.int64))
+
+  def picked(self, chosen: np.ndarray) -> CaseTable:
+    """The cases of these numbers."""
+    return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in ('user', 'end', 'timestamp', 'target', 'roles', 'path')})
 
   def rows(self, index: np.ndarray, width: int) -> Cases:
     """The cases of the given numbers, histories of `width` events."""

@@ -166,6 +166,24 @@ def effects(estimated: list[float], true: list[float]) -> str:
     return _svg(figure, 'Removal effects')
 
 
+def deletion(curves: dict[str, dict[int, Interval]]) -> str:
+  """Nats of log p(y) lost against how many events were taken out, by who chose them, with 95 % whiskers."""
+  with matplotlib.rc_context(_STYLE):
+    figure, axes = _figure(6.6, 3.4)
+    axis = axes[0, 0]
+    axis.axhline(0, color='#c4cad1', lw=0.8)
+    looks = [('#0072B2', 'o'), ('#CC79A7', 'D'), ('#8A8A8A', 's')]
+    for i, ((name, by_k), (colour, marker)) in enumerate(zip(curves.items(), looks)):
+      k = np.array([*by_k], float) + 0.05 * (i - 1)
+      mean, low, high = (np.array([getattr(v, part) for v in by_k.values()]) for part in ('mean', 'low', 'high'))
+      axis.errorbar(k, mean, (mean - low, high - mean), color=colour, marker=marker, lw=1.7, ms=6, mec='white', capsize=2, label=name)
+    axis.set_xticks([*next(iter(curves.values()))])
+    axis.set_xlabel('events taken out')
+    axis.set_ylabel('log p(y) lost, nats')
+    axis.legend(frameon=False, fontsize=9)
+    return _svg(figure, 'Deletion curves')
+
+
 def world_distances(jaccard_WxW: list[list[float]]) -> str:
   """Mean Jaccard distance between the candidate sets of every two worlds."""
   matrix = np.asarray(jaccard_WxW, float)

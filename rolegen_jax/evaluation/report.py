@@ -11,7 +11,8 @@ missing or empty is left out. Intervals are `metrics.Interval` or dicts of its f
   differences     {name: {slice: Interval}}: paired difference of HI@10, system under test minus `name` (metrics.compare)
   training        rows of metrics.jsonl: {stage, step, name: value, ...}
   roles           {shares?: {'hindsight': {role: share}, 'predicted': ...}, agreement?: agreement.role_agreement(...),
-                  effects?: agreement.effect_agreement(...)}; the last two exist only where the truth is known
+                  effects?: agreement.effect_agreement(...), deletion?: deletion.deletion_curves(...)}; agreement and effects
+                  exist only where the truth is known
   worlds          diversity.world_diversity(...)
   alignment       rows of {question, items, number, chance, STAGE: accuracy after that stage ...}, evaluation/alignment.py
   semantic_ids    {figure name: number or text}, nested dicts allowed
@@ -183,7 +184,9 @@ def _roles(content: dict) -> dict | None:
   if not roles:
     return None
   agreement, effects = roles.get('agreement'), roles.get('effects')
+  drops = {name: {int(k): Interval(**v) for k, v in found['drop'].items()} for name, found in (roles.get('deletion') or {}).items()}
   return dict(
+      deletion=roles.get('deletion'), deletion_plot=plots.deletion(drops) if drops else '',
       shares_plot=plots.role_shares(roles['shares']) if roles.get('shares') else '',
       agreement=agreement, confusion_plot=plots.confusion(agreement['confusion'], agreement['names']) if agreement else '',
       effects=effects, effects_plot=plots.effects(effects['estimated'], effects['true']) if effects else '',

@@ -29,6 +29,7 @@ class Predictions(NamedTuple):
   candidates: np.ndarray | None  # int32 [N, W, P]
   forced_role: np.ndarray | None  # int32 [N, W, M], do(role); -1 = none
   removed: np.ndarray | None  # bool [N, W, M], do(remove)
+  trigger: np.ndarray | None  # fp32 [N, M], log-probability that the event is a TRIGGER
 
 
 class Hindsight(NamedTuple):
@@ -49,7 +50,7 @@ def predict(
     if found.rollout is None:
       return found.ranking.item, found.ranking.score
     r = found.rollout
-    return found.ranking.item, found.ranking.score, r.roles[:, 0], r.candidates, r.interventions.role, r.interventions.removed
+    return found.ranking.item, found.ranking.score, r.roles[:, 0], r.candidates, r.interventions.role, r.interventions.removed, r.trigger
 
   columns = over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label, np.bool_(intervene))
   return Predictions(*columns, *(None,) * (len(Predictions._fields) - len(columns)))

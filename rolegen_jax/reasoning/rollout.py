@@ -24,7 +24,7 @@ from rolegen_jax.models.attention import Seen, causal, per_chain
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
 from rolegen_jax.reasoning.likelihood import constrained_log_softmax
-from rolegen_jax.reasoning.worlds import Interventions, Tree, choose_interventions, no_interventions, removing, world_prompts
+from rolegen_jax.reasoning.worlds import TRIGGER, Interventions, Tree, choose_interventions, no_interventions, removing, world_prompts
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, leaf
 from rolegen_jax.sharding import constrain, constrain_rows
 
@@ -38,6 +38,7 @@ class Rollout(NamedTuple):
   candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes as sampled
   intent: jax.Array  # fp32 [B, W, K], log-probabilities of neighbourhoods by the structural equation
   interventions: Interventions
+  trigger: jax.Array | None = None  # fp32 [B, M], log-probability of TRIGGER by which pivots are chosen
 
 
 class Read(NamedTuple):
@@ -166,4 +167,5 @@ def reason(
   *_, role_log_prob = decode(reasoner, layout, factual, prompt, jnp.zeros((b, layout.vocab.codes)), trie, noise_key, noise, m)
   chosen = choose_interventions(prompt, role_log_prob, worlds, remove_share, pivot_key)
   interventions = jax.tree.map(lambda a, z: jnp.where(intervene, a, z), chosen, no_interventions(b, worlds, m))
-  return rollout_worlds(reasoner, tree, prompt, factual, interventions, trie, noise_key, noise, common)
+  rollout = rollout_worlds(reasoner, tree, prompt, factual, interventions, trie, noise_key, noise, common)
+  return rollout._replace(trigger=role_log_prob[..., TRIGGER])

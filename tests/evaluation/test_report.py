@@ -9,7 +9,7 @@ from rolegen_jax.config import EvaluationConfig
 from rolegen_jax.evaluation import report
 from rolegen_jax.evaluation.agreement import effect_agreement, role_agreement
 from rolegen_jax.evaluation.diversity import list_diversity, world_diversity
-from rolegen_jax.evaluation.metrics import Pairs, compare, evaluate
+from rolegen_jax.evaluation.metrics import Interval, Pairs, compare, evaluate
 
 SECTIONS = ('headline', 'results', 'differences', 'diversity', 'training', 'roles', 'worlds', 'semantic-ids', 'trajectories')
 PROVENANCE = dict(
@@ -37,11 +37,13 @@ def content(model_hits: bool = True) -> dict:
   made, differences = systems(model_hits)
   rng = np.random.default_rng(0)
   roles = rng.integers(0, 8, 50)
+  interval = {k: Interval(0.1 * k, 0.05 * k, 0.2 * k, 9, 9) for k in (1, 2)}
+  deletion = {'by effects': dict(drop=interval, minus_random=interval), 'random': dict(drop=interval)}
   return dict(
       title='A test', provenance=PROVENANCE, systems=made, differences=differences, notes=['A note.'],
       training=[dict(stage='loop', step=s, loss=1.0 / (s + 1), reward=float(s)) for s in range(5)],
       roles=dict(shares={'hindsight': {'TRIGGER': 1.0}, 'predicted': {'EXPLORE': 1.0}}, agreement=role_agreement(roles, roles),
-                 effects=effect_agreement(rng.normal(size=20), rng.normal(size=20))),
+                 effects=effect_agreement(rng.normal(size=20), rng.normal(size=20)), deletion=deletion),
       worlds=world_diversity(rng.integers(0, 9, (3, 2, 4)), np.stack([np.arange(9) % 3, np.arange(9)], 1), np.ones(9)),
       semantic_ids={'items': 1200, 'perplexity': {'level 0': 3.5}},
       trajectories=[dict(
@@ -85,7 +87,7 @@ def test_all_sections_and_nothing_from_outside(tmp_path):
   assert '6 earlier events not drawn' in page and '(event not drawn)' in page and page.count('class="hitmark"') == 1
   ids = re.findall(r' id="([^"]+)"', page)
   assert len(ids) == len(set(ids)), 'plots on one page must not share ids'
-  assert page.count('<svg') == 7
+  assert page.count('<svg') == 8
   stored = json.loads((tmp_path / 'report.json').read_text())
   assert stored['systems']['RoleGen']['metrics']['dormant']['HI@10']['mean'] == 1.0
   assert {'config_digest', 'commit'} <= set(stored['provenance'])

@@ -1,0 +1,90 @@
+"""Deletion curves: how much less likely does the backbone find a conversion without the k events that somebody calls its cause?
+
+Whoever names the right events lowers log p(y) more by taking them out than chance does (as for attributions of pixels: Samek et al.,
+IEEE TNNLS 2017). The reasoner names them without knowing y. A conversion of the backbone, not of the user: see `reasoning/roles.py`.
+
+Shapes: N cases, M last events, V variants of a case, B rows, n events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rolegen_jax import sharding
+from rolegen_jax.config import EvaluationConfig
+from rolegen_jax.data.cases import CaseTable
+from rolegen_jax.data.rows import Cases, Trajectories
+from rolegen_jax.evaluation.metrics import Interval, bootstrap
+from rolegen_jax.reasoning.predict import over
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.semantic_ids.trie import Trie
+
+DEPTHS = (1, 2, 4)  # events taken out
+DRAWS = 4  # random choices of a case, whose mean is chance
+
+
+@dataclasses.dataclass(frozen=True)
+class Deleted:
+  """V variants of every case, one after the other: row v * N + i is case i without some of its last M events."""
+
+  table: CaseTable
+  removed: np.ndarray  # bool [V, N, M]
+
+  def __len__(self) -> int:
+    return self.removed.shape[0] * len(self.table)
+
+  def rows(self, index: np.ndarray, width: int) -> Cases:
+    variant, case = np.divmod(index, len(self.table))
+    cases = self.table.rows(case, width)
+    removed = np.pad(self.removed[variant, case], ((0, 0), (width - self.removed.shape[2], 0)))
+    # Those taken out become padding, which stands first; the others keep their order.
+    order = np.argsort(~removed & (cases.history.segment > 0), axis=1, kind='stable')
+    take = lambda a, none: np.take_along_axis(np.where(removed, none, a), order, axis=1)
+    item, *rest = cases.history
+    history = Trajectories(take(item, -1), *(take(a, 0) for a in rest))
+    return cases._replace(history=history, excites=self.table.excitation.of(self.table.user[case], history.item))
+
+
+def highest(score_NxM: np.ndarray, k: int) -> np.ndarray:
+  """bool [N, M]: the k events of each case with the highest scores; -inf where there is none."""
+  chosen = np.argsort(-score_NxM, axis=1, kind='stable')[:, :k]
+  marked = np.zeros(score_NxM.shape, bool)
+  np.put_along_axis(marked, chosen, True, axis=1)
+  return marked
+
+
+def deletion_curves(
+    rolegen: RoleGen, backbone, table: CaseTable, scores: dict[str, np.ndarray], trie: Trie, mesh: Mesh, config: EvaluationConfig
+) -> dict[str, dict[str, dict[int, Interval]]]:
+  """By name of `scores` (fp [N, M], higher = taken out earlier; last M events of `table`, whose targets are known), and 'random':
+  what taking out the first k costs, in nats of log p(y), by k; {drop, minus_random}, the second paired by case.
+
+  Cases with no more than max(DEPTHS) events among the last M are left out; {} when no case is left.
+  """
+  m = next(iter(scores.values())).shape[1]
+  real = np.arange(m) >= m - np.minimum(table.end - table.log.offsets[table.user], m)[:, None]
+  usable = (real.sum(1) > max(DEPTHS)) & (table.target >= 0)
+  if not usable.any():
+    return {}
+  table, real = table.picked(np.flatnonzero(usable)), real[usable]
+  rng = np.random.default_rng(config.seed)
+  ranked = {name: score[usable] for name, score in scores.items()} | {f'draw {i}': rng.random(real.shape) for i in range(DRAWS)}
+  variants = [np.zeros_like(real)] + [highest(np.where(real, score, -np.inf), k) for score in ranked.values() for k in DEPTHS]
+
+  def batch(params, trie, number, cases):
+    del number
+    model = rolegen.bind('backbone', params)
+    memory = model.encode(cases.history, trie.item_codes)
+    return (model.log_prob(rolegen.ask(model, memory, cases.timestamp), memory, cases.target[:, None], trie.item_codes)[0][:, 0],)
+
+  (log_prob,) = over(rolegen, batch, (backbone, jax.device_put(trie, sharding.sharding(mesh))), Deleted(table, np.stack(variants)), mesh, 'deletion curves')
+  whole, *rest = log_prob.reshape(len(variants), -1)
+  drop = dict(zip(ranked, (whole - np.array(rest)).reshape(len(ranked), len(DEPTHS), -1)))
+  chance = np.mean([drop[f'draw {i}'] for i in range(DRAWS)], axis=0)
+  interval = lambda x: {k: bootstrap(x[i], np.arange(len(table)), config.bootstrap, config.seed) for i, k in enumerate(DEPTHS)}
+  curves = {name: dict(drop=interval(drop[name]), minus_random=interval(drop[name] - chance)) for name in scores}
+  return curves | dict(random=dict(drop=interval(chance)))
