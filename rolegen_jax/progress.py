@@ -13,6 +13,11 @@ from rolegen_jax import heartbeat
 LINE_EVERY_S = 10.0
 
 
+def say(text: str) -> None:
+  """A line for whoever watches; what a command returns goes to stdout."""
+  print(text, file=sys.stderr, flush=True)
+
+
 def progress(items: Iterable, label: str, total: int | None = None, initial: int = 0) -> Iterator:
   """Yields `items`, drawing a bar when stderr is a terminal and printing `label: done/total` every ten seconds otherwise."""
   total = len(items) if total is None and hasattr(items, '__len__') else total

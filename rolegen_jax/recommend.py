@@ -6,6 +6,7 @@
 from absl import flags
 
 from rolegen_jax import commands
+from rolegen_jax.progress import say
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen_jax.train.', required=True)
 _USERS = flags.DEFINE_string('users', 'dormant', 'all, dormant, or a text file with one user_id per line.')
@@ -15,7 +16,7 @@ _TOP = flags.DEFINE_integer('top', 10, 'Items per user, at most backbone.beam.',
 
 def main() -> None:
   from rolegen_jax.serving.recommend import recommend
-  from rolegen_jax.stages import Run, saved_config, say
+  from rolegen_jax.stages import Run, saved_config
 
   run = Run(saved_config(_WORKDIR.value), _WORKDIR.value)
   table = recommend(run.rolegen, run.trained, run.data[0], run.excitation, run.trie, run.mesh, _USERS.value, _OUTPUT.value, _TOP.value)

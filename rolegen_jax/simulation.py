@@ -20,9 +20,10 @@ from rolegen_jax.data.world import World
 from rolegen_jax.data.world_rules import HELD_BACK
 from rolegen_jax.evaluation import ab_summary, content, policies, sasrec
 from rolegen_jax.evaluation.ab import Played, play
+from rolegen_jax.progress import say
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.serving.recommend import dormant
-from rolegen_jax.stages import Run, saved_config, say
+from rolegen_jax.stages import Run, saved_config
 
 ARMS = ('popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen')  # as in the report; no_reasoner is the backbone alone
 KNOWN = (*ARMS, 'oracle')

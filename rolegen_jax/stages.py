@@ -16,28 +16,22 @@ import json
 import os
 import pathlib
 import shutil
-import sys
-import time
 
 import jax
 import numpy as np
 
 from rolegen_jax import config as configs
-from rolegen_jax import distributed, sharding
+from rolegen_jax import distributed, evaluation_stage, sharding
 from rolegen_jax.config import Config, MeshConfig, digest
 from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.cases import CaseTable, inference_cases, training_cases
 from rolegen_jax.data.excitation import Excitation, estimate_excitation
-from rolegen_jax.data.files import lock, read_parquet, write_json
-from rolegen_jax.data.occasions import TEST
+from rolegen_jax.data.files import lock, write_json, write_npz
 from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.data.prepare import load_prepared, prepare
 from rolegen_jax.data.shard_reader import Shards, training_rows
-from rolegen_jax.evaluation import content
-from rolegen_jax.evaluation.deletion import deletion_curves
-from rolegen_jax.evaluation.floors import FLOORS, evaluation_rows
-from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.models import functional
+from rolegen_jax.progress import say
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import Associations
@@ -155,7 +149,7 @@ class Run:
         say(annotations.summary(told.rejected, int((told.roles >= 0).sum())))
         found |= dict(roles=np.where(told.roles >= 0, told.roles, found['roles']))
         distributed.once(lambda: write_json([[*where, why] for where, why in told.said.items()], folder / 'rationales.json'))
-      distributed.once(lambda: _write_npz(path, found))
+      distributed.once(lambda: write_npz(found, path))
       self.end(folder, f'{len(bare)} conversions labelled')
     return dataclasses.replace(bare, roles=np.load(path)['roles'])
 
@@ -220,55 +214,9 @@ class Run:
     other.rolegen = RoleGen(other.config)
     return other
 
-  def predicted(self, name: str, table: CaseTable) -> predict.Predictions:
-    """What RoleGen or the ablation of this name recommends; trains it first where it is not yet."""
-    ask = lambda run, params, **how: predict.predict(run.rolegen, params, table, self.trie, self.mesh, self.config.backbone.beam, label=name, **how)
-    if name == 'RoleGen':
-      return ask(self, self.trained)
-    if name == 'no_reasoner':
-      return ask(self, self.backbone_alone(f'ablations/{name}'), reasoning=False)
-    run = self.varied(**configs.ABLATIONS[name])
-    switches = step.Switches(intervene=name != 'no_counterfactual', reflect=float(name != 'no_reflection'))
-    return ask(run, run.loop(f'ablations/{name}', switches), intervene=switches.intervene)
-
   def report(self, print_tables: bool = False) -> pathlib.Path:
     """Evaluates RoleGen, its ablations and the floors on the test occasions; writes and returns report.html."""
-    log, occasions = self.data
-    c, started = self.config, time.monotonic()
-    rows = evaluation_rows(log, occasions, TEST)
-    table = self.inference_cases(occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows])
-    k = max(c.evaluation.ks)
-    found = self.predicted('RoleGen', table)
-    rankings = {'RoleGen': ('model', found.item[:, :k], {})}
-    for name in c.evaluation.ablations:
-      rankings[name] = ('ablation', self.predicted(name, table).item[:, :k], {})
-    for name, floor in (FLOORS | {'SASRec': sasrec}).items():
-      made = floor(log, occasions, rows, c, k)
-      rankings[name] = ('floor', made.items, made.settings)
-    systems, differences = content.systems(c, log, occasions, rows, self.codes, rankings)
-    known = dataclasses.replace(table, target=occasions.target[occasions.target_offsets[rows]])
-    hindsight = predict.hindsight(self.rolegen, self.trained['backbone'], known, self.associations, self.trie, self.mesh, 'test roles')
-    planted = self.workdir / 'data' / 'planted.parquet'
-    truth = content.planted_truth(table, read_parquet(planted), c.reasoner.role_events) if planted.exists() else None
-    roles, notes = content.roles(hindsight, found.roles, truth)
-    scores = {'triggers by the reasoner': found.trigger, 'removal effects in hindsight': hindsight.effect}
-    roles['deletion'] = deletion_curves(self.rolegen, self.trained['backbone'], known, scores, self.trie, self.mesh, c.evaluation)
-    notes.append(content.role_gains(self.trained['reasoner']['intent']['role_gain']))
-    stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
-    from rolegen_jax.evaluation.report import write_report  # it brings matplotlib, which is slow to import
-
-    words, tell = self.words.report(table, found)
-    page = distributed.once(lambda: write_report(self.workdir, dict(
-        title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,
-        training=content.training_rows(self.workdir, stages), worlds=content.worlds(log, occasions, self.codes, found.candidates),
-        semantic_ids=self.catalogue.report, trajectories=content.trajectories(log, occasions, rows, table, found, tell),
-        provenance=content.provenance(c, self.artefacts, time.monotonic() - started), **words,
-    )))
-    if print_tables:
-      print(content.table(systems, differences, [*c.evaluation.ks]))
-      print('\n'.join(notes))
-    say(f'report -> {page}')
-    return page
+    return evaluation_stage.report(self, print_tables)
 
   # Machinery
 
@@ -378,16 +326,6 @@ def saved_config(workdir: str | os.PathLike) -> Config:
   if not path.exists():
     raise configs.ConfigError(f'--workdir={workdir}: no config.json there; must be the folder of a run of rolegen_jax.train')
   return configs.from_dict(json.loads(path.read_text()))
-
-
-def say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
-
-
-def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-  temporary = path.with_name(f'.{path.stem}.tmp.npz')
-  np.savez(temporary, **arrays)
-  os.replace(temporary, path)
 
 
 def _read(path: pathlib.Path):

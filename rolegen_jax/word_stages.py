@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from rolegen_jax import distributed, sharding
 from rolegen_jax.config import digest
 from rolegen_jax.data.pipeline import Batches
+from rolegen_jax.progress import say
 from rolegen_jax.text import prompts
 from rolegen_jax.text.items import ItemWords
 
@@ -34,7 +34,7 @@ class Words:
       return None
     found = ItemWords.of(self.run.data[0].items)
     if found is None:
-      print('align: items of this log have no title, category or brand; tasks with text are off, next event stays', file=sys.stderr, flush=True)
+      say('align: items of this log have no title, category or brand; tasks with text are off, next event stays')
     return found
 
   @functools.cached_property

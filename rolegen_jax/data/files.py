@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from typing import IO
 
+import numpy as np
 import polars as pl
 
 
@@ -58,6 +59,12 @@ def write_json(value, path: str | os.PathLike) -> None:
   """Writes `value` as indented JSON to `path` through a temporary name."""
   with renamed(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+
+
+def write_npz(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
+  """Writes the arrays by name to `path` through a temporary name."""
+  with renamed(path) as temporary, temporary.open('wb') as file:
+    np.savez(file, **arrays)
 
 
 def lock(path: pathlib.Path) -> IO:

@@ -1,0 +1,133 @@
+"""Reads the run folders of the quality sweeps.
+
+A system's figure is the mean over seeds. Its interval resamples occasions, each with the hits of all seeds; the spread over seeds stands
+beside it. Shapes: S seeds, O occasions, T (occasion, target) pairs, K list length.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments import quality
+from rolegen_jax.config import ConfigError, EvaluationConfig
+from rolegen_jax.data.prepare import load_prepared
+from rolegen_jax.evaluation.metrics import Pairs, bootstrap, hit, ranks
+from rolegen_jax.progress import say
+
+TESTED = 'RoleGen'
+KS = (1, 10, 50)
+SLICES = ('dormant', 'D1', 'dormant seen', 'dormant new', 'ACTIVE')
+# What this project set out to reach, by experiment, slice and metric; of the simulated world, intervals above zero.
+AIMS = {
+    'alibaba2014': ('dormant', {'HI@1': 0.17, 'HI@10': 0.34, 'HI@50': 0.42}),
+    'taobao_userbehavior_1k': ('D1', {'HI@1': 0.20, 'HI@10': 0.56}),
+}
+STABILITY = ('reward', 'kl', 'entropy', 'advantage_spread', 'clipped_share', 'logp_difference', 'reward_malformed', 'counterfactual_best', 'world_distance')
+
+
+def collected(folder: pathlib.Path) -> dict:
+  """{data: {experiment: `of_runs`}, ab: {...}, stability: {...}}. Raises ConfigError when there is no finished run at all."""
+  data = {}
+  for name in quality.OF:
+    runs = sorted(path.parent for path in (folder / name / 'points').glob('seed*/rankings.npz'))
+    if runs:
+      data[name] = of_runs(runs)
+    else:
+      say(f'{name}: no finished run under {folder / name / "points"}; left out')
+  if not data:
+    raise ConfigError(f'--runs={folder}: no finished run of a sweep there; must be the folder of the sweeps of quality:NAME')
+  found = dict(data=data, ab={}, stability={})
+  for world, path in (('default', 'ab.json'), ('held_back', 'held_back/ab.json')):
+    file = folder / 'demo' / 'points' / 'seed0' / path
+    if file.exists():
+      found['ab'][world] = {k: v for k, v in json.loads(file.read_text()).items() if k != 'measures'}
+  rows = folder / 'stability' / 'loop' / 'metrics.jsonl'
+  if rows.exists():
+    found['stability'] = curves(rows)
+  return found
+
+
+def of_runs(runs: list[pathlib.Path]) -> dict:
+  """Hit rates, differences and everything else of one experiment's runs, which differ in their seed alone."""
+  reports = [json.loads((run / 'report.json').read_text()) for run in runs]
+  rankings = [dict(np.load(run / 'rankings.npz')) for run in runs]
+  _, occasions = load_prepared(runs[0] / 'data')
+  rows = rankings[0].pop('occasion')
+  for run, other in zip(runs[1:], rankings[1:]):
+    if not np.array_equal(other.pop('occasion'), rows):
+      raise ConfigError(f'{run}: evaluated other occasions than {runs[0]}; must be runs on the same log')
+  pairs, settings = Pairs.of(occasions, rows), EvaluationConfig()
+  names = [name for name in rankings[0] if all(name in r for r in rankings)]
+  hits = {name: {k: np.stack([hit(ranks(r[name], pairs), k) for r in rankings]) for k in KS} for name in names}  # [S, T]
+  masks = {name: pairs.slice(name) for name in SLICES}
+
+  def intervals(of: Callable[[int], np.ndarray]) -> dict:
+    return {
+        part: {f'HI@{k}': _pooled(of(k)[:, mask], pairs.occasion[mask], settings) for k in KS} for part, mask in masks.items() if mask.any()}
+
+  mean = lambda get: float(np.mean([get(r) for r in reports]))
+  first = reports[0]['systems']
+  return dict(
+      seeds=[r['provenance']['seed'] for r in reports], kinds={name: first[name]['kind'] for name in names},
+      systems={name: intervals(lambda k, name=name: hits[name][k]) for name in names},
+      differences={name: intervals(lambda k, name=name: hits[TESTED][k] - hits[name][k]) for name in names if name != TESTED},
+      diversity={name: {key: mean(lambda r, name=name, key=key: r['systems'][name]['diversity'][key]) for key in first[name]['diversity']} for name in names},
+      worlds={key: mean(lambda r, key=key: r['worlds'][key]) for key in ('jaccard', 'union_size')},
+      roles=[_roles(r['roles']) for r in reports],
+      stability={run.name: curves(run / 'loop' / 'metrics.jsonl') for run in runs},
+      provenance=[{key: r['provenance'][key] for key in ('seed', 'commit', 'when', 'config_digest', 'artefacts', 'device_kind', 'versions')} for r in reports],
+  )
+
+
+def _pooled(value_SxT: np.ndarray, occasion_T: np.ndarray, settings: EvaluationConfig) -> dict:
+  found = bootstrap(value_SxT.mean(0), occasion_T, settings.bootstrap, settings.seed)
+  return dict(mean=found.mean, low=found.low, high=found.high, pairs=found.pairs, by_seed=value_SxT.mean(1).tolist())
+
+
+def _roles(section: dict) -> dict:
+  """Of one run: agreement with planted roles where they are known, and the deletion curves."""
+  found = {name: section[name]['macro_f1'] for name in ('agreement', 'foresight') if name in section}
+  if 'effects' in section:
+    found |= {name: section['effects'][name] for name in ('spearman', 'same_sign')}
+  return found | dict(deletion=section.get('deletion') or {})
+
+
+def curves(path: pathlib.Path) -> dict:
+  """Step and STABILITY figures of a loop's metrics.jsonl, at most a hundred rows: means of as many equal parts."""
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  parts = np.array_split(np.arange(len(rows)), min(len(rows), 100))
+  return {name: [float(np.mean([rows[i][name] for i in part])) for part in parts] for name in ('step', *STABILITY)}
+
+
+def table(found: dict) -> str:
+  """Every experiment's systems and differences as text."""
+  lines = []
+  for name, data in found['data'].items():
+    part, aims = AIMS.get(name, ('dormant', {}))
+    if part not in data['systems'][TESTED]:
+      part = 'dormant'
+    targets = data['systems'][TESTED][part]['HI@10']['pairs']
+    lines.append(f'{name}, {part} ({targets} targets, seeds {", ".join(map(str, data["seeds"]))})')
+    lines.append(f'  {"":20}' + ''.join(f'{f"HI@{k}":>22}' for k in KS) + f'{"RoleGen minus it, HI@10":>28}{"new HI@50":>11}{"coverage":>10}')
+    for system, slices in data['systems'].items():
+      cells = ''.join(f'{_percent(slices[part][f"HI@{k}"]):>22}' for k in KS)
+      minus = data['differences'].get(system)
+      new = slices.get('dormant new')
+      lines.append(f'  {system:20}{cells}{_percent(minus[part]["HI@10"], True) if minus else "":>28}' + f'{100 * new["HI@50"]["mean"] if new else float("nan"):11.2f}{data["diversity"][system]["coverage"]:10.3f}')
+    for metric, aim in aims.items():
+      mean = data['systems'][TESTED][part][metric]['mean']
+      lines.append(f'  aim {metric} {100 * aim:.2f}: {"reached" if mean >= aim else f"short by {100 * (aim - mean):.2f}"}')
+    lines.append(f'  worlds: mean Jaccard distance {data["worlds"]["jaccard"]:.2f}; roles: ' + '; '.join(
+        ', '.join(f'{k} {v:.3f}' for k, v in roles.items() if k != 'deletion') or 'no truth known' for roles in data['roles']))
+  for world, ab in found['ab'].items():
+    lines += [f'A/B, {world}: ' + ', '.join(f'orders over {name} {100 * lift["orders"]["mean"]:+.1f} % [{100 * lift["orders"]["low"]:+.1f}, {100 * lift["orders"]["high"]:+.1f}]' for name, lift in ab['lifts'].items())]
+  return '\n'.join(lines)
+
+
+def _percent(value: dict, sign: bool = False) -> str:
+  mean, low, high = (f'{100 * value[key]:{"+" if sign else ""}.2f}' for key in ('mean', 'low', 'high'))
+  return f'{mean} [{low}, {high}]'

@@ -1,0 +1,80 @@
+"""The last stage of a run: RoleGen, its ablations and the floors on the test occasions, and the report.
+
+An ablation is trained where it is not yet. Beside report.html and report.json stands rankings.npz: `occasion` int64 [N], which of
+the run's occasions were asked for, and by name of each system the items int32 [N, K] that it listed, best first, -1 past the end.
+
+`run` is the `stages.Run` that the stage is part of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+
+from rolegen_jax import distributed
+from rolegen_jax.config import ABLATIONS
+from rolegen_jax.data.cases import CaseTable
+from rolegen_jax.data.files import read_parquet, write_npz
+from rolegen_jax.data.occasions import TEST
+from rolegen_jax.evaluation import content
+from rolegen_jax.evaluation.deletion import deletion_curves
+from rolegen_jax.evaluation.floors import FLOORS, evaluation_rows
+from rolegen_jax.evaluation.sasrec import sasrec
+from rolegen_jax.progress import say
+from rolegen_jax.reasoning import predict
+from rolegen_jax.training import step
+
+
+def predicted(run, name: str, table: CaseTable) -> predict.Predictions:
+  """What RoleGen or the ablation of this name recommends; trains it first where it is not yet."""
+  ask = lambda of, params, **how: predict.predict(of.rolegen, params, table, run.trie, run.mesh, run.config.backbone.beam, label=name, **how)
+  if name == 'RoleGen':
+    return ask(run, run.trained)
+  if name == 'no_reasoner':
+    return ask(run, run.backbone_alone(f'ablations/{name}'), reasoning=False)
+  other = run.varied(**ABLATIONS[name])
+  switches = step.Switches(intervene=name != 'no_counterfactual', reflect=float(name != 'no_reflection'))
+  return ask(other, other.loop(f'ablations/{name}', switches), intervene=switches.intervene)
+
+
+def report(run, print_tables: bool = False) -> pathlib.Path:
+  """Evaluates RoleGen, its ablations and the floors on the test occasions; writes and returns report.html."""
+  log, occasions = run.data
+  c, started = run.config, time.monotonic()
+  rows = evaluation_rows(log, occasions, TEST)
+  table = run.inference_cases(occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows])
+  k = max(c.evaluation.ks)
+  found = predicted(run, 'RoleGen', table)
+  rankings = {'RoleGen': ('model', found.item[:, :k], {})}
+  for name in c.evaluation.ablations:
+    rankings[name] = ('ablation', predicted(run, name, table).item[:, :k], {})
+  for name, floor in (FLOORS | {'SASRec': sasrec}).items():
+    made = floor(log, occasions, rows, c, k)
+    rankings[name] = ('floor', made.items, made.settings)
+  listed = dict(occasion=rows) | {name: items for name, (_, items, _) in rankings.items()}
+  distributed.once(lambda: write_npz(listed, run.workdir / 'rankings.npz'))
+  systems, differences = content.systems(c, log, occasions, rows, run.codes, rankings)
+  known = dataclasses.replace(table, target=occasions.target[occasions.target_offsets[rows]])
+  hindsight = predict.hindsight(run.rolegen, run.trained['backbone'], known, run.associations, run.trie, run.mesh, 'test roles')
+  planted = run.workdir / 'data' / 'planted.parquet'
+  truth = content.planted_truth(table, read_parquet(planted), c.reasoner.role_events) if planted.exists() else None
+  roles, notes = content.roles(hindsight, found.roles, truth)
+  scores = {'triggers by the reasoner': found.trigger, 'removal effects in hindsight': hindsight.effect}
+  roles['deletion'] = deletion_curves(run.rolegen, run.trained['backbone'], known, scores, run.trie, run.mesh, c.evaluation)
+  notes.append(content.role_gains(run.trained['reasoner']['intent']['role_gain']))
+  stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
+  from rolegen_jax.evaluation.report import write_report  # it brings matplotlib, which is slow to import
+
+  words, tell = run.words.report(table, found)
+  page = distributed.once(lambda: write_report(run.workdir, dict(
+      title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,
+      training=content.training_rows(run.workdir, stages), worlds=content.worlds(log, occasions, run.codes, found.candidates),
+      semantic_ids=run.catalogue.report, trajectories=content.trajectories(log, occasions, rows, table, found, tell),
+      provenance=content.provenance(c, run.artefacts, time.monotonic() - started), **words,
+  )))
+  if print_tables:
+    print(content.table(systems, differences, [*c.evaluation.ks]))
+    print('\n'.join(notes))
+  say(f'report -> {page}')
+  return page

@@ -1,0 +1,90 @@
+"""The collector of quality runs: pooled figures from run folders that a small world left, and what it says of missing ones."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import quality
+from experiments.benchmarks import quality_parts as lib
+from experiments.benchmarks import quality_plot
+from rolegen_jax import commands
+from rolegen_jax.config import ABLATIONS, ConfigError, EvaluationConfig
+from rolegen_jax.data.files import write_json, write_npz
+from rolegen_jax.data.occasions import TEST
+from rolegen_jax.data.prepare import prepare
+from rolegen_jax.evaluation import content
+from rolegen_jax.evaluation.floors import evaluation_rows
+
+SMALL = ['world.users=200', 'world.items=64', 'world.categories=8']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Two runs of `demo` whose systems list the right items for a known share of the occasions."""
+  folder = tmp_path_factory.mktemp('quality')
+  config = commands.experiment('quality:demo', SMALL)
+  for seed in range(2):
+    run = folder / 'demo' / 'points' / f'seed{seed}'
+    log, occasions, _ = prepare(config, run / 'data')
+    rows = evaluation_rows(log, occasions, TEST)
+    target = occasions.target[occasions.target_offsets[rows]]
+    lists = np.tile(np.arange(50, dtype=np.int32), (len(rows), 1))
+    right = np.concatenate([target[:, None], (target[:, None] + np.arange(1, 50)) % 64], axis=1).astype(np.int32)
+    rankings = {'RoleGen': right, 'no_reasoner': np.where(np.arange(len(rows))[:, None] % 2 == seed, right, right[:, ::-1]), 'popularity': lists}
+    kinds = dict(RoleGen='model', no_reasoner='ablation', popularity='floor')
+    codes = np.stack([np.arange(64) % 8, np.arange(64)], axis=1)
+    systems, _ = content.systems(config, log, occasions, rows, codes, {name: (kinds[name], items, {}) for name, items in rankings.items()})
+    write_npz(dict(occasion=rows) | rankings, run / 'rankings.npz')
+    plain = {name: dict(kind=s['kind'], diversity=s['diversity']) for name, s in systems.items()}
+    provenance = dict(seed=seed, commit='0', when='now', config_digest='0', artefacts={}, device_kind='cpu', versions={})
+    write_json(dict(systems=plain, worlds=dict(jaccard=0.5, union_size=8.0), provenance=provenance, roles=dict(agreement=dict(macro_f1=0.6))), run / 'report.json')
+    (run / 'loop').mkdir()
+    rows = [dict(step=i) | dict.fromkeys(lib.STABILITY, 0.1 * i) for i in range(250)]
+    (run / 'loop' / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return folder
+
+
+def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
+  found = lib.collected(folder)
+  assert 'alibaba2014: no finished run' in capfd.readouterr().err and set(found['data']) == {'demo'}
+  demo = found['data']['demo']
+  whole = demo['systems']['RoleGen']['ACTIVE']['HI@1']
+  assert whole['mean'] > 0.8 and len(whole['by_seed']) == 2  # an occasion may have more targets than the first
+  for part in demo['systems']['RoleGen']:
+    for k in ('HI@1', 'HI@50'):
+      ours, theirs = (demo['systems'][name][part][k]['mean'] for name in ('RoleGen', 'no_reasoner'))
+      assert demo['differences']['no_reasoner'][part][k]['mean'] == pytest.approx(ours - theirs)
+  assert demo['differences']['no_reasoner']['ACTIVE']['HI@1']['low'] > 0
+  assert np.mean(demo['systems']['no_reasoner']['ACTIVE']['HI@1']['by_seed']) == pytest.approx(demo['systems']['no_reasoner']['ACTIVE']['HI@1']['mean'])
+  assert len(demo['stability']['seed0']['step']) == 100 and demo['stability']['seed0']['step'][-1] == 248.5
+  assert 'no_reasoner' in lib.table(found)
+
+
+def test_the_picture_is_drawn(folder, tmp_path):
+  quality_plot.draw(json.loads(json.dumps(lib.collected(folder))), tmp_path / 'quality.png')
+  assert 5_000 < (tmp_path / 'quality.png').stat().st_size < 200_000
+
+
+def test_runs_on_other_occasions_are_refused(folder, tmp_path):
+  runs = [folder / 'demo' / 'points' / f'seed{seed}' for seed in range(2)]
+  other = tmp_path / 'other'
+  other.mkdir()
+  (other / 'report.json').write_text((runs[1] / 'report.json').read_text())
+  kept = dict(np.load(runs[1] / 'rankings.npz'))
+  write_npz(kept | dict(occasion=kept['occasion'][::-1]), other / 'rankings.npz')
+  with pytest.raises(ConfigError, match='evaluated other occasions than'):
+    lib.of_runs([runs[0], other])
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+  with pytest.raises(ConfigError, match='no finished run of a sweep there'):
+    lib.collected(tmp_path)
+
+
+def test_the_experiment_has_all_ablations_and_names_what_it_knows():
+  for name in quality.OF:
+    assert commands.experiment(f'quality:{name}', []).evaluation.ablations == tuple(ABLATIONS)
+  with pytest.raises(ConfigError, match='quality:dem: must be one of demo, alibaba2014'):
+    commands.experiment('quality:dem', [])
+  assert EvaluationConfig().ablations != tuple(ABLATIONS)
