@@ -57,7 +57,8 @@ class Run:
     self.mesh = sharding.make_mesh(config.mesh)
     self.rolegen = RoleGen(config)
     distributed.agree(dict(code=distributed.code_digest(), jax=jax.__version__, config=digest(config)))
-    distributed.once(lambda: _settle(config, self.workdir))
+    if may_run:
+      distributed.once(lambda: _settle(config, self.workdir))
     # Ablations and restarts run the very same programs: compile each once per run folder, or where the environment says.
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
       jax.config.update('jax_compilation_cache_dir', str(self.workdir / 'compilation_cache'))

@@ -127,7 +127,7 @@ def _attend_branched(q, k, v, mask: Branched, kernel: str):
 
 def per_chain(x: jax.Array, chains: int) -> jax.Array:
   """[B, ...] -> [B * chains, ...], each row so many times in a row. A broadcast: rows stay on their device, which `jnp.repeat` does not keep."""
-  return jnp.broadcast_to(x[:, None], (x.shape[0], chains, *x.shape[1:])).reshape(-1, *x.shape[1:])
+  return jnp.broadcast_to(x[:, None], (x.shape[0], chains, *x.shape[1:])).reshape(x.shape[0] * chains, *x.shape[1:])
 
 
 def attend_shared(q_BxWxHxX, shared, own, sees_BxP, sees_BxWxS):

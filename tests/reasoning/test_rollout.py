@@ -88,14 +88,15 @@ def test_what_is_bought_cannot_reach_the_chains():
 
 
 @functools.cache
-def teacher():
+def teacher(*settings):
+  rolegen = tiny.rolegen(*settings)
 
   @jit
   def run(params, cases, rollout, trie):
-    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, trie.item_codes)
-    prompt = world_prompts(LAYOUT, prompt, rollout.interventions)
-    tokens = jnp.reshape(rollout.tokens, (-1, LAYOUT.length))
-    return likelihood(tiny.rolegen().bind('reasoner', params), Tree(LAYOUT), prompt, tokens, trie)
+    prompt = frcot.build_prompt(rolegen.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
+    prompt = world_prompts(rolegen.layout, prompt, rollout.interventions)
+    tokens = jnp.reshape(rollout.tokens, (-1, rolegen.layout.length))
+    return likelihood(rolegen.bind('reasoner', params), Tree(rolegen.layout), prompt, tokens, trie)
 
   return run
 
@@ -106,6 +107,15 @@ def test_likelihood_agrees_with_the_rollout():
     r = chains.reason(cases, seed)
     found = np.array(teacher()(tiny.params('reasoner'), cases, r, tiny.trie()).log_prob).reshape(r.log_prob.shape)
     np.testing.assert_allclose(np.where(r.free, found, 0.0), r.log_prob, atol=1e-4)
+
+
+def test_worlds_that_share_no_position_of_their_prompt():
+  """Where every event of the prompt gets a role, a removal reaches all of it."""
+  settings, cases = ('reasoner.events=4',), tiny.cases(8)
+  r = chains.reason(cases, 8, settings=settings)
+  assert r.interventions.removed.any()
+  found = np.array(teacher(*settings)(tiny.params('reasoner'), cases, r, tiny.trie()).log_prob).reshape(r.log_prob.shape)
+  np.testing.assert_allclose(np.where(r.free, found, 0.0), r.log_prob, atol=1e-4)
 
 
 def test_sampled_frequencies_follow_the_softmax():
