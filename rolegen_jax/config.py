@@ -226,6 +226,15 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CalibrationConfig:
+  """After the loop: the weights by which the backbone mixes its sources, fitted to validation conversions (`training/calibration.py`)."""
+
+  steps: int = 80  # of full-batch Adam; 0 = off
+  learning_rate: float = 0.05  # at the start of the cosine
+  cases: int = 1000  # validation conversions, evenly drawn; 0 = all. Their memories are held at once
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
@@ -251,6 +260,7 @@ class Config:
   reason: StageConfig = StageConfig()
   loop_stage: StageConfig = StageConfig(steps=150)
   loop: LoopConfig = LoopConfig()
+  calibration: CalibrationConfig = CalibrationConfig()
   mesh: MeshConfig = MeshConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -331,6 +341,9 @@ def validate(config: Config) -> Config:
   need(config.text.sentence >= 2, 'text.sentence', 'at least 2')
   need(config.text.width >= 4 * (2 + config.semantic_ids.levels), 'text.width', f'at least {4 * (2 + config.semantic_ids.levels)}, four events')
   need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
+  need(config.calibration.steps >= 0, 'calibration.steps', 'at least 0')
+  need(config.calibration.learning_rate > 0, 'calibration.learning_rate', 'positive')
+  need(config.calibration.cases >= 0, 'calibration.cases', 'at least 0')
   one_of('loop.noise', config.loop.noise, ('common', 'independent'))
   need(0 < len({*config.loop.uptake}) and {*config.loop.uptake} <= {*UPTAKE}, 'loop.uptake', 'some of ' + ', '.join(UPTAKE))
   one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))

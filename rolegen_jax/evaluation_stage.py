@@ -63,6 +63,8 @@ def report(run, print_tables: bool = False) -> pathlib.Path:
   scores = {'triggers by the reasoner': found.trigger, 'removal effects in hindsight': hindsight.effect}
   roles['deletion'] = deletion_curves(run.rolegen, run.trained['backbone'], known, scores, run.trie, run.mesh, c.evaluation)
   notes.append(content.role_gains(run.trained['reasoner']['intent']['role_gain']))
+  if c.calibration.steps and len(run.validation):
+    notes.append(f'RoleGen and its ablations weigh their sources as {len(run.validation)} conversions of the validation period would have it; the floors chose their settings there too.')
   stages = ('backbone', 'align', 'reason', 'loop', *(f'ablations/{name}' for name in c.evaluation.ablations))
   from rolegen_jax.evaluation.report import write_report  # it brings matplotlib, which is slow to import
 

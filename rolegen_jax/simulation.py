@@ -91,7 +91,7 @@ class Test:
     run, e = self.run, self.run.config.evaluation
     self.models  # their keys are those of complete stages
     stages = run.key('loop'), run.key('ablations/no_reasoner')
-    return digest(run.artefacts, stages, e.seed, e.sasrec_steps, e.ks, e.batch, self.days, self.setting.slate)
+    return digest(run.artefacts, stages, run.config.calibration, e.seed, e.sasrec_steps, e.ks, e.batch, self.days, self.setting.slate)
 
   def result(self, arms: list[str], seeds: int) -> dict:
     self.run.hold()

@@ -27,9 +27,12 @@ from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.cases import CaseTable, inference_cases, training_cases
 from rolegen_jax.data.excitation import Excitation, estimate_excitation
 from rolegen_jax.data.files import lock, write_json, write_npz
+from rolegen_jax.data.occasions import VALID
 from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.data.prepare import load_prepared, prepare
 from rolegen_jax.data.shard_reader import Shards, training_rows
+from rolegen_jax.evaluation.floors import evaluation_rows
+from rolegen_jax.evaluation.metrics import ranges
 from rolegen_jax.models import functional
 from rolegen_jax.progress import say
 from rolegen_jax.reasoning import predict
@@ -40,6 +43,7 @@ from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.trie import build_trie
 from rolegen_jax.text import annotations, prompts
 from rolegen_jax.training import checkpoint, loop, state, step
+from rolegen_jax.training.calibration import calibrate
 from rolegen_jax.word_stages import Words
 
 
@@ -199,14 +203,41 @@ class Run:
     makers, txs = step.loop_parts(self.rolegen)
     key = digest(self.key('backbone'), self.key('reason'), c.loop, c.loop_stage, [float(s) for s in switches])
     step_fn = functools.partial(step.loop_step, self.rolegen, txs)
-    return self._run(name, step_fn, makers, txs, lambda: given, c.loop_stage, self.case_batches, key, extra=(jax.tree.map(np.float32, switches),))
+    params = self._run(name, step_fn, makers, txs, lambda: given, c.loop_stage, self.case_batches, key, extra=(jax.tree.map(np.float32, switches),))
+    return self._calibrated(name, params, intervene=bool(switches.intervene))
 
   def backbone_alone(self, name: str) -> dict:
     """The backbone trained on for as many steps, on the same occasions, without a reasoner."""
     c = self.config
     key = digest(self.key('backbone'), c.loop_stage)
     given = {'backbone': self.backbone}
-    return self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self.case_batches, lambda: given, key)
+    params = self._train(name, 'backbone', step.execution_only_loss, c.loop_stage, self.case_batches, lambda: given, key)
+    return self._calibrated(name, params, reasoning=False)
+
+  @functools.cached_property
+  def validation(self) -> CaseTable:
+    """What was bought at validation occasions, a case each; at most `calibration.cases`."""
+    log, occasions = self.data
+    rows = evaluation_rows(log, occasions, VALID)
+    first = occasions.target_offsets[rows]
+    bought, of = ranges(first, occasions.target_offsets[rows + 1] - first)
+    table = self.inference_cases(occasions.user[rows[of]], occasions.context_end[rows[of]], occasions.timestamp[rows[of]])
+    return dataclasses.replace(table, target=occasions.target[bought]).evenly(self.config.calibration.cases)
+
+  def _calibrated(self, name: str, params: dict, **how) -> dict:
+    """`params` of stage `name` with what `calibrate` fits; as they are where it is off or nothing was bought at a validation occasion."""
+    c = self.config
+    if not c.calibration.steps or not len(self.validation):
+      return params
+    folder, done = self.begin(f'{name}/calibration', digest(self.key(name), c.calibration, c.evaluation.seed, c.evaluation.batch))
+    path = folder / 'backbone.npz'
+    if not done:
+      fitted, nll = calibrate(self.rolegen, params, self.validation, self.trie, self.mesh, **how)
+      distributed.once(lambda: write_npz(fitted | dict(nll=nll), path))
+      self.end(folder, f'NLL of {len(self.validation)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
+    kept, where = np.load(path), functional.shardings(self.rolegen.makers['backbone'], self.mesh)
+    fitted = {n: jax.device_put(kept[n], where[n]) for n in kept.files if n != 'nll'}
+    return params | {'backbone': params['backbone'] | fitted}
 
   def varied(self, **settings) -> Run:
     """This run with other settings of the closed loop; all stages before are the same."""
