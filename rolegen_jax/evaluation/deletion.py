@@ -25,6 +25,7 @@ from rolegen_jax.semantic_ids.trie import Trie
 
 DEPTHS = (1, 2, 4)  # events taken out
 DRAWS = 4  # random choices of a case, whose mean is chance
+MOST = 1000  # cases, evenly drawn from all that can be asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +64,15 @@ def deletion_curves(
   """By name of `scores` (fp [N, M], higher = taken out earlier; last M events of `table`, whose targets are known), and 'random':
   what taking out the first k costs, in nats of log p(y), by k; {drop, minus_random}, the second paired by case.
 
-  Cases with no more than max(DEPTHS) events among the last M are left out; {} when no case is left.
+  Cases with no more than max(DEPTHS) events among the last M are left out; {} when no case is left; at most MOST are asked.
   """
   m = next(iter(scores.values())).shape[1]
   real = np.arange(m) >= m - np.minimum(table.end - table.log.offsets[table.user], m)[:, None]
-  usable = (real.sum(1) > max(DEPTHS)) & (table.target >= 0)
-  if not usable.any():
+  usable = np.flatnonzero((real.sum(1) > max(DEPTHS)) & (table.target >= 0))
+  if not len(usable):
     return {}
-  table, real = table.picked(np.flatnonzero(usable)), real[usable]
+  usable = usable[np.linspace(0, len(usable) - 1, min(len(usable), MOST)).astype(np.int64)]
+  table, real = table.picked(usable), real[usable]
   rng = np.random.default_rng(config.seed)
   ranked = {name: score[usable] for name, score in scores.items()} | {f'draw {i}': rng.random(real.shape) for i in range(DRAWS)}
   variants = [np.zeros_like(real)] + [highest(np.where(real, score, -np.inf), k) for score in ranked.values() for k in DEPTHS]
