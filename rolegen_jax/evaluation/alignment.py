@@ -77,7 +77,7 @@ def sentences(rolegen: RoleGen, params: dict, alignment: Alignment, cases: list[
   """
   chains, v = Rationales(alignment, alignment.table, {}), rolegen.vocab
   prompts = [chains.prompt(case) for case in cases]
-  plans = [chains.plan(found.roles[case], found.candidates[case, 0]) for case in cases]
+  plans = [chains.plan(case, found.roles[case], found.candidates[case, 0]) for case in cases]
   rows = -len(cases) % int(np.prod([mesh.shape[axis] for axis in sharding.TRAIN['batch']]))
   lengths = [max(map(len, some)) for some in (prompts, plans)]
   pad = v.control('PAD')
@@ -87,11 +87,12 @@ def sentences(rolegen: RoleGen, params: dict, alignment: Alignment, cases: list[
     case = min(row, len(cases) - 1)
     prompt[row, lengths[0] - len(prompts[case]):], valid[row, lengths[0] - len(prompts[case]):] = prompts[case], True
     plan[row, :len(plans[case])] = plans[case]
-  write = lambda params, *given: language.write(rolegen.bind('reasoner', params), *given, sentence=rolegen.config.text.sentence)
+  begin, end, intent = (v.control(name) for name in ('BOS', 'END', 'INTENT'))
+  limits = dict(sentence=rolegen.config.text.sentence, most=max(some.count(begin) for some in plans))
+  write = lambda params, *given: language.write(rolegen.bind('reasoner', params), *given, **limits)
   place = lambda x: sharding.global_batch(mesh, x, np.arange(len(x)), len(x))
   with jax.set_mesh(mesh):
     written = jax.device_get(jit(write, out_shardings=sharding.sharding(mesh))(params, *map(place, (prompt, valid, plan))))
-  begin, end, intent = (v.control(name) for name in ('BOS', 'END', 'INTENT'))
   said = []
   for row in written[:len(cases)]:
     told = ([], [])

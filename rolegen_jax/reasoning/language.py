@@ -69,17 +69,17 @@ def mean_nll(told: Told, tasks: tuple[str, ...]) -> tuple[jax.Array, dict[str, j
   return mean(told.task > 0), {f'{name}_nll': mean(told.task == 1 + number) for number, name in enumerate(tasks)}
 
 
-def write(reasoner: Reasoner, prompt_NxR, valid_NxR, plan_NxP, sentence: int) -> jax.Array:
+def write(reasoner: Reasoner, prompt_NxR, valid_NxR, plan_NxP, sentence: int, most: int) -> jax.Array:
   """Greedy text at the planned places, int32 [N, S]; PAD after the end.
 
   What is written is the plan (roles, codes, marks; PAD = over), and after each BOS of it text, the best pieces one by one, up to an END
-  or `sentence` tokens, END included. Prompts are right-aligned. Each token costs one position against the cache.
+  or `sentence` tokens, END included. A plan has no more than `most` BOS. Prompts are right-aligned. Each token costs one position against the cache.
   """
   v, (n, r) = reasoner.vocab, prompt_NxR.shape
   pad, begin, end = (v.control(name) for name in ('PAD', 'BOS', 'END'))
   (first, size), every = v.blocks['text'], jnp.arange(v.size)
   may_follow = ((every >= first) & (every < first + size)) | (every == end)
-  steps = plan_NxP.shape[1] + (plan_NxP.shape[1] + 1) // 2 * sentence  # at most: a BOS never follows another
+  steps = plan_NxP.shape[1] + most * sentence
   hidden, cache = reasoner.prefill(prompt_NxR, np.arange(r), causal(valid_NxR.astype(jnp.int32)))
   own = tuple(jnp.zeros((*c.shape[:2], 1, steps, *c.shape[3:]), c.dtype) for c in cache)
   plan = jnp.concatenate([plan_NxP, jnp.full((n, 1), pad)], axis=1)

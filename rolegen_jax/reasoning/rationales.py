@@ -1,9 +1,10 @@
 """FR-CoT in words: the chain of a case with a sentence after every role and every intent, between the marks BOS and END.
 
-  event gap SID ..  gap REASON  |  role BOS why END ..  INTENT  prefix BOS what END ..  PATH  items  END
+  event gap SID ..  gap REASON  |  role SID BOS why END ..  INTENT  prefix BOS what END ..  PATH  items  END
 
 It is read and written as text of any length, so it stands beside the chain of fixed positions (`frcot.py`), which rollouts sample and
-the loop rewards: there words would cost a position each and decide nothing. Sentences are imported (`text/annotations.py`) or come from
+the loop rewards: there words would cost a position each and decide nothing. The semantic ID says which event a sentence is of: without
+it a small reasoner says of every event what fits the intent. Sentences are imported (`text/annotations.py`) or come from
 the templates of prompts.toml, by the role that a case has. Hindsight roles know the conversion, and so do the sentences that teach.
 
 Shapes: N cases, M role events, I intents, P path items.
@@ -65,7 +66,7 @@ class Rationales:
     answer = []
     for slot, row in enumerate(range(table.end[case] - m, table.end[case])):
       if (role := int(table.roles[case, slot])) >= 0:
-        answer += [v.role(role), begin, *a.sentence(self.why(case, row, role))]
+        answer += [v.role(role), *a.sid[table.log.item[row]].tolist(), begin, *a.sentence(self.why(case, row, role))]
     answer.append(v.control('INTENT'))
     for item in self.intents(table.path[case]):
       answer += [*a.sid[item][:a.config.reasoner.intent_levels], begin, *a.sentence(self.wanted(item))]
@@ -74,11 +75,12 @@ class Rationales:
       answer += a.sid[item].tolist()
     return example(self.prompt(case), [*answer, v.control('END')], WORD_TASKS.index('rationale'))
 
-  def plan(self, roles, path) -> list[int]:
-    """Tokens of a chain without its sentences, as `language.write` takes them: roles [M] of events, -1 = no event, and a path's intents."""
+  def plan(self, case: int, roles, path) -> list[int]:
+    """Tokens of a case's chain without its sentences, as `language.write` takes them: roles [M] of events, -1 = no event, and a path's intents."""
     a, v = self.alignment, self.alignment.vocab
-    begin = v.control('BOS')
-    found = [token for role in roles if role >= 0 for token in (v.role(int(role)), begin)] + [v.control('INTENT')]
+    begin, rows = v.control('BOS'), self.table.end[case] - len(roles) + np.arange(len(roles))
+    items = self.table.log.item[np.maximum(rows, 0)]  # those before the first event have no role
+    found = [token for role, item in zip(roles, items) if role >= 0 for token in (v.role(int(role)), *a.sid[item].tolist(), begin)] + [v.control('INTENT')]
     return found + [token for item in self.intents(path) for token in (*a.sid[item][:a.config.reasoner.intent_levels].tolist(), begin)]
 
   def rows(self, cases: np.ndarray) -> Packed:
@@ -93,5 +95,5 @@ class Rationales:
   def width(self) -> int:
     """Tokens of a row: those of the longest chain that there may be."""
     c, levels = self.alignment.config, self.alignment.vocab.levels
-    spoken = c.reasoner.role_events * (2 + c.text.sentence) + c.reasoner.intents * (c.reasoner.intent_levels + 1 + c.text.sentence)
+    spoken = c.reasoner.role_events * (2 + levels + c.text.sentence) + c.reasoner.intents * (c.reasoner.intent_levels + 1 + c.text.sentence)
     return c.reasoner.events * (2 + levels) + 2 + spoken + c.reasoner.candidates * levels + 3

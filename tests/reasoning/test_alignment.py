@@ -101,7 +101,7 @@ def test_what_is_written_is_what_one_pass_would_write():
   prompt = np.stack([np.pad(p, (width - len(p), 0)) for p in prompts])
   valid = np.stack([np.arange(width) >= width - len(p) for p in prompts])
   plan = np.array([[v.role(2), begin, v.role(1), begin], [v.role(0), begin, 0, 0]], np.int32)
-  written = np.asarray(jit(lambda *x: language.write(reasoner, *x, sentence=5))(prompt, valid, plan))
+  written = np.asarray(jit(lambda *x: language.write(reasoner, *x, sentence=5, most=2))(prompt, valid, plan))
   for row, (before, planned) in enumerate(zip(prompts, plan)):
     tokens = written[row][written[row] != 0].tolist()
     assert [t for t in tokens if t in (v.role(0), v.role(1), v.role(2))] == [p for p in planned if p not in (0, begin)]

@@ -1,6 +1,7 @@
 """Chains in words: what they say, where the words come from, and what is written between the marks."""
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -35,14 +36,17 @@ def test_a_chain_says_why_after_every_role_and_what_after_every_intent():
   say = lambda item, name, other: (other if a.held_out[item] else a.words.say(item, name)).replace(' ', '')
   title = lambda r: say(cases.log.item[r], 'title', 'an item')
   assert read.count('<|control_bos|>') == (cases.roles[case] >= 0).sum() + len(chains.intents(cases.path[case]))
-  assert '<|role_compare|><|control_bos|>anoutsidevoice<|control_end|>' in read
+  named = lambda item: ''.join(a.vocab.named[token][0] for token in a.sid[item])
+  assert f'<|role_compare|>{named(cases.log.item[row])}<|control_bos|>anoutsidevoice<|control_end|>' in read
   assert a.held_out[cases.log.item[row]] or title(row) + 'isanalternativewithin' not in read
   other = next(r for r in range(cases.end[case] - 4, row) if cases.roles[case][r - cases.end[case] + 4] == COMPARE)
   assert title(other) + 'isanalternativewithin' + say(cases.log.item[other], 'category', 'something else') in read
   assert 'wants' + say(cases.target[case], 'category', 'something else') in read.split('<|control_intent|>')[1]
-  target = ''.join(a.vocab.named[token][0] for token in a.sid[cases.target[case]])
-  assert read.split('<|control_path|>')[1].startswith(target) and read.endswith('<|control_end|>')
+  assert read.split('<|control_path|>')[1].startswith(named(cases.target[case])) and read.endswith('<|control_end|>')
   np.testing.assert_array_equal(found.tokens[~found.taught], chains.prompt(case))
+  plan = chains.plan(case, cases.roles[case], cases.path[case])
+  silent = re.sub(r'(<.control_bos.>)[^<]*<.control_end.>', r'\1', read.split('<|control_path|>')[0])
+  assert a.text.decode(plan).replace(' ', '') == silent
 
 
 def test_words_of_held_out_items_are_said_nowhere():
