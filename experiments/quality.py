@@ -1,4 +1,4 @@
-"""The runs behind docs/quality.md: an experiment with every ablation, under three seeds. --experiment=quality:NAME
+"""The runs that experiments/benchmarks/quality.py reads: an experiment with every ablation, under three seeds. --experiment=quality:NAME
 
   python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
   python -m launch.sweep --experiment=quality:alibaba2014 --workdir=runs/quality/alibaba2014
