@@ -100,6 +100,16 @@ def test_a_winning_floor_is_said_plainly(tmp_path):
   assert 'A floor stands above' not in page and '<strong>beats</strong>' in page
 
 
+def test_words_stand_in_their_table_and_beside_their_events(tmp_path):
+  made = content()
+  made['trajectories'][0]['sentences'] = dict(events=['looks around'] * 20, intents=['wants a scarf'])
+  asked = [dict(question='text -> semantic ID', items=which, number=12, chance=0.01, align=0.625, loop=0.25) for which in ('shown', 'held out')]
+  page = report.write_report(tmp_path, made | dict(alignment=asked)).read_text()
+  assert Tags(page).ids.count('alignment') == 1 and 'built-in method' not in page
+  assert re.search(r'<td>text -&gt; semantic ID</td><td>held out</td><td>12</td><td>62.5 %</td><td>25.0 %</td><td>1.0 %</td>', page)
+  assert page.count('looks around') == 20 and 'wants a scarf' in page
+
+
 def test_missing_sections_are_left_out(tmp_path):
   page = report.write_report(tmp_path, dict(title='Bare', provenance=PROVENANCE | {'simulated': False})).read_text()
   assert Tags(page).ids == ['headline'] and 'REAL LOG' in page
