@@ -18,6 +18,7 @@ PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
 ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')  # fields of TextConfig
 WORD_TASKS = (*ALIGN_TASKS, 'rationale')
 UPTAKE = ('roles', 'intent', 'candidates')
+INTERVENTIONS = ('intent', 'remove', 'role')
 # Ablation -> the settings of the closed loop that make it; those without any are switches of the training step.
 ABLATIONS = dict(
     no_reasoner={}, roles_only=dict(uptake=('roles',)), no_counterfactual={}, independent_noise=dict(noise='independent'),
@@ -61,6 +62,7 @@ class SemanticIdConfig:
   levels: int = 3  # codes per item
   codes: int = 256  # codebook size per level
   collaborative_dim: int = 64  # width of the collaborative item embedding; 0 = off
+  category: float = 0.0  # weight of an item's category beside the rest of its embedding, so that first codes tell categories; 0 = off
   text: str = ''  # text embedder by registered name; '' = off
   iterations: int = 20  # k-means iterations per level, or RQ-VAE epochs
   seed: int = 0
@@ -171,21 +173,23 @@ class RolesConfig:
 
   max_conversions: int = 20_000  # training conversions that are labelled and teach the reasoner, evenly drawn; 0 = all
   intent_days: float = 14.0  # an intent ends after so long without contact with its neighbourhood
-  complement_lift: float = 1.4  # conversions after contact with another neighbourhood, over chance
-  trigger_z: float = 3.0  # sigmas above chance of conversions near y after the item
-  distract_z: float = -1.5  # sigmas below chance
+  trigger_z: float = 4.0  # sigmas by which contact with the item raises interest near y, beyond what items of its kind do
+  distract_z: float = -3.0  # the same, lowers
+  complement_shift: float = 0.03  # share of interest that purchases there move towards y's neighbourhood
   annotations: str = ''  # JSONL of imported roles and rationales, which replace those of hindsight (`text/annotations.py`); '' = none
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
   worlds: int = 4  # rollouts per user; world 0 is factual
-  remove_share: float = 0.5  # share of counterfactual worlds that remove an event rather than change a role
+  # What is done in the counterfactual worlds, by turns. intent: the path starts from another intent, the next likeliest | remove: an event is
+  # taken out | role: an event gets another role.
+  interventions: tuple[str, ...] = INTERVENTIONS
   noise: str = 'common'  # common: worlds of a user differ through their interventions alone | independent: by chance too
   uptake: tuple[str, ...] = UPTAKE  # what of the reasoning the backbone reads
   reward_hit: float = 1.0  # a: graded semantic-ID prefix hit of the candidates
   reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
-  reward_novelty: float = 0.1  # c: share of a world's candidates in no other world
+  reward_novelty: float = 0.3  # c: share of a world's candidates in no other world
   reward_malformed: float = 1.0  # d: penalty share of malformed candidates
   objective: str = 'policy_gradient'  # policy_gradient (clipped, KL) | weighted (softmax(A / beta) likelihood)
   weight_beta: float = 0.5  # temperature of the `weighted` objective, in reward units
@@ -235,6 +239,11 @@ class CalibrationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ServingConfig:
+  instrumental: float = 2.0  # of a slate: weight of what contact with an item opens beside log p (`serving/slate.py`); 0 = by log p alone
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
@@ -261,6 +270,7 @@ class Config:
   loop_stage: StageConfig = StageConfig(steps=150)
   loop: LoopConfig = LoopConfig()
   calibration: CalibrationConfig = CalibrationConfig()
+  serving: ServingConfig = ServingConfig()
   mesh: MeshConfig = MeshConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -309,7 +319,9 @@ def validate(config: Config) -> Config:
   one_of('semantic_ids.method', config.semantic_ids.method, ('residual_kmeans', 'rqvae'))
   need(2 <= config.semantic_ids.levels <= 8, 'semantic_ids.levels', '2 to 8')
   need(config.semantic_ids.codes >= 2, 'semantic_ids.codes', 'at least 2')
-  need(config.semantic_ids.collaborative_dim > 0 or config.semantic_ids.text != '', 'semantic_ids.collaborative_dim', 'positive when no text embedder is set')
+  need(config.semantic_ids.category >= 0, 'semantic_ids.category', 'at least 0')
+  some = config.semantic_ids.collaborative_dim > 0 or config.semantic_ids.text != '' or config.semantic_ids.category > 0
+  need(some, 'semantic_ids.collaborative_dim', 'positive when neither text nor category is set')
   for name in ('backbone.temporal', 'reasoner.transformer'):
     room, part = name.split('.')
     t = getattr(getattr(config, room), part)
@@ -343,7 +355,9 @@ def validate(config: Config) -> Config:
   need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
   need(config.calibration.steps >= 0, 'calibration.steps', 'at least 0')
   need(config.calibration.learning_rate > 0, 'calibration.learning_rate', 'positive')
+  need(config.serving.instrumental >= 0, 'serving.instrumental', 'at least 0')
   need(config.calibration.cases >= 0, 'calibration.cases', 'at least 0')
+  need(config.loop.interventions and {*config.loop.interventions} <= {*INTERVENTIONS}, 'loop.interventions', 'some of ' + ', '.join(INTERVENTIONS))
   one_of('loop.noise', config.loop.noise, ('common', 'independent'))
   need(0 < len({*config.loop.uptake}) and {*config.loop.uptake} <= {*UPTAKE}, 'loop.uptake', 'some of ' + ', '.join(UPTAKE))
   one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))

@@ -56,11 +56,12 @@ def report(run, print_tables: bool = False) -> pathlib.Path:
   distributed.once(lambda: write_npz(listed, run.workdir / 'rankings.npz'))
   systems, differences = content.systems(c, log, occasions, rows, run.codes, rankings)
   known = dataclasses.replace(table, target=occasions.target[occasions.target_offsets[rows]])
-  hindsight = predict.hindsight(run.rolegen, run.trained['backbone'], known, run.associations, run.trie, run.mesh, 'test roles')
+  hindsight = predict.hindsight_roles(run.rolegen, known, run.aftermath)
+  effects = predict.effects(run.rolegen, run.trained, known, run.trie, run.mesh)
   planted = run.workdir / 'data' / 'planted.parquet'
   truth = content.planted_truth(table, read_parquet(planted), c.reasoner.role_events) if planted.exists() else None
-  roles, notes = content.roles(hindsight, found.roles, truth)
-  scores = {'triggers by the reasoner': found.trigger, 'removal effects in hindsight': hindsight.effect}
+  roles, notes = content.roles(hindsight, effects, found.roles, truth)
+  scores = {'pivots of the reasoner': found.pivotal, 'removal effects in hindsight': effects.intent}
   roles['deletion'] = deletion_curves(run.rolegen, run.trained['backbone'], known, scores, run.trie, run.mesh, c.evaluation)
   notes.append(content.role_gains(run.trained['reasoner']['intent']['role_gain']))
   if c.calibration.steps and len(run.validation):

@@ -103,7 +103,7 @@ class Flops:
     self.b, self.r, self.loop = config.backbone, config.reasoner, config.loop
     self.worlds, self.history = config.loop.worlds, config.backbone.context + 1  # the start slot is memory too
     self.candidates = self.worlds * config.reasoner.candidates
-    self.tree = Tree(self.layout, self.worlds, removing(self.worlds, self.loop.remove_share))
+    self.tree = Tree(self.layout, self.worlds, removing(self.worlds, self.loop.interventions))
 
   # Backbone
 
@@ -157,9 +157,10 @@ class Flops:
     one = reasoner_projections(self.r, rest) + attention(c, rest, self.layout.prompt_length)
     return one.times(c.layers * len(self.tree.removing)).only_forward()
 
-  def decode(self, length: int) -> Work:
-    """`length` tokens of one chain, one at a time, each against prompt and whole cache."""
-    c, slots = self.r.transformer, self.layout.prompt_length + length
+  def decode(self) -> Work:
+    """The tokens of one chain, one at a time, each against prompt and whole cache."""
+    c, length = self.r.transformer, self.layout.length
+    slots = self.layout.prompt_length + length
     one = (reasoner_projections(self.r, 1) + attention(c, 1, slots)).times(c.layers)
     return (one + product(1, c.width, max(self.vocab.codes, len(ROLE_NAMES)))).times(length).only_forward()
 
@@ -180,10 +181,10 @@ class Flops:
   # Phases of THE step, over a batch
 
   def phases(self, users: int | None = None) -> dict[str, Work]:
-    w, roles, tree = self.worlds, self.r.role_events, self.tree
+    w, tree = self.worlds, self.tree
     per_user = {
         'rollout prefill': self.prefill() + self.branches(),
-        'rollout decode': self.decode(roles) + self.decode(self.layout.length).times(w),
+        'rollout decode': self.decode().times(w),
         'execution': self.sequence() + self.ask(self.history + self.candidates),
         'feedback': (self.ask(self.history) + self.ask(self.history + self.r.candidates).times(w)).only_forward(),
         'reflection': self.likelihood(dataclasses.replace(tree, chains=w + 1)) + self.likelihood(tree).only_forward(),

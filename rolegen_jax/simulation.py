@@ -26,7 +26,9 @@ from rolegen_jax.serving.recommend import dormant
 from rolegen_jax.stages import Run, saved_config
 
 ARMS = ('popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen')  # as in the report; no_reasoner is the backbone alone
-KNOWN = (*ARMS, 'oracle')
+# By log p where RoleGen shows slates, and slates of the backbone alone: what either part is worth without the other.
+PARTS = ('RoleGen_by_likelihood', 'no_reasoner_slates')
+KNOWN = (*ARMS, *PARTS, 'oracle')
 TESTED = 'RoleGen'
 
 
@@ -91,7 +93,7 @@ class Test:
     run, e = self.run, self.run.config.evaluation
     self.models  # their keys are those of complete stages
     stages = run.key('loop'), run.key('ablations/no_reasoner')
-    return digest(run.artefacts, stages, run.config.calibration, e.seed, e.sasrec_steps, e.ks, e.batch, self.days, self.setting.slate)
+    return digest(run.artefacts, stages, run.config.calibration, run.config.serving, e.seed, e.sasrec_steps, e.ks, e.batch, self.days, self.setting.slate)
 
   def result(self, arms: list[str], seeds: int) -> dict:
     self.run.hold()
@@ -119,14 +121,19 @@ class Test:
 
   def policy(self, name: str) -> policies.Policy:
     run, setting, c = self.run, self.setting, self.run.config
-    online = lambda: Online(run.rolegen, self.models[name], run.trie, run.mesh, c.backbone.beam, reasoning=name == TESTED)
-    generative = lambda: policies.Generative(setting, online(), run.excitation)
+
+    def generative(model: str, instrumental: float = 0.0):
+      online = Online(run.rolegen, self.models[model], run.trie, run.mesh, c.backbone.beam, reasoning=model == TESTED)
+      return policies.Generative(setting, online, run.excitation, instrumental)
+
     return {
         'popularity': lambda: policies.Popularity(setting),
         'recency': lambda: policies.Recency(setting),
         'SASRec': lambda: policies.Sasrec(setting, sasrec.fit(*run.data, c, max(c.evaluation.ks))),
-        'no_reasoner': generative,
-        TESTED: generative,
+        'no_reasoner': lambda: generative('no_reasoner'),
+        TESTED: lambda: generative(TESTED, c.serving.instrumental),
+        PARTS[0]: lambda: generative(TESTED),
+        PARTS[1]: lambda: generative('no_reasoner', c.serving.instrumental),
         'oracle': lambda: policies.Oracle(setting, self.world),
     }[name]()
 

@@ -24,8 +24,9 @@ from rolegen_jax import config as configs
 from rolegen_jax import distributed, evaluation_stage, sharding
 from rolegen_jax.config import Config, MeshConfig, digest
 from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.aftermath import Aftermath
 from rolegen_jax.data.cases import CaseTable, inference_cases, training_cases
-from rolegen_jax.data.excitation import Excitation, estimate_excitation
+from rolegen_jax.data.excitation import Excitation
 from rolegen_jax.data.files import lock, write_json, write_npz
 from rolegen_jax.data.occasions import VALID
 from rolegen_jax.data.pipeline import Batches
@@ -37,7 +38,6 @@ from rolegen_jax.models import functional
 from rolegen_jax.progress import say
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.reasoning.roles import Associations
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.trie import build_trie
@@ -116,9 +116,13 @@ class Run:
     return self._train('backbone', 'backbone', step.warmup_loss, c.warmup, batches, dict, key)['backbone']
 
   @functools.cached_property
-  def excitation(self) -> Excitation:
+  def aftermath(self) -> Aftermath:
     log, occasions = self.data
-    return estimate_excitation(log, occasions.train_end(log), self.codes[:, 0], self.config.semantic_ids.codes, self.config.reasoner.neighbourhoods)
+    return Aftermath.of(log, occasions.train_end(log), self.codes[:, 0], self.config.semantic_ids.codes)
+
+  @functools.cached_property
+  def excitation(self) -> Excitation:
+    return Excitation.of_counts(self.aftermath, self.config.reasoner.neighbourhoods)
 
   @functools.cached_property
   def conversions(self) -> CaseTable:
@@ -136,23 +140,18 @@ class Run:
     return inference_cases(self.data[0], user, end, timestamp, r.role_events, r.candidates, self.excitation)
 
   @functools.cached_property
-  def associations(self) -> Associations:
-    return Associations.of(self.conversions, self.codes, self.config.semantic_ids.codes, self.config.reasoner.role_events)
-
-  @functools.cached_property
   def cases(self) -> CaseTable:
     """Training cases with hindsight roles."""
     bare, r = self.bare_cases, self.config.reasoner
-    self.backbone  # its key is part of this stage's
     imported = [_fingerprint(pathlib.Path(self.config.roles.annotations))] if self.config.roles.annotations else []
-    folder, done = self.begin('roles', digest(self.key('backbone'), self.config.roles, r.role_events, *imported))
+    folder, done = self.begin('roles', digest(self.artefacts, self.config.roles, r.role_events, self.config.backbone.context, *imported))
     path = folder / 'roles.npz'
     if not done:
-      found = predict.hindsight(self.rolegen, self.backbone, bare, self.associations, self.trie, self.mesh, 'hindsight roles')._asdict()
+      found = dict(roles=predict.hindsight_roles(self.rolegen, bare, self.aftermath))
       if imported:
         told = annotations.read_annotations(bare, self.config.roles.annotations)
         say(annotations.summary(told.rejected, int((told.roles >= 0).sum())))
-        found |= dict(roles=np.where(told.roles >= 0, told.roles, found['roles']))
+        found = dict(roles=np.where(told.roles >= 0, told.roles, found['roles']))
         distributed.once(lambda: write_json([[*where, why] for where, why in told.said.items()], folder / 'rationales.json'))
       distributed.once(lambda: write_npz(found, path))
       self.end(folder, f'{len(bare)} conversions labelled')

@@ -237,5 +237,6 @@ def _random_cases(config: Config, users: int, items: int) -> Cases:
   draw = lambda high, *shape: rng.integers(0, high, (users, *shape)).astype(np.int32)
   time_Bxn = np.sort(draw(86_400 * 90, n), axis=1)
   history = Trajectories(draw(items, n), 1 + draw(5, n), np.ones((users, n), np.int32), time_Bxn, np.ones((users, n), np.int32))
-  excites = Excites(draw(config.semantic_ids.codes, n, r.neighbourhoods), rng.random((users, n, r.neighbourhoods), np.float32))
+  weight, shift = rng.random((2, users, n, r.neighbourhoods), np.float32)
+  excites = Excites(draw(config.semantic_ids.codes, n, r.neighbourhoods), weight, 0.1 * shift - 0.05)
   return Cases(history, time_Bxn[:, -1] + 86_400, excites, draw(items), draw(7, r.role_events), draw(items, r.candidates))

@@ -17,7 +17,7 @@ LONGER = {}  # file -> why it is one idea all the same
 # A room imports from those before it, never from one after it. Names that are not here are entries and may import all.
 ROOMS = (
   'config', 'hardware', 'overrides', 'heartbeat', 'progress', 'distributed', 'provenance', 'compile', 'vocab', 'sharding', 'data', 'text', 'semantic_ids',
-  'models', 'pretrained', 'reasoning', 'flops', 'training', 'aot', 'evaluation', 'serving', 'word_stages', 'evaluation_stage', 'stages',
+  'models', 'pretrained', 'reasoning', 'flops', 'training', 'aot', 'serving', 'evaluation', 'word_stages', 'evaluation_stage', 'stages',
 )
 WITHOUT_JAX = ('rolegen_jax/config.py', 'rolegen_jax/hardware.py', 'rolegen_jax/overrides.py', 'rolegen_jax/progress.py', 'rolegen_jax/vocab.py', 'launch/')
 

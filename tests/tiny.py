@@ -75,9 +75,9 @@ def cases(seed: int = 0, users: int = USERS, items: int = ITEMS) -> Cases:
   roles = np.where(history.event[last] == PURCHASE, CONVERT, rng.integers(0, CONVERT, history.event[last].shape))
   target = rng.integers(0, items, users).astype(np.int32)
   path = np.concatenate([target[:, None], rng.integers(-1, items, (users, c.candidates - 1))], axis=1)
-  excites = Excites(
-      rng.integers(0, CODES, (users, WIDTH, 3)).astype(np.int32), (rng.random((users, WIDTH, 3)) * (history.item >= 0)[..., None]).astype(np.float32)
-  )
+  known = (history.item >= 0)[..., None]
+  share = lambda low, high: (rng.uniform(low, high, (users, WIDTH, 3)) * known).astype(np.float32)
+  excites = Excites(rng.integers(0, CODES, (users, WIDTH, 3)).astype(np.int32), share(0, 1), share(-0.2, 0.2))
   return Cases(
       history, np.full(users, NOW, np.int32), excites, target, np.where(history.segment[last] > 0, roles, -1).astype(np.int32), path.astype(np.int32)
   )

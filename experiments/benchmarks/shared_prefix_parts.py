@@ -64,7 +64,7 @@ SIDES = dict(shared=together, naive=apart)
 
 
 def tree_of(config: c.Config, rolegen: RoleGen) -> Tree:
-  return Tree(rolegen.layout, config.loop.worlds, removing(config.loop.worlds, config.loop.remove_share))
+  return Tree(rolegen.layout, config.loop.worlds, removing(config.loop.worlds, config.loop.interventions))
 
 
 def rollout(rolegen: RoleGen, side: str, params, cases, interventions: Interventions, trie, key):
@@ -75,7 +75,7 @@ def rollout(rolegen: RoleGen, side: str, params, cases, interventions: Intervent
     prompt = build_prompt(tree.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
     prompts = world_prompts(tree.layout, prompt, interventions)
     ready = SIDES[side](reasoner, tree, prompt, prompts, interventions)
-    tokens, log_prob, *_ = decode(reasoner, tree.layout, ready, prompts, reasoner.intent(prompts.evidence), trie, key, 1.0, tree.layout.length)
+    tokens, log_prob, _ = decode(reasoner, tree.layout, ready, prompts, reasoner.intent(prompts.evidence), trie, key, 1.0)
     return constrain_rows((tokens.reshape(*shape, -1), log_prob.reshape(*shape, -1)))
 
 
@@ -89,10 +89,11 @@ def taught(rolegen: RoleGen, params, cases, interventions: Interventions, trie, 
 
 
 def interventions_of(rolegen: RoleGen, cases, trie, key) -> Interventions:
-  """One in every world but the first, at pivots of a random guess of the roles."""
+  """One in every world but the first, at pivots drawn by chance."""
   prompt = build_prompt(rolegen.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
   loop = rolegen.config.loop
-  return choose_interventions(prompt, jax.random.normal(key, prompt.role_allowed.shape), loop.worlds, loop.remove_share, key)
+  moved, intent = (jax.random.uniform(key, shape) for shape in (prompt.role_allowed.shape[:2], (len(cases.target), rolegen.vocab.codes)))
+  return choose_interventions(prompt, moved, intent, loop.worlds, loop.interventions, key)
 
 
 def cache_bytes(rolegen: RoleGen) -> dict[str, int]:

@@ -24,6 +24,7 @@ class Excites(NamedTuple):
 
   code: Array  # int32 [B, n, R], neighbourhoods (coarse codes)
   weight: Array  # fp32 [B, n, R], share above the base rate; 0 = nothing
+  shift: Array  # fp32 [B, n, R], share after the event less share before it
 
 
 class Cases(NamedTuple):

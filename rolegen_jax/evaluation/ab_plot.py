@@ -8,7 +8,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-COLOURS = {'RoleGen': '#0072B2', 'no_reasoner': '#56B4E9', 'SASRec': '#009E73', 'recency': '#E69F00', 'popularity': '#8A8A8A', 'oracle': '#4A4A4A'}
+COLOURS = {
+    'RoleGen': '#0072B2', 'no_reasoner': '#56B4E9', 'SASRec': '#009E73', 'recency': '#E69F00', 'popularity': '#8A8A8A', 'oracle': '#4A4A4A',
+    'RoleGen_by_likelihood': '#D55E00', 'no_reasoner_slates': '#CC79A7',
+}
 
 
 def draw(found: dict, path: str | os.PathLike) -> None:

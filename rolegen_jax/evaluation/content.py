@@ -17,7 +17,7 @@ from rolegen_jax.data.cases import CaseTable
 from rolegen_jax.evaluation import agreement, diversity
 from rolegen_jax.evaluation.metrics import Pairs, compare, evaluate
 from rolegen_jax.provenance import machine
-from rolegen_jax.reasoning.predict import Hindsight, Predictions
+from rolegen_jax.reasoning.predict import Effects, Predictions
 
 SHOWN = 4  # trajectories drawn
 
@@ -80,21 +80,23 @@ def planted_truth(table: CaseTable, planted: pl.DataFrame, role_events: int) -> 
   return role, effect
 
 
-def roles(hindsight: Hindsight, predicted: np.ndarray, truth: tuple[np.ndarray, np.ndarray] | None) -> tuple[dict, list[str]]:
+def roles(hindsight: np.ndarray, effects: Effects, predicted: np.ndarray, truth: tuple[np.ndarray, np.ndarray] | None) -> tuple[dict, list[str]]:
   """(the report's section, notes): shares of roles in hindsight and as predicted; against the planted truth where there is one."""
   share = lambda r: {name: float((r[r >= 0] == i).mean()) for i, name in enumerate(ROLE_NAMES)}
-  section = dict(shares=dict(hindsight=share(hindsight.roles), predicted=share(predicted)))
+  section = dict(shares=dict(hindsight=share(hindsight), predicted=share(predicted)))
   if truth is None:
     return section, []
   role, effect = (t.ravel() for t in truth)
-  section['agreement'] = agreement.role_agreement(role, hindsight.roles.ravel())
+  section['agreement'] = agreement.role_agreement(role, hindsight.ravel())
   known = np.isfinite(effect)
-  section['effects'] = agreement.effect_agreement(hindsight.effect.ravel()[known], effect[known])
+  section['effects'] = agreement.effect_agreement(effects.intent.ravel()[known], effect[known])
+  backbone = agreement.effect_agreement(effects.backbone.ravel()[known], effect[known])['spearman']
   foresight = agreement.role_agreement(role, predicted.ravel())
   section['foresight'] = foresight
   note = (
       f'Roles against the planted ones: macro-F1 {section["agreement"]["macro_f1"]:.3f} in hindsight (the conversion known), '
-      f'{foresight["macro_f1"]:.3f} as predicted by the reasoner from the history alone.'
+      f'{foresight["macro_f1"]:.3f} as predicted by the reasoner from the history alone. Removal effects against the true ones: Spearman '
+      f'{section["effects"]["spearman"]:.3f} by the equation of intent, {backbone:.3f} by the backbone alone.'
   )
   return section, [note]
 
@@ -129,9 +131,9 @@ def trajectories(log, occasions, rows: np.ndarray, table: CaseTable, found: Pred
     ]
     chains = []
     for w in range(found.candidates.shape[1]):
-      forced, removed = found.forced_role[i, w], found.removed[i, w]
+      forced, removed, intent = found.forced_role[i, w], found.removed[i, w], found.forced_intent[i, w]
       at = int(np.argmax((forced >= 0) | removed)) if ((forced >= 0) | removed).any() else -1
-      change = '' if at < 0 else 'removed' if removed[at] else f'do({ROLE_NAMES[forced[at]]})'
+      change = (f'do(intent {intent})' if intent >= 0 else '') if at < 0 else 'removed' if removed[at] else f'do({ROLE_NAMES[forced[at]]})'
       name = 'factual' if w == 0 else f'world {w}'
       chains.append(dict(name=name, event=at - shift if at >= 0 else -1, change=change, candidates=[label(c) for c in found.candidates[i, w]]))
     drawn.append(dict(

@@ -21,6 +21,7 @@ from rolegen_jax.evaluation import floors
 from rolegen_jax.evaluation.metrics import ranges
 from rolegen_jax.evaluation.sasrec import Fit
 from rolegen_jax.reasoning.predict import Online
+from rolegen_jax.serving.slate import slates
 
 
 class Happened(NamedTuple):
@@ -147,11 +148,11 @@ class Sasrec(_Windows):
 
 
 class Generative(_Windows):
-  """RoleGen, or its backbone alone: `online` decides."""
+  """RoleGen, or its backbone alone: `online` decides. `instrumental` as `slates` has it."""
 
-  def __init__(self, setting: Setting, online: Online, excitation: Excitation):
+  def __init__(self, setting: Setting, online: Online, excitation: Excitation, instrumental: float = 0.0):
     super().__init__(setting, online.size)
-    self._online, self._excitation = online, excitation
+    self._online, self._excitation, self._instrumental = online, excitation, instrumental
 
   def _ask(self, rows, now: int, number: int):
     window, reasoner = self._window(rows), self.setting.config.reasoner
@@ -159,7 +160,9 @@ class Generative(_Windows):
     excites = self._excitation.of(self.setting.users[rows], window.item)
     time = np.full(len(rows), now, np.int32)
     cases = Cases(window, time, excites, unknown(), unknown(reasoner.role_events), unknown(reasoner.candidates))
-    return self._online(cases, (self._seed, now, number))
+    ranked = self._online(cases, (self._seed, now, number))
+    item, score = np.asarray(ranked.item), np.asarray(ranked.score)
+    return np.take_along_axis(item, slates(item, score, self._excitation.opens, self._instrumental), axis=1)
 
 
 class Oracle:

@@ -1,12 +1,15 @@
 """How intent evolves: the structural equation from a trajectory to the neighbourhoods that the user is drawn to.
 
-Every event excites the neighbourhoods that contact with its item leads to (`data/excitation.py`), fading with age:
+Every event excites the neighbourhoods that contact with its item leads to, and damps those that it draws interest from
+(`data/excitation.py`); a purchase satisfies its own neighbourhood. All fades with age:
 
-  lambda_k = base_k + sum_i gain(role_i) gain(event_i) fade(age_i) weight_ik        log p(k) = log_softmax(focus * log lambda_k)
+  excited_k = base_k + sum_i gain(role_i) gain(event_i) fade(age_i) (weight_ik + opens * max(shift_ik, 0))
+  damped_k = sum_i fade'(age_i) (satisfies [event_i = purchase, own_i = k] - draws * min(shift_ik, 0))
+  log p(k) = log_softmax(focus * (log excited_k - damped_k))
 
-fade is a mixture of exponentials. Roles enter as interventions: do(remove event i) takes its term out, do(role_i = r) scales it by
-that role's gain, and an event left alone has gain 1. So what an intervention does to intent follows from the equation, and is not
-left to what a language model makes of a changed token.
+fade is a mixture of exponentials. Interventions enter here: do(remove event i) takes its terms out, do(role_i = r) scales what it excites by
+that role's gain (an event left alone has gain 1), do(intent = k) lets k and the likeliest neighbourhood change places. So what an intervention does to intent follows from the equation, and is
+not left to what a language model makes of a changed token.
 
 Shapes: N sequences, n events, R neighbourhoods per event, K neighbourhoods.
 """
@@ -17,14 +20,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 
+PURCHASE = EVENT_NAMES.index('purchase')
 FADE_DAYS = (0.5, 2.0, 7.0, 30.0)
 # Where training starts, as logs; the first by event code. A purchase ends a need, so it excites less than a view.
 EVENT_GAIN = dict(impression=-1.0, view=0.0, fav=0.5, cart=0.7, remove=-0.5, purchase=-1.0)
 ROLE_GAIN = dict(TRIGGER=0.7, ANCHOR=0.7, COMPARE=0.0, REINFORCE=0.0, COMPLEMENT=0.0, EXPLORE=-0.7, DISTRACT=-2.0, CONVERT=0.0)
+OPENS, DRAWS, SATISFIES = 0.25, 3.0, 1.2  # where training starts: shares are small numbers
 BASE = 0.3  # excitation of a user without any event, over all neighbourhoods
 FOCUS = 1.3
 
@@ -34,10 +40,13 @@ class Evidence(NamedTuple):
 
   code: jax.Array  # int32 [N, n, R]
   weight: jax.Array  # fp32 [N, n, R]
+  shift: jax.Array  # fp32 [N, n, R]
   age: jax.Array  # int32 [N, n], seconds before the occasion
   event: jax.Array  # int32 [N, n]
   present: jax.Array  # bool [N, n]; padding and removed events are not
+  own: jax.Array  # int32 [N, n], the item's neighbourhood
   role: jax.Array  # int32 [N, n], do(role); -1 = left alone
+  intent: jax.Array  # int32 [N], do(intent); -1 = left alone
 
 
 class Intent(nnx.Module):
@@ -49,17 +58,35 @@ class Intent(nnx.Module):
     self.event_gain = vector([EVENT_GAIN[name] for name in EVENT_NAMES])
     self.role_gain = vector([ROLE_GAIN[name] for name in ROLE_NAMES])
     self.focus = vector([FOCUS])
+    self.damp_fade = vector([0.0] * len(FADE_DAYS))
+    self.strength = vector(np.log([OPENS, DRAWS, SATISFIES]))  # logs of opens, draws, satisfies
 
   def __call__(self, e: Evidence, only_roles: bool = False) -> jax.Array:
     """log p(neighbourhood) fp32 [N, K]. `only_roles` (static): gradients reach the gains of roles alone."""
     hold = jax.lax.stop_gradient if only_roles else lambda x: x
-    base, fade, event_gain, focus = (hold(p[...]) for p in (self.base, self.fade, self.event_gain, self.focus))
-    days = e.age[..., None].astype(jnp.float32) / (86_400.0 * jnp.array(FADE_DAYS))
-    strength = jnp.exp(-days) @ jax.nn.softmax(fade) * jnp.exp(jnp.take(event_gain, e.event))
+    base, fade, event_gain, focus, damp_fade, strength = (
+        hold(p[...]) for p in (self.base, self.fade, self.event_gain, self.focus, self.damp_fade, self.strength)
+    )
+    opens, draws, satisfies = jnp.exp(strength)
+    faded = jnp.exp(-e.age[..., None].astype(jnp.float32) / (86_400.0 * jnp.array(FADE_DAYS)))
     gain = jnp.where(e.role >= 0, jnp.exp(jnp.take(self.role_gain[...], jnp.maximum(e.role, 0))), 1.0)
-    terms = jnp.where(e.present, strength * gain, 0.0)[..., None] * e.weight
-    n = terms.shape[0]
-    start = BASE / base.shape[0] * jnp.exp(base)
-    add = jax.vmap(lambda code, term: start.at[code].add(term))
-    excited = add(e.code.reshape(n, -1), terms.reshape(n, -1))
-    return jax.nn.log_softmax(focus * jnp.log(excited), axis=-1)
+    excites = jnp.where(e.present, faded @ jax.nn.softmax(fade) * jnp.exp(jnp.take(event_gain, e.event)) * gain, 0.0)
+    damps = jnp.where(e.present, faded @ jax.nn.softmax(damp_fade), 0.0)
+    n, flat = e.age.shape[0], lambda x: x.reshape(n, -1)
+    add = jax.vmap(lambda to, code, term: to.at[code].add(term))
+    start = jnp.broadcast_to(BASE / base.shape[0] * jnp.exp(base), (n, *base.shape))
+    excited = add(start, flat(e.code), flat(excites[..., None] * (e.weight + opens * jnp.maximum(e.shift, 0.0))))
+    damped = add(jnp.zeros_like(start), flat(e.code), flat(damps[..., None] * -draws * jnp.minimum(e.shift, 0.0)))
+    damped = add(damped, e.own, jnp.where(e.event == PURCHASE, damps * satisfies, 0.0))
+    log_probs = jax.nn.log_softmax(focus * (jnp.log(excited) - damped), axis=-1)
+    first = jnp.argmax(log_probs, axis=-1)
+    wanted = jnp.where(e.intent >= 0, e.intent, first)
+    trade = jax.vmap(lambda x, a, b: x.at[a].set(x[b]).at[b].set(x[a]))
+    return trade(log_probs, first, wanted)
+
+
+def without_each(equation: Intent, evidence: Evidence, last: int) -> jax.Array:
+  """fp32 [1 + M, N, K]: log p(neighbourhood) as it stands, then without each of the last M = `last` events."""
+  n = evidence.present.shape[1]
+  left = lambda position: equation(evidence._replace(present=evidence.present & (jnp.arange(n) != position)))
+  return jax.vmap(left)(jnp.concatenate([jnp.array([-1]), jnp.arange(n - last, n)]))

@@ -74,9 +74,9 @@ class Layout:
     return (self.level < 0) & ~self.is_role
 
   @functools.cached_property
-  def opens_intent(self) -> np.ndarray:
-    """First codes of the intents: the positions that the structural equation speaks to."""
-    return np.isin(np.arange(self.length), self.intent_slots[:, 0])
+  def hears_intent(self) -> np.ndarray:
+    """First codes of intents and items: the positions that the structural equation speaks to."""
+    return np.isin(np.arange(self.length), [*self.intent_slots[:, 0], *self.path_slots[:, 0]])
 
   @functools.cached_property
   def intent_slots(self) -> np.ndarray:
@@ -102,7 +102,7 @@ class Prompt(NamedTuple):
   tokens: jax.Array  # int32 [N, prompt_length]
   valid: jax.Array  # bool [N, prompt_length]; padding and removed events are not
   role_allowed: jax.Array  # bool [N, M, roles]; nothing allowed = the slot has no event
-  evidence: Evidence  # [N, n], of the whole history: the intent tokens start from what it says
+  evidence: Evidence  # [N, n], of the whole history: intents and items start from what it says
 
 
 def build_prompt(layout: Layout, history: Trajectories, excites: Excites, now_B: jax.Array, codes_IxL) -> Prompt:
@@ -123,7 +123,8 @@ def build_prompt(layout: Layout, history: Trajectories, excites: Excites, now_B:
   allowed = (event[:, last:, None] == PURCHASE) == is_convert
   present = history.segment > 0
   age = jnp.where(present, now_B[:, None] - history.timestamp, 0)
-  evidence = Evidence(*excites, age, history.event, present, jnp.full_like(history.event, -1))
+  own = jnp.take(codes_IxL, jnp.maximum(history.item, 0), axis=0)[..., 0]
+  evidence = Evidence(*excites, age, history.event, present, own, jnp.full_like(history.event, -1), jnp.full_like(now_B, -1))
   return Prompt(tokens.astype(jnp.int32), valid, allowed & real[:, last:, None], evidence)
 
 

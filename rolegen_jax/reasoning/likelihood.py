@@ -65,7 +65,8 @@ def likelihood(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT, trie:
   role_log_prob = constrained_log_softmax(reasoner.logits(hidden[:, :m], start, size), prompt.role_allowed, temperature)
   found = [choose(role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1))]
   mark = (jnp.zeros((tokens_NxT.shape[0], 1)),) * 2
-  for slots, evidence in ((layout.intent_slots, reasoner.intent(prompt.evidence)[:, None]), (layout.path_slots, 0.0)):
+  evidence = reasoner.intent(prompt.evidence)[:, None]
+  for slots in (layout.intent_slots, layout.path_slots):
     node, levels = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32), []
     for level in range(slots.shape[1]):
       start, size = v.blocks[f'sid{level}']

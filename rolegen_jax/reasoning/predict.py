@@ -12,11 +12,14 @@ from jax.sharding import Mesh
 
 from rolegen_jax import sharding
 from rolegen_jax.compile import jit, together
+from rolegen_jax.data.aftermath import Aftermath
 from rolegen_jax.data.cases import CaseTable
 from rolegen_jax.data.rows import Cases
 from rolegen_jax.progress import progress
+from rolegen_jax.models.decode import Ranking
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.reasoning.roles import Associations, label_roles, removal_effects
+from rolegen_jax.reasoning.frcot import build_prompt
+from rolegen_jax.reasoning.roles import intent_effects, label_roles, removal_effects
 from rolegen_jax.semantic_ids.trie import Trie
 
 
@@ -29,13 +32,15 @@ class Predictions(NamedTuple):
   candidates: np.ndarray | None  # int32 [N, W, P]
   forced_role: np.ndarray | None  # int32 [N, W, M], do(role); -1 = none
   removed: np.ndarray | None  # bool [N, W, M], do(remove)
-  trigger: np.ndarray | None  # fp32 [N, M], log-probability that the event is a TRIGGER
+  forced_intent: np.ndarray | None  # int32 [N, W], do(first code of the first intent); -1 = none
+  pivotal: np.ndarray | None  # fp32 [N, M], how much of the intent each event moves
 
 
-class Hindsight(NamedTuple):
-  roles: np.ndarray  # int32 [N, M]
-  effect: np.ndarray  # fp32 [N, M], nats
-  log_prob: np.ndarray  # fp32 [N], log p(y | h)
+class Effects(NamedTuple):
+  """What the last M events of N cases did for their conversions, nats."""
+
+  intent: np.ndarray  # fp32 [N, M], by the structural equation: on the log-probability of the target's neighbourhood
+  backbone: np.ndarray  # fp32 [N, M], by the backbone alone: on the target's
 
 
 def predict(
@@ -50,7 +55,7 @@ def predict(
     if found.rollout is None:
       return found.ranking.item, found.ranking.score
     r = found.rollout
-    return found.ranking.item, found.ranking.score, r.roles[:, 0], r.candidates, r.interventions.role, r.interventions.removed, r.trigger
+    return found.ranking.item, found.ranking.score, r.roles[:, 0], r.candidates, *r.interventions, r.pivotal
 
   columns = over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label, np.bool_(intervene))
   return Predictions(*columns, *(None,) * (len(Predictions._fields) - len(columns)))
@@ -62,14 +67,14 @@ class Online:
   def __init__(self, rolegen: RoleGen, params, trie: Trie, mesh: Mesh, beams: int, reasoning: bool = True):
     def batch(params, trie, cases, place):
       key = functools.reduce(jax.random.fold_in, place, jax.random.key(rolegen.config.evaluation.seed))
-      return rolegen.recommend(params, cases, trie, key, beams, reasoning).ranking.item
+      return rolegen.recommend(params, cases, trie, key, beams, reasoning).ranking
 
     self.size, self._mesh = rolegen.config.evaluation.batch, mesh
     self._fixed = params, jax.device_put(trie, sharding.sharding(mesh))
     self._jitted, self._compiled = jit(batch, out_shardings=sharding.sharding(mesh)), None
 
-  def __call__(self, cases: Cases, place: tuple[int, ...]) -> jax.Array:
-    """int32 [size, beams] items, best first, on the device. `place` says which noise: as many numbers each time."""
+  def __call__(self, cases: Cases, place: tuple[int, ...]) -> Ranking:
+    """[size, beams], best first, on the device. `place` says which noise: as many numbers each time."""
     put = lambda x: sharding.global_batch(self._mesh, np.asarray(x), np.arange(self.size), self.size)
     with jax.set_mesh(self._mesh):
       given = (*self._fixed, jax.tree.map(put, cases), np.array(place, np.uint32))
@@ -77,21 +82,27 @@ class Online:
       return self._compiled(*given)
 
 
-def hindsight(rolegen: RoleGen, backbone_params, table: CaseTable, found: Associations, trie: Trie, mesh: Mesh, label: str = 'roles') -> Hindsight:
-  """Removal effects and roles of every case whose target is known."""
-  config = rolegen.config
-
-  def batch(params, trie, number, cases):
-    del number
-    return removal_effects(rolegen.bind('backbone', params), cases, trie.item_codes, config.reasoner.role_events)
-
-  effect, log_prob = over(rolegen, batch, (backbone_params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label)
-  roles = []
+def hindsight_roles(rolegen: RoleGen, table: CaseTable, found: Aftermath) -> np.ndarray:
+  """Roles int32 [N, M] of every case whose target is known."""
+  config, roles = rolegen.config, []
   for start in range(0, len(table), 1024):  # in parts, for memory
     part = np.arange(start, min(start + 1024, len(table)))
     history = table.rows(part, config.backbone.context).history
-    roles.append(label_roles(history, table.target[part], effect[part], found, config.roles))
-  return Hindsight(np.concatenate(roles), effect, log_prob)
+    roles.append(label_roles(history, table.target[part], config.reasoner.role_events, found, config.roles))
+  return np.concatenate(roles)
+
+
+def effects(rolegen: RoleGen, params, table: CaseTable, trie: Trie, mesh: Mesh, label: str = 'effects') -> Effects:
+  """Of every case; targets are known."""
+  last = rolegen.config.reasoner.role_events
+
+  def batch(params, trie, number, cases):
+    del number
+    prompt = build_prompt(rolegen.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
+    by_intent = intent_effects(rolegen.bind('reasoner', params['reasoner']).intent, prompt.evidence, cases.target, trie.item_codes, last)
+    return by_intent, removal_effects(rolegen.bind('backbone', params['backbone']), cases, trie.item_codes, last)
+
+  return Effects(*over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label))
 
 
 def over(rolegen: RoleGen, function: Callable, fixed: tuple, table, mesh: Mesh, label: str, *extra) -> list[np.ndarray]:

@@ -69,17 +69,16 @@ class RoleGen:
     with jax.named_scope('rollout'), layout(self.decoding):
       reasoner = self.gathered('reasoner', reasoner_params)
       prompt = build_prompt(self.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
-      rollout = reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.remove_share, intervene, noise, loop.noise == 'common')
+      rollout = reason(reasoner, self.layout, prompt, trie, key, loop.worlds, loop.interventions, intervene, noise, loop.noise == 'common')
     return constrain_rows(rollout)
 
   def add_reasoning(self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B, trie: Trie) -> Memory:
-    """Memory with the factual roles, the candidates of all worlds and their mean intent, as far as `loop.uptake` has them; rows where
-    `keep` is False get nothing."""
+    """Memory with the factual roles and intent and the candidates of all worlds, as far as `loop.uptake` has them; rows where `keep` is
+    False get nothing."""
     b, w, p = rollout.candidates.shape
     worlds = jnp.broadcast_to(jnp.repeat(jnp.arange(w), p), (b, w * p))
-    intent = jax.nn.logsumexp(rollout.intent, axis=1) - jnp.log(1.0 * w)
     flat = lambda x: x.reshape(b, w * p)
-    return self._add(backbone, memory, rollout.roles[:, 0], flat(rollout.candidates), worlds, flat(rollout.candidate_log_prob), intent, keep_B, trie)
+    return self._add(backbone, memory, rollout.roles[:, 0], flat(rollout.candidates), worlds, flat(rollout.candidate_log_prob), rollout.intent[:, 0], keep_B, trie)
 
   def add_world(self, backbone: Backbone, memory: Memory, rollout: Rollout, world, trie: Trie) -> Memory:
     """Memory with what one world alone says (index may be traced)."""

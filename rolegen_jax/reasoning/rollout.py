@@ -21,10 +21,12 @@ import numpy as np
 
 from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.models.attention import Seen, causal, per_chain
+from rolegen_jax.models.backbone import NEVER
+from rolegen_jax.models.intent import without_each
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
 from rolegen_jax.reasoning.likelihood import constrained_log_softmax
-from rolegen_jax.reasoning.worlds import TRIGGER, Interventions, Tree, choose_interventions, no_interventions, removing, world_prompts
+from rolegen_jax.reasoning.worlds import Interventions, Tree, choose_interventions, no_interventions, pivotal, removing, world_prompts
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, leaf
 from rolegen_jax.sharding import constrain, constrain_rows
 
@@ -38,7 +40,7 @@ class Rollout(NamedTuple):
   candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes as sampled
   intent: jax.Array  # fp32 [B, W, K], log-probabilities of neighbourhoods by the structural equation
   interventions: Interventions
-  trigger: jax.Array | None = None  # fp32 [B, M], log-probability of TRIGGER by which pivots are chosen
+  pivotal: jax.Array | None = None  # fp32 [B, M], how much of the intent each event moves; by this pivots are chosen
 
 
 class Read(NamedTuple):
@@ -84,19 +86,20 @@ def in_worlds(reasoner: Reasoner, tree: Tree, factual: Read, prompt: Prompt, pro
   return Read(worlds(factual.hidden, hidden[:, -1], 1), factual.shared, rest, (factual.sees[0], worlds(factual.sees[1], valid[:, :, p:], 1)))
 
 
-def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, trie: Trie, key, noise: float, length: int, common: bool = True):
-  """Samples the first `length` positions of N = B * W completions; interventions are those of the prompts.
+def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, trie: Trie, key, noise: float, common: bool = True):
+  """Samples N = B * W completions; interventions are those of the prompts.
 
-  Returns tokens [N, length], their log-probs, the SID trie node reached at each position, and role log-probs [N, length, roles].
+  Returns tokens [N, T], their log-probs, and the SID trie node reached at each position.
   """
   v, (b, worlds, rest) = layout.vocab, ready.sees[1].shape
-  n, roles, width = b * worlds, len(ROLE_NAMES), max(layout.vocab.codes, len(ROLE_NAMES))
+  n, length, roles, width = b * worlds, layout.length, len(ROLE_NAMES), max(layout.vocab.codes, len(ROLE_NAMES))
   cache = tuple(constrain(jnp.pad(c, ((0, 0),) * 3 + ((0, length), (0, 0), (0, 0))), None, 'batch', None, None, 'kv_heads', None) for c in ready.rest)
   seen, slots = jnp.pad(ready.sees[1], ((0, 0), (0, 0), (0, length)), constant_values=True), jnp.arange(rest + length)
   m = layout.config.role_events
-  pad_roles = ((0, 0), (0, max(length - m, 0)), (0, 0))
-  role_allowed = jnp.pad(prompt.role_allowed, pad_roles)[:, :length]
-  forced = jnp.pad(prompt.evidence.role[:, -m:], pad_roles[:2], constant_values=-1)[:, :length]
+  after_roles = ((0, 0), (0, length - m), (0, 0))
+  role_allowed = jnp.pad(prompt.role_allowed, after_roles)
+  forced = jnp.pad(prompt.evidence.role[:, -m:], after_roles[:2], constant_values=-1)
+  forced = forced.at[:, layout.intent_slots[0, 0]].set(prompt.evidence.intent)
   evidence = jnp.pad(intent_NxK, ((0, 0), (0, width - v.codes)))
 
   def allowed_at(level, role_allowed_NxR, node):
@@ -112,10 +115,10 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
 
   def position(carry, xs):
     hidden, cache, node = carry
-    t, start, level, is_mark, opens_intent, role_allowed_NxR, forced_N = xs
+    t, start, level, is_mark, hears_intent, role_allowed_NxR, forced_N = xs
     node = jnp.where(level <= 0, 0, node)
     allowed, child = allowed_at(level, role_allowed_NxR, node)
-    logits = reasoner.logits(hidden.reshape(n, -1), start, width) + jnp.where(opens_intent, evidence, 0.0)
+    logits = reasoner.logits(hidden.reshape(n, -1), start, width) + jnp.where(hears_intent, evidence, 0.0)
     log_probs = constrained_log_softmax(logits, allowed, layout.config.temperature)
     gumbel = jax.random.gumbel(jax.random.fold_in(key, t), (b if common else n, width))
     choice = jnp.argmax(log_probs + noise * per_chain(gumbel, worlds if common else 1), axis=-1).astype(jnp.int32)
@@ -127,10 +130,10 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
     slot, place = rest + t, layout.prompt_length + t
     sees = ready.sees[0], seen & (slots <= slot)
     hidden, cache = reasoner.step(constrain_rows(token.reshape(b, worlds)), place, ready.shared, cache, slot, sees)
-    return (hidden, cache, node), (token, log_prob, node, log_probs[:, :roles])
+    return (hidden, cache, node), (token, log_prob, node)
 
   time_major = lambda x: jnp.moveaxis(x, 1, 0)
-  static = (jnp.asarray(a[:length]) for a in (layout.start, layout.level, layout.is_mark, layout.opens_intent))
+  static = (jnp.asarray(a) for a in (layout.start, layout.level, layout.is_mark, layout.hears_intent))
   xs = (jnp.arange(length), *static, time_major(role_allowed), time_major(forced))
   _, outputs = jax.lax.scan(position, (ready.hidden, cache, jnp.zeros((n,), jnp.int32)), xs)
   return tuple(time_major(o) for o in outputs)
@@ -146,9 +149,10 @@ def rollout_worlds(
   prompts = world_prompts(layout, prompt, interventions)
   intent = reasoner.intent(prompts.evidence)
   ready = in_worlds(reasoner, tree, factual, prompt, prompts, interventions.removed.any(-1))
-  tokens, log_prob, node, _ = decode(reasoner, layout, ready, prompts, intent, trie, key, noise, layout.length, common)
+  tokens, log_prob, node = decode(reasoner, layout, ready, prompts, intent, trie, key, noise, common)
   has_event = prompts.role_allowed.any(-1)
   free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (prompts.evidence.role[:, -m:] < 0))
+  free = free.at[:, layout.intent_slots[0, 0]].set(prompts.evidence.intent < 0)
   roles = jnp.where(has_event, tokens[:, :m] - layout.vocab.blocks['role'][0], -1)
   candidates = leaf(trie, at_slots(node, layout.path_slots[:, -1]))
   candidate_log_prob = at_slots(log_prob, layout.path_slots.ravel()).reshape(b * w, *layout.path_slots.shape).sum(-1)
@@ -157,15 +161,17 @@ def rollout_worlds(
 
 
 def reason(
-    reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, remove_share: float, intervene, noise: float = 1.0, common: bool = True,
+    reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, done: tuple[str, ...], intervene, noise: float = 1.0, common: bool = True,
 ) -> Rollout:
-  """Factual roles first, to find the pivots; then all worlds at once. `intervene` (bool, may be traced) False: worlds repeat the factual one."""
+  """Pivots by the structural equation; then all worlds at once. `done`: kinds of interventions. `intervene` (bool, may be traced) False: worlds repeat the factual one."""
   pivot_key, noise_key = jax.random.split(key)
   b, m = prompt.role_allowed.shape[:2]
-  tree = Tree(layout, worlds, removing(worlds, remove_share))
+  tree = Tree(layout, worlds, removing(worlds, done))
   factual = read(reasoner, tree, prompt)
-  *_, role_log_prob = decode(reasoner, layout, factual, prompt, jnp.zeros((b, layout.vocab.codes)), trie, noise_key, noise, m)
-  chosen = choose_interventions(prompt, role_log_prob, worlds, remove_share, pivot_key)
+  exists, _ = children_mask(trie, 0, jnp.zeros((b,), jnp.int32))
+  intents = without_each(reasoner.intent, prompt.evidence, m)
+  moved = pivotal(intents)
+  chosen = choose_interventions(prompt, moved, jnp.where(exists, intents[0], NEVER), worlds, done, pivot_key)
   interventions = jax.tree.map(lambda a, z: jnp.where(intervene, a, z), chosen, no_interventions(b, worlds, m))
   rollout = rollout_worlds(reasoner, tree, prompt, factual, interventions, trie, noise_key, noise, common)
-  return rollout._replace(trigger=role_log_prob[..., TRIGGER])
+  return rollout._replace(pivotal=moved)

@@ -2,8 +2,8 @@
 
 A removed event is visible to nobody: its own positions are masked, and since every later position would have attended to it, all
 later hidden states differ from the second layer on. So a world that removes an event shares with the factual one exactly what comes
-before the last M events, the only ones that are ever removed. A world that changes a role changes nothing of the prompt, and
-shares all of it. Both are exact, and `Tree` lays them out.
+before the last M events, the only ones that are ever removed. A world that changes a role or an intent changes nothing of the prompt,
+and shares all of it. Both are exact, and `Tree` lays them out.
 
 Shapes: B users, W worlds or n chains, N = B * n, M role events, R prompt length, C context slots, T completion length.
 """
@@ -31,35 +31,52 @@ class Interventions(NamedTuple):
 
   role: jax.Array  # int32 [B, W, M], do(role_m = this); -1 = none
   removed: jax.Array  # bool [B, W, M], do(remove the m-th of the last M events)
+  intent: jax.Array  # int32 [B, W], do(first code of the first intent = this); -1 = none
 
 
-def removing(worlds: int, remove_share: float) -> tuple[int, ...]:
-  """Worlds that remove their pivot: the last round(remove_share * (W - 1)). The others give it another role; world 0 is factual."""
-  return tuple(range(worlds - round(remove_share * (worlds - 1)), worlds))
+def kinds(worlds: int, interventions: tuple[str, ...]) -> list[str]:
+  """What is done in worlds 1 .. W - 1: `interventions` by turns, those that remove last."""
+  return sorted((interventions[w % len(interventions)] for w in range(worlds - 1)), key='remove'.__eq__)
 
 
-def choose_interventions(prompt: Prompt, role_log_prob_BxMxR, worlds: int, remove_share: float, key) -> Interventions:
-  """Pivots are the events most probably TRIGGERs, one per counterfactual world (again from the top when there are too few).
+def removing(worlds: int, interventions: tuple[str, ...]) -> tuple[int, ...]:
+  """Worlds that remove an event."""
+  return tuple(w for w, kind in enumerate(kinds(worlds, interventions), 1) if kind == 'remove')
 
-  Worlds of `removing` remove their pivot, the others give it another role, uniformly drawn.
+
+def pivotal(log_probs_MxBxK) -> jax.Array:
+  """fp32 [B, M]: how much of the intent moves when an event is removed (total variation), of `intent.without_each`. No conversion is asked."""
+  p = jnp.exp(log_probs_MxBxK)
+  return 0.5 * jnp.abs(p[1:] - p[:1]).sum(-1).T
+
+
+def choose_interventions(prompt: Prompt, pivotal_BxM, intent_BxK, worlds: int, interventions: tuple[str, ...], key) -> Interventions:
+  """Pivots are the most pivotal events that are no purchases, one for each world that removes its pivot or gives it a role, uniformly
+  drawn (again from the top when there are too few). The other worlds set out from the intents that are likeliest after the first.
+
+  `intent_BxK`: log-probabilities of the factual world; NEVER where no item is.
   """
-  b, m, roles = role_log_prob_BxMxR.shape
+  done = np.array(kinds(worlds, interventions))
+  b, m = pivotal_BxM.shape
   eligible = prompt.role_allowed[..., TRIGGER]
-  order = jnp.argsort(-jnp.where(eligible, role_log_prob_BxMxR[..., TRIGGER], 2 * NEVER), axis=1)
+  order = jnp.argsort(-jnp.where(eligible, pivotal_BxM, -1.0), axis=1)
   some = jnp.maximum(eligible.sum(1, keepdims=True), 1)
-  pivot = jnp.take_along_axis(order, jnp.arange(worlds - 1)[None] % some, axis=1)
+  turn = lambda on: np.cumsum(on) - on  # which of its sort a world is
+  pivot = jnp.take_along_axis(order, turn(done != 'intent')[None] % some, axis=1)
   at_pivot = (jnp.arange(m) == pivot[..., None]) & eligible.any(1)[:, None, None]
-  removes = np.isin(np.arange(1, worlds), removing(worlds, remove_share))
-  factual = jnp.argmax(jnp.take_along_axis(role_log_prob_BxMxR, pivot[..., None], axis=1), axis=-1)
-  other = jax.random.randint(key, factual.shape, 1, roles - 1)  # CONVERT, the last role, is never forced
-  new_role = (factual + other) % (roles - 1)
-  role = jnp.where(at_pivot & ~removes[:, None], new_role[..., None], -1)
-  none = lambda x, fill: jnp.pad(x, ((0, 0), (1, 0), (0, 0)), constant_values=fill)
-  return Interventions(none(role.astype(jnp.int32), -1), none(at_pivot & removes[:, None], False))
+  new_role = jax.random.randint(key, pivot.shape, 0, len(ROLE_NAMES) - 1)  # CONVERT, the last role, is never forced
+  role = jnp.where(at_pivot & (done == 'role')[:, None], new_role[..., None], -1)
+  likely, codes = jax.lax.top_k(intent_BxK, min(worlds, intent_BxK.shape[1]))
+  rank = (1 + turn(done == 'intent')) % codes.shape[1]
+  intent = jnp.where(likely[:, rank] > NEVER / 2, codes[:, rank], -1)
+  factual = lambda x, fill: jnp.pad(x, ((0, 0), (1, 0), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
+  intent = jnp.where(done == 'intent', intent, -1)
+  return Interventions(factual(role.astype(jnp.int32), -1), factual(at_pivot & (done == 'remove')[:, None], False), factual(intent, -1))
 
 
 def no_interventions(users: int, worlds: int, role_events: int) -> Interventions:
-  return Interventions(jnp.full((users, worlds, role_events), -1, jnp.int32), jnp.zeros((users, worlds, role_events), bool))
+  none = jnp.full((users, worlds, role_events), -1, jnp.int32)
+  return Interventions(none, none >= 0, none[..., 0])
 
 
 def world_prompts(layout: Layout, prompt: Prompt, interventions: Interventions) -> Prompt:
@@ -69,7 +86,7 @@ def world_prompts(layout: Layout, prompt: Prompt, interventions: Interventions) 
   gone = jnp.repeat(jnp.pad(removed, ((0, 0), (layout.config.events - m, 0))), layout.per_event, axis=1)
   tokens, valid, allowed, evidence = jax.tree.map(lambda x: per_chain(x, w), prompt)
   present = evidence.present.at[:, -m:].set(evidence.present[:, -m:] & ~removed)
-  evidence = evidence._replace(present=present, role=evidence.role.at[:, -m:].set(role))
+  evidence = evidence._replace(present=present, role=evidence.role.at[:, -m:].set(role), intent=interventions.intent.reshape(b * w))
   return Prompt(tokens, valid & ~jnp.pad(gone, ((0, 0), (0, 2))), allowed & ~removed[..., None], evidence)
 
 

@@ -1,6 +1,6 @@
 """Batch recommendation: who is asked, and the table that is written.
 
-Columns: user_id, rank (1..), item_id, score (log p), world (first counterfactual world whose path holds the item; 0 = the
+Columns: user_id, rank (1.., as `slate.py` orders), item_id, score (log p), world (first counterfactual world whose path holds the item; 0 = the
 factual one; -1 = none: the backbone's own), seen (the user touched it before), pivots (the events at which worlds were
 changed, with their factual roles), why (the same in words).
 """
@@ -20,6 +20,7 @@ from rolegen_jax.data.excitation import Excitation
 from rolegen_jax.data.files import DataError, write_parquet
 from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.serving.slate import slates
 
 VIEW = EVENT_NAMES.index('view')
 DAY = 86_400  # seconds
@@ -37,6 +38,8 @@ def recommend(
   r = config.reasoner
   table = inference_cases(log, chosen, log.offsets[chosen + 1], np.full(len(chosen), now), r.role_events, r.candidates, excitation)
   found = predict(rolegen, params, table, trie, mesh, config.backbone.beam)
+  order = slates(found.item, found.score, excitation.opens, config.serving.instrumental)
+  found = found._replace(**{name: np.take_along_axis(getattr(found, name), order, axis=1) for name in ('item', 'score')})
   frame = _frame(log, table, found, top)
   write_parquet(frame, output)
   return frame

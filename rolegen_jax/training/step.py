@@ -154,7 +154,7 @@ def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: 
   beside = lambda a, d: constrain_rows(jnp.concatenate([a, d], axis=1))
   done = jax.tree.map(beside, rollout.interventions, no_interventions(b, 1, layout.config.role_events))
   tokens = beside(rollout.tokens, demo.tokens[:, None])
-  may_remove = removing(w, config.remove_share)
+  may_remove = removing(w, config.interventions)
   # Rollouts are colder than the distribution that demonstrations fit: a path is a best guess, not a sample of the market.
   temperature = constrain_rows(jnp.tile(jnp.array([layout.config.temperature] * w + [1.0]), b))
   per_user = lambda x, k: x.reshape(b, k, *x.shape[1:])

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import DataConfig
+from rolegen_jax.data.aftermath import Aftermath
 from rolegen_jax.data.cases import training_cases
-from rolegen_jax.data.excitation import estimate_excitation
+from rolegen_jax.data.excitation import Excitation
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TRAIN, find_occasions
 from tests.data import random_logs
@@ -14,7 +15,7 @@ def table():
   log = InteractionLog.build(*random_logs.random_tables(0))
   occasions = find_occasions(log, DataConfig())
   none = np.zeros(len(log.items), np.int32)
-  return log, occasions, training_cases(log, occasions, 4, 3, estimate_excitation(log, occasions.train_end(log), none, 2, 1))
+  return log, occasions, training_cases(log, occasions, 4, 3, Excitation.of_counts(Aftermath.of(log, occasions.train_end(log), none, 2), 1))
 
 
 def test_every_training_target_with_a_context_is_a_case(table):

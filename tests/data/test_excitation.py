@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.data import excitation as lib
+from rolegen_jax.data.aftermath import FOLDS, SHRINK, Aftermath
 from rolegen_jax.data.occasions import find_occasions
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.config import DataConfig
@@ -14,61 +15,74 @@ def estimate(seed: int, keep: int = CODES):
   log = InteractionLog.build(*random_logs.random_tables(seed))
   train_end = find_occasions(log, DataConfig()).train_end(log)
   coarse = np.random.default_rng(seed).integers(0, CODES, len(log.items)).astype(np.int32)
-  return log, train_end, coarse, lib.estimate_excitation(log, train_end, coarse, CODES, keep)
+  counted = Aftermath.of(log, train_end, coarse, CODES)
+  return log, train_end, coarse, counted, lib.Excitation.of_counts(counted, keep)
 
 
-def dense(found, fold):
+def again(log, item, train_end, coarse):
+  """The same log with other items."""
+  log = InteractionLog(log.users, log.items, log.offsets, item, log.event, log.timestamp, log.count)
+  return lib.Excitation.of_counts(Aftermath.of(log, train_end, coarse, CODES), CODES)
+
+
+def dense(found, fold, name):
   table = np.zeros((found.code.shape[1], CODES))
-  np.put_along_axis(table, found.code[fold], found.weight[fold], axis=1)
+  np.put_along_axis(table, found.code[fold], getattr(found, name)[fold], axis=1)
   return table
 
 
+def shares(count, coarse, shrink, least=0.0):
+  """Of each item, shrunk to its neighbourhood's, by hand."""
+  share = np.zeros_like(count)
+  for i, own in enumerate(coarse):
+    prior = count[coarse == own].sum(0) + least
+    share[i] = (count[i] + shrink * prior / max(prior.sum(), 1e-9)) / (count[i].sum() + shrink)
+  return share
+
+
 @pytest.mark.parametrize('seed', range(3))
-def test_weights_against_counting_one_by_one(seed):
-  log, train_end, coarse, found = estimate(seed)
-  for fold in range(lib.FOLDS):
-    count = np.zeros((len(log.items), CODES))
-    for a in range(len(log.item)):
-      for b in range(a + 1, min(a + lib.AHEAD + 1, train_end[log.user[a]])):
-        later = log.timestamp[b] - log.timestamp[a]
-        if log.user[a] == log.user[b] and later > 0 and log.user[a] % lib.FOLDS != fold:
-          worth = lib.PURCHASE_WEIGHT if log.event[b] == lib.PURCHASE else 1.0
-          count[log.item[a], coarse[log.item[b]]] += worth * np.exp(-later / 86_400 / lib.DECAY_DAYS)
-    base = (count.sum(0) + 1) / (count.sum() + CODES)
-    share = np.zeros_like(count)
-    for i, own in enumerate(coarse):
-      prior = count[coarse == own].sum(0) + lib.SHRINK * base
-      share[i] = (count[i] + lib.SHRINK * prior / prior.sum()) / (count[i].sum() + lib.SHRINK)
-    np.testing.assert_allclose(dense(found, fold), np.maximum(share - base, 0), atol=1e-5)
+def test_weights_and_shifts_of_shares(seed):
+  log, _, coarse, counted, found = estimate(seed)
+  for fold in range(FOLDS):
+    after, before = (counts.toarray().astype(np.float64) for counts in counted.others(fold))
+    base = (after.sum(0) + 1) / (after.sum() + CODES)
+    np.testing.assert_allclose(dense(found, fold, 'weight'), np.maximum(shares(after, coarse, lib.SHRINK, lib.SHRINK * base) - base, 0), atol=1e-5)
+    shift = shares(after, coarse, SHRINK) - shares(before, coarse, SHRINK)
+    shift[np.arange(len(coarse)), coarse] = 0
+    np.testing.assert_allclose(dense(found, fold, 'shift'), shift, atol=1e-5)
+    assert shift.min() < -0.01 and shift.max() > 0.01
 
 
 def test_a_user_is_never_told_of_their_own_events():
   """Another life of one user changes nothing of what that user's histories are said to lead to."""
-  log, train_end, coarse, found = estimate(3)
+  log, train_end, coarse, _, found = estimate(3)
   user = 6
   rows = slice(log.offsets[user], log.offsets[user + 1])
   item = log.item.copy()
   item[rows] = np.random.default_rng(0).permutation(item[rows])
-  other = lib.estimate_excitation(InteractionLog(log.users, log.items, log.offsets, item, log.event, log.timestamp, log.count), train_end, coarse, CODES, CODES)
+  other = again(log, item, train_end, coarse)
   history = np.arange(len(log.items))[None]
   before, after = (found_.of(np.array([user]), history) for found_ in (found, other))
   np.testing.assert_array_equal(before.weight, after.weight)
+  np.testing.assert_array_equal(before.shift, after.shift)
   assert (found.of(np.array([user + 1]), history).weight != other.of(np.array([user + 1]), history).weight).any()
 
 
 def test_what_comes_after_training_is_not_counted():
-  log, train_end, coarse, found = estimate(4)
+  log, train_end, coarse, _, found = estimate(4)
   item = log.item.copy()
   late = np.arange(len(item)) >= train_end[log.user]
   item[late] = (item[late] + 1) % len(log.items)
-  other = InteractionLog(log.users, log.items, log.offsets, item, log.event, log.timestamp, log.count)
   assert late.any()
-  np.testing.assert_array_equal(found.weight, lib.estimate_excitation(other, train_end, coarse, CODES, CODES).weight)
+  other = again(log, item, train_end, coarse)
+  for name in ('code', 'weight', 'shift', 'opens'):
+    np.testing.assert_array_equal(getattr(found, name), getattr(other, name))
 
 
 def test_only_the_strongest_are_kept_and_padding_excites_nothing():
   *_, everything = estimate(5)
   *_, kept = estimate(5, keep=2)
   np.testing.assert_array_equal(kept.weight, everything.weight[..., :2])
-  assert (np.diff(everything.weight, axis=-1) <= 0).all()
-  assert (kept.of(np.array([0, 1]), np.array([[-1, 3], [-1, -1]])).weight[[0, 1, 1], [0, 0, 1]] == 0).all()
+  assert (np.diff(np.maximum(everything.weight, np.abs(everything.shift)), axis=-1) <= 0).all()
+  told = kept.of(np.array([0, 1]), np.array([[-1, 3], [-1, -1]]))
+  assert all((x[[0, 1, 1], [0, 0, 1]] == 0).all() and x[0, 1].any() for x in (told.weight, told.shift))

@@ -10,7 +10,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import EvaluationConfig, MeshConfig
 from rolegen_jax.evaluation.deletion import DEPTHS, DRAWS, Deleted, deletion_curves, highest
 from rolegen_jax.reasoning import predict
-from rolegen_jax.reasoning.roles import Associations, without
+from rolegen_jax.reasoning.roles import without
 from rolegen_jax.semantic_ids.trie import build_trie
 from tests import tiny
 from tests.text import catalogue
@@ -48,7 +48,8 @@ def test_events_that_matter_cost_more_than_chance(table):
   rolegen, mesh = tiny.rolegen(f'reasoner.role_events={M}', 'evaluation.batch=64'), sharding.make_mesh(MeshConfig())
   codes = tiny.codes(len(table.log.items))
   trie, backbone = build_trie(codes, tiny.CODES, capacity=64), tiny.params('backbone')
-  effect = predict.hindsight(rolegen, backbone, table, Associations.of(table, codes, tiny.CODES, M), trie, mesh).effect
+  params = dict(backbone=backbone, reasoner=tiny.random_params(rolegen.makers['reasoner']))
+  effect = predict.effects(rolegen, params, table, trie, mesh).backbone
   curves = deletion_curves(rolegen, backbone, table, {'effects': effect, 'against': -effect}, trie, mesh, EVALUATION)
   long = table.end - table.log.offsets[table.user] > max(DEPTHS)
   assert curves['effects']['drop'][1].occasions == long.sum() >= 20 and DRAWS > 1

@@ -14,8 +14,9 @@ N, EVENTS, KEEP = 3, 5, 2
 def evidence(seed: int = 0) -> lib.Evidence:
   rng = np.random.default_rng(seed)
   draw = lambda high, *shape: rng.integers(0, high, (N, EVENTS, *shape)).astype(np.int32)
-  weight = rng.random((N, EVENTS, KEEP)).astype(np.float32)
-  return lib.Evidence(draw(tiny.CODES, KEEP), weight, draw(40 * tiny.DAY), draw(6), rng.random((N, EVENTS)) < 0.7, draw(9) - 1)
+  weight, shift = rng.random((2, N, EVENTS, KEEP)).astype(np.float32)
+  present = rng.random((N, EVENTS)) < 0.7
+  return lib.Evidence(draw(tiny.CODES, KEEP), weight, shift - 0.5, draw(40 * tiny.DAY), draw(6), present, draw(tiny.CODES), draw(9) - 1, np.full(N, -1, np.int32))
 
 
 def run(e: lib.Evidence) -> np.ndarray:
@@ -25,24 +26,41 @@ def run(e: lib.Evidence) -> np.ndarray:
 @pytest.mark.parametrize('seed', range(5))
 def test_the_equation_term_by_term(seed):
   e = evidence(seed)
-  mix = np.exp(PARAMS['fade']) / np.exp(PARAMS['fade']).sum()
-  expected = np.tile(lib.BASE / tiny.CODES * np.exp(PARAMS['base']), (N, 1)).astype(np.float64)
-  for n, i, r in np.ndindex(N, EVENTS, KEEP):
-    if e.present[n, i]:
-      fade = mix @ np.exp(-e.age[n, i] / tiny.DAY / np.array(lib.FADE_DAYS))
-      gain = np.exp(PARAMS['event_gain'][e.event[n, i]] + (PARAMS['role_gain'][e.role[n, i]] if e.role[n, i] >= 0 else 0.0))
-      expected[n, e.code[n, i, r]] += fade * gain * e.weight[n, i, r]
-  expected = expected ** PARAMS['focus']
+  mix = lambda name: np.exp(PARAMS[name]) / np.exp(PARAMS[name]).sum()
+  opens, draws, satisfies = np.exp(PARAMS['strength'])
+  excited = np.tile(lib.BASE / tiny.CODES * np.exp(PARAMS['base']), (N, 1)).astype(np.float64)
+  damped = np.zeros((N, tiny.CODES))
+  for n, i in np.argwhere(e.present):
+    faded = np.exp(-e.age[n, i] / tiny.DAY / np.array(lib.FADE_DAYS))
+    gain = np.exp(PARAMS['event_gain'][e.event[n, i]] + (PARAMS['role_gain'][e.role[n, i]] if e.role[n, i] >= 0 else 0.0))
+    for code, weight, shift in zip(e.code[n, i], e.weight[n, i], e.shift[n, i]):
+      excited[n, code] += mix('fade') @ faded * gain * (weight + opens * max(shift, 0))
+      damped[n, code] += mix('damp_fade') @ faded * draws * max(-shift, 0)
+    if e.event[n, i] == tiny.PURCHASE:
+      damped[n, e.own[n, i]] += mix('damp_fade') @ faded * satisfies
+  expected = np.exp(PARAMS['focus'] * (np.log(excited) - damped))
   np.testing.assert_allclose(run(e), np.log(expected / expected.sum(1, keepdims=True)), atol=1e-5)
 
 
 def test_removing_an_event_equals_never_having_seen_it():
   e = evidence(1)
   removed = e._replace(present=e.present & (np.arange(EVENTS) != 2))
-  shorter = jax.tree.map(lambda x: np.delete(x, 2, axis=1), e)
+  shorter = lib.Evidence(*(np.delete(x, 2, axis=1) for x in e[:-1]), e.intent)
   np.testing.assert_allclose(run(removed), run(shorter), atol=1e-6)
 
 
 def test_without_any_event_the_base_speaks():
   e = evidence()._replace(present=np.zeros((N, EVENTS), bool))
   np.testing.assert_allclose(run(e), np.tile(jax.nn.log_softmax(PARAMS['focus'] * PARAMS['base']), (N, 1)), atol=1e-6)
+
+
+def test_another_intent_and_the_likeliest_change_places():
+  e = evidence(2)
+  plain = run(e)
+  first, last = plain.argmax(1), plain.argmin(1)
+  done = run(e._replace(intent=np.where(np.arange(N) == 1, last, -1).astype(np.int32)))
+  np.testing.assert_array_equal(done[[0, 2]], plain[[0, 2]])
+  expected = plain[1].copy()
+  expected[[first[1], last[1]]] = plain[1, [last[1], first[1]]]
+  np.testing.assert_array_equal(done[1], expected)
+  np.testing.assert_array_equal(run(e._replace(intent=first.astype(np.int32))), plain)

@@ -19,7 +19,7 @@ GEMMA = ('layer_pattern=LG', 'window=9', 'local_rope_theta=50.0', 'rope_scaling.
 def test_rollouts_and_likelihoods_agree_in_layers_with_windows():
   rolegen = tiny.rolegen(*(f'reasoner.transformer.{switch}' for switch in GEMMA))
   params, cases, trie, loop = tiny.random_params(rolegen.makers['reasoner']), tiny.cases(), tiny.trie(), rolegen.config.loop
-  tree = Tree(rolegen.layout, tiny.WORLDS, removing(tiny.WORLDS, loop.remove_share))
+  tree = Tree(rolegen.layout, tiny.WORLDS, removing(tiny.WORLDS, loop.interventions))
   assert tree.layout.prompt_length > 9 and 'readout' in params
 
   @jit

@@ -86,7 +86,7 @@ def test_likelihood_equals_the_plain_form():
       size = len(frcot.ROLE_NAMES) if level < 0 else tiny.CODES
       node = node if level > 0 else jnp.zeros_like(node)
       allowed = prompt.role_allowed[:, at] if level < 0 else children_mask(trie, level, node)[0]
-      logits = reasoner.logits(hidden[:, at], start, size) + (intent if LAYOUT.opens_intent[at] else 0.0)
+      logits = reasoner.logits(hidden[:, at], start, size) + (intent if LAYOUT.hears_intent[at] else 0.0)
       log_probs = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEVER), axis=-1)
       choice = jnp.clip(tokens[:, at] - start, 0, size - 1)
       picked = jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0]
@@ -108,7 +108,7 @@ def test_chains_that_share_their_prompt_are_as_likely_as_alone():
   chains, may_remove = 4, (1, 3)
   role, removed = np.full((tiny.USERS, chains, M), -1, np.int32), np.zeros((tiny.USERS, chains, M), bool)
   removed[:, 1, 0], removed[:, 3, 2], role[:, 2, 1] = True, True, 4
-  prompt = world_prompts(LAYOUT, prompts(cases), Interventions(jnp.asarray(role), jnp.asarray(removed)))
+  prompt = world_prompts(LAYOUT, prompts(cases), Interventions(jnp.asarray(role), jnp.asarray(removed), jnp.asarray(role[..., 0])))
   demo = frcot.demonstration(LAYOUT, cases._replace(path=np.abs(cases.path)), tiny.codes()).tokens
   tokens = jnp.repeat(demo, chains, axis=0)  # the same in all chains: only prompts differ
   temperature = jnp.asarray(rng.uniform(0.5, 1.0, len(tokens)), jnp.float32)
@@ -157,15 +157,15 @@ def test_without_preferences_every_choice_is_uniform_over_what_may_come():
   assert next_event == pytest.approx(total / (events * 5 - 1).sum(), rel=1e-5)
 
 
-def test_evidence_moves_the_first_code_of_intents_only():
-  """The same tokens with and without evidence: log-probs of roles and candidates stay, those of intents change."""
+def test_evidence_moves_the_first_codes_of_intents_and_items_only():
+  """The same tokens with and without evidence: log-probs of first codes change, all others stay."""
   cases = tiny.cases(1)
   tokens = np.array(frcot.demonstration(LAYOUT, cases._replace(path=np.abs(cases.path)), tiny.codes()).tokens)
-  none = cases._replace(excites=cases.excites._replace(weight=np.zeros_like(cases.excites.weight)))
+  none = cases._replace(excites=cases.excites._replace(weight=np.zeros_like(cases.excites.weight), shift=np.zeros_like(cases.excites.shift)))
   params = tiny.params('reasoner') | {'intent': tiny.params('reasoner')['intent'] | {'focus': np.ones(1, np.float32)}}
   with_it, without = (np.array(teacher()(params, c, tokens, tiny.trie())[0].log_prob) for c in (cases, none))
   same = np.isclose(with_it, without, atol=1e-6).all(0)
-  assert same[~LAYOUT.opens_intent].all() and not same[LAYOUT.opens_intent].any()
+  assert same[~LAYOUT.hears_intent].all() and not same[LAYOUT.hears_intent].any()
 
 
 def test_hindsight_roles_teach_the_gains_of_roles_and_nothing_else():
@@ -177,5 +177,5 @@ def test_hindsight_roles_teach_the_gains_of_roles_and_nothing_else():
     return jnp.stack(lib.intent_loss(reasoner, prompt, cases, jnp.asarray(tiny.codes())))
 
   factual, told = (jax.tree.map(lambda g: np.abs(g[i]).max() > 0, jax.jacrev(losses)(tiny.params('reasoner')['intent'])) for i in range(2))
-  assert factual == dict(base=True, fade=True, event_gain=True, focus=True, role_gain=False)
-  assert told == dict(base=False, fade=False, event_gain=False, focus=False, role_gain=True)
+  assert factual == dict.fromkeys(factual, True) | dict(role_gain=False)
+  assert told == dict.fromkeys(factual, False) | dict(role_gain=True)

@@ -78,7 +78,7 @@ def test_what_the_reasoner_says_is_cut_into_its_sentences():
   a, mesh = catalogue.alignment('text.sentence=4'), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   n, (worlds, p) = len(cases), (2, 4)
   candidates = np.broadcast_to(cases.path[:, None], (n, worlds, p))
-  found = Predictions(None, None, cases.roles, candidates, None, None, None)
+  found = Predictions(None, None, cases.roles, candidates, None, None, None, None)
   chosen = [0, 3, len(cases) - 1]
   said = sentences(rolegen, tiny.random_params(rolegen.makers['reasoner']), a.over(cases), chosen, found, mesh)
   chains = Rationales(a, cases, {})

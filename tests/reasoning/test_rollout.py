@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from rolegen_jax.compile import jit
-from rolegen_jax.config import ROLE_NAMES, UPTAKE
+from rolegen_jax.config import INTERVENTIONS, ROLE_NAMES, UPTAKE
 from rolegen_jax.data.rows import Cases
 from rolegen_jax.reasoning import frcot
 from rolegen_jax.reasoning.likelihood import likelihood
-from rolegen_jax.reasoning.worlds import Tree, world_prompts
+from rolegen_jax.reasoning.worlds import Tree, kinds, world_prompts
 from tests import tiny
 from tests.reasoning import chains
 
@@ -28,7 +28,7 @@ def test_without_intervention_every_world_repeats_the_factual_one(key, seed):
   r = chains.reason(tiny.cases(seed), key, intervene=False)
   for a in (r.tokens, r.log_prob, r.roles, r.candidates, r.free):
     np.testing.assert_array_equal(a, np.broadcast_to(a[:, :1], a.shape))
-  assert (r.interventions.role == NONE).all() and not r.interventions.removed.any()
+  assert (r.interventions.role == NONE).all() and not r.interventions.removed.any() and (r.interventions.intent == NONE).all()
 
 
 @settings(max_examples=15, deadline=None)
@@ -38,11 +38,20 @@ def test_a_world_differs_through_its_intervention_only(key, seed):
   r = chains.reason(cases, key)
   real = cases.history.segment[:, -M:] > 0
   eligible = real & (cases.history.event[:, -M:] != tiny.PURCHASE)
-  assert (r.interventions.role[:, 0] == NONE).all() and not r.interventions.removed[:, 0].any()
+  assert (r.interventions.role[:, 0] == NONE).all() and not r.interventions.removed[:, 0].any() and (r.interventions.intent[:, 0] == NONE).all()
+  first = LAYOUT.intent_slots[0, 0]
   for b in range(tiny.USERS):
     for w in range(1, tiny.WORLDS):
       forced, removed = r.interventions.role[b, w], r.interventions.removed[b, w]
       pivots = np.flatnonzero((forced != NONE) | removed)
+      intent = r.interventions.intent[b, w]
+      if intent != NONE:
+        np.testing.assert_array_equal(r.tokens[b, w, :first], r.tokens[b, 0, :first])
+        np.testing.assert_array_equal(r.log_prob[b, w, :first], r.log_prob[b, 0, :first])
+        assert r.tokens[b, w, first] == LAYOUT.vocab.sid(np.array([intent, 0, 0]))[0] and not r.free[b, w, first] and r.log_prob[b, w, first] == 0
+        assert not len(pivots) and kinds(tiny.WORLDS, INTERVENTIONS)[w - 1] == 'intent'
+        continue
+      assert r.free[b, w, first]
       assert len(pivots) == bool(eligible[b].any()) and eligible[b, pivots].all()
       if not len(pivots):
         np.testing.assert_array_equal(r.tokens[b, w], r.tokens[b, 0])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rolegen_jax.config import ROLE_NAMES
+from rolegen_jax.config import INTERVENTIONS
 from rolegen_jax.reasoning import frcot, worlds as lib
 from tests import tiny
 
@@ -11,30 +11,40 @@ LAYOUT = tiny.rolegen().layout
 NONE = -1
 
 
-def test_pivots_are_the_likeliest_triggers_and_worlds_split_into_roles_and_removals():
-  b, m, worlds = 2, 4, 5
+def test_worlds_take_turns_and_pivots_are_the_most_pivotal_events():
+  b, m, worlds = 2, 4, 8
   allowed = np.ones((b, m, 8), bool)
   allowed[1, 1:] = np.arange(8) == tiny.CONVERT  # row 1: one event that is no purchase
-  trigger = np.array([[0.1, 0.4, 0.2, 0.3], [0.1, 0, 0, 0]])
-  log_prob = np.log(np.concatenate([trigger[..., None] + 1e-9, np.full((b, m, 7), 0.01)], -1)).astype(np.float32)
+  moved = jnp.array([[0.1, 0.4, 0.2, 0.3], [0.1, 0.5, 0, 0]])
+  intent = np.log(np.array([[0.1, 0.2, 0.4, 0.3], [0.4, 0.3, 0.2, 0.1]]))
   prompt = frcot.Prompt(None, None, jnp.asarray(allowed), None)
-  found = jax.device_get(lib.choose_interventions(prompt, jnp.asarray(log_prob), worlds, 0.5, jax.random.key(0)))
+  found = jax.device_get(lib.choose_interventions(prompt, moved, jnp.asarray(intent), worlds, INTERVENTIONS, jax.random.key(0)))
+  assert lib.kinds(worlds, INTERVENTIONS) == ['intent', 'role', 'intent', 'role', 'intent', 'remove', 'remove']
   at = (found.role != NONE) | found.removed
-  assert [np.flatnonzero(row).tolist() for row in at[0]] == [[], [1], [3], [2], [0]]
-  assert [np.flatnonzero(row).tolist() for row in at[1]] == [[], [0], [0], [0], [0]]
-  assert found.removed.any(-1).tolist() == [[False, False, False, True, True]] * 2
-  assert (found.role[0, 1:3].max(-1) != ROLE_NAMES.index('TRIGGER')).all()  # another role than the likeliest
+  assert [np.flatnonzero(row).tolist() for row in at[0]] == [[], [], [1], [], [3], [], [2], [0]]
+  assert [np.flatnonzero(row).tolist() for row in at[1]] == [[], [], [0], [], [0], [], [0], [0]]
+  assert found.removed.any(-1).tolist() == [[False] * 6 + [True] * 2] * 2
+  assert (found.role < tiny.CONVERT).all()
+  # The likeliest intent is where the factual world sets out from; the others follow in order.
+  assert found.intent.tolist() == [[-1, 3, -1, 1, -1, 0, -1, -1], [-1, 1, -1, 2, -1, 3, -1, -1]]
 
 
-def test_a_user_without_eligible_events_gets_no_intervention():
+def test_a_user_without_eligible_events_gets_another_intent_at_most():
   allowed = jnp.zeros((1, 4, 8), bool).at[..., tiny.CONVERT].set(True)
-  found = lib.choose_interventions(frcot.Prompt(None, None, allowed, None), jnp.zeros((1, 4, 8)), 4, 0.5, jax.random.key(0))
-  assert (found.role == NONE).all() and not found.removed.any()
+  found = lib.choose_interventions(frcot.Prompt(None, None, allowed, None), jnp.zeros((1, 4)), jnp.zeros((1, 5)), 4, INTERVENTIONS, jax.random.key(0))
+  assert (found.role == NONE).all() and not found.removed.any() and (found.intent >= 0).tolist() == [[False, True, False, False]]
 
 
-@pytest.mark.parametrize('worlds, share, expected', [(2, 0.5, ()), (4, 0.5, (2, 3)), (4, 0.0, ()), (4, 1.0, (1, 2, 3)), (8, 0.25, (6, 7))])
-def test_which_worlds_remove(worlds, share, expected):
-  assert lib.removing(worlds, share) == expected
+def test_an_event_is_as_pivotal_as_the_intent_that_it_moves():
+  p = np.array([[[0.5, 0.5, 0.0]], [[0.5, 0.5, 0.0]], [[0.2, 0.5, 0.3]], [[0.0, 0.0, 1.0]]])
+  np.testing.assert_allclose(lib.pivotal(jnp.log(jnp.maximum(p, 1e-30))), [[0.0, 0.3, 1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize('worlds, interventions, expected', [
+    (2, INTERVENTIONS, ()), (4, INTERVENTIONS, (3,)), (3, ('remove', 'role'), (2,)), (4, ('remove',), (1, 2, 3)), (8, ('role',), ()),
+])
+def test_which_worlds_remove(worlds, interventions, expected):
+  assert lib.removing(worlds, interventions) == expected
 
 
 @pytest.mark.parametrize('role_events', [1, 4, 6])  # 6: all events may be removed, nothing before them is shared

@@ -7,9 +7,10 @@ import numpy as np
 from rolegen_jax import overrides
 from rolegen_jax.config import Config
 from rolegen_jax.data import world
+from rolegen_jax.data.aftermath import Aftermath
 from rolegen_jax.data.cases import training_cases
 from rolegen_jax.data.events import validate
-from rolegen_jax.data.excitation import estimate_excitation
+from rolegen_jax.data.excitation import Excitation
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import find_occasions
 from rolegen_jax.reasoning.alignment import Alignment
@@ -32,7 +33,7 @@ def log_and_cases():
   log = InteractionLog.build(*validate(made.events, made.items, 'events', 'items'))
   occasions = find_occasions(log, c.data)
   codes = tiny.codes(len(log.items))
-  excitation = estimate_excitation(log, occasions.train_end(log), codes[:, 0], tiny.CODES, 3)
+  excitation = Excitation.of_counts(Aftermath.of(log, occasions.train_end(log), codes[:, 0], tiny.CODES), 3)
   return log, codes, training_cases(log, occasions, c.reasoner.role_events, c.reasoner.candidates, excitation)
 
 
