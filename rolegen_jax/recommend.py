@@ -5,12 +5,13 @@
 
 from absl import flags
 
-from rolegen_jax import commands
+from rolegen_jax import commands, overrides
 from rolegen_jax.progress import say
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen_jax.train.', required=True)
 _USERS = flags.DEFINE_string('users', 'dormant', 'all, dormant, or a text file with one user_id per line.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Parquet file to write.', required=True)
+_SET = flags.DEFINE_multi_string('set', [], 'Replace one field of the config: section.field=value. May be repeated.')
 _TOP = flags.DEFINE_integer('top', 10, 'Items per user, at most backbone.beam.', lower_bound=1)
 
 
@@ -18,7 +19,7 @@ def main() -> None:
   from rolegen_jax.serving.recommend import recommend
   from rolegen_jax.stages import Run, saved_config
 
-  run = Run(saved_config(_WORKDIR.value), _WORKDIR.value)
+  run = Run(overrides.apply(saved_config(_WORKDIR.value), _SET.value), _WORKDIR.value)
   table = recommend(run.rolegen, run.trained, run.data[0], run.excitation, run.trie, run.mesh, _USERS.value, _OUTPUT.value, _TOP.value)
   say(f'{table["user_id"].n_unique()} users, {len(table)} recommendations -> {_OUTPUT.value}')
 

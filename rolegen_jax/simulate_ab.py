@@ -12,7 +12,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen_jax.
 _WORLD = flags.DEFINE_enum('world', 'default', ['default', 'held_back'], 'That of the log; or another: trains anew in WORKDIR/held_back.')
 _DAYS = flags.DEFINE_integer('days', 28, 'Days from the end of the log.')
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Repetitions, each with noise of its own that all arms share.')
-_ARMS = flags.DEFINE_list('arms', ['popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen'], 'Some of these, and oracle, which knows the world.')
+_ARMS = flags.DEFINE_list('arms', ['popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen'], 'Some of these, RoleGen_by_likelihood, no_reasoner_slates, and oracle, which knows the world.')
 _SLATE = flags.DEFINE_integer('slate', 10, 'Items shown on a visit, at most backbone.beam.')
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -66,7 +67,9 @@ def test_recommendations_carry_their_reasons(run, tmp_path):
   log = run.data[0]
   assert set(table['item_id']) <= set(log.items['item_id'])
   assert table.group_by('user_id').len()['len'].to_list() == [5] * table['user_id'].n_unique()
-  assert table.group_by('user_id').agg(pl.col('score').is_sorted(descending=True))['score'].all()
+  worth = np.log(table['opens'] + np.median(run.excitation.opens))
+  value = table.with_columns(value=pl.col('score') + run.config.serving.instrumental * worth)
+  assert value.group_by('user_id').agg(pl.col('value').is_sorted(descending=True))['value'].all() and table['opens'].max() > 0
   assert {pivot['role'] for pivots in table['pivots'] for pivot in pivots} <= set(ROLE_NAMES)
   bought_last = log.user[log.timestamp == log.timestamp.max()]
   assert set(table['user_id']).isdisjoint(log.users.gather(bought_last[log.event[log.timestamp == log.timestamp.max()] == tiny.PURCHASE]))

@@ -1,8 +1,8 @@
 """Batch recommendation: who is asked, and the table that is written.
 
-Columns: user_id, rank (1.., as `slate.py` orders), item_id, score (log p), world (first counterfactual world whose path holds the item; 0 = the
-factual one; -1 = none: the backbone's own), seen (the user touched it before), pivots (the events at which worlds were
-changed, with their factual roles), why (the same in words).
+Columns: user_id, rank (1.., as `slate.py` orders), item_id, score (log p), opens (new interest that contact with the item opens), world
+(first counterfactual world whose path holds the item; 0 = the factual one; -1 = none: the backbone's own), seen (the user touched it
+before), pivots (the events at which worlds were changed, with their factual roles), why (the same in words).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def recommend(
   found = predict(rolegen, params, table, trie, mesh, config.backbone.beam)
   order = slates(found.item, found.score, excitation.opens, config.serving.instrumental)
   found = found._replace(**{name: np.take_along_axis(getattr(found, name), order, axis=1) for name in ('item', 'score')})
-  frame = _frame(log, table, found, top)
+  frame = _frame(log, table, found, excitation.opens, top)
   write_parquet(frame, output)
   return frame
 
@@ -87,7 +87,7 @@ def _from_file(log, path: pathlib.Path) -> np.ndarray:
   return np.unique(np.array(chosen, np.int64))
 
 
-def _frame(log, table: CaseTable, found: Predictions, top: int) -> pl.DataFrame:
+def _frame(log, table: CaseTable, found: Predictions, opens_I: np.ndarray, top: int) -> pl.DataFrame:
   item = found.item[:, :top]
   case, rank = np.nonzero(item >= 0)
   listed = item[case, rank]
@@ -100,7 +100,7 @@ def _frame(log, table: CaseTable, found: Predictions, top: int) -> pl.DataFrame:
   kind = pl.List(pl.Struct({'item_id': log.items['item_id'].dtype, 'event': pl.String, 'role': pl.String}))
   return pl.DataFrame(dict(
       user_id=log.users.gather(table.user[case]), rank=(rank + 1).astype(np.int32), item_id=log.items['item_id'].gather(listed),
-      score=found.score[:, :top][case, rank], world=world.astype(np.int32), seen=seen,
+      score=found.score[:, :top][case, rank], opens=opens_I[listed], world=world.astype(np.int32), seen=seen,
       pivots=pl.Series([pivots[c] for c in case], dtype=kind), why=why,
   ))
 
