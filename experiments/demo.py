@@ -9,7 +9,7 @@ def get_config(arg: str = '') -> c.Config:
   fast = lambda steps, batch: c.StageConfig(steps, batch, c.OptimizerConfig(learning_rate=4e-3, warmup=30), save_every=100)
   return c.Config(
       name='demo',
-      semantic_ids=c.SemanticIdConfig(levels=3, codes=32, category=0.7),
+      semantic_ids=c.SemanticIdConfig(levels=3, codes=32, text='hashed_ngrams'),
       backbone=c.BackboneConfig(temporal=model, context=64, beam=50),
       reasoner=c.ReasonerConfig(transformer=model, events=16, role_events=12),
       warmup=fast(300, 32),

@@ -62,7 +62,6 @@ class SemanticIdConfig:
   levels: int = 3  # codes per item
   codes: int = 256  # codebook size per level
   collaborative_dim: int = 64  # width of the collaborative item embedding; 0 = off
-  category: float = 0.0  # weight of an item's category beside the rest of its embedding, so that first codes tell categories; 0 = off
   text: str = ''  # text embedder by registered name; '' = off
   iterations: int = 20  # k-means iterations per level, or RQ-VAE epochs
   seed: int = 0
@@ -319,9 +318,7 @@ def validate(config: Config) -> Config:
   one_of('semantic_ids.method', config.semantic_ids.method, ('residual_kmeans', 'rqvae'))
   need(2 <= config.semantic_ids.levels <= 8, 'semantic_ids.levels', '2 to 8')
   need(config.semantic_ids.codes >= 2, 'semantic_ids.codes', 'at least 2')
-  need(config.semantic_ids.category >= 0, 'semantic_ids.category', 'at least 0')
-  some = config.semantic_ids.collaborative_dim > 0 or config.semantic_ids.text != '' or config.semantic_ids.category > 0
-  need(some, 'semantic_ids.collaborative_dim', 'positive when neither text nor category is set')
+  need(config.semantic_ids.collaborative_dim > 0 or config.semantic_ids.text != '', 'semantic_ids.collaborative_dim', 'positive when no text embedder is set')
   for name in ('backbone.temporal', 'reasoner.transformer'):
     room, part = name.split('.')
     t = getattr(getattr(config, room), part)

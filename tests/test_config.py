@@ -18,7 +18,7 @@ def test_the_default_is_valid():
     ('data.test_fraction=1.0', 'data.test_fraction=1.0: must be between 0 and 1'),
     ('data.valid_fraction=0.8', 'data.valid_fraction=0.8: must be between 0 and 1 - test_fraction'),
     ('semantic_ids.levels=1', 'semantic_ids.levels=1: must be 2 to 8'),
-    ('semantic_ids.collaborative_dim=0', 'semantic_ids.collaborative_dim=0: must be positive when neither text nor category'),
+    ('semantic_ids.collaborative_dim=0', 'semantic_ids.collaborative_dim=0: must be positive when no text embedder'),
     ('backbone.temporal.kv_heads=3', 'backbone.temporal.kv_heads=3: must be a divisor of heads=4'),
     ('reasoner.transformer.head_dim=5', 'reasoner.transformer.head_dim=5: must be even'),
     ('reasoner.transformer.remat=some', "reasoner.transformer.remat='some': must be one of 'none', 'full', 'dots'"),

@@ -27,7 +27,6 @@ OVERSAMPLE = 16  # extra columns of the randomised SVD
 POWER_ITERATIONS = 4
 UNKNOWN_NORM = 1e-3  # length of an item of which nothing is known: near the origin, so that such items share codes
 ATTRIBUTE_COLUMNS = ('category_id', 'category_code', 'brand')
-CATEGORY_DIM = 64
 CATEGORY_DEPTH = 3  # nodes of a dotted category path: a, a.b, a.b.c
 TEXT_COLUMNS = ('text', 'title')
 TEXT_DIM = 128
@@ -194,31 +193,16 @@ def text_embeddings(items: pl.DataFrame, name: str) -> np.ndarray:
   return _unit(np.asarray(TEXT_EMBEDDERS[name](items[column].fill_null('').to_list()), np.float32))
 
 
-def category_embeddings(items: pl.DataFrame, seed: int = 0) -> np.ndarray:
-  """float32 [I, CATEGORY_DIM]: a random unit direction for each category (whole path, or id), zero where an item has none.
-
-  Raises ConfigError when the items table has no category.
-  """
-  column = next((name for name in ('category_code', 'category_id') if name in items.columns), None)
-  if column is None:
-    raise ConfigError(f'semantic_ids.category: the items table has neither category_code nor category_id, only {items.columns}; must be 0')
-  number = items[column].rank('dense').cast(pl.Int64).fill_null(0).to_numpy()  # by sorted value: the same on every run
-  directions = _unit(np.random.default_rng(seed).standard_normal((int(number.max(initial=0)) + 1, CATEGORY_DIM)))
-  return np.where((number > 0)[:, None], directions[number], 0.0).astype(np.float32)
-
-
 def item_embeddings(
     user_N: np.ndarray, item_N: np.ndarray, weight_N: np.ndarray, items: pl.DataFrame, config: SemanticIdConfig,
 ) -> np.ndarray:
-  """float32 [I, D]: the parts that `config` asks for side by side, of equal weight but for the category's. See `collaborative`."""
+  """float32 [I, D]: collaborative and text parts that `config` asks for, side by side with equal weight. See `collaborative`."""
   parts = []
   if config.collaborative_dim:
     attributes = attribute_codes(items)
     parts.append(collaborative(user_N, item_N, weight_N, items.height, config.collaborative_dim, attributes, config.seed))
   if config.text:
     parts.append(text_embeddings(items, config.text))
-  if config.category:
-    parts.append(np.float32(config.category) * category_embeddings(items, config.seed))
   if not parts:
-    raise ConfigError('semantic_ids.collaborative_dim=0: must be positive when neither text nor category is set')
+    raise ConfigError('semantic_ids.collaborative_dim=0: must be positive when no text embedder is set')
   return np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))

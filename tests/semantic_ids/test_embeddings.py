@@ -75,16 +75,3 @@ def test_text_by_name_column_and_unknown():
     lib.text_embeddings(items.drop('embedding'), 'column')
   with pytest.raises(ConfigError, match='none of the columns'):
     lib.text_embeddings(items.drop('title'), 'hashed_ngrams')
-
-
-def test_categories_are_directions_of_their_own():
-  items = pl.DataFrame({'item_id': range(6), 'category_code': ['a.x', 'a.y', 'a.x', None, 'b', 'b']})
-  found = lib.category_embeddings(items)
-  np.testing.assert_allclose(np.linalg.norm(found, axis=1), [1, 1, 1, 0, 1, 1], atol=1e-6)
-  assert (found[0] == found[2]).all() and (found[4] == found[5]).all() and np.abs(np.triu(found[[0, 1, 4]] @ found[[0, 1, 4]].T, 1)).max() < 0.5
-  config = SemanticIdConfig(collaborative_dim=0, category=0.5)
-  events = np.array([0, 0]), np.array([0, 1]), np.ones(2)
-  np.testing.assert_allclose(lib.item_embeddings(*events, items, config), 0.5 * found)
-  np.testing.assert_array_equal(lib.category_embeddings(items.rename({'category_code': 'category_id'})), found)
-  with pytest.raises(ConfigError, match='semantic_ids.category: the items table has neither'):
-    lib.category_embeddings(items.drop('category_code'))
