@@ -59,6 +59,13 @@ def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
   assert np.mean(demo['systems']['no_reasoner']['ACTIVE']['HI@1']['by_seed']) == pytest.approx(demo['systems']['no_reasoner']['ACTIVE']['HI@1']['mean'])
   assert len(demo['stability']['seed0']['step']) == 100 and demo['stability']['seed0']['step'][-1] == 248.5
   assert 'no_reasoner' in lib.table(found)
+  diversity = demo['diversity']
+  assert {row['what']: (row['aim'], row['found']) for row in found['aims']} == {
+      'demo: coverage of lists, times the backbone alone': (1.3, diversity['RoleGen']['coverage'] / diversity['no_reasoner']['coverage']),
+      'demo: coarse_entropy of lists, times the backbone alone': (1.3, diversity['RoleGen']['coarse_entropy'] / diversity['no_reasoner']['coarse_entropy']),
+      'demo: Jaccard distance of worlds': (0.5, 0.5), 'demo: macro-F1 of hindsight roles': (0.8, pytest.approx(0.6)),
+  }
+  assert 'aim 0.800, found 0.600 (short): demo: macro-F1 of hindsight roles' in lib.table(found)
 
 
 def test_the_picture_is_drawn(folder, tmp_path):
