@@ -90,7 +90,7 @@ def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
 
   command = [sys.executable, '-m', 'rolegen_jax.export', f'--workdir={tmp_path / "run"}', f'--output={tmp_path / "out"}', '--what=adapters']
   refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert refused.returncode == 2 and 'loop' in refused.stderr and not (tmp_path / 'out').exists()
+  assert refused.returncode == 2 and 'its stage backbone is not complete' in refused.stderr and not (tmp_path / 'out').exists()
   trained = jax.device_get(again.trained['reasoner'])
   subprocess.run(command, cwd=ROOT, check=True)
   np.testing.assert_array_equal(load_file(tmp_path / 'out' / 'rolegen_trained.safetensors')['tokens_delta'], trained['tokens_delta'])
