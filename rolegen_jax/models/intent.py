@@ -8,8 +8,8 @@ Every event excites the neighbourhoods that contact with its item leads to, and 
   log p(k) = log_softmax(focus * (log excited_k - damped_k))
 
 fade is a mixture of exponentials. Interventions enter here: do(remove event i) takes its terms out, do(role_i = r) scales what it excites by
-that role's gain (an event left alone has gain 1), do(intent = k) lets k and the likeliest neighbourhood change places. So what an intervention does to intent follows from the equation, and is
-not left to what a language model makes of a changed token.
+that role's gain (an event left alone has gain 1), do(intent = k) lets k and the likeliest neighbourhood change places. So what an
+intervention does to intent follows from the equation, and is not left to what a language model makes of a changed token.
 
 Shapes: N sequences, n events, R neighbourhoods per event, K neighbourhoods.
 """

@@ -15,10 +15,10 @@ from rolegen_jax.compile import jit, together
 from rolegen_jax.data.aftermath import Aftermath
 from rolegen_jax.data.cases import CaseTable
 from rolegen_jax.data.rows import Cases
-from rolegen_jax.progress import progress
 from rolegen_jax.models.decode import Ranking
-from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.progress import progress
 from rolegen_jax.reasoning.frcot import build_prompt
+from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import intent_effects, label_roles, removal_effects
 from rolegen_jax.semantic_ids.trie import Trie
 

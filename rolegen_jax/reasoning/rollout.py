@@ -163,7 +163,10 @@ def rollout_worlds(
 def reason(
     reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, done: tuple[str, ...], intervene, noise: float = 1.0, common: bool = True,
 ) -> Rollout:
-  """Pivots by the structural equation; then all worlds at once. `done`: kinds of interventions. `intervene` (bool, may be traced) False: worlds repeat the factual one."""
+  """Pivots by the structural equation; then all worlds at once, in which the interventions of these kinds are `done`.
+
+  `intervene` (bool, may be traced) False: worlds repeat the factual one.
+  """
   pivot_key, noise_key = jax.random.split(key)
   b, m = prompt.role_allowed.shape[:2]
   tree = Tree(layout, worlds, removing(worlds, done))
