@@ -83,14 +83,15 @@ def table(found: dict) -> str:
   """Arms and lifts as text."""
   size = f'{found["users"]} dormant users, {found["days"]} days, {found["seeds"]} seeds, {found["visits"]:.0f} visits a seed'
   lines = [f'{found["world"]}: {size}; 95 % intervals over seeds and users']
-  lines.append(f'{"":13}{"orders":>24}{"conversion rate, %":>24}{"daily customers":>24}{"GMV":>30}{"views, orders of slate a visit":>34}')
+  first = max(13, *(len(name) + 1 for name in found['arms']))
+  lines.append(f'{"":{first}}{"orders":>24}{"conversion rate, %":>24}{"daily customers":>24}{"GMV":>30}{"views, orders of slate a visit":>34}')
   for name, arm in found['arms'].items():
     shown = (('orders', 0, 24, 1), ('conversion_rate', 2, 24, 100), ('daily_active_customers', 1, 24, 1), ('gmv', 0, 30, 1))
     cells = ''.join(_cell(arm[measure], *style) for measure, *style in shown)
-    lines.append(f'{name:13}{cells}{arm["shown_view_rate"]:24.3f}{arm["shown_order_rate"]:10.4f}')
+    lines.append(f'{name:{first}}{cells}{arm["shown_view_rate"]:24.3f}{arm["shown_order_rate"]:10.4f}')
   for name, lifts in found['lifts'].items():
     cells = ''.join(_cell(lifts[measure], 2, width, 100, True) for measure, width in zip(MEASURES, (24, 24, 24, 30)))
-    lines.append(f'{found["tested"]} over {name}, %'.ljust(13) + '\n' + ' ' * 13 + cells)
+    lines.append(f'{found["tested"]} over {name}, %\n' + ' ' * first + cells)
   return '\n'.join(lines)
 
 
