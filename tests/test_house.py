@@ -116,7 +116,7 @@ def test_commands_of_the_texts_exist():
       assert (ROOT / 'experiments' / f'{experiment}.py').exists(), f'{name}: there is no experiment {experiment}'
 
 
-@pytest.mark.parametrize('name', ['README.md', 'WORKSPACE.md', 'docs/simulated_world.md', 'docs/performance.md'])
+@pytest.mark.parametrize('name', ['README.md', 'WORKSPACE.md', 'docs/simulated_world.md', 'docs/performance.md', 'docs/quality.md'])
 def test_links_lead_somewhere(name):
   path = ROOT / name
   links = re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text(encoding='utf-8'))

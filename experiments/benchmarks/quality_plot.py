@@ -38,7 +38,7 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
       bottom.plot(curve['step'], curve['reward'], color='#0072B2', lw=1.2, label='reward')
       bottom.plot(curve['step'], curve['kl'], color='#D55E00', lw=1.2, label='KL to the reference')
       bottom.plot(curve['step'], curve['world_distance'], color='#009E73', lw=1.2, label='distance between worlds')
-    bottom.legend(*zip(*[(handle, label) for handle, label in zip(*bottom.get_legend_handles_labels())][:3]), frameon=False, fontsize=7)
+    bottom.legend(*zip(*[(handle, label) for handle, label in zip(*bottom.get_legend_handles_labels())][:3]), frameon=False, fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=3)
     bottom.set_xlabel('step of the closed loop; a line a seed', fontsize=8)
   canvas.savefig(figure, dpi=100)
 
