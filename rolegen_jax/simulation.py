@@ -26,9 +26,8 @@ from rolegen_jax.serving.recommend import dormant
 from rolegen_jax.stages import Run, saved_config
 
 ARMS = ('popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen')  # as in the report; no_reasoner is the backbone alone
-# By log p where RoleGen shows slates, and slates of the backbone alone: what either part is worth without the other.
-PARTS = ('RoleGen_by_likelihood', 'no_reasoner_slates')
-KNOWN = (*ARMS, *PARTS, 'oracle')
+# Also: RoleGen's lists by log p, and slates of the backbone alone. What either part is worth without the other.
+KNOWN = (*ARMS, 'RoleGen_by_likelihood', 'no_reasoner_slates', 'oracle')
 TESTED = 'RoleGen'
 
 
@@ -132,8 +131,8 @@ class Test:
         'SASRec': lambda: policies.Sasrec(setting, sasrec.fit(*run.data, c, max(c.evaluation.ks))),
         'no_reasoner': lambda: generative('no_reasoner'),
         TESTED: lambda: generative(TESTED, c.serving.instrumental),
-        PARTS[0]: lambda: generative(TESTED),
-        PARTS[1]: lambda: generative('no_reasoner', c.serving.instrumental),
+        'RoleGen_by_likelihood': lambda: generative(TESTED),
+        'no_reasoner_slates': lambda: generative('no_reasoner', c.serving.instrumental),
         'oracle': lambda: policies.Oracle(setting, self.world),
     }[name]()
 
