@@ -240,6 +240,7 @@ class CalibrationConfig:
 @dataclasses.dataclass(frozen=True)
 class ServingConfig:
   instrumental: float = 2.0  # of a slate: weight of what contact with an item opens beside log p (`serving/slate.py`); 0 = by log p alone
+  spread: float = 0.0  # of `recommend`: weight against items that the lists before show much; 0 = each list for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +249,7 @@ class EvaluationConfig:
   batch: int = 64
   bootstrap: int = 1000  # resamples of occasions for 95 % intervals
   ablations: tuple[str, ...] = ('no_reasoner', 'no_counterfactual', 'no_reflection')  # some of ABLATIONS, trained and reported beside RoleGen
+  spread: float = 0.7  # RoleGen and the backbone alone are also reported with their lists so spread (`ServingConfig.spread`); 0 = are not
   sasrec_steps: int = 600  # training steps of the SASRec floor, its best validation step is kept
   seed: int = 0
 
@@ -353,6 +355,8 @@ def validate(config: Config) -> Config:
   need(config.calibration.steps >= 0, 'calibration.steps', 'at least 0')
   need(config.calibration.learning_rate > 0, 'calibration.learning_rate', 'positive')
   need(config.serving.instrumental >= 0, 'serving.instrumental', 'at least 0')
+  need(config.serving.spread >= 0, 'serving.spread', 'at least 0')
+  need(config.evaluation.spread >= 0, 'evaluation.spread', 'at least 0')
   need(config.calibration.cases >= 0, 'calibration.cases', 'at least 0')
   need(config.loop.interventions and {*config.loop.interventions} <= {*INTERVENTIONS}, 'loop.interventions', 'some of ' + ', '.join(INTERVENTIONS))
   one_of('loop.noise', config.loop.noise, ('common', 'independent'))

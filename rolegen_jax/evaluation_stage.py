@@ -12,6 +12,8 @@ import dataclasses
 import pathlib
 import time
 
+import numpy as np
+
 from rolegen_jax import distributed
 from rolegen_jax.config import ABLATIONS
 from rolegen_jax.data.cases import CaseTable
@@ -23,6 +25,7 @@ from rolegen_jax.evaluation.floors import FLOORS, evaluation_rows
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.progress import say
 from rolegen_jax.reasoning import predict
+from rolegen_jax.serving.slate import slates
 from rolegen_jax.training import step
 
 
@@ -38,6 +41,14 @@ def predicted(run, name: str, table: CaseTable) -> predict.Predictions:
   return ask(other, other.loop(f'ablations/{name}', switches), intervene=switches.intervene)
 
 
+def spread_out(found: predict.Predictions, timestamp: np.ndarray, items: int, weight: float) -> np.ndarray:
+  """int32 [N, k]: the lists in the order of `slates` with that spread, made one after the other as their occasions came."""
+  came = np.argsort(timestamp, kind='stable')
+  order = np.empty(found.item.shape, np.int64)
+  order[came] = slates(found.item[came], found.score[came], np.zeros(items), 0.0, weight)
+  return np.take_along_axis(found.item, order, axis=1)
+
+
 def report(run, print_tables: bool = False) -> pathlib.Path:
   """Evaluates RoleGen, its ablations and the floors on the test occasions; writes and returns report.html."""
   log, occasions = run.data
@@ -46,9 +57,15 @@ def report(run, print_tables: bool = False) -> pathlib.Path:
   table = run.inference_cases(occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows])
   k = max(c.evaluation.ks)
   found = predicted(run, 'RoleGen', table)
-  rankings = {'RoleGen': ('model', found.item[:, :k], {})}
+  rankings, spread = {'RoleGen': ('model', found.item[:, :k], {})}, {}
+  if c.evaluation.spread:
+    spread['RoleGen_spread'] = ('model', spread_out(found, table.timestamp, len(run.codes), c.evaluation.spread)[:, :k], {})
   for name in c.evaluation.ablations:
-    rankings[name] = ('ablation', predicted(run, name, table).item[:, :k], {})
+    other = predicted(run, name, table)
+    rankings[name] = ('ablation', other.item[:, :k], {})
+    if c.evaluation.spread and name == 'no_reasoner':
+      spread[f'{name}_spread'] = ('ablation', spread_out(other, table.timestamp, len(run.codes), c.evaluation.spread)[:, :k], {})
+  rankings |= spread
   for name, floor in (FLOORS | {'SASRec': sasrec}).items():
     made = floor(log, occasions, rows, c, k)
     rankings[name] = ('floor', made.items, made.settings)

@@ -66,8 +66,11 @@ def aims(found: dict) -> list[dict]:
     if name in NEW and 'dormant new' in systems[TESTED]:
       new = {system: slices['dormant new']['HI@50']['mean'] for system, slices in systems.items()}
       add(f'{name}: dormant new HI@50, times the best floor', NEW[name], new[TESTED] / max(v for s, v in new.items() if data['kinds'][s] == 'floor'))
-    for key in ('coverage', 'coarse_entropy') if 'no_reasoner' in systems else ():
-      add(f'{name}: {key} of lists, times the backbone alone', 1.3, data['diversity'][TESTED][key] / data['diversity']['no_reasoner'][key])
+    for ours in (TESTED, f'{TESTED}_spread'):
+      if {ours, 'no_reasoner'} <= set(systems):
+        for key in ('coverage', 'coarse_entropy'):
+          add(f'{name}: {key} of lists of {ours}, times the backbone alone', 1.3, data['diversity'][ours][key] / data['diversity']['no_reasoner'][key])
+        add(f'{name}: {part} HI@10 of {ours} less that of the backbone alone', 0.0, systems[ours][part]['HI@10']['mean'] - systems['no_reasoner'][part]['HI@10']['mean'])
     add(f'{name}: Jaccard distance of worlds', 0.5, data['worlds']['jaccard'])
     for key, (what, aim) in ROLES.items():
       if all(key in roles for roles in data['roles']):

@@ -38,7 +38,7 @@ def recommend(
   r = config.reasoner
   table = inference_cases(log, chosen, log.offsets[chosen + 1], np.full(len(chosen), now), r.role_events, r.candidates, excitation)
   found = predict(rolegen, params, table, trie, mesh, config.backbone.beam)
-  order = slates(found.item, found.score, excitation.opens, config.serving.instrumental)
+  order = slates(found.item, found.score, excitation.opens, config.serving.instrumental, config.serving.spread, top)
   found = found._replace(**{name: np.take_along_axis(getattr(found, name), order, axis=1) for name in ('item', 'score')})
   frame = _frame(log, table, found, excitation.opens, top)
   write_parquet(frame, output)

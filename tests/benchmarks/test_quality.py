@@ -61,8 +61,9 @@ def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
   assert 'no_reasoner' in lib.table(found)
   diversity = demo['diversity']
   assert {row['what']: (row['aim'], row['found']) for row in found['aims']} == {
-      'demo: coverage of lists, times the backbone alone': (1.3, diversity['RoleGen']['coverage'] / diversity['no_reasoner']['coverage']),
-      'demo: coarse_entropy of lists, times the backbone alone': (1.3, diversity['RoleGen']['coarse_entropy'] / diversity['no_reasoner']['coarse_entropy']),
+      'demo: coverage of lists of RoleGen, times the backbone alone': (1.3, diversity['RoleGen']['coverage'] / diversity['no_reasoner']['coverage']),
+      'demo: coarse_entropy of lists of RoleGen, times the backbone alone': (1.3, diversity['RoleGen']['coarse_entropy'] / diversity['no_reasoner']['coarse_entropy']),
+      'demo: dormant HI@10 of RoleGen less that of the backbone alone': (0.0, demo['differences']['no_reasoner']['dormant']['HI@10']['mean']),
       'demo: Jaccard distance of worlds': (0.5, 0.5), 'demo: macro-F1 of hindsight roles': (0.8, pytest.approx(0.6)),
   }
   assert 'aim 0.800, found 0.600 (short): demo: macro-F1 of hindsight roles' in lib.table(found)
