@@ -4,11 +4,13 @@
   python -m rolegen_jax.simulate_ab --workdir=runs/quality/demo/points/seed0            # and again with --world=held_back
   python -m experiments.benchmarks.quality --runs=runs/quality
 
-The sweeps take hours on two cores, and continue where they were stopped. This command only reads: what is missing is left out and named.
+The sweeps take hours on two cores, and continue where they were stopped. This command only reads the runs: of what is
+missing there, quality.json keeps the figures that it has, with their own provenance.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 from absl import flags
@@ -22,7 +24,8 @@ _FOLDER = flags.DEFINE_string('folder', str(pathlib.Path(__file__).parent), 'Whe
 def main() -> None:
   from experiments.benchmarks import measure, quality_parts
 
-  found = quality_parts.collected(pathlib.Path(_RUNS.value))
+  kept = pathlib.Path(_FOLDER.value) / 'quality.json'
+  found = quality_parts.collected(pathlib.Path(_RUNS.value), json.loads(kept.read_text()) if kept.exists() else {})
   path = measure.keep('quality', found, folder=_FOLDER.value)
   print(quality_parts.table(found))
   print(f'-> {path}')

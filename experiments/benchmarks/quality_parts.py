@@ -6,6 +6,7 @@ beside it. Shapes: S seeds, O occasions, T (occasion, target) pairs, K list leng
 
 from __future__ import annotations
 
+import datetime
 import json
 import pathlib
 from collections.abc import Callable
@@ -15,42 +16,54 @@ import numpy as np
 from experiments import quality
 from rolegen_jax.config import ConfigError, EvaluationConfig
 from rolegen_jax.data.prepare import load_prepared
-from rolegen_jax.evaluation.metrics import Pairs, bootstrap, hit, ranks
+from rolegen_jax.evaluation.metrics import Pairs, bootstrap, hit, ndcg, ranks
 from rolegen_jax.progress import say
 
 TESTED = 'RoleGen'
 KS = (1, 10, 50)
+METRICS = {f'HI@{k}': (hit, k) for k in KS} | {'NDCG@10': (ndcg, 10)}
 SLICES = ('dormant', 'D1', 'dormant seen', 'dormant new', 'ACTIVE')
 # What this project set out to reach, by experiment, slice and metric; of the simulated world, intervals above zero.
 AIMS = {
     'alibaba2014': ('dormant', {'HI@1': 0.17, 'HI@10': 0.34, 'HI@50': 0.42}),
     'taobao_userbehavior_1k': ('D1', {'HI@1': 0.20, 'HI@10': 0.56}),
+    'amazon_beauty': ('ACTIVE', {}),
 }
+# Of the backbone alone; one target an occasion, so HI@10 is R@10. Tuned SASRec and RPG have as much (docs/quality.md).
+BACKBONE_AIMS = {'amazon_beauty': {'HI@10': 0.0821, 'NDCG@10': 0.0464}}
 NEW = {'alibaba2014': 2.0}
 ROLES = dict(agreement=('macro-F1 of hindsight roles', 0.8), spearman=('Spearman of removal effects', 0.7))
 STABILITY = ('reward', 'kl', 'entropy', 'advantage_spread', 'clipped_share', 'logp_difference', 'reward_malformed', 'counterfactual_best', 'world_distance')
 
 
-def collected(folder: pathlib.Path) -> dict:
-  """{data: {experiment: `of_runs`}, ab: {...}, stability: {...}}. Raises ConfigError when there is no finished run at all."""
-  data = {}
+def collected(folder: pathlib.Path, kept: dict) -> dict:
+  """{data: {experiment: `of_runs`}, ab: {...}, stability: {...}, aims}. What `folder` does not hold stays as `kept`, an earlier result, has it.
+
+  Raises ConfigError when there is no finished run at all.
+  """
+  data, ab, old = {}, {}, kept.get('data', {})
   for name in quality.OF:
     runs = sorted(path.parent for path in (folder / name / 'points').glob('seed*/rankings.npz'))
     if runs:
       data[name] = of_runs(runs)
     else:
-      say(f'{name}: no finished run under {folder / name / "points"}; left out')
+      say(f'{name}: no finished run under {folder / name / "points"}; {"kept as it was" if name in old else "left out"}')
+      data |= {name: old[name]} if name in old else {}
   if not data:
     raise ConfigError(f'--runs={folder}: no finished run of a sweep there; must be the folder of the sweeps of quality:NAME')
-  found = dict(data=data, ab={}, stability={})
   for world, path in (('default', 'ab.json'), ('held_back', 'held_back/ab.json')):
     file = folder / 'demo' / 'points' / 'seed0' / path
     if file.exists():
-      found['ab'][world] = {k: v for k, v in json.loads(file.read_text()).items() if k != 'measures'}
-  rows = folder / 'stability' / 'loop' / 'metrics.jsonl'
-  if rows.exists():
-    found['stability'] = curves(rows)
+      ab[world] = {k: v for k, v in json.loads(file.read_text()).items() if k != 'measures'}
+  found = dict(data=data, ab=kept.get('ab', {}) | ab, stability=stability(folder / 'stability') or kept.get('stability', {}))
   return found | dict(aims=aims(found))
+
+
+def stability(run: pathlib.Path) -> dict:
+  """Curves of a long loop and what they come from; empty when it has not been run to its report."""
+  if not (run / 'report.json').exists():
+    return {}
+  return curves(run / 'loop' / 'metrics.jsonl') | dict(provenance=_provenance(run, json.loads((run / 'report.json').read_text())))
 
 
 def aims(found: dict) -> list[dict]:
@@ -63,6 +76,8 @@ def aims(found: dict) -> list[dict]:
     systems, (part, wanted) = data['systems'], AIMS.get(name, ('dormant', {}))
     for metric, aim in wanted.items():
       add(f'{name}: {part} {metric}', aim, systems[TESTED][part][metric]['mean'])
+    for metric, aim in BACKBONE_AIMS.get(name, {}).items():
+      add(f'{name}: {metric} of the backbone alone', aim, systems['no_reasoner'][part][metric]['mean'])
     if name in NEW and 'dormant new' in systems[TESTED]:
       new = {system: slices['dormant new']['HI@50']['mean'] for system, slices in systems.items()}
       add(f'{name}: dormant new HI@50, times the best floor', NEW[name], new[TESTED] / max(v for s, v in new.items() if data['kinds'][s] == 'floor'))
@@ -92,25 +107,33 @@ def of_runs(runs: list[pathlib.Path]) -> dict:
       raise ConfigError(f'{run}: evaluated other occasions than {runs[0]}; must be runs on the same log')
   pairs, settings = Pairs.of(occasions, rows), EvaluationConfig()
   names = [name for name in rankings[0] if all(name in r for r in rankings)]
-  hits = {name: {k: np.stack([hit(ranks(r[name], pairs), k) for r in rankings]) for k in KS} for name in names}  # [S, T]
+  place = {name: [ranks(r[name], pairs) for r in rankings] for name in names}
+  value = {name: {metric: np.stack([of(rank, k) for rank in place[name]]) for metric, (of, k) in METRICS.items()} for name in names}  # [S, T]
   masks = {name: pairs.slice(name) for name in SLICES}
 
-  def intervals(of: Callable[[int], np.ndarray]) -> dict:
+  def intervals(of: Callable[[str], np.ndarray]) -> dict:
     return {
-        part: {f'HI@{k}': _pooled(of(k)[:, mask], pairs.occasion[mask], settings) for k in KS} for part, mask in masks.items() if mask.any()}
+        part: {m: _pooled(of(m)[:, mask], pairs.occasion[mask], settings) for m in METRICS} for part, mask in masks.items() if mask.any()}
 
   mean = lambda get: float(np.mean([get(r) for r in reports]))
   first = reports[0]['systems']
   return dict(
       seeds=[r['provenance']['seed'] for r in reports], kinds={name: first[name]['kind'] for name in names},
-      systems={name: intervals(lambda k, name=name: hits[name][k]) for name in names},
-      differences={name: intervals(lambda k, name=name: hits[TESTED][k] - hits[name][k]) for name in names if name != TESTED},
+      systems={name: intervals(lambda m, name=name: value[name][m]) for name in names},
+      differences={name: intervals(lambda m, name=name: value[TESTED][m] - value[name][m]) for name in names if name != TESTED},
       diversity={name: {key: mean(lambda r, name=name, key=key: r['systems'][name]['diversity'][key]) for key in first[name]['diversity']} for name in names},
       worlds={key: mean(lambda r, key=key: r['worlds'][key]) for key in ('jaccard', 'union_size')},
       roles=[_roles(r['roles']) for r in reports],
       stability={run.name: curves(run / 'loop' / 'metrics.jsonl') for run in runs},
-      provenance=[{key: r['provenance'][key] for key in ('seed', 'commit', 'when', 'config_digest', 'artefacts', 'device_kind', 'versions')} for r in reports],
+      provenance=[_provenance(run, report) for run, report in zip(runs, reports)],
   )
+
+
+def _provenance(run: pathlib.Path, report: dict) -> dict:
+  """wall_s: from the first training step to the report, stops included."""
+  about = {key: report['provenance'][key] for key in ('seed', 'commit', 'when', 'config_digest', 'artefacts', 'device_kind', 'versions')}
+  starts = [json.loads(path.open().readline())['at'] for path in run.glob('*/time.0.jsonl')]
+  return about | dict(wall_s=round(datetime.datetime.fromisoformat(about['when']).timestamp() - min(starts)) if starts else None)
 
 
 def _pooled(value_SxT: np.ndarray, occasion_T: np.ndarray, settings: EvaluationConfig) -> dict:

@@ -7,7 +7,7 @@ import os
 from matplotlib.figure import Figure
 
 COLOURS = dict(model='#0072B2', ablation='#56B4E9', floor='#8A8A8A')
-METRIC, PART = 'HI@10', 'dormant'
+METRIC = 'HI@10'
 
 
 def draw(found: dict, figure: str | os.PathLike) -> None:
@@ -21,15 +21,16 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
       panel.grid(axis='x', color='#e9ecef')
       panel.set_axisbelow(True)
       panel.tick_params(labelsize=8)
+    part = 'dormant' if 'dormant' in of['systems']['RoleGen'] else 'ACTIVE'
     simulated = ' (SIMULATED)' if name == 'demo' else ''
     top.set_title(f'{name}{simulated}', loc='left', fontsize=10)
-    systems = sorted(of['systems'], key=lambda s: of['systems'][s][PART][METRIC]['mean'])
-    _whiskers(top, {s: of['systems'][s][PART][METRIC] for s in systems}, [COLOURS[of['kinds'][s]] for s in systems])
+    systems = sorted(of['systems'], key=lambda s: of['systems'][s][part][METRIC]['mean'])
+    _whiskers(top, {s: of['systems'][s][part][METRIC] for s in systems}, [COLOURS[of['kinds'][s]] for s in systems])
     for y, s in enumerate(systems):
-      top.plot([100 * v for v in of['systems'][s][PART][METRIC]['by_seed']], [y] * len(of['seeds']), '|', color='#1d2733', ms=6)
-    top.set_xlabel(f'{METRIC}, % of {PART} targets; ticks: single seeds', fontsize=8)
+      top.plot([100 * v for v in of['systems'][s][part][METRIC]['by_seed']], [y] * len(of['seeds']), '|', color='#1d2733', ms=6)
+    top.set_xlabel(f'{METRIC}, % of {part} targets; ticks: single seeds', fontsize=8)
     others = [s for s in systems if s in of['differences']]
-    minus = {s: of['differences'][s][PART][METRIC] for s in others}
+    minus = {s: of['differences'][s][part][METRIC] for s in others}
     colour = lambda v: '#009E73' if v['low'] > 0 else '#D55E00' if v['high'] < 0 else '#8A8A8A'
     _whiskers(middle, minus, [colour(v) for v in minus.values()])
     middle.axvline(0, color='#1d2733', lw=1)

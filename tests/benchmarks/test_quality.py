@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 
 def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
-  found = lib.collected(folder)
+  found = lib.collected(folder, {})
   assert 'alibaba2014: no finished run' in capfd.readouterr().err and set(found['data']) == {'demo'}
   demo = found['data']['demo']
   whole = demo['systems']['RoleGen']['ACTIVE']['HI@1']
@@ -69,8 +69,17 @@ def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
   assert 'aim 0.800, found 0.600 (short): demo: macro-F1 of hindsight roles' in lib.table(found)
 
 
+def test_what_was_not_run_again_stays_as_it_was(folder):
+  before = dict(data=dict(alibaba2014='before', demo='before'), ab=dict(default=dict(lifts={})), stability=dict(step=[1.0]))
+  before['data']['alibaba2014'] = lib.collected(folder, {})['data']['demo']
+  found = lib.collected(folder, before)
+  assert found['data']['alibaba2014'] == before['data']['alibaba2014'] and found['data']['demo'] != 'before'
+  assert found['ab'] == before['ab'] and found['stability'] == before['stability']
+  assert any(row['what'].startswith('alibaba2014') for row in found['aims'])
+
+
 def test_the_picture_is_drawn(folder, tmp_path):
-  quality_plot.draw(json.loads(json.dumps(lib.collected(folder))), tmp_path / 'quality.png')
+  quality_plot.draw(json.loads(json.dumps(lib.collected(folder, {}))), tmp_path / 'quality.png')
   assert 5_000 < (tmp_path / 'quality.png').stat().st_size < 200_000
 
 
@@ -87,12 +96,13 @@ def test_runs_on_other_occasions_are_refused(folder, tmp_path):
 
 def test_an_empty_folder_is_refused(tmp_path):
   with pytest.raises(ConfigError, match='no finished run of a sweep there'):
-    lib.collected(tmp_path)
+    lib.collected(tmp_path, {})
 
 
 def test_the_experiment_has_all_ablations_and_names_what_it_knows():
   for name in quality.OF:
-    assert commands.experiment(f'quality:{name}', []).evaluation.ablations == tuple(ABLATIONS)
+    wanted = ('no_reasoner',) if name == 'amazon_beauty' else tuple(ABLATIONS)
+    assert commands.experiment(f'quality:{name}', []).evaluation.ablations == wanted
   with pytest.raises(ConfigError, match='quality:dem: must be one of demo, alibaba2014'):
     commands.experiment('quality:dem', [])
   assert EvaluationConfig().ablations != tuple(ABLATIONS)
