@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 def test_the_report_compares_with_floors_and_ablations(run):
   report = json.loads((run.workdir / 'report.json').read_text())
-  assert set(report['systems']) == {'RoleGen', 'no_reasoner', 'popularity', 'recency', 'item_knn', 'SASRec'}
+  assert set(report['systems']) == {'RoleGen', 'no_reasoner', 'RoleGen_spread', 'no_reasoner_spread', 'popularity', 'recency', 'item_knn', 'successors', 'SASRec'}
   assert report['provenance']['simulated'] is True
   assert 0 <= report['roles']['agreement']['macro_f1'] <= 1
   assert {row['stage'] for row in report['training']} == {'backbone', 'align', 'reason', 'loop', 'ablations/no_reasoner'}

@@ -1,4 +1,4 @@
-"""Rules without training that every model is reported beside: popularity, personal recency, ItemKNN.
+"""Rules without training that every model is reported beside: popularity, personal recency, ItemKNN, successors.
 
 Each floor is `floor(log, occasions, rows, config, k) -> Ranking` for the evaluation occasions `rows`. It counts co-occurrence
 and popularity over events usable for training, and reads every occasion's whole strict context (events before its own
@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from rolegen_jax.config import EVENT_NAMES, Config
+from rolegen_jax.data.aftermath import DECAY_DAYS, NEAR, PURCHASE_WEIGHT
 from rolegen_jax.data.occasions import D1, D2, VALID
 from rolegen_jax.evaluation.metrics import Pairs, hit, ranges, ranks
 
@@ -28,6 +29,8 @@ BEHAVIOUR = {  # weight of one event by its name; names left out weigh nothing
     'graded': dict(view=1, fav=2, cart=3, purchase=5),
 }
 STEP_DECAYS = (0.2, 0.5, 0.8, 0.95, 1.0)  # grid of ItemKNN: weight of a context event per distinct later time
+SUCCESSOR_CONTEXT = 64  # latest events of a context that the successors floor reads
+SUCCESSOR_SHRINK = 5.0  # an item followed by so much is half-way between its own shares and those at large
 TUNING_OCCASIONS = 2000  # at most so many validation occasions decide a setting
 _CELLS = 1 << 23  # scores held at once: 64 MB
 
@@ -85,7 +88,19 @@ def item_knn(log, occasions, rows: np.ndarray, config: Config, k: int) -> Rankin
   return _pick(log, occasions, rows, make, dict(decay=STEP_DECAYS, own=(True, False)))
 
 
-FLOORS: dict[str, Callable[..., Ranking]] = {'popularity': popularity, 'recency': recency, 'item_knn': item_knn}
+def successors(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
+  """What users turn to after the items of the context, then popularity: `data/excitation.py` between items instead of neighbourhoods.
+
+  score(j) = sum over the latest SUCCESSOR_CONTEXT events i of exp(-age / tau) max(share of j among what follows i - share of j at large, 0).
+  tau, and whether items of the context itself may be listed, are picked by validation HI@10.
+  """
+  popular = popular_items(log, occasions)
+  excess_IxI = _followed_by(log, occasions.train_end(log))
+  make = lambda rows, tau, own: _successors(log, occasions, rows, popular, k, excess_IxI, tau, own)
+  return _pick(log, occasions, rows, make, dict(tau=TAUS, own=(True, False)))
+
+
+FLOORS: dict[str, Callable[..., Ranking]] = {'popularity': popularity, 'recency': recency, 'item_knn': item_knn, 'successors': successors}
 
 
 def evaluation_rows(log, occasions, split: int) -> np.ndarray:
@@ -157,6 +172,37 @@ def _item_knn(log, occasions, rows, popular, k, normed_UxI, decay, own) -> np.nd
     shape = (len(chunk), len(popular))
     query = sp.csr_matrix((decay ** (newest_O[owner_E] - group_E), (owner_E, log.item[source_E])), shape=shape)
     return query @ normed_UxI.T @ normed_UxI, None if own else query
+
+  return _rank(rows, score, popular, k)
+
+
+def _followed_by(log, train_end_U: np.ndarray) -> sp.csr_matrix:
+  """[I, I]: share of each item among the next NEAR events of the users of an item, shrunk to its share at large, less that; where positive."""
+  items, usable_N = len(log.items), np.arange(len(log.item)) < train_end_U[log.user]
+  worth_N = np.where(log.event == EVENT_NAMES.index('purchase'), PURCHASE_WEIGHT, 1.0)
+  count_IxI = sp.csr_matrix((items, items))
+  for lag in range(1, min(NEAR, len(log.item) - 1) + 1):
+    first = np.flatnonzero((log.user[lag:] == log.user[:-lag]) & usable_N[lag:] & (log.timestamp[lag:] > log.timestamp[:-lag]))
+    fade = np.exp(-(log.timestamp[first + lag] - log.timestamp[first]) / (DAY * DECAY_DAYS))
+    count_IxI += sp.csr_matrix((fade * worth_N[first + lag], (log.item[first], log.item[first + lag])), shape=(items, items))
+  of_I, base_I = np.asarray(count_IxI.sum(1)).ravel(), np.asarray(count_IxI.sum(0)).ravel() / max(count_IxI.sum(), 1e-9)
+  pairs = count_IxI.tocoo()
+  excess = (pairs.data - of_I[pairs.row] * base_I[pairs.col]) / (of_I[pairs.row] + SUCCESSOR_SHRINK)
+  up = excess > 0
+  return sp.csr_matrix((excess[up], (pairs.row[up], pairs.col[up])), shape=(items, items))
+
+
+def _successors(log, occasions, rows, popular, k, excess_IxI, tau, own) -> np.ndarray:
+  def score(chunk):
+    end = occasions.context_end[chunk]
+    first = np.maximum(log.offsets[occasions.user[chunk]], end - SUCCESSOR_CONTEXT)
+    source_E, owner_E = ranges(first, end - first)
+    newest_O = log.timestamp[end - 1]  # as in `_recency`, a factor common to an occasion
+    faded_E = np.exp(-(newest_O[owner_E] - log.timestamp[source_E]) / tau)
+    query = sp.csr_matrix((faded_E, (owner_E, log.item[source_E])), shape=(len(chunk), len(popular)))
+    known_E, of_E = _context(log, occasions, chunk)
+    known = sp.csr_matrix((np.ones(len(known_E)), (of_E, log.item[known_E])), shape=query.shape)
+    return query @ excess_IxI, None if own else known
 
   return _rank(rows, score, popular, k)
 
