@@ -1,20 +1,31 @@
-"""The picture of quality.json: hit rates of all systems, what RoleGen is ahead by, and the loop's stability. A column an experiment."""
+"""The pictures of quality.json. A column an experiment: hit rates of all systems, what RoleGen is ahead by, hits against coverage.
+
+Beside it quality_stability.png, where a long loop was run.
+"""
 
 from __future__ import annotations
 
 import os
+import pathlib
 
 from matplotlib.figure import Figure
 
 COLOURS = dict(model='#0072B2', ablation='#56B4E9', floor='#8A8A8A')
 METRIC = 'HI@10'
+SPREADING = ('RoleGen', 'RoleGen_spread', 'no_reasoner', 'no_reasoner_spread', 'popularity', 'recency', 'item_knn', 'successors', 'SASRec')
+STABLE = dict(  # figure of the step -> title, scale
+    reward=('reward', 'linear'), kl=('KL to the reference, nats', 'linear'), entropy=('entropy of a token, nats', 'linear'),
+    advantage_spread=('spread of rewards over worlds', 'linear'), clipped_share=('share of clipped ratios', 'linear'),
+    logp_difference=('|log p(train) - log p(rollout)|, nats', 'log'), reward_malformed=('share of repeated candidates', 'linear'),
+    counterfactual_best=('share of users whose best world is counterfactual', 'linear'), world_distance=('Jaccard distance of worlds', 'linear'),
+)
 
 
 def draw(found: dict, figure: str | os.PathLike) -> None:
   """Writes `figure` (its suffix is the format)."""
   data = found['data']
-  canvas = Figure(figsize=(4.6 * len(data), 8.4), layout='constrained')
-  panels = canvas.subplots(3, len(data), squeeze=False, height_ratios=(3, 3, 2))
+  canvas = Figure(figsize=(4.6 * len(data), 10), layout='constrained')
+  panels = canvas.subplots(3, len(data), squeeze=False, height_ratios=(3, 3, 3))
   for (top, middle, bottom), (name, of) in zip(panels.T, data.items()):
     for panel in (top, middle, bottom):
       panel.spines[['top', 'right']].set_visible(False)
@@ -35,12 +46,32 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
     _whiskers(middle, minus, [colour(v) for v in minus.values()])
     middle.axvline(0, color='#1d2733', lw=1)
     middle.set_xlabel(f'RoleGen minus it, points of {METRIC}, 95 %', fontsize=8)
-    for curve in of['stability'].values():
-      bottom.plot(curve['step'], curve['reward'], color='#0072B2', lw=1.2, label='reward')
-      bottom.plot(curve['step'], curve['kl'], color='#D55E00', lw=1.2, label='KL to the reference')
-      bottom.plot(curve['step'], curve['world_distance'], color='#009E73', lw=1.2, label='distance between worlds')
-    bottom.legend(*zip(*[(handle, label) for handle, label in zip(*bottom.get_legend_handles_labels())][:3]), frameon=False, fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=3)
-    bottom.set_xlabel('step of the closed loop; a line a seed', fontsize=8)
+    for y, name in enumerate(n for n in SPREADING if n in of['diversity']):
+      value = of['systems'][name][part][METRIC]
+      at, colour = of['diversity'][name]['coverage'], COLOURS[of['kinds'][name]]
+      bottom.plot([at, at], [100 * value['low'], 100 * value['high']], color=colour, lw=1)
+      bottom.plot(at, 100 * value['mean'], 'o', color=colour, ms=5)
+      bottom.annotate(name, (at, 100 * value['mean']), xytext=(4, 4 if y % 2 else -10), textcoords='offset points', fontsize=7, ha='right' if at > 0.7 else 'left')
+    bottom.grid(axis='y', color='#e9ecef')
+    bottom.set_xlim(0, 1)
+    bottom.set_xlabel('coverage: share of the catalogue in some first ten', fontsize=8)
+    bottom.set_ylabel(f'{METRIC}, %', fontsize=8)
+  canvas.savefig(figure, dpi=100)
+  if found['stability']:
+    _stability(found['stability'], pathlib.Path(figure).with_name('quality_stability.png'))
+
+
+def _stability(curve: dict, figure: pathlib.Path) -> None:
+  """Every figure that tells whether the loop collapses or games its reward, over a long run's steps."""
+  canvas = Figure(figsize=(11, 6.2), layout='constrained')
+  for panel, (name, (title, scale)) in zip(canvas.subplots(3, 3, sharex=True).flat, STABLE.items()):
+    panel.plot(curve['step'], curve[name], color='#0072B2', lw=1.2)
+    panel.set_title(title, loc='left', fontsize=9)
+    panel.set_yscale(scale)
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.grid(color='#e9ecef')
+    panel.tick_params(labelsize=8)
+  canvas.supxlabel('step of the closed loop, demo (SIMULATED); means of twenty steps', fontsize=8)
   canvas.savefig(figure, dpi=100)
 
 

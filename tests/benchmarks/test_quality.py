@@ -79,8 +79,12 @@ def test_what_was_not_run_again_stays_as_it_was(folder):
 
 
 def test_the_picture_is_drawn(folder, tmp_path):
-  quality_plot.draw(json.loads(json.dumps(lib.collected(folder, {}))), tmp_path / 'quality.png')
-  assert 5_000 < (tmp_path / 'quality.png').stat().st_size < 200_000
+  found = lib.collected(folder, {})
+  quality_plot.draw(json.loads(json.dumps(found)), tmp_path / 'quality.png')
+  assert [path.name for path in tmp_path.iterdir()] == ['quality.png']
+  quality_plot.draw(found | dict(stability=found['data']['demo']['stability']['seed0']), tmp_path / 'quality.png')
+  for name in ('quality.png', 'quality_stability.png'):
+    assert 5_000 < (tmp_path / name).stat().st_size < 200_000
 
 
 def test_runs_on_other_occasions_are_refused(folder, tmp_path):
