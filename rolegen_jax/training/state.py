@@ -20,8 +20,13 @@ from rolegen_jax.models import functional
 
 class State(NamedTuple):
   step: jax.Array  # int32 []
+  rng: jax.Array  # uint32 [2], data of the key that all noise of the stage comes from; an argument, so that seeds share a compiled program
   params: dict[str, Any]  # per model
   opt: dict[str, Any]  # per trained model
+
+  def key(self) -> jax.Array:
+    """Of this step."""
+    return jax.random.fold_in(jax.random.wrap_key_data(self.rng), self.step)
 
 
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -55,11 +60,11 @@ def shardings(makers: dict, txs: dict[str, optax.GradientTransformation], mesh: 
     jax.eval_shape(trace)
     return found[0]
 
-  return State(replicated, params, {name: of_opt(name) for name in txs})
+  return State(replicated, replicated, params, {name: of_opt(name) for name in txs})
 
 
 def create(makers: dict, txs: dict, mesh: Mesh, key: jax.Array, given: dict | None = None) -> State:
-  """A fresh state at step 0: models in `given` keep those parameters, the others are initialised from `key`."""
+  """A fresh state at step 0: models in `given` keep those parameters, the others are initialised from `key`, from which the steps' noise comes too."""
   given = given or {}
   layout = shardings(makers, txs, mesh)
   params = {}
@@ -68,13 +73,14 @@ def create(makers: dict, txs: dict, mesh: Mesh, key: jax.Array, given: dict | No
     own = lambda tree, s: jit(lambda t: jax.tree.map(jnp.copy, t), out_shardings=s)(tree)
     params[name] = own(given[name], layout.params[name]) if name in given else functional.init(make, jax.random.fold_in(key, i), mesh)[1]
   opt = {name: jit(tx.init, out_shardings=layout.opt[name])(params[name]) for name, tx in txs.items()}
-  return State(jax.device_put(jnp.zeros((), jnp.int32), layout.step), params, opt)
+  return State(jax.device_put(jnp.zeros((), jnp.int32), layout.step), jax.device_put(jax.random.key_data(key), layout.rng), params, opt)
 
 
 def abstract(makers: dict, txs: dict, mesh: Mesh) -> State:
   """ShapeDtypeStructs with shardings, for restoring and for compiling without data."""
   shapes = {name: functional.abstract(make)[1] for name, make in makers.items()}
   opt = {name: jax.eval_shape(tx.init, shapes[name]) for name, tx in txs.items()}
-  state = State(jax.ShapeDtypeStruct((), jnp.int32), shapes, opt)
+  rng = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+  state = State(jax.ShapeDtypeStruct((), jnp.int32), rng, shapes, opt)
   attach = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   return jax.tree.map(attach, state, shardings(makers, txs, mesh), is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))

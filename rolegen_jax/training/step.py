@@ -185,12 +185,11 @@ def update(tx, grads, opt, params):
 
 def supervised_step(rolegen: RoleGen, model: str, loss_fn: Callable, tx, state: State, batch, trie: Trie, frozen: dict = {}) -> tuple[State, Metrics]:
   """One update of one model by `loss_fn(rolegen, params, batch, trie, key)`."""
-  key = jax.random.fold_in(jax.random.key(rolegen.config.seed), state.step)
-  loss_of = lambda params: loss_fn(rolegen, functional.join(params, frozen.get(model, {})), batch, trie, key)
+  loss_of = lambda params: loss_fn(rolegen, functional.join(params, frozen.get(model, {})), batch, trie, state.key())
   (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params[model])
   params, opt = update(tx, grads, state.opt[model], state.params[model])
   metrics |= dict(loss=loss, grad_norm=optax.tree.norm(grads))
-  return State(state.step + 1, state.params | {model: params}, state.opt | {model: opt}), metrics
+  return state._replace(step=state.step + 1, params=state.params | {model: params}, opt=state.opt | {model: opt}), metrics
 
 
 def execution_only_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple[jax.Array, Metrics]:
@@ -209,8 +208,7 @@ def loop_parts(rolegen: RoleGen) -> tuple[dict, dict]:
 def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Trie, switches: Switches, frozen: dict = {}) -> tuple[State, Metrics]:
   """THE step. state.params: reasoner, reference (EMA of the reasoner; it shares what is frozen), backbone."""
   config = rolegen.config.loop
-  key = jax.random.fold_in(jax.random.key(rolegen.config.seed), state.step)
-  rollout_key, execution_key = jax.random.split(key)
+  rollout_key, execution_key = jax.random.split(state.key())
   params, whole = state.params, lambda trained: functional.join(trained, frozen.get('reasoner', {}))
 
   # Reasoning
@@ -242,4 +240,4 @@ def loop_step(rolegen: RoleGen, txs: dict, state: State, cases: Cases, trie: Tri
 
   metrics |= more | dict(loss=execution + more['reasoner_loss'])
   new = dict(backbone=backbone, reasoner=reasoner, reference=reference)
-  return State(state.step + 1, new, dict(backbone=backbone_opt, reasoner=reasoner_opt)), metrics
+  return state._replace(step=state.step + 1, params=new, opt=dict(backbone=backbone_opt, reasoner=reasoner_opt)), metrics

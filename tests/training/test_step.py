@@ -227,3 +227,13 @@ def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
 
   gradient = jit(jax.grad(execution))(tiny.params('reasoner'))
   assert all(not jnp.any(g) for g in jax.tree.leaves(gradient))
+
+
+def test_seeds_share_a_program():
+  """The seed is in the state: a sweep over seeds compiles once."""
+  texts = set()
+  for assignment in ('seed=0', 'seed=5'):
+    setup = set_up(1, assignment)
+    with jax.set_mesh(setup.mesh):
+      texts.add(setup.step.lower(setup.state, on(setup.mesh, tiny.cases(), 'batch'), on(setup.mesh, tiny.trie()), lib.Switches()).as_text())
+  assert len(texts) == 1
