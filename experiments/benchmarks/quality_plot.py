@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 COLOURS = dict(model='#0072B2', ablation='#56B4E9', floor='#8A8A8A')
 METRIC = 'HI@10'
 SPREADING = ('RoleGen', 'RoleGen_spread', 'no_reasoner', 'no_reasoner_spread', 'popularity', 'recency', 'item_knn', 'successors', 'SASRec')
-STABLE = dict(  # figure of the step -> title, scale
-    reward=('reward', 'linear'), kl=('KL to the reference, nats', 'linear'), entropy=('entropy of a token, nats', 'linear'),
-    advantage_spread=('spread of rewards over worlds', 'linear'), clipped_share=('share of clipped ratios', 'linear'),
-    logp_difference=('|log p(train) - log p(rollout)|, nats', 'log'), reward_malformed=('share of repeated candidates', 'linear'),
-    counterfactual_best=('share of users whose best world is counterfactual', 'linear'), world_distance=('Jaccard distance of worlds', 'linear'),
+STABLE = dict(  # figure of the step -> title
+    reward='reward', kl='KL to the reference, nats', entropy='entropy of a token, nats',
+    advantage_spread='spread of rewards over worlds', clipped_share='share of clipped ratios',
+    logp_difference='|log p(train) - log p(rollout)|, nats', reward_malformed='share of repeated candidates',
+    counterfactual_best='share of users whose best world is counterfactual', world_distance='Jaccard distance of worlds',
 )
 
 
@@ -56,7 +56,7 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
     bottom.set_xlim(0, 1)
     bottom.set_xlabel('coverage: share of the catalogue in some first ten', fontsize=8)
     bottom.set_ylabel(f'{METRIC}, %', fontsize=8)
-  canvas.savefig(figure, dpi=100)
+  canvas.savefig(figure, dpi=80)
   if found['stability']:
     _stability(found['stability'], pathlib.Path(figure).with_name('quality_stability.png'))
 
@@ -64,15 +64,14 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
 def _stability(curve: dict, figure: pathlib.Path) -> None:
   """Every figure that tells whether the loop collapses or games its reward, over a long run's steps."""
   canvas = Figure(figsize=(11, 6.2), layout='constrained')
-  for panel, (name, (title, scale)) in zip(canvas.subplots(3, 3, sharex=True).flat, STABLE.items()):
+  for panel, (name, title) in zip(canvas.subplots(3, 3, sharex=True).flat, STABLE.items()):
     panel.plot(curve['step'], curve[name], color='#0072B2', lw=1.2)
     panel.set_title(title, loc='left', fontsize=9)
-    panel.set_yscale(scale)
     panel.spines[['top', 'right']].set_visible(False)
     panel.grid(color='#e9ecef')
     panel.tick_params(labelsize=8)
   canvas.supxlabel('step of the closed loop, demo (SIMULATED); means of twenty steps', fontsize=8)
-  canvas.savefig(figure, dpi=100)
+  canvas.savefig(figure, dpi=80)
 
 
 def _whiskers(panel, values: dict[str, dict], colours: list[str]) -> None:
