@@ -43,7 +43,7 @@ def collected(folder: pathlib.Path, kept: dict) -> dict:
   """
   data, ab, old = {}, {}, kept.get('data', {})
   for name in quality.OF:
-    runs = sorted(path.parent for path in (folder / name / 'points').glob('seed*/rankings.npz'))
+    runs = sorted(path.parent for path in (folder / name / 'points').glob('seed*/report.json'))
     if runs:
       data[name] = of_runs(runs)
     else:
