@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 
 COLOURS = dict(model='#0072B2', ablation='#56B4E9', floor='#8A8A8A')
 METRIC = 'HI@10'
-SPREADING = ('RoleGen', 'RoleGen_spread', 'no_reasoner', 'no_reasoner_spread', 'popularity', 'recency', 'item_knn', 'successors', 'SASRec')
+SPREADING = dict(  # systems -> marker
+    RoleGen='o', RoleGen_spread='D', no_reasoner='o', no_reasoner_spread='D', popularity='s', recency='^', item_knn='v', successors='P', SASRec='X',
+)
 STABLE = dict(  # figure of the step -> title
     reward='reward', kl='KL to the reference, nats', entropy='entropy of a token, nats',
     advantage_spread='spread of rewards over worlds', clipped_share='share of clipped ratios',
@@ -46,12 +48,12 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
     _whiskers(middle, minus, [colour(v) for v in minus.values()])
     middle.axvline(0, color='#1d2733', lw=1)
     middle.set_xlabel(f'RoleGen minus it, points of {METRIC}, 95 %', fontsize=8)
-    for y, name in enumerate(n for n in SPREADING if n in of['diversity']):
+    for name in (n for n in SPREADING if n in of['diversity']):
       value = of['systems'][name][part][METRIC]
       at, colour = of['diversity'][name]['coverage'], COLOURS[of['kinds'][name]]
       bottom.plot([at, at], [100 * value['low'], 100 * value['high']], color=colour, lw=1)
-      bottom.plot(at, 100 * value['mean'], 'o', color=colour, ms=5)
-      bottom.annotate(name, (at, 100 * value['mean']), xytext=(4, 4 if y % 2 else -10), textcoords='offset points', fontsize=7, ha='right' if at > 0.7 else 'left')
+      bottom.plot(at, 100 * value['mean'], SPREADING[name], color=colour, ms=6, mec='white', mew=0.5, label=name)
+    bottom.legend(frameon=False, fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1.0), ncols=3)
     bottom.grid(axis='y', color='#e9ecef')
     bottom.set_xlim(0, 1)
     bottom.set_xlabel('coverage: share of the catalogue in some first ten', fontsize=8)
