@@ -1,7 +1,7 @@
 """Amazon Reviews 2014, Beauty 5-core: 22,363 users, leave-one-out, purchases only. REAL data, to be had as README.md says.
 
 Histories are nine items long and every time is a rank, so there are no dormant cohorts here: it is the academic yardstick.
-`amazon_beauty` is what two CPU cores train in half an hour, about 30 epochs; `amazon_beauty:accelerator` is meant for a GPU or TPU, about 350.
+`amazon_beauty` is sized for two CPU cores, about 30 epochs; `amazon_beauty:accelerator` for a GPU or TPU, about 350. Neither has been run whole.
 """
 
 import dataclasses
