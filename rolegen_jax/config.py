@@ -17,12 +17,12 @@ ROLE_NAMES = ('TRIGGER', 'ANCHOR', 'COMPARE', 'REINFORCE', 'COMPLEMENT', 'EXPLOR
 PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
 ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')  # fields of TextConfig
 WORD_TASKS = (*ALIGN_TASKS, 'rationale')
-UPTAKE = ('roles', 'intent', 'candidates')
+UPTAKE = ('roles', 'intent', 'candidates', 'calls')
 INTERVENTIONS = ('intent', 'remove', 'role')
 # Ablation -> the settings of the closed loop that make it; those without any are switches of the training step.
 ABLATIONS = dict(
-    no_reasoner={}, roles_only=dict(uptake=('roles',)), no_counterfactual={}, independent_noise=dict(noise='independent'),
-    no_reflection={}, weighted=dict(objective='weighted'),
+    no_reasoner={}, roles_only=dict(uptake=('roles',)), no_calls=dict(uptake=('roles', 'intent', 'candidates')), no_counterfactual={},
+    independent_noise=dict(noise='independent'), no_reflection={}, weighted=dict(objective='weighted'),
 )
 
 
@@ -138,6 +138,8 @@ class ReasonerConfig:
   intent_levels: int = 1  # codes of the SID prefix that names an intent
   candidates: int = 4  # items on the path of one completion
   neighbourhoods: int = 8  # coarse codes that contact with an item may excite, the strongest ones
+  successors: int = 16  # items that contact with an item may call for, the ones that follow it most
+  called: int = 64  # items that a history calls for most, which the backbone reads
   temperature: float = 0.5  # of rollouts; demonstrations are fitted at 1
   pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = from scratch
   text_pieces: int = 0  # text tokens: of the tokenizer of `pretrained`, or at most of one trained on the items' words; 0 = no text
@@ -338,6 +340,8 @@ def validate(config: Config) -> Config:
   need(1 <= config.reasoner.role_events <= config.reasoner.events, 'reasoner.role_events', f'1 to reasoner.events={config.reasoner.events}')
   need(1 <= config.reasoner.intent_levels < config.semantic_ids.levels, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}')
   need(1 <= config.reasoner.neighbourhoods <= config.semantic_ids.codes, 'reasoner.neighbourhoods', f'1 to semantic_ids.codes={config.semantic_ids.codes}')
+  need(config.reasoner.successors >= 1, 'reasoner.successors', 'at least 1')
+  need(config.reasoner.called >= 1, 'reasoner.called', 'at least 1')
   need(config.reasoner.temperature > 0, 'reasoner.temperature', 'positive')
   one_of('reasoner.train', config.reasoner.train, ('all', 'lora', 'frozen'))
   need(config.reasoner.lora.rank >= 1, 'reasoner.lora.rank', 'at least 1')

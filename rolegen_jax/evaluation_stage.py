@@ -1,7 +1,8 @@
 """The last stage of a run: RoleGen, its ablations and the floors on the test occasions, and the report.
 
 An ablation is trained where it is not yet. Beside report.html and report.json stands rankings.npz: `occasion` int64 [N], which of
-the run's occasions were asked for, and by name of each system the items int32 [N, K] that it listed, best first, -1 past the end.
+the run's occasions were asked for, and by name of each system the items int32 [N, K] that it listed, best first, -1 past the end;
+under candidates/NAME the candidates int32 [N, W, P] of those that have worlds.
 
 `run` is the `stages.Run` that the stage is part of.
 """
@@ -57,19 +58,20 @@ def report(run, print_tables: bool = False) -> pathlib.Path:
   table = run.inference_cases(occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows])
   k = max(c.evaluation.ks)
   found = predicted(run, 'RoleGen', table)
-  rankings, spread = {'RoleGen': ('model', found.item[:, :k], {})}, {}
+  rankings, spread, candidates = {'RoleGen': ('model', found.item[:, :k], {})}, {}, {'RoleGen': found.candidates}
   if c.evaluation.spread:
     spread['RoleGen_spread'] = ('model', spread_out(found, table.timestamp, len(run.codes), c.evaluation.spread)[:, :k], {})
   for name in c.evaluation.ablations:
     other = predicted(run, name, table)
     rankings[name] = ('ablation', other.item[:, :k], {})
+    candidates |= {name: other.candidates} if other.candidates is not None else {}
     if c.evaluation.spread and name == 'no_reasoner':
       spread[f'{name}_spread'] = ('ablation', spread_out(other, table.timestamp, len(run.codes), c.evaluation.spread)[:, :k], {})
   rankings |= spread
   for name, floor in (FLOORS | {'SASRec': sasrec}).items():
     made = floor(log, occasions, rows, c, k)
     rankings[name] = ('floor', made.items, made.settings)
-  listed = dict(occasion=rows) | {name: items for name, (_, items, _) in rankings.items()}
+  listed = dict(occasion=rows) | {name: items for name, (_, items, _) in rankings.items()} | {f'candidates/{name}': items for name, items in candidates.items()}
   distributed.once(lambda: write_npz(listed, run.workdir / 'rankings.npz'))
   systems, differences = content.systems(c, log, occasions, rows, run.codes, rankings)
   known = dataclasses.replace(table, target=occasions.target[occasions.target_offsets[rows]])
@@ -89,7 +91,7 @@ def report(run, print_tables: bool = False) -> pathlib.Path:
   words, tell = run.words.report(table, found)
   page = distributed.once(lambda: write_report(run.workdir, dict(
       title=f'RoleGen-JAX: {c.name}', notes=notes, systems=systems, differences=differences, roles=roles,
-      training=content.training_rows(run.workdir, stages), worlds=content.worlds(log, occasions, run.codes, found.candidates),
+      training=content.training_rows(run.workdir, stages), worlds=content.worlds(c, log, occasions, rows, run.codes, candidates),
       semantic_ids=run.catalogue.report, trajectories=content.trajectories(log, occasions, rows, table, found, tell),
       provenance=content.provenance(c, run.artefacts, time.monotonic() - started), **words,
   )))

@@ -32,6 +32,7 @@ from rolegen_jax.data.occasions import VALID
 from rolegen_jax.data.pipeline import Batches
 from rolegen_jax.data.prepare import load_prepared, prepare
 from rolegen_jax.data.shard_reader import Shards, training_rows
+from rolegen_jax.data.successors import followed
 from rolegen_jax.evaluation.floors import evaluation_rows
 from rolegen_jax.evaluation.metrics import ranges
 from rolegen_jax.models import functional
@@ -122,7 +123,8 @@ class Run:
 
   @functools.cached_property
   def excitation(self) -> Excitation:
-    return Excitation.of_counts(self.aftermath, self.config.reasoner.neighbourhoods)
+    log, occasions = self.data
+    return Excitation.of_counts(self.aftermath, followed(log, occasions.train_end(log)), self.config.reasoner)
 
   @functools.cached_property
   def conversions(self) -> CaseTable:

@@ -238,5 +238,6 @@ def _random_cases(config: Config, users: int, items: int) -> Cases:
   time_Bxn = np.sort(draw(86_400 * 90, n), axis=1)
   history = Trajectories(draw(items, n), 1 + draw(5, n), np.ones((users, n), np.int32), time_Bxn, np.ones((users, n), np.int32))
   weight, shift = rng.random((2, users, n, r.neighbourhoods), np.float32)
-  excites = Excites(draw(config.semantic_ids.codes, n, r.neighbourhoods), weight, 0.1 * shift - 0.05)
+  called = draw(items, n, r.successors), 0.1 * rng.random((users, n, r.successors), np.float32)
+  excites = Excites(draw(config.semantic_ids.codes, n, r.neighbourhoods), weight, 0.1 * shift - 0.05, *called)
   return Cases(history, time_Bxn[:, -1] + 86_400, excites, draw(items), draw(7, r.role_events), draw(items, r.candidates))

@@ -67,6 +67,16 @@ def histories(rng: np.random.Generator, users: int = USERS, items: int = ITEMS) 
   )
 
 
+NO_CALLS = np.full((USERS, 4), -1, np.int32), np.zeros((USERS, 4), np.float32)
+
+
+def calls(items: int = ITEMS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Four items that each user's history calls for, and their shares."""
+  rng = np.random.default_rng(seed)
+  item = np.stack([rng.choice(items, 4, replace=False) for _ in range(USERS)]).astype(np.int32)
+  return item, rng.dirichlet(np.ones(4), USERS).astype(np.float32)
+
+
 def cases(seed: int = 0, users: int = USERS, items: int = ITEMS) -> Cases:
   """Occasions at NOW, with roles that fit the events and paths that begin with the target."""
   rng = np.random.default_rng(seed)
@@ -77,7 +87,8 @@ def cases(seed: int = 0, users: int = USERS, items: int = ITEMS) -> Cases:
   path = np.concatenate([target[:, None], rng.integers(-1, items, (users, c.candidates - 1))], axis=1)
   known = (history.item >= 0)[..., None]
   share = lambda low, high: (rng.uniform(low, high, (users, WIDTH, 3)) * known).astype(np.float32)
-  excites = Excites(rng.integers(0, CODES, (users, WIDTH, 3)).astype(np.int32), share(0, 1), share(-0.2, 0.2))
+  code, follower = (rng.integers(0, high, (users, WIDTH, 3)).astype(np.int32) for high in (CODES, items))
+  excites = Excites(code, share(0, 1), share(-0.2, 0.2), follower, share(0, 0.2))
   return Cases(
       history, np.full(users, NOW, np.int32), excites, target, np.where(history.segment[last] > 0, roles, -1).astype(np.int32), path.astype(np.int32)
   )

@@ -5,7 +5,7 @@
   python -m experiments.benchmarks.quality --runs=runs/quality
 
 The sweeps take hours on two cores, and continue where they were stopped. This command only reads the runs: of what is
-missing there, quality.json keeps the figures that it has, with their own provenance.
+missing there, quality.json keeps the figures that it has, with their own provenance. Tables go into docs/quality.md.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from absl import flags
 from rolegen_jax import commands
 
 _RUNS = flags.DEFINE_string('runs', 'runs/quality', 'Folder with the sweeps, each named like its experiment.')
+_PAGE = flags.DEFINE_string('page', str(pathlib.Path(__file__).parents[2] / 'docs/quality.md'), "Page that holds the tables; '' = none.")
 _FOLDER = flags.DEFINE_string('folder', str(pathlib.Path(__file__).parent), 'Where quality.json is written.')
 
 
 def main() -> None:
-  from experiments.benchmarks import measure, quality_parts
+  from experiments.benchmarks import measure, quality_parts, quality_tables
 
   kept = pathlib.Path(_FOLDER.value) / 'quality.json'
   found = quality_parts.collected(pathlib.Path(_RUNS.value), json.loads(kept.read_text()) if kept.exists() else {})
   path = measure.keep('quality', found, folder=_FOLDER.value)
-  print(quality_parts.table(found))
-  print(f'-> {path}')
+  tables = quality_tables.tables(found)
+  print('\n\n'.join(f'{name}\n{table}' for name, table in tables.items()))
+  if _PAGE.value:
+    quality_tables.write(tables, pathlib.Path(_PAGE.value))
+  print(f'-> {path}, {_PAGE.value}')
 
 
 if __name__ == '__main__':

@@ -22,6 +22,8 @@ from rolegen_jax.progress import say
 TESTED = 'RoleGen'
 KS = (1, 10, 50)
 METRICS = {f'HI@{k}': (hit, k) for k in KS} | {'NDCG@10': (ndcg, 10)}
+WORLDS = ('jaccard', 'union_size')  # how far the worlds of a user lie apart, and how many candidates they have between them
+CANDIDATES = 'candidates/'  # before a system's name in rankings.npz
 SLICES = ('dormant', 'D1', 'dormant seen', 'dormant new', 'ACTIVE')
 # What this project set out to reach, by experiment, slice and metric; of the simulated world, intervals above zero.
 AIMS = {
@@ -106,14 +108,18 @@ def of_runs(runs: list[pathlib.Path]) -> dict:
     if not np.array_equal(other.pop('occasion'), rows):
       raise ConfigError(f'{run}: evaluated other occasions than {runs[0]}; must be runs on the same log')
   pairs, settings = Pairs.of(occasions, rows), EvaluationConfig()
-  names = [name for name in rankings[0] if all(name in r for r in rankings)]
+  everywhere = [name for name in rankings[0] if all(name in r for r in rankings)]
+  chains = [name.removeprefix(CANDIDATES) for name in everywhere if name.startswith(CANDIDATES)]
+  names = [name for name in everywhere if not name.startswith(CANDIDATES)]
   place = {name: [ranks(r[name], pairs) for r in rankings] for name in names}
   value = {name: {metric: np.stack([of(rank, k) for rank in place[name]]) for metric, (of, k) in METRICS.items()} for name in names}  # [S, T]
+  among = lambda r, name: ranks(r[CANDIDATES + name].reshape(len(rows), -1), pairs) > 0
+  held = {name: dict(held=np.stack([among(r, name) for r in rankings]).astype(np.float64)) for name in chains}
   masks = {name: pairs.slice(name) for name in SLICES}
 
-  def intervals(of: Callable[[str], np.ndarray]) -> dict:
+  def intervals(of: Callable[[str], np.ndarray], metrics=METRICS) -> dict:
     return {
-        part: {m: _pooled(of(m)[:, mask], pairs.occasion[mask], settings) for m in METRICS} for part, mask in masks.items() if mask.any()}
+        part: {m: _pooled(of(m)[:, mask], pairs.occasion[mask], settings) for m in metrics} for part, mask in masks.items() if mask.any()}
 
   mean = lambda get: float(np.mean([get(r) for r in reports]))
   first = reports[0]['systems']
@@ -122,7 +128,11 @@ def of_runs(runs: list[pathlib.Path]) -> dict:
       systems={name: intervals(lambda m, name=name: value[name][m]) for name in names},
       differences={name: intervals(lambda m, name=name: value[TESTED][m] - value[name][m]) for name in names if name != TESTED},
       diversity={name: {key: mean(lambda r, name=name, key=key: r['systems'][name]['diversity'][key]) for key in first[name]['diversity']} for name in names},
-      worlds={key: mean(lambda r, key=key: r['worlds'][key]) for key in ('jaccard', 'union_size')},
+      worlds={key: mean(lambda r, key=key: r['worlds'][key]) for key in WORLDS},
+      candidates={name: {key: mean(lambda r, name=name, key=key: r['worlds']['systems'][name][key]) for key in WORLDS} | dict(
+          held=intervals(lambda m, name=name: held[name][m], ('held',)),
+          difference=intervals(lambda m, name=name: held[TESTED][m] - held[name][m], ('held',)),
+      ) for name in chains},
       roles=[_roles(r['roles']) for r in reports],
       stability={run.name: curves(run / 'loop' / 'metrics.jsonl') for run in runs},
       provenance=[_provenance(run, report) for run, report in zip(runs, reports)],
@@ -154,31 +164,3 @@ def curves(path: pathlib.Path) -> dict:
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   parts = np.array_split(np.arange(len(rows)), min(len(rows), 100))
   return {name: [float(np.mean([rows[i][name] for i in part])) for part in parts] for name in ('step', *STABILITY)}
-
-
-def table(found: dict) -> str:
-  """Every experiment's systems and differences as text."""
-  lines = []
-  for name, data in found['data'].items():
-    part, _ = AIMS.get(name, ('dormant', {}))
-    if part not in data['systems'][TESTED]:
-      part = 'dormant'
-    targets = data['systems'][TESTED][part]['HI@10']['pairs']
-    lines.append(f'{name}, {part} ({targets} targets, seeds {", ".join(map(str, data["seeds"]))})')
-    lines.append(f'  {"":20}' + ''.join(f'{f"HI@{k}":>22}' for k in KS) + f'{"RoleGen minus it, HI@10":>28}{"new HI@50":>11}{"coverage":>10}')
-    for system, slices in data['systems'].items():
-      cells = ''.join(f'{_percent(slices[part][f"HI@{k}"]):>22}' for k in KS)
-      minus = data['differences'].get(system)
-      new = slices.get('dormant new')
-      lines.append(f'  {system:20}{cells}{_percent(minus[part]["HI@10"], True) if minus else "":>28}' + f'{100 * new["HI@50"]["mean"] if new else float("nan"):11.2f}{data["diversity"][system]["coverage"]:10.3f}')
-    lines.append(f'  worlds: mean Jaccard distance {data["worlds"]["jaccard"]:.2f}; roles: ' + '; '.join(
-        ', '.join(f'{k} {v:.3f}' for k, v in roles.items() if k != 'deletion') or 'no truth known' for roles in data['roles']))
-  for world, ab in found['ab'].items():
-    lines += [f'A/B, {world}: ' + ', '.join(f'orders over {name} {100 * lift["orders"]["mean"]:+.1f} % [{100 * lift["orders"]["low"]:+.1f}, {100 * lift["orders"]["high"]:+.1f}]' for name, lift in ab['lifts'].items())]
-  lines += [f'aim {row["aim"]:.3f}, found {row["found"]:.3f} ({"reached" if row["found"] >= row["aim"] else "short"}): {row["what"]}' for row in found['aims']]
-  return '\n'.join(lines)
-
-
-def _percent(value: dict, sign: bool = False) -> str:
-  mean, low, high = (f'{100 * value[key]:{"+" if sign else ""}.2f}' for key in ('mean', 'low', 'high'))
-  return f'{mean} [{low}, {high}]'

@@ -35,8 +35,8 @@ def cases(config: Config, items: int) -> tuple[Cases, np.ndarray]:
   draw = lambda *shape, high: rng.integers(0, high, shape).astype(np.int32)
   time_s = (NOW - np.cumsum(rng.integers(1, 9000, (b, n)), axis=1)[:, ::-1]).astype(np.int32)
   history = Trajectories(draw(b, n, high=items), rng.choice([1, 3, 5], (b, n)).astype(np.int32), 1 + draw(b, n, high=3), time_s, np.ones((b, n), np.int32))
-  shares = (rng.random((b, n, r.neighbourhoods)).astype(np.float32) for _ in Excites._fields[1:])  # one field more than before
-  excites = Excites(draw(b, n, r.neighbourhoods, high=s.codes), *shares)
+  shares = lambda kept, some: (rng.random((b, n, kept)).astype(np.float32) for _ in range(some))
+  excites = Excites(draw(b, n, r.neighbourhoods, high=s.codes), *shares(r.neighbourhoods, 2), draw(b, n, r.successors, high=items), *shares(r.successors, 1))
   found = Cases(history, np.full(b, NOW, np.int32), excites, draw(b, high=items), draw(b, r.role_events, high=7), draw(b, r.candidates, high=items))
   return found, (ids[:, None] // s.codes ** np.arange(s.levels)[::-1] % s.codes).astype(np.int32)
 

@@ -30,7 +30,8 @@ def cases_like(config: Config, users: int, mesh: Mesh) -> Cases:
   table = lambda *shape, dtype=jnp.int32: jax.ShapeDtypeStruct((users, *shape), dtype, sharding=sharding.sharding(mesh, 'batch'))
   n, r = config.backbone.context, config.reasoner
   history = Trajectories(*(table(n) for _ in Trajectories._fields))
-  excites = Excites(table(n, r.neighbourhoods), *(table(n, r.neighbourhoods, dtype=jnp.float32) for _ in Excites._fields[1:]))
+  about = lambda kept, shares: (table(n, kept), *(table(n, kept, dtype=jnp.float32) for _ in range(shares)))
+  excites = Excites(*about(r.neighbourhoods, 2), *about(r.successors, 1))
   return Cases(history, table(), excites, table(), table(r.role_events), table(r.candidates))
 
 

@@ -41,16 +41,12 @@ class Aftermath:
   @classmethod
   def of(cls, log: InteractionLog, train_end: np.ndarray, coarse_I: np.ndarray, codes: int) -> Aftermath:
     """Counts over the events before `train_end` [U] (absolute log rows). `coarse_I`: below `codes`."""
-    usable = np.arange(len(log.item)) < train_end[log.user]
-    contact, worth = log.event != PURCHASE, np.where(log.event == PURCHASE, PURCHASE_WEIGHT, 1.0)
-    shape = (len(coarse_I), codes)
+    contact, shape = log.event != PURCHASE, (len(coarse_I), codes)
     after, before = ([sp.csr_array(shape, dtype=np.float32) for _ in range(FOLDS)] for _ in range(2))
     bought = np.zeros((2, codes, codes))
-    for lag in range(1, min(NEAR, len(log.item) - 1) + 1):
-      first = np.flatnonzero((log.user[lag:] == log.user[:-lag]) & usable[lag:] & (log.timestamp[lag:] > log.timestamp[:-lag]))
-      fade = np.exp(-(log.timestamp[first + lag] - log.timestamp[first]) / (86_400.0 * DECAY_DAYS))
-      for counts, table, of, other in ((after, bought[0], first, first + lag), (before, bought[1], first + lag, first)):
-        weight, where = (fade * worth[other]).astype(np.float32), coarse_I[log.item[other]]
+    for first, then, fade in near(log, train_end):
+      for counts, table, of, other in ((after, bought[0], first, then), (before, bought[1], then, first)):
+        weight, where = (fade * worth(log, other)).astype(np.float32), coarse_I[log.item[other]]
         for fold in range(FOLDS):
           on = (log.user[of] % FOLDS == fold) & contact[of]
           counts[fold] = counts[fold] + sp.csr_array((weight[on], (log.item[of[on]], where[on])), shape=shape)
@@ -93,6 +89,19 @@ class Aftermath:
     """fp32 [I]: the share that contact with the item moves to the one other neighbourhood that gains most; its power as a trigger."""
     found = [shift.max(axis=1) for _, shift in shifts(*self.total, self.coarse)]
     return np.maximum(np.concatenate(found), 0.0).astype(np.float32)
+
+
+def near(log: InteractionLog, train_end: np.ndarray):
+  """Yields (rows, rows that follow them, fp64 fade) of one user each, a lag at a time: at most NEAR events apart, strictly later, in training."""
+  usable = np.arange(len(log.item)) < train_end[log.user]
+  for lag in range(1, min(NEAR, len(log.item) - 1) + 1):
+    first = np.flatnonzero((log.user[lag:] == log.user[:-lag]) & usable[lag:] & (log.timestamp[lag:] > log.timestamp[:-lag]))
+    yield first, first + lag, np.exp(-(log.timestamp[first + lag] - log.timestamp[first]) / (86_400.0 * DECAY_DAYS))
+
+
+def worth(log: InteractionLog, rows: np.ndarray) -> np.ndarray:
+  """How much these events count."""
+  return np.where(log.event[rows] == PURCHASE, PURCHASE_WEIGHT, 1.0)
 
 
 def neighbourhoods(counts_IxK: sp.csr_array, coarse_I: np.ndarray) -> np.ndarray:

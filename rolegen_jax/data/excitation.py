@@ -2,11 +2,11 @@
 
 This is the kernel of a self-exciting process (Hawkes, Biometrika 1971) between items and neighbourhoods, by counting: for every
 item, the share of each neighbourhood among the next events of its users, shrunk to that of the item's own neighbourhood, less
-the base rate; and beside it how that share moved from before the contact to after it (`aftermath.py`), which may be down. Training
-events only, and out of fold: what a user's events lead to is counted over OTHER users, or a rare
+the base rate; and beside it how that share moved from before the contact to after it (`aftermath.py`), which may be down; and the items
+that follow it (`successors.py`). Training events only, and out of fold: what a user's events lead to is counted over OTHER users, or a rare
 item would quote the very future that is to be predicted (alibaba2014: 2.1 nats on training conversions against 3.5 on test).
 
-Shapes: I items, K neighbourhoods (coarse codes), F folds of users, R neighbourhoods kept per item, n events of a history.
+Shapes: I items, K neighbourhoods (coarse codes), F folds of users, R neighbourhoods and S successors kept per item, n events of a history.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import dataclasses
 import numpy as np
 import scipy.sparse as sp
 
+from rolegen_jax.config import ReasonerConfig
+from rolegen_jax.data import successors
 from rolegen_jax.data.aftermath import FOLDS, Aftermath, neighbourhoods, shifts
 from rolegen_jax.data.rows import Excites
 
@@ -24,24 +26,28 @@ SHRINK = 20.0  # an item followed by so much is half-way between its own shares 
 
 @dataclasses.dataclass(frozen=True)
 class Excitation:
-  """The R neighbourhoods that every item says most of, for each fold of users."""
+  """The neighbourhoods and the items that every item says most of, for each fold of users."""
 
   code: np.ndarray  # int32 [F, I, R]
   weight: np.ndarray  # fp32 [F, I, R], share above the base rate; 0 = nothing
   shift: np.ndarray  # fp32 [F, I, R], share after contact less share before; 0 in the item's own neighbourhood
-  opens: np.ndarray  # fp32 [I], the largest of these shifts over all users; the item's power as a trigger
+  successor: np.ndarray  # int32 [F, I, S], items that follow
+  share: np.ndarray  # fp32 [F, I, S], how much more often than at large; 0 = nothing
+  opens: np.ndarray  # fp32 [I], the largest of the shifts over all users; the item's power as a trigger
 
   @classmethod
-  def of_counts(cls, counted: Aftermath, keep: int) -> Excitation:
-    tables = [_strongest(*counted.others(fold), counted.coarse, keep) for fold in range(FOLDS)]
-    return cls(*(np.stack(column) for column in zip(*tables)), counted.opens_I)
+  def of_counts(cls, counted: Aftermath, followed: list[sp.csr_array], config: ReasonerConfig) -> Excitation:
+    """`followed`: of `successors.followed`."""
+    tables = [_strongest(*counted.others(fold), counted.coarse, config.neighbourhoods) for fold in range(FOLDS)]
+    return cls(*(np.stack(column) for column in zip(*tables)), *successors.strongest(followed, config.successors), counted.opens_I)
 
   def of(self, user: np.ndarray, item: np.ndarray) -> Excites:
     """Of histories: users [B] and their items [B, n], -1 = padding."""
     fold = (user % len(self.code))[:, None]
     known = (item >= 0)[..., None]
     item = np.maximum(item, 0)
-    return Excites(self.code[fold, item], *(np.where(known, x[fold, item], np.float32(0)) for x in (self.weight, self.shift)))
+    share = lambda table: np.where(known, table[fold, item], np.float32(0))
+    return Excites(self.code[fold, item], share(self.weight), share(self.shift), self.successor[fold, item], share(self.share))
 
 
 def _strongest(after_IxK: sp.csr_array, before_IxK: sp.csr_array, coarse_I, keep: int):

@@ -25,6 +25,8 @@ class Excites(NamedTuple):
   code: Array  # int32 [B, n, R], neighbourhoods (coarse codes)
   weight: Array  # fp32 [B, n, R], share above the base rate; 0 = nothing
   shift: Array  # fp32 [B, n, R], share after the event less share before it
+  successor: Array  # int32 [B, n, S], items that follow
+  share: Array  # fp32 [B, n, S], how much more often than at large; 0 = nothing
 
 
 class Cases(NamedTuple):

@@ -54,9 +54,22 @@ def table(systems: dict, differences: dict, ks: list[int]) -> str:
   return '\n'.join(lines)
 
 
-def worlds(log, occasions, codes: np.ndarray, candidates: np.ndarray) -> dict:
+def worlds(config: Config, log, occasions, rows: np.ndarray, codes: np.ndarray, candidates: dict[str, np.ndarray]) -> dict:
+  """The report's section, of candidates [N, W, P] by the name of each system that has some; the first is the system under test.
+
+  `systems`: how far the worlds of each lie apart, and the share of targets among all candidates of a user, by slice.
+  """
   train = np.arange(len(log.item)) < occasions.train_end(log)[log.user]
-  return diversity.world_diversity(candidates, codes, np.bincount(log.item[train], minlength=len(log.items)))
+  train_events, pairs = np.bincount(log.item[train], minlength=len(log.items)), Pairs.of(occasions, rows)
+  diverse = {name: diversity.world_diversity(found, codes, train_events) for name, found in candidates.items()}
+  union = {name: found.reshape(len(found), -1) for name, found in candidates.items()}
+  tested, size = next(iter(union)), max(found.shape[1] for found in union.values())
+  of = {}
+  for name, items in union.items():
+    nobody = np.full_like(items, -1)
+    hits = dict(hits=compare(items, nobody, pairs, config.evaluation, size), difference=compare(union[tested], items, pairs, config.evaluation, size))
+    of[name] = {key: diverse[name][key] for key in ('jaccard', 'union_size')} | hits
+  return diverse[tested] | dict(systems=of)
 
 
 def planted_truth(table: CaseTable, planted: pl.DataFrame, role_events: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from rolegen_jax.config import EVENT_NAMES, Config
-from rolegen_jax.data.aftermath import DECAY_DAYS, NEAR, PURCHASE_WEIGHT
+from rolegen_jax.data import successors as counted
 from rolegen_jax.data.occasions import D1, D2, VALID
 from rolegen_jax.evaluation.metrics import Pairs, hit, ranges, ranks
 
@@ -30,7 +30,6 @@ BEHAVIOUR = {  # weight of one event by its name; names left out weigh nothing
 }
 STEP_DECAYS = (0.2, 0.5, 0.8, 0.95, 1.0)  # grid of ItemKNN: weight of a context event per distinct later time
 SUCCESSOR_CONTEXT = 64  # latest events of a context that the successors floor reads
-SUCCESSOR_SHRINK = 5.0  # an item followed by so much is half-way between its own shares and those at large
 TUNING_OCCASIONS = 2000  # at most so many validation occasions decide a setting
 _CELLS = 1 << 23  # scores held at once: 64 MB
 
@@ -89,13 +88,13 @@ def item_knn(log, occasions, rows: np.ndarray, config: Config, k: int) -> Rankin
 
 
 def successors(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
-  """What users turn to after the items of the context, then popularity: `data/excitation.py` between items instead of neighbourhoods.
+  """What users turn to after the items of the context, then popularity: `data/successors.py`.
 
   score(j) = sum over the latest SUCCESSOR_CONTEXT events i of exp(-age / tau) max(share of j among what follows i - share of j at large, 0).
   tau, and whether items of the context itself may be listed, are picked by validation HI@10.
   """
   popular = popular_items(log, occasions)
-  excess_IxI = _followed_by(log, occasions.train_end(log))
+  excess_IxI = sp.csr_matrix(counted.excess(counted.followed(log, occasions.train_end(log))))
   make = lambda rows, tau, own: _successors(log, occasions, rows, popular, k, excess_IxI, tau, own)
   return _pick(log, occasions, rows, make, dict(tau=TAUS, own=(True, False)))
 
@@ -174,22 +173,6 @@ def _item_knn(log, occasions, rows, popular, k, normed_UxI, decay, own) -> np.nd
     return query @ normed_UxI.T @ normed_UxI, None if own else query
 
   return _rank(rows, score, popular, k)
-
-
-def _followed_by(log, train_end_U: np.ndarray) -> sp.csr_matrix:
-  """[I, I]: share of each item among the next NEAR events of the users of an item, shrunk to its share at large, less that; where positive."""
-  items, usable_N = len(log.items), np.arange(len(log.item)) < train_end_U[log.user]
-  worth_N = np.where(log.event == EVENT_NAMES.index('purchase'), PURCHASE_WEIGHT, 1.0)
-  count_IxI = sp.csr_matrix((items, items))
-  for lag in range(1, min(NEAR, len(log.item) - 1) + 1):
-    first = np.flatnonzero((log.user[lag:] == log.user[:-lag]) & usable_N[lag:] & (log.timestamp[lag:] > log.timestamp[:-lag]))
-    fade = np.exp(-(log.timestamp[first + lag] - log.timestamp[first]) / (DAY * DECAY_DAYS))
-    count_IxI += sp.csr_matrix((fade * worth_N[first + lag], (log.item[first], log.item[first + lag])), shape=(items, items))
-  of_I, base_I = np.asarray(count_IxI.sum(1)).ravel(), np.asarray(count_IxI.sum(0)).ravel() / max(count_IxI.sum(), 1e-9)
-  pairs = count_IxI.tocoo()
-  excess = (pairs.data - of_I[pairs.row] * base_I[pairs.col]) / (of_I[pairs.row] + SUCCESSOR_SHRINK)
-  up = excess > 0
-  return sp.csr_matrix((excess[up], (pairs.row[up], pairs.col[up])), shape=(items, items))
 
 
 def _successors(log, occasions, rows, popular, k, excess_IxI, tau, own) -> np.ndarray:

@@ -13,7 +13,7 @@ missing or empty is left out. Intervals are `metrics.Interval` or dicts of its f
   roles           {shares?: {'hindsight': {role: share}, 'predicted': ...}, agreement?: agreement.role_agreement(...),
                   effects?: agreement.effect_agreement(...), deletion?: deletion.deletion_curves(...)}; agreement and effects
                   exist only where the truth is known
-  worlds          diversity.world_diversity(...)
+  worlds          diversity.world_diversity(...), and systems: {name: {jaccard, union_size, hits and difference (of the first less this): {slice: Interval}}}
   alignment       rows of {question, items, number, chance, STAGE: accuracy after that stage ...}, evaluation/alignment.py
   semantic_ids    {figure name: number or text}, nested dicts allowed
   trajectories    list of {user, cohort, target, rank (1-based, 0 = not listed), k, events: [{when, item, event, role}],
@@ -197,8 +197,9 @@ def _worlds(content: dict) -> dict | None:
   worlds = content.get('worlds')
   if not worlds:
     return None
-  figures = {n: v for n, v in worlds.items() if n != 'jaccard_WxW'}
-  return dict(figures=figures, plot=plots.world_distances(worlds['jaccard_WxW']) if 'jaccard_WxW' in worlds else '')
+  figures = {n: v for n, v in worlds.items() if n not in ('jaccard_WxW', 'systems')}
+  systems = {name: s | {part: s[part].get('dormant', next(iter(s[part].values()))) for part in ('hits', 'difference')} for name, s in worlds.get('systems', {}).items()}
+  return dict(figures=figures, systems=systems, plot=plots.world_distances(worlds['jaccard_WxW']) if 'jaccard_WxW' in worlds else '')
 
 
 def _trajectories(content: dict) -> list[dict]:

@@ -9,12 +9,12 @@ codes of an item in turn. The item's probability is a mixture
 of that generated semantic ID and a pointer over memory (pointer-generator: See et al., arXiv 1704.04368), because many
 conversions of a dormant user go to something already touched, and because it lets a reasoned candidate be taken up as it
 is. Where the reasoner gave an intent, the first code is a mixture too, of the backbone's own distribution and the intent's, and
-the pointer leans towards slots of intended neighbourhoods. Every event is supervised in one pass: the query of event j sees only events with an earlier timestamp, so ties leak nothing.
+the pointer leans towards slots of intended neighbourhoods; and items that its equation calls for have a share of the whole. Every event is supervised in one pass: the query of event j sees only events with an earlier timestamp, so ties leak nothing.
 
 Roles mark memory, not the temporal input: a role is known only at the end of the trajectory, and inside the causal stack it
 would tell earlier positions about later events.
 
-Shapes: B rows, n events, C candidates, S = 1 + n + C memory slots, Q queries, D width, L levels, K codes, H heads.
+Shapes: B rows, n events, C candidates, A items called for, S = 1 + n + C + A memory slots, Q queries, D width, L levels, K codes, H heads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ PARTS = 8  # of a row's queries, answered by the depth decoder one after the oth
 
 
 class Memory(NamedTuple):
-  """What queries attend to: slot 0 is a start slot that everybody sees, then the history, then candidates."""
+  """What queries attend to: slot 0 is a start slot that everybody sees, then the history, then candidates. Items called for come last:
+  they are copied from, and attended to by nobody."""
 
   hidden: jax.Array  # [B, S, D]
   item: jax.Array  # int32 [B, S], -1 = no item
@@ -49,6 +50,7 @@ class Memory(NamedTuple):
   timestamp: jax.Array  # int32 [B, S]
   segment: jax.Array  # int32 [B, S], 0 = never visible
   count: jax.Array  # int32 [B, S], repeats of the event; 1 where it is no event
+  called: jax.Array | None = None  # fp32 [B, S], the slot's share of what the reasoner's equation calls for; 0 in rows without
   intent: jax.Array | None = None  # fp32 [B, K], the reasoner's log-probabilities of first codes; NEVER in rows without
   appeal: jax.Array | None = None  # fp32 [B, S], log-probability of the slot's neighbourhood over that of a uniform intent
 
@@ -89,6 +91,7 @@ RECENCY_RULE = (0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 EVENT_WEIGHTS = (0.5, 1.0, 2.0, 3.0, 1.0, 5.0, 0.02)  # by event code; last, a candidate: few are right until the loop has learnt
 # Where the intent's part starts, by validation on the simulated world and alibaba2014: m = sigmoid(1.5), a fifth of a nat per nat.
 INTENT_GATE, INTENT_APPEAL = 1.5, 0.2
+CALL_GATE = -2.0
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -142,6 +145,7 @@ class Backbone(nnx.Module):
     self.pointer_event = nnx.Param(jnp.log(jnp.array(EVENT_WEIGHTS)), axes=(None,))
     self.gate = nnx.Param(jnp.zeros((width + 1,)), axes=(None,))
     self.confidence = nnx.Param(jnp.zeros((width,)), axes=(None,))
+    self.call_gate = nnx.Param(jnp.zeros((width + 1,)).at[-1].set(CALL_GATE), axes=(None,))
     self.intent_gate = nnx.Param(jnp.zeros((width + 1,)).at[-1].set(INTENT_GATE), axes=(None,))
     self.intent_appeal = nnx.Param(jnp.array([INTENT_APPEAL]), axes=(None,))
 
@@ -184,6 +188,14 @@ class Backbone(nnx.Module):
         join(memory.timestamp, jnp.zeros_like(item_BxC)), join(memory.segment, jnp.where(item_BxC >= 0, -1, 0)),
         join(memory.count, jnp.ones_like(item_BxC)),
     )
+
+  def add_calls(self, memory: Memory, item_BxA, share_BxA) -> Memory:
+    """Appends the items [B, A] that the reasoner's equation calls for, with their shares, which sum to 1; -1 = none."""
+    a = item_BxA.shape[1]
+    longer = lambda x, fill: jnp.pad(x, ((0, 0), (0, a)) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
+    hidden, event, timestamp, segment, count = map(longer, (memory.hidden, memory.event, memory.timestamp, memory.segment, memory.count), (0, NO_EVENT, 0, 0, 1))
+    called = jnp.concatenate([jnp.zeros(memory.item.shape, share_BxA.dtype), jnp.where(item_BxA >= 0, share_BxA, 0.0)], axis=1)
+    return Memory(hidden, jnp.concatenate([memory.item, item_BxA], axis=1), event, timestamp, segment, count, called)
 
   def add_intent(self, memory: Memory, intent_BxK, codes_IxL) -> Memory:
     """The reasoner's log-probabilities of first codes [B, K], after all slots are there; NEVER in rows that get none."""
@@ -243,7 +255,17 @@ class Backbone(nnx.Module):
     gate = x.astype(f32) @ self.gate[...][:-1] + self.gate[...][-1]
     anything = copyable.any(axis=-1) if self.config.pointer else jnp.zeros(copyable.shape[:-1], bool)
     log_gate = jnp.where(anything, jax.nn.log_sigmoid(gate), NEVER)
-    return log_pointer, log_gate, jnp.where(anything, jax.nn.log_sigmoid(-gate), 0.0)
+    log_generate = jnp.where(anything, jax.nn.log_sigmoid(-gate), 0.0)
+    if memory.called is None:
+      return log_pointer, log_gate, log_generate
+    # A share of the whole goes to what is called for; to copy is then to do either.
+    gate = x.astype(f32) @ self.call_gate[...][:-1] + self.call_gate[...][-1]
+    some = (memory.called > 0).any(axis=-1, keepdims=True)
+    log_call, log_rest = jnp.where(some, jax.nn.log_sigmoid(gate), NEVER), jnp.where(some, jax.nn.log_sigmoid(-gate), 0.0)
+    log_called = jnp.where(memory.called > 0, jnp.log(jnp.maximum(memory.called, 1e-30)), NEVER)[:, None]
+    log_copy = jnp.logaddexp(log_rest + log_gate, log_call)
+    log_pointer = jnp.logaddexp((log_rest + log_gate)[..., None] + log_pointer, log_call[..., None] + log_called) - log_copy[..., None]
+    return jnp.maximum(log_pointer, NEVER), log_copy, log_rest + log_generate
 
   # Depth decoder
 

@@ -1,4 +1,4 @@
-"""How intent evolves: the structural equation from a trajectory to the neighbourhoods that the user is drawn to.
+"""How intent evolves: the structural equations from a trajectory to the neighbourhoods that the user is drawn to, and to their items.
 
 Every event excites the neighbourhoods that contact with its item leads to, and damps those that it draws interest from
 (`data/excitation.py`); a purchase satisfies its own neighbourhood. All fades with age:
@@ -7,11 +7,17 @@ Every event excites the neighbourhoods that contact with its item leads to, and 
   damped_k = sum_i fade'(age_i) (satisfies [event_i = purchase, own_i = k] - draws * min(shift_ik, 0))
   log p(k) = log_softmax(focus * (log excited_k - damped_k))
 
-fade is a mixture of exponentials. Interventions enter here: do(remove event i) takes its terms out, do(role_i = r) scales what it excites by
-that role's gain (an event left alone has gain 1), do(intent = k) lets k and the likeliest neighbourhood change places. So what an
-intervention does to intent follows from the equation, and is not left to what a language model makes of a changed token.
+Within a neighbourhood, events call for the items that follow theirs (`data/successors.py`):
 
-Shapes: N sequences, n events, R neighbourhoods per event, K neighbourhoods.
+  called_j = sum_i gain(role_i) gain(event_i) fade''(age_i) share_ij
+
+and the next code of an item after `prefix` gets focus_l log(prior_l + sum of called_j over items j below prefix + code), l being its level.
+
+fade, fade' and fade'' are mixtures of exponentials, of time and of events since. Interventions enter here: do(remove event i) takes its terms out, do(role_i = r) scales what
+it excites and calls for by that role's gain (an event left alone has gain 1), do(intent = k) lets k and the likeliest neighbourhood change
+places. So what an intervention does follows from the equations, and is not left to what a language model makes of a changed token.
+
+Shapes: N sequences, n events, R neighbourhoods and S successors per event, K neighbourhoods (codes), L levels, C = n * S calls, P prefixes.
 """
 
 from __future__ import annotations
@@ -26,13 +32,15 @@ from flax import nnx
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 
 PURCHASE = EVENT_NAMES.index('purchase')
-FADE_DAYS = (0.5, 2.0, 7.0, 30.0)
+FADE_DAYS, FADE_EVENTS = (0.5, 2.0, 7.0, 30.0), (1.0, 5.0)
+FADES = len(FADE_DAYS) + len(FADE_EVENTS)
 # Where training starts, as logs; the first by event code. A purchase ends a need, so it excites less than a view.
 EVENT_GAIN = dict(impression=-1.0, view=0.0, fav=0.5, cart=0.7, remove=-0.5, purchase=-1.0)
 ROLE_GAIN = dict(TRIGGER=0.7, ANCHOR=0.7, COMPARE=0.0, REINFORCE=0.0, COMPLEMENT=0.0, EXPLORE=-0.7, DISTRACT=-2.0, CONVERT=0.0)
 OPENS, DRAWS, SATISFIES = 0.25, 3.0, 1.2  # where training starts: shares are small numbers
 BASE = 0.3  # excitation of a user without any event, over all neighbourhoods
 FOCUS = 1.3
+CALL_FOCUS, CALL_PRIOR = 0.7, 2e-3
 
 
 class Evidence(NamedTuple):
@@ -41,6 +49,8 @@ class Evidence(NamedTuple):
   code: jax.Array  # int32 [N, n, R]
   weight: jax.Array  # fp32 [N, n, R]
   shift: jax.Array  # fp32 [N, n, R]
+  successor: jax.Array  # int32 [N, n, S]
+  share: jax.Array  # fp32 [N, n, S]
   age: jax.Array  # int32 [N, n], seconds before the occasion
   event: jax.Array  # int32 [N, n]
   present: jax.Array  # bool [N, n]; padding and removed events are not
@@ -49,17 +59,27 @@ class Evidence(NamedTuple):
   intent: jax.Array  # int32 [N], do(intent); -1 = left alone
 
 
+class Calls(NamedTuple):
+  """Items that events call for; one may be called for by several."""
+
+  codes: jax.Array  # int32 [N, C, L]
+  weight: jax.Array  # fp32 [N, C]; 0 = nothing
+
+
 class Intent(nnx.Module):
 
-  def __init__(self, codes: int):
+  def __init__(self, codes: int, levels: int):
     vector = lambda values: nnx.Param(jnp.asarray(values, jnp.float32), axes=(None,))
     self.base = vector(jnp.zeros(codes))
-    self.fade = vector([0.0] * len(FADE_DAYS))
+    self.fade = vector([0.0] * FADES)
     self.event_gain = vector([EVENT_GAIN[name] for name in EVENT_NAMES])
     self.role_gain = vector([ROLE_GAIN[name] for name in ROLE_NAMES])
     self.focus = vector([FOCUS])
-    self.damp_fade = vector([0.0] * len(FADE_DAYS))
+    self.damp_fade = vector([0.0] * FADES)
     self.strength = vector(np.log([OPENS, DRAWS, SATISFIES]))  # logs of opens, draws, satisfies
+    self.call_fade = vector([0.0] * FADES)
+    self.call_focus = vector([CALL_FOCUS] * (levels - 1))  # of every level but the first, which is the neighbourhood
+    self.call_prior = vector(np.log([CALL_PRIOR] * (levels - 1)))
 
   def __call__(self, e: Evidence, only_roles: bool = False) -> jax.Array:
     """log p(neighbourhood) fp32 [N, K]. `only_roles` (static): gradients reach the gains of roles alone."""
@@ -68,10 +88,8 @@ class Intent(nnx.Module):
         hold(p[...]) for p in (self.base, self.fade, self.event_gain, self.focus, self.damp_fade, self.strength)
     )
     opens, draws, satisfies = jnp.exp(strength)
-    faded = jnp.exp(-e.age[..., None].astype(jnp.float32) / (86_400.0 * jnp.array(FADE_DAYS)))
-    gain = jnp.where(e.role >= 0, jnp.exp(jnp.take(self.role_gain[...], jnp.maximum(e.role, 0))), 1.0)
-    excites = jnp.where(e.present, faded @ jax.nn.softmax(fade) * jnp.exp(jnp.take(event_gain, e.event)) * gain, 0.0)
-    damps = jnp.where(e.present, faded @ jax.nn.softmax(damp_fade), 0.0)
+    excites = self._excites(e, fade, event_gain)
+    damps = jnp.where(e.present, _faded(e) @ jax.nn.softmax(damp_fade), 0.0)
     n, flat = e.age.shape[0], lambda x: x.reshape(n, -1)
     add = jax.vmap(lambda to, code, term: to.at[code].add(term))
     start = jnp.broadcast_to(BASE / base.shape[0] * jnp.exp(base), (n, *base.shape))
@@ -83,6 +101,47 @@ class Intent(nnx.Module):
     wanted = jnp.where(e.intent >= 0, e.intent, first)
     trade = jax.vmap(lambda x, a, b: x.at[a].set(x[b]).at[b].set(x[a]))
     return trade(log_probs, first, wanted)
+
+  def _excites(self, e: Evidence, fade, event_gain) -> jax.Array:
+    """fp32 [N, n]: gain(role) gain(event) fade(age)."""
+    gain = jnp.where(e.role >= 0, jnp.exp(jnp.take(self.role_gain[...], jnp.maximum(e.role, 0))), 1.0)
+    return jnp.where(e.present, _faded(e) @ jax.nn.softmax(fade) * jnp.exp(jnp.take(event_gain, e.event)) * gain, 0.0)
+
+  def calls(self, e: Evidence, codes_IxL) -> Calls:
+    """The items that events call for."""
+    return Calls(jnp.take(codes_IxL, e.successor.reshape(len(e.age), -1), axis=0), self._calls(e))
+
+  def _calls(self, e: Evidence) -> jax.Array:
+    """fp32 [N, C]."""
+    return (self._excites(e, self.call_fade[...], self.event_gain[...])[..., None] * e.share).reshape(len(e.age), -1)
+
+  def most_called(self, e: Evidence, keep: int) -> tuple[jax.Array, jax.Array]:
+    """(items int32, their shares of these calls fp32) [N, keep], the largest first; -1 and 0 past the last."""
+    n = e.age.shape[0]
+    item, weight = jax.lax.sort((e.successor.reshape(n, -1), self._calls(e)), num_keys=1)
+    begins = jnp.pad(item[:, 1:] != item[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    ends = jnp.roll(begins, -1, axis=1)
+    total = jnp.cumsum(weight, axis=1)
+    called = jnp.where(ends, total - jax.lax.cummax(jnp.where(begins, total - weight, 0.0), axis=1), 0.0)
+    called, at = jax.lax.top_k(called, min(keep, called.shape[1]))
+    share = called / jnp.maximum(called.sum(axis=1, keepdims=True), 1e-9)
+    pad = ((0, 0), (0, keep - share.shape[1]))
+    item = jnp.where(share > 0, jnp.take_along_axis(item, at, axis=1), -1)
+    return jnp.pad(item, pad, constant_values=-1), jnp.pad(share, pad)
+
+  def next_code(self, level: int, calls: Calls, below_NxPxC) -> jax.Array:
+    """fp32 [N, P, K]: what speaks for each code of `level` >= 1. `below`: which calls are for items below each of P prefixes."""
+    none = jnp.zeros(self.base[...].shape, jnp.float32)
+    add = jax.vmap(jax.vmap(lambda code, term: none.at[code].add(term), (None, 0)))
+    called = add(calls.codes[..., level], jnp.where(below_NxPxC, calls.weight[:, None], 0.0))
+    return self.call_focus[level - 1] * jnp.log(jnp.exp(self.call_prior[level - 1]) + called)
+
+
+def _faded(e: Evidence) -> jax.Array:
+  """fp32 [N, n, FADES], by age in time, and in events that came after."""
+  after = jnp.cumsum(e.present[:, ::-1], axis=1)[:, ::-1] - e.present
+  by = lambda age, scale: jnp.exp(-age[..., None].astype(jnp.float32) / jnp.array(scale))
+  return jnp.concatenate([by(e.age / 86_400.0, FADE_DAYS), by(after, FADE_EVENTS)], axis=-1)
 
 
 def without_each(equation: Intent, evidence: Evidence, last: int) -> jax.Array:

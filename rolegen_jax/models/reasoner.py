@@ -1,7 +1,7 @@
 """The Conversion Trajectory Reasoner: a causal language model over the one vocabulary.
 
-What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: the structural equation
-of intent (`intent.py`), which its intent tokens start from, token embedding, the shared transformer stack, and a readout tied to
+What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: the structural equations
+of intent (`intent.py`), which its intents and paths start from, token embedding, the shared transformer stack, and a readout tied to
 the embedding (copying an item of the prompt is the first thing to learn; some pretrained families have a table of its own) that is
 always restricted to the block of the vocabulary that a position may hold.
 
@@ -31,7 +31,7 @@ class Reasoner(nnx.Module):
     self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     adapters = (functools.partial(adapt, config=config.lora),) if config.train == 'lora' else ()
     self.transformer = Transformer(config.transformer, *adapters, rngs=rngs)
-    self.intent = Intent(vocab.codes)
+    self.intent = Intent(vocab.codes, vocab.levels)
     if not config.transformer.tied:
       self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     if config.train != 'all':

@@ -74,11 +74,6 @@ class Layout:
     return (self.level < 0) & ~self.is_role
 
   @functools.cached_property
-  def hears_intent(self) -> np.ndarray:
-    """First codes of intents and items: the positions that the structural equation speaks to."""
-    return np.isin(np.arange(self.length), [*self.intent_slots[:, 0], *self.path_slots[:, 0]])
-
-  @functools.cached_property
   def intent_slots(self) -> np.ndarray:
     """Positions [I, intent_levels]."""
     first = self.config.role_events + 1

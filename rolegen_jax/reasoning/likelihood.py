@@ -3,7 +3,7 @@
 Sampling (`rollout.py`) and likelihood use the same constrained softmax over the block of the vocabulary that a position holds, so
 log-probs of rollout and training agree but for rounding. No logits are kept for the backward pass.
 
-Shapes: B users, N = B * chains sequences, M role events, I intents, P candidates, L levels, T completion length, K codes, D width.
+Shapes: B users, N = B * chains sequences, M role events, I intents, P candidates, L levels, C calls, T completion length, K codes, D width.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from rolegen_jax.data.rows import Cases
 from rolegen_jax.models.attention import causal
 from rolegen_jax.models.backbone import NEVER
+from rolegen_jax.models.intent import Calls
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
 from rolegen_jax.reasoning.worlds import Tree
@@ -55,9 +56,10 @@ def likelihood(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT, trie:
     return jnp.where(exists, picked, 0.0), spread
 
   @functools.partial(jax.checkpoint, static_argnums=0)
-  def choose_code(level, hidden, evidence, exists, choice):
+  def choose_code(level, hidden, calls, below, exists, choice):
     """`choose` among the codes of a level; logits are computed again in the backward pass, none are kept for it."""
-    logits = reasoner.logits(hidden, *v.blocks[f'sid{level}']) + evidence
+    said = reasoner.intent.next_code(level, calls, below) if level else intent[:, None]
+    logits = reasoner.logits(hidden, *v.blocks[f'sid{level}']) + said
     return choose(constrained_log_softmax(logits, exists, temperature), choice, True)
 
   start, size = v.blocks['role']
@@ -65,19 +67,29 @@ def likelihood(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT, trie:
   role_log_prob = constrained_log_softmax(reasoner.logits(hidden[:, :m], start, size), prompt.role_allowed, temperature)
   found = [choose(role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1))]
   mark = (jnp.zeros((tokens_NxT.shape[0], 1)),) * 2
-  evidence = reasoner.intent(prompt.evidence)[:, None]
+  intent, calls = reasoner.intent(prompt.evidence), reasoner.intent.calls(prompt.evidence, trie.item_codes)
   for slots in (layout.intent_slots, layout.path_slots):
     node, levels = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32), []
+    below = _ahead(calls, layout, tokens_NxT, slots)
     for level in range(slots.shape[1]):
       start, size = v.blocks[f'sid{level}']
       at = slots[:, level]
       choice = jnp.clip(at_slots(tokens_NxT, at) - start, 0, size - 1)
       exists, _ = children_mask(trie, level, node)
-      levels.append(choose_code(level, at_slots(hidden, at), evidence if level == 0 else 0.0, exists, choice))
+      levels.append(choose_code(level, at_slots(hidden, at), calls, below, exists, choice))
       node = jnp.maximum(descend(trie, level, node, choice), 0)
+      below &= calls.codes[:, None, :, level] == choice[..., None]
     found += [mark, tuple(jnp.stack(part, axis=-1).reshape(tokens_NxT.shape[0], -1) for part in zip(*levels))]
   log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*found, mark))
   return Likelihood(log_prob, entropy, role_log_prob)
+
+
+def _ahead(calls: Calls, layout: Layout, tokens_NxT, slots: np.ndarray) -> jax.Array:
+  """bool [N, slots, C]: calls for items that the path has not come to before each of the slots. An intent is no item."""
+  starts = np.array([layout.vocab.blocks[f'sid{level}'][0] for level in range(slots.shape[1])])
+  path = tokens_NxT[:, slots] - starts
+  here = (calls.codes[:, None, :, :slots.shape[1]] == path[:, :, None]).all(-1) & (slots.shape[1] == layout.vocab.levels)
+  return jnp.cumsum(here, axis=1) - here == 0
 
 
 def _hidden(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT):

@@ -105,9 +105,9 @@ def effects(rolegen: RoleGen, params, table: CaseTable, trie: Trie, mesh: Mesh, 
   return Effects(*over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label))
 
 
-def over(rolegen: RoleGen, function: Callable, fixed: tuple, table, mesh: Mesh, label: str, *extra) -> list[np.ndarray]:
+def over(rolegen: RoleGen, function: Callable, fixed: tuple, table, mesh: Mesh, label: str, *extra):
   """`function(*fixed, batch number, rows, *extra)` over a table with a length and `rows(index, width)`, such as a CaseTable; the last
-  batch is filled up and cut."""
+  batch is filled up and cut. Returns what the function does, of all rows."""
   size, width = rolegen.config.evaluation.batch, rolegen.config.backbone.context
   results = []
   place = lambda x: sharding.global_batch(mesh, np.asarray(x), np.arange(size), size)  # every process holds the whole table
@@ -121,4 +121,4 @@ def over(rolegen: RoleGen, function: Callable, fixed: tuple, table, mesh: Mesh, 
         compiled = together(jitted, *given)
       results.append(compiled(*given))
   host = jax.device_get(results)
-  return [np.concatenate(column)[:len(table)] for column in zip(*host)]
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:len(table)], *host)

@@ -73,28 +73,33 @@ class RoleGen:
     return constrain_rows(rollout)
 
   def add_reasoning(self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B, trie: Trie) -> Memory:
-    """Memory with the factual roles and intent and the candidates of all worlds, as far as `loop.uptake` has them; rows where `keep` is
+    """Memory with the factual roles, intent and calls and the candidates of all worlds, as far as `loop.uptake` has them; rows where `keep` is
     False get nothing."""
     b, w, p = rollout.candidates.shape
     worlds = jnp.broadcast_to(jnp.repeat(jnp.arange(w), p), (b, w * p))
     flat = lambda x: x.reshape(b, w * p)
-    return self._add(backbone, memory, rollout.roles[:, 0], flat(rollout.candidates), worlds, flat(rollout.candidate_log_prob), rollout.intent[:, 0], keep_B, trie)
+    told = flat(rollout.candidates), worlds, flat(rollout.candidate_log_prob)
+    return self._add(backbone, memory, rollout, 0, told, keep_B, trie)
 
   def add_world(self, backbone: Backbone, memory: Memory, rollout: Rollout, world, trie: Trie) -> Memory:
     """Memory with what one world alone says (index may be traced)."""
-    roles, items, log_prob, intent = (x[:, world] for x in (rollout.roles, rollout.candidates, rollout.candidate_log_prob, rollout.intent))
-    worlds = jnp.broadcast_to(world, items.shape).astype(jnp.int32)
-    return self._add(backbone, memory, roles, items, worlds, log_prob, intent, jnp.ones(items.shape[:1], bool), trie)
+    items, log_prob = rollout.candidates[:, world], rollout.candidate_log_prob[:, world]
+    told = items, jnp.broadcast_to(world, items.shape).astype(jnp.int32), log_prob
+    return self._add(backbone, memory, rollout, world, told, jnp.ones(items.shape[:1], bool), trie)
 
-  def _add(self, backbone: Backbone, memory: Memory, roles, items, worlds, log_prob, intent, keep_B, trie: Trie) -> Memory:
+  def _add(self, backbone: Backbone, memory: Memory, rollout: Rollout, world, told, keep_B, trie: Trie) -> Memory:
+    """Candidates as `told`, the rest as that world has it."""
     kept = lambda x, otherwise: jnp.where(keep_B[:, None], x, otherwise)
     uptake = self.config.loop.uptake
     if 'roles' in uptake:
-      memory = backbone.add_roles(memory, kept(roles, -1))
+      memory = backbone.add_roles(memory, kept(rollout.roles[:, world], -1))
     if 'candidates' in uptake:
-      memory = backbone.add_candidates(memory, kept(items, -1), worlds, log_prob, trie.item_codes)
+      items, *about = told
+      memory = backbone.add_candidates(memory, kept(items, -1), *about, trie.item_codes)
+    if 'calls' in uptake:
+      memory = backbone.add_calls(memory, kept(rollout.called[:, world], -1), rollout.called_share[:, world])
     if 'intent' in uptake:
-      memory = backbone.add_intent(memory, kept(intent, NEVER), trie.item_codes)
+      memory = backbone.add_intent(memory, kept(rollout.intent[:, world], NEVER), trie.item_codes)
     return memory
 
   @staticmethod

@@ -8,11 +8,13 @@ argmax(logits / temperature + noise), and the noise of a user's position is the 
 worlds differ only through their interventions, and a world without one repeats the factual world bit for bit. (`common`
 False, an ablation: each world has noise of its own.)
 
-Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), C context slots, M role events, T completion length, K block width.
+Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), C context slots, M role events, T completion length, K block width or neighbourhoods,
+A items called for.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -39,6 +41,8 @@ class Rollout(NamedTuple):
   candidates: jax.Array  # int32 [B, W, P] item indices
   candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes as sampled
   intent: jax.Array  # fp32 [B, W, K], log-probabilities of neighbourhoods by the structural equation
+  called: jax.Array  # int32 [B, W, A], items that the history calls for most; -1 = no more
+  called_share: jax.Array  # fp32 [B, W, A], of these calls
   interventions: Interventions
   pivotal: jax.Array | None = None  # fp32 [B, M], how much of the intent each event moves; by this pivots are chosen
 
@@ -89,7 +93,8 @@ def in_worlds(reasoner: Reasoner, tree: Tree, factual: Read, prompt: Prompt, pro
 def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, trie: Trie, key, noise: float, common: bool = True):
   """Samples N = B * W completions; interventions are those of the prompts.
 
-  Returns tokens [N, T], their log-probs, and the SID trie node reached at each position.
+  First codes hear the world's intent; further ones, the calls for items that are not on the path yet. Returns tokens [N, T], their
+  log-probs, and the SID trie node reached at each position.
   """
   v, (b, worlds, rest) = layout.vocab, ready.sees[1].shape
   n, length, roles, width = b * worlds, layout.length, len(ROLE_NAMES), max(layout.vocab.codes, len(ROLE_NAMES))
@@ -100,25 +105,24 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
   role_allowed = jnp.pad(prompt.role_allowed, after_roles)
   forced = jnp.pad(prompt.evidence.role[:, -m:], after_roles[:2], constant_values=-1)
   forced = forced.at[:, layout.intent_slots[0, 0]].set(prompt.evidence.intent)
-  evidence = jnp.pad(intent_NxK, ((0, 0), (0, width - v.codes)))
+  calls = reasoner.intent.calls(prompt.evidence, trie.item_codes)
 
-  def allowed_at(level, role_allowed_NxR, node):
-    """bool [N, width] and the child node of each code; level -1 stands for roles."""
-    of_role = lambda: (jnp.pad(role_allowed_NxR, ((0, 0), (0, width - roles))), jnp.zeros((n, width), jnp.int32))
+  def options(level, role_allowed_NxR, node, below_NxC):
+    """[N, width]: what is allowed, the child node of each code, and what the equations say of it; level -1 stands for roles."""
+    of_role = lambda: (jnp.pad(role_allowed_NxR, ((0, 0), (0, width - roles))), jnp.zeros((n, width), jnp.int32), jnp.zeros((n, width)))
 
     def of_level(l):
-      exists, child = children_mask(trie, l, node)
-      return (jnp.pad(a, ((0, 0), (0, width - v.codes))) for a in (exists, child))
+      said = reasoner.intent.next_code(l, calls, below_NxC[:, None])[:, 0] if l else intent_NxK
+      return tuple(jnp.pad(a, ((0, 0), (0, width - v.codes))) for a in (*children_mask(trie, l, node), said))
 
-    branches = [of_role] + [lambda l=l: tuple(of_level(l)) for l in range(v.levels)]
-    return jax.lax.switch(level + 1, branches)
+    return jax.lax.switch(level + 1, [of_role] + [functools.partial(of_level, l) for l in range(v.levels)])
 
   def position(carry, xs):
-    hidden, cache, node = carry
-    t, start, level, is_mark, hears_intent, role_allowed_NxR, forced_N = xs
-    node = jnp.where(level <= 0, 0, node)
-    allowed, child = allowed_at(level, role_allowed_NxR, node)
-    logits = reasoner.logits(hidden.reshape(n, -1), start, width) + jnp.where(hears_intent, evidence, 0.0)
+    hidden, cache, node, below, ahead = carry
+    t, start, level, is_mark, role_allowed_NxR, forced_N = xs
+    node, below = jnp.where(level <= 0, 0, node), jnp.where(level <= 0, ahead, below)
+    allowed, child, said = options(level, role_allowed_NxR, node, below)
+    logits = reasoner.logits(hidden.reshape(n, -1), start, width) + said
     log_probs = constrained_log_softmax(logits, allowed, layout.config.temperature)
     gumbel = jax.random.gumbel(jax.random.fold_in(key, t), (b if common else n, width))
     choice = jnp.argmax(log_probs + noise * per_chain(gumbel, worlds if common else 1), axis=-1).astype(jnp.int32)
@@ -126,16 +130,19 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
     some = allowed.any(-1) & ~is_mark
     log_prob = jnp.where(some & (forced_N < 0), jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0], 0.0)
     node = jnp.where(level >= 0, jnp.take_along_axis(child, choice[:, None], axis=1)[:, 0], node)
+    below &= jax.lax.dynamic_index_in_dim(calls.codes, jnp.maximum(level, 0), axis=2, keepdims=False) == choice[:, None]
+    ahead &= ~(below & (level == v.levels - 1))  # an item is on a path once
     token = jnp.where(is_mark, start, jnp.where(some, start + choice, v.control('UNKNOWN_ROLE')))
     slot, place = rest + t, layout.prompt_length + t
     sees = ready.sees[0], seen & (slots <= slot)
     hidden, cache = reasoner.step(constrain_rows(token.reshape(b, worlds)), place, ready.shared, cache, slot, sees)
-    return (hidden, cache, node), (token, log_prob, node)
+    return (hidden, cache, node, below, ahead), (token, log_prob, node)
 
   time_major = lambda x: jnp.moveaxis(x, 1, 0)
-  static = (jnp.asarray(a) for a in (layout.start, layout.level, layout.is_mark, layout.hears_intent))
+  static = (jnp.asarray(a) for a in (layout.start, layout.level, layout.is_mark))
   xs = (jnp.arange(length), *static, time_major(role_allowed), time_major(forced))
-  _, outputs = jax.lax.scan(position, (ready.hidden, cache, jnp.zeros((n,), jnp.int32)), xs)
+  any_call = jnp.ones(calls.weight.shape, bool)
+  _, outputs = jax.lax.scan(position, (ready.hidden, cache, jnp.zeros((n,), jnp.int32), any_call, any_call), xs)
   return tuple(time_major(o) for o in outputs)
 
 
@@ -156,7 +163,8 @@ def rollout_worlds(
   roles = jnp.where(has_event, tokens[:, :m] - layout.vocab.blocks['role'][0], -1)
   candidates = leaf(trie, at_slots(node, layout.path_slots[:, -1]))
   candidate_log_prob = at_slots(log_prob, layout.path_slots.ravel()).reshape(b * w, *layout.path_slots.shape).sum(-1)
-  found = (tokens, log_prob, free, roles, candidates, candidate_log_prob, intent)
+  called = reasoner.intent.most_called(prompts.evidence, layout.config.called)
+  found = (tokens, log_prob, free, roles, candidates, candidate_log_prob, intent, *called)
   return Rollout(*(unflat(x) for x in found), interventions)
 
 

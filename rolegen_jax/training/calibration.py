@@ -1,6 +1,6 @@
 """Calibration: how much the backbone trusts each of its sources, fitted to validation conversions once training is over.
 
-History, candidates, intent and the decoder are mixed by a few scalars: how the pointer weighs ages and event types, and the biases of
+History, candidates, calls, intent and the decoder are mixed by a few scalars: how the pointer weighs ages and event types, and the biases of
 its gates. Training learns them on users whose rows the backbone has memorised, and in their past. Here these scalars alone, two
 dozen, are fitted to conversions that it was not trained on, as temperature scaling does (Guo et al., ICML 2017): the memory of
 every case is computed once, then full-batch Adam on the NLL of what was bought. The test occasions stay unseen.
@@ -19,13 +19,12 @@ from jax.sharding import Mesh
 from rolegen_jax import sharding
 from rolegen_jax.compile import jit, together
 from rolegen_jax.data.cases import CaseTable
-from rolegen_jax.models.backbone import Memory
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie
 
 VECTORS = ('pointer_age', 'pointer_event', 'intent_appeal')  # parameters of the backbone that are fitted
-BIASES = ('gate', 'intent_gate')  # of which the last entry is
+BIASES = ('gate', 'intent_gate', 'call_gate')  # of which the last entry is
 
 
 def calibrate(
@@ -45,7 +44,7 @@ def calibrate(
       key = jax.random.fold_in(jax.random.key(config.evaluation.seed), number)
       rollout = rolegen.reason(params['reasoner'], cases, trie, key, intervene)
       memory = rolegen.add_reasoning(backbone, memory, rollout, jnp.ones(cases.timestamp.shape, bool), trie)
-    return tuple(x for x in memory if x is not None)  # the last fields are None without an intent
+    return memory
 
   def nll(chosen, params, trie, memory, timestamp, target, weight):
     biases = {name: jnp.concatenate([params[name][:-1], chosen[name][-1:]]) for name in BIASES}
@@ -73,7 +72,7 @@ def calibrate(
   size = len(table) + rows
   weight = (np.arange(size) < len(table)).astype(np.float32)
   place = lambda x: sharding.global_batch(mesh, np.asarray(x), np.arange(size), size)
-  known = Memory(*map(fill, memory)), fill(table.timestamp.astype(np.int32)), fill(table.target), weight
+  known = jax.tree.map(fill, memory), fill(table.timestamp.astype(np.int32)), fill(table.target), weight
   with jax.set_mesh(mesh):
     given = (params['backbone'], fixed, *jax.tree.map(place, known))
     compiled = together(jit(fit, out_shardings=sharding.sharding(mesh)), *given)

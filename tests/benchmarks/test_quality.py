@@ -7,7 +7,7 @@ import pytest
 
 from experiments import quality
 from experiments.benchmarks import quality_parts as lib
-from experiments.benchmarks import quality_plot
+from experiments.benchmarks import quality_plot, quality_tables
 from rolegen_jax import commands
 from rolegen_jax.config import ABLATIONS, ConfigError, EvaluationConfig
 from rolegen_jax.data.files import write_json, write_npz
@@ -35,10 +35,12 @@ def folder(tmp_path_factory):
     kinds = dict(RoleGen='model', no_reasoner='ablation', popularity='floor')
     codes = np.stack([np.arange(64) % 8, np.arange(64)], axis=1)
     systems, _ = content.systems(config, log, occasions, rows, codes, {name: (kinds[name], items, {}) for name, items in rankings.items()})
-    write_npz(dict(occasion=rows) | rankings, run / 'rankings.npz')
+    chains = {name: np.tile(found[:, None, None], (1, 2, 3)).astype(np.int32) for name, found in (('RoleGen', target), ('weighted', target * 0 - 1))}
+    write_npz(dict(occasion=rows) | rankings | {f'candidates/{name}': found for name, found in chains.items()}, run / 'rankings.npz')
     plain = {name: dict(kind=s['kind'], diversity=s['diversity']) for name, s in systems.items()}
     provenance = dict(seed=seed, commit='0', when='now', config_digest='0', artefacts={}, device_kind='cpu', versions={})
-    write_json(dict(systems=plain, worlds=dict(jaccard=0.5, union_size=8.0), provenance=provenance, roles=dict(agreement=dict(macro_f1=0.6))), run / 'report.json')
+    diverse = dict(jaccard=0.5, union_size=8.0)
+    write_json(dict(systems=plain, worlds=diverse | dict(systems=dict.fromkeys(chains, diverse)), provenance=provenance, roles=dict(agreement=dict(macro_f1=0.6))), run / 'report.json')
     (run / 'loop').mkdir()
     rows = [dict(step=i) | dict.fromkeys(lib.STABILITY, 0.1 * i) for i in range(250)]
     (run / 'loop' / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -58,7 +60,6 @@ def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
   assert demo['differences']['no_reasoner']['ACTIVE']['HI@1']['low'] > 0
   assert np.mean(demo['systems']['no_reasoner']['ACTIVE']['HI@1']['by_seed']) == pytest.approx(demo['systems']['no_reasoner']['ACTIVE']['HI@1']['mean'])
   assert len(demo['stability']['seed0']['step']) == 100 and demo['stability']['seed0']['step'][-1] == 248.5
-  assert 'no_reasoner' in lib.table(found)
   diversity = demo['diversity']
   assert {row['what']: (row['aim'], row['found']) for row in found['aims']} == {
       'demo: coverage of lists of RoleGen, times the backbone alone': (1.3, diversity['RoleGen']['coverage'] / diversity['no_reasoner']['coverage']),
@@ -66,7 +67,20 @@ def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
       'demo: dormant HI@10 of RoleGen less that of the backbone alone': (0.0, demo['differences']['no_reasoner']['dormant']['HI@10']['mean']),
       'demo: Jaccard distance of worlds': (0.5, 0.5), 'demo: macro-F1 of hindsight roles': (0.8, pytest.approx(0.6)),
   }
-  assert 'aim 0.800, found 0.600 (short): demo: macro-F1 of hindsight roles' in lib.table(found)
+
+
+def test_tables_take_their_places_on_a_page(folder, tmp_path):
+  found = json.loads(json.dumps(lib.collected(folder, {})))
+  made, page = quality_tables.tables(found), tmp_path / 'page.md'
+  assert set(made) == {'aims', 'seeds', 'deletion', 'hits demo', 'candidates demo'}
+  page.write_text('Before.\n<!-- aims -->\nold\n<!-- end -->\nBetween.\n<!-- candidates demo -->\n<!-- end -->\n<!-- hits nothing -->\nstays\n<!-- end -->\n')
+  quality_tables.write(made, page)
+  assert page.read_text() == f'Before.\n<!-- aims -->\n{made["aims"]}\n<!-- end -->\nBetween.\n<!-- candidates demo -->\n{made["candidates demo"]}\n<!-- end -->\n<!-- hits nothing -->\nstays\n<!-- end -->\n'
+  assert '| demo: macro-F1 of hindsight roles | 0.8 | 0.600 | short |' in made['aims']
+  rows = dict(row[2:].split(' | ', 1) for row in made['candidates demo'].splitlines()[2:])
+  assert rows['RoleGen'].startswith('8.0 | 0.50 | 100.00 [100.00, 100.00]') and rows['weighted'].split(' | ')[2] == '0.00 [0.00, 0.00]'
+  width = {len(row.split('|')) for row in made['hits demo'].splitlines()}
+  assert len(width) == 1 and 'no_reasoner' in made['hits demo']
 
 
 def test_what_was_not_run_again_stays_as_it_was(folder):

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 
-from rolegen_jax.config import DataConfig
+from rolegen_jax.config import DataConfig, ReasonerConfig
 from rolegen_jax.data.aftermath import Aftermath
 from rolegen_jax.data.cases import training_cases
 from rolegen_jax.data.excitation import Excitation
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TRAIN, find_occasions
+from rolegen_jax.data.successors import followed
 from tests.data import random_logs
 
 
@@ -15,7 +16,9 @@ def table():
   log = InteractionLog.build(*random_logs.random_tables(0))
   occasions = find_occasions(log, DataConfig())
   none = np.zeros(len(log.items), np.int32)
-  return log, occasions, training_cases(log, occasions, 4, 3, Excitation.of_counts(Aftermath.of(log, occasions.train_end(log), none, 2), 1))
+  end = occasions.train_end(log)
+  excitation = Excitation.of_counts(Aftermath.of(log, end, none, 2), followed(log, end), ReasonerConfig(neighbourhoods=1))
+  return log, occasions, training_cases(log, occasions, 4, 3, excitation)
 
 
 def test_every_training_target_with_a_context_is_a_case(table):

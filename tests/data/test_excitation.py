@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -5,7 +6,8 @@ from rolegen_jax.data import excitation as lib
 from rolegen_jax.data.aftermath import FOLDS, SHRINK, Aftermath
 from rolegen_jax.data.occasions import find_occasions
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.config import DataConfig
+from rolegen_jax.config import DataConfig, ReasonerConfig
+from rolegen_jax.data.successors import followed
 from tests.data import random_logs
 
 CODES = 5
@@ -16,13 +18,14 @@ def estimate(seed: int, keep: int = CODES):
   train_end = find_occasions(log, DataConfig()).train_end(log)
   coarse = np.random.default_rng(seed).integers(0, CODES, len(log.items)).astype(np.int32)
   counted = Aftermath.of(log, train_end, coarse, CODES)
-  return log, train_end, coarse, counted, lib.Excitation.of_counts(counted, keep)
+  return log, train_end, coarse, counted, lib.Excitation.of_counts(counted, followed(log, train_end), ReasonerConfig(neighbourhoods=keep, successors=4))
 
 
 def again(log, item, train_end, coarse):
   """The same log with other items."""
   log = InteractionLog(log.users, log.items, log.offsets, item, log.event, log.timestamp, log.count)
-  return lib.Excitation.of_counts(Aftermath.of(log, train_end, coarse, CODES), CODES)
+  config = ReasonerConfig(neighbourhoods=CODES, successors=4)
+  return lib.Excitation.of_counts(Aftermath.of(log, train_end, coarse, CODES), followed(log, train_end), config)
 
 
 def dense(found, fold, name):
@@ -63,9 +66,9 @@ def test_a_user_is_never_told_of_their_own_events():
   other = again(log, item, train_end, coarse)
   history = np.arange(len(log.items))[None]
   before, after = (found_.of(np.array([user]), history) for found_ in (found, other))
-  np.testing.assert_array_equal(before.weight, after.weight)
-  np.testing.assert_array_equal(before.shift, after.shift)
-  assert (found.of(np.array([user + 1]), history).weight != other.of(np.array([user + 1]), history).weight).any()
+  jax.tree.map(np.testing.assert_array_equal, before, after)
+  told, told_then = (found_.of(np.array([user + 1]), history) for found_ in (found, other))
+  assert (told.weight != told_then.weight).any() and (told.share != told_then.share).any()
 
 
 def test_what_comes_after_training_is_not_counted():
@@ -75,7 +78,7 @@ def test_what_comes_after_training_is_not_counted():
   item[late] = (item[late] + 1) % len(log.items)
   assert late.any()
   other = again(log, item, train_end, coarse)
-  for name in ('code', 'weight', 'shift', 'opens'):
+  for name in ('code', 'weight', 'shift', 'successor', 'share', 'opens'):
     np.testing.assert_array_equal(getattr(found, name), getattr(other, name))
 
 

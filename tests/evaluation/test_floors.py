@@ -6,6 +6,7 @@ from rolegen_jax.config import Config
 from rolegen_jax.data.adapters import ADAPTERS, log_path
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TEST, VALID, find_occasions
+from rolegen_jax.data.successors import excess, followed
 from rolegen_jax.evaluation import floors
 from rolegen_jax.evaluation.metrics import Pairs, hit, ndcg, ranks
 from tests.data.real_logs import RAW, need
@@ -52,15 +53,11 @@ def test_knn_neighbours_by_hand():
   assert ranking.settings['own'] or not {0, 4} & set(ranking.items[0].tolist()), 'barred items do not return as filler'
 
 
-def test_successors_are_what_follows_more_than_at_large():
+def test_successors_of_newer_events_come_first():
   rows = [(u, i, 'view', 2 * u + d) for u in range(8) for d, i in enumerate((0, 1) if u % 2 else (2, 3))]  # 1 follows 0, 3 follows 2
   rows += [(9, 0, 'view', 0), (9, 2, 'view', 30)] + [(u, 5, 'purchase', 40 + d) for u in range(10) for d in range(2)]
   log, occasions = tiny_log.make(rows, 6, split='leave_one_out')
-  excess = floors._followed_by(log, occasions.train_end(log)).toarray()
-  assert excess[0, 1] > 0 and excess[2, 3] > 0 and excess[0, 3] == excess[2, 1] == 0
-  count = 4 * np.exp(-1 / floors.DECAY_DAYS)  # one day later, by four users
-  follow = floors._followed_by(log, np.where(np.arange(len(log.users)) < 8, log.offsets[:-1] + 2, log.offsets[:-1]))  # nothing else is training
-  assert follow[0, 1] == np.float64((count - count / 2) / (count + floors.SUCCESSOR_SHRINK))
+  follow = excess(followed(log, np.where(np.arange(len(log.users)) < 8, log.offsets[:-1] + 2, log.offsets[:-1])))  # nothing else is training
   test = floors.evaluation_rows(log, occasions, TEST)
   nine = test[log.users.gather(occasions.user[test]).to_numpy() == 9][:1]
   rank = lambda days, own: floors._successors(log, occasions, nine, floors.popular_items(log, occasions), 6, follow, days * 86_400.0, own)[0].tolist()

@@ -44,7 +44,10 @@ def content(model_hits: bool = True) -> dict:
       training=[dict(stage='loop', step=s, loss=1.0 / (s + 1), reward=float(s)) for s in range(5)],
       roles=dict(shares={'hindsight': {'TRIGGER': 1.0}, 'predicted': {'EXPLORE': 1.0}}, agreement=role_agreement(roles, roles),
                  effects=effect_agreement(rng.normal(size=20), rng.normal(size=20)), deletion=deletion),
-      worlds=world_diversity(rng.integers(0, 9, (3, 2, 4)), np.stack([np.arange(9) % 3, np.arange(9)], 1), np.ones(9)),
+      worlds=world_diversity(rng.integers(0, 9, (3, 2, 4)), np.stack([np.arange(9) % 3, np.arange(9)], 1), np.ones(9)) | dict(systems={
+          name: dict(jaccard=0.5, union_size=7.0, hits=dict(all=Interval(hit, 0.1, 0.4, 9, 9)), difference=dict(all=Interval(0.3 - hit, 0.0, 0.2, 9, 9)))
+          for name, hit in (('RoleGen', 0.3), ('no_counterfactual', 0.2))
+      }),
       semantic_ids={'items': 1200, 'perplexity': {'level 0': 3.5}},
       trajectories=[dict(
           user='u1', cohort='D2', target='scarf', rank=2, k=10,

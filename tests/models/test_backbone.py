@@ -17,18 +17,19 @@ SEEDS = st.integers(0, 10**6)
 
 @functools.cache
 def scorer():
-  """(params, rows, queried rows, item codes, roles [B, M], intent [B, K]) -> (log p [B, n] of the queried items, its generated part, Recall)."""
+  """(params, rows, queried rows, item codes, roles [B, M], intent [B, K], calls) -> (log p [B, n] of the queried items, its generated part, Recall)."""
 
   @jit
-  def score(params, rows, queries, codes, roles, intent):
+  def score(params, rows, queries, codes, roles, intent, calls):
     backbone = tiny.rolegen().bind('backbone', params)
-    memory = backbone.add_intent(backbone.add_roles(backbone.encode(rows, codes), roles), intent, codes)
+    memory = backbone.add_calls(backbone.add_roles(backbone.encode(rows, codes), roles), *calls)
+    memory = backbone.add_intent(memory, intent, codes)
     recall = backbone.recall(memory, queries.event, queries.timestamp, queries.segment)
     return *backbone.log_prob(recall, memory, queries.item, codes), recall
 
   none = np.full((tiny.USERS, 4), -1, np.int32), np.full((tiny.USERS, tiny.CODES), lib.NEVER, np.float32)
-  return lambda rows, queries, codes=tiny.codes(), roles=none[0], intent=none[1]: jax.device_get(
-      score(tiny.params('backbone'), rows, queries, codes, roles, intent))
+  return lambda rows, queries, codes=tiny.codes(), roles=none[0], intent=none[1], calls=tiny.NO_CALLS: jax.device_get(
+      score(tiny.params('backbone'), rows, queries, codes, roles, intent, calls))
 
 
 def packed(rng) -> Trajectories:
@@ -80,15 +81,16 @@ def test_packed_windows_score_as_they_do_alone():
     np.testing.assert_allclose(apart[real], np.take_along_axis(together, index, 1)[real], atol=2e-5)
 
 
-@pytest.mark.parametrize('intended', [False, True])
-def test_the_mixture_is_a_distribution_over_all_codes(intended):
+@pytest.mark.parametrize('intended, called', [(False, False), (True, False), (False, True), (True, True)])
+def test_the_mixture_is_a_distribution_over_all_codes(intended, called):
   """Every combination of codes is an item here (512 of them); each row asks one question about all, 16 a call."""
   combinations = np.stack(np.meshgrid(*[np.arange(tiny.CODES)] * tiny.LEVELS, indexing='ij'), -1).reshape(-1, tiny.LEVELS).astype(np.int32)
   rows = tiny.histories(np.random.default_rng(2), items=len(combinations))
   blank = np.zeros((tiny.USERS, tiny.WIDTH), np.int32)
   ask = lambda item: Trajectories(blank + item, blank + 5, blank + 1, blank + tiny.NOW, blank + 1)
   intent = np.where(intended, np.log(np.random.default_rng(3).dirichlet(np.ones(tiny.CODES), tiny.USERS)), lib.NEVER).astype(np.float32)
-  scores = [scorer()(rows, ask(np.arange(i, i + tiny.WIDTH)), combinations, intent=intent)[0] for i in range(0, len(combinations), tiny.WIDTH)]
+  calls = tiny.calls(len(combinations)) if called else tiny.NO_CALLS
+  scores = [scorer()(rows, ask(np.arange(i, i + tiny.WIDTH)), combinations, intent=intent, calls=calls)[0] for i in range(0, len(combinations), tiny.WIDTH)]
   probabilities = np.exp(np.concatenate(scores, axis=1))
   np.testing.assert_allclose(probabilities.sum(1), 1.0, atol=1e-4)
   assert (probabilities > 0).all() and (probabilities[:, ::2].sum(1) < 1.0).all()  # a catalogue with holes gets less
@@ -105,6 +107,23 @@ def test_an_item_outside_memory_gets_generated_mass_only():
   assert (log_prob > generated + recall.log_generate)[real].all()
   np.testing.assert_allclose(np.exp(recall.log_pointer).sum(-1), 1.0, atol=1e-5)
   np.testing.assert_allclose(np.exp(recall.log_gate) + np.exp(recall.log_generate), 1.0, atol=1e-6)
+
+
+def test_what_is_called_for_has_its_share_of_the_whole():
+  """Where nothing is, the answer stays as it was; elsewhere every other probability shrinks by one factor and the rest is shared out."""
+  rows = tiny.histories(np.random.default_rng(5))
+  late = rows._replace(timestamp=np.full_like(rows.timestamp, tiny.NOW), segment=np.ones_like(rows.segment), item=np.tile(np.arange(tiny.WIDTH), (tiny.USERS, 1)))
+  items, share = tiny.calls(tiny.WIDTH)
+  items, share = np.where(np.arange(tiny.USERS)[:, None] % 2, items, -1).astype(np.int32), share
+  plain, _, alone = scorer()(rows, late)
+  found, _, recall = scorer()(rows, late, calls=(items, share))
+  np.testing.assert_allclose(found[::2], plain[::2], atol=1e-5)
+  rest = np.exp(recall.log_generate - alone.log_generate)
+  for row in range(1, tiny.USERS, 2):
+    expected = rest[row] * np.exp(plain[row])
+    np.add.at(expected, items[row], (1 - rest[row])[items[row]] * share[row])
+    np.testing.assert_allclose(np.exp(found[row]), expected, rtol=1e-4)
+    assert ((0 < rest[row]) & (rest[row] < 1)).all()
 
 
 def test_nothing_to_point_at_means_all_mass_is_generated():

@@ -20,10 +20,10 @@ SEEDS = st.integers(0, 10**6)
 def searcher(beams: int):
 
   @jit
-  def search(params, cases, trie, intent):
+  def search(params, cases, trie, intent, calls):
     rolegen = tiny.rolegen()
     backbone = rolegen.bind('backbone', params)
-    memory = backbone.encode(cases.history, trie.item_codes)
+    memory = backbone.add_calls(backbone.encode(cases.history, trie.item_codes), *calls)
     memory = backbone.add_intent(memory, intent, trie.item_codes)
     recall = rolegen.ask(backbone, memory, cases.timestamp)
     items = jnp.broadcast_to(jnp.arange(64), (tiny.USERS, 64))
@@ -36,11 +36,11 @@ def searcher(beams: int):
 NO_INTENT = np.full((tiny.USERS, tiny.CODES), NEVER, np.float32)
 
 
-def search(beams: int, seed: int, items: int, share: float = 1.0, intent=NO_INTENT):
+def search(beams: int, seed: int, items: int, share: float = 1.0, intent=NO_INTENT, calls=tiny.NO_CALLS):
   """(ranking, log p of every item [B, items], allowed [items])."""
   allowed = np.random.default_rng(seed + 1).random(items) < share
   trie = tiny.trie(items, seed, allowed)
-  ranking, log_prob = jax.device_get(searcher(beams)(tiny.params('backbone'), tiny.cases(seed, items=items), trie, intent))
+  ranking, log_prob = jax.device_get(searcher(beams)(tiny.params('backbone'), tiny.cases(seed, items=items), trie, intent, calls))
   return ranking, np.where(allowed, log_prob[:, :items], NEVER), allowed
 
 
@@ -67,6 +67,13 @@ def test_wide_beams_are_exact_with_an_intent():
   assert (np.abs(log_prob - without)[::2].max(1) > 0.1).all()
 
 
+def test_wide_beams_are_exact_with_calls():
+  ranking, log_prob, _ = search(64, 1, 60, calls=tiny.calls(60))
+  _, without, _ = search(64, 1, 60)
+  np.testing.assert_allclose(ranking.score[:, :60], -np.sort(-log_prob, axis=1), atol=2e-5)
+  assert (np.abs(log_prob - without).max(1) > 0.1).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(SEEDS, st.integers(1, 60), st.sampled_from([1.0, 0.5]))
 def test_narrow_beams_are_distinct_allowed_items_with_their_true_scores(seed, items, share):
@@ -84,10 +91,10 @@ def plain_parts():
   """Of one case: what `plain_search` needs, computed prefix by prefix without a cache; item codes come in as an argument."""
 
   @jit
-  def recalled(params, cases, item_codes, intent):
+  def recalled(params, cases, item_codes, intent, calls):
     rolegen = tiny.rolegen()
     backbone = rolegen.bind('backbone', params)
-    memory = backbone.add_intent(backbone.encode(cases.history, item_codes), intent, item_codes)
+    memory = backbone.add_intent(backbone.add_calls(backbone.encode(cases.history, item_codes), *calls), intent, item_codes)
     return memory.item, rolegen.ask(backbone, memory, cases.timestamp)
 
   log_probs = jit(lambda params, state, prefix: tiny.rolegen().bind('backbone', params).code_log_probs(state, prefix)[:, -1])
@@ -122,10 +129,11 @@ def plain_search(beams: int, codes, allowed, slots, recall, log_probs):
 def test_narrow_beams_are_those_of_a_plain_search(seed, items, share):
   """The same lists as beam search prefix by prefix, which encodes every prefix anew and sums the pointer over all slots."""
   intent = np.asarray(jax.nn.log_softmax(np.random.default_rng(seed).normal(size=(tiny.USERS, tiny.CODES)).astype(np.float32)))
-  ranking, _, allowed = search(5, seed, items, share, intent)
+  calls = tiny.calls(items, seed)
+  ranking, _, allowed = search(5, seed, items, share, intent, calls)
   recalled, log_probs = plain_parts()
   params, codes = tiny.params('backbone'), tiny.codes(items, seed)
-  slots, recall = jax.device_get(recalled(params, tiny.cases(seed, items=items), tiny.trie(items, seed).item_codes, intent))
+  slots, recall = jax.device_get(recalled(params, tiny.cases(seed, items=items), tiny.trie(items, seed).item_codes, intent, calls))
   for row in range(0, tiny.USERS, 3):
     one = jax.tree.map(lambda a: a[row], recall)
     expected = plain_search(5, codes, allowed, slots[row], one, lambda state, prefix: np.asarray(log_probs(params, state, prefix)))

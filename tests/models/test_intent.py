@@ -6,9 +6,9 @@ import pytest
 from rolegen_jax.models import functional, intent as lib
 from tests import tiny
 
-GRAPHDEF = functional.abstract(lambda rngs: lib.Intent(tiny.CODES))[0]
-PARAMS = tiny.random_params(lambda rngs: lib.Intent(tiny.CODES))
-N, EVENTS, KEEP = 3, 5, 2
+GRAPHDEF = functional.abstract(lambda rngs: lib.Intent(tiny.CODES, tiny.LEVELS))[0]
+PARAMS = tiny.random_params(lambda rngs: lib.Intent(tiny.CODES, tiny.LEVELS))
+N, EVENTS, KEEP, CALLS = 3, 5, 2, 3
 
 
 def evidence(seed: int = 0) -> lib.Evidence:
@@ -16,11 +16,17 @@ def evidence(seed: int = 0) -> lib.Evidence:
   draw = lambda high, *shape: rng.integers(0, high, (N, EVENTS, *shape)).astype(np.int32)
   weight, shift = rng.random((2, N, EVENTS, KEEP)).astype(np.float32)
   present = rng.random((N, EVENTS)) < 0.7
-  return lib.Evidence(draw(tiny.CODES, KEEP), weight, shift - 0.5, draw(40 * tiny.DAY), draw(6), present, draw(tiny.CODES), draw(9) - 1, np.full(N, -1, np.int32))
+  called = draw(12, CALLS), rng.random((N, EVENTS, CALLS)).astype(np.float32)
+  return lib.Evidence(draw(tiny.CODES, KEEP), weight, shift - 0.5, *called, draw(40 * tiny.DAY), draw(6), present, draw(tiny.CODES), draw(9) - 1, np.full(N, -1, np.int32))
 
 
 def run(e: lib.Evidence) -> np.ndarray:
   return np.array(functional.bind(GRAPHDEF, PARAMS)(jax.tree.map(jnp.asarray, e)))
+
+
+def faded_by_hand(e: lib.Evidence, n: int, i: int) -> np.ndarray:
+  by = lambda age, scale: np.exp(-age / np.array(scale))
+  return np.concatenate([by(e.age[n, i] / tiny.DAY, lib.FADE_DAYS), by(e.present[n, i + 1:].sum(), lib.FADE_EVENTS)])
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -31,7 +37,7 @@ def test_the_equation_term_by_term(seed):
   excited = np.tile(lib.BASE / tiny.CODES * np.exp(PARAMS['base']), (N, 1)).astype(np.float64)
   damped = np.zeros((N, tiny.CODES))
   for n, i in np.argwhere(e.present):
-    faded = np.exp(-e.age[n, i] / tiny.DAY / np.array(lib.FADE_DAYS))
+    faded = faded_by_hand(e, n, i)
     gain = np.exp(PARAMS['event_gain'][e.event[n, i]] + (PARAMS['role_gain'][e.role[n, i]] if e.role[n, i] >= 0 else 0.0))
     for code, weight, shift in zip(e.code[n, i], e.weight[n, i], e.shift[n, i]):
       excited[n, code] += mix('fade') @ faded * gain * (weight + opens * max(shift, 0))
@@ -64,3 +70,45 @@ def test_another_intent_and_the_likeliest_change_places():
   expected[[first[1], last[1]]] = plain[1, [last[1], first[1]]]
   np.testing.assert_array_equal(done[1], expected)
   np.testing.assert_array_equal(run(e._replace(intent=first.astype(np.int32))), plain)
+
+
+def called_by_hand(e: lib.Evidence, n: int) -> dict[int, float]:
+  """What each item is called for with."""
+  mix, called = np.exp(PARAMS['call_fade']) / np.exp(PARAMS['call_fade']).sum(), {}
+  for i in np.flatnonzero(e.present[n]):
+    gain = np.exp(PARAMS['event_gain'][e.event[n, i]] + (PARAMS['role_gain'][e.role[n, i]] if e.role[n, i] >= 0 else 0.0))
+    for item, share in zip(e.successor[n, i], e.share[n, i]):
+      called[int(item)] = called.get(int(item), 0.0) + mix @ faded_by_hand(e, n, i) * gain * share
+  return called
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_calls_for_items_code_by_code(seed):
+  """Items 0 .. 11 share codes: evidence for a code is that of all items below it."""
+  e, codes = evidence(seed), np.stack([np.arange(12) // 6, np.arange(12) // 3 % 2, np.arange(12) % 3], axis=1).astype(np.int32)
+  equation = functional.bind(GRAPHDEF, PARAMS)
+  calls = equation.calls(jax.tree.map(jnp.asarray, e), codes)
+  prefixes = [codes[5], codes[8]]
+  for level in (1, 2):
+    below = jnp.stack([(calls.codes[..., :level] == prefix[:level]).all(-1) for prefix in prefixes], axis=1)
+    found = np.array(equation.next_code(level, calls, below))
+    for n in range(N):
+      called = called_by_hand(e, n)
+      for p, prefix in enumerate(prefixes):
+        total = np.zeros(tiny.CODES)
+        for item, value in called.items():
+          if (codes[item, :level] == prefix[:level]).all():
+            total[codes[item, level]] += value
+        expected = PARAMS['call_focus'][level - 1] * np.log(np.exp(PARAMS['call_prior'][level - 1]) + total)
+        np.testing.assert_allclose(found[n, p], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('keep', (4, 20))
+def test_items_called_for_most(keep):
+  e = evidence(4)
+  items, share = jax.device_get(functional.bind(GRAPHDEF, PARAMS).most_called(jax.tree.map(jnp.asarray, e), keep))
+  assert items.shape == share.shape == (N, keep)
+  for n in range(N):
+    called = sorted(((v, item) for item, v in called_by_hand(e, n).items()), reverse=True)[:keep]
+    assert items[n].tolist() == [item for _, item in called] + [-1] * (keep - len(called))
+    np.testing.assert_allclose(share[n, :len(called)], np.array([v for v, _ in called]) / sum(v for v, _ in called), rtol=1e-4)

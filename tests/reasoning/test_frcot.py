@@ -9,7 +9,8 @@ from tests import tiny
 
 V = tiny.rolegen().vocab
 LAYOUT = tiny.rolegen().layout
-NOTHING = Excites(np.zeros((1, tiny.WIDTH, 3), np.int32), *np.zeros((2, 1, tiny.WIDTH, 3), np.float32))
+NONE = np.zeros((1, tiny.WIDTH, 3), np.float32)
+NOTHING = Excites(NONE.astype(np.int32), NONE, NONE, NONE.astype(np.int32), NONE)
 
 
 def test_positions_of_a_completion():

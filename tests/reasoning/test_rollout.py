@@ -129,7 +129,7 @@ def test_worlds_that_share_no_position_of_their_prompt():
 
 def test_sampled_frequencies_follow_the_softmax():
   """First role and first intent of one case, 8 rows x 150 draws, against the likelihood's probabilities (total variation)."""
-  one = jax.tree.map(lambda x: np.repeat(x[:1], tiny.USERS, axis=0), tiny.cases(4))
+  one = jax.tree.map(lambda x: np.repeat(x[:1], tiny.USERS, axis=0), tiny.cases(2))
   one = Cases(one.history._replace(event=np.where(one.history.segment > 0, 1, 0).astype(np.int32)), *one[1:])
   draws = [chains.reason(one, key, intervene=False).tokens[:, 0, 0] for key in range(150)]
   counts = np.bincount(np.concatenate(draws) - LAYOUT.vocab.role(0), minlength=len(ROLE_NAMES))
@@ -149,14 +149,14 @@ def test_worlds_of_independent_noise_differ_without_an_intervention():
 
 @pytest.mark.parametrize('part', UPTAKE)
 def test_the_backbone_reads_what_the_settings_let_it(part):
-  """Roles, intent or candidates alone: the other two may say anything."""
+  """Roles, intent, candidates or calls alone: the others may say anything."""
   rolegen, cases, key = tiny.rolegen(f"loop.uptake=('{part}',)"), tiny.cases(7), 3
   rollout = chains.reason(cases, key)
-  others = dict(
-      roles=dict(intent=rollout.intent[:, :, ::-1], candidates=(rollout.candidates + 1) % tiny.ITEMS),
-      intent=dict(roles=np.where(rollout.roles >= 0, 1, NONE), candidates=(rollout.candidates + 1) % tiny.ITEMS),
-      candidates=dict(roles=np.where(rollout.roles >= 0, 1, NONE), intent=rollout.intent[:, :, ::-1]),
+  said = dict(
+      roles=np.where(rollout.roles >= 0, 1, NONE), intent=rollout.intent[:, :, ::-1], candidates=(rollout.candidates + 1) % tiny.ITEMS,
+      called=np.where(rollout.called >= 0, (rollout.called + 1) % tiny.ITEMS, NONE),
   )
+  own = 'called' if part == 'calls' else part
 
   @jit
   def answer(params, cases, rollout, trie):
@@ -165,9 +165,8 @@ def test_the_backbone_reads_what_the_settings_let_it(part):
     return backbone.log_prob(rolegen.ask(backbone, memory, cases.timestamp), memory, cases.target[:, None], trie.item_codes)[0]
 
   ask = lambda r: np.array(answer(tiny.params('backbone'), cases, r, tiny.trie()))
-  np.testing.assert_array_equal(ask(rollout), ask(rollout._replace(**others[part])))
-  own = dict(others['intent' if part == 'roles' else 'roles'])[part]
-  assert (ask(rollout) != ask(rollout._replace(**{part: own}))).any()
+  np.testing.assert_array_equal(ask(rollout), ask(rollout._replace(**{name: other for name, other in said.items() if name != own})))
+  assert (ask(rollout) != ask(rollout._replace(**{own: said[own]}))).any()
 
 
 def test_without_noise_the_chain_is_the_greedy_one():

@@ -13,6 +13,7 @@ from rolegen_jax.data.events import validate
 from rolegen_jax.data.excitation import Excitation
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import find_occasions
+from rolegen_jax.data.successors import followed
 from rolegen_jax.reasoning.alignment import Alignment
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.text.items import ItemWords
@@ -33,7 +34,8 @@ def log_and_cases():
   log = InteractionLog.build(*validate(made.events, made.items, 'events', 'items'))
   occasions = find_occasions(log, c.data)
   codes = tiny.codes(len(log.items))
-  excitation = Excitation.of_counts(Aftermath.of(log, occasions.train_end(log), codes[:, 0], tiny.CODES), 3)
+  end = occasions.train_end(log)
+  excitation = Excitation.of_counts(Aftermath.of(log, end, codes[:, 0], tiny.CODES), followed(log, end), c.reasoner)
   return log, codes, training_cases(log, occasions, c.reasoner.role_events, c.reasoner.candidates, excitation)
 
 
