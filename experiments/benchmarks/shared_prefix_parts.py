@@ -75,7 +75,9 @@ def rollout(rolegen: RoleGen, side: str, params, cases, interventions: Intervent
     prompt = build_prompt(tree.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
     prompts = world_prompts(tree.layout, prompt, interventions)
     ready = SIDES[side](reasoner, tree, prompt, prompts, interventions)
-    tokens, log_prob, _ = decode(reasoner, tree.layout, ready, prompts, reasoner.intent(prompts.evidence), trie, key, 1.0)
+    equation = reasoner.intent
+    said = equation(prompts.evidence), equation.calls(prompts.evidence, tree.layout.config.called, trie.item_codes)
+    tokens, log_prob, _ = decode(reasoner, tree.layout, ready, prompts, *said, trie, key, 1.0)
     return constrain_rows((tokens.reshape(*shape, -1), log_prob.reshape(*shape, -1)))
 
 

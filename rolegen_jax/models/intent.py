@@ -11,13 +11,13 @@ Within a neighbourhood, events call for the items that follow theirs (`data/succ
 
   called_j = sum_i gain(role_i) gain(event_i) fade''(age_i) share_ij
 
-and the next code of an item after `prefix` gets focus_l log(prior_l + sum of called_j over items j below prefix + code), l being its level.
+Of these the largest are kept, and the next code of an item after `prefix` gets focus_l log(prior_l + sum of called_j over items j below prefix + code), l being its level.
 
 fade, fade' and fade'' are mixtures of exponentials, of time and of events since. Interventions enter here: do(remove event i) takes its terms out, do(role_i = r) scales what
 it excites and calls for by that role's gain (an event left alone has gain 1), do(intent = k) lets k and the likeliest neighbourhood change
 places. So what an intervention does follows from the equations, and is not left to what a language model makes of a changed token.
 
-Shapes: N sequences, n events, R neighbourhoods and S successors per event, K neighbourhoods (codes), L levels, C = n * S calls, P prefixes.
+Shapes: N sequences, n events, R neighbourhoods and S successors per event, K neighbourhoods (codes), L levels, A items called for, P prefixes.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ class Evidence(NamedTuple):
 
 
 class Calls(NamedTuple):
-  """Items that events call for; one may be called for by several."""
+  """The items that a history calls for most, the first most of all."""
 
-  codes: jax.Array  # int32 [N, C, L]
-  weight: jax.Array  # fp32 [N, C]; 0 = nothing
+  item: jax.Array  # int32 [N, A]; -1 = no more
+  codes: jax.Array  # int32 [N, A, L]
+  weight: jax.Array  # fp32 [N, A]; 0 = no more
 
 
 class Intent(nnx.Module):
@@ -107,33 +108,26 @@ class Intent(nnx.Module):
     gain = jnp.where(e.role >= 0, jnp.exp(jnp.take(self.role_gain[...], jnp.maximum(e.role, 0))), 1.0)
     return jnp.where(e.present, _faded(e) @ jax.nn.softmax(fade) * jnp.exp(jnp.take(event_gain, e.event)) * gain, 0.0)
 
-  def calls(self, e: Evidence, codes_IxL) -> Calls:
-    """The items that events call for."""
-    return Calls(jnp.take(codes_IxL, e.successor.reshape(len(e.age), -1), axis=0), self._calls(e))
+  def calls(self, e: Evidence, keep: int, codes_IxL) -> Calls:
+    """The `keep` items that are called for most."""
+    n = len(e.age)
+    weight = self._excites(e, self.call_fade[...], self.event_gain[...])[..., None] * e.share
+    item, weight = jax.lax.sort((e.successor.reshape(n, -1), weight.reshape(n, -1)), num_keys=1)
+    # Equal items are neighbours now: the terms of the d-th distinct one go to place d.
+    place = jnp.cumsum(item != jnp.pad(item, ((0, 0), (1, 0)), constant_values=-1)[:, :-1], axis=1) - 1
+    called = jax.vmap(lambda at, x: jnp.zeros_like(x).at[at].add(x))(place, weight)
+    distinct = jax.vmap(lambda at, x: jnp.zeros_like(x).at[at].max(x))(place, item)
+    weight, at = jax.lax.top_k(called, min(keep, called.shape[1]))
+    item = jnp.where(weight > 0, jnp.take_along_axis(distinct, at, axis=1), -1)
+    pad = ((0, 0), (0, keep - item.shape[1]))
+    item = jnp.pad(item, pad, constant_values=-1)
+    return Calls(item, jnp.take(codes_IxL, jnp.maximum(item, 0), axis=0), jnp.pad(weight, pad))
 
-  def _calls(self, e: Evidence) -> jax.Array:
-    """fp32 [N, C]."""
-    return (self._excites(e, self.call_fade[...], self.event_gain[...])[..., None] * e.share).reshape(len(e.age), -1)
-
-  def most_called(self, e: Evidence, keep: int) -> tuple[jax.Array, jax.Array]:
-    """(items int32, their shares of these calls fp32) [N, keep], the largest first; -1 and 0 past the last."""
-    n = e.age.shape[0]
-    item, weight = jax.lax.sort((e.successor.reshape(n, -1), self._calls(e)), num_keys=1)
-    begins = jnp.pad(item[:, 1:] != item[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    ends = jnp.roll(begins, -1, axis=1)
-    total = jnp.cumsum(weight, axis=1)
-    called = jnp.where(ends, total - jax.lax.cummax(jnp.where(begins, total - weight, 0.0), axis=1), 0.0)
-    called, at = jax.lax.top_k(called, min(keep, called.shape[1]))
-    share = called / jnp.maximum(called.sum(axis=1, keepdims=True), 1e-9)
-    pad = ((0, 0), (0, keep - share.shape[1]))
-    item = jnp.where(share > 0, jnp.take_along_axis(item, at, axis=1), -1)
-    return jnp.pad(item, pad, constant_values=-1), jnp.pad(share, pad)
-
-  def next_code(self, level: int, calls: Calls, below_NxPxC) -> jax.Array:
-    """fp32 [N, P, K]: what speaks for each code of `level` >= 1. `below`: which calls are for items below each of P prefixes."""
+  def next_code(self, level: int, calls: Calls, below_NxPxA) -> jax.Array:
+    """fp32 [N, P, K]: what speaks for each code of `level` >= 1. `below`: which of the items called for are below each of P prefixes."""
     none = jnp.zeros(self.base[...].shape, jnp.float32)
     add = jax.vmap(jax.vmap(lambda code, term: none.at[code].add(term), (None, 0)))
-    called = add(calls.codes[..., level], jnp.where(below_NxPxC, calls.weight[:, None], 0.0))
+    called = add(calls.codes[..., level], jnp.where(below_NxPxA, calls.weight[:, None], 0.0))
     return self.call_focus[level - 1] * jnp.log(jnp.exp(self.call_prior[level - 1]) + called)
 
 

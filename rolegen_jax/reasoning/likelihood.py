@@ -3,7 +3,7 @@
 Sampling (`rollout.py`) and likelihood use the same constrained softmax over the block of the vocabulary that a position holds, so
 log-probs of rollout and training agree but for rounding. No logits are kept for the backward pass.
 
-Shapes: B users, N = B * chains sequences, M role events, I intents, P candidates, L levels, C calls, T completion length, K codes, D width.
+Shapes: B users, N = B * chains sequences, M role events, I intents, P candidates, L levels, A items called for, T completion length, K codes, D width.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def likelihood(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT, trie:
   role_log_prob = constrained_log_softmax(reasoner.logits(hidden[:, :m], start, size), prompt.role_allowed, temperature)
   found = [choose(role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1))]
   mark = (jnp.zeros((tokens_NxT.shape[0], 1)),) * 2
-  intent, calls = reasoner.intent(prompt.evidence), reasoner.intent.calls(prompt.evidence, trie.item_codes)
+  intent, calls = reasoner.intent(prompt.evidence), reasoner.intent.calls(prompt.evidence, layout.config.called, trie.item_codes)
   for slots in (layout.intent_slots, layout.path_slots):
     node, levels = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32), []
     below = _ahead(calls, layout, tokens_NxT, slots)
@@ -85,7 +85,7 @@ def likelihood(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT, trie:
 
 
 def _ahead(calls: Calls, layout: Layout, tokens_NxT, slots: np.ndarray) -> jax.Array:
-  """bool [N, slots, C]: calls for items that the path has not come to before each of the slots. An intent is no item."""
+  """bool [N, slots, A]: the items called for that the path has not come to before each of the slots. An intent is no item."""
   starts = np.array([layout.vocab.blocks[f'sid{level}'][0] for level in range(slots.shape[1])])
   path = tokens_NxT[:, slots] - starts
   here = (calls.codes[:, None, :, :slots.shape[1]] == path[:, :, None]).all(-1) & (slots.shape[1] == layout.vocab.levels)

@@ -24,7 +24,7 @@ import numpy as np
 from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.models.attention import Seen, causal, per_chain
 from rolegen_jax.models.backbone import NEVER
-from rolegen_jax.models.intent import without_each
+from rolegen_jax.models.intent import Calls, without_each
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
 from rolegen_jax.reasoning.likelihood import constrained_log_softmax
@@ -90,10 +90,10 @@ def in_worlds(reasoner: Reasoner, tree: Tree, factual: Read, prompt: Prompt, pro
   return Read(worlds(factual.hidden, hidden[:, -1], 1), factual.shared, rest, (factual.sees[0], worlds(factual.sees[1], valid[:, :, p:], 1)))
 
 
-def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, trie: Trie, key, noise: float, common: bool = True):
+def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, calls: Calls, trie: Trie, key, noise: float, common: bool = True):
   """Samples N = B * W completions; interventions are those of the prompts.
 
-  First codes hear the world's intent; further ones, the calls for items that are not on the path yet. Returns tokens [N, T], their
+  First codes hear the world's intent; further ones, the items called for that are not on the path yet. Returns tokens [N, T], their
   log-probs, and the SID trie node reached at each position.
   """
   v, (b, worlds, rest) = layout.vocab, ready.sees[1].shape
@@ -105,14 +105,13 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
   role_allowed = jnp.pad(prompt.role_allowed, after_roles)
   forced = jnp.pad(prompt.evidence.role[:, -m:], after_roles[:2], constant_values=-1)
   forced = forced.at[:, layout.intent_slots[0, 0]].set(prompt.evidence.intent)
-  calls = reasoner.intent.calls(prompt.evidence, trie.item_codes)
 
-  def options(level, role_allowed_NxR, node, below_NxC):
+  def options(level, role_allowed_NxR, node, below_NxA):
     """[N, width]: what is allowed, the child node of each code, and what the equations say of it; level -1 stands for roles."""
     of_role = lambda: (jnp.pad(role_allowed_NxR, ((0, 0), (0, width - roles))), jnp.zeros((n, width), jnp.int32), jnp.zeros((n, width)))
 
     def of_level(l):
-      said = reasoner.intent.next_code(l, calls, below_NxC[:, None])[:, 0] if l else intent_NxK
+      said = reasoner.intent.next_code(l, calls, below_NxA[:, None])[:, 0] if l else intent_NxK
       return tuple(jnp.pad(a, ((0, 0), (0, width - v.codes))) for a in (*children_mask(trie, l, node), said))
 
     return jax.lax.switch(level + 1, [of_role] + [functools.partial(of_level, l) for l in range(v.levels)])
@@ -141,8 +140,8 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
   time_major = lambda x: jnp.moveaxis(x, 1, 0)
   static = (jnp.asarray(a) for a in (layout.start, layout.level, layout.is_mark))
   xs = (jnp.arange(length), *static, time_major(role_allowed), time_major(forced))
-  any_call = jnp.ones(calls.weight.shape, bool)
-  _, outputs = jax.lax.scan(position, (ready.hidden, cache, jnp.zeros((n,), jnp.int32), any_call, any_call), xs)
+  every = jnp.ones(calls.item.shape, bool)
+  _, outputs = jax.lax.scan(position, (ready.hidden, cache, jnp.zeros((n,), jnp.int32), every, every), xs)
   return tuple(time_major(o) for o in outputs)
 
 
@@ -154,17 +153,17 @@ def rollout_worlds(
   layout, (b, w, m) = tree.layout, interventions.role.shape
   unflat = lambda x: x.reshape(b, w, *x.shape[1:])
   prompts = world_prompts(layout, prompt, interventions)
-  intent = reasoner.intent(prompts.evidence)
+  intent, calls = reasoner.intent(prompts.evidence), reasoner.intent.calls(prompts.evidence, layout.config.called, trie.item_codes)
   ready = in_worlds(reasoner, tree, factual, prompt, prompts, interventions.removed.any(-1))
-  tokens, log_prob, node = decode(reasoner, layout, ready, prompts, intent, trie, key, noise, common)
+  tokens, log_prob, node = decode(reasoner, layout, ready, prompts, intent, calls, trie, key, noise, common)
   has_event = prompts.role_allowed.any(-1)
   free = jnp.broadcast_to(~layout.is_mark, tokens.shape).at[:, :m].set(has_event & (prompts.evidence.role[:, -m:] < 0))
   free = free.at[:, layout.intent_slots[0, 0]].set(prompts.evidence.intent < 0)
   roles = jnp.where(has_event, tokens[:, :m] - layout.vocab.blocks['role'][0], -1)
   candidates = leaf(trie, at_slots(node, layout.path_slots[:, -1]))
   candidate_log_prob = at_slots(log_prob, layout.path_slots.ravel()).reshape(b * w, *layout.path_slots.shape).sum(-1)
-  called = reasoner.intent.most_called(prompts.evidence, layout.config.called)
-  found = (tokens, log_prob, free, roles, candidates, candidate_log_prob, intent, *called)
+  share = calls.weight / jnp.maximum(calls.weight.sum(-1, keepdims=True), 1e-9)
+  found = (tokens, log_prob, free, roles, candidates, candidate_log_prob, intent, calls.item, share)
   return Rollout(*(unflat(x) for x in found), interventions)
 
 

@@ -87,7 +87,7 @@ def test_calls_for_items_code_by_code(seed):
   """Items 0 .. 11 share codes: evidence for a code is that of all items below it."""
   e, codes = evidence(seed), np.stack([np.arange(12) // 6, np.arange(12) // 3 % 2, np.arange(12) % 3], axis=1).astype(np.int32)
   equation = functional.bind(GRAPHDEF, PARAMS)
-  calls = equation.calls(jax.tree.map(jnp.asarray, e), codes)
+  calls = equation.calls(jax.tree.map(jnp.asarray, e), 20, codes)
   prefixes = [codes[5], codes[8]]
   for level in (1, 2):
     below = jnp.stack([(calls.codes[..., :level] == prefix[:level]).all(-1) for prefix in prefixes], axis=1)
@@ -106,9 +106,11 @@ def test_calls_for_items_code_by_code(seed):
 @pytest.mark.parametrize('keep', (4, 20))
 def test_items_called_for_most(keep):
   e = evidence(4)
-  items, share = jax.device_get(functional.bind(GRAPHDEF, PARAMS).most_called(jax.tree.map(jnp.asarray, e), keep))
-  assert items.shape == share.shape == (N, keep)
+  codes = np.arange(36).reshape(12, 3)
+  found = jax.device_get(functional.bind(GRAPHDEF, PARAMS).calls(jax.tree.map(jnp.asarray, e), keep, codes))
+  assert found.item.shape == found.weight.shape == (N, keep)
   for n in range(N):
     called = sorted(((v, item) for item, v in called_by_hand(e, n).items()), reverse=True)[:keep]
-    assert items[n].tolist() == [item for _, item in called] + [-1] * (keep - len(called))
-    np.testing.assert_allclose(share[n, :len(called)], np.array([v for v, _ in called]) / sum(v for v, _ in called), rtol=1e-4)
+    assert found.item[n].tolist() == [item for _, item in called] + [-1] * (keep - len(called))
+    np.testing.assert_allclose(found.weight[n], [v for v, _ in called] + [0.0] * (keep - len(called)), rtol=1e-5)
+    np.testing.assert_array_equal(found.codes[n, :len(called)], codes[[item for _, item in called]])

@@ -79,7 +79,7 @@ def test_likelihood_equals_the_plain_form():
     segment = jnp.concatenate([prompt.valid, jnp.ones(tokens.shape, bool)], axis=1).astype(jnp.int32)
     hidden = reasoner.hidden(sequence, np.arange(sequence.shape[1]), causal(segment))[:, LAYOUT.prompt_length - 1:-1]
     intent, found, node = reasoner.intent(prompt.evidence), [], jnp.zeros(tokens.shape[0], jnp.int32)
-    calls = reasoner.intent.calls(prompt.evidence, trie.item_codes)
+    calls = reasoner.intent.calls(prompt.evidence, LAYOUT.config.called, trie.item_codes)
     below = ahead = jnp.ones(calls.weight.shape, bool)
     for at, (start, level) in enumerate(zip(LAYOUT.start.tolist(), LAYOUT.level.tolist())):
       if LAYOUT.is_mark[at]:
