@@ -5,7 +5,7 @@
   python -m experiments.benchmarks.quality --runs=runs/quality
 
 The sweeps take hours on two cores, and continue where they were stopped. This command only reads the runs: of what is
-missing there, quality.json keeps the figures that it has, with their own provenance. Tables go into docs/quality.md.
+missing there, quality.json keeps the figures that it has, with their own provenance. Tables go into docs/quality.md and README.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from absl import flags
 from rolegen_jax import commands
 
 _RUNS = flags.DEFINE_string('runs', 'runs/quality', 'Folder with the sweeps, each named like its experiment.')
-_PAGE = flags.DEFINE_string('page', str(pathlib.Path(__file__).parents[2] / 'docs/quality.md'), "Page that holds the tables; '' = none.")
+_ROOT = pathlib.Path(__file__).parents[2]
+_PAGES = flags.DEFINE_list('pages', [str(_ROOT / 'docs/quality.md'), str(_ROOT / 'README.md')], 'Pages that hold the tables.')
 _FOLDER = flags.DEFINE_string('folder', str(pathlib.Path(__file__).parent), 'Where quality.json is written.')
 
 
@@ -30,9 +31,9 @@ def main() -> None:
   path = measure.keep('quality', found, folder=_FOLDER.value)
   tables = quality_tables.tables(found)
   print('\n\n'.join(f'{name}\n{table}' for name, table in tables.items()))
-  if _PAGE.value:
-    quality_tables.write(tables, pathlib.Path(_PAGE.value))
-  print(f'-> {path}, {_PAGE.value}')
+  for page in _PAGES.value:
+    quality_tables.write(tables, pathlib.Path(page))
+  print('-> ' + ', '.join(map(str, (path, *_PAGES.value))))
 
 
 if __name__ == '__main__':

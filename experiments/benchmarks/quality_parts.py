@@ -135,6 +135,7 @@ def of_runs(runs: list[pathlib.Path]) -> dict:
       ) for name in chains},
       roles=[_roles(r['roles']) for r in reports],
       stability={run.name: curves(run / 'loop' / 'metrics.jsonl') for run in runs},
+      warmup={run.name: curves(run / 'backbone' / 'metrics.jsonl', ('purchase_nll',)) for run in runs},
       provenance=[_provenance(run, report) for run, report in zip(runs, reports)],
   )
 
@@ -159,8 +160,8 @@ def _roles(section: dict) -> dict:
   return found | dict(deletion=section.get('deletion') or {})
 
 
-def curves(path: pathlib.Path) -> dict:
-  """Step and STABILITY figures of a loop's metrics.jsonl, at most a hundred rows: means of as many equal parts."""
+def curves(path: pathlib.Path, figures: tuple[str, ...] = STABILITY) -> dict:
+  """Step and figures of a stage's metrics.jsonl, at most a hundred rows: means of as many equal parts."""
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   parts = np.array_split(np.arange(len(rows)), min(len(rows), 100))
-  return {name: [float(np.mean([rows[i][name] for i in part])) for part in parts] for name in ('step', *STABILITY)}
+  return {name: [float(np.mean([rows[i][name] for i in part])) for part in parts] for name in ('step', *figures)}

@@ -1,6 +1,6 @@
 """The pictures of quality.json. A column an experiment: hit rates of all systems, what RoleGen is ahead by, hits against coverage.
 
-Beside it quality_stability.png, where a long loop was run.
+Beside it quality_warmup.png, how the backbones were trained, and quality_stability.png, where a long loop was run.
 """
 
 from __future__ import annotations
@@ -59,8 +59,24 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
     bottom.set_xlabel('coverage: share of the catalogue in some first ten', fontsize=8)
     bottom.set_ylabel(f'{METRIC}, %', fontsize=8)
   canvas.savefig(figure, dpi=80)
+  _warmup({name: of['warmup'] for name, of in data.items() if 'warmup' in of}, pathlib.Path(figure).with_name('quality_warmup.png'))
   if found['stability']:
     _stability(found['stability'], pathlib.Path(figure).with_name('quality_stability.png'))
+
+
+def _warmup(curves: dict[str, dict], figure: pathlib.Path) -> None:
+  """NLL of purchases in training rows, a line a seed."""
+  canvas = Figure(figsize=(3.2 * max(len(curves), 1), 2.6), layout='constrained')
+  for panel, (name, of) in zip(canvas.subplots(1, max(len(curves), 1), squeeze=False)[0], curves.items()):
+    for curve in of.values():
+      panel.plot(curve['step'], curve['purchase_nll'], color='#0072B2', lw=1)
+    panel.set_title(f'{name}{" (SIMULATED)" if name == "demo" else ""}', loc='left', fontsize=9)
+    panel.spines[['top', 'right']].set_visible(False)
+    panel.grid(color='#e9ecef')
+    panel.tick_params(labelsize=8)
+  canvas.supxlabel('step of the warm-up of the backbone', fontsize=8)
+  canvas.supylabel('NLL of a purchase, nats', fontsize=8)
+  canvas.savefig(figure, dpi=80)
 
 
 def _stability(curve: dict, figure: pathlib.Path) -> None:

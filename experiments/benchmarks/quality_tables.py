@@ -1,4 +1,4 @@
-"""The tables of quality.json in Markdown, and a page that holds them between `<!-- NAME -->` and `<!-- end -->`."""
+"""The tables of quality.json in Markdown, and pages that hold them between `<!-- NAME -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from experiments.benchmarks.quality_parts import AIMS, KS, TESTED
 
 LOGS = dict(demo='simulated', alibaba2014='alibaba2014', taobao_userbehavior_1k='taobao 1k', amazon_beauty='amazon_beauty')
+SYSTEMS = dict(no_reasoner='no reasoner', recency='personal recency', item_knn='ItemKNN')
 ARMS = dict(RoleGen='RoleGen, slates', RoleGen_by_likelihood='RoleGen, by log p', no_reasoner='backbone alone, by log p',
             no_reasoner_slates='backbone alone, slates', oracle='oracle: true probabilities, short-sighted')
 
@@ -17,6 +18,7 @@ def tables(found: dict) -> dict[str, str]:
   data = found['data']
   known = [name for name in LOGS if name in data]
   made = dict(aims=_aims(found), seeds=_seeds({name: data[name] for name in known}), deletion=_deletion({name: data[name] for name in known}))
+  made |= dict(summary=_summary({name: data[name] for name in known}))
   made |= {f'hits {name}': _hits(data[name], _part(name, data[name])) for name in known}
   made |= {f'candidates {name}': _candidates(data[name]) for name in known if data[name].get('candidates')}
   return made | (dict(ab=_ab(found['ab'])) if found['ab'] else {})
@@ -59,6 +61,23 @@ def _seeds(data: dict) -> str:
     commits = ', '.join(sorted({p['commit'][:7] for p in of['provenance']}))
     rows.append([LOGS[name], ', '.join(map(str, of['seeds'])), *map(by_seed, KS), minutes, commits])
   return _rows(['log', 'seeds', 'HI@1 by seed', 'HI@10', 'HI@50', 'minutes a seed', 'commits'], rows)
+
+
+def _summary(data: dict) -> str:
+  """HI@k of RoleGen, the backbone alone and the floors, and what RoleGen is ahead by."""
+  parts = {name: _part(name, of) for name, of in data.items()}
+  targets = {name: f'{LOGS[name]} ({parts[name]}, {of["systems"][TESTED][parts[name]]["HI@10"]["pairs"]:,} targets)' for name, of in data.items()}
+  head = ['', *(title for name in data for title in (f'{targets[name]} HI@1', 'HI@10', 'HI@50', 'RoleGen minus it, HI@10'))]
+  first = next(iter(data.values()))
+  rows = []
+  for system in [TESTED, 'no_reasoner', *(name for name, kind in first['kinds'].items() if kind == 'floor')]:
+    cells = []
+    for name, of in data.items():
+      slices, minus = of['systems'].get(system), of['differences'].get(system)
+      cells += [f'{100 * slices[parts[name]][f"HI@{k}"]["mean"]:.2f}' if slices else '' for k in KS]
+      cells.append(_percent(minus[parts[name]]['HI@10'], '+') if minus else '')
+    rows.append([SYSTEMS.get(system, system), *cells])
+  return _rows(head, rows)
 
 
 def _hits(of: dict, part: str) -> str:

@@ -41,9 +41,10 @@ def folder(tmp_path_factory):
     provenance = dict(seed=seed, commit='0', when='now', config_digest='0', artefacts={}, device_kind='cpu', versions={})
     diverse = dict(jaccard=0.5, union_size=8.0)
     write_json(dict(systems=plain, worlds=diverse | dict(systems=dict.fromkeys(chains, diverse)), provenance=provenance, roles=dict(agreement=dict(macro_f1=0.6))), run / 'report.json')
-    (run / 'loop').mkdir()
-    rows = [dict(step=i) | dict.fromkeys(lib.STABILITY, 0.1 * i) for i in range(250)]
-    (run / 'loop' / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    for stage, figures in (('loop', lib.STABILITY), ('backbone', ('purchase_nll',))):
+      (run / stage).mkdir()
+      rows = [dict(step=i) | dict.fromkeys(figures, 0.1 * i) for i in range(250)]
+      (run / stage / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return folder
 
 
@@ -72,7 +73,7 @@ def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
 def test_tables_take_their_places_on_a_page(folder, tmp_path):
   found = json.loads(json.dumps(lib.collected(folder, {})))
   made, page = quality_tables.tables(found), tmp_path / 'page.md'
-  assert set(made) == {'aims', 'seeds', 'deletion', 'hits demo', 'candidates demo'}
+  assert set(made) == {'aims', 'seeds', 'deletion', 'summary', 'hits demo', 'candidates demo'}
   page.write_text('Before.\n<!-- aims -->\nold\n<!-- end -->\nBetween.\n<!-- candidates demo -->\n<!-- end -->\n<!-- hits nothing -->\nstays\n<!-- end -->\n')
   quality_tables.write(made, page)
   assert page.read_text() == f'Before.\n<!-- aims -->\n{made["aims"]}\n<!-- end -->\nBetween.\n<!-- candidates demo -->\n{made["candidates demo"]}\n<!-- end -->\n<!-- hits nothing -->\nstays\n<!-- end -->\n'
@@ -95,9 +96,9 @@ def test_what_was_not_run_again_stays_as_it_was(folder):
 def test_the_picture_is_drawn(folder, tmp_path):
   found = lib.collected(folder, {})
   quality_plot.draw(json.loads(json.dumps(found)), tmp_path / 'quality.png')
-  assert [path.name for path in tmp_path.iterdir()] == ['quality.png']
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['quality.png', 'quality_warmup.png']
   quality_plot.draw(found | dict(stability=found['data']['demo']['stability']['seed0']), tmp_path / 'quality.png')
-  for name in ('quality.png', 'quality_stability.png'):
+  for name in ('quality.png', 'quality_warmup.png', 'quality_stability.png'):
     assert 5_000 < (tmp_path / name).stat().st_size < 200_000
 
 
