@@ -102,7 +102,7 @@ class Flops:
     self.layout = Layout(config.reasoner, self.vocab)
     self.b, self.r, self.loop = config.backbone, config.reasoner, config.loop
     self.worlds, self.history = config.loop.worlds, config.backbone.context + 1  # the start slot is memory too
-    self.candidates = self.worlds * config.reasoner.candidates
+    self.reasoned = self.worlds * config.reasoner.candidates + config.reasoner.called  # slots that the reasoning of all worlds adds
     self.tree = Tree(self.layout, self.worlds, removing(self.worlds, self.loop.interventions))
 
   # Backbone
@@ -185,8 +185,8 @@ class Flops:
     per_user = {
         'rollout prefill': self.prefill() + self.branches(),
         'rollout decode': self.decode().times(w),
-        'execution': self.sequence() + self.ask(self.history + self.candidates),
-        'feedback': (self.ask(self.history) + self.ask(self.history + self.r.candidates).times(w)).only_forward(),
+        'execution': self.sequence() + self.ask(self.history + self.reasoned),
+        'feedback': (self.ask(self.history) + self.ask(self.history + self.r.candidates + self.r.called).times(w)).only_forward(),
         'reflection': self.likelihood(dataclasses.replace(tree, chains=w + 1)) + self.likelihood(tree).only_forward(),
     }
     return {name: work.times(users or self.config.loop_stage.batch) for name, work in per_user.items()}
@@ -196,7 +196,7 @@ class Flops:
     c, phases = self.config, self.phases()
     reason = self.phases(1)
     recommend = reason['rollout prefill'] + reason['rollout decode'] + self.encode().only_forward()
-    recommend += self.recall(1, self.history + self.candidates).only_forward() + self.beam_search()
+    recommend += self.recall(1, self.history + self.reasoned).only_forward() + self.beam_search()
     return {
         'warmup': self.sequence().times(c.warmup.batch),
         'align': self.next_event().times(c.align.batch),

@@ -55,10 +55,11 @@ def counted(function, *args) -> float:
 
 
 def rollout_like() -> Rollout:
-  w, t, m, p, k = CONFIG.loop.worlds, ROLEGEN.layout.length, 4, 2, 64
+  w, t, m, p, k, a = CONFIG.loop.worlds, ROLEGEN.layout.length, 4, 2, 64, CONFIG.reasoner.called
   like = lambda shape, dtype=jnp.int32: jax.ShapeDtypeStruct((USERS, w, *shape), dtype)
   done = Interventions(like((m,)), like((m,), bool), like(()))
-  return Rollout(like((t,)), like((t,), jnp.float32), like((t,), bool), like((m,)), like((p,)), like((p,), jnp.float32), like((k,), jnp.float32), done)
+  real = lambda *shape: like(shape, jnp.float32)
+  return Rollout(like((t,)), real(t), like((t,), bool), like((m,)), like((p,)), real(p), real(k), like((a,)), real(a), done)
 
 
 def gradient(loss, params, *args):
