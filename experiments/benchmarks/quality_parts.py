@@ -114,6 +114,8 @@ def of_runs(runs: list[pathlib.Path]) -> dict:
   place = {name: [ranks(r[name], pairs) for r in rankings] for name in names}
   value = {name: {metric: np.stack([of(rank, k) for rank in place[name]]) for metric, (of, k) in METRICS.items()} for name in names}  # [S, T]
   among = lambda r, name: ranks(r[CANDIDATES + name].reshape(len(rows), -1), pairs) > 0
+  repeated = {name: np.stack([_repeated(r[CANDIDATES + name]) for r in rankings]) for name in chains}  # [S, O]
+  of_users = lambda value: _pooled(value, np.arange(len(rows)), settings)
   held = {name: dict(held=np.stack([among(r, name) for r in rankings]).astype(np.float64)) for name in chains}
   masks = {name: pairs.slice(name) for name in SLICES}
 
@@ -132,6 +134,7 @@ def of_runs(runs: list[pathlib.Path]) -> dict:
       candidates={name: {key: mean(lambda r, name=name, key=key: r['worlds']['systems'][name][key]) for key in WORLDS} | dict(
           held=intervals(lambda m, name=name: held[name][m], ('held',)),
           difference=intervals(lambda m, name=name: held[TESTED][m] - held[name][m], ('held',)),
+          repeated=of_users(repeated[name]), repeated_difference=of_users(repeated[TESTED] - repeated[name]),
       ) for name in chains},
       roles=[_roles(r['roles']) for r in reports],
       stability={run.name: curves(run / 'loop' / 'metrics.jsonl') for run in runs},
@@ -150,6 +153,12 @@ def _provenance(run: pathlib.Path, report: dict) -> dict:
 def _pooled(value_SxT: np.ndarray, occasion_T: np.ndarray, settings: EvaluationConfig) -> dict:
   found = bootstrap(value_SxT.mean(0), occasion_T, settings.bootstrap, settings.seed)
   return dict(mean=found.mean, low=found.low, high=found.high, pairs=found.pairs, by_seed=value_SxT.mean(1).tolist())
+
+
+def _repeated(candidates_OxWxP: np.ndarray) -> np.ndarray:
+  """[O]: share of a path's candidates that stood on it before, mean over worlds."""
+  same = candidates_OxWxP[..., :, None] == candidates_OxWxP[..., None, :]
+  return (same & np.tri(same.shape[-1], k=-1, dtype=bool)).any(-1).mean((1, 2))
 
 
 def _roles(section: dict) -> dict:

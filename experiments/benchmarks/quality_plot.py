@@ -58,7 +58,7 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
     bottom.set_xlim(0, 1)
     bottom.set_xlabel('coverage: share of the catalogue in some first ten', fontsize=8)
     bottom.set_ylabel(f'{METRIC}, %', fontsize=8)
-  canvas.savefig(figure, dpi=80)
+  canvas.savefig(figure, dpi=72)
   _warmup({name: of['warmup'] for name, of in data.items() if 'warmup' in of}, pathlib.Path(figure).with_name('quality_warmup.png'))
   if found['stability']:
     _stability(found['stability'], pathlib.Path(figure).with_name('quality_stability.png'))

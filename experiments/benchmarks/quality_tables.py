@@ -96,8 +96,10 @@ def _candidates(of: dict) -> str:
   for system, c in of['candidates'].items():
     part = 'dormant' if 'dormant' in c['held'] else next(iter(c['held']))
     minus = '' if system == TESTED else _percent(c['difference'][part]['held'], '+')
-    rows.append([system, f'{c["union_size"]:.1f}', f'{c["jaccard"]:.2f}', _percent(c['held'][part]['held']), minus])
-  return _rows(['candidates of', 'distinct a user', 'distance of worlds', 'hold the target, %', 'RoleGen minus it'], rows)
+    repeats = [_percent(c['repeated']), '' if system == TESTED else _percent(c['repeated_difference'], '+')]
+    rows.append([system, f'{c["union_size"]:.1f}', f'{c["jaccard"]:.2f}', _percent(c['held'][part]['held']), minus, *repeats])
+  head = ['candidates of', 'distinct a user', 'distance of worlds', 'hold the target, %', 'RoleGen minus it', 'repeated on a path, %', 'RoleGen minus it']
+  return _rows(head, rows)
 
 
 def _deletion(data: dict) -> str:

@@ -80,6 +80,7 @@ def test_tables_take_their_places_on_a_page(folder, tmp_path):
   assert '| demo: macro-F1 of hindsight roles | 0.8 | 0.600 | short |' in made['aims']
   rows = dict(row[2:].split(' | ', 1) for row in made['candidates demo'].splitlines()[2:])
   assert rows['RoleGen'].startswith('8.0 | 0.50 | 100.00 [100.00, 100.00]') and rows['weighted'].split(' | ')[2] == '0.00 [0.00, 0.00]'
+  assert rows['weighted'].split(' | ')[4] == '66.67 [66.67, 66.67]', 'two of three stood there before'
   width = {len(row.split('|')) for row in made['hits demo'].splitlines()}
   assert len(width) == 1 and 'no_reasoner' in made['hits demo']
 
