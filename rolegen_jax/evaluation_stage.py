@@ -30,6 +30,9 @@ from rolegen_jax.serving.slate import slates
 from rolegen_jax.training import step
 
 
+SPREAD = ('RoleGen', 'no_reasoner')  # whose lists are also reported spread
+
+
 def predicted(run, name: str, table: CaseTable) -> predict.Predictions:
   """What RoleGen or the ablation of this name recommends; trains it first where it is not yet."""
   ask = lambda of, params, **how: predict.predict(of.rolegen, params, table, run.trie, run.mesh, run.config.backbone.beam, label=name, **how)
@@ -57,17 +60,13 @@ def report(run, print_tables: bool = False) -> pathlib.Path:
   rows = evaluation_rows(log, occasions, TEST)
   table = run.inference_cases(occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows])
   k = max(c.evaluation.ks)
-  found = predicted(run, 'RoleGen', table)
-  rankings, spread, candidates = {'RoleGen': ('model', found.item[:, :k], {})}, {}, {'RoleGen': found.candidates}
+  models = {name: predicted(run, name, table) for name in ('RoleGen', *c.evaluation.ablations)}
+  found, kind = models['RoleGen'], lambda name: 'model' if name == 'RoleGen' else 'ablation'
+  rankings = {name: (kind(name), of.item[:, :k], {}) for name, of in models.items()}
   if c.evaluation.spread:
-    spread['RoleGen_spread'] = ('model', spread_out(found, table.timestamp, len(run.codes), c.evaluation.spread)[:, :k], {})
-  for name in c.evaluation.ablations:
-    other = predicted(run, name, table)
-    rankings[name] = ('ablation', other.item[:, :k], {})
-    candidates |= {name: other.candidates} if other.candidates is not None else {}
-    if c.evaluation.spread and name == 'no_reasoner':
-      spread[f'{name}_spread'] = ('ablation', spread_out(other, table.timestamp, len(run.codes), c.evaluation.spread)[:, :k], {})
-  rankings |= spread
+    wide = {name: spread_out(models[name], table.timestamp, len(run.codes), c.evaluation.spread) for name in SPREAD if name in models}
+    rankings |= {f'{name}_spread': (kind(name), items[:, :k], {}) for name, items in wide.items()}
+  candidates = {name: of.candidates for name, of in models.items() if of.candidates is not None}
   for name, floor in (FLOORS | {'SASRec': sasrec}).items():
     made = floor(log, occasions, rows, c, k)
     rankings[name] = ('floor', made.items, made.settings)
