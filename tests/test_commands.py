@@ -46,6 +46,18 @@ def test_the_report_compares_with_floors_and_ablations(run):
   assert 'SIMULATED' in (run.workdir / 'report.html').read_text()
 
 
+def test_the_report_says_how_many_targets_are_among_the_candidates(run):
+  listed, (_, occasions) = np.load(run.workdir / 'rankings.npz'), run.data
+  candidates, held = listed['candidates/RoleGen'], []
+  assert candidates.shape == (len(listed['occasion']), 4, 4) and 'candidates/no_reasoner' not in listed.files
+  for row, occasion in enumerate(listed['occasion']):
+    first, last = occasions.target_offsets[occasion:occasion + 2]
+    held += [target in candidates[row] for target in occasions.target[first:last]]
+  found = json.loads((run.workdir / 'report.json').read_text())['worlds']['systems']
+  assert set(found) == {'RoleGen'} and found['RoleGen']['hits']['all']['mean'] == pytest.approx(np.mean(held))
+  assert 0 < np.mean(held) < 1 and found['RoleGen']['difference']['all']['high'] == 0
+
+
 def test_a_second_start_trains_nothing(run, capfd):
   again = Run(saved_config(run.workdir), run.workdir)
   again.trained
