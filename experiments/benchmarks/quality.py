@@ -1,6 +1,6 @@
 """What the runs of `--experiment=quality:NAME` found, as one file: hit rates of all systems, what each part adds, roles, diversity, A/B tests.
 
-  python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo          # and the other two: experiments/quality.py
+  python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo          # and the others: experiments/quality.py
   python -m rolegen_jax.simulate_ab --workdir=runs/quality/demo/points/seed0            # and again with --world=held_back
   python -m experiments.benchmarks.quality --runs=runs/quality
 

@@ -64,20 +64,14 @@ def _seeds(data: dict) -> str:
 
 
 def _summary(data: dict) -> str:
-  """HI@k of RoleGen, the backbone alone and the floors, and what RoleGen is ahead by."""
+  """HI@k of RoleGen, the backbone alone and the floors, and what RoleGen is ahead of the backbone by."""
   parts = {name: _part(name, of) for name, of in data.items()}
-  targets = {name: f'{LOGS[name]} ({parts[name]}, {of["systems"][TESTED][parts[name]]["HI@10"]["pairs"]:,} targets)' for name, of in data.items()}
-  head = ['', *(title for name in data for title in (f'{targets[name]} HI@1', 'HI@10', 'HI@50', 'RoleGen minus it, HI@10'))]
-  first = next(iter(data.values()))
-  rows = []
-  for system in [TESTED, 'no_reasoner', *(name for name, kind in first['kinds'].items() if kind == 'floor')]:
-    cells = []
-    for name, of in data.items():
-      slices, minus = of['systems'].get(system), of['differences'].get(system)
-      cells += [f'{100 * slices[parts[name]][f"HI@{k}"]["mean"]:.2f}' if slices else '' for k in KS]
-      cells.append(_percent(minus[parts[name]]['HI@10'], '+') if minus else '')
-    rows.append([SYSTEMS.get(system, system), *cells])
-  return _rows(head, rows)
+  title = lambda name, of: f'{LOGS[name]}, {of["systems"][TESTED][parts[name]]["HI@10"]["pairs"]:,} {parts[name]} targets'
+  hits = lambda name, of, system: ' / '.join(f'{100 * of["systems"][system][parts[name]][f"HI@{k}"]["mean"]:.2f}' for k in KS) if system in of['systems'] else ''
+  floors = [system for system, kind in next(iter(data.values()))['kinds'].items() if kind == 'floor']
+  rows = [[SYSTEMS.get(system, system), *(hits(name, of, system) for name, of in data.items())] for system in (TESTED, 'no_reasoner', *floors)]
+  rows.append(['RoleGen minus no reasoner, HI@10', *(_percent(of['differences']['no_reasoner'][parts[name]]['HI@10'], '+') for name, of in data.items())])
+  return _rows(['HI@' + ' / '.join(map(str, KS)), *(title(name, of) for name, of in data.items())], rows)
 
 
 def _hits(of: dict, part: str) -> str:
