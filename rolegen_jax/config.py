@@ -22,7 +22,7 @@ INTERVENTIONS = ('intent', 'remove', 'role')
 # Ablation -> the settings of the closed loop that make it; those without any are switches of the training step.
 ABLATIONS = dict(
     no_reasoner={}, roles_only=dict(uptake=('roles',)), no_calls=dict(uptake=('roles', 'intent', 'candidates')), no_counterfactual={},
-    independent_noise=dict(noise='independent'), no_reflection={}, weighted=dict(objective='weighted'),
+    common_noise=dict(noise='common'), no_reflection={}, weighted=dict(objective='weighted'),
 )
 
 
@@ -186,7 +186,7 @@ class LoopConfig:
   # What is done in the counterfactual worlds, by turns. intent: the path starts from another intent, the next likeliest | remove: an event is
   # taken out | role: an event gets another role.
   interventions: tuple[str, ...] = INTERVENTIONS
-  noise: str = 'common'  # common: worlds of a user differ through their interventions alone | independent: by chance too
+  noise: str = 'independent'  # of its own for each world | common: worlds of a user differ through their interventions alone
   uptake: tuple[str, ...] = UPTAKE  # what of the reasoning the backbone reads
   reward_hit: float = 1.0  # a: graded semantic-ID prefix hit of the candidates
   reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
@@ -205,6 +205,7 @@ class LoopConfig:
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   learning_rate: float = 3e-3  # peak
+  equation_pace: float = 10.0  # times the learning rate, for the structural equations of the reasoner
   warmup: int = 50  # steps
   final_share: float = 0.05  # of the peak, at the end of the cosine
   weight_decay: float = 0.05

@@ -7,9 +7,9 @@ Every event excites the neighbourhoods that contact with its item leads to, and 
   damped_k = sum_i fade'(age_i) (satisfies [event_i = purchase, own_i = k] - draws * min(shift_ik, 0))
   log p(k) = log_softmax(focus * (log excited_k - damped_k))
 
-Within a neighbourhood, events call for the items that follow theirs (`data/successors.py`):
+Within a neighbourhood, events call for the items that follow theirs (`data/successors.py`), and for their own again:
 
-  called_j = sum_i gain(role_i) gain(event_i) fade''(age_i) share_ij
+  called_j = sum_i gain(role_i) gain(event_i) fade''(age_i) (share_ij + stays [item_i = j])
 
 Of these the largest are kept, and the next code of an item after `prefix` gets focus_l log(prior_l + sum of called_j over items j below prefix + code), l being its level.
 
@@ -40,7 +40,7 @@ ROLE_GAIN = dict(TRIGGER=0.7, ANCHOR=0.7, COMPARE=0.0, REINFORCE=0.0, COMPLEMENT
 OPENS, DRAWS, SATISFIES = 0.25, 3.0, 1.2  # where training starts: shares are small numbers
 BASE = 0.3  # excitation of a user without any event, over all neighbourhoods
 FOCUS = 1.3
-CALL_FOCUS, CALL_PRIOR = 0.7, 2e-3
+CALL_FOCUS, CALL_PRIOR, STAYS = 0.7, 2e-3, 0.05
 
 
 class Evidence(NamedTuple):
@@ -51,6 +51,7 @@ class Evidence(NamedTuple):
   shift: jax.Array  # fp32 [N, n, R]
   successor: jax.Array  # int32 [N, n, S]
   share: jax.Array  # fp32 [N, n, S]
+  item: jax.Array  # int32 [N, n]; -1 = padding
   age: jax.Array  # int32 [N, n], seconds before the occasion
   event: jax.Array  # int32 [N, n]
   present: jax.Array  # bool [N, n]; padding and removed events are not
@@ -81,6 +82,7 @@ class Intent(nnx.Module):
     self.call_fade = vector([0.0] * FADES)
     self.call_focus = vector([CALL_FOCUS] * (levels - 1))  # of every level but the first, which is the neighbourhood
     self.call_prior = vector(np.log([CALL_PRIOR] * (levels - 1)))
+    self.stays = vector(np.log([STAYS]))
 
   def __call__(self, e: Evidence, only_roles: bool = False) -> jax.Array:
     """log p(neighbourhood) fp32 [N, K]. `only_roles` (static): gradients reach the gains of roles alone."""
@@ -111,8 +113,10 @@ class Intent(nnx.Module):
   def calls(self, e: Evidence, keep: int, codes_IxL) -> Calls:
     """The `keep` items that are called for most."""
     n = len(e.age)
-    weight = self._excites(e, self.call_fade[...], self.event_gain[...])[..., None] * e.share
-    item, weight = jax.lax.sort((e.successor.reshape(n, -1), weight.reshape(n, -1)), num_keys=1)
+    share = jnp.concatenate([jnp.broadcast_to(jnp.exp(self.stays[...]), (*e.item.shape, 1)), e.share], axis=-1)
+    weight = self._excites(e, self.call_fade[...], self.event_gain[...])[..., None] * share
+    item = jnp.concatenate([jnp.maximum(e.item, 0)[..., None], e.successor], axis=-1)
+    item, weight = jax.lax.sort((item.reshape(n, -1), weight.reshape(n, -1)), num_keys=1)
     # Equal items are neighbours now: the terms of the d-th distinct one go to place d.
     place = jnp.cumsum(item != jnp.pad(item, ((0, 0), (1, 0)), constant_values=-1)[:, :-1], axis=1) - 1
     called = jax.vmap(lambda at, x: jnp.zeros_like(x).at[at].add(x))(place, weight)

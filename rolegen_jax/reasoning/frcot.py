@@ -119,7 +119,7 @@ def build_prompt(layout: Layout, history: Trajectories, excites: Excites, now_B:
   present = history.segment > 0
   age = jnp.where(present, now_B[:, None] - history.timestamp, 0)
   own = jnp.take(codes_IxL, jnp.maximum(history.item, 0), axis=0)[..., 0]
-  evidence = Evidence(*excites, age, history.event, present, own, jnp.full_like(history.event, -1), jnp.full_like(now_B, -1))
+  evidence = Evidence(*excites, history.item, age, history.event, present, own, jnp.full_like(history.event, -1), jnp.full_like(now_B, -1))
   return Prompt(tokens.astype(jnp.int32), valid, allowed & real[:, last:, None], evidence)
 
 

@@ -103,16 +103,27 @@ def _hidden(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT):
   return found.reshape(tokens_NxT.shape + hidden.shape[-1:])
 
 
-def intent_loss(reasoner: Reasoner, prompt: Prompt, cases: Cases, codes_IxL) -> tuple[jax.Array, jax.Array]:
-  """NLL in nats of the target's neighbourhood under the structural equation: as it stands, and with hindsight roles done.
+class EquationLoss(NamedTuple):
+  """NLL in nats of the target under the structural equations alone, the language model unheard."""
 
-  The second term teaches what a role is worth and nothing else: hindsight roles know the target.
-  """
-  m, evidence = cases.roles.shape[1], prompt.evidence
+  intent: jax.Array  # of its neighbourhood
+  by_role: jax.Array  # the same with hindsight roles done. They know the target, so this teaches what a role is worth and nothing else
+  calls: jax.Array  # of its further codes
+
+
+def equation_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt, cases: Cases, trie: Trie) -> EquationLoss:
+  m, evidence, equation = cases.roles.shape[1], prompt.evidence, reasoner.intent
   told = evidence._replace(role=evidence.role.at[:, -m:].set(cases.roles))
-  target = jnp.take(codes_IxL, cases.target, axis=0)[:, :1]
-  nll = lambda log_probs: -jnp.mean(jnp.take_along_axis(log_probs, target, axis=1))
-  return nll(reasoner.intent(evidence)), nll(reasoner.intent(told, only_roles=True))
+  calls = equation.calls(evidence, layout.config.called, trie.item_codes)
+  target = jnp.take(trie.item_codes, cases.target, axis=0)
+  of = lambda log_probs, level: -jnp.mean(jnp.take_along_axis(log_probs, target[:, level:level + 1], axis=1))
+  further, node, below = 0.0, jnp.zeros_like(cases.target), jnp.ones(calls.item.shape, bool)
+  for level in range(1, layout.vocab.levels):
+    node = descend(trie, level - 1, node, target[:, level - 1])
+    below &= calls.codes[..., level - 1] == target[:, level - 1:level]
+    exists, _ = children_mask(trie, level, node)
+    further += of(constrained_log_softmax(equation.next_code(level, calls, below[:, None])[:, 0], exists, 1.0), level)
+  return EquationLoss(of(equation(evidence), 0), of(equation(told, only_roles=True), 0), further)
 
 
 def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.Array:

@@ -4,9 +4,9 @@ The prompt is computed once per user, and read once per token for all of the use
 follows the removal (`worlds.py`). Worlds keep apart only what they write.
 
 Sampling is a Gumbel-max structural causal model (Oberst & Sontag, ICML 2019): the token of a position is
-argmax(logits / temperature + noise), and the noise of a user's position is the same in all of that user's worlds. So two
-worlds differ only through their interventions, and a world without one repeats the factual world bit for bit. (`common`
-False, an ablation: each world has noise of its own.)
+argmax(logits / temperature + noise). Each world has noise of its own: what may follow where this is done. With `common` noise,
+the same at a position in all of a user's worlds, it is what would have followed here: two worlds differ only through their
+interventions, and a world without one repeats the factual world bit for bit. That costs candidates: `docs/quality.md`.
 
 Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), C context slots, M role events, T completion length, K block width or neighbourhoods,
 A items called for.
@@ -90,7 +90,7 @@ def in_worlds(reasoner: Reasoner, tree: Tree, factual: Read, prompt: Prompt, pro
   return Read(worlds(factual.hidden, hidden[:, -1], 1), factual.shared, rest, (factual.sees[0], worlds(factual.sees[1], valid[:, :, p:], 1)))
 
 
-def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, calls: Calls, trie: Trie, key, noise: float, common: bool = True):
+def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, intent_NxK, calls: Calls, trie: Trie, key, noise: float, common: bool = False):
   """Samples N = B * W completions; interventions are those of the prompts.
 
   First codes hear the world's intent; further ones, the items called for that are not on the path yet. Returns tokens [N, T], their
@@ -147,7 +147,7 @@ def decode(reasoner: Reasoner, layout: Layout, ready: Read, prompt: Prompt, inte
 
 def rollout_worlds(
     reasoner: Reasoner, tree: Tree, prompt: Prompt, factual: Read, interventions: Interventions, trie: Trie, key, noise: float = 1.0,
-    common: bool = True,
+    common: bool = False,
 ) -> Rollout:
   """W completions per user under the given interventions. `prompt` is per user, [B, ...]."""
   layout, (b, w, m) = tree.layout, interventions.role.shape
@@ -168,7 +168,7 @@ def rollout_worlds(
 
 
 def reason(
-    reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, done: tuple[str, ...], intervene, noise: float = 1.0, common: bool = True,
+    reasoner: Reasoner, layout: Layout, prompt: Prompt, trie: Trie, key, worlds: int, done: tuple[str, ...], intervene, noise: float = 1.0, common: bool = False,
 ) -> Rollout:
   """Pivots by the structural equation; then all worlds at once, in which the interventions of these kinds are `done`.
 

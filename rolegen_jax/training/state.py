@@ -30,15 +30,21 @@ class State(NamedTuple):
 
 
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-  """AdamW with global-norm clipping, linear warm-up and cosine decay; matrices decay, vectors do not."""
+  """AdamW with global-norm clipping, linear warm-up and cosine decay; matrices decay, vectors do not.
+
+  The scalars of the structural equations are paced: a step of Adam is as long for a log-gain, which has far to go, as for one of
+  a matrix's many entries.
+  """
   warmup = min(config.warmup, max(steps // 4, 1))
   schedule = optax.warmup_cosine_decay_schedule(
       0.0, config.learning_rate, warmup, max(steps, warmup + 1), config.final_share * config.learning_rate
   )
   decays = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
+  of_equations = lambda params: jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == 'intent', params)
   return optax.chain(
       optax.clip_by_global_norm(config.clip_norm),
       optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=decays),
+      optax.masked(optax.scale(config.equation_pace), of_equations),
   )
 
 

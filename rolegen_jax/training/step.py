@@ -24,7 +24,7 @@ from rolegen_jax.models import functional
 from rolegen_jax.models.backbone import NEVER, PURCHASE, Backbone, Memory
 from rolegen_jax.reasoning import feedback, language
 from rolegen_jax.reasoning.frcot import Prompt, build_prompt, demonstration
-from rolegen_jax.reasoning.likelihood import intent_loss, likelihood, next_event_loss
+from rolegen_jax.reasoning.likelihood import EquationLoss, equation_loss, likelihood, next_event_loss
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.rollout import Rollout
 from rolegen_jax.reasoning.worlds import Tree, no_interventions, removing, world_prompts
@@ -122,16 +122,16 @@ def reason_words_loss(rolegen: RoleGen, params, batch: tuple[Cases, Packed], tri
   return loss + rolegen.config.text.rationales * words, metrics | told
 
 
-def anchor_loss(reasoner, prompt: Prompt, log_prob_BxT, role_log_prob, demo, cases: Cases, trie: Trie) -> tuple[jax.Array, Metrics]:
-  """FR-CoT imitation from teacher-forced log-probs, and the structural equation of intent. A label that the constraints rule
-  out (imported roles) teaches nothing."""
+def anchor_loss(equations: EquationLoss, log_prob_BxT, role_log_prob, demo, cases: Cases) -> tuple[jax.Array, Metrics]:
+  """FR-CoT imitation from teacher-forced log-probs, and the structural equations. A label that the constraints rule out
+  (imported roles) teaches nothing."""
   weight = jnp.where(log_prob_BxT > NEVER / 2, demo.weight, 0.0)
   loss = -jnp.sum(log_prob_BxT * weight) / jnp.maximum(weight.sum(), 1.0)
   known = cases.roles >= 0
   right = (jnp.argmax(role_log_prob, axis=-1) == cases.roles) & known
-  intent, told = intent_loss(reasoner, prompt, cases, trie.item_codes)
-  metrics = dict(frcot_nll=loss, intent_nll=intent, intent_nll_by_role=told, role_accuracy=right.sum() / jnp.maximum(known.sum(), 1))
-  return loss + intent + told, metrics
+  e, accuracy = equations, right.sum() / jnp.maximum(known.sum(), 1)
+  metrics = dict(frcot_nll=loss, intent_nll=e.intent, intent_nll_by_role=e.by_role, calls_nll=e.calls, role_accuracy=accuracy)
+  return loss + sum(e), metrics
 
 
 def reason_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tuple[jax.Array, Metrics]:
@@ -141,7 +141,7 @@ def reason_loss(rolegen: RoleGen, params, cases: Cases, trie: Trie, key) -> tupl
   prompt = build_prompt(layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
   demo = demonstration(layout, cases, trie.item_codes)
   found = likelihood(reasoner, Tree(layout), prompt, demo.tokens, trie, temperature=1.0)
-  return anchor_loss(reasoner, prompt, found.log_prob, found.role_log_prob, demo, cases, trie)
+  return anchor_loss(equation_loss(reasoner, layout, prompt, cases, trie), found.log_prob, found.role_log_prob, demo, cases)
 
 
 def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: Rollout, gain_BxW, trie: Trie, switches: Switches):
@@ -169,7 +169,8 @@ def reflection_loss(rolegen: RoleGen, params, reference, cases: Cases, rollout: 
   reflection, more = feedback.reflection_loss(
       found.log_prob[:, :w], rollout.log_prob, per_user(before.log_prob, w), rollout.free, feedback.advantages(reward), reward, config
   )
-  anchor, imitation = anchor_loss(reasoner, prompt, found.log_prob[:, w], found.role_log_prob[:, w], demo, cases, trie)
+  equations = equation_loss(reasoner, layout, prompt, cases, trie)
+  anchor, imitation = anchor_loss(equations, found.log_prob[:, w], found.role_log_prob[:, w], demo, cases)
   metrics |= more | imitation | dict(
       reward=reward.mean(), advantage_spread=reward.std(1).mean(), reflection_loss=reflection,
       entropy=jnp.sum(found.entropy[:, :w] * rollout.free) / jnp.maximum(rollout.free.sum(), 1),

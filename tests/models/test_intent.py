@@ -17,7 +17,7 @@ def evidence(seed: int = 0) -> lib.Evidence:
   weight, shift = rng.random((2, N, EVENTS, KEEP)).astype(np.float32)
   present = rng.random((N, EVENTS)) < 0.7
   called = draw(12, CALLS), rng.random((N, EVENTS, CALLS)).astype(np.float32)
-  return lib.Evidence(draw(tiny.CODES, KEEP), weight, shift - 0.5, *called, draw(40 * tiny.DAY), draw(6), present, draw(tiny.CODES), draw(9) - 1, np.full(N, -1, np.int32))
+  return lib.Evidence(draw(tiny.CODES, KEEP), weight, shift - 0.5, *called, draw(12), draw(40 * tiny.DAY), draw(6), present, draw(tiny.CODES), draw(9) - 1, np.full(N, -1, np.int32))
 
 
 def run(e: lib.Evidence) -> np.ndarray:
@@ -77,7 +77,8 @@ def called_by_hand(e: lib.Evidence, n: int) -> dict[int, float]:
   mix, called = np.exp(PARAMS['call_fade']) / np.exp(PARAMS['call_fade']).sum(), {}
   for i in np.flatnonzero(e.present[n]):
     gain = np.exp(PARAMS['event_gain'][e.event[n, i]] + (PARAMS['role_gain'][e.role[n, i]] if e.role[n, i] >= 0 else 0.0))
-    for item, share in zip(e.successor[n, i], e.share[n, i]):
+    stays = float(np.exp(PARAMS['stays'][0]))
+    for item, share in zip((e.item[n, i], *e.successor[n, i]), (stays, *e.share[n, i])):
       called[int(item)] = called.get(int(item), 0.0) + mix @ faded_by_hand(e, n, i) * gain * share
   return called
 

@@ -202,9 +202,10 @@ def test_hindsight_roles_teach_the_gains_of_roles_and_nothing_else():
   def losses(intent):
     reasoner = tiny.rolegen().bind('reasoner', tiny.params('reasoner') | {'intent': intent})
     prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, tiny.codes())
-    return jnp.stack(lib.intent_loss(reasoner, prompt, cases, jnp.asarray(tiny.codes())))
+    return jnp.stack(lib.equation_loss(reasoner, LAYOUT, prompt, cases, tiny.trie()))
 
-  factual, told = (jax.tree.map(lambda g: np.abs(g[i]).max() > 0, jax.jacrev(losses)(tiny.params('reasoner')['intent'])) for i in range(2))
-  calls = dict.fromkeys(('call_fade', 'call_focus', 'call_prior'), False)  # chains teach these, as they are of items
-  assert factual == dict.fromkeys(factual, True) | dict(role_gain=False) | calls
-  assert told == dict.fromkeys(factual, False) | dict(role_gain=True)
+  intent, by_role, calls = (jax.tree.map(lambda g: np.abs(g[i]).max() > 0, jax.jacrev(losses)(tiny.params('reasoner')['intent'])) for i in range(3))
+  none, of_calls = dict.fromkeys(intent, False), dict.fromkeys(('call_fade', 'call_focus', 'call_prior', 'stays'), True)
+  assert intent == dict.fromkeys(intent, True) | dict(role_gain=False) | dict.fromkeys(of_calls, False)
+  assert by_role == none | dict(role_gain=True)
+  assert calls == none | of_calls | dict(event_gain=True)

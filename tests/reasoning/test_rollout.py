@@ -19,13 +19,14 @@ LAYOUT = tiny.rolegen().layout
 M = LAYOUT.config.role_events
 SEEDS = st.integers(0, 10**6)
 NONE = -1
+COMMON = ('loop.noise=common',)
 
 
 @settings(max_examples=15, deadline=None)
 @given(SEEDS, SEEDS)
 def test_without_intervention_every_world_repeats_the_factual_one(key, seed):
-  """Bit for bit: the worlds of a user share their noise."""
-  r = chains.reason(tiny.cases(seed), key, intervene=False)
+  """Bit for bit, where the worlds of a user share their noise."""
+  r = chains.reason(tiny.cases(seed), key, intervene=False, settings=COMMON)
   for a in (r.tokens, r.log_prob, r.roles, r.candidates, r.free):
     np.testing.assert_array_equal(a, np.broadcast_to(a[:, :1], a.shape))
   assert (r.interventions.role == NONE).all() and not r.interventions.removed.any() and (r.interventions.intent == NONE).all()
@@ -35,7 +36,7 @@ def test_without_intervention_every_world_repeats_the_factual_one(key, seed):
 @given(SEEDS, SEEDS)
 def test_a_world_differs_through_its_intervention_only(key, seed):
   cases = tiny.cases(seed)
-  r = chains.reason(cases, key)
+  r = chains.reason(cases, key, settings=COMMON)
   real = cases.history.segment[:, -M:] > 0
   eligible = real & (cases.history.event[:, -M:] != tiny.PURCHASE)
   assert (r.interventions.role[:, 0] == NONE).all() and not r.interventions.removed[:, 0].any() and (r.interventions.intent[:, 0] == NONE).all()
@@ -139,9 +140,9 @@ def test_sampled_frequencies_follow_the_softmax():
   assert 0.5 * np.abs(counts / counts.sum() - probability).sum() < 0.06
 
 
-def test_worlds_of_independent_noise_differ_without_an_intervention():
+def test_worlds_differ_by_chance_without_an_intervention():
   cases = tiny.cases(6)
-  r = chains.reason(cases, 2, intervene=False, settings=('loop.noise=independent',))
+  r = chains.reason(cases, 2, intervene=False)
   assert (r.tokens[:, 1:] != r.tokens[:, :1]).any(-1).all()
   found = np.array(teacher()(tiny.params('reasoner'), cases, r, tiny.trie()).log_prob).reshape(r.log_prob.shape)
   np.testing.assert_allclose(np.where(r.free, found, 0.0), r.log_prob, atol=1e-4)
