@@ -140,7 +140,7 @@ class ReasonerConfig:
   neighbourhoods: int = 8  # coarse codes that contact with an item may excite, the strongest ones
   successors: int = 16  # items that contact with an item may call for, the ones that follow it most
   called: int = 64  # items that a history calls for most: what paths go to and the backbone reads
-  temperature: float = 0.5  # of rollouts; demonstrations are fitted at 1
+  temperature: float = 0.2  # of rollouts; demonstrations are fitted at 1
   pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = from scratch
   text_pieces: int = 0  # text tokens: of the tokenizer of `pretrained`, or at most of one trained on the items' words; 0 = no text
   tokenizer: str = ''  # hash of the tokenizer of `pretrained`

@@ -116,10 +116,14 @@ def equation_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt, cases: Cas
   told = evidence._replace(role=evidence.role.at[:, -m:].set(cases.roles))
   calls = equation.calls(evidence, layout.config.called, trie.item_codes)
   target = jnp.take(trie.item_codes, cases.target, axis=0)
-  of = lambda log_probs, level: -jnp.mean(jnp.take_along_axis(log_probs, target[:, level:level + 1], axis=1))
+
+  def of(log_probs, level):
+    found = jnp.take_along_axis(log_probs, target[:, level:level + 1], axis=1)
+    return -jnp.mean(jnp.where(found > NEVER / 2, found, 0.0))  # an item that is not in the tree teaches nothing
+
   further, node, below = 0.0, jnp.zeros_like(cases.target), jnp.ones(calls.item.shape, bool)
   for level in range(1, layout.vocab.levels):
-    node = descend(trie, level - 1, node, target[:, level - 1])
+    node = jnp.maximum(descend(trie, level - 1, node, target[:, level - 1]), 0)
     below &= calls.codes[..., level - 1] == target[:, level - 1:level]
     exists, _ = children_mask(trie, level, node)
     further += of(constrained_log_softmax(equation.next_code(level, calls, below[:, None])[:, 0], exists, 1.0), level)
