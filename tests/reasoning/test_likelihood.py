@@ -209,3 +209,21 @@ def test_hindsight_roles_teach_the_gains_of_roles_and_nothing_else():
   assert intent == dict.fromkeys(intent, True) | dict(role_gain=False) | dict.fromkeys(of_calls, False)
   assert by_role == none | dict(role_gain=True)
   assert calls == none | of_calls | dict(event_gain=True)
+
+
+def test_calls_alone_name_the_target_by_its_codes():
+  """Against every item's probability by the calls: the sum over the tree of what its codes say is one, and the target's is the loss."""
+  cases = tiny.cases(5, users=1)
+  codes, trie = tiny.codes(), tiny.trie()
+
+  @jit
+  def nll(params, cases, trie):
+    reasoner = tiny.rolegen().bind('reasoner', params)
+    prompt = frcot.build_prompt(LAYOUT, cases.history, cases.excites, cases.timestamp, trie.item_codes)
+    return lib.equation_loss(reasoner, LAYOUT, prompt, cases, trie).calls
+
+  of = lambda item: float(nll(tiny.params('reasoner'), cases._replace(target=np.array([item], np.int32)), trie))
+  for first in np.unique(codes[:, 0]):
+    assert sum(np.exp(-of(item)) for item in np.flatnonzero(codes[:, 0] == first)) == pytest.approx(1.0, abs=1e-4)
+  called = np.flatnonzero(np.isin(np.arange(tiny.ITEMS), cases.excites.successor[cases.history.segment > 0]))
+  assert np.mean([of(item) for item in called]) < np.mean([of(item) for item in np.setdiff1d(np.arange(tiny.ITEMS), called)])

@@ -162,6 +162,15 @@ def test_between_reflections_the_reasoner_rests(one):
   box.append(state)
 
 
+def test_the_equations_have_a_pace_of_their_own():
+  """Adam's first step is as long as the learning rate, whatever the gradient."""
+  tx = state_lib.optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0, weight_decay=0.0, equation_pace=7.0), 100)
+  params = {'intent': {'focus': np.ones(1, np.float32)}, 'scale': np.ones(3, np.float32)}
+  updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
+  np.testing.assert_allclose(updates['scale'], -1e-2, rtol=1e-3)
+  np.testing.assert_allclose(updates['intent']['focus'], -7e-2, rtol=1e-3)
+
+
 def test_optimizer_moments_lie_where_their_parameters_lie():
   rolegen, mesh = tiny.rolegen(), make_mesh(8)
   txs = {'reasoner': state_lib.optimizer(OptimizerConfig(), 100)}
