@@ -112,6 +112,7 @@ class EquationLoss(NamedTuple):
 
 
 def equation_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt, cases: Cases, trie: Trie) -> EquationLoss:
+  """Means over the cases. Further codes are told among those that the tree has; an item that is not in it counts as 0."""
   m, evidence, equation = cases.roles.shape[1], prompt.evidence, reasoner.intent
   told = evidence._replace(role=evidence.role.at[:, -m:].set(cases.roles))
   calls = equation.calls(evidence, layout.config.called, trie.item_codes)
@@ -119,7 +120,7 @@ def equation_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt, cases: Cas
 
   def of(log_probs, level):
     found = jnp.take_along_axis(log_probs, target[:, level:level + 1], axis=1)
-    return -jnp.mean(jnp.where(found > NEVER / 2, found, 0.0))  # an item that is not in the tree teaches nothing
+    return -jnp.mean(jnp.where(found > NEVER / 2, found, 0.0))
 
   further, node, below = 0.0, jnp.zeros_like(cases.target), jnp.ones(calls.item.shape, bool)
   for level in range(1, layout.vocab.levels):
