@@ -1,6 +1,7 @@
 """The pictures of quality.json. A column an experiment: hit rates of all systems, what RoleGen is ahead by, hits against coverage.
 
-Beside it quality_warmup.png, how the backbones were trained, and quality_stability.png, where a long loop was run.
+Beside it quality_warmup.png, how the backbones were trained, and, where they were run, quality_stability.png, a long loop, and
+ab_WORLD.png, the A/B tests.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import os
 import pathlib
 
 from matplotlib.figure import Figure
+
+from rolegen_jax.evaluation import ab_plot
 
 COLOURS = dict(model='#0072B2', ablation='#56B4E9', floor='#8A8A8A')
 METRIC = 'HI@10'
@@ -59,6 +62,8 @@ def draw(found: dict, figure: str | os.PathLike) -> None:
     bottom.set_xlabel('coverage: share of the catalogue in some first ten', fontsize=8)
     bottom.set_ylabel(f'{METRIC}, %', fontsize=8)
   canvas.savefig(figure, dpi=72)
+  for world, test in found.get('ab', {}).items():
+    ab_plot.draw(test, pathlib.Path(figure).with_name(f'ab_{world}.png'))
   _warmup({name: of['warmup'] for name, of in data.items() if 'warmup' in of}, pathlib.Path(figure).with_name('quality_warmup.png'))
   if found['stability']:
     _stability(found['stability'], pathlib.Path(figure).with_name('quality_stability.png'))

@@ -1,6 +1,7 @@
 """The collector of quality runs: pooled figures from run folders that a small world left, and what it says of missing ones."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -98,8 +99,9 @@ def test_the_picture_is_drawn(folder, tmp_path):
   found = lib.collected(folder, {})
   quality_plot.draw(json.loads(json.dumps(found)), tmp_path / 'quality.png')
   assert sorted(path.name for path in tmp_path.iterdir()) == ['quality.png', 'quality_warmup.png']
-  quality_plot.draw(found | dict(stability=found['data']['demo']['stability']['seed0']), tmp_path / 'quality.png')
-  for name in ('quality.png', 'quality_warmup.png', 'quality_stability.png'):
+  kept = json.loads((pathlib.Path(quality_plot.__file__).parent / 'quality.json').read_text())
+  quality_plot.draw(found | dict(stability=found['data']['demo']['stability']['seed0'], ab=kept['ab']), tmp_path / 'quality.png')
+  for name in ('quality.png', 'quality_warmup.png', 'quality_stability.png', *(f'ab_{world}.png' for world in kept['ab'])):
     assert 5_000 < (tmp_path / name).stat().st_size < 200_000
 
 
