@@ -17,7 +17,8 @@ def get_config(arg: str = '') -> c.Config:
       reason=fast(240, 32),
       loop_stage=c.StageConfig(100, 16, c.OptimizerConfig(learning_rate=1e-3, warmup=20), save_every=40),
       # The other two cost a closed loop each: --set "evaluation.ablations=('no_reasoner','no_counterfactual','no_reflection')".
-      evaluation=c.EvaluationConfig(ablations=('no_reasoner',), sasrec_steps=300),
+      # Spread: of 0.3, 0.5, 0.7 and 1.0 the largest at which validation HI@10 is not below the backbone alone's, in any of three seeds.
+      evaluation=c.EvaluationConfig(ablations=('no_reasoner',), sasrec_steps=300, spread=1.0),
   )
 
 
