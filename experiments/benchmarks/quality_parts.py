@@ -18,6 +18,7 @@ from rolegen_jax.config import ConfigError, EvaluationConfig
 from rolegen_jax.data.prepare import load_prepared
 from rolegen_jax.evaluation.metrics import Pairs, bootstrap, hit, ndcg, ranks
 from rolegen_jax.progress import say
+from rolegen_jax.reasoning.feedback import repeats
 
 TESTED = 'RoleGen'
 KS = (1, 10, 50)
@@ -114,7 +115,7 @@ def of_runs(runs: list[pathlib.Path]) -> dict:
   place = {name: [ranks(r[name], pairs) for r in rankings] for name in names}
   value = {name: {metric: np.stack([of(rank, k) for rank in place[name]]) for metric, (of, k) in METRICS.items()} for name in names}  # [S, T]
   among = lambda r, name: ranks(r[CANDIDATES + name].reshape(len(rows), -1), pairs) > 0
-  repeated = {name: np.stack([_repeated(r[CANDIDATES + name]) for r in rankings]) for name in chains}  # [S, O]
+  repeated = {name: np.stack([np.asarray(repeats(r[CANDIDATES + name]), np.float64).mean(1) for r in rankings]) for name in chains}  # [S, O]
   of_users = lambda value: _pooled(value, np.arange(len(rows)), settings)
   held = {name: dict(held=np.stack([among(r, name) for r in rankings]).astype(np.float64)) for name in chains}
   masks = {name: pairs.slice(name) for name in SLICES}
@@ -153,12 +154,6 @@ def _provenance(run: pathlib.Path, report: dict) -> dict:
 def _pooled(value_SxT: np.ndarray, occasion_T: np.ndarray, settings: EvaluationConfig) -> dict:
   found = bootstrap(value_SxT.mean(0), occasion_T, settings.bootstrap, settings.seed)
   return dict(mean=found.mean, low=found.low, high=found.high, pairs=found.pairs, by_seed=value_SxT.mean(1).tolist())
-
-
-def _repeated(candidates_OxWxP: np.ndarray) -> np.ndarray:
-  """[O]: share of a path's candidates that stood on it before, mean over worlds."""
-  same = candidates_OxWxP[..., :, None] == candidates_OxWxP[..., None, :]
-  return (same & np.tri(same.shape[-1], k=-1, dtype=bool)).any(-1).mean((1, 2))
 
 
 def _roles(section: dict) -> dict:
