@@ -114,9 +114,10 @@ def in_rollout(text: str) -> list[str]:
 def test_rollouts_are_the_same_on_eight_devices():
   one = rollout(1)[0]
   spread, text = rollout(8, 'mesh.rollout=tensor')
+  atol = 5e-6 / tiny.config().reasoner.temperature  # of a token: the rounding of logits, divided by the temperature
   for found in (on_eight()[0], spread):
-    np.testing.assert_allclose(found.log_prob, one.log_prob, atol=5e-6 / tiny.config().reasoner.temperature)
-    np.testing.assert_allclose(found.candidate_log_prob, one.candidate_log_prob, atol=1e-5)
+    np.testing.assert_allclose(found.log_prob, one.log_prob, atol=atol)
+    np.testing.assert_allclose(found.candidate_log_prob, one.candidate_log_prob, atol=tiny.LEVELS * atol)  # sums over its codes
     for name in ('tokens', 'free', 'roles', 'candidates', 'interventions'):
       jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(one, name))
   assert set(in_rollout(text)) == {'all-reduce'}  # of activations: no weight travels in the loop
