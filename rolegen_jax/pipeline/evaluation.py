@@ -182,8 +182,33 @@ def report(
   if print_tables:
     print(content.table(systems, differences, [*config.evaluation.ks]))
     print('\n'.join(notes))
+  print(headline(systems))
   say(f'report -> {path}')
+  say(f'next: rolegen recommend --workdir={run.workdir} --output=recommendations.parquet')
   return path
+
+
+def headline(systems: dict[str, dict]) -> str:
+  """Return five lines: hit rates of RoleGen, its backbone alone and the two best baselines."""
+  tested = systems['RoleGen']['metrics']
+  part = 'dormant' if 'dormant' in tested else 'all'
+  ks = [name for name in tested[part] if name.startswith('HI@')]
+  k = 'HI@10' if 'HI@10' in ks else ks[-1]
+
+  def mean(name: str, metric: str) -> float:
+    return 100 * systems[name]['metrics'][part][metric].mean
+
+  baselines = [name for name, system in systems.items() if system['kind'] == 'baseline']
+  best = sorted(baselines, key=lambda name: -mean(name, k))[:2]
+  shown = ['RoleGen', *(['no_reasoner'] if 'no_reasoner' in systems else []), *best]
+  width = max(map(len, shown))
+  title = f'{part}, hit rate in %'.ljust(width + 10)
+  lines = [title + ''.join(f'{name:>8}' for name in ks)]
+  for name in shown:
+    kind = '' if systems[name]['kind'] == 'model' else f' ({systems[name]["kind"]})'
+    values = ''.join(f'{mean(name, metric):8.2f}' for metric in ks)
+    lines.append((name + kind).ljust(max(width + 10, len(title))) + values)
+  return '\n'.join(lines)
 
 
 def _candidates(results: Results) -> dict[str, np.ndarray]:
