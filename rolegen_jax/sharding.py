@@ -186,7 +186,9 @@ def global_batch(mesh: Mesh, local: np.ndarray, here: np.ndarray, batch: int) ->
   """
   row = np.full(batch, -1)
   row[here] = np.arange(len(here))
+
+  def shard(index: Any) -> np.ndarray:
+    return local[row[index[0]]]
+
   shape = (batch, *local.shape[1:])
-  return jax.make_array_from_callback(
-    shape, sharding(mesh, 'batch'), lambda index: local[row[index[0]]]
-  )
+  return jax.make_array_from_callback(shape, sharding(mesh, 'batch'), shard)

@@ -236,6 +236,7 @@ def _roles(
   planted, truth = run.workdir / 'data' / 'planted.parquet', None
   if planted.exists():
     truth = content.planted_truth(table, read_parquet(planted), config.reasoner.role_events)
+  assert prediction.roles is not None and prediction.pivotal is not None  # RoleGen reasons
   roles, notes = content.roles(hindsight, effects, prediction.roles, truth)
   scores = {
     'pivots of the reasoner': prediction.pivotal,
