@@ -14,7 +14,7 @@ import json
 from absl import flags
 
 from launch import checks, entry
-from rolegen_jax.commands import BAD_INPUT
+from rolegen_jax.cli.entry import BAD_INPUT
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', '.', 'Folder that runs will write to; created if it does not exist.'

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from absl import app
 
-from rolegen_jax.commands import BAD_INPUT
+from rolegen_jax.cli.entry import BAD_INPUT
 from rolegen_jax.config import ConfigError
 
 

@@ -25,9 +25,9 @@ from absl import app, flags
 
 from launch import xla_flags
 from launch.job import GRACE_S
-from rolegen_jax import distributed, heartbeat
-from rolegen_jax.commands import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
+from rolegen_jax.cli.entry import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
 from rolegen_jax.config import ConfigError
+from rolegen_jax.runtime import distributed, heartbeat
 
 POLL_S = 0.5
 DUMP_S = 5.0  # time for the child to write its stacks

@@ -13,7 +13,7 @@ import sys
 from launch import summary
 from launch.ledger import Entry, Ledger, exclusive
 from launch.pool import Limits, Point, Pool, say
-from rolegen_jax import commands as cli
+from rolegen_jax.cli import entry as cli
 from rolegen_jax.config import ConfigError
 
 Assignments = dict[str, list[str]]

@@ -27,7 +27,7 @@ import time
 from typing import TextIO
 
 from launch.ledger import Entry, Ledger, utc_now
-from rolegen_jax.commands import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
+from rolegen_jax.cli.entry import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
 
 RETRYABLE = (PREEMPTED, LOST_PEER)
 POLL_S = 0.1

@@ -18,7 +18,7 @@ from absl import flags
 from launch import entry, lint, supervise
 from launch.job import TARGETS, Job, validate
 from launch.targets import RENDERERS, local
-from rolegen_jax import commands as cli
+from rolegen_jax.cli import entry as cli
 from rolegen_jax.config import ConfigError
 
 # The command that submits a rendered text, which it reads from standard input.

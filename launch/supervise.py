@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from rolegen_jax.commands import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
+from rolegen_jax.cli.entry import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
 
 POLL_S = 0.2
 PEERS_S = 20.0  # after one process failed, the others have this long to end by themselves

@@ -8,8 +8,8 @@ import signal
 import sys
 import time
 
-from rolegen_jax import heartbeat
-from rolegen_jax.progress import progress
+from rolegen_jax.runtime import heartbeat
+from rolegen_jax.runtime.progress import progress
 
 FOREVER_S = 60
 

@@ -13,9 +13,7 @@ from launch.pool import Limits, Point
 STAND_IN = pathlib.Path(__file__).with_name('stand_in.py')
 
 
-def run(
-  workdir: pathlib.Path, *specs: str, retry: Sequence[str] = (), parallel: int = 1
-) -> int:
+def run(workdir: pathlib.Path, *specs: str, retry: Sequence[str] = (), parallel: int = 1) -> int:
   """Run one stand-in per spec, NAME:SECONDS:CODES; return the exit code of the sweep."""
   selected, points = [], {}
   for spec in specs:

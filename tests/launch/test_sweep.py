@@ -187,7 +187,7 @@ def test_a_ledger_of_another_experiment_or_a_damaged_one_is_rejected(tmp_path):
       Ledger(tmp_path, 'demo')
 
 
-EXPERIMENT = '''
+EXPERIMENT = """
 from rolegen_jax.config import Config
 
 def get_config(arg):
@@ -195,7 +195,7 @@ def get_config(arg):
 
 def sweep(add, arg):
   {body}
-'''
+"""
 
 
 @pytest.fixture
