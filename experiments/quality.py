@@ -2,13 +2,13 @@
 
 An experiment with every ablation (amazon_beauty: its own), under three seeds.
 
-  python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
-  python -m launch.sweep --experiment=quality:alibaba2014 --workdir=runs/quality/alibaba2014
-  python -m launch.sweep --experiment=quality:taobao_userbehavior_1k --workdir=runs/quality/taobao_userbehavior_1k
-  python -m launch.sweep --experiment=quality:amazon_beauty --workdir=runs/quality/amazon_beauty
+  for NAME in demo alibaba2014 taobao_userbehavior_1k amazon_beauty; do
+    python -m launch.sweep --experiment=quality:$NAME --workdir=runs/quality/$NAME
+  done
   python -m experiments.benchmarks.quality --runs=runs/quality
 
-Settings are those of the experiment, chosen on validation occasions; each seed looks at the test occasions once.
+Settings are those of the experiment, chosen on validation occasions; each seed looks at the test
+occasions once.
 """
 
 import dataclasses

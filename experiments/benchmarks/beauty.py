@@ -1,4 +1,4 @@
-"""What the benchmarks against peers have in common: the Amazon Beauty sequences, one set of semantic IDs, and two generative
+"""What the benchmarks against third-party implementations have in common: the Amazon Beauty sequences, one set of semantic IDs, and two generative
 recommenders of 4.6 M parameters, ours and Hugging Face T5 in TIGER's shape.
 
 TIGER (Rajput et al., arXiv 2305.05065): T5 of width 128, MLP 1024, 6 heads of 64, 4 + 4 layers; the encoder reads every code of
@@ -106,7 +106,7 @@ def config() -> c.Config:
   ids = c.SemanticIdConfig(levels=QUANTISED + 1, codes=256, text='hashed_ngrams')
   temporal = c.TransformerConfig(layers=5, width=256, heads=4, kv_heads=2, head_dim=64, mlp=464)
   backbone = dataclasses.replace(base.backbone, temporal=temporal, context=32, dropout=0.1)
-  # Budgets are in seconds, so nobody knows the last step: a constant rate after the warm-up.
+  # Budgets are in seconds, so nobody knows the last step: a constant rate after the warmup.
   constant = dataclasses.replace(base.warmup.optimizer, final_share=1.0)
   warmup = dataclasses.replace(base.warmup, steps=1_000_000, optimizer=constant)
   return c.validate(dataclasses.replace(base, semantic_ids=ids, backbone=backbone, warmup=warmup))

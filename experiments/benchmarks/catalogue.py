@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import harness
-from rolegen_jax.compile import jit
 from rolegen_jax.config import ConfigError
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids import trie as trie_lib
-from rolegen_jax.serving.hot_swap import LiveCatalogue
+from rolegen_jax.serving.hot_swap import MutableCatalogue
 
 LEVELS, CODES, REQUESTS, BEAMS, REGIONS = 4, 256, 64, 50, 32
 SWAP = 10_000  # items; a tenth of the catalogue where that is less
@@ -113,7 +113,9 @@ def table_bytes(trie: trie_lib.Trie) -> dict[str, int]:
 # Masks
 
 
-def trie_mask_calls(trie: trie_lib.Trie, prefixes_BxkxL: np.ndarray, allow_B=None) -> list[Callable]:
+def trie_mask_calls(
+  trie: trie_lib.Trie, prefixes_BxkxL: np.ndarray, allow_B=None
+) -> list[Callable]:
   """Return, per level, the call that makes the masks of all beams; of requests' regions if given."""
 
   def mask(level, trie, node, allow):
@@ -125,8 +127,7 @@ def trie_mask_calls(trie: trie_lib.Trie, prefixes_BxkxL: np.ndarray, allow_B=Non
     nodes.append(descend(level, trie, nodes[-1], prefixes_BxkxL[..., level]))
   compiled = [jit(functools.partial(mask, level)) for level in range(trie.levels)]
   return [
-    functools.partial(call, trie, node, allow_B)
-    for call, node in zip(compiled, nodes, strict=True)
+    functools.partial(call, trie, node, allow_B) for call, node in zip(compiled, nodes, strict=True)
   ]
 
 
@@ -212,7 +213,7 @@ class LiveRun:
     self.pool, self.with_regions = pool, with_regions
     self.rng = np.random.default_rng(seed)
     started = time.perf_counter()
-    self.catalogue = LiveCatalogue(pool[:items], CODES, regions=self._regions(items))
+    self.catalogue = MutableCatalogue(pool[:items], CODES, regions=self._regions(items))
     build_s = time.perf_counter() - started
     with self.catalogue.serving() as trie:
       self.built = dict(build_s=build_s, bytes=table_bytes(trie))
@@ -244,7 +245,9 @@ class LiveRun:
         restocks[str(n)] = harness.summary([self.restock(n) for _ in range(rounds)])
     compiled, wrong = len(compilations()), self.wrong_ids()
     if wrong or compiled:
-      raise RuntimeError(f'after the swaps {wrong} IDs lead to a wrong item; {compiled} compilations')
+      raise RuntimeError(
+        f'after the swaps {wrong} IDs lead to a wrong item; {compiled} compilations'
+      )
     return dict(swaps=swaps, restocks=restocks)
 
   def swap(self, n: int) -> float:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from rolegen_jax import commands
+from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError
 
 FOLDER = pathlib.Path(__file__).parent
@@ -74,7 +74,7 @@ def main(
       print(table(results))
     print(f'-> {path}')
 
-  commands.run(command)
+  entry.run(command)
 
 
 def _define_flags(measure: Callable[..., dict]) -> Callable[[], dict[str, Any]]:
@@ -136,9 +136,9 @@ class Store:
   """
 
   def __init__(self, path: pathlib.Path | None = None, packages: Sequence[str] = ()) -> None:
-    from rolegen_jax import distributed
+    from rolegen_jax.runtime import distributed
     from rolegen_jax.config import digest
-    from rolegen_jax.provenance import machine
+    from rolegen_jax.runtime.provenance import machine
 
     known = machine(*packages)
     cpu = processor()
@@ -277,7 +277,7 @@ def compile_check(*arguments: str) -> dict:
   """
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'check.json'
-    command = [sys.executable, '-m', 'rolegen_jax.compile_check', f'--json={path}', *arguments]
+    command = [sys.executable, '-m', 'rolegen_jax', 'compile_check', f'--json={path}', *arguments]
     ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     if not path.exists():
       last_lines = '\n'.join(ended.stderr.splitlines()[-12:])

@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from rolegen_jax import commands
+from rolegen_jax.cli import entry
 
 _FOLDER = flags.DEFINE_string('folder', None, 'Where logs and shards are written.', required=True)
 _EVENTS = flags.DEFINE_list('events', ['1000000', '10000000', '100000000'], 'Sizes of the simulated logs; the last one is read.')
@@ -49,4 +49,4 @@ def engine(folder: pathlib.Path, alone: dict) -> dict | None:
 
 
 if __name__ == '__main__':
-  commands.run(main)
+  entry.run(main)

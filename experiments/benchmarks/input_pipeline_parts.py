@@ -16,9 +16,9 @@ import polars as pl
 
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.files import write_parquet
-from rolegen_jax.data.pipeline import Batches
-from rolegen_jax.data.shard_reader import Shards
-from rolegen_jax.progress import progress
+from rolegen_jax.data.loader import Batches
+from rolegen_jax.data.shards.reader import Shards
+from rolegen_jax.runtime.progress import progress
 
 EVENTS_PER_USER, ITEMS, DAYS = 50, 1_000_000, 90
 SHARES = (0.10, 0.78, 0.03, 0.04, 0.01, 0.04)  # of EVENT_NAMES
@@ -57,7 +57,7 @@ def _ids(ranks: np.ndarray) -> np.ndarray:
 def prepare(log: pathlib.Path, output: pathlib.Path, *options: str) -> dict:
   """Runs the command on the log in `log`, from nothing. Returns seconds, the phases' own, peak memory, and what the index says."""
   shutil.rmtree(output, ignore_errors=True)
-  command = [sys.executable, '-m', 'rolegen_jax.prepare_shards', f'--set=data.path={log.absolute()}', f'--output={output}', *options]
+  command = [sys.executable, '-m', 'rolegen_jax', 'prepare_shards', f'--set=data.path={log.absolute()}', f'--output={output}', *options]
   started = time.perf_counter()
   with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
     peak = 0

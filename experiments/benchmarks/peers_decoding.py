@@ -1,6 +1,6 @@
-"""Constrained beam search against the peers: RoleGen's backbone, Hugging Face `generate` with a prefix tree, cornac's TIGER.
+"""Constrained beam search against the third-party implementations: RoleGen's backbone, Hugging Face `generate` with a prefix tree, cornac's TIGER.
 
-  pip install -r requirements-peers.txt
+  pip install -r requirements-third-party implementations.txt
   python -m experiments.benchmarks.peers_decoding
   python -m experiments.benchmarks.peers_decoding --minutes=10    # leaves with 42 after so long; the same command continues
 
@@ -22,7 +22,7 @@ import time
 
 from absl import flags
 
-from rolegen_jax import commands
+from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError, digest
 
 PACKAGES = ('torch', 'transformers', 'cornac')  # whose versions are written down
@@ -43,7 +43,7 @@ _MINUTES = flags.DEFINE_float('minutes', 0.0, 'Leave after the first part finish
 def main() -> None:
   started = time.monotonic()
   from experiments.benchmarks import measure
-  from rolegen_jax.training.loop import Preempted
+  from rolegen_jax.training.fit import Preempted
 
   try:
     import cornac, torch, transformers  # noqa: F401, one line for the three
@@ -119,7 +119,7 @@ class Bench:
   def _recall(self, ours) -> list[dict]:
     from experiments.benchmarks import peers_decoding_parts as p
 
-    return p.recall(ours, self.histories(20, _USERS.value), RECALL_BEAMS, TOPS)
+    return p.attend(ours, self.histories(20, _USERS.value), RECALL_BEAMS, TOPS)
 
   def recall_fresh(self) -> dict:
     return dict(updates=0, lists=self._recall(self.ours))
@@ -136,4 +136,4 @@ class Bench:
 
 
 if __name__ == '__main__':
-  commands.run(main)
+  entry.run(main)

@@ -18,8 +18,8 @@ import numpy as np
 from experiments.benchmarks import beauty, measure
 from rolegen_jax import config as c
 from rolegen_jax import sharding
-from rolegen_jax.compile import jit
-from rolegen_jax.data.rows import Cases, Trajectories
+from rolegen_jax.runtime.compile import jit
+from rolegen_jax.data.batches import Examples, Trajectories
 from rolegen_jax.models import functional
 from rolegen_jax.models.backbone import PURCHASE
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -52,7 +52,7 @@ class Ours:
     self.codes_IxL, self.config, self.rolegen, self.compile_s = codes_IxL, config, RoleGen(config), {}
     self.mesh = sharding.make_mesh(config.mesh, jax.local_devices()[:1])
     if params is None:
-      params = functional.init(self.rolegen.makers['backbone'], jax.random.key(seed), self.mesh)[1]
+      params = functional.init(self.rolegen.model_fns['backbone'], jax.random.key(seed), self.mesh)[1]
     self.params, self.programs = params, {}
     self.parameters = sum(p.size for p in jax.tree.leaves(params))
     self.trie = self.catalogue()
@@ -62,24 +62,24 @@ class Ours:
     return jax.device_put(build_trie(self.codes_IxL, self.config.semantic_ids.codes, allowed=allowed), sharding.sharding(self.mesh))
 
   @staticmethod
-  def cases(item_Bxn: np.ndarray) -> Cases:
+  def examples(item_Bxn: np.ndarray) -> Examples:
     """Purchases one rank apart, and a question about the next."""
     b, n = item_Bxn.shape
     full = lambda value: np.full((b, n), value, np.int32)
     rank = np.broadcast_to(np.arange(1, n + 1, dtype=np.int32), (b, n))
     history = Trajectories(item_Bxn.astype(np.int32), full(PURCHASE), full(1), rank, full(1))
-    return Cases(history, np.full(b, n + 1, np.int32), None, None, None, None)
+    return Examples(history, np.full(b, n + 1, np.int32), None, None, None, None)
 
   def ranking(self, item_Bxn: np.ndarray, beams: int, trie=None):
     """`Ranking` on the host. A new shape is compiled first, which `compile_s` by (B, n, k) tells apart."""
-    cases, trie, key = self.cases(item_Bxn), trie or self.trie, (*item_Bxn.shape, beams)
+    examples, trie, key = self.examples(item_Bxn), trie or self.trie, (*item_Bxn.shape, beams)
     with jax.set_mesh(self.mesh):
       if key not in self.programs:
         started = time.perf_counter()
-        recommend = jit(lambda params, cases, trie: self.rolegen.recommend({'backbone': params}, cases, trie, None, beams, reasoning=False).ranking)
-        self.programs[key] = recommend.lower(self.params, cases, trie).compile()
+        recommend = jit(lambda params, examples, trie: self.rolegen.recommend({'backbone': params}, examples, trie, None, beams, reasoning=False).ranking)
+        self.programs[key] = recommend.lower(self.params, examples, trie).compile()
         self.compile_s[key] = time.perf_counter() - started
-      return jax.device_get(self.programs[key](self.params, cases, trie))
+      return jax.device_get(self.programs[key](self.params, examples, trie))
 
   def serve(self, item_Bxn: np.ndarray, beams: int) -> np.ndarray:
     return self.ranking(item_Bxn, beams).item
@@ -87,11 +87,11 @@ class Ours:
   @functools.cached_property
   def _score(self):
 
-    def score(params, cases, trie, item_Q):
+    def score(params, examples, trie, item_Q):
       backbone = self.rolegen.bind('backbone', params)
-      memory = backbone.encode(cases.history, trie.item_codes)
-      recall = self.rolegen.ask(backbone, memory, cases.timestamp)
-      asked = jnp.broadcast_to(item_Q, (len(cases.timestamp), len(item_Q)))
+      memory = backbone.encode(examples.history, trie.item_codes)
+      recall = self.rolegen.query(backbone, memory, examples.timestamp)
+      asked = jnp.broadcast_to(item_Q, (len(examples.timestamp), len(item_Q)))
       many = jax.tree.map(lambda a: jnp.repeat(a, len(item_Q), axis=1), recall)
       return backbone.log_prob(many, memory, asked, trie.item_codes)[0]
 
@@ -102,7 +102,7 @@ class Ours:
     n_items = len(self.codes_IxL)
     chunks = np.resize(np.arange(n_items, dtype=np.int32), (-(-n_items // CHUNK), min(CHUNK, n_items)))
     with jax.set_mesh(self.mesh):
-      rows = [[self._score(self.params, self.cases(row[None]), self.trie, chunk)[0] for chunk in chunks] for row in item_Bxn]
+      rows = [[self._score(self.params, self.examples(row[None]), self.trie, chunk)[0] for chunk in chunks] for row in item_Bxn]
     return np.stack([np.concatenate(jax.device_get(parts))[:n_items] for parts in rows])
 
 

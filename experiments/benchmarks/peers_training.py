@@ -1,6 +1,6 @@
-"""Training against the peers: RoleGen's backbone, Hugging Face T5 in TIGER's shape and cornac's TIGER, on the Beauty sequences.
+"""Training against the third-party implementations: RoleGen's backbone, Hugging Face T5 in TIGER's shape and cornac's TIGER, on the Beauty sequences.
 
-  pip install -r requirements-peers.txt
+  pip install -r requirements-third-party implementations.txt
   python -m experiments.benchmarks.peers_training --parts=throughput
   python -m experiments.benchmarks.peers_training --parts=ndcg --minutes=10    # leaves with 42; the same command continues
 
@@ -21,7 +21,7 @@ import time
 
 from absl import flags
 
-from rolegen_jax import commands
+from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError, digest
 
 PARTS = ('throughput', 'ndcg')
@@ -55,9 +55,9 @@ def main() -> None:
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   jax.config.update('jax_num_cpu_devices', _DEVICES.value)
   folder = pathlib.Path(_WORKDIR.value)
-  makers = sides(beauty.sequences(), beauty.codes(), beauty.config(), _RATE.value)
+  model_fns = sides(beauty.sequences(), beauty.codes(), beauty.config(), _RATE.value)
   for part in _PARTS.value:
-    work = dict(throughput=lambda: throughput(makers), ndcg=lambda: ndcg(makers, folder, started))[part]
+    work = dict(throughput=lambda: throughput(model_fns), ndcg=lambda: ndcg(model_fns, folder, started))[part]
     path = measure.keep(part, work(), *PACKAGES, folder=folder)
     print(f'-> {path}')
   kept = {part: folder / f'{part}.json' for part in PARTS}
@@ -78,11 +78,11 @@ def sides(found, codes, config, rate: float) -> dict:
   )
 
 
-def throughput(makers: dict) -> dict:
+def throughput(model_fns: dict) -> dict:
   from experiments.benchmarks import peers_training_parts as p
 
   fast, tried = {}, {}
-  for name, make in makers.items():
+  for name, make in model_fns.items():
     # Batches of like length are as large as the random ones: a round of them is long already.
     batches = OUR_ROWS if name == p.OURS else [fast['hf_t5'].batch] if name == 'hf_t5_grouped' else EXAMPLES
     fast[name], tried[name] = p.fastest(make, batches)
@@ -92,13 +92,13 @@ def throughput(makers: dict) -> dict:
   return found | dict(tried_sequences_per_s=tried, threads=len(os.sched_getaffinity(0)), our_devices=_DEVICES.value)
 
 
-def ndcg(makers: dict, folder: pathlib.Path, started: float) -> dict:
+def ndcg(model_fns: dict, folder: pathlib.Path, started: float) -> dict:
   import numpy as np
 
   from experiments.benchmarks import beauty
   from experiments.benchmarks import peers_training_parts as p
-  from rolegen_jax.evaluation.floors import popular_items
-  from rolegen_jax.training.loop import Preempted
+  from rolegen_jax.evaluation.baselines import popular_items
+  from rolegen_jax.training.fit import Preempted
 
   rates = folder / 'throughput.json'
   if not rates.exists():
@@ -109,7 +109,7 @@ def ndcg(makers: dict, folder: pathlib.Path, started: float) -> dict:
   speed = lambda name: timed[name]['sequences_per_s']['median']
   racing = ['rolegen', max(('hf_t5', 'hf_t5_grouped'), key=speed), 'cornac']
   batches = {name: p.nearly_fastest(tried[name]) for name in racing}
-  makers = {name: functools.partial(makers[name], batches[name]) for name in racing}
+  model_fns = {name: functools.partial(model_fns[name], batches[name]) for name in racing}
   marks = {name: [_BUDGET.value * share for share in (OUR_MARKS if name == p.OURS else PEER_MARKS)] for name in racing}
   found = beauty.sequences()
   users = np.sort(np.random.default_rng(0).choice(len(found.offsets) - 1, min(_USERS.value, len(found.offsets) - 1), replace=False))
@@ -117,7 +117,7 @@ def ndcg(makers: dict, folder: pathlib.Path, started: float) -> dict:
   target = found.item[rows]
   settings = dict(marks=marks, users=len(users), beams=_BEAMS.value, batches=batches, peer_learning_rate=_RATE.value, our_devices=_DEVICES.value)
   leave = lambda: _MINUTES.value > 0 and time.monotonic() - started > 60 * _MINUTES.value
-  curves = p.race(makers, marks, rows, target, _BEAMS.value, folder / 'race', digest(settings, beauty.config(), beauty.codes().tolist()), leave)
+  curves = p.race(model_fns, marks, rows, target, _BEAMS.value, folder / 'race', digest(settings, beauty.config(), beauty.codes().tolist()), leave)
   if curves is None:
     raise Preempted(f'--minutes={_MINUTES.value:g} are over; the same command continues')
   popular = np.tile(popular_items(found.log, found.occasions)[:p.CUTOFF], (len(rows), 1))
@@ -129,4 +129,4 @@ def ndcg(makers: dict, folder: pathlib.Path, started: float) -> dict:
 
 
 if __name__ == '__main__':
-  commands.run(main)
+  entry.run(main)

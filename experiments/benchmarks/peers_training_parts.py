@@ -87,7 +87,7 @@ def scored(ranked_BxK: np.ndarray, target_B: np.ndarray) -> dict:
 
 
 def race(
-    makers: dict[str, Callable], marks: dict[str, list[float]], rows_B: np.ndarray, target_B: np.ndarray, beams: int,
+    model_fns: dict[str, Callable], marks: dict[str, list[float]], rows_B: np.ndarray, target_B: np.ndarray, beams: int,
     folder: pathlib.Path, key: str, leave: Callable[[], bool] = lambda: False,
 ) -> dict[str, list[dict]] | None:
   """Trains every side to each of its `marks` (seconds of training) and evaluates it there, with the clock stopped.
@@ -97,7 +97,7 @@ def race(
   when it was left before the last mark.
   A point: train_s, updates, sequences, targets, loss, ndcg, standard_error, hits, evaluate_s.
   """
-  racers = {name: _Racer(name, makers[name], folder, key) for name in makers}
+  racers = {name: _Racer(name, model_fns[name], folder, key) for name in model_fns}
   ahead = lambda name: next((m for m in marks[name] if m > racers[name].mark), None)
   going = lambda: [name for name in racers if ahead(name) is not None]
   while names := going():

@@ -4,7 +4,7 @@ What a side trains on, and so what its numbers count:
 
   RoleGen  a row of the context's width holds several users' whole sequences (packed). Every item of a sequence but its first is a
            target, predicted from what is before it: one pass trains about six targets a sequence.
-  peers    one example is a history of at most 20 items and the ONE item that came next, as TIGER trains: one target a sequence.
+  third-party implementations    one example is a history of at most 20 items and the ONE item that came next, as TIGER trains: one target a sequence.
 
 Legend: B rows or examples, n items, L codes an item.
 """
@@ -23,12 +23,12 @@ import numpy as np
 from experiments.benchmarks import beauty
 from rolegen_jax import config as c
 from rolegen_jax import sharding
-from rolegen_jax.compile import jit
-from rolegen_jax.data import rows as data_rows
-from rolegen_jax.data.pipeline import Batches
+from rolegen_jax.runtime.compile import jit
+from rolegen_jax.data import batches as data_rows
+from rolegen_jax.data.loader import Batches
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import build_trie
-from rolegen_jax.training import state, step
+from rolegen_jax.training import state, steps
 
 
 class Work(NamedTuple):
@@ -39,23 +39,23 @@ class Work(NamedTuple):
 
 
 class Ours:
-  """RoleGen's Generative Behavioral Backbone on packed rows, by the warm-up loss; no reasoner takes part."""
+  """RoleGen's Generative Behavioral Backbone on packed rows, by the warmup loss; no reasoner takes part."""
 
   def __init__(self, found: beauty.Sequences, codes_IxL: np.ndarray, config: c.Config, batch: int, seed: int = 0):
     self.found, self.config, self.batch, self.cycle = found, config, batch, 1
     self.mesh = sharding.make_mesh(config.mesh)
     self.rolegen = RoleGen(config)
-    makers = {'backbone': self.rolegen.makers['backbone']}
-    txs = {'backbone': state.optimizer(config.warmup.optimizer, config.warmup.steps)}
+    model_fns = {'backbone': self.rolegen.model_fns['backbone']}
+    optimizers = {'backbone': state.optimizer(config.warmup.optimizer, config.warmup.steps)}
     width = config.backbone.context
     packed = data_rows.pack_windows(found.offsets, found.held_out('valid'), width)
     self.batches = Batches(int(packed[0].max()) + 1, batch, seed, lambda rows: data_rows.packed_rows(found.log, packed, rows, width))
     self.place = lambda tree: jax.tree.map(lambda x: sharding.global_batch(self.mesh, np.asarray(x), np.arange(len(x)), len(x)), tree)
     with jax.set_mesh(self.mesh):
       self.trie = jax.device_put(build_trie(codes_IxL, config.semantic_ids.codes), sharding.sharding(self.mesh))
-      self.state = state.create(makers, txs, self.mesh, jax.random.key(seed))
-      layout = state.shardings(makers, txs, self.mesh)
-      update = functools.partial(step.supervised_step, self.rolegen, 'backbone', step.warmup_loss, txs['backbone'])
+      self.state = state.create(model_fns, optimizers, self.mesh, jax.random.key(seed))
+      layout = state.shardings(model_fns, optimizers, self.mesh)
+      update = functools.partial(steps.supervised_step, self.rolegen, 'backbone', steps.warmup_loss, optimizers['backbone'])
       started = time.perf_counter()
       lowered = jit(update, donate_argnums=0, out_shardings=(layout, None)).lower(self.state, self.place(self._peek()), self.trie)
       self.compiled = lowered.compile()
@@ -82,8 +82,8 @@ class Ours:
 
   @functools.cached_property
   def _recommend(self):
-    def answer(params, trie, cases, beams):
-      return self.rolegen.recommend({'backbone': params}, cases, trie, None, beams, reasoning=False).ranking.item
+    def answer(params, trie, examples, beams):
+      return self.rolegen.recommend({'backbone': params}, examples, trie, None, beams, reasoning=False).ranking.item
 
     return jit(answer, static_argnums=3)
 
@@ -94,9 +94,9 @@ class Ours:
       part = rows_B[start:start + size]
       filled = np.resize(part, size)  # the last batch is filled up and cut
       history = data_rows.histories(log, log.user[filled], filled, self.config.backbone.context)
-      cases = data_rows.Cases(history, log.timestamp[filled].astype(np.int32), None, None, None, None)
+      examples = data_rows.Examples(history, log.timestamp[filled].astype(np.int32), None, None, None, None)
       with jax.set_mesh(self.mesh):
-        ranked.append(np.asarray(self._recommend(self.state.params['backbone'], self.trie, self.place(cases), beams))[:len(part)])
+        ranked.append(np.asarray(self._recommend(self.state.params['backbone'], self.trie, self.place(examples), beams))[:len(part)])
     return np.concatenate(ranked)
 
   def save(self, path: pathlib.Path) -> None:
@@ -127,7 +127,7 @@ class Examples:
 
 
 class _Torch:
-  """What the two peers share: torch's loop around `loss_of(log rows) -> torch scalar`."""
+  """What the two third-party implementations share: torch's loop around `loss_of(log rows) -> torch scalar`."""
 
   compile_s = 0.0
 

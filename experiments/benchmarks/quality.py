@@ -1,14 +1,16 @@
-"""Summarize the runs of `--experiment=quality:NAME`: hit rates, ablations, roles, diversity and A/B tests.
+"""Summarize the runs of `--experiment=quality:NAME`: hit rates, roles, diversity, A/B tests.
 
-  python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo    # the others: experiments/quality.py
-  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0                    # again with --world=held_back
+  python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
+  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0    # again with --world=held_back
   python -m experiments.benchmarks.quality --runs=runs/quality
 
-The sweeps take hours on two cores and continue where they were stopped. This command only reads run
-folders: what is missing there keeps its entry of quality.json, with its own provenance. Without --runs it renders
-the committed summary: the tables of docs/quality.md and the figures of docs/performance.
+The other sweeps are in experiments/quality.py; they take hours on two cores and continue where they
+were stopped. This command only reads run folders: what is missing there keeps its entry of
+quality.json, with its own provenance. Without --runs it renders the committed summary: the tables
+of docs/quality.md and the figures of docs/performance.
 
-A system's figure is the mean over seeds; its 95 % interval resamples occasions, each with the values of all seeds.
+A system's figure is the mean over seeds. Its 95 % interval resamples occasions, each with the
+values of all seeds.
 Legend: S seeds, O occasions, T (occasion, target) pairs, K list length.
 """
 
@@ -26,25 +28,28 @@ from absl import flags
 from experiments import quality as experiment
 from experiments.benchmarks import harness
 from experiments.benchmarks.quality_report import TESTED, plot, tables, write_blocks
-from rolegen_jax import commands
+from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError, EvaluationConfig
 from rolegen_jax.data.files import renamed
 from rolegen_jax.data.prepare import load_prepared
 from rolegen_jax.evaluation.metrics import Pairs, bootstrap, hit, ndcg, ranks
-from rolegen_jax.progress import say
 from rolegen_jax.reasoning.feedback import repeats
+from rolegen_jax.runtime.progress import say
 
 METRICS = {'HI@1': (hit, 1), 'HI@10': (hit, 10), 'HI@50': (hit, 50), 'NDCG@10': (ndcg, 10)}
-SLICES = ('dormant', 'D1', 'dormant new')  # ACTIVE instead, in a log without dormant users
+# Slice -> the metrics that are kept; all of METRICS where a log is about ACTIVE users.
+SLICES = {'dormant': tuple(METRICS), 'D1': ('HI@1', 'HI@10'), 'dormant new': ('HI@50',)}
 CANDIDATES = 'candidates/'  # precedes a system's name in rankings.npz
-AB_RUNS = dict(default='ab.json', held_back='held_back/ab.json')  # in the folder of demo's first seed
+AB_RUNS = dict(
+  default='ab.json', held_back='held_back/ab.json'
+)  # in the folder of demo's first seed
 AB_DAILY = ('orders', 'daily_active_customers')
 AB_CURVES = ('no_reasoner', 'recency', 'SASRec')  # arms whose daily lifts are drawn
 LOOP_FIGURES = (
   'reward',
   'kl',
   'entropy',
-  'advantage_spread',
+  'advantage_std',
   'clipped_share',
   'logp_difference',
   'reward_malformed',
@@ -217,8 +222,12 @@ def _candidates(runs: Runs, main: str) -> dict[str, dict]:
 
 
 def _by_slice(runs: Runs, values: dict[str, np.ndarray]) -> dict[str, dict]:
-  slices = SLICES if runs.main_slice() == 'dormant' else (runs.main_slice(),)
-  return {name: _on_slice(runs, values, name) for name in slices if runs.pairs.slice(name).any()}
+  slices = SLICES if runs.main_slice() == 'dormant' else {runs.main_slice(): tuple(METRICS)}
+  return {
+    name: _on_slice(runs, {metric: values[metric] for metric in metrics}, name)
+    for name, metrics in slices.items()
+    if runs.pairs.slice(name).any()
+  }
 
 
 def _on_slice(runs: Runs, values: dict[str, np.ndarray], name: str) -> dict[str, dict]:
@@ -242,7 +251,9 @@ def _estimate(value_SxT: np.ndarray, occasion_T: np.ndarray) -> dict:
 
 def _roles(section: dict) -> dict:
   """Return one run's agreement with the planted roles, empty where none are known."""
-  figures = {name: section[name]['macro_f1'] for name in ('agreement', 'foresight') if name in section}
+  figures = {
+    name: section[name]['macro_f1'] for name in ('agreement', 'foresight') if name in section
+  }
   if 'effects' in section:
     figures |= {name: section['effects'][name] for name in ('spearman', 'same_sign')}
   return figures
@@ -261,13 +272,25 @@ def curves(path: pathlib.Path, figures: tuple[str, ...]) -> dict[str, list[float
   """Return step and `figures` of a metrics.jsonl, as means of at most CURVE_POINTS equal parts."""
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   parts = np.array_split(np.arange(len(rows)), min(len(rows), CURVE_POINTS))
-  mean = lambda name, part: float(np.mean([rows[i][name] for i in part]))
-  return {name: [mean(name, part) for part in parts] for name in ('step', *figures)}
+  return {
+    name: [float(np.mean([rows[i][name] for i in part])) for part in parts]
+    for name in ('step', *figures)
+  }
 
 
 def summarize_ab(result: dict) -> dict:
   """Return what table and figure need of an ab.json."""
-  fields = ('world', 'tested', 'slate', 'users', 'days', 'seeds', 'resamples', 'visits', 'provenance')
+  fields = (
+    'world',
+    'tested',
+    'slate',
+    'users',
+    'days',
+    'seeds',
+    'resamples',
+    'visits',
+    'provenance',
+  )
   arms, lifts = {}, {}
   for name, arm in result['arms'].items():
     by_day = {figure: arm['by_day'][figure] for figure in AB_DAILY}
@@ -279,7 +302,10 @@ def summarize_ab(result: dict) -> dict:
 
 
 def _provenance(folder: pathlib.Path) -> dict:
-  """Return the run's provenance. wall_s: from the first training step to the report, with pauses."""
+  """Return the run's provenance.
+
+  wall_s: from the first training step to the report, pauses included.
+  """
   report = json.loads((folder / 'report.json').read_text())['provenance']
   fields = ('seed', 'commit', 'when', 'config_digest', 'artifacts', 'device_kind', 'versions')
   starts = [
@@ -306,4 +332,4 @@ def to_json(value: object, indent: int = 0) -> str:
 
 
 if __name__ == '__main__':
-  commands.run(main)
+  entry.run(main)

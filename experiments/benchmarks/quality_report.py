@@ -1,4 +1,4 @@
-"""The tables and figures of quality.json, apart from quality.py because both together pass 400 lines.
+"""The tables and figures of quality.json; with the reading of runs it would be one long file.
 
 Tables are Markdown blocks of docs/quality.md, each between `<!-- NAME -->` and `<!-- end -->`.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from matplotlib.figure import Figure
 
-from rolegen_jax.evaluation import ab_plot
+from rolegen_jax.ab_test import plot as ab_plot
 
 TESTED = 'RoleGen'
 BACKBONE = 'no_reasoner'  # the ablation that leaves the backbone alone
@@ -31,8 +31,8 @@ ARMS = dict(
   oracle='oracle: true probabilities, short-sighted',
 )
 
-# What the project set out to reach: experiment -> (system, slice, metric, aim). Of the backbone alone on
-# amazon_beauty: what a tuned SASRec and RPG have (docs/quality.md); one target an occasion, so HI@10 is R@10.
+# What the project set out to reach: experiment -> (system, slice, metric, aim). On amazon_beauty it
+# is what a tuned SASRec and RPG have (docs/quality.md); one target an occasion, so HI@10 is R@10.
 HIT_AIMS = dict(
   alibaba2014=[
     (TESTED, 'dormant', 'HI@1', 0.17),
@@ -81,7 +81,9 @@ def tables(results: dict) -> dict[str, str]:
   """Return block name -> Markdown table, for every block that `results` can fill."""
   experiments = {log: results['experiments'][log] for log in LOGS if log in results['experiments']}
   blocks = dict(
-    aims=_aims_table(results), seeds=_seeds_table(experiments), deletion=_deletion_table(experiments)
+    aims=_aims_table(results),
+    seeds=_seeds_table(experiments),
+    deletion=_deletion_table(experiments),
   )
   for log, summary in experiments.items():
     blocks[f'hits {log}'] = _hits_table(summary)
@@ -93,7 +95,7 @@ def tables(results: dict) -> dict[str, str]:
 
 
 def write_blocks(blocks: dict[str, str], page: pathlib.Path) -> None:
-  """Replace the blocks of `page` by those of the same name; a block without a place there is skipped."""
+  """Replace the blocks of `page` that have a name in `blocks`."""
   text = page.read_text()
   for name, table in blocks.items():
     pattern = re.compile(rf'(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)', re.DOTALL)
@@ -105,7 +107,10 @@ def aims(results: dict) -> Iterator[tuple[str, float, float]]:
   """Yield (what, aim, value reached), means over seeds, for every aim whose runs are there."""
   for log, summary in results['experiments'].items():
     systems = summary['systems']
-    mean = lambda name, part, metric: systems[name]['metrics'][part][metric]['mean']
+
+    def mean(name: str, part: str, metric: str) -> float:
+      return systems[name]['metrics'][part][metric]['mean']
+
     for name, part, metric, aim in HIT_AIMS.get(log, ()):
       of = '' if name == TESTED else ' of the backbone alone'
       yield f'{log}: {part} {metric}{of}', aim, mean(name, part, metric)
@@ -135,10 +140,9 @@ def aims(results: dict) -> Iterator[tuple[str, float, float]]:
       yield f'A/B test, {simulator}: orders, lift over the backbone alone', ORDERS_AIM, lift
 
 
-def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-  head = list(head)
-  lines = [head, ['---'] * len(head), *rows]
-  return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in lines)
+def _markdown(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+  header, *body = ['| ' + ' | '.join(cells) + ' |' for cells in (head, *rows)]
+  return '\n'.join([header, '|' + '---|' * len(head), *body])
 
 
 def _percent(estimate: dict, sign: str = '', digits: int = 2) -> str:
@@ -171,19 +175,21 @@ def _hits_table(summary: dict) -> str:
   part, rows = summary['slice'], []
   for name, system in summary['systems'].items():
     hits, diversity = system['metrics'][part], system['diversity']
-    mean = lambda metric: f'{100 * hits[metric]["mean"]:.2f}'
+    mean = {metric: f'{100 * estimate["mean"]:.2f}' for metric, estimate in hits.items()}
     new = system['metrics'].get('dormant new')
-    rows.append([
-      name,
-      mean('HI@1'),
-      _percent(hits['HI@10']),
-      mean('HI@50'),
-      mean('NDCG@10'),
-      '' if name == TESTED else _percent(system['tested_minus_it']['HI@10'], '+'),
-      f'{100 * new["HI@50"]["mean"]:.1f}' if new else '',
-      f'{diversity["coverage"]:.3f}',
-      f'{diversity["long_tail_share"]:.3f}',
-    ])
+    rows.append(
+      [
+        name,
+        mean['HI@1'],
+        _percent(hits['HI@10']),
+        mean['HI@50'],
+        mean['NDCG@10'],
+        '' if name == TESTED else _percent(system['tested_minus_it']['HI@10'], '+'),
+        f'{100 * new["HI@50"]["mean"]:.1f}' if new else '',
+        f'{diversity["coverage"]:.3f}',
+        f'{diversity["long_tail_share"]:.3f}',
+      ]
+    )
   pairs = summary['systems'][TESTED]['metrics'][part]['HI@10']['pairs']
   head = [f'{part}, {pairs:,} targets', 'HI@1', 'HI@10', 'HI@50', 'NDCG@10']
   head += ['RoleGen minus it, HI@10', 'new, HI@50', 'coverage', 'long tail']
@@ -193,16 +199,20 @@ def _hits_table(summary: dict) -> str:
 def _candidates_table(summary: dict) -> str:
   rows = []
   for name, candidates in summary['candidates'].items():
-    minus = lambda key: '' if name == TESTED else _percent(candidates[f'tested_minus_{key}'], '+')
-    rows.append([
-      name,
-      f'{candidates["union_size"]:.1f}',
-      f'{candidates["jaccard"]:.2f}',
-      _percent(candidates['held']),
-      minus('held'),
-      _percent(candidates['repeated']),
-      minus('repeated'),
-    ])
+    minus = {key: _percent(candidates[f'tested_minus_{key}'], '+') for key in ('held', 'repeated')}
+    if name == TESTED:
+      minus = dict.fromkeys(minus, '')
+    rows.append(
+      [
+        name,
+        f'{candidates["union_size"]:.1f}',
+        f'{candidates["jaccard"]:.2f}',
+        _percent(candidates['held']),
+        minus['held'],
+        _percent(candidates['repeated']),
+        minus['repeated'],
+      ]
+    )
   head = ['candidates of', 'distinct per user', 'distance of worlds', 'contain the target, %']
   head += ['RoleGen minus it', 'repeated on a path, %', 'RoleGen minus it']
   return _markdown(head, rows)
@@ -238,7 +248,7 @@ def _ab_table(tests: dict) -> str:
 def plot(results: dict, figure_path: str | os.PathLike) -> None:
   """Write the figure of hit rates and, beside it, those of the warmup, the loop and the A/B tests.
 
-  They are named quality_warmup, quality_stability and ab_SIMULATOR; what `results` lacks is not drawn.
+  Their names are quality_warmup, quality_stability and ab_SIMULATOR, as far as there are results.
   """
   experiments, folder = results['experiments'], pathlib.Path(figure_path).parent
   figure = Figure(figsize=(4.6 * len(experiments), 10), layout='constrained')
@@ -288,7 +298,9 @@ def _plot_hits(panel, summary: dict) -> None:
 def _plot_differences(panel, summary: dict) -> None:
   systems = summary['systems']
   minus = {
-    name: systems[name]['tested_minus_it']['HI@10'] for name in _by_hit_rate(summary) if name != TESTED
+    name: systems[name]['tested_minus_it']['HI@10']
+    for name in _by_hit_rate(summary)
+    if name != TESTED
   }
   colors = [
     '#009E73' if d['low'] > 0 else '#D55E00' if d['high'] < 0 else '#8A8A8A' for d in minus.values()

@@ -1,6 +1,6 @@
 """Residual k-means against faiss's ResidualQuantizer, 3 levels of 256 codes, on SIMULATED vectors, in turn on the same threads.
 
-  pip install -r requirements-peers.txt
+  pip install -r requirements-third-party implementations.txt
   python -m experiments.benchmarks.quantiser
 
 Ours runs at settings with which its reconstruction error is no higher than faiss's. faiss runs as it comes (beam 5), with beam 1,
@@ -18,22 +18,22 @@ import tempfile
 
 from absl import flags
 
-from rolegen_jax import commands
+from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError
 
 DEVICES = 8
 
-_CASES = flags.DEFINE_list('cases', ['12101x768', '1000000x128'], 'Some of 12101x768, 1000000x128.')
+_CASES = flags.DEFINE_list('examples', ['12101x768', '1000000x128'], 'Some of 12101x768, 1000000x128.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Timed rounds.', lower_bound=1)
 _OUTPUT = flags.DEFINE_string('output', '', 'Folder of quantiser.json; default: that of the benchmarks.')
-_SHARDED = flags.DEFINE_string('sharded', '', 'A file: write there what the one case of --cases is over all devices, and no more.')
+_SHARDED = flags.DEFINE_string('sharded', '', 'A file: write there what the one case of --examples is over all devices, and no more.')
 
 
 def main() -> None:
   from experiments.benchmarks import measure, quantiser_parts as parts
 
   if unknown := sorted(set(_CASES.value) - set(parts.CASES)):
-    raise ConfigError(f'--cases={unknown[0]}: must be some of {", ".join(parts.CASES)}')
+    raise ConfigError(f'--examples={unknown[0]}: must be some of {", ".join(parts.CASES)}')
   if _SHARDED.value:
     pathlib.Path(_SHARDED.value).write_text(json.dumps(parts.sharded(parts.CASES[_CASES.value[0]], _REPEATS.value)))
     return
@@ -41,9 +41,9 @@ def main() -> None:
     import faiss  # noqa: F401
   except ImportError as error:
     raise ConfigError(f'{error}: the peers are an extra, pip install -r requirements-peers.txt') from error
-  cases = {}
+  examples = {}
   for name in _CASES.value:
-    cases[name] = found = parts.compare(parts.CASES[name], _REPEATS.value, len(os.sched_getaffinity(0)))
+    examples[name] = found = parts.compare(parts.CASES[name], _REPEATS.value, len(os.sched_getaffinity(0)))
     for side, times in found['sides'].items():
       print(f'{name} {side}: {times["median_s"]:.2f} s, error {times["error"][-1]:.5f}', flush=True)
     for side, ratio in found['ours_against'].items():
@@ -53,7 +53,7 @@ def main() -> None:
     print(f'{name}: {shards["devices"]} devices {eight["median_s"]:.2f} s, error {eight["error"][-1]:.5f}; one {one["median_s"]:.2f} s, '
           f'{one["error"][-1]:.5f}; equal codes {shards["equal_codes"]:.5f} of the rows', flush=True)
   simulated = dict(topics=parts.TOPICS, subtopics=parts.SUBTOPICS, subtopic=parts.SUBTOPIC, noise=parts.NOISE, made_by='quantiser_parts.simulate')
-  found = dict(simulated=simulated, cases=cases)
+  found = dict(simulated=simulated, examples=examples)
   print(f"-> {measure.keep('quantiser', found, 'faiss-cpu', folder=_OUTPUT.value or measure.FOLDER)}")
 
 
@@ -61,11 +61,11 @@ def over_devices(case: str) -> dict:
   """`quantiser_parts.sharded` in a process that sees DEVICES CPU devices."""
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / 'sharded.json'
-    command = [sys.executable, '-m', 'experiments.benchmarks.quantiser', f'--cases={case}', f'--repeats={_REPEATS.value}', f'--sharded={file}']
+    command = [sys.executable, '-m', 'experiments.benchmarks.quantiser', f'--examples={case}', f'--repeats={_REPEATS.value}', f'--sharded={file}']
     flag = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={DEVICES}'.strip()
     subprocess.run(command, env=os.environ | dict(XLA_FLAGS=flag, JAX_PLATFORMS='cpu'), check=True)
     return json.loads(file.read_text())
 
 
 if __name__ == '__main__':
-  commands.run(main)
+  entry.run(main)

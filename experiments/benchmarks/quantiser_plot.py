@@ -18,9 +18,9 @@ COLOURS = dict(
 
 def draw(found: dict, figure: str | os.PathLike) -> None:
   """Writes `figure` (its suffix is the format) from what `quantiser` found."""
-  cases = found['cases']
-  canvas = Figure(figsize=(6.0 * len(cases), 2.9), layout='constrained')
-  for axes, (name, case) in zip(canvas.subplots(1, len(cases), squeeze=False)[0], cases.items()):
+  examples = found['examples']
+  canvas = Figure(figsize=(6.0 * len(examples), 2.9), layout='constrained')
+  for axes, (name, case) in zip(canvas.subplots(1, len(examples), squeeze=False)[0], examples.items()):
     sides = case['sides'] | case.get('sharded', dict(sides={}))['sides']
     for row, (side, times) in enumerate(sides.items()):
       low, high = times['quartiles_s']

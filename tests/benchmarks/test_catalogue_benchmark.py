@@ -1,4 +1,4 @@
-"""The benchmark of catalogues at a tiny size: its peers and tables give the same masks, everything is measured, its picture draws."""
+"""The benchmark of catalogues at a tiny size: its third-party implementations and tables give the same masks, everything is measured, its picture draws."""
 
 import json
 

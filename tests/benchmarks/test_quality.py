@@ -9,22 +9,22 @@ import pytest
 from experiments import quality
 from experiments.benchmarks import quality_parts as lib
 from experiments.benchmarks import quality_plot, quality_tables
-from rolegen_jax import commands
+from rolegen_jax.cli import entry
 from rolegen_jax.config import ABLATIONS, ConfigError, EvaluationConfig
 from rolegen_jax.data.files import write_json, write_npz
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.data.prepare import prepare
 from rolegen_jax.evaluation import content
-from rolegen_jax.evaluation.floors import evaluation_rows
+from rolegen_jax.evaluation.baselines import evaluation_rows
 
-SMALL = ['world.users=200', 'world.items=64', 'world.categories=8']
+SMALL = ['simulator.users=200', 'simulator.items=64', 'simulator.categories=8']
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """Two runs of `demo` whose systems list the right items for a known share of the occasions."""
   folder = tmp_path_factory.mktemp('quality')
-  config = commands.experiment('quality:demo', SMALL)
+  config = entry.experiment('quality:demo', SMALL)
   for seed in range(2):
     run = folder / 'demo' / 'points' / f'seed{seed}'
     log, occasions, _ = prepare(config, run / 'data')
@@ -33,13 +33,13 @@ def folder(tmp_path_factory):
     lists = np.tile(np.arange(50, dtype=np.int32), (len(rows), 1))
     right = np.concatenate([target[:, None], (target[:, None] + np.arange(1, 50)) % 64], axis=1).astype(np.int32)
     rankings = {'RoleGen': right, 'no_reasoner': np.where(np.arange(len(rows))[:, None] % 2 == seed, right, right[:, ::-1]), 'popularity': lists}
-    kinds = dict(RoleGen='model', no_reasoner='ablation', popularity='floor')
+    kinds = dict(RoleGen='model', no_reasoner='ablation', popularity='baseline')
     codes = np.stack([np.arange(64) % 8, np.arange(64)], axis=1)
     systems, _ = content.systems(config, log, occasions, rows, codes, {name: (kinds[name], items, {}) for name, items in rankings.items()})
     chains = {name: np.tile(found[:, None, None], (1, 2, 3)).astype(np.int32) for name, found in (('RoleGen', target), ('weighted', target * 0 - 1))}
     write_npz(dict(occasion=rows) | rankings | {f'candidates/{name}': found for name, found in chains.items()}, run / 'rankings.npz')
     plain = {name: dict(kind=s['kind'], diversity=s['diversity']) for name, s in systems.items()}
-    provenance = dict(seed=seed, commit='0', when='now', config_digest='0', artefacts={}, device_kind='cpu', versions={})
+    provenance = dict(seed=seed, commit='0', when='now', config_digest='0', artifacts={}, device_kind='cpu', versions={})
     diverse = dict(jaccard=0.5, union_size=8.0)
     write_json(dict(systems=plain, worlds=diverse | dict(systems=dict.fromkeys(chains, diverse)), provenance=provenance, roles=dict(agreement=dict(macro_f1=0.6))), run / 'report.json')
     for stage, figures in (('loop', lib.STABILITY), ('backbone', ('purchase_nll',))):
@@ -124,7 +124,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_the_experiment_has_all_ablations_and_names_what_it_knows():
   for name in quality.OF:
     wanted = ('no_reasoner',) if name == 'amazon_beauty' else tuple(ABLATIONS)
-    assert commands.experiment(f'quality:{name}', []).evaluation.ablations == wanted
+    assert entry.experiment(f'quality:{name}', []).evaluation.ablations == wanted
   with pytest.raises(ConfigError, match='quality:dem: must be one of demo, alibaba2014'):
-    commands.experiment('quality:dem', [])
+    entry.experiment('quality:dem', [])
   assert EvaluationConfig().ablations != tuple(ABLATIONS)

@@ -48,7 +48,7 @@ def test_all_sides_are_measured_and_drawn(sharded, tmp_path):
     assert ratio['speed'] == pytest.approx(found['sides'][name]['median_s'] / found['sides']['rolegen']['median_s'])
     assert ratio['error'] < 1.1
   found['sharded'] = sharded
-  quantiser_plot.draw(dict(cases={'tiny': found, 'alone': {k: v for k, v in found.items() if k != 'sharded'}}), tmp_path / 'figure.svg')
+  quantiser_plot.draw(dict(examples={'tiny': found, 'alone': {k: v for k, v in found.items() if k != 'sharded'}}), tmp_path / 'figure.svg')
   assert 0 < (tmp_path / 'figure.svg').stat().st_size < 200_000
 
 

@@ -60,7 +60,7 @@ def test_ours_against_every_score(rolegen, histories, codes):
   score, item = rolegen.score_all(histories), rolegen.serve(histories, BEAMS)
   assert score.shape == (BATCH, tiny.ITEMS)
   np.testing.assert_allclose(rolegen.ranking(histories, BEAMS).score, np.take_along_axis(score, item, 1), atol=2e-5)
-  two, five = parts.recall(rolegen, histories, [BEAMS], [2, 5])
+  two, five = parts.attend(rolegen, histories, [BEAMS], [2, 5])
   best = np.argsort(-score, axis=1)
   share = [len({*row[:2]} & {*true[:2]}) / 2 for row, true in zip(item, best)]
   assert two['recall'] == pytest.approx(np.mean(share)) and two['all_found'] == share.count(1.0)
@@ -97,7 +97,7 @@ def test_a_cell_times_all_sides_and_counts_their_faults(rolegen, found, codes, h
 
 
 def test_peers_search_their_own_scores(found, codes, histories):
-  """Beams for all items: cornac's list is the order of its own exact scores; both peers list every item once."""
+  """Beams for all items: cornac's list is the order of its own exact scores; both third-party implementations list every item once."""
   made = peers(found, codes)
   for side in made.values():
     assert (np.sort(side.serve(histories[:2], tiny.ITEMS), axis=1) == np.arange(tiny.ITEMS)).all()

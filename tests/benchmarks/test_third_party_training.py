@@ -42,7 +42,7 @@ def codes() -> np.ndarray:
 @pytest.fixture(scope='module')
 def rolegen(found, codes) -> Ours:
   """Our side. It compiles, so every test has the same one, as another test left it."""
-  return Ours(found, codes, tiny.config('warmup.optimizer.warmup=1', 'warmup.optimizer.learning_rate=0.01'), batch=8)
+  return Ours(found, codes, tiny.config('warmup.optimizer.warmup_steps=1', 'warmup.optimizer.learning_rate=0.01'), batch=8)
 
 
 def ours(found, codes, rolegen) -> Ours:
@@ -138,7 +138,7 @@ def test_a_saved_side_ranks_the_same_and_goes_on_with_new_examples(make, found, 
   again.load(tmp_path / 'state')
   assert (again.rank(rows, BEAMS) == before).all()
   assert again.update() == after
-  assert again.loss == loss or make is not ours  # the peers' dropout goes on by torch's own generator
+  assert again.loss == loss or make is not ours  # the third-party implementations' dropout goes on by torch's own generator
 
 
 def test_batches_of_like_length_are_drawn_together(found, codes):
@@ -158,12 +158,12 @@ def test_ndcg_by_hand():
 
 def test_a_race_continues_where_it_was_left(found, rolegen, tmp_path):
   rows = found.held_out('valid')
-  makers = dict(rolegen=lambda: rolegen, hf_t5=lambda: rolegen)  # the order and the files are in question here
+  model_fns = dict(rolegen=lambda: rolegen, hf_t5=lambda: rolegen)  # the order and the files are in question here
   marks = dict(rolegen=[0.01, 0.02], hf_t5=[0.015])
-  run = lambda key, leave=lambda: False: parts.race(makers, marks, rows, found.item[rows], BEAMS, tmp_path, key, leave)
+  run = lambda key, leave=lambda: False: parts.race(model_fns, marks, rows, found.item[rows], BEAMS, tmp_path, key, leave)
   asked = []
   assert run('a', lambda: asked.append(0) or len(asked) > 1) is None
-  first = {name: json.loads((tmp_path / f'{name}.json').read_text())['curve'] for name in makers}
+  first = {name: json.loads((tmp_path / f'{name}.json').read_text())['curve'] for name in model_fns}
   assert [p['mark'] for p in first['rolegen']] == [0.01] and [p['mark'] for p in first['hf_t5']] == [0.015]
   curves = run('a')
   assert curves['rolegen'][:1] == first['rolegen'] and curves['hf_t5'] == first['hf_t5']
