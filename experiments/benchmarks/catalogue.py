@@ -1,11 +1,12 @@
-"""Catalogues of 1e4 to 2e7 SIMULATED items, 4 levels of 256 codes: memory, swaps of items, masks of a decoding step.
+"""Catalogues of 1e4 to 2e7 SIMULATED items: memory, swaps of items, masks of a decoding step.
 
-A swap of n items removes n and adds n others, in tables with and without regions. It is timed from the new items'
-codes on the host until every table on the device is ready for the next request; a restock gives n items other
-regions. Nothing may compile meanwhile and every ID must lead to its item afterwards, or the run fails. Beside them:
-tables built afresh, and a CSR trie, as vectorized constrained decoders use it, whose masks are timed in turn.
+A swap of n items removes n and adds n others, in tables with and without regions. It is timed from
+the new items' codes on the host until every table on the device is ready for the next request; a
+restock gives n items other regions. Nothing may compile meanwhile and every ID must lead to its
+item afterwards, or the run fails. Beside them: tables built afresh, and a CSR trie, as vectorized
+constrained decoders use it, whose masks are timed in turn with ours.
 
-IDs are uniform and random, which share the fewest prefixes and so need the largest tables.
+IDs are uniform and random: they share the fewest prefixes and so need the largest tables.
 Legend: B requests, k beams, L levels, K codes a level.
 """
 
@@ -116,23 +117,22 @@ def table_bytes(trie: trie_lib.Trie) -> dict[str, int]:
 def trie_mask_calls(
   trie: trie_lib.Trie, prefixes_BxkxL: np.ndarray, allow_B=None
 ) -> list[Callable]:
-  """Return, per level, the call that makes the masks of all beams; of requests' regions if given."""
+  """Return, per level, the call that makes all masks, of regions `allow_B` if given."""
 
   def mask(level, trie, node, allow):
     return trie_lib.children_mask(trie, level, node, allow)[0]
 
+  def descend(level, trie, node, code):
+    return trie_lib.descend(trie, level, node, code)
+
   nodes = [trie_lib.root(prefixes_BxkxL.shape[:-1])]
-  descend = jit(functools.partial(_descend), static_argnums=0)
   for level in range(trie.levels - 1):
-    nodes.append(descend(level, trie, nodes[-1], prefixes_BxkxL[..., level]))
+    child = jit(functools.partial(descend, level))
+    nodes.append(child(trie, nodes[-1], prefixes_BxkxL[..., level]))
   compiled = [jit(functools.partial(mask, level)) for level in range(trie.levels)]
   return [
     functools.partial(call, trie, node, allow_B) for call, node in zip(compiled, nodes, strict=True)
   ]
-
-
-def _descend(level: int, trie, node, code):
-  return trie_lib.descend(trie, level, node, code)
 
 
 class Csr:
@@ -192,7 +192,7 @@ def _time_masks(calls: dict[str, list[Callable]], repeats: int) -> dict[str, lis
 
 
 def _measure_compact(codes: np.ndarray, prefixes_BxkxL: np.ndarray, repeats: int) -> dict:
-  """Return what the tables of a catalogue that stands still cost: a new catalogue without a swap."""
+  """Return what tables that cannot change cost, which is what a catalogue costs without swaps."""
   started = time.perf_counter()
   trie = jax.block_until_ready(jax.device_put(trie_lib.build_trie(codes, CODES)))
   build_s = time.perf_counter() - started

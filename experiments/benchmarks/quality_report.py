@@ -260,6 +260,9 @@ def plot(results: dict, figure_path: str | os.PathLike) -> None:
     _plot_coverage(bottom, summary)
     for panel in (top, middle, bottom):
       _tidy(panel, axis='both' if panel is bottom else 'x')
+  handles, labels = panels[-1, 0].get_legend_handles_labels()
+  style = dict(frameon=False, fontsize=8, ncols=len(labels))
+  figure.legend(handles, labels, loc='outside lower center', **style)
   figure.savefig(figure_path, dpi=72)
   _plot_warmup(experiments, folder / 'quality_warmup.png')
   if results['stability']:
@@ -270,6 +273,10 @@ def plot(results: dict, figure_path: str | os.PathLike) -> None:
 
 def _title(log: str) -> str:
   return f'{log} (SIMULATED)' if log == 'demo' else log
+
+
+def _label(name: str) -> str:
+  return name.replace('_exposure_penalty', ' + penalty')
 
 
 def _tidy(panel, axis: str = 'both') -> None:
@@ -318,9 +325,8 @@ def _plot_coverage(panel, summary: dict) -> None:
     hits, color = system['metrics'][summary['slice']]['HI@10'], COLORS[system['kind']]
     coverage = system['diversity']['coverage']
     panel.plot([coverage, coverage], [100 * hits['low'], 100 * hits['high']], color=color, lw=1)
-    style = dict(color=color, ms=6, mec='white', mew=0.5, label=name)
+    style = dict(color=color, ms=6, mec='white', mew=0.5, label=_label(name))
     panel.plot(coverage, 100 * hits['mean'], marker, **style)
-  panel.legend(frameon=False, fontsize=7, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=3)
   panel.set_xlim(0, 1)
   panel.set_xlabel('coverage: share of the catalogue in some first ten', fontsize=8)
   panel.set_ylabel('HI@10, %', fontsize=8)
@@ -330,7 +336,7 @@ def _whiskers(panel, estimates: dict[str, dict], colors: list[str]) -> None:
   for y, (estimate, color) in enumerate(zip(estimates.values(), colors)):
     panel.plot([100 * estimate['low'], 100 * estimate['high']], [y, y], color=color, lw=2)
     panel.plot(100 * estimate['mean'], y, 'o', color=color, ms=5)
-  panel.set_yticks(range(len(estimates)), list(estimates))
+  panel.set_yticks(range(len(estimates)), [_label(name) for name in estimates])
 
 
 def _plot_warmup(experiments: dict, path: pathlib.Path) -> None:
