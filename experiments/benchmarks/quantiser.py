@@ -224,7 +224,7 @@ def _time(x: np.ndarray, sides: dict, repeats: int, warm_up: int) -> tuple[dict,
 
 
 def table(results: dict) -> str:
-  """Return seconds and error of all sides; against faiss, how much faster ours is at which error."""
+  """Return seconds and error of all sides, and how much faster than faiss ours is."""
   lines = [f'{"":>12}  {"side":<30}{"seconds":>9}{"error":>9}{"faster":>8}{"error ratio":>12}']
   for size, point in results['points'].items():
     for name, side in (point['sides'] | point['sharded']['sides']).items():
