@@ -16,25 +16,28 @@ SIZES = ('', 'accelerator')
 
 def get_config(arg: str = '') -> c.Config:
   if arg not in SIZES:
-    raise c.ConfigError(f'--experiment=amazon_beauty:{arg}: must be amazon_beauty or amazon_beauty:accelerator')
+    raise c.ConfigError(
+      f'--experiment=amazon_beauty:{arg}: must be amazon_beauty or amazon_beauty:accelerator'
+    )
   base = alibaba2014.get_config()
   warmup = dataclasses.replace(base.warmup, steps=10_000, batch=32, save_every=500)
   config = dataclasses.replace(
-      base, name='amazon_beauty',
-      data=c.DataConfig(format='ranked_sequences', path='amazon_beauty', split='leave_one_out'),
-      semantic_ids=c.SemanticIdConfig(levels=3, codes=256, text='hashed_ngrams'),
-      backbone=dataclasses.replace(base.backbone, context=32, pointer=False),
-      reasoner=dataclasses.replace(base.reasoner, events=16, role_events=8),
-      warmup=warmup,
-      evaluation=c.EvaluationConfig(ablations=('no_reasoner',), sasrec_steps=3000),
+    base,
+    name='amazon_beauty',
+    data=c.DataConfig(format='ranked_sequences', path='amazon_beauty', split='leave_one_out'),
+    semantic_ids=c.SemanticIdConfig(levels=3, codes=256, text='hashed_ngrams'),
+    backbone=dataclasses.replace(base.backbone, context=32, pointer=False),
+    reasoner=dataclasses.replace(base.reasoner, events=16, role_events=8),
+    warmup=warmup,
+    evaluation=c.EvaluationConfig(ablations=('no_reasoner',), sasrec_steps=3000),
   )
   if not arg:
     return config
   wide = dataclasses.replace(base.backbone.temporal, width=128, head_dim=32, mlp=384)
   return dataclasses.replace(
-      config,
-      backbone=dataclasses.replace(config.backbone, temporal=wide, depth_layers=2),
-      reasoner=dataclasses.replace(config.reasoner, transformer=wide),
-      warmup=dataclasses.replace(warmup, steps=9000, batch=256),
-      evaluation=dataclasses.replace(config.evaluation, sasrec_steps=20_000),
+    config,
+    backbone=dataclasses.replace(config.backbone, temporal=wide, depth_layers=2),
+    reasoner=dataclasses.replace(config.reasoner, transformer=wide),
+    warmup=dataclasses.replace(warmup, steps=9000, batch=256),
+    evaluation=dataclasses.replace(config.evaluation, sasrec_steps=20_000),
   )

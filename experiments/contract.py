@@ -8,4 +8,6 @@ from rolegen_jax import config as c
 
 def get_config(arg: str = '') -> c.Config:
   base = alibaba2014.get_config(arg)
-  return dataclasses.replace(base, name='contract', data=c.DataConfig(format='contract', path=arg or 'contract'))
+  return dataclasses.replace(
+    base, name='contract', data=c.DataConfig(format='contract', path=arg or 'contract')
+  )

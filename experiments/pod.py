@@ -13,13 +13,15 @@ counts chips: 128 chips of v5p are 4x4x8, two whole cubes, the smallest slice of
 from rolegen_jax import config as c
 
 MESHES = {
-    # Parameters whole while decoding: 1.2 GB in bfloat16.
-    'v5e_16': c.MeshConfig(data=1, fsdp=16, tensor=1),
-    # An 8 B reasoner is 16 GB whole: spread over tensor a chip holds and reads a quarter for each token.
-    'v5p_128': c.MeshConfig(data=1, fsdp=32, tensor=4, rollout='tensor'),
-    # Every axis is one whole dimension of the 8 x 16 x 16 torus: JAX splits none, so tensor cannot be 4 here.
-    'v5p_2048': c.MeshConfig(data=16, fsdp=16, tensor=8, rollout='tensor'),
-    'h100_64': c.MeshConfig(data=1, fsdp=8, tensor=8, rollout='tensor'),  # tensor stays inside a host's NVLink
+  # Parameters whole while decoding: 1.2 GB in bfloat16.
+  'v5e_16': c.MeshConfig(data=1, fsdp=16, tensor=1),
+  # An 8 B reasoner is 16 GB whole: spread over tensor a chip holds and reads a quarter for each token.
+  'v5p_128': c.MeshConfig(data=1, fsdp=32, tensor=4, rollout='tensor'),
+  # Every axis is one whole dimension of the 8 x 16 x 16 torus: JAX splits none, so tensor cannot be 4 here.
+  'v5p_2048': c.MeshConfig(data=16, fsdp=16, tensor=8, rollout='tensor'),
+  'h100_64': c.MeshConfig(
+    data=1, fsdp=8, tensor=8, rollout='tensor'
+  ),  # tensor stays inside a host's NVLink
 }
 USERS = dict(v5e_16=64, v5p_128=512, v5p_2048=8192, h100_64=256)  # per step of the loop
 
@@ -36,18 +38,20 @@ def get_config(arg: str = 'v5e_16') -> c.Config:
     reasoner = c.TransformerConfig(layers=42, width=4096, heads=32, mlp=12288, **block)
     backbone = c.TransformerConfig(layers=16, width=2048, heads=16, mlp=6144, **block)
   users = USERS[size]
-  stage = lambda steps, rows, rate: c.StageConfig(steps, rows, c.OptimizerConfig(learning_rate=rate, warmup=1000), save_every=500)
+  stage = lambda steps, rows, rate: c.StageConfig(
+    steps, rows, c.OptimizerConfig(learning_rate=rate, warmup_steps=1000), save_every=500
+  )
   return c.Config(
-      name=f'pod_{size}',
-      data=c.DataConfig(format='contract', path='contract'),
-      semantic_ids=c.SemanticIdConfig(levels=4, codes=256, collaborative_dim=256),
-      backbone=c.BackboneConfig(temporal=backbone, query_layers=2, depth_layers=2, context=256),
-      reasoner=c.ReasonerConfig(transformer=reasoner, events=32, role_events=16, candidates=4),
-      loop=c.LoopConfig(worlds=4),
-      warmup=stage(50_000, 2 * users, 3e-4),
-      align=stage(20_000, users, 3e-4),
-      reason=stage(20_000, users, 1e-4),
-      loop_stage=stage(20_000, users, 3e-5),
-      mesh=MESHES[size],
-      evaluation=c.EvaluationConfig(batch=users, ablations=()),
+    name=f'pod_{size}',
+    data=c.DataConfig(format='contract', path='contract'),
+    semantic_ids=c.SemanticIdConfig(levels=4, codes=256, collaborative_dim=256),
+    backbone=c.BackboneConfig(temporal=backbone, query_layers=2, depth_layers=2, context=256),
+    reasoner=c.ReasonerConfig(transformer=reasoner, events=32, role_events=16, candidates=4),
+    loop=c.LoopConfig(worlds=4),
+    warmup=stage(50_000, 2 * users, 3e-4),
+    align=stage(20_000, users, 3e-4),
+    reason=stage(20_000, users, 1e-4),
+    loop_stage=stage(20_000, users, 3e-5),
+    mesh=MESHES[size],
+    evaluation=c.EvaluationConfig(batch=users, ablations=()),
   )

@@ -26,7 +26,9 @@ def get_config(arg: str = 'demo') -> c.Config:
   base = importlib.import_module(f'experiments.{name}').get_config()
   if name in ONE_ABLATION:
     return base
-  return dataclasses.replace(base, evaluation=dataclasses.replace(base.evaluation, ablations=tuple(c.ABLATIONS)))
+  return dataclasses.replace(
+    base, evaluation=dataclasses.replace(base.evaluation, ablations=tuple(c.ABLATIONS))
+  )
 
 
 def sweep(add, arg: str = '') -> None:

@@ -11,18 +11,50 @@ import hashlib
 import json
 import typing
 
-EVENT_NAMES = ('impression', 'view', 'fav', 'cart', 'remove', 'purchase')  # index = event code; ties sort in this order
-COHORTS = ('D1', 'D2', 'D3', 'ACTIVE')  # dormant: D1 first conversion, D2 reactivation; D3 never converted (no target)
-ROLE_NAMES = ('TRIGGER', 'ANCHOR', 'COMPARE', 'REINFORCE', 'COMPLEMENT', 'EXPLORE', 'DISTRACT', 'CONVERT')
+EVENT_NAMES = (
+  'impression',
+  'view',
+  'fav',
+  'cart',
+  'remove',
+  'purchase',
+)  # index = event code; ties sort in this order
+COHORTS = (
+  'D1',
+  'D2',
+  'D3',
+  'ACTIVE',
+)  # dormant: D1 first conversion, D2 reactivation; D3 never converted (no target)
+ROLE_NAMES = (
+  'TRIGGER',
+  'ANCHOR',
+  'COMPARE',
+  'REINFORCE',
+  'COMPLEMENT',
+  'EXPLORE',
+  'DISTRACT',
+  'CONVERT',
+)
 PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
-ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')  # fields of TextConfig
+ALIGN_TASKS = (
+  'sid_to_text',
+  'text_to_sid',
+  'masked_attribute',
+  'next_event',
+  'next_purchase',
+)  # fields of TextConfig
 WORD_TASKS = (*ALIGN_TASKS, 'rationale')
-UPTAKE = ('roles', 'intent', 'candidates', 'calls')
+BACKBONE_INPUTS = ('roles', 'intent', 'candidates', 'retrieved')
 INTERVENTIONS = ('intent', 'remove', 'role')
 # Ablation -> the settings of the closed loop that make it; those without any are switches of the training step.
 ABLATIONS = dict(
-    no_reasoner={}, roles_only=dict(uptake=('roles',)), no_calls=dict(uptake=('roles', 'intent', 'candidates')), no_counterfactual={},
-    common_noise=dict(noise='common'), no_reflection={}, weighted=dict(objective='weighted'),
+  no_reasoner={},
+  roles_only=dict(backbone_inputs=('roles',)),
+  no_retrieved=dict(backbone_inputs=('roles', 'intent', 'candidates')),
+  no_counterfactual={},
+  common_noise=dict(noise='common'),
+  no_reflection={},
+  weighted=dict(objective='weighted'),
 )
 
 
@@ -35,7 +67,7 @@ class DataConfig:
   format: str = 'simulated'  # simulated | contract | alibaba2014 | taobao_userbehavior | rees46 | ranked_sequences
   path: str = ''  # file or folder of the log, relative to $ROLEGEN_DATA; unused when simulated
   max_users: int = 0  # keep the first N users in file order; 0 = all
-  shards: str = ''  # folder of rolegen_jax.prepare_shards: backbone warm-up on rows of the whole log, which memory need not hold; '' = off
+  shards: str = ''  # folder of rolegen prepare_shards: backbone warmup on rows of the whole log, which memory need not hold; '' = off
   split: str = 'time'  # time | leave_one_out
   test_fraction: float = 0.3  # share of dormant occasions, latest by time, that are test
   valid_fraction: float = 0.15  # share of dormant occasions just before them that are validation
@@ -45,14 +77,16 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldConfig:
-  """The simulated world (`data/world.py`, rules in docs/simulated_world.md)."""
+class SimulatorConfig:
+  """The simulated world (`simulator/world.py`, rules in docs/simulated_world.md)."""
 
   preset: str = 'alibaba2014'  # which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k; or held_back, other strengths
   users: int = 3000
   items: int = 1200
   categories: int = 24
-  events_per_user_scale: float = 0.75  # of the fitted mean: the demo is smaller, the shape of the distribution stays
+  events_per_user_scale: float = (
+    0.75  # of the fitted mean: the demo is smaller, the shape of the distribution stays
+  )
   seed: int = 0
 
 
@@ -97,7 +131,9 @@ class TransformerConfig:
   norm_offset: float = 0.0  # norms multiply by this + their parameter; Gemma 1
   activation: str = 'silu'  # of the gate: silu | gelu_tanh
   attention_scale: float = 0.0  # of scores; 0 = head_dim ** -0.5
-  layer_pattern: str = ''  # a letter a layer, from the first on and again: L sees `window`, G sees all; '' = all G
+  layer_pattern: str = (
+    ''  # a letter a layer, from the first on and again: L sees `window`, G sees all; '' = all G
+  )
   window: int = 0  # tokens that a query of an L layer sees, itself included
   local_rope_theta: float = 10_000.0  # of L layers
   rope_scaling: RopeScaling = RopeScaling()  # of G layers
@@ -137,11 +173,17 @@ class ReasonerConfig:
   intents: int = 2  # intents per completion
   intent_levels: int = 1  # codes of the SID prefix that names an intent
   candidates: int = 4  # items on the path of one completion
-  neighbourhoods: int = 8  # coarse codes that contact with an item may excite, the strongest ones
-  successors: int = 16  # items that contact with an item may call for, the ones that follow it most
-  called: int = 64  # items that a history calls for most: what paths go to and the backbone reads
+  coarse_codes: int = 8  # coarse codes that contact with an item may excite, the strongest ones
+  transitions: int = (
+    16  # items that contact with an item may call for, the ones that follow it most
+  )
+  retrieved: int = (
+    64  # items that a history calls for most: what paths go to and the backbone reads
+  )
   temperature: float = 0.2  # of rollouts; demonstrations are fitted at 1
-  pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = from scratch
+  pretrained: str = (
+    ''  # folder of a pretrained decoder, which sets `transformer`; '' = from scratch
+  )
   text_pieces: int = 0  # text tokens: of the tokenizer of `pretrained`, or at most of one trained on the items' words; 0 = no text
   tokenizer: str = ''  # hash of the tokenizer of `pretrained`
   # What training changes: all | lora | frozen. frozen: rows of our tokens (all before the text block) and the equation of intent; lora: those
@@ -164,7 +206,9 @@ class TextConfig:
   next_purchase: float = 0.5  # a trajectory and a time -> semantic ID of what was bought
   width: int = 256  # tokens of a packed row
   sentence: int = 24  # tokens of a text, its end included, at most; longer ones are cut
-  held_out: float = 0.05  # share of items whose words are never shown: the report asks for them apart
+  held_out: float = (
+    0.05  # share of items whose words are never shown: the report asks for them apart
+  )
   rationales: float = 0.0  # weight in stage `reason` of the chain with a sentence after each role and intent; 0 = chains without words
 
 
@@ -172,11 +216,15 @@ class TextConfig:
 class RolesConfig:
   """Hindsight roles (`reasoning/roles.py`): how many, and thresholds."""
 
-  max_conversions: int = 20_000  # training conversions that are labelled and teach the reasoner, evenly drawn; 0 = all
-  intent_days: float = 14.0  # an intent ends after so long without contact with its neighbourhood
+  max_conversions: int = (
+    20_000  # training conversions that are labelled and teach the reasoner, evenly drawn; 0 = all
+  )
+  intent_days: float = 14.0  # an intent ends after so long without contact with its coarse code
   trigger_z: float = 4.0  # sigmas by which contact with the item raises interest near y, beyond what items of its kind do
   distract_z: float = -3.0  # the same, lowers
-  complement_shift: float = 0.03  # share of interest that purchases there move towards y's neighbourhood
+  complement_shift: float = (
+    0.03  # share of interest that purchases there move towards y's coarse code
+  )
   annotations: str = ''  # JSONL of imported roles and rationales, which replace those of hindsight (`text/annotations.py`); '' = none
 
 
@@ -187,16 +235,18 @@ class LoopConfig:
   # taken out | role: an event gets another role.
   interventions: tuple[str, ...] = INTERVENTIONS
   noise: str = 'independent'  # of its own for each world | common: worlds of a user differ through their interventions alone
-  uptake: tuple[str, ...] = UPTAKE  # what of the reasoning the backbone reads
+  backbone_inputs: tuple[str, ...] = BACKBONE_INPUTS  # what of the reasoning the backbone reads
   reward_hit: float = 1.0  # a: graded semantic-ID prefix hit of the candidates
   reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
   reward_novelty: float = 0.3  # c: share of a world's candidates in no other world
   reward_malformed: float = 1.0  # d: penalty share of malformed candidates
-  objective: str = 'policy_gradient'  # policy_gradient (clipped, KL) | weighted (softmax(A / beta) likelihood)
+  objective: str = (
+    'policy_gradient'  # policy_gradient (clipped, KL) | weighted (softmax(A / beta) likelihood)
+  )
   weight_beta: float = 0.5  # temperature of the `weighted` objective, in reward units
   clip: float = 0.2  # ratio clip of the policy gradient
   kl: float = 0.02  # weight of KL(policy || reference)
-  anchor: float = 0.5  # weight of the supervised FR-CoT loss kept in the loop
+  imitation: float = 0.5  # weight of the supervised FR-CoT loss kept in the loop
   reference_decay: float = 0.99  # EMA of the reference; 1 = frozen
   candidate_dropout: float = 0.3  # chance that a training target sees no candidates and no roles
   reflect_every: int = 1  # the reasoner is updated every k-th step
@@ -205,8 +255,10 @@ class LoopConfig:
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   learning_rate: float = 3e-3  # peak
-  equation_pace: float = 10.0  # times the learning rate, for the structural equations of the reasoner
-  warmup: int = 50  # steps
+  equation_lr_multiplier: float = (
+    10.0  # times the learning rate, for the structural equations of the reasoner
+  )
+  warmup_steps: int = 50  # steps
   final_share: float = 0.05  # of the peak, at the end of the cosine
   weight_decay: float = 0.05
   clip_norm: float = 1.0
@@ -216,7 +268,7 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
   steps: int = 300
-  batch: int = 32  # rows (warm-up) or occasions (others) per step over all devices
+  batch: int = 32  # rows (warmup) or occasions (others) per step over all devices
   optimizer: OptimizerConfig = OptimizerConfig()
   save_every: int = 100  # steps between checkpoints
 
@@ -237,13 +289,15 @@ class CalibrationConfig:
 
   steps: int = 80  # of full-batch Adam; 0 = off
   learning_rate: float = 0.05  # at the start of the cosine
-  cases: int = 1000  # validation conversions, evenly drawn; 0 = all. Their memories are held at once
+  examples: int = (
+    1000  # validation conversions, evenly drawn; 0 = all. Their memories are held at once
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class ServingConfig:
-  instrumental: float = 2.0  # of a slate: weight of what contact with an item opens beside log p (`serving/slate.py`); 0 = by log p alone
-  spread: float = 0.0  # of `recommend`: weight against items that the lists before show much; 0 = each list for itself
+  exploration_weight: float = 2.0  # of a slate: weight of what contact with an item opens beside log p (`serving/slate.py`); 0 = by log p alone
+  exposure_penalty: float = 0.0  # of `recommend`: weight against items that the lists before show much; 0 = each list for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,9 +305,13 @@ class EvaluationConfig:
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
   bootstrap: int = 1000  # resamples of occasions for 95 % intervals
-  ablations: tuple[str, ...] = ('no_reasoner', 'no_counterfactual', 'no_reflection')  # some of ABLATIONS, trained and reported beside RoleGen
-  spread: float = 0.7  # RoleGen and the backbone alone are also reported with their lists so spread (`ServingConfig.spread`); 0 = are not
-  sasrec_steps: int = 600  # training steps of the SASRec floor, its best validation step is kept
+  ablations: tuple[str, ...] = (
+    'no_reasoner',
+    'no_counterfactual',
+    'no_reflection',
+  )  # some of ABLATIONS, trained and reported beside RoleGen
+  exposure_penalty: float = 0.7  # RoleGen and the backbone alone are also reported with their lists so spread (`ServingConfig.spread`); 0 = are not
+  sasrec_steps: int = 600  # training steps of the SASRec baseline, its best validation step is kept
   seed: int = 0
 
 
@@ -262,7 +320,7 @@ class Config:
   name: str = 'demo'
   seed: int = 0
   data: DataConfig = DataConfig()
-  world: WorldConfig = WorldConfig()
+  simulator: SimulatorConfig = SimulatorConfig()
   semantic_ids: SemanticIdConfig = SemanticIdConfig()
   backbone: BackboneConfig = BackboneConfig()
   reasoner: ReasonerConfig = ReasonerConfig()
@@ -289,8 +347,16 @@ def from_dict(values: dict, kind: type = Config):
   hints = typing.get_type_hints(kind)
   unknown = sorted(set(values) - set(hints))
   if unknown:
-    raise ConfigError(f'{kind.__name__}: unknown field {unknown[0]!r}; this folder was written by another version')
-  section = lambda name, v: from_dict(v, hints[name]) if dataclasses.is_dataclass(hints[name]) else tuple(v) if isinstance(v, list) else v
+    raise ConfigError(
+      f'{kind.__name__}: unknown field {unknown[0]!r}; this folder was written by another version'
+    )
+  section = lambda name, v: (
+    from_dict(v, hints[name])
+    if dataclasses.is_dataclass(hints[name])
+    else tuple(v)
+    if isinstance(v, list)
+    else v
+  )
   return kind(**{name: section(name, v) for name, v in values.items()})
 
 
@@ -313,17 +379,40 @@ def validate(config: Config) -> Config:
   def one_of(field: str, value, options):
     need(value in options, field, 'one of ' + ', '.join(map(repr, options)))
 
-  formats = ('simulated', 'contract', 'alibaba2014', 'taobao_userbehavior', 'rees46', 'ranked_sequences')
+  formats = (
+    'simulated',
+    'contract',
+    'alibaba2014',
+    'taobao_userbehavior',
+    'rees46',
+    'ranked_sequences',
+  )
   one_of('data.format', config.data.format, formats)
   one_of('data.split', config.data.split, ('time', 'leave_one_out'))
-  need(config.data.format == 'simulated' or config.data.path, 'data.path', 'the log, relative to $ROLEGEN_DATA')
+  need(
+    config.data.format == 'simulated' or config.data.path,
+    'data.path',
+    'the log, relative to $ROLEGEN_DATA',
+  )
   need(0 < config.data.test_fraction < 1, 'data.test_fraction', 'between 0 and 1')
-  need(0 < config.data.valid_fraction < 1 - config.data.test_fraction, 'data.valid_fraction', 'between 0 and 1 - test_fraction')
-  one_of('world.preset', config.world.preset, ('alibaba2014', 'taobao_userbehavior_1k', 'held_back'))
+  need(
+    0 < config.data.valid_fraction < 1 - config.data.test_fraction,
+    'data.valid_fraction',
+    'between 0 and 1 - test_fraction',
+  )
+  one_of(
+    'simulator.preset',
+    config.simulator.preset,
+    ('alibaba2014', 'taobao_userbehavior_1k', 'held_back'),
+  )
   one_of('semantic_ids.method', config.semantic_ids.method, ('residual_kmeans', 'rqvae'))
   need(2 <= config.semantic_ids.levels <= 8, 'semantic_ids.levels', '2 to 8')
   need(config.semantic_ids.codes >= 2, 'semantic_ids.codes', 'at least 2')
-  need(config.semantic_ids.collaborative_dim > 0 or config.semantic_ids.text != '', 'semantic_ids.collaborative_dim', 'positive when no text embedder is set')
+  need(
+    config.semantic_ids.collaborative_dim > 0 or config.semantic_ids.text != '',
+    'semantic_ids.collaborative_dim',
+    'positive when no text embedder is set',
+  )
   for name in ('backbone.temporal', 'reasoner.transformer'):
     room, part = name.split('.')
     t = getattr(getattr(config, room), part)
@@ -336,36 +425,77 @@ def validate(config: Config) -> Config:
     one_of(f'{name}.activation', t.activation, ('silu', 'gelu_tanh'))
     one_of(f'{name}.rope_scaling.kind', t.rope_scaling.kind, ('none', 'linear', 'llama3'))
     need(not set(t.layer_pattern) - set('LG'), f'{name}.layer_pattern', 'letters L and G')
-    need('L' not in t.layer_pattern or t.window >= 1, f'{name}.window', 'at least 1, as layer_pattern has L')
-  need(config.backbone.context >= config.reasoner.events, 'backbone.context', f'at least reasoner.events={config.reasoner.events}')
-  need(1 <= config.reasoner.role_events <= config.reasoner.events, 'reasoner.role_events', f'1 to reasoner.events={config.reasoner.events}')
-  need(1 <= config.reasoner.intent_levels < config.semantic_ids.levels, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}')
-  need(1 <= config.reasoner.neighbourhoods <= config.semantic_ids.codes, 'reasoner.neighbourhoods', f'1 to semantic_ids.codes={config.semantic_ids.codes}')
-  need(config.reasoner.successors >= 1, 'reasoner.successors', 'at least 1')
-  need(config.reasoner.called >= 1, 'reasoner.called', 'at least 1')
+    need(
+      'L' not in t.layer_pattern or t.window >= 1,
+      f'{name}.window',
+      'at least 1, as layer_pattern has L',
+    )
+  need(
+    config.backbone.context >= config.reasoner.events,
+    'backbone.context',
+    f'at least reasoner.events={config.reasoner.events}',
+  )
+  need(
+    1 <= config.reasoner.role_events <= config.reasoner.events,
+    'reasoner.role_events',
+    f'1 to reasoner.events={config.reasoner.events}',
+  )
+  need(
+    1 <= config.reasoner.intent_levels < config.semantic_ids.levels,
+    'reasoner.intent_levels',
+    f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}',
+  )
+  need(
+    1 <= config.reasoner.coarse_codes <= config.semantic_ids.codes,
+    'reasoner.coarse_codes',
+    f'1 to semantic_ids.codes={config.semantic_ids.codes}',
+  )
+  need(config.reasoner.transitions >= 1, 'reasoner.transitions', 'at least 1')
+  need(config.reasoner.retrieved >= 1, 'reasoner.retrieved', 'at least 1')
   need(config.reasoner.temperature > 0, 'reasoner.temperature', 'positive')
   one_of('reasoner.train', config.reasoner.train, ('all', 'lora', 'frozen'))
   need(config.reasoner.lora.rank >= 1, 'reasoner.lora.rank', 'at least 1')
   need(config.reasoner.lora.alpha > 0, 'reasoner.lora.alpha', 'positive')
   targets = {*config.reasoner.lora.targets}
-  need(targets and targets <= {*PROJECTIONS}, 'reasoner.lora.targets', 'some of ' + ', '.join(PROJECTIONS))
+  need(
+    targets and targets <= {*PROJECTIONS},
+    'reasoner.lora.targets',
+    'some of ' + ', '.join(PROJECTIONS),
+  )
   for name in ALIGN_TASKS:
     need(getattr(config.text, name) >= 0, f'text.{name}', 'at least 0')
-  need(sum(getattr(config.text, name) for name in ALIGN_TASKS) > 0, 'text.next_event', 'positive where the other shares are 0')
+  need(
+    sum(getattr(config.text, name) for name in ALIGN_TASKS) > 0,
+    'text.next_event',
+    'positive where the other shares are 0',
+  )
   need(config.text.rationales >= 0, 'text.rationales', 'at least 0')
   need(0 <= config.text.held_out < 1, 'text.held_out', 'at least 0 and below 1')
   need(config.text.sentence >= 2, 'text.sentence', 'at least 2')
-  need(config.text.width >= 4 * (2 + config.semantic_ids.levels), 'text.width', f'at least {4 * (2 + config.semantic_ids.levels)}, four events')
+  need(
+    config.text.width >= 4 * (2 + config.semantic_ids.levels),
+    'text.width',
+    f'at least {4 * (2 + config.semantic_ids.levels)}, four events',
+  )
   need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
   need(config.calibration.steps >= 0, 'calibration.steps', 'at least 0')
   need(config.calibration.learning_rate > 0, 'calibration.learning_rate', 'positive')
-  need(config.serving.instrumental >= 0, 'serving.instrumental', 'at least 0')
-  need(config.serving.spread >= 0, 'serving.spread', 'at least 0')
-  need(config.evaluation.spread >= 0, 'evaluation.spread', 'at least 0')
-  need(config.calibration.cases >= 0, 'calibration.cases', 'at least 0')
-  need(config.loop.interventions and {*config.loop.interventions} <= {*INTERVENTIONS}, 'loop.interventions', 'some of ' + ', '.join(INTERVENTIONS))
+  need(config.serving.exploration_weight >= 0, 'serving.exploration_weight', 'at least 0')
+  need(config.serving.exposure_penalty >= 0, 'serving.exposure_penalty', 'at least 0')
+  need(config.evaluation.exposure_penalty >= 0, 'evaluation.exposure_penalty', 'at least 0')
+  need(config.calibration.examples >= 0, 'calibration.examples', 'at least 0')
+  need(
+    config.loop.interventions and {*config.loop.interventions} <= {*INTERVENTIONS},
+    'loop.interventions',
+    'some of ' + ', '.join(INTERVENTIONS),
+  )
   one_of('loop.noise', config.loop.noise, ('common', 'independent'))
-  need(0 < len({*config.loop.uptake}) and {*config.loop.uptake} <= {*UPTAKE}, 'loop.uptake', 'some of ' + ', '.join(UPTAKE))
+  need(
+    0 < len({*config.loop.backbone_inputs})
+    and {*config.loop.backbone_inputs} <= {*BACKBONE_INPUTS},
+    'loop.backbone_inputs',
+    'some of ' + ', '.join(BACKBONE_INPUTS),
+  )
   one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))
   for name in ('warmup', 'align', 'reason', 'loop_stage'):
     stage = getattr(config, name)
@@ -375,5 +505,9 @@ def validate(config: Config) -> Config:
   for name in config.evaluation.ablations:
     need(name in ABLATIONS, 'evaluation.ablations', 'some of ' + ', '.join(ABLATIONS))
   one_of('mesh.rollout', config.mesh.rollout, ('replicated', 'tensor'))
-  need(sum(v == -1 for v in dataclasses.asdict(config.mesh).values()) <= 1, 'mesh', 'at most one axis of -1')
+  need(
+    sum(v == -1 for v in dataclasses.asdict(config.mesh).values()) <= 1,
+    'mesh',
+    'at most one axis of -1',
+  )
   return config

@@ -53,6 +53,10 @@ def _parse(old, path: str, text: str):
     return value
   if isinstance(old, float) and type(value) in (int, float):
     return float(value)
-  if isinstance(old, tuple) and isinstance(value, (tuple, list)) and all(type(v) is type(old[0]) for v in value):
+  if (
+    isinstance(old, tuple)
+    and isinstance(value, (tuple, list))
+    and all(type(v) is type(old[0]) for v in value)
+  ):
     return tuple(value)
   raise ConfigError(f'--set {path}={text}: must be of type {type(old).__name__}, like {old!r}')

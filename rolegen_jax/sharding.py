@@ -22,29 +22,30 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rolegen_jax.config import ConfigError, MeshConfig
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
 TRAIN = {
-    # parameters
-    'layers': None,
-    'embed': 'fsdp',  # the residual width of a weight
-    'heads': 'tensor',
-    'kv_heads': 'tensor',
-    'head_dim': None,
-    'mlp': 'tensor',
-    'rank': None,  # of a low-rank adapter
-    'vocab': 'tensor',  # rows of the token table and of the readouts
-    # activations
-    'batch': ('data', 'fsdp'),
-    'rows': MESH_AXES,  # rows of a plain data matrix (k-means, embeddings)
+  # parameters
+  'layers': None,
+  'embed': 'fsdp',  # the residual width of a weight
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'head_dim': None,
+  'mlp': 'tensor',
+  'rank': None,  # of a low-rank adapter
+  'vocab': 'tensor',  # rows of the token table and of the readouts
+  # activations
+  'batch': ('data', 'fsdp'),
+  'rows': MESH_AXES,  # rows of a plain data matrix (k-means, embeddings)
 }
 ROLLOUTS = {
-    'replicated': dict.fromkeys(TRAIN) | {'batch': MESH_AXES, 'rows': MESH_AXES},
-    'tensor': TRAIN | {'embed': None, 'vocab': None},
+  'replicated': dict.fromkeys(TRAIN) | {'batch': MESH_AXES, 'rows': MESH_AXES},
+  'tensor': TRAIN | {'embed': None, 'vocab': None},
 }
 _in_force = contextvars.ContextVar('layout', default=TRAIN)
 
@@ -69,13 +70,19 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
       raise ConfigError(f'mesh={sizes}: {len(devices)} devices cannot be divided by {known}')
     sizes = {k: len(devices) // known if v == -1 else v for k, v in sizes.items()}
   if math.prod(sizes.values()) != len(devices):
-    raise ConfigError(f'mesh={sizes}: needs {math.prod(sizes.values())} devices, there are {len(devices)}')
+    raise ConfigError(
+      f'mesh={sizes}: needs {math.prod(sizes.values())} devices, there are {len(devices)}'
+    )
   shape = tuple(sizes[a] for a in MESH_AXES)
   try:
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-  except NotImplementedError as error:  # a TPU torus: JAX splits none of its dimensions between two axes
+  except (
+    NotImplementedError
+  ) as error:  # a TPU torus: JAX splits none of its dimensions between two axes
     torus = ' x '.join(str(1 + max(axis)) for axis in zip(*(d.coords for d in devices)))
-    raise ConfigError(f'mesh={sizes}: has no place on a torus of {torus}; each axis must be a product of some of its dimensions, used once') from error
+    raise ConfigError(
+      f'mesh={sizes}: has no place on a torus of {torus}; each axis must be a product of some of its dimensions, used once'
+    ) from error
 
 
 def spec(axes: tuple[str | None, ...], table: dict = TRAIN) -> P:
@@ -108,16 +115,22 @@ def rollout_layout(params, axes, dtype):
 
   What a layer casts to `dtype` before use, weights with an `embed` axis and adapters, is cast before it travels.
   """
-  return jax.tree.map(lambda p, a: constrain(p.astype(dtype) if {'embed', 'rank'} & {*a} else p, *a), params, axes)
+  return jax.tree.map(
+    lambda p, a: constrain(p.astype(dtype) if {'embed', 'rank'} & {*a} else p, *a), params, axes
+  )
 
 
-def check_divisible(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> None:
+def check_divisible(
+  name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh
+) -> None:
   """Raises ConfigError naming the array whose dimension its mesh axes do not divide."""
   for size, axis in zip(shape, axes):
     entry = None if axis is None else TRAIN[axis]
     parts = math.prod(mesh.shape[m] for m in ((entry,) if isinstance(entry, str) else entry or ()))
     if size % parts:
-      raise ConfigError(f'{name}: dimension {axis}={size} cannot be divided over {parts} devices of mesh axis {entry}')
+      raise ConfigError(
+        f'{name}: dimension {axis}={size} cannot be divided over {parts} devices of mesh axis {entry}'
+      )
 
 
 def rows_here(mesh: Mesh, batch: int) -> np.ndarray:
@@ -128,13 +141,17 @@ def rows_here(mesh: Mesh, batch: int) -> np.ndarray:
   """
   parts = math.prod(mesh.shape[m] for m in TRAIN['batch'])
   if batch % parts:
-    raise ConfigError(f'batch={batch}: must be a multiple of {parts}, the devices of mesh axes {" x ".join(TRAIN["batch"])}')
+    raise ConfigError(
+      f'batch={batch}: must be a multiple of {parts}, the devices of mesh axes {" x ".join(TRAIN["batch"])}'
+    )
   held = sharding(mesh, 'batch').addressable_devices_indices_map((batch,)).values()
-  return np.unique(np.concatenate([np.arange(batch)[index] for index, in held]))
+  return np.unique(np.concatenate([np.arange(batch)[index] for (index,) in held]))
 
 
 def global_batch(mesh: Mesh, local: np.ndarray, here: np.ndarray, batch: int) -> jax.Array:
   """Global array [batch, ...] of the rows `local` [R, ...] at the places `here` of it, `rows_here`. No row leaves its process."""
   row = np.full(batch, -1)
   row[here] = np.arange(len(here))
-  return jax.make_array_from_callback((batch, *local.shape[1:]), sharding(mesh, 'batch'), lambda index: local[row[index[0]]])
+  return jax.make_array_from_callback(
+    (batch, *local.shape[1:]), sharding(mesh, 'batch'), lambda index: local[row[index[0]]]
+  )

@@ -12,26 +12,44 @@ def test_the_default_is_valid():
   assert lib.validate(Config()) == Config()
 
 
-@pytest.mark.parametrize('assignment, message', [
+@pytest.mark.parametrize(
+  'assignment, message',
+  [
     ('data.format=csv', "data.format='csv': must be one of 'simulated'"),
     ('data.format=contract', "data.path='': must be the log"),
     ('data.test_fraction=1.0', 'data.test_fraction=1.0: must be between 0 and 1'),
     ('data.valid_fraction=0.8', 'data.valid_fraction=0.8: must be between 0 and 1 - test_fraction'),
     ('semantic_ids.levels=1', 'semantic_ids.levels=1: must be 2 to 8'),
-    ('semantic_ids.collaborative_dim=0', 'semantic_ids.collaborative_dim=0: must be positive when no text embedder'),
+    (
+      'semantic_ids.collaborative_dim=0',
+      'semantic_ids.collaborative_dim=0: must be positive when no text embedder',
+    ),
     ('backbone.temporal.kv_heads=3', 'backbone.temporal.kv_heads=3: must be a divisor of heads=4'),
     ('reasoner.transformer.head_dim=5', 'reasoner.transformer.head_dim=5: must be even'),
-    ('reasoner.transformer.remat=some', "reasoner.transformer.remat='some': must be one of 'none', 'full', 'dots'"),
-    ('backbone.temporal.attention=flash', "backbone.temporal.attention='flash': must be one of 'auto', 'xla'"),
+    (
+      'reasoner.transformer.remat=some',
+      "reasoner.transformer.remat='some': must be one of 'none', 'full', 'dots'",
+    ),
+    (
+      'backbone.temporal.attention=flash',
+      "backbone.temporal.attention='flash': must be one of 'auto', 'xla'",
+    ),
     ('backbone.context=8', 'backbone.context=8: must be at least reasoner.events=24'),
     ('reasoner.role_events=25', 'reasoner.role_events=25: must be 1 to reasoner.events=24'),
-    ('reasoner.intent_levels=3', 'reasoner.intent_levels=3: must be 1 to semantic_ids.levels - 1 = 2'),
+    (
+      'reasoner.intent_levels=3',
+      'reasoner.intent_levels=3: must be 1 to semantic_ids.levels - 1 = 2',
+    ),
     ('reasoner.temperature=0', 'reasoner.temperature=0.0: must be positive'),
     ('loop.worlds=1', 'loop.worlds=1: must be at least 2'),
     ('loop.objective=dpo', "loop.objective='dpo': must be one of 'policy_gradient', 'weighted'"),
     ('loop_stage.steps=0', 'loop_stage.steps=0: must be at least 1'),
-    ('mesh.fsdp=-1', "mesh=MeshConfig(data=-1, fsdp=-1, tensor=1, rollout='replicated'): must be at most one axis of -1"),
-])
+    (
+      'mesh.fsdp=-1',
+      "mesh=MeshConfig(data=-1, fsdp=-1, tensor=1, rollout='replicated'): must be at most one axis of -1",
+    ),
+  ],
+)
 def test_a_wrong_value_is_named_with_what_would_be_right(assignment, message):
   with pytest.raises(ConfigError) as error:
     overrides.apply(Config(), [assignment])

@@ -4,7 +4,9 @@ from rolegen_jax import overrides
 from rolegen_jax.config import Config, ConfigError
 
 
-@pytest.mark.parametrize('assignment, read, value', [
+@pytest.mark.parametrize(
+  'assignment, read, value',
+  [
     ('seed=3', lambda c: c.seed, 3),
     ('name=a=b', lambda c: c.name, 'a=b'),
     ('data.path=2024', lambda c: c.data.path, '2024'),  # a text field takes anything
@@ -14,7 +16,8 @@ from rolegen_jax.config import Config, ConfigError
     ('loop.kl=1e-3', lambda c: c.loop.kl, 1e-3),
     ('evaluation.ks=[1, 20]', lambda c: c.evaluation.ks, (1, 20)),
     ('warmup.optimizer.b2=0.95', lambda c: c.warmup.optimizer.b2, 0.95),
-])
+  ],
+)
 def test_replaces_one_field(assignment, read, value):
   found = read(overrides.apply(Config(), [assignment]))
   assert found == value and type(found) is type(value)
@@ -25,18 +28,33 @@ def test_later_assignments_win_and_nothing_else_changes():
   assert config.seed == 2 and overrides.apply(config, ['seed=0']) == Config()
 
 
-@pytest.mark.parametrize('assignment, nearest', [
-    ('backbone.contxt=64', 'backbone.context'), ('loop.world=2', 'loop.worlds'), ('reasoner.transformer.head=2', 'reasoner.transformer.heads'),
+@pytest.mark.parametrize(
+  'assignment, nearest',
+  [
+    ('backbone.contxt=64', 'backbone.context'),
+    ('loop.world=2', 'loop.worlds'),
+    ('reasoner.transformer.head=2', 'reasoner.transformer.heads'),
     ('backbone.temporal=1', 'backbone.temporal.'),  # a section is no field
-])
+  ],
+)
 def test_an_unknown_field_names_the_nearest(assignment, nearest):
   with pytest.raises(ConfigError, match=f'no such field; the nearest is {nearest}'):
     overrides.apply(Config(), [assignment])
 
 
-@pytest.mark.parametrize('assignment', [
-    'seed=1.5', 'seed=true', 'seed=one', 'loop.kl=low', 'loop.kl=True', 'backbone.pointer=1', 'evaluation.ks=5', 'evaluation.ks=(1, 2.5)',
-])
+@pytest.mark.parametrize(
+  'assignment',
+  [
+    'seed=1.5',
+    'seed=true',
+    'seed=one',
+    'loop.kl=low',
+    'loop.kl=True',
+    'backbone.pointer=1',
+    'evaluation.ks=5',
+    'evaluation.ks=(1, 2.5)',
+  ],
+)
 def test_a_wrong_type_is_refused(assignment):
   with pytest.raises(ConfigError, match='must be of type'):
     overrides.apply(Config(), [assignment])

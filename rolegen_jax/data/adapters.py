@@ -32,7 +32,10 @@ SOURCES = {
   'https://jmcauley.ucsd.edu/data/amazon/',
 }
 
-TAOBAO_WINDOW = (1511539200, 1512316800)  # 2017-11-25 00:00 to 2017-12-04 00:00 (exclusive), UTC+8, in seconds UTC
+TAOBAO_WINDOW = (
+  1511539200,
+  1512316800,
+)  # 2017-11-25 00:00 to 2017-12-04 00:00 (exclusive), UTC+8, in seconds UTC
 ALIBABA_YEAR = 2013  # the file has no year; the contest opened in March 2014 with a log of the April to August before
 
 
@@ -57,8 +60,12 @@ def alibaba2014(path: pathlib.Path, data: DataConfig) -> Tables:
   fields = (
     Field('user_id', 'user_id', integer, INTEGER),
     Field('brand_id', 'item_id', integer, INTEGER),
-    Field('type', 'event', coded({'0': 'view', '1': 'purchase', '2': 'fav', '3': 'cart'}, EVENT_DTYPE),
-          '0 (click), 1 (purchase), 2 (favourite) or 3 (cart)'),
+    Field(
+      'type',
+      'event',
+      coded({'0': 'view', '1': 'purchase', '2': 'fav', '3': 'cart'}, EVENT_DTYPE),
+      '0 (click), 1 (purchase), 2 (favourite) or 3 (cart)',
+    ),
     Field('visit_datetime', 'timestamp', _alibaba_day, days),
   )
   table, notes = delimited.read(path, fields, header=True, max_users=data.max_users)
@@ -66,13 +73,15 @@ def alibaba2014(path: pathlib.Path, data: DataConfig) -> Tables:
 
 
 def taobao_userbehavior(path: pathlib.Path, data: DataConfig) -> Tables:
-  """user,item,category,behaviour,timestamp without a header; rows outside the documented nine days are dropped."""
+  """user,item,category,behavior,timestamp without a header; rows outside the documented nine days are dropped."""
   behaviours = {'pv': 'view', 'fav': 'fav', 'cart': 'cart', 'buy': 'purchase'}
   fields = (
     Field('user ID', 'user_id', integer, INTEGER),
     Field('item ID', 'item_id', integer, INTEGER),
     Field('category ID', 'category_id', integer, INTEGER),
-    Field('behavior type', 'event', coded(behaviours, EVENT_DTYPE), 'one of ' + ', '.join(behaviours)),
+    Field(
+      'behavior type', 'event', coded(behaviours, EVENT_DTYPE), 'one of ' + ', '.join(behaviours)
+    ),
     Field('timestamp', 'timestamp', integer, 'whole seconds UTC'),
   )
   table, notes = delimited.read(path, fields, header=False, max_users=data.max_users)
@@ -96,8 +105,14 @@ def rees46(path: pathlib.Path, data: DataConfig) -> Tables:
     Field('user_session', 'session_id', label, 'text', optional=True),
   )
   table, notes = delimited.read(path, fields, header=True, max_users=data.max_users)
-  items = _catalogue(table.sort('timestamp', maintain_order=True), 'category_id', 'category_code', 'brand', 'price')
-  return table.select('user_id', 'item_id', 'event', 'timestamp', 'session_id', 'price'), items, notes
+  items = _catalogue(
+    table.sort('timestamp', maintain_order=True), 'category_id', 'category_code', 'brand', 'price'
+  )
+  return (
+    table.select('user_id', 'item_id', 'event', 'timestamp', 'session_id', 'price'),
+    items,
+    notes,
+  )
 
 
 def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Tables:
@@ -109,12 +124,18 @@ def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Tables:
   name = str(path / 'events.parquet')
   events = read_parquet(name)
   if 'pos' not in events.columns or not events.schema['pos'].is_integer():
-    raise DataError(f"{name}: column 'pos' is missing or no integer; must be the chronological rank in the user, from 0")
+    raise DataError(
+      f"{name}: column 'pos' is missing or no integer; must be the chronological rank in the user, from 0"
+    )
   if 'user_id' in events.columns:  # its absence is the contract's to report
-    twice = events.select(pl.struct('user_id', 'pos').is_first_distinct().not_().arg_true()).to_series()
+    twice = events.select(
+      pl.struct('user_id', 'pos').is_first_distinct().not_().arg_true()
+    ).to_series()
     if twice.len():
       row = twice[0]
-      raise DataError(f"{name}: column 'pos', row {row + 1}: {events['pos'][row]} again; must be unique within a user")
+      raise DataError(
+        f"{name}: column 'pos', row {row + 1}: {events['pos'][row]} again; must be unique within a user"
+      )
   events = events.with_columns(timestamp=pl.col('pos').cast(pl.Int64) + 1)
   items_name = str(path / 'items.parquet')
   events, items = validate(events, read_parquet(items_name), name, items_name)
@@ -150,7 +171,9 @@ def _catalogue(table: pl.DataFrame, *columns: str) -> pl.DataFrame:
   return last.sort('item_id').collect()
 
 
-def _keep_first_users(events: pl.DataFrame, items: pl.DataFrame, count: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _keep_first_users(
+  events: pl.DataFrame, items: pl.DataFrame, count: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
   if count:
     kept = events['user_id'].unique(maintain_order=True).head(count)
     events = events.filter(pl.col('user_id').is_in(kept.implode()))

@@ -85,8 +85,15 @@ def read(
 def _lines(path) -> pl.LazyFrame:
   """Columns row (1-based line number) and line. A control character as separator leaves each line one field."""
   return pl.scan_csv(
-    path, separator='\x1f', has_header=False, quote_char=None, schema={'line': pl.String}, encoding='utf8-lossy',
-    row_index_name='row', row_index_offset=1, glob=False,
+    path,
+    separator='\x1f',
+    has_header=False,
+    quote_char=None,
+    schema={'line': pl.String},
+    encoding='utf8-lossy',
+    row_index_name='row',
+    row_index_offset=1,
+    glob=False,
   )
 
 
@@ -94,7 +101,9 @@ def _check_header(path, lines: pl.LazyFrame, fields: tuple[Field, ...]) -> None:
   want = ','.join(f.name for f in fields)
   got = lines.head(1).collect()['line'].to_list()
   if got != [want]:
-    raise DataError(f'{path}: line 1 is {reprlib.repr(got[0] if got else "")}; must be the header {want}')
+    raise DataError(
+      f'{path}: line 1 is {reprlib.repr(got[0] if got else "")}; must be the header {want}'
+    )
 
 
 def _cut_last_line(path, lines: pl.LazyFrame, width: int) -> int:
@@ -111,8 +120,14 @@ def _cut_last_line(path, lines: pl.LazyFrame, width: int) -> int:
 
 def _typed(lines: pl.LazyFrame, fields: tuple[Field, ...]) -> pl.LazyFrame:
   """Columns row, bad (0 = wrong number of fields, k = k-th field is wrong, null = good) and one per field."""
-  split = pl.col('line').str.split_exact(',', len(fields) - 1).struct.rename_fields([f'_{k}' for k in range(len(fields))])
-  lines = lines.with_columns(commas=pl.col('line').str.count_matches(',', literal=True), split=split).unnest('split')
+  split = (
+    pl.col('line')
+    .str.split_exact(',', len(fields) - 1)
+    .struct.rename_fields([f'_{k}' for k in range(len(fields))])
+  )
+  lines = lines.with_columns(
+    commas=pl.col('line').str.count_matches(',', literal=True), split=split
+  ).unnest('split')
   lines = lines.with_columns(f.parse(pl.col(f'_{k}')).alias(f.column) for k, f in enumerate(fields))
   wrong = [pl.when((pl.col('commas') != len(fields) - 1).fill_null(True)).then(pl.lit(0, pl.UInt8))]
   for k, f in enumerate(fields):
@@ -138,6 +153,10 @@ def _check_lines(path, table: pl.DataFrame, fields: tuple[Field, ...]) -> None:
   parts = line.split(',')
   if which == 0:
     names = ','.join(f.name for f in fields)
-    raise DataError(f'{path}: line {row} has {len(parts)} fields: {reprlib.repr(line)}; must have {len(fields)}: {names}')
+    raise DataError(
+      f'{path}: line {row} has {len(parts)} fields: {reprlib.repr(line)}; must have {len(fields)}: {names}'
+    )
   field = fields[which - 1]
-  raise DataError(f'{path}: line {row}, field {field.name!r}: {reprlib.repr(parts[which - 1])}; must be {field.right}')
+  raise DataError(
+    f'{path}: line {row}, field {field.name!r}: {reprlib.repr(parts[which - 1])}; must be {field.right}'
+  )

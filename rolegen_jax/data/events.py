@@ -27,7 +27,16 @@ EVENT_DTYPE = pl.Enum(EVENT_NAMES)  # physical value = event code
 MAX_TIMESTAMP = 2**31 - 1  # seconds: catches milliseconds, and gaps fit int32 on device
 
 _EVENT_COLUMNS = ('user_id', 'item_id', 'event', 'timestamp', 'session_id', 'price')
-_ITEM_COLUMNS = ('item_id', 'title', 'text', 'category_id', 'category_code', 'brand', 'price', 'embedding')
+_ITEM_COLUMNS = (
+  'item_id',
+  'title',
+  'text',
+  'category_id',
+  'category_code',
+  'brand',
+  'price',
+  'embedding',
+)
 _TEXT_COLUMNS = ('title', 'text', 'category_code', 'brand')
 _TABLE = 'a table as the data contract says'
 
@@ -52,7 +61,9 @@ class Chunk(NamedTuple):
   rows: int
 
 
-def read_contract(folder: str | os.PathLike, max_users: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_contract(
+  folder: str | os.PathLike, max_users: int = 0
+) -> tuple[pl.DataFrame, pl.DataFrame]:
   """Reads and validates the log in `folder`; with max_users > 0 only the first that many users, in file order, are kept.
 
   Returns (events, items) as `validate` does. Raises DataError for the first thing that is wrong.
@@ -83,11 +94,21 @@ def event_chunks(folder: str | os.PathLike, rows: int = CHUNK_ROWS) -> list[Chun
     for column in ('user_id', 'item_id', 'session_id'):
       if schema.get(column, pl.Null) == pl.Null:
         continue
-      kind = 'string' if _is_string(schema[column]) else 'integer' if schema[column].is_integer() else str(schema[column])
+      kind = (
+        'string'
+        if _is_string(schema[column])
+        else 'integer'
+        if schema[column].is_integer()
+        else str(schema[column])
+      )
       other, expected = first_seen.setdefault(column, (path, kind))
       if kind != expected:
-        raise DataError(f'{path}: column {column!r} has type {kind}, in {other} it has type {expected}; must be the same type')
-    chunks += [Chunk(str(path), first, min(rows, height - first)) for first in range(0, height, rows)]
+        raise DataError(
+          f'{path}: column {column!r} has type {kind}, in {other} it has type {expected}; must be the same type'
+        )
+    chunks += [
+      Chunk(str(path), first, min(rows, height - first)) for first in range(0, height, rows)
+    ]
   if not chunks:
     raise DataError(f'{paths[0]}: has no rows; must have at least one')
   return chunks
@@ -117,7 +138,9 @@ def _event_paths(folder: pathlib.Path) -> list[pathlib.Path]:
   if not parts.is_dir():
     return [whole]
   if whole.exists():
-    raise DataError(f'{folder}: has both events.parquet and a folder events/; must have one of them')
+    raise DataError(
+      f'{folder}: has both events.parquet and a folder events/; must have one of them'
+    )
   paths = sorted(parts.glob('*.parquet'))
   if not paths:
     raise DataError(f'{parts}: has no file *.parquet; must have at least one')
@@ -142,7 +165,9 @@ def validate(
   return _validate_events(events, items, Part(events_name), items_name), items
 
 
-def _validate_events(events: pl.DataFrame, items: pl.DataFrame, name: Part, items_name: str) -> pl.DataFrame:
+def _validate_events(
+  events: pl.DataFrame, items: pl.DataFrame, name: Part, items_name: str
+) -> pl.DataFrame:
   # Value checks run on whatever a file holds, so a library failure inside them is a fault of the data as well.
   with as_data_error(name, _TABLE):
     events = _only(events, _EVENT_COLUMNS)
@@ -167,7 +192,9 @@ def _validate_items(items: pl.DataFrame, name: Part) -> pl.DataFrame:
       items = _text(items, column, name)
     items = _price(items, name)
     items = _embedding(items, name)
-    _need_rows(items, 'item_id', pl.col('item_id').is_first_distinct(), 'unique: one row per item', name)
+    _need_rows(
+      items, 'item_id', pl.col('item_id').is_first_distinct(), 'unique: one row per item', name
+    )
     return items
 
 
@@ -193,7 +220,9 @@ def _need_rows(frame: pl.DataFrame, column: str, ok: pl.Expr, right: str, name: 
   bad = frame.select(ok.fill_null(False).not_().arg_true()).to_series()
   if bad.len():
     value = frame[column].slice(bad[0], 1).to_list()[0]
-    raise DataError(f'{name}: column {column!r}, row {name.ahead + bad[0] + 1}: {reprlib.repr(value)}; must be {right}')
+    raise DataError(
+      f'{name}: column {column!r}, row {name.ahead + bad[0] + 1}: {reprlib.repr(value)}; must be {right}'
+    )
 
 
 def _is_string(dtype: pl.DataType) -> bool:
@@ -267,7 +296,10 @@ def _price(frame: pl.DataFrame, name: Part) -> pl.DataFrame:
 def _embedding(items: pl.DataFrame, name: Part) -> pl.DataFrame:
   if 'embedding' not in items.columns:
     return items
-  dtype, right = items.schema['embedding'], 'a list of finite floats, the same length for every item'
+  dtype, right = (
+    items.schema['embedding'],
+    'a list of finite floats, the same length for every item',
+  )
   is_list = isinstance(dtype, (pl.List, pl.Array)) and dtype.inner.is_float()
   _need_type(items, 'embedding', is_list, right, name)
   items = items.with_columns(pl.col('embedding').cast(pl.List(pl.Float32)))

@@ -31,7 +31,9 @@ def as_data_error(path: str | os.PathLike, right: str) -> Iterator[None]:
   # A panic inside polars derives from BaseException, which `except Exception` would let through.
   except (Exception, pl.exceptions.PanicException) as error:
     lines = str(error).splitlines() or ['']
-    raise DataError(f'{path}: cannot be read ({type(error).__name__}: {lines[0]}); must be {right}') from error
+    raise DataError(
+      f'{path}: cannot be read ({type(error).__name__}: {lines[0]}); must be {right}'
+    ) from error
 
 
 def read_parquet(path: str | os.PathLike) -> pl.DataFrame:
@@ -46,7 +48,9 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return pl.read_parquet_metadata(path)
 
 
-def write_parquet(frame: pl.DataFrame, path: str | os.PathLike, metadata: dict[str, str] | None = None, **options) -> None:
+def write_parquet(
+  frame: pl.DataFrame, path: str | os.PathLike, metadata: dict[str, str] | None = None, **options
+) -> None:
   """Writes `frame` to `path` through a temporary name, so that a crash leaves no half file under the real one.
 
   options: of polars, e.g. compression.

@@ -9,7 +9,9 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import SPLITS, TEST, TRAIN, VALID, Occasions
 
 
-def check_no_leak(log: InteractionLog, occasions: Occasions, train_end: np.ndarray | None = None) -> None:
+def check_no_leak(
+  log: InteractionLog, occasions: Occasions, train_end: np.ndarray | None = None
+) -> None:
   """Raises DataError naming the first leak: of `occasions` into contexts, or of held-out time into training.
 
   train_end: int64 [U] rows that training is about to use; by default what `occasions.train_end` allows.
@@ -20,7 +22,9 @@ def check_no_leak(log: InteractionLog, occasions: Occasions, train_end: np.ndarr
   - validation is before test in the same sense (not after it under 'leave_one_out', where ties are apart).
   """
   if occasions.log_digest != log.digest:
-    raise DataError(f'occasions belong to log {occasions.log_digest}, this log is {log.digest}; must be the same log')
+    raise DataError(
+      f'occasions belong to log {occasions.log_digest}, this log is {log.digest}; must be the same log'
+    )
   if (np.diff(log.timestamp)[np.diff(log.user) == 0] < 0).any():
     raise DataError('the log is not in time order within each user; must be')
   _check_contexts(log, occasions)
@@ -30,7 +34,11 @@ def check_no_leak(log: InteractionLog, occasions: Occasions, train_end: np.ndarr
 def _check_contexts(log: InteractionLog, occasions: Occasions) -> None:
   start, end = log.offsets[occasions.user], log.offsets[occasions.user + 1]
   context_end, timestamp = occasions.context_end, occasions.timestamp
-  _refuse((context_end < start) | (context_end > end), occasions, 'context_end lies outside the rows of its user')
+  _refuse(
+    (context_end < start) | (context_end > end),
+    occasions,
+    'context_end lies outside the rows of its user',
+  )
   newest = log.timestamp[np.maximum(context_end - 1, 0)]
   late = (context_end > start) & (newest >= timestamp)
   _refuse(late, occasions, 'its context holds a row that is not strictly before it')
@@ -61,9 +69,17 @@ def _check_training(log: InteractionLog, occasions: Occasions, train_end: np.nda
     # Two purchases of one tie are two occasions with the same context: neither is in the other's past.
     after_training = occasions.timestamp > held_out[occasions.user]
     test_start = test_start + 1
-  _refuse(train & after_training, occasions, 'it is a training occasion at or after the first held-out one')
+  _refuse(
+    train & after_training,
+    occasions,
+    'it is a training occasion at or after the first held-out one',
+  )
   after_validation = occasions.timestamp >= test_start
-  _refuse(valid & after_validation, occasions, 'it is a validation occasion at or after the first test one')
+  _refuse(
+    valid & after_validation,
+    occasions,
+    'it is a validation occasion at or after the first test one',
+  )
 
 
 def _first_time(occasions: Occasions, chosen: np.ndarray, users: int) -> np.ndarray:

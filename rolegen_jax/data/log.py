@@ -16,7 +16,13 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.data.events import EVENT_DTYPE
-from rolegen_jax.data.files import DataError, as_data_error, read_metadata, read_parquet, write_parquet
+from rolegen_jax.data.files import (
+  DataError,
+  as_data_error,
+  read_metadata,
+  read_parquet,
+  write_parquet,
+)
 
 _FILES = ('log_users.parquet', 'log_items.parquet', 'log_events.parquet')
 
@@ -30,7 +36,9 @@ class InteractionLog:
   """
 
   users: pl.Series  # [U] original user ids, sorted; position = user index
-  items: pl.DataFrame  # [I] rows sorted by item_id, which is the first column; position = item index
+  items: (
+    pl.DataFrame
+  )  # [I] rows sorted by item_id, which is the first column; position = item index
   offsets: np.ndarray  # int64 [U + 1]
   item: np.ndarray  # int32 [N] item index
   event: np.ndarray  # int8 [N] index in config.EVENT_NAMES
@@ -42,12 +50,14 @@ class InteractionLog:
     """The log of two tables that `events.validate` returned."""
     users = events['user_id'].unique().sort()
     items = items.select('item_id', pl.exclude('item_id')).sort('item_id')
-    indexed = pl.DataFrame({
-      'user': users.search_sorted(events['user_id']),
-      'timestamp': events['timestamp'],
-      'event': events['event'].cast(EVENT_DTYPE).to_physical(),
-      'item': items['item_id'].search_sorted(events['item_id']),
-    })
+    indexed = pl.DataFrame(
+      {
+        'user': users.search_sorted(events['user_id']),
+        'timestamp': events['timestamp'],
+        'event': events['event'].cast(EVENT_DTYPE).to_physical(),
+        'item': items['item_id'].search_sorted(events['item_id']),
+      }
+    )
     keys = ['user', 'timestamp', 'event', 'item']
     rows = indexed.group_by(keys).agg(pl.len().alias('count')).sort(keys)
     return cls._of_rows(users, items, rows)
@@ -85,7 +95,13 @@ class InteractionLog:
     """Writes log_users, log_items and log_events.parquet into `folder`; the last one carries the digest of all."""
     paths = [pathlib.Path(folder) / name for name in _FILES]
     rows = pl.DataFrame(
-      {'user': self.user, 'timestamp': self.timestamp, 'event': self.event, 'item': self.item, 'count': self.count}
+      {
+        'user': self.user,
+        'timestamp': self.timestamp,
+        'event': self.event,
+        'item': self.item,
+        'count': self.count,
+      }
     )
     write_parquet(self.users.to_frame(), paths[0])
     write_parquet(self.items, paths[1])
@@ -101,5 +117,7 @@ class InteractionLog:
       log = cls._of_rows(users['user_id'], items, rows)
       got = log.digest
     if got != want:
-      raise DataError(f'{folder}: the content of the log has digest {got}, saved was {want}; prepare the data again')
+      raise DataError(
+        f'{folder}: the content of the log has digest {got}, saved was {want}; prepare the data again'
+      )
     return log

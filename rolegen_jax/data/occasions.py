@@ -20,14 +20,22 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
-from rolegen_jax.data.files import DataError, as_data_error, read_metadata, read_parquet, write_parquet
+from rolegen_jax.data.files import (
+  DataError,
+  as_data_error,
+  read_metadata,
+  read_parquet,
+  write_parquet,
+)
 from rolegen_jax.data.log import InteractionLog
 
 SPLITS = ('train', 'valid', 'test', 'none')
 TRAIN, VALID, TEST, NONE = range(4)
 D1, D2, D3, ACTIVE = map(COHORTS.index, ('D1', 'D2', 'D3', 'ACTIVE'))
 
-_VIEW, _PURCHASE, _IMPRESSION = (EVENT_NAMES.index(name) for name in ('view', 'purchase', 'impression'))
+_VIEW, _PURCHASE, _IMPRESSION = (
+  EVENT_NAMES.index(name) for name in ('view', 'purchase', 'impression')
+)
 _DAY = 86_400  # seconds
 _FILE = 'occasions.parquet'
 _PER_OCCASION = ('user', 'timestamp', 'context_end', 'cohort', 'split')
@@ -47,9 +55,13 @@ class Occasions:
   split: np.ndarray  # int8 [O] index in SPLITS
   target_offsets: np.ndarray  # int64 [O + 1]
   target: np.ndarray  # int32 [T] item index; distinct within an occasion
-  target_seen: np.ndarray  # bool [T] the context holds an event of that item other than an impression
+  target_seen: (
+    np.ndarray
+  )  # bool [T] the context holds an event of that item other than an impression
   rule: str  # DataConfig.split that made it: time | leave_one_out
-  train_cut: int  # seconds: under 'time', the last timestamp that training may use; -1 under 'leave_one_out'
+  train_cut: (
+    int  # seconds: under 'time', the last timestamp that training may use; -1 under 'leave_one_out'
+  )
   log_digest: str  # of the log that every index points into
 
   @functools.cached_property
@@ -76,13 +88,26 @@ class Occasions:
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes occasions.parquet into `folder`."""
-    frame = pl.DataFrame({name: getattr(self, name) for name in _PER_OCCASION}).with_row_index('row')
-    lists = pl.DataFrame({
-      'row': np.repeat(frame['row'].to_numpy(), np.diff(self.target_offsets)),
-      **{name: getattr(self, name) for name in _PER_TARGET},
-    }).group_by('row', maintain_order=True).agg(_PER_TARGET)
+    frame = pl.DataFrame({name: getattr(self, name) for name in _PER_OCCASION}).with_row_index(
+      'row'
+    )
+    lists = (
+      pl.DataFrame(
+        {
+          'row': np.repeat(frame['row'].to_numpy(), np.diff(self.target_offsets)),
+          **{name: getattr(self, name) for name in _PER_TARGET},
+        }
+      )
+      .group_by('row', maintain_order=True)
+      .agg(_PER_TARGET)
+    )
     frame = frame.join(lists, on='row', how='left', maintain_order='left').drop('row')
-    meta = {'rule': self.rule, 'train_cut': str(self.train_cut), 'log_digest': self.log_digest, 'digest': self.digest}
+    meta = {
+      'rule': self.rule,
+      'train_cut': str(self.train_cut),
+      'log_digest': self.log_digest,
+      'digest': self.digest,
+    }
     write_parquet(frame, pathlib.Path(folder) / _FILE, meta)
 
   @classmethod
@@ -95,12 +120,17 @@ class Occasions:
       flat = {c: frame[c].drop_nulls().explode().to_numpy() for c in _PER_TARGET}
       occasions = cls(
         *(frame[c].to_numpy() for c in _PER_OCCASION),
-        target_offsets=_offsets(counts), **flat,
-        rule=meta['rule'], train_cut=int(meta['train_cut']), log_digest=meta['log_digest'],
+        target_offsets=_offsets(counts),
+        **flat,
+        rule=meta['rule'],
+        train_cut=int(meta['train_cut']),
+        log_digest=meta['log_digest'],
       )
       got, want = occasions.digest, meta['digest']
     if got != want:
-      raise DataError(f'{path}: its content has digest {got}, saved was {want}; prepare the data again')
+      raise DataError(
+        f'{path}: its content has digest {got}, saved was {want}; prepare the data again'
+      )
     return occasions
 
 
@@ -148,7 +178,9 @@ def find_occasions(log: InteractionLog, data: DataConfig, cuts: Cuts | None = No
   never = _never_converted(log, data)
   o_user = np.concatenate([o_user, never]).astype(np.int32)
   o_time = np.concatenate([o_time, np.full(len(never), log.timestamp.max() + 1)])
-  order = np.lexsort((o_user, o_time))  # stable: leave-one-out occasions of one tie keep their order
+  order = np.lexsort(
+    (o_user, o_time)
+  )  # stable: leave-one-out occasions of one tie keep their order
   counts = np.concatenate([counts, np.zeros(len(never), np.int64)])
   moved = _gather(_offsets(counts), order)
   return Occasions(
@@ -196,7 +228,9 @@ def _seen_before(log: InteractionLog, user, item, context_end) -> np.ndarray:
   engaged = np.flatnonzero(log.event != _IMPRESSION)
   wide = np.int64(log.items.height)
   keys, position = np.unique(log.user[engaged] * wide + log.item[engaged], return_index=True)
-  first = engaged[position]  # rows are in time order within a user, so the first occurrence is the earliest
+  first = engaged[
+    position
+  ]  # rows are in time order within a user, so the first occurrence is the earliest
   return first[np.searchsorted(keys, user * wide + item)] < context_end
 
 
@@ -205,7 +239,9 @@ def _view_totals(log: InteractionLog) -> np.ndarray:
   return _offsets(np.where(log.event == _VIEW, log.count, 0))
 
 
-def _cohorts(log: InteractionLog, data: DataConfig, user, timestamp, context_end, tie_end) -> np.ndarray:
+def _cohorts(
+  log: InteractionLog, data: DataConfig, user, timestamp, context_end, tie_end
+) -> np.ndarray:
   """int8 [O] for occasions in (user, timestamp) order, where the one before, if of the same user, is the last purchase."""
   views = _view_totals(log)
   first = np.ones(len(user), bool)
@@ -239,11 +275,18 @@ def find_cuts(times: Clock, data: DataConfig) -> Cuts | None:
   ordered = np.sort(times.dormant if len(times.dormant) else times.every)
   if len(ordered) == 0:
     return None
-  last = [int(len(ordered) * (1 - held_out)) - 1 for held_out in (data.test_fraction + data.valid_fraction, data.test_fraction)]
-  return Cuts(*(int(ordered[i] if i >= 0 else ordered[0] - 1) for i in last))  # i: the last occasion that is not held out
+  last = [
+    int(len(ordered) * (1 - held_out)) - 1
+    for held_out in (data.test_fraction + data.valid_fraction, data.test_fraction)
+  ]
+  return Cuts(
+    *(int(ordered[i] if i >= 0 else ordered[0] - 1) for i in last)
+  )  # i: the last occasion that is not held out
 
 
-def _by_time(timestamp: np.ndarray, cohort: np.ndarray, data: DataConfig, cuts: Cuts | None) -> tuple[np.ndarray, int]:
+def _by_time(
+  timestamp: np.ndarray, cohort: np.ndarray, data: DataConfig, cuts: Cuts | None
+) -> tuple[np.ndarray, int]:
   """Splits and the last timestamp of training. Every occasion later than a cut is on its far side, whatever its cohort."""
   dormant = timestamp[(cohort == D1) | (cohort == D2)]
   cuts = cuts or find_cuts(Clock(dormant, timestamp), data)

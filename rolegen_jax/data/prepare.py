@@ -17,7 +17,9 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import SPLITS, TEST, TRAIN, Cuts, Occasions, find_occasions
 
 
-def prepare(config: Config, folder: str | os.PathLike, cuts: Cuts | None = None) -> tuple[InteractionLog, Occasions, dict]:
+def prepare(
+  config: Config, folder: str | os.PathLike, cuts: Cuts | None = None
+) -> tuple[InteractionLog, Occasions, dict]:
   """Reads the log that `config.data` names, validates and indexes it, finds its occasions and saves all under `folder`.
 
   `cuts` between the splits: those of the whole log when `config.data` takes only some users of it, see `shard_reader.Shards`.
@@ -49,13 +51,17 @@ def load_prepared(folder: str | os.PathLike) -> tuple[InteractionLog, Occasions]
   return log, occasions
 
 
-def _tables(config: Config) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int], pl.DataFrame | None]:
+def _tables(
+  config: Config,
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int], pl.DataFrame | None]:
   """(events, items, counts of what was left out, planted truth or None), the first two validated."""
   if config.data.format == 'simulated':
-    from rolegen_jax.data import world  # only here: real logs need none of it
+    from rolegen_jax.simulator import world
 
-    simulated = world.simulate(config.world)
-    events, items = validate(simulated.events, simulated.items, 'simulated events', 'simulated items')
+    simulated = world.simulate(config.simulator)
+    events, items = validate(
+      simulated.events, simulated.items, 'simulated events', 'simulated items'
+    )
     return events, items, {}, simulated.planted
   path = log_path(config.data)
   events, items, left_out = ADAPTERS[config.data.format](path, config.data)
@@ -64,7 +70,9 @@ def _tables(config: Config) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int],
 
 
 def _need_occasions(log: InteractionLog, occasions: Occasions) -> None:
-  usable = (occasions.context_end > log.offsets[occasions.user]) & (np.diff(occasions.target_offsets) > 0)
+  usable = (occasions.context_end > log.offsets[occasions.user]) & (
+    np.diff(occasions.target_offsets) > 0
+  )
   for split in (TRAIN, TEST):
     if not (usable & (occasions.split == split)).any():
       raise DataError(
@@ -73,7 +81,9 @@ def _need_occasions(log: InteractionLog, occasions: Occasions) -> None:
       )
 
 
-def _notes(config: Config, log: InteractionLog, occasions: Occasions, left_out: dict[str, int]) -> dict:
+def _notes(
+  config: Config, log: InteractionLog, occasions: Occasions, left_out: dict[str, int]
+) -> dict:
   targets = np.diff(occasions.target_offsets)
   empty = occasions.context_end == log.offsets[occasions.user]
 

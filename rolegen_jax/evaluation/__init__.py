@@ -1,2 +1,2 @@
-"""What a model is worth: ranking metrics with intervals, diversity, role agreement, the floors every model is reported
+"""What a model is worth: ranking metrics with intervals, diversity, role agreement, the baselines every model is reported
 beside (rules and SASRec), and the self-contained report."""

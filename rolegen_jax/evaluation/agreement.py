@@ -7,7 +7,9 @@ import numpy as np
 from rolegen_jax.config import ROLE_NAMES
 
 
-def role_agreement(true_N: np.ndarray, predicted_N: np.ndarray, names: tuple[str, ...] = ROLE_NAMES) -> dict:
+def role_agreement(
+  true_N: np.ndarray, predicted_N: np.ndarray, names: tuple[str, ...] = ROLE_NAMES
+) -> dict:
   """Precision, recall and F1 of every role, macro-F1, accuracy and the confusion matrix.
 
   Inputs are role indices int [N]; rows where either is negative (unknown) are left out. macro_f1 averages the roles that
@@ -21,15 +23,20 @@ def role_agreement(true_N: np.ndarray, predicted_N: np.ndarray, names: tuple[str
   f1 = 2 * right / np.maximum(support + predicted, 1)
   present = support > 0
   return {
-      'names': list(names),
-      'per_role': {
-          name: {'precision': float(precision[i]), 'recall': float(recall[i]), 'f1': float(f1[i]), 'support': int(support[i])}
-          for i, name in enumerate(names)
-      },
-      'macro_f1': float(f1[present].mean()) if present.any() else float('nan'),
-      'accuracy': float(right.sum() / max(support.sum(), 1)),
-      'confusion': confusion.tolist(),
-      'events': int(known.sum()),
+    'names': list(names),
+    'per_role': {
+      name: {
+        'precision': float(precision[i]),
+        'recall': float(recall[i]),
+        'f1': float(f1[i]),
+        'support': int(support[i]),
+      }
+      for i, name in enumerate(names)
+    },
+    'macro_f1': float(f1[present].mean()) if present.any() else float('nan'),
+    'accuracy': float(right.sum() / max(support.sum(), 1)),
+    'confusion': confusion.tolist(),
+    'events': int(known.sum()),
   }
 
 
@@ -41,13 +48,15 @@ def effect_agreement(estimated_N: np.ndarray, true_N: np.ndarray, most: int = 15
   from scipy import stats  # slow to import
 
   if len(estimated_N) != len(true_N) or len(true_N) < 2:
-    raise ValueError(f'need two effects or more, as many estimated ({len(estimated_N)}) as true ({len(true_N)})')
+    raise ValueError(
+      f'need two effects or more, as many estimated ({len(estimated_N)}) as true ({len(true_N)})'
+    )
   shown = np.linspace(0, len(true_N) - 1, min(len(true_N), most)).astype(int)
   return {
-      'spearman': float(stats.spearmanr(estimated_N, true_N).statistic),
-      'mean_absolute_error': float(np.abs(estimated_N - true_N).mean()),
-      'same_sign': float((np.sign(estimated_N) == np.sign(true_N)).mean()),
-      'effects': len(true_N),
-      'estimated': np.round(estimated_N[shown], 4).tolist(),
-      'true': np.round(true_N[shown], 4).tolist(),
+    'spearman': float(stats.spearmanr(estimated_N, true_N).statistic),
+    'mean_absolute_error': float(np.abs(estimated_N - true_N).mean()),
+    'same_sign': float((np.sign(estimated_N) == np.sign(true_N)).mean()),
+    'effects': len(true_N),
+    'estimated': np.round(estimated_N[shown], 4).tolist(),
+    'true': np.round(true_N[shown], 4).tolist(),
   }

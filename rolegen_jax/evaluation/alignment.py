@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from rolegen_jax import sharding
-from rolegen_jax.compile import jit
 from rolegen_jax.reasoning import language, predict
 from rolegen_jax.reasoning.alignment import Alignment
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.reasoning.rationales import Rationales
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.text.packing import Packed, in_order, pack
 
 MOST = 4096  # items that are asked about, evenly spaced; all of them where there are no more
@@ -53,51 +53,75 @@ def questions(rolegen: RoleGen, params: dict[str, dict], alignment: Alignment, m
     return (told.right | (told.task == 0),)
 
   for name, held in params.items():
-    found, = predict.over(rolegen, batch, (held,), table, mesh, f'words, {name}')
+    (found,) = predict.over(rolegen, batch, (held,), table, mesh, f'words, {name}')
     right[name] = np.zeros(len(examples), bool)
     for row, numbers in enumerate(order):
-      right[name][numbers] = [found[row][table.packed.segment[row] == place].all() for place in range(1, 1 + len(numbers))]
+      right[name][numbers] = [
+        found[row][table.packed.segment[row] == place].all() for place in range(1, 1 + len(numbers))
+      ]
   rows, start = [], 0
   for question, (items, asked, answers) in exam.items():
     here, held = slice(start, start + len(asked)), alignment.held_out[items]
     for which, at in (('shown', ~held), ('held out', held)):
       if at.any():
-        best = collections.Counter(answer for answer, yes in zip(answers, at) if yes).most_common(1)[0][1]
-        chance = best / at.sum() if question != 'text -> semantic ID' else 1 / len(alignment.held_out)
+        best = collections.Counter(answer for answer, yes in zip(answers, at) if yes).most_common(
+          1
+        )[0][1]
+        chance = (
+          best / at.sum() if question != 'text -> semantic ID' else 1 / len(alignment.held_out)
+        )
         scores = {name: float(values[here][at].mean()) for name, values in right.items()}
-        rows.append(dict(question=question, items=which, number=int(at.sum()), chance=float(chance), **scores))
+        rows.append(
+          dict(question=question, items=which, number=int(at.sum()), chance=float(chance), **scores)
+        )
     start += len(asked)
   return rows
 
 
-def sentences(rolegen: RoleGen, params: dict, alignment: Alignment, cases: list[int], found: Predictions, mesh) -> list[tuple[list[str], list[str]]]:
+def sentences(
+  rolegen: RoleGen,
+  params: dict,
+  alignment: Alignment,
+  examples: list[int],
+  found: Predictions,
+  mesh,
+) -> list[tuple[list[str], list[str]]]:
   """(a sentence for each event that has a role, one for each intent) of the factual chain of each case, written greedily.
 
   `alignment` is over the table that `found` predicts; intents are those that the chain's candidates stand for.
   """
   chains, v = Rationales(alignment, alignment.table, {}), rolegen.vocab
-  prompts = [chains.prompt(case) for case in cases]
-  plans = [chains.plan(case, found.roles[case], found.candidates[case, 0]) for case in cases]
-  rows = -len(cases) % int(np.prod([mesh.shape[axis] for axis in sharding.TRAIN['batch']]))
+  prompts = [chains.prompt(example) for example in examples]
+  plans = [
+    chains.plan(example, found.roles[example], found.candidates[example, 0]) for example in examples
+  ]
+  rows = -len(examples) % int(np.prod([mesh.shape[axis] for axis in sharding.TRAIN['batch']]))
   lengths = [max(map(len, some)) for some in (prompts, plans)]
   pad = v.control('PAD')
-  prompt, plan = (np.full((len(cases) + rows, length), pad, np.int32) for length in lengths)
+  prompt, plan = (np.full((len(examples) + rows, length), pad, np.int32) for length in lengths)
   valid = np.zeros(prompt.shape, bool)
   for row in range(len(prompt)):
-    case = min(row, len(cases) - 1)
-    prompt[row, lengths[0] - len(prompts[case]):], valid[row, lengths[0] - len(prompts[case]):] = prompts[case], True
-    plan[row, :len(plans[case])] = plans[case]
+    example = min(row, len(examples) - 1)
+    (
+      prompt[row, lengths[0] - len(prompts[example]) :],
+      valid[row, lengths[0] - len(prompts[example]) :],
+    ) = prompts[example], True
+    plan[row, : len(plans[example])] = plans[example]
   begin, end, intent = (v.control(name) for name in ('BOS', 'END', 'INTENT'))
-  limits = dict(sentence=rolegen.config.text.sentence, most=max(some.count(begin) for some in plans))
+  limits = dict(
+    sentence=rolegen.config.text.sentence, most=max(some.count(begin) for some in plans)
+  )
   write = lambda params, *given: language.write(rolegen.bind('reasoner', params), *given, **limits)
   place = lambda x: sharding.global_batch(mesh, x, np.arange(len(x)), len(x))
   with jax.set_mesh(mesh):
-    written = jax.device_get(jit(write, out_shardings=sharding.sharding(mesh))(params, *map(place, (prompt, valid, plan))))
+    written = jax.device_get(
+      jit(write, out_shardings=sharding.sharding(mesh))(params, *map(place, (prompt, valid, plan)))
+    )
   said = []
-  for row in written[:len(cases)]:
+  for row in written[: len(examples)]:
     told = ([], [])
     for start in np.flatnonzero(row == begin):
-      text = row[start + 1:start + 1 + np.flatnonzero(row[start:] == end)[0] - 1]
+      text = row[start + 1 : start + 1 + np.flatnonzero(row[start:] == end)[0] - 1]
       told[intent in row[:start]].append(alignment.text.decode(text).strip())
     said.append(told)
   return said

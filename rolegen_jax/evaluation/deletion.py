@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from rolegen_jax import sharding
 from rolegen_jax.config import EvaluationConfig
-from rolegen_jax.data.cases import CaseTable
-from rolegen_jax.data.rows import Cases, Trajectories
+from rolegen_jax.data.batches import Examples, Trajectories
+from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.evaluation.metrics import Interval, bootstrap
 from rolegen_jax.reasoning.predict import over
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -32,22 +32,24 @@ MOST = 1000  # cases, evenly drawn from all that can be asked
 class Deleted:
   """V variants of every case, one after the other: row v * N + i is case i without some of its last M events."""
 
-  table: CaseTable
+  table: ExampleTable
   removed: np.ndarray  # bool [V, N, M]
 
   def __len__(self) -> int:
     return self.removed.shape[0] * len(self.table)
 
-  def rows(self, index: np.ndarray, width: int) -> Cases:
-    variant, case = np.divmod(index, len(self.table))
-    cases = self.table.rows(case, width)
-    removed = np.pad(self.removed[variant, case], ((0, 0), (width - self.removed.shape[2], 0)))
+  def rows(self, index: np.ndarray, width: int) -> Examples:
+    variant, example = np.divmod(index, len(self.table))
+    examples = self.table.rows(example, width)
+    removed = np.pad(self.removed[variant, example], ((0, 0), (width - self.removed.shape[2], 0)))
     # Those taken out become padding, which stands first; the others keep their order.
-    order = np.argsort(~removed & (cases.history.segment > 0), axis=1, kind='stable')
+    order = np.argsort(~removed & (examples.history.segment > 0), axis=1, kind='stable')
     take = lambda a, none: np.take_along_axis(np.where(removed, none, a), order, axis=1)
-    item, *rest = cases.history
+    item, *rest = examples.history
     history = Trajectories(take(item, -1), *(take(a, 0) for a in rest))
-    return cases._replace(history=history, excites=self.table.excitation.of(self.table.user[case], history.item))
+    return examples._replace(
+      history=history, excites=self.table.excitation.of(self.table.user[example], history.item)
+    )
 
 
 def highest(score_NxM: np.ndarray, k: int) -> np.ndarray:
@@ -59,12 +61,18 @@ def highest(score_NxM: np.ndarray, k: int) -> np.ndarray:
 
 
 def deletion_curves(
-    rolegen: RoleGen, backbone, table: CaseTable, scores: dict[str, np.ndarray], trie: Trie, mesh: Mesh, config: EvaluationConfig
+  rolegen: RoleGen,
+  backbone,
+  table: ExampleTable,
+  scores: dict[str, np.ndarray],
+  trie: Trie,
+  mesh: Mesh,
+  config: EvaluationConfig,
 ) -> dict[str, dict[str, dict[int, Interval]]]:
   """By name of `scores` (fp [N, M], higher = taken out earlier; last M events of `table`, whose targets are known), and 'random':
   what taking out the first k costs, in nats of log p(y), by k; {drop, minus_random}, the second paired by case.
 
-  Cases with no more than max(DEPTHS) events among the last M are left out; {} when no case is left; at most MOST are asked.
+  Examples with no more than max(DEPTHS) events among the last M are left out; {} when no case is left; at most MOST are asked.
   """
   m = next(iter(scores.values())).shape[1]
   real = np.arange(m) >= m - np.minimum(table.end - table.log.offsets[table.user], m)[:, None]
@@ -74,19 +82,43 @@ def deletion_curves(
   usable = usable[np.linspace(0, len(usable) - 1, min(len(usable), MOST)).astype(np.int64)]
   table, real = table.picked(usable), real[usable]
   rng = np.random.default_rng(config.seed)
-  ranked = {name: score[usable] for name, score in scores.items()} | {f'draw {i}': rng.random(real.shape) for i in range(DRAWS)}
-  variants = [np.zeros_like(real)] + [highest(np.where(real, score, -np.inf), k) for score in ranked.values() for k in DEPTHS]
+  ranked = {name: score[usable] for name, score in scores.items()} | {
+    f'draw {i}': rng.random(real.shape) for i in range(DRAWS)
+  }
+  variants = [np.zeros_like(real)] + [
+    highest(np.where(real, score, -np.inf), k) for score in ranked.values() for k in DEPTHS
+  ]
 
-  def batch(params, trie, number, cases):
+  def batch(params, trie, number, examples):
     del number
     model = rolegen.bind('backbone', params)
-    memory = model.encode(cases.history, trie.item_codes)
-    return (model.log_prob(rolegen.ask(model, memory, cases.timestamp), memory, cases.target[:, None], trie.item_codes)[0][:, 0],)
+    memory = model.encode(examples.history, trie.item_codes)
+    return (
+      model.log_prob(
+        rolegen.query(model, memory, examples.timestamp),
+        memory,
+        examples.target[:, None],
+        trie.item_codes,
+      )[0][:, 0],
+    )
 
-  (log_prob,) = over(rolegen, batch, (backbone, jax.device_put(trie, sharding.sharding(mesh))), Deleted(table, np.stack(variants)), mesh, 'deletion curves')
+  (log_prob,) = over(
+    rolegen,
+    batch,
+    (backbone, jax.device_put(trie, sharding.sharding(mesh))),
+    Deleted(table, np.stack(variants)),
+    mesh,
+    'deletion curves',
+  )
   whole, *rest = log_prob.reshape(len(variants), -1)
   drop = dict(zip(ranked, (whole - np.array(rest)).reshape(len(ranked), len(DEPTHS), -1)))
   chance = np.mean([drop[f'draw {i}'] for i in range(DRAWS)], axis=0)
-  interval = lambda x: {k: bootstrap(x[i], np.arange(len(table)), config.bootstrap, config.seed) for i, k in enumerate(DEPTHS)}
-  curves = {name: dict(drop=interval(drop[name]), minus_random=interval(drop[name] - chance)) for name in scores}
+  interval = lambda x: {
+    k: bootstrap(x[i], np.arange(len(table)), config.bootstrap, config.seed)
+    for i, k in enumerate(DEPTHS)
+  }
+  curves = {
+    name: dict(drop=interval(drop[name]), minus_random=interval(drop[name] - chance))
+    for name in scores
+  }
   return curves | dict(random=dict(drop=interval(chance)))

@@ -49,7 +49,9 @@ def intra_list_distance(ranked_OxK: np.ndarray, codes_IxL: np.ndarray) -> float:
   return float(distance_O[pairs_O > 0].mean()) if (pairs_O > 0).any() else float('nan')
 
 
-def list_diversity(ranked_OxK: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray, k: int = 10) -> dict[str, float]:
+def list_diversity(
+  ranked_OxK: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray, k: int = 10
+) -> dict[str, float]:
   """Diversity of the first k of every list, all slots together.
 
   coverage: share of the catalogue recommended at least once; coarse_entropy: nats, over level-0 codes of the slots; gini:
@@ -60,15 +62,19 @@ def list_diversity(ranked_OxK: np.ndarray, codes_IxL: np.ndarray, train_events_I
   slots = top[top >= 0]
   counts_I = np.bincount(slots, minlength=len(codes_IxL))
   return {
-      'coverage': float((counts_I > 0).mean()),
-      'coarse_entropy': entropy(codes_IxL[slots, 0]),
-      'gini': gini(counts_I),
-      'long_tail_share': float(1 - head_items(train_events_I)[slots].mean()) if len(slots) else float('nan'),
-      'intra_list_distance': intra_list_distance(top, codes_IxL),
+    'coverage': float((counts_I > 0).mean()),
+    'coarse_entropy': entropy(codes_IxL[slots, 0]),
+    'gini': gini(counts_I),
+    'long_tail_share': float(1 - head_items(train_events_I)[slots].mean())
+    if len(slots)
+    else float('nan'),
+    'intra_list_distance': intra_list_distance(top, codes_IxL),
   }
 
 
-def world_diversity(candidates_UxWxP: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray) -> dict[str, float | list]:
+def world_diversity(
+  candidates_UxWxP: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray
+) -> dict[str, float | list]:
   """How different the worlds of one user are, averaged over users, and what all worlds together cover.
 
   jaccard_WxW: mean over users of 1 - |A & B| / |A | B| of the candidate SETS of two worlds (two empty sets: 0);
@@ -87,14 +93,16 @@ def world_diversity(candidates_UxWxP: np.ndarray, codes_IxL: np.ndarray, train_e
       in_b = (candidates_UxWxP[:, a, :, None] == candidates_UxWxP[:, b, None, :]).any(-1)
       both_U = (distinct[:, a] & in_b).sum(-1)
       either_U = size_UxW[:, a] + size_UxW[:, b] - both_U
-      distance_WxW[a, b] = np.mean(np.where(either_U > 0, 1 - both_U / np.maximum(either_U, 1), 0.0))
+      distance_WxW[a, b] = np.mean(
+        np.where(either_U > 0, 1 - both_U / np.maximum(either_U, 1), 0.0)
+      )
   union = [np.unique(row[row >= 0]) for row in candidates_UxWxP.reshape(users, -1)]
   flat_UxM = np.full((users, max(1, max(map(len, union)))), -1, np.int32)
   for row, items in zip(flat_UxM, union):
     row[: len(items)] = items
   off = ~np.eye(worlds, dtype=bool)
   return {
-      'jaccard': float(distance_WxW[off].mean()) if worlds > 1 else 0.0,
-      'jaccard_WxW': distance_WxW.round(4).tolist(),
-      'union_size': float(np.mean([len(u) for u in union])),
+    'jaccard': float(distance_WxW[off].mean()) if worlds > 1 else 0.0,
+    'jaccard_WxW': distance_WxW.round(4).tolist(),
+    'union_size': float(np.mean([len(u) for u in union])),
   } | list_diversity(flat_UxM, codes_IxL, train_events_I, k=flat_UxM.shape[1])

@@ -43,7 +43,11 @@ class Pairs:
     first = occasions.target_offsets[rows]
     sizes = occasions.target_offsets[rows + 1] - first
     source, owner = ranges(first, sizes)
-    item, seen, cohort = occasions.target[source], occasions.target_seen[source], occasions.cohort[rows][owner]
+    item, seen, cohort = (
+      occasions.target[source],
+      occasions.target_seen[source],
+      occasions.cohort[rows][owner],
+    )
     return cls(owner.astype(np.int32), item, seen, cohort, len(rows))
 
   def slice(self, name: str) -> np.ndarray:
@@ -52,7 +56,9 @@ class Pairs:
     if name in COHORTS:
       return self.cohort == COHORTS.index(name)
     wider = {'all': np.ones_like(dormant), 'dormant': dormant}
-    return (wider | {'dormant seen': dormant & self.seen, 'dormant new': dormant & ~self.seen})[name]
+    return (wider | {'dormant seen': dormant & self.seen, 'dormant new': dormant & ~self.seen})[
+      name
+    ]
 
 
 def ranges(first: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +74,9 @@ def ranks(ranked_OxK: np.ndarray, pairs: Pairs) -> np.ndarray:
   return _first(ranked_OxK[pairs.occasion] == pairs.item[:, None])
 
 
-def prefix_ranks(ranked_OxK: np.ndarray, pairs: Pairs, codes_IxL: np.ndarray, level: int) -> np.ndarray:
+def prefix_ranks(
+  ranked_OxK: np.ndarray, pairs: Pairs, codes_IxL: np.ndarray, level: int
+) -> np.ndarray:
   """int32 [T]: 1-based place of the first listed item that agrees with the target on its first `level` codes, or 0."""
   if not 1 <= level <= codes_IxL.shape[1]:
     raise ValueError(f'level={level}: must be 1 to {codes_IxL.shape[1]}')
@@ -108,7 +116,9 @@ class Interval:
   occasions: int
 
 
-def bootstrap(values_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
+def bootstrap(
+  values_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> Interval:
   """Mean of `values_T` and the percentile 95 % interval from resampling whole occasions with replacement.
 
   Only occasions named in `occasion_T` are resampled. No pair gives NaN for the three figures. Efron & Tibshirani, 1993.
@@ -128,10 +138,14 @@ def bootstrap(values_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 100
   return Interval(float(np.mean(values_T)), float(low), float(high), len(values_T), n)
 
 
-def paired_difference(a_T: np.ndarray, b_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
+def paired_difference(
+  a_T: np.ndarray, b_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> Interval:
   """Interval of mean(a - b) of two systems on the SAME pairs: each resample draws the occasions once for both."""
   if a_T.shape != b_T.shape:
-    raise ValueError(f'two systems must be scored on the same pairs, got {a_T.shape} and {b_T.shape}')
+    raise ValueError(
+      f'two systems must be scored on the same pairs, got {a_T.shape} and {b_T.shape}'
+    )
   return bootstrap(a_T - b_T, occasion_T, resamples, seed)
 
 
@@ -143,7 +157,10 @@ def verdict(difference: Interval) -> str:
 
 
 def evaluate(
-    ranked_OxK: np.ndarray, pairs: Pairs, config: EvaluationConfig, codes_IxL: np.ndarray | None = None
+  ranked_OxK: np.ndarray,
+  pairs: Pairs,
+  config: EvaluationConfig,
+  codes_IxL: np.ndarray | None = None,
 ) -> dict[str, dict[str, Interval]]:
   """slice -> metric -> Interval for every slice that has a pair.
 
@@ -151,7 +168,9 @@ def evaluate(
   Raises ValueError when the lists are not one per occasion.
   """
   if ranked_OxK.ndim != 2 or len(ranked_OxK) != pairs.occasions:
-    raise ValueError(f'ranked lists have shape {ranked_OxK.shape}: must be [{pairs.occasions} occasions, K]')
+    raise ValueError(
+      f'ranked lists have shape {ranked_OxK.shape}: must be [{pairs.occasions} occasions, K]'
+    )
   rank_T = ranks(ranked_OxK, pairs)
   values = {f'HI@{k}': hit(rank_T, k) for k in config.ks}
   values |= {f'NDCG@{k}': ndcg(rank_T, k) for k in config.ks if k > 1}
@@ -163,13 +182,20 @@ def evaluate(
   for name in SLICES:
     mask_T = pairs.slice(name)
     if mask_T.any():
-      table[name] = {m: bootstrap(v[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed) for m, v in values.items()}
+      table[name] = {
+        m: bootstrap(v[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed)
+        for m, v in values.items()
+      }
   return table
 
 
-def compare(a_OxK: np.ndarray, b_OxK: np.ndarray, pairs: Pairs, config: EvaluationConfig, k: int = 10) -> dict[str, Interval]:
+def compare(
+  a_OxK: np.ndarray, b_OxK: np.ndarray, pairs: Pairs, config: EvaluationConfig, k: int = 10
+) -> dict[str, Interval]:
   """slice -> paired difference of HI@k, lists `a` minus lists `b`, for every slice that has a pair."""
   a_T, b_T = (hit(ranks(x, pairs), k) for x in (a_OxK, b_OxK))
   masks = {name: pairs.slice(name) for name in SLICES}
-  difference = lambda m: paired_difference(a_T[m], b_T[m], pairs.occasion[m], config.bootstrap, config.seed)
+  difference = lambda m: paired_difference(
+    a_T[m], b_T[m], pairs.occasion[m], config.bootstrap, config.seed
+  )
   return {name: difference(m) for name, m in masks.items() if m.any()}

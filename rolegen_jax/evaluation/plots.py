@@ -14,18 +14,36 @@ from matplotlib.figure import Figure
 
 from rolegen_jax.evaluation.metrics import Interval
 
-KIND_COLOURS = {'model': '#0072B2', 'ablation': '#56B4E9', 'floor': '#8A8A8A'}
-KIND_MARKERS = {'model': 'o', 'ablation': 'D', 'floor': 's'}
+KIND_COLOURS = {'model': '#0072B2', 'ablation': '#56B4E9', 'baseline': '#8A8A8A'}
+KIND_MARKERS = {'model': 'o', 'ablation': 'D', 'baseline': 's'}
 ROLE_COLOURS = {
-    'TRIGGER': '#D55E00', 'ANCHOR': '#0072B2', 'COMPARE': '#56B4E9', 'REINFORCE': '#009E73', 'COMPLEMENT': '#CC79A7',
-    'EXPLORE': '#B8B8B8', 'DISTRACT': '#4A4A4A', 'CONVERT': '#E69F00',
+  'TRIGGER': '#D55E00',
+  'ANCHOR': '#0072B2',
+  'COMPARE': '#56B4E9',
+  'REINFORCE': '#009E73',
+  'COMPLEMENT': '#CC79A7',
+  'EXPLORE': '#B8B8B8',
+  'DISTRACT': '#4A4A4A',
+  'CONVERT': '#E69F00',
 }
 ROLE_SHORT = {'COMPARE': 'CMPR', 'COMPLEMENT': 'CMPL'}  # others: their first four letters
 _INK, _SOFT = '#1d2733', '#6b7683'
 _STYLE = {
-    'svg.fonttype': 'none', 'font.family': 'sans-serif', 'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False,
-    'axes.edgecolor': '#aab2bb', 'axes.labelcolor': _SOFT, 'text.color': _INK, 'xtick.color': _SOFT, 'ytick.color': _INK,
-    'axes.titlesize': 10, 'axes.titlelocation': 'left', 'axes.grid': True, 'grid.color': '#e9ecef', 'axes.axisbelow': True,
+  'svg.fonttype': 'none',
+  'font.family': 'sans-serif',
+  'font.size': 10,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.edgecolor': '#aab2bb',
+  'axes.labelcolor': _SOFT,
+  'text.color': _INK,
+  'xtick.color': _SOFT,
+  'ytick.color': _INK,
+  'axes.titlesize': 10,
+  'axes.titlelocation': 'left',
+  'axes.grid': True,
+  'grid.color': '#e9ecef',
+  'axes.axisbelow': True,
 }
 
 
@@ -36,9 +54,18 @@ def _svg(figure: Figure, name: str) -> str:
     figure.savefig(out, format='svg', bbox_inches='tight', transparent=True)
   text = out.getvalue()
   text = re.sub(r'<metadata>.*?</metadata>', '', text[text.index('<svg') :], flags=re.S)
-  text = re.sub(r' id="[\w.]+_\d+"', '', text)  # figure_1, axes_1 ...: the same in every plot, and nothing refers to them
-  text = re.sub(r' xmlns(:\w+)?="[^"]*"', '', text).replace('<svg ', f'<svg role="img" aria-label="{name}" ', 1)
-  return re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'style="width:\1pt;max-width:100%;height:auto"', text, count=1)
+  text = re.sub(
+    r' id="[\w.]+_\d+"', '', text
+  )  # figure_1, axes_1 ...: the same in every plot, and nothing refers to them
+  text = re.sub(r' xmlns(:\w+)?="[^"]*"', '', text).replace(
+    '<svg ', f'<svg role="img" aria-label="{name}" ', 1
+  )
+  return re.sub(
+    r'width="([\d.]+)pt" height="[\d.]+pt"',
+    r'style="width:\1pt;max-width:100%;height:auto"',
+    text,
+    count=1,
+  )
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
@@ -55,8 +82,15 @@ def system_intervals(values: dict[str, tuple[str, Interval]], metric: str) -> st
       colour = KIND_COLOURS[kind]
       axis.plot([100 * v.low, 100 * v.high], [y, y], color=colour, lw=2.2, solid_capstyle='round')
       axis.plot(100 * v.mean, y, KIND_MARKERS[kind], color=colour, ms=7.5, mec='white', mew=1)
-      axis.annotate(f'{100 * v.mean:.1f}', (100 * v.high, y), (6, 0), textcoords='offset points', va='center', fontsize=9,
-                    bbox=dict(fc='white', ec='none', pad=1))
+      axis.annotate(
+        f'{100 * v.mean:.1f}',
+        (100 * v.high, y),
+        (6, 0),
+        textcoords='offset points',
+        va='center',
+        fontsize=9,
+        bbox=dict(fc='white', ec='none', pad=1),
+      )
     axis.axvline(100 * best, color=_SOFT, lw=0.8, ls=(0, (3, 3)), zorder=0)
     order = sorted(values, key=lambda n: values[n][1].mean)
     axis.set_yticks(range(len(order)), [f'{n} ({values[n][0]})' for n in order])
@@ -75,7 +109,15 @@ def differences(values: dict[str, Interval], system: str, metric: str) -> str:
     for y, (name, v) in enumerate(reversed(values.items())):
       colour = '#009E73' if v.low > 0 else '#D55E00' if v.high < 0 else _SOFT
       axis.plot([100 * v.low, 100 * v.high], [y, y], color=colour, lw=2.2, solid_capstyle='round')
-      axis.plot(100 * v.mean, y, 'o' if v.low > 0 or v.high < 0 else 'D', color=colour, ms=7.5, mec='white', mew=1)
+      axis.plot(
+        100 * v.mean,
+        y,
+        'o' if v.low > 0 or v.high < 0 else 'D',
+        color=colour,
+        ms=7.5,
+        mec='white',
+        mew=1,
+      )
     axis.axvline(0, color=_INK, lw=1)
     axis.set_yticks(range(len(values)), [f'minus {n}' for n in reversed(values)])
     axis.set_xlabel(f'{system} minus the other, points of {metric}')
@@ -115,9 +157,13 @@ def role_shares(shares: dict[str, dict[str, float]]) -> str:
     for i, (source, share) in enumerate(shares.items()):
       y = np.arange(len(roles)) + (i - (len(shares) - 1) / 2) * height
       widths = [100 * share.get(r, 0.0) for r in roles]
-      look = dict(color=[ROLE_COLOURS[r] for r in roles], hatch=hatches[i % 3], edgecolor='white', lw=0)
+      look = dict(
+        color=[ROLE_COLOURS[r] for r in roles], hatch=hatches[i % 3], edgecolor='white', lw=0
+      )
       bars = axis.barh(y, widths, height * 0.92, **look)
-      axis.bar_label(bars, [f'{w:.0f} % {source}' for w in widths], padding=4, fontsize=8, color=_SOFT)
+      axis.bar_label(
+        bars, [f'{w:.0f} % {source}' for w in widths], padding=4, fontsize=8, color=_SOFT
+      )
     axis.set_yticks(range(len(roles)), roles)
     axis.invert_yaxis()
     axis.margins(x=0.16)
@@ -130,7 +176,15 @@ def _heatmap(axis, shown, labels, text, top=1.0):
   axis.imshow(shown, cmap='Blues', vmin=0, vmax=top, aspect='auto')
   axis.grid(visible=False)
   for (i, j), value in np.ndenumerate(shown):
-    axis.text(j, i, text[i][j], ha='center', va='center', fontsize=8.5, color='white' if value > 0.6 * top else _INK)
+    axis.text(
+      j,
+      i,
+      text[i][j],
+      ha='center',
+      va='center',
+      fontsize=8.5,
+      color='white' if value > 0.6 * top else _INK,
+    )
   axis.set_xticks(range(len(labels)), labels, rotation=35, ha='right', rotation_mode='anchor')
   axis.set_yticks(range(len(labels)), labels)
   axis.spines[:].set_visible(False)
@@ -142,7 +196,9 @@ def confusion(matrix: list[list[int]], names: list[str]) -> str:
   shown = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   with matplotlib.rc_context(_STYLE):
     figure, axes = _figure(5.6, 4.1)
-    _heatmap(axes[0, 0], shown, names, [[f'{v:.2f}' if v >= 0.005 else '' for v in row] for row in shown])
+    _heatmap(
+      axes[0, 0], shown, names, [[f'{v:.2f}' if v >= 0.005 else '' for v in row] for row in shown]
+    )
     axes[0, 0].set_xlabel('inferred role')
     axes[0, 0].set_ylabel('true role')
     return _svg(figure, 'Confusion of roles')
@@ -175,8 +231,21 @@ def deletion(curves: dict[str, dict[int, Interval]]) -> str:
     looks = [('#0072B2', 'o'), ('#CC79A7', 'D'), ('#8A8A8A', 's')]
     for i, ((name, by_k), (colour, marker)) in enumerate(zip(curves.items(), looks)):
       k = np.array([*by_k], float) + 0.05 * (i - 1)
-      mean, low, high = (np.array([getattr(v, part) for v in by_k.values()]) for part in ('mean', 'low', 'high'))
-      axis.errorbar(k, mean, (mean - low, high - mean), color=colour, marker=marker, lw=1.7, ms=6, mec='white', capsize=2, label=name)
+      mean, low, high = (
+        np.array([getattr(v, part) for v in by_k.values()]) for part in ('mean', 'low', 'high')
+      )
+      axis.errorbar(
+        k,
+        mean,
+        (mean - low, high - mean),
+        color=colour,
+        marker=marker,
+        lw=1.7,
+        ms=6,
+        mec='white',
+        capsize=2,
+        label=name,
+      )
     axis.set_xticks([*next(iter(curves.values()))])
     axis.set_xlabel('events taken out')
     axis.set_ylabel('log p(y) lost, nats')

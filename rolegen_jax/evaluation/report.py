@@ -6,7 +6,7 @@ missing or empty is left out. Intervals are `metrics.Interval` or dicts of its f
   title           str
   provenance      dict shown as it is; must hold data (str), simulated (bool), when, device_kind, versions (dict), commit,
                   seed, config_digest. Further entries (formulae, raw times ...) are shown too.
-  systems         {name: {kind: 'model' | 'ablation' | 'floor', metrics: metrics.evaluate(...), settings?: dict,
+  systems         {name: {kind: 'model' | 'ablation' | 'baseline', metrics: metrics.evaluate(...), settings?: dict,
                   diversity?: diversity.list_diversity(...)}}; the first of kind 'model' is the system under test
   differences     {name: {slice: Interval}}: paired difference of HI@10, system under test minus `name` (metrics.compare)
   training        rows of metrics.jsonl: {stage, step, name: value, ...}
@@ -38,9 +38,25 @@ from rolegen_jax.evaluation.metrics import SLICES, Interval, verdict
 
 METRIC = 'HI@10'  # of the headline, the plot and the paired differences
 SHOWN_EVENTS = 14
-REQUIRED = ('data', 'simulated', 'when', 'device_kind', 'versions', 'commit', 'seed', 'config_digest')
+REQUIRED = (
+  'data',
+  'simulated',
+  'when',
+  'device_kind',
+  'versions',
+  'commit',
+  'seed',
+  'config_digest',
+)
 _MAIN = ('HI@1', 'HI@5', 'HI@10', 'HI@50', 'NDCG@10', 'MRR')  # columns of the tables by slice
-_EVENT_GLYPHS = {'impression': '·', 'view': '○', 'fav': '♡', 'cart': '▣', 'remove': '✕', 'purchase': '★'}
+_EVENT_GLYPHS = {
+  'impression': '·',
+  'view': '○',
+  'fav': '♡',
+  'cart': '▣',
+  'remove': '✕',
+  'purchase': '★',
+}
 
 
 def write_report(folder: str | os.PathLike, content: dict) -> pathlib.Path:
@@ -51,7 +67,9 @@ def write_report(folder: str | os.PathLike, content: dict) -> pathlib.Path:
   provenance = content.get('provenance', {})
   missing = [key for key in REQUIRED if key not in provenance]
   if missing or 'title' not in content:
-    raise ValueError(f'report content lacks {", ".join([f"provenance.{m}" for m in missing] or ["title"])}')
+    raise ValueError(
+      f'report content lacks {", ".join([f"provenance.{m}" for m in missing] or ["title"])}'
+    )
   folder = pathlib.Path(folder)
   plain = _plain(content)
   write_json(plain, folder / 'report.json')
@@ -64,15 +82,28 @@ def write_report(folder: str | os.PathLike, content: dict) -> pathlib.Path:
 def render(content: dict) -> str:
   """The page of a plain content dict (Intervals as dicts, as in report.json)."""
   environment = jinja2.Environment(
-      loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-      undefined=jinja2.StrictUndefined,
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
   )
   environment.filters |= {'figure': _number, 'flat': _flat}
   return environment.get_template('report.html.j2').render(
-      title=content['title'], provenance=content['provenance'], notes=content.get('notes') or [],
-      results=_results(content), diversity=_diversity(content), training=_training(content), roles=_roles(content),
-      worlds=_worlds(content), alignment=content.get('alignment') or [], semantic_ids=content.get('semantic_ids') or {}, trajectories=_trajectories(content),
-      role_colours=plots.ROLE_COLOURS, role_short=plots.ROLE_SHORT, glyphs=_EVENT_GLYPHS,
+    title=content['title'],
+    provenance=content['provenance'],
+    notes=content.get('notes') or [],
+    results=_results(content),
+    diversity=_diversity(content),
+    training=_training(content),
+    roles=_roles(content),
+    worlds=_worlds(content),
+    alignment=content.get('alignment') or [],
+    semantic_ids=content.get('semantic_ids') or {},
+    trajectories=_trajectories(content),
+    role_colours=plots.ROLE_COLOURS,
+    role_short=plots.ROLE_SHORT,
+    glyphs=_EVENT_GLYPHS,
   )
 
 
@@ -123,25 +154,48 @@ def _results(content: dict) -> dict | None:
   present = [s for s in SLICES if any(s in x['metrics'] for x in systems.values())]
   main = 'dormant' if 'dormant' in present else present[0]
   interval = lambda name, s: Interval(**systems[name]['metrics'][s][METRIC])
-  scored = {n: (x['kind'], interval(n, main)) for n, x in systems.items() if METRIC in x['metrics'].get(main, {})}
+  scored = {
+    n: (x['kind'], interval(n, main))
+    for n, x in systems.items()
+    if METRIC in x['metrics'].get(main, {})
+  }
   tested = next((n for n, x in systems.items() if x['kind'] == 'model'), None)
   best = max(scored, key=lambda n: scored[n][1].mean) if scored else None
-  ordered = [main, *(s for s in ('D1', 'D2', 'dormant seen', 'dormant new', 'ACTIVE', 'all') if s in present and s != main)]
+  ordered = [
+    main,
+    *(
+      s
+      for s in ('D1', 'D2', 'dormant seen', 'dormant new', 'ACTIVE', 'all')
+      if s in present and s != main
+    ),
+  ]
   result = dict(
-      slice=main, metric=METRIC, tested=tested, best=best,
-      floor_wins=best is not None and scored[best][0] == 'floor' and tested is not None,
-      scored={n: (kind, f'{100 * v.mean:.1f}', f'{100 * v.low:.1f}–{100 * v.high:.1f}') for n, (kind, v) in scored.items()},
-      plot=plots.system_intervals(scored, f'{METRIC}, {main}') if scored else '',
-      tables=[_table(systems, s, lambda m: m in _MAIN) for s in ordered],
-      levels=_table(systems, main, lambda m: m.startswith('HS@')),
-      settings={n: _flat(x['settings']) for n, x in systems.items() if x.get('settings')},
-      differences=[], difference_plot='',
+    slice=main,
+    metric=METRIC,
+    tested=tested,
+    best=best,
+    baseline_wins=best is not None and scored[best][0] == 'baseline' and tested is not None,
+    scored={
+      n: (kind, f'{100 * v.mean:.1f}', f'{100 * v.low:.1f}–{100 * v.high:.1f}')
+      for n, (kind, v) in scored.items()
+    },
+    plot=plots.system_intervals(scored, f'{METRIC}, {main}') if scored else '',
+    tables=[_table(systems, s, lambda m: m in _MAIN) for s in ordered],
+    levels=_table(systems, main, lambda m: m.startswith('HS@')),
+    settings={n: _flat(x['settings']) for n, x in systems.items() if x.get('settings')},
+    differences=[],
+    difference_plot='',
   )
-  differences = {n: {s: Interval(**v) for s, v in by_slice.items()} for n, by_slice in (content.get('differences') or {}).items()}
+  differences = {
+    n: {s: Interval(**v) for s, v in by_slice.items()}
+    for n, by_slice in (content.get('differences') or {}).items()
+  }
   shown = {n: by_slice[main] for n, by_slice in differences.items() if main in by_slice}
   if tested and shown:
     result['difference_plot'] = plots.differences(shown, tested, METRIC)
-    result['differences'] = [(n, verdict(v), _points(v.mean), _points(v.low), _points(v.high)) for n, v in shown.items()]
+    result['differences'] = [
+      (n, verdict(v), _points(v.mean), _points(v.low), _points(v.high)) for n, v in shown.items()
+    ]
   return result
 
 
@@ -150,18 +204,30 @@ def _table(systems: dict, name: str, wanted) -> dict:
   rows = {n: x['metrics'][name] for n, x in systems.items() if name in x['metrics']}
   metrics = list(dict.fromkeys(m for r in rows.values() for m in r if wanted(m)))
   highest = {m: max((r[m]['mean'] or 0.0) for r in rows.values() if m in r) for m in metrics}
-  cell = lambda v, m: v and v['mean'] is not None and dict(
-      mean=f'{100 * v["mean"]:.2f}', low=f'{100 * v["low"]:.1f}', high=f'{100 * v["high"]:.1f}', best=v['mean'] == highest[m] > 0
+  cell = lambda v, m: (
+    v
+    and v['mean'] is not None
+    and dict(
+      mean=f'{100 * v["mean"]:.2f}',
+      low=f'{100 * v["low"]:.1f}',
+      high=f'{100 * v["high"]:.1f}',
+      best=v['mean'] == highest[m] > 0,
+    )
   )
   counts = next(iter(next(iter(rows.values())).values()))
   return dict(
-      name=name, metrics=metrics, pairs=counts['pairs'], occasions=counts['occasions'],
-      rows=[(n, systems[n]['kind'], [cell(r.get(m), m) for m in metrics]) for n, r in rows.items()],
+    name=name,
+    metrics=metrics,
+    pairs=counts['pairs'],
+    occasions=counts['occasions'],
+    rows=[(n, systems[n]['kind'], [cell(r.get(m), m) for m in metrics]) for n, r in rows.items()],
   )
 
 
 def _diversity(content: dict) -> dict | None:
-  rows = {n: x['diversity'] for n, x in (content.get('systems') or {}).items() if x.get('diversity')}
+  rows = {
+    n: x['diversity'] for n, x in (content.get('systems') or {}).items() if x.get('diversity')
+  }
   return dict(names=list(next(iter(rows.values()))), rows=rows) if rows else None
 
 
@@ -171,11 +237,17 @@ def _training(content: dict) -> dict[str, str]:
   for row in content.get('training') or []:
     series = by_stage.setdefault(row['stage'], {})
     for name, value in row.items():
-      if name not in ('stage', 'step') and isinstance(value, (int, float)) and not isinstance(value, bool):
+      if (
+        name not in ('stage', 'step')
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+      ):
         steps, values = series.setdefault(name, ([], []))
         steps.append(row['step'])
         values.append(value)
-  kept = {stage: {n: s for n, s in series.items() if len(s[0]) > 1} for stage, series in by_stage.items()}
+  kept = {
+    stage: {n: s for n, s in series.items() if len(s[0]) > 1} for stage, series in by_stage.items()
+  }
   return {stage: plots.curves(series, stage) for stage, series in kept.items() if series}
 
 
@@ -184,12 +256,18 @@ def _roles(content: dict) -> dict | None:
   if not roles:
     return None
   agreement, effects = roles.get('agreement'), roles.get('effects')
-  drops = {name: {int(k): Interval(**v) for k, v in found['drop'].items()} for name, found in (roles.get('deletion') or {}).items()}
+  drops = {
+    name: {int(k): Interval(**v) for k, v in found['drop'].items()}
+    for name, found in (roles.get('deletion') or {}).items()
+  }
   return dict(
-      deletion=roles.get('deletion'), deletion_plot=plots.deletion(drops) if drops else '',
-      shares_plot=plots.role_shares(roles['shares']) if roles.get('shares') else '',
-      agreement=agreement, confusion_plot=plots.confusion(agreement['confusion'], agreement['names']) if agreement else '',
-      effects=effects, effects_plot=plots.effects(effects['estimated'], effects['true']) if effects else '',
+    deletion=roles.get('deletion'),
+    deletion_plot=plots.deletion(drops) if drops else '',
+    shares_plot=plots.role_shares(roles['shares']) if roles.get('shares') else '',
+    agreement=agreement,
+    confusion_plot=plots.confusion(agreement['confusion'], agreement['names']) if agreement else '',
+    effects=effects,
+    effects_plot=plots.effects(effects['estimated'], effects['true']) if effects else '',
   )
 
 
@@ -198,8 +276,18 @@ def _worlds(content: dict) -> dict | None:
   if not worlds:
     return None
   figures = {n: v for n, v in worlds.items() if n not in ('jaccard_WxW', 'systems')}
-  systems = {name: s | {part: s[part].get('dormant', next(iter(s[part].values()))) for part in ('hits', 'difference')} for name, s in worlds.get('systems', {}).items()}
-  return dict(figures=figures, systems=systems, plot=plots.world_distances(worlds['jaccard_WxW']) if 'jaccard_WxW' in worlds else '')
+  systems = {
+    name: s
+    | {
+      part: s[part].get('dormant', next(iter(s[part].values()))) for part in ('hits', 'difference')
+    }
+    for name, s in worlds.get('systems', {}).items()
+  }
+  return dict(
+    figures=figures,
+    systems=systems,
+    plot=plots.world_distances(worlds['jaccard_WxW']) if 'jaccard_WxW' in worlds else '',
+  )
 
 
 def _trajectories(content: dict) -> list[dict]:
@@ -207,8 +295,19 @@ def _trajectories(content: dict) -> list[dict]:
   out = []
   for trajectory in content.get('trajectories') or []:
     cut = max(0, len(trajectory['events']) - SHOWN_EVENTS)
-    worlds = [w | {'column': w['event'] - cut if w['event'] >= cut else -1} for w in trajectory['worlds']]
+    worlds = [
+      w | {'column': w['event'] - cut if w['event'] >= cut else -1} for w in trajectory['worlds']
+    ]
     said = trajectory.get('sentences') or dict(events=[], intents=[])
     told = [(event, why) for event, why in zip(trajectory['events'], said['events']) if why]
-    out.append(trajectory | {'events': trajectory['events'][cut:], 'earlier': cut, 'worlds': worlds, 'told': told, 'intents': said['intents']})
+    out.append(
+      trajectory
+      | {
+        'events': trajectory['events'][cut:],
+        'earlier': cut,
+        'worlds': worlds,
+        'told': told,
+        'intents': said['intents'],
+      }
+    )
   return out

@@ -1,4 +1,4 @@
-"""SASRec with cross-entropy, in the same stack as the backbone: the trained floor.
+"""SASRec with cross-entropy, in the same stack as the backbone: the trained baseline.
 
 A causal transformer over item embeddings predicts the next items; input and output embeddings are tied. Kang & McAuley, ICDM
 2018 (arXiv 1808.09781), with softmax in place of its sampled binary loss (Klenitskiy & Vasilev, RecSys 2023, arXiv
@@ -22,13 +22,13 @@ import optax
 from flax import nnx
 
 from rolegen_jax.config import EVENT_NAMES, Config, MeshConfig, TransformerConfig
-from rolegen_jax.data.rows import Trajectories, histories, pack_windows, packed_rows
-from rolegen_jax.evaluation.floors import Ranking, popular_items, tuning_rows, validation_score
+from rolegen_jax.data.batches import Trajectories, histories, pack_windows, packed_rows
+from rolegen_jax.evaluation.baselines import Ranking, popular_items, tuning_rows, validation_score
 from rolegen_jax.evaluation.metrics import Pairs
 from rolegen_jax.models import functional
 from rolegen_jax.models.backbone import dropout
 from rolegen_jax.models.transformer import Transformer, param
-from rolegen_jax.progress import progress
+from rolegen_jax.runtime.progress import progress
 from rolegen_jax.sharding import make_mesh
 
 FULL_SOFTMAX_ITEMS = 20_000  # larger catalogues use sampled softmax
@@ -41,7 +41,6 @@ _ROWS = 256  # occasions scored at once
 
 
 class SASRec(nnx.Module):
-
   def __init__(self, items: int, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.embedding = param(rngs, (items, config.width), ('vocab', 'embed'), fan_in=config.width)
     self.transformer = Transformer(config, rngs=rngs)
@@ -54,7 +53,9 @@ class SASRec(nnx.Module):
     x = dropout(x, rate, key)
     same = (segment_Bxn[:, :, None] == segment_Bxn[:, None, :]) & (segment_Bxn[:, None, :] > 0)
     positions = jnp.broadcast_to(jnp.arange(n), item_Bxn.shape)
-    return self.transformer(x, positions, same & jnp.tril(jnp.ones((n, n), bool))).astype(jnp.float32)
+    return self.transformer(x, positions, same & jnp.tril(jnp.ones((n, n), bool))).astype(
+      jnp.float32
+    )
 
 
 def tie_source(rows: Trajectories) -> np.ndarray:
@@ -69,7 +70,9 @@ def tie_source(rows: Trajectories) -> np.ndarray:
 
 def cross_entropy(state_PxD, embedding_IxD, target_P):
   """Mean full-softmax cross-entropy over the catalogue."""
-  return optax.softmax_cross_entropy_with_integer_labels(state_PxD @ embedding_IxD.T, target_P).mean()
+  return optax.softmax_cross_entropy_with_integer_labels(
+    state_PxD @ embedding_IxD.T, target_P
+  ).mean()
 
 
 def sampled_cross_entropy(state_PxD, embedding_IxD, target_P, negative_S, log_share_I):
@@ -81,8 +84,12 @@ def sampled_cross_entropy(state_PxD, embedding_IxD, target_P, negative_S, log_sh
   """
   positions, items = len(target_P), len(embedding_IxD)
   candidate_C = jnp.concatenate([target_P, negative_S])
-  expected_C = jnp.logaddexp(jnp.log(positions) + log_share_I[candidate_C], jnp.log(len(negative_S) / items))
-  others = jnp.where(candidate_C == target_P[:, None], -1e9, state_PxD @ embedding_IxD[candidate_C].T - expected_C)
+  expected_C = jnp.logaddexp(
+    jnp.log(positions) + log_share_I[candidate_C], jnp.log(len(negative_S) / items)
+  )
+  others = jnp.where(
+    candidate_C == target_P[:, None], -1e9, state_PxD @ embedding_IxD[candidate_C].T - expected_C
+  )
   own_Px1 = (state_PxD * embedding_IxD[target_P]).sum(-1, keepdims=True)
   return (jax.nn.logsumexp(jnp.concatenate([own_Px1, others], 1), axis=1) - own_Px1[:, 0]).mean()
 
@@ -103,7 +110,9 @@ class _Batches:
     self.usable = np.flatnonzero(self.weight.sum(1) > 0)
     if not len(self.usable):
       raise ValueError('SASRec: no training event has an earlier event of the same user')
-    share = np.bincount(self.rows.item[self.source >= 0], self.weight[self.source >= 0], minlength=len(log.items))
+    share = np.bincount(
+      self.rows.item[self.source >= 0], self.weight[self.source >= 0], minlength=len(log.items)
+    )
     self.log_share = jnp.log(jnp.maximum(share / share.sum(), 1e-12))
     self.size = config.warmup.batch
 
@@ -114,7 +123,13 @@ class _Batches:
     flat = np.searchsorted(heap, rng.random(self.size * POSITIONS) * heap[-1], side='right')
     row, column = np.divmod(np.minimum(flat, len(heap) - 1), self.rows.item.shape[1])
     source, target = self.source[chosen][row, column], self.rows.item[chosen][row, column]
-    return self.rows.item[chosen], self.rows.segment[chosen], row.astype(np.int32), source.astype(np.int32), target
+    return (
+      self.rows.item[chosen],
+      self.rows.segment[chosen],
+      row.astype(np.int32),
+      source.astype(np.int32),
+      target,
+    )
 
 
 class Fit(NamedTuple):
@@ -126,7 +141,7 @@ def sasrec(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
   """Trains on training events, keeps the best step by validation, and ranks the whole catalogue for occasions `rows`.
 
   Width, layers, context, dropout and loss weights are the backbone's; `evaluation.sasrec_steps` steps at most. Occasions
-  without context get the popular items. Same contract as the floors; raises ValueError when there is nothing to train on.
+  without context get the popular items. Same contract as the baselines; raises ValueError when there is nothing to train on.
   """
   found = fit(log, occasions, config, k)
   return Ranking(_rank(found.top, log, occasions, rows, config.backbone.context, k), found.settings)
@@ -150,7 +165,9 @@ def _train(log, occasions, config: Config, k: int, mesh):
   sampled = items > FULL_SOFTMAX_ITEMS
   rng = np.random.default_rng(config.evaluation.seed)
   key_init, key_steps = jax.random.split(jax.random.key(config.evaluation.seed))
-  graphdef, params = functional.init(lambda rngs: SASRec(items, config.backbone.temporal, rngs=rngs), key_init, mesh)
+  graphdef, params = functional.init(
+    lambda rngs: SASRec(items, config.backbone.temporal, rngs=rngs), key_init, mesh
+  )
   tx = optax.adam(optax.schedules.linear_schedule(0.0, LEARNING_RATE, WARMUP))
 
   def loss_of(params, batch, negative, key):
@@ -174,7 +191,9 @@ def _train(log, occasions, config: Config, k: int, mesh):
     model = functional.bind(graphdef, params)
     return jax.lax.top_k(model(item, segment)[:, -1] @ model.embedding[...].T, min(k, items))[1]
 
-  rank = lambda params, rows: _rank(lambda *a: top(params, *a), log, occasions, rows, config.backbone.context, k)
+  rank = lambda params, rows: _rank(
+    lambda *a: top(params, *a), log, occasions, rows, config.backbone.context, k
+  )
   tuning = tuning_rows(log, occasions)
   pairs = Pairs.of(occasions, tuning)
   opt_state, best, best_params, losses = tx.init(params), (-1.0, 0), params, []
@@ -190,8 +209,11 @@ def _train(log, occasions, config: Config, k: int, mesh):
     elif index - best[1] >= PATIENCE * CHECK_EVERY:
       break
   settings = dict(
-      softmax=f'sampled: in-batch + {NEGATIVES} uniform, logQ' if sampled else 'full', steps=index, kept_step=best[1],
-      loss=float(np.mean(jax.device_get(losses[-CHECK_EVERY:]))), validation_occasions=len(tuning),
+    softmax=f'sampled: in-batch + {NEGATIVES} uniform, logQ' if sampled else 'full',
+    steps=index,
+    kept_step=best[1],
+    loss=float(np.mean(jax.device_get(losses[-CHECK_EVERY:]))),
+    validation_occasions=len(tuning),
   )
   return best_params, top, settings
 

@@ -27,7 +27,7 @@ from rolegen_jax import sharding
 SHORT = 128  # queries; below, a flash kernel would compute more padding than scores
 LANES = 128  # of a TPU: splash takes sequences in multiples
 BLOCK = 1024  # the longest sequence that splash takes as one block
-NEVER = -1e30  # a score that is masked
+NEG_INF = -1e30  # a score that is masked
 
 
 class Seen(NamedTuple):
@@ -48,7 +48,9 @@ class Branched(NamedTuple):
   branch: np.ndarray  # bool [Z, Z], static
   shared: int
   segment: jax.Array  # int32 [B, A + branches * Z]
-  reach: np.ndarray | None = None  # bool [Z, shared], static: what a branch sees of the trunk; None = all of `shared`
+  reach: np.ndarray | None = (
+    None  # bool [Z, shared], static: what a branch sees of the trunk; None = all of `shared`
+  )
 
 
 def causal(segment_BxT) -> Seen:
@@ -62,7 +64,9 @@ def windowed(mask, positions, before: int, window: int):
   `positions`: int [B, T], or numpy [T]; `before` slots of memory come first and hold positions 0 .. before - 1.
   """
   if not isinstance(positions, np.ndarray) or positions.ndim > 1:
-    memory = jnp.concatenate([jnp.broadcast_to(jnp.arange(before), (len(positions), before)), positions], axis=1)
+    memory = jnp.concatenate(
+      [jnp.broadcast_to(jnp.arange(before), (len(positions), before)), positions], axis=1
+    )
     dense = mask.dense() if isinstance(mask, Seen) else mask
     return dense & (positions[:, :, None] - memory[:, None] < window)
   if np.ptp(np.concatenate([positions, np.arange(before)])) < window:
@@ -70,10 +74,14 @@ def windowed(mask, positions, before: int, window: int):
   near = lambda queries, memory: queries[:, None] - memory[None] < window
   if isinstance(mask, Branched):
     a, z = len(mask.trunk), len(mask.branch)
-    trunk, branch = positions[:a], positions[a:a + z]  # branches are of one kind
+    trunk, branch = positions[:a], positions[a : a + z]  # branches are of one kind
     if not len(branch):
       return mask._replace(trunk=mask.trunk & near(trunk, trunk))
-    return mask._replace(trunk=mask.trunk & near(trunk, trunk), branch=mask.branch & near(branch, branch), reach=near(branch, trunk[:mask.shared]))
+    return mask._replace(
+      trunk=mask.trunk & near(trunk, trunk),
+      branch=mask.branch & near(branch, branch),
+      reach=near(branch, trunk[: mask.shared]),
+    )
   pattern = near(positions, np.concatenate([np.arange(before), positions]))
   return mask._replace(pattern=mask.pattern & pattern) if isinstance(mask, Seen) else mask & pattern
 
@@ -107,7 +115,9 @@ def attend(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, mask, bias_BxHxTxS=None, kernel: str
   mask = mask.dense() if isinstance(mask, Seen) else mask
   if kernel == 'cudnn':
     return cudnn(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, mask)
-  return jax.nn.dot_product_attention(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, bias=bias_BxHxTxS, mask=mask[:, None])
+  return jax.nn.dot_product_attention(
+    q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, bias=bias_BxHxTxS, mask=mask[:, None]
+  )
 
 
 def _attend_branched(q, k, v, mask: Branched, kernel: str):
@@ -119,15 +129,21 @@ def _attend_branched(q, k, v, mask: Branched, kernel: str):
     return found
   forks = (t - a) // z
   own = lambda x: x[:, a:].reshape(b * forks, z, *x.shape[2:])
-  seen = lambda x: jnp.concatenate([per_chain(x[:, :mask.shared], forks), own(x)], axis=1)
-  pattern = np.concatenate([np.ones((z, mask.shared), bool) if mask.reach is None else mask.reach, mask.branch], axis=1)
-  branches = attend(own(q), seen(k), seen(v), Seen(pattern, own(mask.segment), seen(mask.segment)), kernel=kernel)
+  seen = lambda x: jnp.concatenate([per_chain(x[:, : mask.shared], forks), own(x)], axis=1)
+  pattern = np.concatenate(
+    [np.ones((z, mask.shared), bool) if mask.reach is None else mask.reach, mask.branch], axis=1
+  )
+  branches = attend(
+    own(q), seen(k), seen(v), Seen(pattern, own(mask.segment), seen(mask.segment)), kernel=kernel
+  )
   return jnp.concatenate([found, branches.reshape(b, t - a, *q.shape[2:])], axis=1)
 
 
 def per_chain(x: jax.Array, chains: int) -> jax.Array:
   """[B, ...] -> [B * chains, ...], each row so many times in a row. A broadcast: rows stay on their device, which `jnp.repeat` does not keep."""
-  return jnp.broadcast_to(x[:, None], (x.shape[0], chains, *x.shape[1:])).reshape(x.shape[0] * chains, *x.shape[1:])
+  return jnp.broadcast_to(x[:, None], (x.shape[0], chains, *x.shape[1:])).reshape(
+    x.shape[0] * chains, *x.shape[1:]
+  )
 
 
 def attend_shared(q_BxWxHxX, shared, own, sees_BxP, sees_BxWxS):
@@ -140,16 +156,30 @@ def attend_shared(q_BxWxHxX, shared, own, sees_BxP, sees_BxWxS):
   p, kv = shared_k.shape[1:3]
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   q = q_BxWxHxX.reshape(b, w, kv, h // kv, x)
-  scores = jnp.concatenate([product('bwkgx,bpkx->bwkgp', q, shared_k), product('bwkgx,bwskx->bwkgs', q, own_k)], axis=-1) * x**-0.5
-  seen = jnp.concatenate([jnp.broadcast_to(sees_BxP[:, None], (b, w, p)), sees_BxWxS], axis=-1)[:, :, None, None]
-  weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(own_v.dtype)
-  found = product('bwkgp,bpkx->bwkgx', weights[..., :p], shared_v) + product('bwkgs,bwskx->bwkgx', weights[..., p:], own_v)
+  scores = (
+    jnp.concatenate(
+      [product('bwkgx,bpkx->bwkgp', q, shared_k), product('bwkgx,bwskx->bwkgs', q, own_k)], axis=-1
+    )
+    * x**-0.5
+  )
+  seen = jnp.concatenate([jnp.broadcast_to(sees_BxP[:, None], (b, w, p)), sees_BxWxS], axis=-1)[
+    :, :, None, None
+  ]
+  weights = jax.nn.softmax(jnp.where(seen, scores, NEG_INF), axis=-1).astype(own_v.dtype)
+  found = product('bwkgp,bpkx->bwkgx', weights[..., :p], shared_v) + product(
+    'bwkgs,bwskx->bwkgx', weights[..., p:], own_v
+  )
   return found.astype(q.dtype).reshape(b, w, h, x)
 
 
 def splash(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, seen: Seen, interpret: bool = False):
   """On every device for its own rows and heads. Padded to LANES; the padding is a segment of its own."""
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as lib, splash_attention_mask as masks
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as lib,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
 
   (t, s), x = seen.pattern.shape, q_BxTxHxX.shape[3]
   more_t, more_s = (-t % LANES or LANES, -s % LANES or LANES) if t % LANES or s % LANES else (0, 0)
@@ -161,19 +191,31 @@ def splash(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, seen: Seen, interpret: bool = False)
 
   def local(q, k, v, queries, memory):
     heads = masks.MultiHeadMask([masks.NumpyMask(pattern)] * q.shape[2])
-    run = lib.make_splash_mha(heads, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret)
-    fill = lambda a, more, with_what=0: jnp.pad(a, ((0, 0), (0, more), *((0, 0),) * (a.ndim - 2)), constant_values=with_what)
+    run = lib.make_splash_mha(
+      heads, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+    fill = lambda a, more, with_what=0: jnp.pad(
+      a, ((0, 0), (0, more), *((0, 0),) * (a.ndim - 2)), constant_values=with_what
+    )
     heads_first = lambda a, more: jnp.swapaxes(fill(a, more), 1, 2)
     segments = lib.SegmentIds(fill(queries, more_t, -1), fill(memory, more_s, -1))
-    found = jax.vmap(run)(heads_first(q * x**-0.5, more_t), heads_first(k, more_s), heads_first(v, more_s), segments)
+    found = jax.vmap(run)(
+      heads_first(q * x**-0.5, more_t), heads_first(k, more_s), heads_first(v, more_s), segments
+    )
     return jnp.swapaxes(found, 1, 2)[:, :t]
 
   if jax.sharding.get_abstract_mesh().empty:
     return local(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, seen.queries, seen.memory)
   spec = lambda *axes: sharding.spec(axes, sharding._in_force.get())
-  rows, keys, segments = spec('batch', None, 'heads', None), spec('batch', None, 'kv_heads', None), spec('batch', None)
+  rows, keys, segments = (
+    spec('batch', None, 'heads', None),
+    spec('batch', None, 'kv_heads', None),
+    spec('batch', None),
+  )
   # The kernel's own outputs carry no record of the axes they vary over, so shard_map cannot check them.
-  spread = jax.shard_map(local, in_specs=(rows, keys, keys, segments, segments), out_specs=rows, check_vma=False)
+  spread = jax.shard_map(
+    local, in_specs=(rows, keys, keys, segments, segments), out_specs=rows, check_vma=False
+  )
   return spread(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, seen.queries, seen.memory)
 
 
@@ -182,4 +224,6 @@ def cudnn(q_BxTxHxX, k_BxSxKxX, v_BxSxKxX, mask_BxTxS):
   t, s = mask_BxTxS.shape[1:]
   pad = lambda a: jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0)))
   mask = jnp.pad(mask_BxTxS, ((0, 0), (0, t % 2), (0, s % 2)))[:, None]
-  return jax.nn.dot_product_attention(pad(q_BxTxHxX), pad(k_BxSxKxX), pad(v_BxSxKxX), mask=mask, implementation='cudnn')[:, :t]
+  return jax.nn.dot_product_attention(
+    pad(q_BxTxHxX), pad(k_BxSxKxX), pad(v_BxSxKxX), mask=mask, implementation='cudnn'
+  )[:, :t]

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
-from rolegen_jax.compile import jit
+from rolegen_jax.runtime.compile import jit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,9 @@ def part(make_model, params: dict, names: tuple[str, ...] = ()) -> dict:
 
 def join(params: dict, others: dict) -> dict:
   """The parameters of two parts of a model."""
-  return params | {n: join(params[n], other) if n in params else other for n, other in others.items()}
+  return params | {
+    n: join(params[n], other) if n in params else other for n, other in others.items()
+  }
 
 
 def abstract(make_model: Callable[[nnx.Rngs], nnx.Module]):
@@ -77,7 +79,9 @@ def shardings(make_model, mesh: Mesh):
 def init(make_model, key: jax.Array, mesh: Mesh):
   """(graphdef, params): parameters born sharded, fp32."""
   graphdef, _, _ = abstract(make_model)
-  create = lambda key: part(make_model, nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(key)), nnx.Param)[1]))
+  create = lambda key: part(
+    make_model, nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(key)), nnx.Param)[1])
+  )
   with jax.set_mesh(mesh):
     return graphdef, jit(create, out_shardings=shardings(make_model, mesh))(key)
 

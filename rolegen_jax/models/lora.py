@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rolegen_jax.config import LoraConfig
-from rolegen_jax.models.transformer import Block, param, use
+from rolegen_jax.models.transformer import Block, gather_fsdp, param
 
 
 class Lora(nnx.Module):
@@ -24,12 +24,19 @@ class Lora(nnx.Module):
   def __init__(self, weight: nnx.Param, inputs: int, config: LoraConfig, *, rngs: nnx.Rngs):
     shape, axes = weight.get_value().shape, weight.get_metadata()['axes']
     self.inputs, self.scale = inputs, scale(config)
-    self.a = param(rngs, (*shape[:inputs], config.rank), (*axes[:inputs], 'rank'), fan_in=math.prod(shape[:inputs]))
-    self.b = nnx.Param(jnp.zeros((config.rank, *shape[inputs:]), jnp.float32), axes=('rank', *axes[inputs:]))
+    self.a = param(
+      rngs,
+      (*shape[:inputs], config.rank),
+      (*axes[:inputs], 'rank'),
+      fan_in=math.prod(shape[:inputs]),
+    )
+    self.b = nnx.Param(
+      jnp.zeros((config.rank, *shape[inputs:]), jnp.float32), axes=('rank', *axes[inputs:])
+    )
 
   def __call__(self, x):
-    narrow = jnp.tensordot(x, use(self.a, x.dtype), self.inputs)
-    return self.scale * jnp.tensordot(narrow, use(self.b, x.dtype), 1)
+    narrow = jnp.tensordot(x, gather_fsdp(self.a, x.dtype), self.inputs)
+    return self.scale * jnp.tensordot(narrow, gather_fsdp(self.b, x.dtype), 1)
 
 
 def scale(config: LoraConfig) -> float:
@@ -40,7 +47,9 @@ def adapt(block: Block, config: LoraConfig, *, rngs: nnx.Rngs) -> Block:
   """A layer with adapters. They are drawn after its weights, which so are those of a layer without."""
   for name in config.targets:
     layer = block.attention if hasattr(block.attention, name) else block.mlp
-    setattr(layer, f'{name}_lora', Lora(getattr(layer, name), 2 if name == 'wo' else 1, config, rngs=rngs))
+    setattr(
+      layer, f'{name}_lora', Lora(getattr(layer, name), 2 if name == 'wo' else 1, config, rngs=rngs)
+    )
   return block
 
 

@@ -19,12 +19,11 @@ from flax import nnx
 from rolegen_jax.config import ReasonerConfig
 from rolegen_jax.models.intent import Intent
 from rolegen_jax.models.lora import adapt
-from rolegen_jax.models.transformer import Transformer, param, whole
+from rolegen_jax.models.transformer import Transformer, gather_replicated, param
 from rolegen_jax.vocab import Vocabulary
 
 
 class Reasoner(nnx.Module):
-
   def __init__(self, config: ReasonerConfig, vocab: Vocabulary, *, rngs: nnx.Rngs):
     width = config.transformer.width
     self.config, self.vocab = config, vocab
@@ -36,13 +35,19 @@ class Reasoner(nnx.Module):
       self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     if config.train != 'all':
       for table in ('tokens',) if config.transformer.tied else ('tokens', 'readout'):
-        setattr(self, f'{table}_delta', nnx.Param(jnp.zeros((vocab.own, width), jnp.float32), axes=(None, 'embed')))
+        setattr(
+          self,
+          f'{table}_delta',
+          nnx.Param(jnp.zeros((vocab.own, width), jnp.float32), axes=(None, 'embed')),
+        )
 
   def embed(self, tokens):
     c = self.config.transformer
-    rows = jnp.take(whole(self.tokens, c.dtype), tokens, axis=0)
+    rows = jnp.take(gather_replicated(self.tokens, c.dtype), tokens, axis=0)
     if hasattr(self, 'tokens_delta'):
-      rows += jnp.take(whole(self.tokens_delta, c.dtype), tokens, axis=0, mode='fill', fill_value=0)
+      rows += jnp.take(
+        gather_replicated(self.tokens_delta, c.dtype), tokens, axis=0, mode='fill', fill_value=0
+      )
     return rows if c.embedding_scale == 1.0 else rows * jnp.asarray(c.embedding_scale, rows.dtype)
 
   def hidden(self, tokens_NxT, positions_T, mask) -> jax.Array:
@@ -61,10 +66,13 @@ class Reasoner(nnx.Module):
     """fp32 logits [..., size] of tokens start .. start + size - 1; `start` may be traced."""
     c = self.config.transformer
     table = 'tokens' if c.tied else 'readout'
-    rows = jax.lax.dynamic_slice_in_dim(whole(getattr(self, table), hidden.dtype), start, size)
+    rows = jax.lax.dynamic_slice_in_dim(
+      gather_replicated(getattr(self, table), hidden.dtype), start, size
+    )
     if hasattr(self, f'{table}_delta'):
-      delta = jnp.pad(whole(getattr(self, f'{table}_delta'), hidden.dtype), ((0, size), (0, 0)))  # a slice beyond our tokens is all padding
+      delta = jnp.pad(
+        gather_replicated(getattr(self, f'{table}_delta'), hidden.dtype), ((0, size), (0, 0))
+      )  # a slice beyond our tokens is all padding
       rows += jax.lax.dynamic_slice_in_dim(delta, start, size)
     found = jnp.einsum('...d,vd->...v', hidden, rows, preferred_element_type=jnp.float32)
     return c.logit_softcap * jnp.tanh(found / c.logit_softcap) if c.logit_softcap else found
-

@@ -23,9 +23,11 @@ from rolegen_jax.models.attention import attend, attend_shared, windowed
 from rolegen_jax.sharding import constrain
 
 REMAT = {
-    'none': lambda f: f,
-    'full': jax.checkpoint,
-    'dots': lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+  'none': lambda f: f,
+  'full': jax.checkpoint,
+  'dots': lambda f: jax.checkpoint(
+    f, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
 }
 GATES = {'silu': jax.nn.silu, 'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True)}
 
@@ -33,18 +35,23 @@ GATES = {'silu': jax.nn.silu, 'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=
 def param(rngs: nnx.Rngs, shape, axes, fan_in: int | None = None, scale: float = 1.0) -> nnx.Param:
   """Truncated-normal parameter of std scale / sqrt(fan_in), with its logical axes. fan_in defaults to the first dimension."""
   std = scale / (fan_in or shape[0]) ** 0.5
-  return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32), axes=axes)
+  return nnx.Param(
+    std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32), axes=axes
+  )
 
 
-def use(parameter: nnx.Param, dtype) -> jax.Array:
+def gather_fsdp(parameter: nnx.Param, dtype) -> jax.Array:
   """A weight as a layer uses it: cast, then gathered over fsdp; what is spread over tensor stays spread.
 
   Said outright: left to itself the partitioner sometimes gathers the activations of the whole batch instead.
   """
-  return constrain(parameter[...].astype(dtype), *(None if a == 'embed' else a for a in parameter.get_metadata()['axes']))
+  return constrain(
+    parameter[...].astype(dtype),
+    *(None if a == 'embed' else a for a in parameter.get_metadata()['axes']),
+  )
 
 
-def whole(parameter: nnx.Param, dtype) -> jax.Array:
+def gather_replicated(parameter: nnx.Param, dtype) -> jax.Array:
   """A table as lookups and slices use it: cast, then gathered whole, so that they stay local to a device.
 
   Rows spread over tensor would cost a reduction of the looked-up activations, or their replication. The price is
@@ -60,7 +67,6 @@ def adapted(layer: nnx.Module, name: str, x, y):
 
 
 class RMSNorm(nnx.Module):
-
   def __init__(self, width: int, epsilon: float = 1e-6, offset: float = 0.0):
     self.epsilon, self.offset = epsilon, offset
     self.scale = nnx.Param(jnp.full((width,), 1.0 - offset, jnp.float32), axes=(None,))
@@ -68,7 +74,9 @@ class RMSNorm(nnx.Module):
   def __call__(self, x):
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-    return (normed * (self.offset + self.scale[...] if self.offset else self.scale[...])).astype(x.dtype)
+    return (normed * (self.offset + self.scale[...] if self.offset else self.scale[...])).astype(
+      x.dtype
+    )
 
 
 def norm(config: TransformerConfig, width: int | None = None) -> RMSNorm:
@@ -78,7 +86,12 @@ def norm(config: TransformerConfig, width: int | None = None) -> RMSNorm:
 
 def local_layers(config: TransformerConfig) -> np.ndarray:
   """bool [layers]: those that see a window only."""
-  return np.array([bool(config.layer_pattern) and config.layer_pattern[i % len(config.layer_pattern)] == 'L' for i in range(config.layers)])
+  return np.array(
+    [
+      bool(config.layer_pattern) and config.layer_pattern[i % len(config.layer_pattern)] == 'L'
+      for i in range(config.layers)
+    ]
+  )
 
 
 def frequencies(half: int, theta: float, scaling: RopeScaling = RopeScaling()) -> jax.Array:
@@ -90,7 +103,9 @@ def frequencies(half: int, theta: float, scaling: RopeScaling = RopeScaling()) -
   if scaling.kind == 'linear':
     return stretched
   waves = scaling.context * plain / (2 * math.pi)  # in the first context
-  share = jnp.clip((waves - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency), 0.0, 1.0)
+  share = jnp.clip(
+    (waves - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency), 0.0, 1.0
+  )
   return (1.0 - share) * stretched + share * plain
 
 
@@ -111,20 +126,42 @@ class Attention(nnx.Module):
     self.wk = param(rngs, (c.width, c.kv_heads, c.head_dim), ('embed', 'kv_heads', 'head_dim'))
     self.wv = param(rngs, (c.width, c.kv_heads, c.head_dim), ('embed', 'kv_heads', 'head_dim'))
     self.wo = param(
-        rngs, (c.heads, c.head_dim, c.width), ('heads', 'head_dim', 'embed'), c.heads * c.head_dim, (2 * c.layers) ** -0.5
+      rngs,
+      (c.heads, c.head_dim, c.width),
+      ('heads', 'head_dim', 'embed'),
+      c.heads * c.head_dim,
+      (2 * c.layers) ** -0.5,
     )
     if c.qk_norm:
       self.q_norm, self.k_norm = norm(c, c.head_dim), norm(c, c.head_dim)
 
   def q(self, x, positions_BxT=None, local=None):
-    q = constrain(adapted(self, 'wq', x, jnp.einsum('btd,dhx->bthx', x, use(self.wq, x.dtype))), 'batch', None, 'heads', None)
+    q = constrain(
+      adapted(self, 'wq', x, jnp.einsum('btd,dhx->bthx', x, gather_fsdp(self.wq, x.dtype))),
+      'batch',
+      None,
+      'heads',
+      None,
+    )
     q = self._rotate(self.q_norm(q) if self.config.qk_norm else q, positions_BxT, local)
     scale = self.config.attention_scale  # the kernels' own is head_dim ** -0.5
     return q * (scale * self.config.head_dim**0.5) if scale else q
 
   def kv(self, x, positions_BxT=None, local=None):
-    k = constrain(adapted(self, 'wk', x, jnp.einsum('bsd,dkx->bskx', x, use(self.wk, x.dtype))), 'batch', None, 'kv_heads', None)
-    v = constrain(adapted(self, 'wv', x, jnp.einsum('bsd,dkx->bskx', x, use(self.wv, x.dtype))), 'batch', None, 'kv_heads', None)
+    k = constrain(
+      adapted(self, 'wk', x, jnp.einsum('bsd,dkx->bskx', x, gather_fsdp(self.wk, x.dtype))),
+      'batch',
+      None,
+      'kv_heads',
+      None,
+    )
+    v = constrain(
+      adapted(self, 'wv', x, jnp.einsum('bsd,dkx->bskx', x, gather_fsdp(self.wv, x.dtype))),
+      'batch',
+      None,
+      'kv_heads',
+      None,
+    )
     return self._rotate(self.k_norm(k) if self.config.qk_norm else k, positions_BxT, local), v
 
   def _rotate(self, x, positions_BxT, local):
@@ -141,11 +178,15 @@ class Attention(nnx.Module):
 
   def out(self, o):
     o = constrain(o, 'batch', None, 'heads', None)
-    return constrain(adapted(self, 'wo', o, jnp.einsum('bthx,hxd->btd', o, use(self.wo, o.dtype))), 'batch', None, None)
+    return constrain(
+      adapted(self, 'wo', o, jnp.einsum('bthx,hxd->btd', o, gather_fsdp(self.wo, o.dtype))),
+      'batch',
+      None,
+      None,
+    )
 
 
 class GatedMLP(nnx.Module):
-
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     c = config
     self.act = c.activation
@@ -154,7 +195,7 @@ class GatedMLP(nnx.Module):
     self.down = param(rngs, (c.mlp, c.width), ('mlp', 'embed'), c.mlp, (2 * c.layers) ** -0.5)
 
   def __call__(self, x):
-    project = lambda name, x: adapted(self, name, x, x @ use(getattr(self, name), x.dtype))
+    project = lambda name, x: adapted(self, name, x, x @ gather_fsdp(getattr(self, name), x.dtype))
     hidden = GATES[self.act](project('gate', x)) * project('up', x)
     hidden = constrain(hidden, 'batch', None, 'mlp')
     return constrain(project('down', hidden), 'batch', None, None)
@@ -191,18 +232,30 @@ class Block(nnx.Module):
     k, v = own if before is None else (jnp.concatenate(pair, axis=1) for pair in zip(before, own))
     q, (mask, near) = self.attention.q(normed, positions_BxT, local), masks
     over = lambda mask: lambda q, k, v: self.attention.attend(q, k, v, mask)
-    found = over(mask)(q, k, v) if near is mask else jax.lax.cond(local, over(near), over(mask), q, k, v)
+    found = (
+      over(mask)(q, k, v) if near is mask else jax.lax.cond(local, over(near), over(mask), q, k, v)
+    )
     return self._add(x, self.attention.out(found)), own
 
   def step(self, x_BxWxD, position, shared, cache, layer, slot, sees, local=None):
     """One position of W chains: writes its keys and values at [layer, :, :, slot] of the chains' whole cache [layers, B, W, S, K, X],
     then attends to what they share [B, P, K, X] and to the chain's own slots; `sees`: two of what `attention.attend_shared` takes,
     for layers that see all and for local ones."""
-    normed, positions = self.attention_norm(x_BxWxD), jnp.full(x_BxWxD.shape[:2], position, jnp.int32)
+    normed, positions = (
+      self.attention_norm(x_BxWxD),
+      jnp.full(x_BxWxD.shape[:2], position, jnp.int32),
+    )
     new = self.attention.kv(normed, positions, local)
-    cache = tuple(jax.lax.dynamic_update_slice(c, n[None, :, :, None].astype(c.dtype), (layer, 0, 0, slot, 0, 0)) for c, n in zip(cache, new))
+    cache = tuple(
+      jax.lax.dynamic_update_slice(
+        c, n[None, :, :, None].astype(c.dtype), (layer, 0, 0, slot, 0, 0)
+      )
+      for c, n in zip(cache, new)
+    )
     own = tuple(jax.lax.dynamic_index_in_dim(c, layer, keepdims=False) for c in cache)
-    seen = sees[0] if local is None else tuple(jnp.where(local, near, far) for far, near in zip(*sees))
+    seen = (
+      sees[0] if local is None else tuple(jnp.where(local, near, far) for far, near in zip(*sees))
+    )
     attended = attend_shared(self.attention.q(normed, positions, local), shared, own, *seen)
     return self._add(x_BxWxD, self.attention.out(attended)), cache
 
@@ -210,7 +263,9 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
   """A causal (or any masked) stack over already embedded positions. `adapt(block, rngs=rngs)` may add to a layer."""
 
-  def __init__(self, config: TransformerConfig, adapt: Callable = lambda block, rngs: block, *, rngs: nnx.Rngs):
+  def __init__(
+    self, config: TransformerConfig, adapt: Callable = lambda block, rngs: block, *, rngs: nnx.Rngs
+  ):
     self.config = config
     make = nnx.vmap(lambda rngs: adapt(Block(config, rngs=rngs), rngs=rngs))
     self.blocks = make(rngs.split(config.layers))
@@ -237,11 +292,15 @@ class Transformer(nnx.Module):
   def _layers(self, x_BxTxD, positions, mask, before, keep: bool):
     positions_BxT, local, near = jnp.broadcast_to(positions, x_BxTxD.shape[:2]), self._local, mask
     if local is not None:
-      near = windowed(mask, positions, 0 if before is None else before[0].shape[2], self.config.window)
+      near = windowed(
+        mask, positions, 0 if before is None else before[0].shape[2], self.config.window
+      )
 
     def layer(x, xs):
       block, before, local = xs
-      x, kv = block.full(constrain(x, 'batch', None, None), positions_BxT, (mask, near), local, before)
+      x, kv = block.full(
+        constrain(x, 'batch', None, None), positions_BxT, (mask, near), local, before
+      )
       return x, kv if keep else None
 
     x = x_BxTxD.astype(self.config.dtype)

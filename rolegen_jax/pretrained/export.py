@@ -20,26 +20,35 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from rolegen_jax import distributed
-from rolegen_jax.compile import jit
 from rolegen_jax.config import LoraConfig
 from rolegen_jax.data.files import renamed, write_json
 from rolegen_jax.models import lora as lora_lib
 from rolegen_jax.pretrained import families
 from rolegen_jax.pretrained.files import INDEX
 from rolegen_jax.pretrained.folder import INTENT, OURS, Folder
+from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.text.tokenizers import TextVocabulary, save
 from rolegen_jax.vocab import Vocabulary
 
 FILE_BYTES = 2 << 30  # of tensors in a file, at most, if no tensor alone is larger
 NUMPY = {'F32': np.float32, 'BF16': ml_dtypes.bfloat16, 'F16': np.float16}
 TRAINED = 'rolegen_trained.safetensors'
-COPIED = ('generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+COPIED = (
+  'generation_config.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'chat_template.jinja',
+)
 
 
 def export(
-    params: dict, vocab: Vocabulary, source: str | os.PathLike, folder: str | os.PathLike, lora: LoraConfig = LoraConfig(),
-    file_bytes: int = FILE_BYTES,
+  params: dict,
+  vocab: Vocabulary,
+  source: str | os.PathLike,
+  folder: str | os.PathLike,
+  lora: LoraConfig = LoraConfig(),
+  file_bytes: int = FILE_BYTES,
 ) -> None:
   """Writes the reasoner's parameters to `folder`, in the format of the folder `source` that they were loaded from; adapters, if it has
   any, are those of `lora`.
@@ -63,12 +72,22 @@ def export(
     with renamed(folder / INTENT) as temporary:
       save_file(intent, temporary)
     pieces, digest = source.text
-    write_json(dict(vocabulary=vocab.digest, text_pieces=pieces, tokenizer=digest, tokenizer_with_ours=text.extended.digest), folder / OURS)
+    write_json(
+      dict(
+        vocabulary=vocab.digest,
+        text_pieces=pieces,
+        tokenizer=digest,
+        tokenizer_with_ours=text.extended.digest,
+      ),
+      folder / OURS,
+    )
 
   distributed.once(rest)
 
 
-def export_adapters(params: dict, lora: LoraConfig, source: str | os.PathLike, folder: str | os.PathLike) -> None:
+def export_adapters(
+  params: dict, lora: LoraConfig, source: str | os.PathLike, folder: str | os.PathLike
+) -> None:
   """Writes what training added to the frozen base of the folder `source`: adapter_config.json and adapter_model.safetensors as PEFT
   has them; and what the base has no place for in rolegen_trained.safetensors: the equation of intent, and what was added to the rows of
   our tokens (tokens_delta, readout_delta; a row a token, in the order of the vocabulary)."""
@@ -80,13 +99,27 @@ def export_adapters(params: dict, lora: LoraConfig, source: str | os.PathLike, f
       a, b = (_whole(adapter[name], layer) for name in 'ab')
       name = families.layer_name(layer, tensor).removesuffix('.weight')
       modules[name.rpartition('.')[2]] = None
-      tensors[f'base_model.model.{name}.lora_A.weight'] = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
-      tensors[f'base_model.model.{name}.lora_B.weight'] = np.ascontiguousarray(b.reshape(lora.rank, -1).T)
+      tensors[f'base_model.model.{name}.lora_A.weight'] = np.ascontiguousarray(
+        a.reshape(-1, lora.rank).T
+      )
+      tensors[f'base_model.model.{name}.lora_B.weight'] = np.ascontiguousarray(
+        b.reshape(lora.rank, -1).T
+      )
   said = dict(
-      peft_type='LORA', task_type='CAUSAL_LM', base_model_name_or_path=str(source.path), r=lora.rank, lora_alpha=lora.alpha,
-      target_modules=list(modules), lora_dropout=0.0, bias='none', fan_in_fan_out=False, inference_mode=True,
+    peft_type='LORA',
+    task_type='CAUSAL_LM',
+    base_model_name_or_path=str(source.path),
+    r=lora.rank,
+    lora_alpha=lora.alpha,
+    target_modules=list(modules),
+    lora_dropout=0.0,
+    bias='none',
+    fan_in_fan_out=False,
+    inference_mode=True,
   )
-  rest = {name: _whole(leaf) for name, leaf in params['intent'].items()} | {n: _whole(leaf) for n, leaf in params.items() if n.endswith('_delta')}
+  rest = {name: _whole(leaf) for name, leaf in params['intent'].items()} | {
+    n: _whole(leaf) for n, leaf in params.items() if n.endswith('_delta')
+  }
 
   def write():
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,13 +151,15 @@ def _weights(params, vocab, source, own, rows, folder, lora, file_bytes) -> None
     if f'{name}_delta' in params:
       ours = np.concatenate([ours[:first] + _whole(params[f'{name}_delta']), ours[first:]])
     theirs = np.zeros((rows, c.width), np.float32)
-    theirs[:size] = ours[first:first + size]
-    theirs[own] = ours[:len(own)]
+    theirs[:size] = ours[first : first + size]
+    theirs[own] = ours[: len(own)]
     return theirs
 
   for ours, theirs in families.tables(c).items():
     plan.append((theirs, (rows, c.width), lambda ours=ours: table(ours)))
-  plan.append((families.FINAL_NORM.name, (c.width,), lambda: _whole(params['transformer']['norm']['scale'])))
+  plan.append(
+    (families.FINAL_NORM.name, (c.width,), lambda: _whole(params['transformer']['norm']['scale']))
+  )
   for layer in range(c.layers):
     for path, tensor in families.layer_tensors(c).items():
       leaf, adapter = blocks, _beside(blocks, path)
@@ -147,7 +182,10 @@ def _weights(params, vocab, source, own, rows, folder, lora, file_bytes) -> None
   where, total = {}, 0
   for number, entries in enumerate(files):
     file = f'model-{number + 1:05}-of-{len(files):05}.safetensors'
-    arrays = {name: np.ascontiguousarray(get().astype(NUMPY[source.files.dtype(name)])) for name, _, get in entries}
+    arrays = {
+      name: np.ascontiguousarray(get().astype(NUMPY[source.files.dtype(name)]))
+      for name, _, get in entries
+    }
 
     def write():
       with renamed(folder / file) as temporary:

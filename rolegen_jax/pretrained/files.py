@@ -22,7 +22,9 @@ def read_json(path: str | os.PathLike) -> dict:
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError as error:
-    raise DataError(f'{path}: no such file; must be there in a folder of a pretrained model') from error
+    raise DataError(
+      f'{path}: no such file; must be there in a folder of a pretrained model'
+    ) from error
   except ValueError as error:
     raise DataError(f'{path}: cannot be read ({error}); must be JSON') from error
   if not isinstance(found, dict):
@@ -50,16 +52,23 @@ class TensorFiles:
     held = {name: set(file.keys()) for name, file in self._open.items()}
     for tensor, name in self._file.items():
       if tensor not in held[name]:
-        raise DataError(f'{self.folder / name}: has no tensor {tensor}, which {INDEX} says is there')
+        raise DataError(
+          f'{self.folder / name}: has no tensor {tensor}, which {INDEX} says is there'
+        )
 
   def _header(self, name: str):
     path = self.folder / name
     if not path.exists():
-      raise DataError(f'{path}: no such file; must be there with the weights of the model' + ('' if name == SINGLE else f', as {INDEX} names it'))
+      raise DataError(
+        f'{path}: no such file; must be there with the weights of the model'
+        + ('' if name == SINGLE else f', as {INDEX} names it')
+      )
     try:
       return safe_open(path, framework='numpy')
     except (SafetensorError, OSError) as error:
-      raise DataError(f'{path}: cannot be read ({error}); must be a whole safetensors file') from error
+      raise DataError(
+        f'{path}: cannot be read ({error}); must be a whole safetensors file'
+      ) from error
 
   @property
   def names(self) -> set[str]:
@@ -83,9 +92,13 @@ class TensorFiles:
       raise DataError(f'{self.folder}: no tensor {name}; must be there, as config.json has it')
     path = self.folder / self._file[name]
     if self.shape(name) != tuple(shape):
-      raise DataError(f'{path}: {name} has shape {list(self.shape(name))}; must be {list(shape)}, as config.json has it')
+      raise DataError(
+        f'{path}: {name} has shape {list(self.shape(name))}; must be {list(shape)}, as config.json has it'
+      )
     if self.dtype(name) not in DTYPES:
-      raise DataError(f'{path}: {name} is of type {self.dtype(name)}; must be one of {", ".join(DTYPES)}')
+      raise DataError(
+        f'{path}: {name} is of type {self.dtype(name)}; must be one of {", ".join(DTYPES)}'
+      )
 
   def read(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
     """A box of a tensor in the type of the file."""

@@ -49,7 +49,9 @@ def parameters(files: TensorFiles, config: ReasonerConfig, rows: TokenRows, mesh
   check(files, config, rows)
   readers = readers_of(files, config, rows)
 
-  leaf = lambda path, shape, sharding: _assemble(shape.shape, sharding, readers[tuple(p.key for p in path)])
+  leaf = lambda path, shape, sharding: _assemble(
+    shape.shape, sharding, readers[tuple(p.key for p in path)]
+  )
   return jax.tree_util.tree_map_with_path(leaf, wanted, layout)
 
 
@@ -59,14 +61,21 @@ def check(files: TensorFiles, config: ReasonerConfig, rows: TokenRows) -> None:
   for name, shape in expected.items():
     files.check(name, shape)
   spare = {'lm_head.weight'} if config.transformer.tied else set()
-  unknown = sorted(n for n in files.names - set(expected) - spare if not n.endswith(families.UNUSED))
+  unknown = sorted(
+    n for n in files.names - set(expected) - spare if not n.endswith(families.UNUSED)
+  )
   if unknown:
-    raise DataError(f'{files.folder}: {len(unknown)} tensors that a model of its config.json does not have, first {unknown[0]}')
+    raise DataError(
+      f'{files.folder}: {len(unknown)} tensors that a model of its config.json does not have, first {unknown[0]}'
+    )
 
 
 def shapes(config: TransformerConfig, rows: int) -> dict[str, tuple[int, ...]]:
   """Name -> shape of every tensor of a checkpoint with tables of so many rows."""
-  found, sizes = {name: (rows, config.width) for name in families.tables(config).values()}, _sizes(config)
+  found, sizes = (
+    {name: (rows, config.width) for name in families.tables(config).values()},
+    _sizes(config),
+  )
   for path, tensor in families.layer_tensors(config).items():
     theirs = tuple(math.prod(sizes[path][axis] for axis in group) for group in tensor.groups)
     found |= {families.layer_name(layer, tensor): theirs for layer in range(config.layers)}
@@ -76,26 +85,42 @@ def shapes(config: TransformerConfig, rows: int) -> dict[str, tuple[int, ...]]:
 def _sizes(config: TransformerConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
   """Path inside `blocks` -> shape of one layer."""
   blocks = functional.abstract(lambda rngs: Transformer(config, rngs=rngs))[1]['blocks']
-  return {tuple(p.key for p in path): leaf.shape[1:] for path, leaf in jax.tree_util.tree_flatten_with_path(blocks)[0]}
+  return {
+    tuple(p.key for p in path): leaf.shape[1:]
+    for path, leaf in jax.tree_util.tree_flatten_with_path(blocks)[0]
+  }
 
 
-def readers_of(files: TensorFiles, config: ReasonerConfig, rows: TokenRows) -> dict[tuple[str, ...], Callable[[Box], np.ndarray]]:
+def readers_of(
+  files: TensorFiles, config: ReasonerConfig, rows: TokenRows
+) -> dict[tuple[str, ...], Callable[[Box], np.ndarray]]:
   """Path of a parameter -> what reads a box of it."""
   sizes = _sizes(config.transformer)
   found = {('transformer', 'norm', 'scale'): lambda box: files.read(families.FINAL_NORM.name, box)}
-  found |= {(ours,): Table(files, theirs, rows).read for ours, theirs in families.tables(config.transformer).items()}
+  found |= {
+    (ours,): Table(files, theirs, rows).read
+    for ours, theirs in families.tables(config.transformer).items()
+  }
   for path, tensor in families.layer_tensors(config.transformer).items():
-    found[('transformer', 'blocks', *path)] = lambda box, tensor=tensor, size=sizes[path]: _layers(files, tensor, size, box)
+    found[('transformer', 'blocks', *path)] = lambda box, tensor=tensor, size=sizes[path]: _layers(
+      files, tensor, size, box
+    )
   return found
 
 
-def _layers(files: TensorFiles, tensor: families.Tensor, size: tuple[int, ...], box: Box) -> np.ndarray:
+def _layers(
+  files: TensorFiles, tensor: families.Tensor, size: tuple[int, ...], box: Box
+) -> np.ndarray:
   """A box of the stacked parameter, one file tensor a layer."""
   out, own = None, box[1:]
   for place, layer in enumerate(range(box[0].start, box[0].stop)):
-    part = files.read(families.layer_name(layer, tensor), tuple(_flat(group, size, own) for group in tensor.groups))
+    part = files.read(
+      families.layer_name(layer, tensor), tuple(_flat(group, size, own) for group in tensor.groups)
+    )
     order = [axis for group in tensor.groups for axis in group]
-    part = part.reshape([own[axis].stop - own[axis].start for axis in order]).transpose(np.argsort(order))
+    part = part.reshape([own[axis].stop - own[axis].start for axis in order]).transpose(
+      np.argsort(order)
+    )
     if out is None:
       out = np.empty([s.stop - s.start for s in box], np.float32)
     out[place] = part
@@ -115,7 +140,9 @@ class Table:
   def __init__(self, files: TensorFiles, name: str, rows: TokenRows):
     self.files, self.name, self.rows = files, name, rows
     self.width = files.shape(name)[1]
-    used = sorted({row for token, said in enumerate(rows.says) if rows.row[token] < 0 for row in said})
+    used = sorted(
+      {row for token, said in enumerate(rows.says) if rows.row[token] < 0 for row in said}
+    )
     self._words = {row: self._rows(row, row + 1, slice(0, self.width))[0] for row in used}
 
   def read(self, box: Box) -> np.ndarray:
@@ -123,10 +150,12 @@ class Table:
     out = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
     start, stop = max(rows.start, first), min(rows.stop, first + size)
     if start < stop:
-      out[start - rows.start:stop - rows.start] = self._rows(start - first, stop - first, columns)
+      out[start - rows.start : stop - rows.start] = self._rows(start - first, stop - first, columns)
     own = np.arange(rows.start, min(rows.stop, first))
     known = self.rows.row[own]
-    for run in np.split(np.arange(len(own)), 1 + np.flatnonzero(np.diff(known) != 1)):  # rows that follow each other are read at once
+    for run in np.split(
+      np.arange(len(own)), 1 + np.flatnonzero(np.diff(known) != 1)
+    ):  # rows that follow each other are read at once
       if len(run) and known[run[0]] >= 0:
         out[run] = self._rows(known[run[0]], known[run[-1]] + 1, columns)
     for place in np.flatnonzero(known < 0):
@@ -159,7 +188,9 @@ def _onto(device, box: Box, read: Callable[[Box], np.ndarray]) -> jax.Array:
   """A box on its device, piece by piece along its first axis."""
   length = box[0].stop - box[0].start
   rows = max(1, PIECE // max(1, 4 * elements(box) // length))
-  pieces = [slice(start, min(start + rows, box[0].stop)) for start in range(box[0].start, box[0].stop, rows)]
+  pieces = [
+    slice(start, min(start + rows, box[0].stop)) for start in range(box[0].start, box[0].stop, rows)
+  ]
   put = lambda piece: jax.device_put(np.asarray(read((piece, *box[1:])), np.float32), device)
   if len(pieces) == 1:
     return put(pieces[0])
@@ -171,4 +202,7 @@ def _onto(device, box: Box, read: Callable[[Box], np.ndarray]) -> jax.Array:
   return whole
 
 
-_write = jax.jit(lambda whole, piece, start: jax.lax.dynamic_update_slice_in_dim(whole, piece, start, 0), donate_argnums=0)
+_write = jax.jit(
+  lambda whole, piece, start: jax.lax.dynamic_update_slice_in_dim(whole, piece, start, 0),
+  donate_argnums=0,
+)

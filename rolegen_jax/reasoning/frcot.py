@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ReasonerConfig
-from rolegen_jax.data.rows import Cases, Excites, Trajectories
+from rolegen_jax.data.batches import Examples, Excites, Trajectories
 from rolegen_jax.models.backbone import gap_bucket
 from rolegen_jax.models.intent import Evidence
 from rolegen_jax.vocab import Vocabulary
@@ -47,9 +47,11 @@ class Layout:
   @functools.cached_property
   def level(self) -> np.ndarray:
     """SID level of each position; -1 where it holds no code."""
-    c, mark = self.config, [-1]
-    levels = [-1] * c.role_events + mark + list(range(c.intent_levels)) * c.intents
-    return np.array(levels + mark + list(range(self.vocab.levels)) * c.candidates + mark, np.int32)
+    c, delimiter = self.config, [-1]
+    levels = [-1] * c.role_events + delimiter + list(range(c.intent_levels)) * c.intents
+    return np.array(
+      levels + delimiter + list(range(self.vocab.levels)) * c.candidates + delimiter, np.int32
+    )
 
   @property
   def length(self) -> int:
@@ -70,27 +72,31 @@ class Layout:
     return np.arange(self.length) < self.config.role_events
 
   @functools.cached_property
-  def is_mark(self) -> np.ndarray:
+  def is_delimiter(self) -> np.ndarray:
     return (self.level < 0) & ~self.is_role
 
   @functools.cached_property
   def intent_slots(self) -> np.ndarray:
     """Positions [I, intent_levels]."""
     first = self.config.role_events + 1
-    return first + np.arange(self.config.intents * self.config.intent_levels).reshape(self.config.intents, -1)
+    return first + np.arange(self.config.intents * self.config.intent_levels).reshape(
+      self.config.intents, -1
+    )
 
   @functools.cached_property
   def path_slots(self) -> np.ndarray:
     """Positions [P, L]."""
     first = self.length - 1 - self.config.candidates * self.vocab.levels
-    return first + np.arange(self.config.candidates * self.vocab.levels).reshape(self.config.candidates, -1)
+    return first + np.arange(self.config.candidates * self.vocab.levels).reshape(
+      self.config.candidates, -1
+    )
 
 
 def at_slots(x_NxTx, slots: np.ndarray) -> jax.Array:
   """x[:, slots] for evenly spaced static positions: a strided slice, never partitioned (and differentiated) as a gather."""
   step = int(slots[1] - slots[0]) if len(slots) > 1 else 1
   assert (np.diff(slots) == step).all()
-  return x_NxTx[:, int(slots[0]):int(slots[-1]) + 1:step]
+  return x_NxTx[:, int(slots[0]) : int(slots[-1]) + 1 : step]
 
 
 class Prompt(NamedTuple):
@@ -100,26 +106,45 @@ class Prompt(NamedTuple):
   evidence: Evidence  # [N, n], of the whole history: intents and items start from what it says
 
 
-def build_prompt(layout: Layout, history: Trajectories, excites: Excites, now_B: jax.Array, codes_IxL) -> Prompt:
+def build_prompt(
+  layout: Layout, history: Trajectories, excites: Excites, now_B: jax.Array, codes_IxL
+) -> Prompt:
   """Prompts of right-aligned histories [B, n >= E] at the occasion's time. Targets are no argument: they cannot leak in."""
   v, events = layout.vocab, layout.config.events
-  item, event, time, real = (a[:, -events:] for a in (history.item, history.event, history.timestamp, history.segment > 0))
+  item, event, time, real = (
+    a[:, -events:] for a in (history.item, history.event, history.timestamp, history.segment > 0)
+  )
   before = jnp.pad(time, ((0, 0), (1, 0)))[:, :-1]
   gap = jnp.where(jnp.pad(real, ((0, 0), (1, 0)))[:, :-1], time - before, 0)
   sid = v.sid(jnp.take(codes_IxL, jnp.maximum(item, 0), axis=0))
-  tokens = jnp.concatenate([v.event(event)[..., None], v.gap(gap_bucket(gap))[..., None], sid], axis=-1)
+  tokens = jnp.concatenate(
+    [v.event(event)[..., None], v.gap(gap_bucket(gap))[..., None], sid], axis=-1
+  )
   b = item.shape[0]
   since = jnp.where(real[:, -1], now_B - time[:, -1], 0)
   tail = jnp.stack([v.gap(gap_bucket(since)), jnp.full((b,), v.control('REASON'))], axis=1)
-  tokens = jnp.concatenate([jnp.where(real[..., None], tokens, v.control('PAD')).reshape(b, -1), tail], axis=1)
-  valid = jnp.concatenate([jnp.repeat(real, layout.per_event, axis=1), jnp.ones((b, 2), bool)], axis=1)
+  tokens = jnp.concatenate(
+    [jnp.where(real[..., None], tokens, v.control('PAD')).reshape(b, -1), tail], axis=1
+  )
+  valid = jnp.concatenate(
+    [jnp.repeat(real, layout.per_event, axis=1), jnp.ones((b, 2), bool)], axis=1
+  )
   last = -layout.config.role_events
   is_convert = jnp.arange(len(ROLE_NAMES)) == CONVERT
   allowed = (event[:, last:, None] == PURCHASE) == is_convert
   present = history.segment > 0
   age = jnp.where(present, now_B[:, None] - history.timestamp, 0)
   own = jnp.take(codes_IxL, jnp.maximum(history.item, 0), axis=0)[..., 0]
-  evidence = Evidence(*excites, history.item, age, history.event, present, own, jnp.full_like(history.event, -1), jnp.full_like(now_B, -1))
+  evidence = Evidence(
+    *excites,
+    history.item,
+    age,
+    history.event,
+    present,
+    own,
+    jnp.full_like(history.event, -1),
+    jnp.full_like(now_B, -1),
+  )
   return Prompt(tokens.astype(jnp.int32), valid, allowed & real[:, last:, None], evidence)
 
 
@@ -130,29 +155,45 @@ class Demonstration(NamedTuple):
   weight: jax.Array  # fp32 [B, T], 0 where nothing is known or nothing is chosen
 
 
-def demonstration(layout: Layout, cases: Cases, codes_IxL) -> Demonstration:
+def demonstration(layout: Layout, examples: Examples, codes_IxL) -> Demonstration:
   """FR-CoT in hindsight: labelled roles, the intents of the path (target's first), the path that the user really took."""
   v, c = layout.vocab, layout.config
-  b = cases.target.shape[0]
-  purchase = cases.history.event[:, -c.role_events:] == PURCHASE
-  known = (cases.roles >= 0) & ((cases.roles == CONVERT) == purchase)  # an imported role that no chain can hold is none
-  roles = jnp.where(known, v.role(jnp.maximum(cases.roles, 0)), v.control('UNKNOWN_ROLE'))
-  path_codes = jnp.take(codes_IxL, jnp.maximum(cases.path, 0), axis=0)  # [B, P, L]
-  on_path = cases.path >= 0
-  coarse = path_codes[..., :c.intent_levels]
+  b = examples.target.shape[0]
+  purchase = examples.history.event[:, -c.role_events :] == PURCHASE
+  known = (examples.roles >= 0) & (
+    (examples.roles == CONVERT) == purchase
+  )  # an imported role that no chain can hold is none
+  roles = jnp.where(known, v.role(jnp.maximum(examples.roles, 0)), v.control('UNKNOWN_ROLE'))
+  path_codes = jnp.take(codes_IxL, jnp.maximum(examples.path, 0), axis=0)  # [B, P, L]
+  on_path = examples.path >= 0
+  coarse = path_codes[..., : c.intent_levels]
   same = (coarse[:, :, None] == coarse[:, None]).all(-1)  # [B, P, P]
   earlier = jnp.tril(jnp.ones(same.shape[1:], bool), -1)
   fresh = on_path & ~(same & earlier & on_path[:, None]).any(-1)  # first item of its coarse prefix
-  order = jnp.argsort(~fresh, axis=1, stable=True)[:, :c.intents]
+  order = jnp.argsort(~fresh, axis=1, stable=True)[:, : c.intents]
   intents = jnp.take_along_axis(coarse, order[..., None], axis=1)
   intent_known = jnp.take_along_axis(fresh, order, axis=1)
   missing = c.intents - order.shape[1]
   intents = jnp.pad(intents, ((0, 0), (0, missing), (0, 0)))
   intent_known = jnp.pad(intent_known, ((0, 0), (0, missing)))
-  mark = lambda name: jnp.full((b, 1), v.control(name), jnp.int32)
-  tokens = [roles, mark('INTENT'), v.sid(intents).reshape(b, -1), mark('PATH'), v.sid(path_codes).reshape(b, -1), mark('END')]
+  delimiter = lambda name: jnp.full((b, 1), v.control(name), jnp.int32)
+  tokens = [
+    roles,
+    delimiter('INTENT'),
+    v.sid(intents).reshape(b, -1),
+    delimiter('PATH'),
+    v.sid(path_codes).reshape(b, -1),
+    delimiter('END'),
+  ]
   none = jnp.zeros((b, 1), bool)
   weight = [
-      known, none, jnp.repeat(intent_known, c.intent_levels, axis=1), none, jnp.repeat(on_path, v.levels, axis=1), none
+    known,
+    none,
+    jnp.repeat(intent_known, c.intent_levels, axis=1),
+    none,
+    jnp.repeat(on_path, v.levels, axis=1),
+    none,
   ]
-  return Demonstration(jnp.concatenate(tokens, 1).astype(jnp.int32), jnp.concatenate(weight, 1).astype(jnp.float32))
+  return Demonstration(
+    jnp.concatenate(tokens, 1).astype(jnp.int32), jnp.concatenate(weight, 1).astype(jnp.float32)
+  )

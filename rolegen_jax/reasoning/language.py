@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rolegen_jax.models.attention import causal
-from rolegen_jax.models.backbone import NEVER
+from rolegen_jax.models.backbone import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.text.packing import Packed
 from rolegen_jax.vocab import Vocabulary
@@ -33,10 +33,13 @@ class Told(NamedTuple):
 
 def blocks(vocab: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
   """(first, stop) int32 [V]: the tokens among which each token is told."""
-  first, stop = np.zeros(vocab.size, np.int32), np.full(vocab.size, sum(vocab.blocks['text']), np.int32)
+  first, stop = (
+    np.zeros(vocab.size, np.int32),
+    np.full(vocab.size, sum(vocab.blocks['text']), np.int32),
+  )
   for name, (start, size) in vocab.blocks.items():
     if name not in ('control', 'text'):
-      first[start:start + size], stop[start:start + size] = start, start + size
+      first[start : start + size], stop[start : start + size] = start, start + size
   return first, stop
 
 
@@ -46,18 +49,29 @@ def read(reasoner: Reasoner, packed: Packed) -> Told:
   hidden = reasoner.hidden(packed.token, np.arange(width), causal(packed.segment))
   target = jnp.roll(packed.token, -1, axis=1)
   filled = -width % CHUNK
-  chunks = lambda x: jnp.moveaxis(jnp.pad(x, ((0, 0), (0, filled)) + ((0, 0),) * (x.ndim - 2)).reshape(len(x), -1, CHUNK, *x.shape[2:]), 1, 0)
+  chunks = lambda x: jnp.moveaxis(
+    jnp.pad(x, ((0, 0), (0, filled)) + ((0, 0),) * (x.ndim - 2)).reshape(
+      len(x), -1, CHUNK, *x.shape[2:]
+    ),
+    1,
+    0,
+  )
   every = jnp.arange(reasoner.vocab.size)
 
   @jax.checkpoint
   def tell(chunk):
     hidden, target = chunk
-    among = (every >= jnp.asarray(first)[target][..., None]) & (every < jnp.asarray(stop)[target][..., None])
-    logits = jnp.where(among, reasoner.logits(hidden, 0, reasoner.vocab.size), NEVER)
+    among = (every >= jnp.asarray(first)[target][..., None]) & (
+      every < jnp.asarray(stop)[target][..., None]
+    )
+    logits = jnp.where(among, reasoner.logits(hidden, 0, reasoner.vocab.size), NEG_INF)
     own = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - own, own >= logits.max(axis=-1)
 
-  told = (jnp.moveaxis(x, 0, 1).reshape(len(packed.token), -1)[:, :width] for x in jax.lax.map(tell, (chunks(hidden), chunks(target))))
+  told = (
+    jnp.moveaxis(x, 0, 1).reshape(len(packed.token), -1)[:, :width]
+    for x in jax.lax.map(tell, (chunks(hidden), chunks(target)))
+  )
   nll, right = (jnp.roll(x, 1, axis=1) for x in told)
   same = packed.segment == jnp.roll(packed.segment, 1, axis=1)
   return Told(nll, right, jnp.where(same & (jnp.arange(width) > 0), packed.task, 0))
@@ -66,10 +80,14 @@ def read(reasoner: Reasoner, packed: Packed) -> Told:
 def mean_nll(told: Told, tasks: tuple[str, ...]) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Mean over all tokens that are to be predicted, and `TASK_nll` over those of each task; nats."""
   mean = lambda at: jnp.sum(told.nll * at) / jnp.maximum(at.sum(), 1)
-  return mean(told.task > 0), {f'{name}_nll': mean(told.task == 1 + number) for number, name in enumerate(tasks)}
+  return mean(told.task > 0), {
+    f'{name}_nll': mean(told.task == 1 + number) for number, name in enumerate(tasks)
+  }
 
 
-def write(reasoner: Reasoner, prompt_NxR, valid_NxR, plan_NxP, sentence: int, most: int) -> jax.Array:
+def write(
+  reasoner: Reasoner, prompt_NxR, valid_NxR, plan_NxP, sentence: int, most: int
+) -> jax.Array:
   """Greedy text at the planned places, int32 [N, S]; PAD after the end.
 
   What is written is the plan (roles, codes, marks; PAD = over), and after each BOS of it text, the best pieces one by one, up to an END
@@ -86,12 +104,18 @@ def write(reasoner: Reasoner, prompt_NxR, valid_NxR, plan_NxP, sentence: int, mo
   over = plan.shape[1] - 1
 
   def one(carry, step):
-    hidden, own, place, left = carry  # left: tokens of the sentence that may still come; 0 = outside one
-    best = jnp.argmax(jnp.where(may_follow, reasoner.logits(hidden[:, 0], 0, v.size), NEVER), axis=-1)
+    hidden, own, place, left = (
+      carry  # left: tokens of the sentence that may still come; 0 = outside one
+    )
+    best = jnp.argmax(
+      jnp.where(may_follow, reasoner.logits(hidden[:, 0], 0, v.size), NEG_INF), axis=-1
+    )
     planned = jnp.take_along_axis(plan, place[:, None], axis=1)[:, 0]
     token = jnp.where(left > 1, best, jnp.where(left == 1, end, planned))
     place = jnp.where(left == 0, jnp.minimum(place + 1, over), place)
-    left = jnp.where(left == 0, jnp.where(planned == begin, sentence, 0), jnp.where(token == end, 0, left - 1))
+    left = jnp.where(
+      left == 0, jnp.where(planned == begin, sentence, 0), jnp.where(token == end, 0, left - 1)
+    )
     sees = valid_NxR.astype(bool), jnp.broadcast_to(jnp.arange(steps) <= step, (n, 1, steps))
     hidden, own = reasoner.step(token[:, None], r + step, cache, own, step, sees)
     return (hidden, own, place, left), token

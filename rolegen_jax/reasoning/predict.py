@@ -11,15 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
-from rolegen_jax.compile import jit, together
-from rolegen_jax.data.aftermath import Aftermath
-from rolegen_jax.data.cases import CaseTable
-from rolegen_jax.data.rows import Cases
+from rolegen_jax.data.batches import Examples
+from rolegen_jax.data.examples import ExampleTable
+from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.models.decode import Ranking
-from rolegen_jax.progress import progress
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import intent_effects, label_roles, removal_effects
+from rolegen_jax.runtime.compile import jit, together
+from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.trie import Trie
 
 
@@ -39,86 +39,137 @@ class Predictions(NamedTuple):
 class Effects(NamedTuple):
   """What the last M events of N cases did for their conversions, nats."""
 
-  intent: np.ndarray  # fp32 [N, M], by the structural equation: on the log-probability of the target's neighbourhood
+  intent: (
+    np.ndarray
+  )  # fp32 [N, M], by the structural equation: on the log-probability of the target's coarse code
   backbone: np.ndarray  # fp32 [N, M], by the backbone alone: on the target's
 
 
 def predict(
-    rolegen: RoleGen, params, table: CaseTable, trie: Trie, mesh: Mesh, beams: int, reasoning: bool = True, intervene: bool = True,
-    label: str = 'recommend', noise: float = 1.0,
+  rolegen: RoleGen,
+  params,
+  table: ExampleTable,
+  trie: Trie,
+  mesh: Mesh,
+  beams: int,
+  reasoning: bool = True,
+  intervene: bool = True,
+  label: str = 'recommend',
+  noise: float = 1.0,
 ) -> Predictions:
   """Recommends for every case. The noise of a case depends on the seed and its place in the table only."""
 
-  def batch(params, trie, number, cases, intervene):
+  def batch(params, trie, number, examples, intervene):
     key = jax.random.fold_in(jax.random.key(rolegen.config.evaluation.seed), number)
-    found = rolegen.recommend(params, cases, trie, key, beams, reasoning, intervene, noise)
+    found = rolegen.recommend(params, examples, trie, key, beams, reasoning, intervene, noise)
     if found.rollout is None:
       return found.ranking.item, found.ranking.score
     r = found.rollout
-    return found.ranking.item, found.ranking.score, r.roles[:, 0], r.candidates, *r.interventions, r.pivotal
+    return (
+      found.ranking.item,
+      found.ranking.score,
+      r.roles[:, 0],
+      r.candidates,
+      *r.interventions,
+      r.pivotal,
+    )
 
-  columns = over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label, np.bool_(intervene))
+  columns = over(
+    rolegen,
+    batch,
+    (params, jax.device_put(trie, sharding.sharding(mesh))),
+    table,
+    mesh,
+    label,
+    np.bool_(intervene),
+  )
   return Predictions(*columns, *(None,) * (len(Predictions._fields) - len(columns)))
 
 
 class Online:
   """RoleGen for cases that come a batch at a time: one program of `evaluation.batch` cases, compiled at the first of them."""
 
-  def __init__(self, rolegen: RoleGen, params, trie: Trie, mesh: Mesh, beams: int, reasoning: bool = True):
-    def batch(params, trie, cases, place):
-      key = functools.reduce(jax.random.fold_in, place, jax.random.key(rolegen.config.evaluation.seed))
-      return rolegen.recommend(params, cases, trie, key, beams, reasoning).ranking
+  def __init__(
+    self, rolegen: RoleGen, params, trie: Trie, mesh: Mesh, beams: int, reasoning: bool = True
+  ):
+    def batch(params, trie, examples, place):
+      key = functools.reduce(
+        jax.random.fold_in, place, jax.random.key(rolegen.config.evaluation.seed)
+      )
+      return rolegen.recommend(params, examples, trie, key, beams, reasoning).ranking
 
     self.size, self._mesh = rolegen.config.evaluation.batch, mesh
     self._fixed = params, jax.device_put(trie, sharding.sharding(mesh))
     self._jitted, self._compiled = jit(batch, out_shardings=sharding.sharding(mesh)), None
 
-  def __call__(self, cases: Cases, place: tuple[int, ...]) -> Ranking:
+  def __call__(self, examples: Examples, place: tuple[int, ...]) -> Ranking:
     """[size, beams], best first, on the device. `place` says which noise: as many numbers each time."""
-    put = lambda x: sharding.global_batch(self._mesh, np.asarray(x), np.arange(self.size), self.size)
+    put = lambda x: sharding.global_batch(
+      self._mesh, np.asarray(x), np.arange(self.size), self.size
+    )
     with jax.set_mesh(self._mesh):
-      given = (*self._fixed, jax.tree.map(put, cases), np.array(place, np.uint32))
+      given = (*self._fixed, jax.tree.map(put, examples), np.array(place, np.uint32))
       self._compiled = self._compiled or together(self._jitted, *given)
       return self._compiled(*given)
 
 
-def hindsight_roles(rolegen: RoleGen, table: CaseTable, found: Aftermath) -> np.ndarray:
+def hindsight_roles(rolegen: RoleGen, table: ExampleTable, found: InterestShift) -> np.ndarray:
   """Roles int32 [N, M] of every case whose target is known."""
   config, roles = rolegen.config, []
   for start in range(0, len(table), 1024):  # in parts, for memory
     part = np.arange(start, min(start + 1024, len(table)))
     history = table.rows(part, config.backbone.context).history
-    roles.append(label_roles(history, table.target[part], config.reasoner.role_events, found, config.roles))
+    roles.append(
+      label_roles(history, table.target[part], config.reasoner.role_events, found, config.roles)
+    )
   return np.concatenate(roles)
 
 
-def effects(rolegen: RoleGen, params, table: CaseTable, trie: Trie, mesh: Mesh, label: str = 'effects') -> Effects:
+def effects(
+  rolegen: RoleGen, params, table: ExampleTable, trie: Trie, mesh: Mesh, label: str = 'effects'
+) -> Effects:
   """Of every case; targets are known."""
   last = rolegen.config.reasoner.role_events
 
-  def batch(params, trie, number, cases):
+  def batch(params, trie, number, examples):
     del number
-    prompt = build_prompt(rolegen.layout, cases.history, cases.excites, cases.timestamp, trie.item_codes)
-    by_intent = intent_effects(rolegen.bind('reasoner', params['reasoner']).intent, prompt.evidence, cases.target, trie.item_codes, last)
-    return by_intent, removal_effects(rolegen.bind('backbone', params['backbone']), cases, trie.item_codes, last)
+    prompt = build_prompt(
+      rolegen.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+    )
+    by_intent = intent_effects(
+      rolegen.bind('reasoner', params['reasoner']).intent,
+      prompt.evidence,
+      examples.target,
+      trie.item_codes,
+      last,
+    )
+    return by_intent, removal_effects(
+      rolegen.bind('backbone', params['backbone']), examples, trie.item_codes, last
+    )
 
-  return Effects(*over(rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label))
+  return Effects(
+    *over(
+      rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label
+    )
+  )
 
 
 def over(rolegen: RoleGen, function: Callable, fixed: tuple, table, mesh: Mesh, label: str, *extra):
-  """`function(*fixed, batch number, rows, *extra)` over a table with a length and `rows(index, width)`, such as a CaseTable; the last
+  """`function(*fixed, batch number, rows, *extra)` over a table with a length and `rows(index, width)`, such as a ExampleTable; the last
   batch is filled up and cut. Returns what the function does, of all rows."""
   size, width = rolegen.config.evaluation.batch, rolegen.config.backbone.context
   results = []
-  place = lambda x: sharding.global_batch(mesh, np.asarray(x), np.arange(size), size)  # every process holds the whole table
+  place = lambda x: sharding.global_batch(
+    mesh, np.asarray(x), np.arange(size), size
+  )  # every process holds the whole table
   with jax.set_mesh(mesh):
     jitted = jit(function, out_shardings=sharding.sharding(mesh))
     for number, start in enumerate(progress(range(0, len(table), size), label)):
       index = np.minimum(np.arange(start, start + size), len(table) - 1)
-      cases = jax.tree.map(place, table.rows(index, width))
-      given = (*fixed, np.int32(number), cases, *extra)
+      examples = jax.tree.map(place, table.rows(index, width))
+      given = (*fixed, np.int32(number), examples, *extra)
       if number == 0:
         compiled = together(jitted, *given)
       results.append(compiled(*given))
   host = jax.device_get(results)
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:len(table)], *host)
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(table)], *host)

@@ -20,7 +20,7 @@ import numpy as np
 
 from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.models.attention import Branched, per_chain
-from rolegen_jax.models.backbone import NEVER
+from rolegen_jax.models.backbone import NEG_INF
 from rolegen_jax.reasoning.frcot import Layout, Prompt
 
 TRIGGER = ROLE_NAMES.index('TRIGGER')
@@ -36,7 +36,9 @@ class Interventions(NamedTuple):
 
 def kinds(worlds: int, interventions: tuple[str, ...]) -> list[str]:
   """What is done in worlds 1 .. W - 1: `interventions` by turns, those that remove last."""
-  return sorted((interventions[w % len(interventions)] for w in range(worlds - 1)), key='remove'.__eq__)
+  return sorted(
+    (interventions[w % len(interventions)] for w in range(worlds - 1)), key='remove'.__eq__
+  )
 
 
 def removing(worlds: int, interventions: tuple[str, ...]) -> tuple[int, ...]:
@@ -50,11 +52,13 @@ def pivotal(log_probs_MxBxK) -> jax.Array:
   return 0.5 * jnp.abs(p[1:] - p[:1]).sum(-1).T
 
 
-def choose_interventions(prompt: Prompt, pivotal_BxM, intent_BxK, worlds: int, interventions: tuple[str, ...], key) -> Interventions:
+def choose_interventions(
+  prompt: Prompt, pivotal_BxM, intent_BxK, worlds: int, interventions: tuple[str, ...], key
+) -> Interventions:
   """Pivots are the most pivotal events that are no purchases, one for each world that removes its pivot or gives it a role, uniformly
   drawn (again from the top when there are too few). The other worlds set out from the intents that are likeliest after the first.
 
-  `intent_BxK`: log-probabilities of the factual world; NEVER where no item is.
+  `intent_BxK`: log-probabilities of the factual world; NEG_INF where no item is.
   """
   done = np.array(kinds(worlds, interventions))
   b, m = pivotal_BxM.shape
@@ -64,14 +68,22 @@ def choose_interventions(prompt: Prompt, pivotal_BxM, intent_BxK, worlds: int, i
   turn = lambda on: np.cumsum(on) - on  # which of its sort a world is
   pivot = jnp.take_along_axis(order, turn(done != 'intent')[None] % some, axis=1)
   at_pivot = (jnp.arange(m) == pivot[..., None]) & eligible.any(1)[:, None, None]
-  new_role = jax.random.randint(key, pivot.shape, 0, len(ROLE_NAMES) - 1)  # CONVERT, the last role, is never forced
+  new_role = jax.random.randint(
+    key, pivot.shape, 0, len(ROLE_NAMES) - 1
+  )  # CONVERT, the last role, is never forced
   role = jnp.where(at_pivot & (done == 'role')[:, None], new_role[..., None], -1)
   likely, codes = jax.lax.top_k(intent_BxK, min(worlds, intent_BxK.shape[1]))
   rank = (1 + turn(done == 'intent')) % codes.shape[1]
-  intent = jnp.where(likely[:, rank] > NEVER / 2, codes[:, rank], -1)
-  factual = lambda x, fill: jnp.pad(x, ((0, 0), (1, 0), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
+  intent = jnp.where(likely[:, rank] > NEG_INF / 2, codes[:, rank], -1)
+  factual = lambda x, fill: jnp.pad(
+    x, ((0, 0), (1, 0), *((0, 0),) * (x.ndim - 2)), constant_values=fill
+  )
   intent = jnp.where(done == 'intent', intent, -1)
-  return Interventions(factual(role.astype(jnp.int32), -1), factual(at_pivot & (done == 'remove')[:, None], False), factual(intent, -1))
+  return Interventions(
+    factual(role.astype(jnp.int32), -1),
+    factual(at_pivot & (done == 'remove')[:, None], False),
+    factual(intent, -1),
+  )
 
 
 def no_interventions(users: int, worlds: int, role_events: int) -> Interventions:
@@ -83,11 +95,19 @@ def world_prompts(layout: Layout, prompt: Prompt, interventions: Interventions) 
   """The prompts [B * W, ...] that the worlds see: removed events are visible to nobody, cause nothing and get no role."""
   b, w, m = interventions.removed.shape
   removed, role = (a.reshape(b * w, m) for a in (interventions.removed, interventions.role))
-  gone = jnp.repeat(jnp.pad(removed, ((0, 0), (layout.config.events - m, 0))), layout.per_event, axis=1)
+  gone = jnp.repeat(
+    jnp.pad(removed, ((0, 0), (layout.config.events - m, 0))), layout.per_event, axis=1
+  )
   tokens, valid, allowed, evidence = jax.tree.map(lambda x: per_chain(x, w), prompt)
   present = evidence.present.at[:, -m:].set(evidence.present[:, -m:] & ~removed)
-  evidence = evidence._replace(present=present, role=evidence.role.at[:, -m:].set(role), intent=interventions.intent.reshape(b * w))
-  return Prompt(tokens, valid & ~jnp.pad(gone, ((0, 0), (0, 2))), allowed & ~removed[..., None], evidence)
+  evidence = evidence._replace(
+    present=present,
+    role=evidence.role.at[:, -m:].set(role),
+    intent=interventions.intent.reshape(b * w),
+  )
+  return Prompt(
+    tokens, valid & ~jnp.pad(gone, ((0, 0), (0, 2))), allowed & ~removed[..., None], evidence
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,25 +155,40 @@ class Tree:
     t, found = self.layout.length, {}
     for place, chain in enumerate(self.order):
       forks = place - (self.chains - len(self.removing))
-      start = self.layout.prompt_length + place * t if forks < 0 else self.trunk + forks * self.branch + self.rest
+      start = (
+        self.layout.prompt_length + place * t
+        if forks < 0
+        else self.trunk + forks * self.branch + self.rest
+      )
       found[chain] = slice(start, start + t)
     return [found[chain] for chain in range(self.chains)]
 
   @functools.cached_property
   def ends(self) -> list[int]:
     """Where the prompt ends that each chain's completion goes on from."""
-    return [c.start - 1 if chain in self.removing else self.layout.prompt_length - 1 for chain, c in enumerate(self.completions)]
+    return [
+      c.start - 1 if chain in self.removing else self.layout.prompt_length - 1
+      for chain, c in enumerate(self.completions)
+    ]
 
   @functools.cached_property
   def positions(self) -> np.ndarray:
     """[length], in a chain of its own."""
     r, t, calm = self.layout.prompt_length, self.layout.length, self.chains - len(self.removing)
-    return np.concatenate([np.arange(r), np.tile(np.arange(r, r + t), calm), np.tile(np.arange(self.shared, r + t), len(self.removing))])
+    return np.concatenate(
+      [
+        np.arange(r),
+        np.tile(np.arange(r, r + t), calm),
+        np.tile(np.arange(self.shared, r + t), len(self.removing)),
+      ]
+    )
 
   def lay(self, prompt_BxnxR, completion_BxnxT) -> jax.Array:
     """The row [B, length] of what stands in the prompts and completions of all chains."""
     calm = [completion_BxnxT[:, c] for c in self.order if c not in self.removing]
-    forks = [x for c in self.removing for x in (prompt_BxnxR[:, c, self.shared:], completion_BxnxT[:, c])]
+    forks = [
+      x for c in self.removing for x in (prompt_BxnxR[:, c, self.shared :], completion_BxnxT[:, c])
+    ]
     return jnp.concatenate([prompt_BxnxR[:, 0], *calm, *forks], axis=1)
 
   def mask(self, segment_Bxlength) -> Branched:
@@ -161,5 +196,5 @@ class Tree:
     r, t = self.layout.prompt_length, self.layout.length
     trunk = np.tri(self.trunk, dtype=bool)
     for start in range(r, self.trunk, t):
-      trunk[start:start + t, r:start] = False
+      trunk[start : start + t, r:start] = False
     return Branched(trunk, np.tri(self.branch, dtype=bool), self.shared, segment_Bxlength)

@@ -1,4 +1,4 @@
-"""The catalogue: every item's own semantic ID, as an artefact with a content hash.
+"""The catalogue: every item's own semantic ID, as an artifact with a content hash.
 
 Two items may quantise to the same codes. They are told apart by one rule, applied level by level from the first: under a
 prefix, a code holds at most as many items as there are IDs below it (K ** levels below; one at the last level). The items
@@ -28,13 +28,15 @@ from rolegen_jax.semantic_ids.rqvae import rqvae
 FILE = 'catalogue.npz'
 
 
-class ArtefactError(ValueError):
-  """A stored artefact is not what it says, or not what was asked for. The message names both hashes."""
+class ArtifactError(ValueError):
+  """A stored artifact is not what it says, or not what was asked for. The message names both hashes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Catalogue:
-  item_ids: np.ndarray  # int64 or str [I], all different: the log's own ids, whatever their index in a later log
+  item_ids: (
+    np.ndarray
+  )  # int64 or str [I], all different: the log's own ids, whatever their index in a later log
   codes: np.ndarray  # int32 [I, L], all rows different
   codebooks: np.ndarray  # float32 [L, K, D]
   encoder: tuple[np.ndarray, ...] = ()  # see Quantised.encoder
@@ -62,9 +64,9 @@ class Catalogue:
     at = order[np.searchsorted(self.item_ids, item_ids, sorter=order).clip(max=len(order) - 1)]
     missing = np.flatnonzero(self.item_ids[at] != item_ids)
     if len(missing):
-      raise ArtefactError(
-          f'catalogue {self.digest}: {len(missing)} of {len(item_ids)} items have no semantic ID, the first is '
-          f'{item_ids[missing[0]]!r}: add them to the catalogue'
+      raise ArtifactError(
+        f'catalogue {self.digest}: {len(missing)} of {len(item_ids)} items have no semantic ID, the first is '
+        f'{item_ids[missing[0]]!r}: add them to the catalogue'
       )
     return self.codes[at]
 
@@ -78,8 +80,13 @@ class Catalogue:
     _check_distinct(both)
     points = encode(self.encoder, embeddings)
     codes = assign(points, self.codebooks, taken=self.codes)
-    report = self.report | {'items': len(self.codes) + len(codes), 'items_added': self.report.get('items_added', 0) + len(codes)}
-    return dataclasses.replace(self, item_ids=both, codes=np.concatenate([self.codes, codes]), report=report)
+    report = self.report | {
+      'items': len(self.codes) + len(codes),
+      'items_added': self.report.get('items_added', 0) + len(codes),
+    }
+    return dataclasses.replace(
+      self, item_ids=both, codes=np.concatenate([self.codes, codes]), report=report
+    )
 
   def save(self, folder: str | os.PathLike) -> pathlib.Path:
     """Writes `folder`/catalogue.npz under a temporary name and renames it. Returns its path."""
@@ -89,8 +96,13 @@ class Catalogue:
     arrays = {f'encoder{i}': a for i, a in enumerate(self.encoder)}
     with open(draft, 'wb') as f:
       np.savez(
-          f, item_ids=self.item_ids, codes=self.codes, codebooks=self.codebooks, digest=self.digest,
-          report=json.dumps(self.report), **arrays,
+        f,
+        item_ids=self.item_ids,
+        codes=self.codes,
+        codebooks=self.codebooks,
+        digest=self.digest,
+        report=json.dumps(self.report),
+        **arrays,
       )
     os.replace(draft, path)
     return path
@@ -100,17 +112,27 @@ class Catalogue:
     """Reads what `save` wrote. Raises ArtefactError when the content, or `expected_digest`, is of another hash."""
     path = pathlib.Path(folder) / FILE
     with np.load(path, allow_pickle=False) as f:
-      encoder = tuple(f[f'encoder{i}'] for i in range(sum(name.startswith('encoder') for name in f.files)))
-      catalogue = cls(f['item_ids'], f['codes'], f['codebooks'], encoder, json.loads(str(f['report'])))
+      encoder = tuple(
+        f[f'encoder{i}'] for i in range(sum(name.startswith('encoder') for name in f.files))
+      )
+      catalogue = cls(
+        f['item_ids'], f['codes'], f['codebooks'], encoder, json.loads(str(f['report']))
+      )
       stored = str(f['digest'])
     if catalogue.digest != stored:
-      raise ArtefactError(f'{path}: content hash {catalogue.digest}, the file says {stored}: it was changed after it was written')
+      raise ArtifactError(
+        f'{path}: content hash {catalogue.digest}, the file says {stored}: it was changed after it was written'
+      )
     if expected_digest is not None and expected_digest != stored:
-      raise ArtefactError(f'{path}: catalogue {stored}, but {expected_digest} is needed: build it from the same data and config')
+      raise ArtifactError(
+        f'{path}: catalogue {stored}, but {expected_digest} is needed: build it from the same data and config'
+      )
     return catalogue
 
 
-def build(embeddings: np.ndarray, item_ids: Iterable, config: SemanticIdConfig, mesh: Mesh) -> Catalogue:
+def build(
+  embeddings: np.ndarray, item_ids: Iterable, config: SemanticIdConfig, mesh: Mesh
+) -> Catalogue:
   """Quantises embeddings float32 [I, D] of the items `item_ids` [I] and gives every item its own ID.
 
   `report`: items; collision_rate (share of items that had to share their codes with another before resolution);
@@ -119,8 +141,12 @@ def build(embeddings: np.ndarray, item_ids: Iterable, config: SemanticIdConfig, 
   Raises ConfigError when there are more items than IDs.
   """
   if not np.isfinite(embeddings).all():
-    raise ValueError(f'embeddings: item {int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])} is not finite')
-  item_ids = np.array(list(item_ids))  # of strings: fixed width, not objects, so it hashes and saves as it is
+    raise ValueError(
+      f'embeddings: item {int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])} is not finite'
+    )
+  item_ids = np.array(
+    list(item_ids)
+  )  # of strings: fixed width, not objects, so it hashes and saves as it is
   _check_distinct(item_ids)
   check_room(len(embeddings), config.codes, config.levels)
   quantise = {'residual_kmeans': residual_kmeans, 'rqvae': rqvae}[config.method]
@@ -132,8 +158,8 @@ def build(embeddings: np.ndarray, item_ids: Iterable, config: SemanticIdConfig, 
 def check_room(items: int, codes: int, levels: int) -> None:
   if items > codes**levels:
     raise ConfigError(
-        f'semantic_ids.codes={codes}: {items} items need their own IDs, codes ** levels = {codes**levels} exist: '
-        'raise semantic_ids.codes or semantic_ids.levels'
+      f'semantic_ids.codes={codes}: {items} items need their own IDs, codes ** levels = {codes**levels} exist: '
+      'raise semantic_ids.codes or semantic_ids.levels'
     )
 
 
@@ -152,7 +178,10 @@ def encode(encoder: tuple[np.ndarray, ...], embeddings: np.ndarray) -> np.ndarra
 
 
 def assign(
-    points: np.ndarray, codebooks: np.ndarray, preferred: np.ndarray | None = None, taken: np.ndarray | None = None,
+  points: np.ndarray,
+  codebooks: np.ndarray,
+  preferred: np.ndarray | None = None,
+  taken: np.ndarray | None = None,
 ) -> np.ndarray:
   """IDs int32 [n, L], all different and none in `taken` [m, L], by the rule in the module's first lines.
 
@@ -175,7 +204,9 @@ def assign(
     residual -= codebook[choice]
     if preferred is not None:
       on_path &= choice == preferred[:, level]
-    group = np.unique(group * codes + np.concatenate([taken[:, level], choice]), return_inverse=True)[1]
+    group = np.unique(
+      group * codes + np.concatenate([taken[:, level], choice]), return_inverse=True
+    )[1]
   return result
 
 
@@ -200,7 +231,9 @@ def _spill(choice, group, taken_code, residual, codebook, room) -> np.ndarray:
     first, last = np.searchsorted(cells, [prefix * codes, (prefix + 1) * codes])
     left[prefix] = np.full(codes, room)
     left[prefix][cells[first:last] - prefix * codes] -= filled[first:last]
-  for item in movers:  # in order of cell and distance, so the outcome does not depend on anything else
+  for (
+    item
+  ) in movers:  # in order of cell and distance, so the outcome does not depend on anything else
     rooms = left[group[m + item]]
     distance = np.square(codebook - residual[item]).sum(axis=1)
     choice[item] = np.where(rooms > 0, distance, np.inf).argmin()
@@ -210,7 +243,9 @@ def _spill(choice, group, taken_code, residual, codebook, room) -> np.ndarray:
 
 def _nearest(x: np.ndarray, codebook: np.ndarray, block: int = 1 << 16) -> np.ndarray:
   norm = np.square(codebook).sum(axis=1)
-  parts = [(norm - 2 * x[i:i + block] @ codebook.T).argmin(axis=1) for i in range(0, len(x), block)]
+  parts = [
+    (norm - 2 * x[i : i + block] @ codebook.T).argmin(axis=1) for i in range(0, len(x), block)
+  ]
   return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
@@ -218,17 +253,20 @@ def _report(found: Quantised, codes: np.ndarray) -> dict:
   """See `build`."""
   _, inverse, counts = np.unique(found.codes, axis=0, return_inverse=True, return_counts=True)
   return {
-      'items': len(codes),
-      'collision_rate': float((counts[inverse] > 1).mean()) if len(codes) else 0.0,
-      'moved_by_level': (codes != found.codes).sum(axis=0).tolist(),
-      'quantiser_error': [float(e) for e in found.error],
-      'before': _quality(found.points, found.codebooks, found.codes),
-      'after': _quality(found.points, found.codebooks, codes),
+    'items': len(codes),
+    'collision_rate': float((counts[inverse] > 1).mean()) if len(codes) else 0.0,
+    'moved_by_level': (codes != found.codes).sum(axis=0).tolist(),
+    'quantiser_error': [float(e) for e in found.error],
+    'before': _quality(found.points, found.codebooks, found.codes),
+    'after': _quality(found.points, found.codebooks, codes),
   }
 
 
 def _quality(points, codebooks, codes) -> dict:
-  residual, scale = points.astype(np.float64), max(float(np.square(points, dtype=np.float64).sum()), 1e-30)
+  residual, scale = (
+    points.astype(np.float64),
+    max(float(np.square(points, dtype=np.float64).sum()), 1e-30),
+  )
   out = {'perplexity': [], 'used_share': [], 'error': []}
   for level, codebook in enumerate(codebooks):
     share = np.bincount(codes[:, level], minlength=len(codebook)) / max(len(codes), 1)

@@ -22,7 +22,9 @@ from rolegen_jax.config import ConfigError, SemanticIdConfig
 
 WINDOW = 30  # events: two events further apart in one trajectory do not co-occur
 CONTEXT_POWER = 0.75  # smoothing of the context distribution, which takes weight off rare contexts
-SHRINK_EVENTS = 4.0  # an item with this many events lies half-way between its own vector and its attributes'
+SHRINK_EVENTS = (
+  4.0  # an item with this many events lies half-way between its own vector and its attributes'
+)
 OVERSAMPLE = 16  # extra columns of the randomised SVD
 POWER_ITERATIONS = 4
 UNKNOWN_NORM = 1e-3  # length of an item of which nothing is known: near the origin, so that such items share codes
@@ -48,15 +50,22 @@ def attribute_codes(items: pl.DataFrame) -> np.ndarray | None:
     depths = min(CATEGORY_DEPTH, parts.list.len().max() or 1) if name == 'category_code' else 1
     for depth in range(1, depths + 1):
       if name == 'category_code':
-        values = pl.select(pl.when(parts.list.len() >= depth).then(parts.list.head(depth).list.join('.'))).to_series()
+        values = pl.select(
+          pl.when(parts.list.len() >= depth).then(parts.list.head(depth).list.join('.'))
+        ).to_series()
       ranks = values.rank('dense').cast(pl.Int64) - 1  # by sorted value: the same on every run
       columns.append(ranks.fill_null(-1).to_numpy().astype(np.int32))
   return np.stack(columns, axis=1) if columns else None
 
 
 def collaborative(
-    user_N: np.ndarray, item_N: np.ndarray, weight_N: np.ndarray, n_items: int, dim: int,
-    attributes_IxA: np.ndarray | None = None, seed: int = 0,
+  user_N: np.ndarray,
+  item_N: np.ndarray,
+  weight_N: np.ndarray,
+  n_items: int,
+  dim: int,
+  attributes_IxA: np.ndarray | None = None,
+  seed: int = 0,
 ) -> np.ndarray:
   """Collaborative embeddings float32 [I, dim]: unit rows, except items of which nothing is known (UNKNOWN_NORM).
 
@@ -85,7 +94,9 @@ def _nodes(item_N, n_items, attributes_IxA):
   starts = n_items + np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
   row, column = np.nonzero(attributes_IxA >= 0)
   shape = (n_items, int(starts[-1]))
-  attributes_IxV = sp.csr_array((np.ones(len(row)), (row, starts[column] + attributes_IxA[row, column])), shape=shape)
+  attributes_IxV = sp.csr_array(
+    (np.ones(len(row)), (row, starts[column] + attributes_IxA[row, column])), shape=shape
+  )
   return (sp.eye_array(*shape, format='csr') + attributes_IxV)[item_N], attributes_IxV
 
 
@@ -103,7 +114,7 @@ def _ppmi(counts_VxV: sp.csr_array) -> sp.csr_array:
   """Positive pointwise mutual information, discounted for small counts (Pantel & Lin 2002), context smoothed."""
   counts = counts_VxV.tocoo()
   total_V = counts_VxV.sum(axis=1)
-  context_V = total_V ** CONTEXT_POWER
+  context_V = total_V**CONTEXT_POWER
   row, column = counts.coords
   ok = counts.data > 0
   row, column, data = row[ok], column[ok], counts.data[ok]
@@ -128,7 +139,9 @@ def _factorise(matrix_VxV: sp.csr_array, dim: int, seed: int) -> np.ndarray:
   _, s, rotation_WxW = _orthonormal(matrix_VxV.T @ basis_VxW)
   u, s = (basis_VxW @ rotation_WxW)[:, :dim], s[:dim]
   if u.size:
-    u *= np.sign(u[np.abs(u).argmax(axis=0), np.arange(len(s))])  # a singular pair is known up to its sign only
+    u *= np.sign(
+      u[np.abs(u).argmax(axis=0), np.arange(len(s))]
+    )  # a singular pair is known up to its sign only
   return np.pad(u * np.sqrt(s), ((0, 0), (0, dim - len(s))))
 
 
@@ -150,7 +163,9 @@ def hashed_ngrams(texts: list[str], seed: int = 0) -> np.ndarray:
 
   Needs no download and no fitting beyond the document frequencies of `texts`. Near-duplicates come close; synonyms do not.
   """
-  encoded = [f' {text.lower().strip()} '.encode() if text and text.strip() else b'' for text in texts]
+  encoded = [
+    f' {text.lower().strip()} '.encode() if text and text.strip() else b'' for text in texts
+  ]
   lengths = np.array([len(e) for e in encoded], np.int64)
   stream = np.frombuffer(b''.join(encoded), np.uint8).astype(np.uint64)
   owner = np.repeat(np.arange(len(texts)), lengths)
@@ -159,20 +174,30 @@ def hashed_ngrams(texts: list[str], seed: int = 0) -> np.ndarray:
     count = max(len(stream) - n + 1, 0)
     hashed = np.full(count, n, np.uint64)
     for j in range(n):
-      hashed = (hashed ^ stream[j:j + count]) * np.uint64(0x100000001B3)  # FNV-1a, wraps modulo 2**64
-    inside = owner[:count] == owner[n - 1:n - 1 + count]
+      hashed = (hashed ^ stream[j : j + count]) * np.uint64(
+        0x100000001B3
+      )  # FNV-1a, wraps modulo 2**64
+    inside = owner[:count] == owner[n - 1 : n - 1 + count]
     rows.append(owner[:count][inside])
-    buckets.append(((hashed ^ (hashed >> np.uint64(32))) % np.uint64(TEXT_BUCKETS)).astype(np.int64)[inside])
+    buckets.append(
+      ((hashed ^ (hashed >> np.uint64(32))) % np.uint64(TEXT_BUCKETS)).astype(np.int64)[inside]
+    )
   rows, buckets = np.concatenate(rows), np.concatenate(buckets)
   counts = sp.csr_array((np.ones(len(rows)), (rows, buckets)), shape=(len(texts), TEXT_BUCKETS))
   counts.sum_duplicates()
   document_frequency = np.bincount(counts.indices, minlength=TEXT_BUCKETS)
-  counts.data = np.log1p(counts.data) * np.log((1 + len(texts)) / (1 + document_frequency))[counts.indices]
-  projection = np.random.default_rng(seed).standard_normal((TEXT_BUCKETS, TEXT_DIM), dtype=np.float32)
+  counts.data = (
+    np.log1p(counts.data) * np.log((1 + len(texts)) / (1 + document_frequency))[counts.indices]
+  )
+  projection = np.random.default_rng(seed).standard_normal(
+    (TEXT_BUCKETS, TEXT_DIM), dtype=np.float32
+  )
   return _unit(counts @ projection).astype(np.float32)
 
 
-TEXT_EMBEDDERS: dict[str, Callable[[list[str]], np.ndarray]] = {'hashed_ngrams': hashed_ngrams}  # name -> (texts -> [I, D])
+TEXT_EMBEDDERS: dict[str, Callable[[list[str]], np.ndarray]] = {
+  'hashed_ngrams': hashed_ngrams
+}  # name -> (texts -> [I, D])
 
 
 def text_embeddings(items: pl.DataFrame, name: str) -> np.ndarray:
@@ -182,27 +207,41 @@ def text_embeddings(items: pl.DataFrame, name: str) -> np.ndarray:
   """
   if name == 'column':
     if 'embedding' not in items.columns:
-      raise ConfigError(f"semantic_ids.text='column': the items table has no `embedding` list column, only {items.columns}")
+      raise ConfigError(
+        f"semantic_ids.text='column': the items table has no `embedding` list column, only {items.columns}"
+      )
     return _unit(np.array(items['embedding'].to_list(), np.float32))
   if name not in TEXT_EMBEDDERS:
     known = ', '.join(['column', *TEXT_EMBEDDERS])
     raise ConfigError(f'semantic_ids.text={name!r}: unknown text embedder, known are: {known}')
   column = next((c for c in TEXT_COLUMNS if c in items.columns), None)
   if column is None:
-    raise ConfigError(f'semantic_ids.text={name!r}: the items table has none of the columns {TEXT_COLUMNS}, only {items.columns}')
+    raise ConfigError(
+      f'semantic_ids.text={name!r}: the items table has none of the columns {TEXT_COLUMNS}, only {items.columns}'
+    )
   return _unit(np.asarray(TEXT_EMBEDDERS[name](items[column].fill_null('').to_list()), np.float32))
 
 
 def item_embeddings(
-    user_N: np.ndarray, item_N: np.ndarray, weight_N: np.ndarray, items: pl.DataFrame, config: SemanticIdConfig,
+  user_N: np.ndarray,
+  item_N: np.ndarray,
+  weight_N: np.ndarray,
+  items: pl.DataFrame,
+  config: SemanticIdConfig,
 ) -> np.ndarray:
   """float32 [I, D]: collaborative and text parts that `config` asks for, side by side with equal weight. See `collaborative`."""
   parts = []
   if config.collaborative_dim:
     attributes = attribute_codes(items)
-    parts.append(collaborative(user_N, item_N, weight_N, items.height, config.collaborative_dim, attributes, config.seed))
+    parts.append(
+      collaborative(
+        user_N, item_N, weight_N, items.height, config.collaborative_dim, attributes, config.seed
+      )
+    )
   if config.text:
     parts.append(text_embeddings(items, config.text))
   if not parts:
-    raise ConfigError('semantic_ids.collaborative_dim=0: must be positive when no text embedder is set')
+    raise ConfigError(
+      'semantic_ids.collaborative_dim=0: must be positive when no text embedder is set'
+    )
   return np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))

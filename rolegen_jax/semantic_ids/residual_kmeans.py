@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rolegen_jax.progress import progress
+from rolegen_jax.runtime.progress import progress
 from rolegen_jax.sharding import constrain, sharding, spec
 
 ROW_BLOCK = 1024  # training rows are padded to a multiple whatever the device count, so the random draws do not depend on it
-ENCODE_BLOCK = 2048  # rows that a device encodes at a time: their distances to a codebook stay in its cache
+ENCODE_BLOCK = (
+  2048  # rows that a device encodes at a time: their distances to a codebook stay in its cache
+)
 # How many rows are looked at: up to FEW_ROWS all, of more a sample. Codebooks gain little from more than 256 rows per code (faiss
 # trains on as many), and a start, which needs a pass for each code, nothing from more than 16 after a few iterations.
 FEW_ROWS = 16_384
@@ -38,10 +40,14 @@ class Quantised:
   codes: np.ndarray  # int32 [I, L], collisions not resolved
   points: np.ndarray  # float32 [I, D]
   error: np.ndarray  # float32 [L]: mean squared distance to the embedding after each level, as share of its mean squared norm
-  encoder: tuple[np.ndarray, ...] = ()  # kernel, bias, kernel, bias, ... of the ReLU network embedding -> point; () = identity
+  encoder: tuple[
+    np.ndarray, ...
+  ] = ()  # kernel, bias, kernel, bias, ... of the ReLU network embedding -> point; () = identity
 
 
-def residual_kmeans(embeddings: np.ndarray, levels: int, codes: int, iterations: int, seed: int, mesh: Mesh) -> Quantised:
+def residual_kmeans(
+  embeddings: np.ndarray, levels: int, codes: int, iterations: int, seed: int, mesh: Mesh
+) -> Quantised:
   """Quantises embeddings float32 [I, D]. Every process passes all rows and gets all results.
 
   The same seed gives the same result on the same mesh. Over meshes, sums are taken in another order: results agree to
@@ -60,12 +66,17 @@ def residual_kmeans(embeddings: np.ndarray, levels: int, codes: int, iterations:
   with jax.set_mesh(mesh):
     for level in progress(range(levels), 'residual k-means level'):
       key = jax.random.fold_in(jax.random.key(seed), level)
-      centroid_KxD, residual_NxD = kmeans(key, residual_NxD, weight_N, codes, iterations, start_rows)
+      centroid_KxD, residual_NxD = kmeans(
+        key, residual_NxD, weight_N, codes, iterations, start_rows
+      )
       codebooks.append(centroid_KxD)
     code_NxL, squared_NxL = quantise(shard_rows(x_IxD, mesh.size, mesh), jnp.stack(codebooks))
-  error = np.asarray(squared_NxL)[:len(x_IxD)].mean(axis=0, dtype=np.float64) / scale
+  error = np.asarray(squared_NxL)[: len(x_IxD)].mean(axis=0, dtype=np.float64) / scale
   return Quantised(
-      codebooks=np.stack(codebooks), codes=np.asarray(code_NxL)[:len(x_IxD)], points=x_IxD, error=error.astype(np.float32),
+    codebooks=np.stack(codebooks),
+    codes=np.asarray(code_NxL)[: len(x_IxD)],
+    points=x_IxD,
+    error=error.astype(np.float32),
   )
 
 
@@ -73,7 +84,7 @@ def training_rows(rows: int, codes: int, seed: int) -> np.ndarray:
   """Which rows codebooks are trained on [T]: all as they come, or where there are many a sample in random order."""
   if rows <= FEW_ROWS:
     return np.arange(rows)
-  return np.random.default_rng(seed).permutation(rows)[:max(FEW_ROWS, TRAIN_ROWS_PER_CODE * codes)]
+  return np.random.default_rng(seed).permutation(rows)[: max(FEW_ROWS, TRAIN_ROWS_PER_CODE * codes)]
 
 
 def shard_rows(x: np.ndarray, multiple: int, mesh: Mesh) -> jax.Array:
@@ -87,8 +98,12 @@ def shard_rows(x: np.ndarray, multiple: int, mesh: Mesh) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=('codes', 'iterations', 'start_rows'))
 def kmeans(key, x_NxD, weight_N, codes: int, iterations: int, start_rows: int):
   """One level: (centroids [K, D], residual rows [N, D]). Rows of weight 0 do not count."""
-  start_KxD = _plus_plus(key, constrain(x_NxD[:start_rows], 'rows', None), weight_N[:start_rows], codes)
-  centroid_KxD = jax.lax.fori_loop(0, iterations, lambda _, c: _lloyd(c, x_NxD, weight_N), start_KxD)
+  start_KxD = _plus_plus(
+    key, constrain(x_NxD[:start_rows], 'rows', None), weight_N[:start_rows], codes
+  )
+  centroid_KxD = jax.lax.fori_loop(
+    0, iterations, lambda _, c: _lloyd(c, x_NxD, weight_N), start_KxD
+  )
   code_N, _ = nearest(x_NxD, centroid_KxD)
   residual_NxD = (x_NxD - centroid_KxD[code_N]) * weight_N[:, None]
   return constrain(centroid_KxD, None, None), constrain(residual_NxD, 'rows', None)
@@ -125,9 +140,13 @@ def _plus_plus(key, x_NxD, weight_N, codes):
   def add(k, state):
     centroid_KxD, distance_N = state
     # log 0 = -inf: padding and rows already chosen are never drawn, unless nothing else is left
-    score_N = jnp.log(distance_N * weight_N) + jax.random.gumbel(jax.random.fold_in(key, k), distance_N.shape)
+    score_N = jnp.log(distance_N * weight_N) + jax.random.gumbel(
+      jax.random.fold_in(key, k), distance_N.shape
+    )
     centre_D = whole_NxD[jnp.argmax(score_N)]
-    return centroid_KxD.at[k].set(centre_D), jnp.minimum(distance_N, jnp.sum((x_NxD - centre_D) ** 2, axis=1))
+    return centroid_KxD.at[k].set(centre_D), jnp.minimum(
+      distance_N, jnp.sum((x_NxD - centre_D) ** 2, axis=1)
+    )
 
   whole_NxD = constrain(x_NxD, None, None)  # once, not a collective for each centre
   start = jnp.zeros((codes, x_NxD.shape[1])), jnp.ones_like(weight_N)

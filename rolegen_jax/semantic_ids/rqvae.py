@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from rolegen_jax.progress import progress
+from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.residual_kmeans import Quantised, nearest, residual_kmeans
 from rolegen_jax.sharding import constrain, sharding
 
@@ -34,8 +34,14 @@ class RQVAE(nnx.Module):
   """Weights only need `dim`, the embedding width D; codebooks start at zero and are set by `rqvae`."""
 
   def __init__(self, dim: int, levels: int, codes: int, rngs: nnx.Rngs):
-    self.encode_in, self.encode_out = nnx.Linear(dim, HIDDEN, rngs=rngs), nnx.Linear(HIDDEN, LATENT, rngs=rngs)
-    self.decode_in, self.decode_out = nnx.Linear(LATENT, HIDDEN, rngs=rngs), nnx.Linear(HIDDEN, dim, rngs=rngs)
+    self.encode_in, self.encode_out = (
+      nnx.Linear(dim, HIDDEN, rngs=rngs),
+      nnx.Linear(HIDDEN, LATENT, rngs=rngs),
+    )
+    self.decode_in, self.decode_out = (
+      nnx.Linear(LATENT, HIDDEN, rngs=rngs),
+      nnx.Linear(HIDDEN, dim, rngs=rngs),
+    )
     self.codebooks = nnx.Param(jnp.zeros((levels, codes, LATENT)))
 
   def encode(self, x_BxD: jax.Array) -> jax.Array:
@@ -62,13 +68,16 @@ class RQVAE(nnx.Module):
     straight_BxZ = z_BxZ + jax.lax.stop_gradient(chosen_LxBxZ.sum(axis=0) - z_BxZ)
     squared = lambda a: jnp.sum(a**2, axis=-1).mean()
     pull = sum(
-        squared(jax.lax.stop_gradient(seen) - chosen) + COMMITMENT * squared(seen - jax.lax.stop_gradient(chosen))
-        for seen, chosen in zip(seen_LxBxZ, chosen_LxBxZ)
+      squared(jax.lax.stop_gradient(seen) - chosen)
+      + COMMITMENT * squared(seen - jax.lax.stop_gradient(chosen))
+      for seen, chosen in zip(seen_LxBxZ, chosen_LxBxZ)
     )
     return squared(self.decode(straight_BxZ) - x_BxD) + pull, (codes_BxL, seen_LxBxZ)
 
 
-def rqvae(embeddings: np.ndarray, levels: int, codes: int, iterations: int, seed: int, mesh: Mesh) -> Quantised:
+def rqvae(
+  embeddings: np.ndarray, levels: int, codes: int, iterations: int, seed: int, mesh: Mesh
+) -> Quantised:
   """Quantises embeddings float32 [I, D] in `iterations` epochs. Every process passes all rows and gets all results.
 
   `points` are the latents, `encoder` the network that makes them; `error` compares decoded and true embeddings.
@@ -78,7 +87,9 @@ def rqvae(embeddings: np.ndarray, levels: int, codes: int, iterations: int, seed
   batch = min(BATCH, -(-len(x_IxD) // mesh.size) * mesh.size)
   model = RQVAE(x_IxD.shape[1], levels, codes, nnx.Rngs(seed))
   first_BxZ = np.asarray(model.encode(x_IxD[_epoch_rows(rng, len(x_IxD), batch)[0]]))
-  model.codebooks[...] = jnp.asarray(residual_kmeans(first_BxZ, levels, codes, INIT_ITERATIONS, seed, mesh).codebooks)
+  model.codebooks[...] = jnp.asarray(
+    residual_kmeans(first_BxZ, levels, codes, INIT_ITERATIONS, seed, mesh).codebooks
+  )
   graph, state = nnx.split(model)
   params = nnx.to_pure_dict(state)
   carry = jax.device_put((params, _optimizer().init(params)), sharding(mesh))
@@ -86,15 +97,20 @@ def rqvae(embeddings: np.ndarray, levels: int, codes: int, iterations: int, seed
     for epoch in progress(range(iterations), 'RQ-VAE epoch'):
       rows = _epoch_rows(rng, len(x_IxD), batch)
       batches_SxBxD = jax.make_array_from_callback(
-          (*rows.shape, x_IxD.shape[1]), sharding(mesh, None, 'rows', None), lambda index: x_IxD[rows[index[:2]]]
+        (*rows.shape, x_IxD.shape[1]),
+        sharding(mesh, None, 'rows', None),
+        lambda index: x_IxD[rows[index[:2]]],
       )
       carry = _epoch(graph, carry, batches_SxBxD, jax.random.fold_in(jax.random.key(seed), epoch))
   params = jax.tree.map(np.asarray, carry[0])
   codes_IxL, z_IxZ, error_L = jax.jit(_outputs, static_argnums=0)(graph, params, x_IxD)
   layers = [params[name] for name in ('encode_in', 'encode_out')]
   return Quantised(
-      codebooks=params['codebooks'], codes=np.asarray(codes_IxL, np.int32), points=np.asarray(z_IxZ),
-      error=np.asarray(error_L), encoder=tuple(layer[part] for layer in layers for part in ('kernel', 'bias')),
+    codebooks=params['codebooks'],
+    codes=np.asarray(codes_IxL, np.int32),
+    points=np.asarray(z_IxZ),
+    error=np.asarray(error_L),
+    encoder=tuple(layer[part] for layer in layers for part in ('kernel', 'bias')),
   )
 
 
@@ -118,11 +134,16 @@ def _epoch(graph, carry, batches_SxBxD, key):
 
   def step(carry, x_BxD):
     params, moments = carry
-    gradient, (codes_BxL, seen_LxBxZ) = jax.grad(lambda p: _bind(graph, p).loss(x_BxD), has_aux=True)(params)
+    gradient, (codes_BxL, seen_LxBxZ) = jax.grad(
+      lambda p: _bind(graph, p).loss(x_BxD), has_aux=True
+    )(params)
     updates, moments = _optimizer().update(gradient, moments)
     params = optax.apply_updates(params, updates)
     n_codes = params['codebooks'].shape[1]
-    return (params, moments), (jax.nn.one_hot(codes_BxL, n_codes).sum(axis=0), seen_LxBxZ[:, :n_codes])
+    return (params, moments), (
+      jax.nn.one_hot(codes_BxL, n_codes).sum(axis=0),
+      seen_LxBxZ[:, :n_codes],
+    )
 
   (params, moments), (used_SxLxK, seen_SxLxBxZ) = jax.lax.scan(step, carry, batches_SxBxD)
   codebooks_LxKxZ = params['codebooks']
@@ -139,5 +160,7 @@ def _outputs(graph, params, x_IxD):
   z_IxZ = model.encode(x_IxD)
   codes_IxL, chosen_LxIxZ, _ = model.quantise(z_IxZ)
   decoded_LxIxD = model.decode(jnp.cumsum(chosen_LxIxZ, axis=0))
-  error_L = jnp.sum((decoded_LxIxD - x_IxD) ** 2, axis=(1, 2)) / jnp.maximum(jnp.sum(x_IxD**2), 1e-30)
+  error_L = jnp.sum((decoded_LxIxD - x_IxD) ** 2, axis=(1, 2)) / jnp.maximum(
+    jnp.sum(x_IxD**2), 1e-30
+  )
   return codes_IxL, z_IxZ, error_L

@@ -1,4 +1,4 @@
-"""The stage `semantic_ids`: training events -> embeddings -> catalogue, written as an artefact."""
+"""The stage `semantic_ids`: training events -> embeddings -> catalogue, written as an artifact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ EVENT_WEIGHTS = dict(impression=0.0, view=1.0, fav=2.0, cart=2.0, remove=0.5, pu
 
 
 def build_semantic_ids(
-    log: InteractionLog, occasions: Occasions, config: SemanticIdConfig, mesh: Mesh, folder: str | os.PathLike,
+  log: InteractionLog,
+  occasions: Occasions,
+  config: SemanticIdConfig,
+  mesh: Mesh,
+  folder: str | os.PathLike,
 ) -> Catalogue:
   """Builds the catalogue of all items of `log` from its training events and writes catalogue.npz and report.json to `folder`.
 
@@ -29,7 +33,12 @@ def build_semantic_ids(
   """
   catalogue = build(embed(log, occasions, config), log.items['item_id'], config, mesh)
   catalogue.save(folder)
-  report = {'digest': catalogue.digest, 'log': log.digest, 'occasions': occasions.digest, 'config': to_dict(config)}
+  report = {
+    'digest': catalogue.digest,
+    'log': log.digest,
+    'occasions': occasions.digest,
+    'config': to_dict(config),
+  }
   write_json(report | catalogue.report, pathlib.Path(folder) / 'report.json')
   return catalogue
 

@@ -31,15 +31,25 @@ WORD = 32  # bits
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trie:
-  first_child: tuple[jax.Array | None, ...]  # per level l < L: int32 [C_l + 1], node p's children are first_child[p] .. first_child[p+1]-1
-  child_bits: tuple[jax.Array, ...]  # per level l < L: uint32 [C_l, W], bit k of a row = there is a child of code k
-  leaf_item: jax.Array | None  # int32 [C_L]: item of each leaf (a node of level L); -1 = padding. None: a leaf's number is its item
-  item_codes: jax.Array  # int32 [item capacity, L]; 0 in padding. Left-out items keep their codes here
+  first_child: tuple[
+    jax.Array | None, ...
+  ]  # per level l < L: int32 [C_l + 1], node p's children are first_child[p] .. first_child[p+1]-1
+  child_bits: tuple[
+    jax.Array, ...
+  ]  # per level l < L: uint32 [C_l, W], bit k of a row = there is a child of code k
+  leaf_item: (
+    jax.Array | None
+  )  # int32 [C_L]: item of each leaf (a node of level L); -1 = padding. None: a leaf's number is its item
+  item_codes: (
+    jax.Array
+  )  # int32 [item capacity, L]; 0 in padding. Left-out items keep their codes here
   codes_per_level: int = dataclasses.field(metadata=dict(static=True))  # K
   # Of live tables. None at a level where node p's child of code k is p * K + k (there first_child is None too); else first_child
   # is int32 [C_l, W] and the children of word w are lists[l][first_child[p, w]] onwards.
   lists: tuple[jax.Array | None, ...] | None = None
-  regions: tuple[jax.Array, ...] | None = None  # per level 0 < l <= L, at l - 1: uint32 [C_l], regions of the items below a node
+  regions: tuple[jax.Array, ...] | None = (
+    None  # per level 0 < l <= L, at l - 1: uint32 [C_l], regions of the items below a node
+  )
 
   @property
   def levels(self) -> int:
@@ -96,24 +106,34 @@ def code_bit(code: np.ndarray) -> np.ndarray:
 
 def check_room(items: int, capacity: int) -> None:
   if items > capacity:
-    raise ValueError(f'trie: {items} items, capacity {capacity}: build it with capacity={default_capacity(items)} (recompiles what uses it)')
+    raise ValueError(
+      f'trie: {items} items, capacity {capacity}: build it with capacity={default_capacity(items)} (recompiles what uses it)'
+    )
 
 
 def check_codes(codes: np.ndarray, codes_per_level: int) -> None:
   if codes.size and (codes.min() < 0 or codes.max() >= codes_per_level):
-    raise ValueError(f'trie: codes from {codes.min()} to {codes.max()}, must be 0 to {codes_per_level - 1}')
+    raise ValueError(
+      f'trie: codes from {codes.min()} to {codes.max()}, must be 0 to {codes_per_level - 1}'
+    )
 
 
 def check_distinct(item: np.ndarray, codes: np.ndarray, name: str = 'items') -> None:
   """Raises ValueError when two items have one ID: codes [L, n] in the order of their IDs, `item` [n] whose they are."""
   same = np.flatnonzero((codes[:, 1:] == codes[:, :-1]).all(axis=0))
   if len(same):
-    twins = sorted(item[same[0]:same[0] + 2].tolist())
-    raise ValueError(f'trie: {name} {twins[0]} and {twins[1]} share the ID {codes[:, same[0]].tolist()}')
+    twins = sorted(item[same[0] : same[0] + 2].tolist())
+    raise ValueError(
+      f'trie: {name} {twins[0]} and {twins[1]} share the ID {codes[:, same[0]].tolist()}'
+    )
 
 
 def build_trie(
-    codes: np.ndarray, codes_per_level: int, capacity: int | None = None, allowed: np.ndarray | None = None, regions: np.ndarray | None = None,
+  codes: np.ndarray,
+  codes_per_level: int,
+  capacity: int | None = None,
+  allowed: np.ndarray | None = None,
+  regions: np.ndarray | None = None,
 ) -> Trie:
   """Numpy tables (they move to the device with the call that takes them) of codes int [I, L].
 
@@ -140,7 +160,7 @@ def build_trie(
   for level, (parent, code, begins) in enumerate(nodes_by_level(sorted_codes)):
     first = np.full(capacities[level] + 1, len(parent), np.int32)  # padding nodes: no children
     starts = runs_of(parent)[0]
-    first[:len(starts)] = starts
+    first[: len(starts)] = starts
     bits = np.zeros((capacities[level], words), np.uint32)
     at, value = or_runs(parent * words + code // WORD, code_bit(code))
     bits.reshape(-1)[at] = value
@@ -149,13 +169,17 @@ def build_trie(
     if regions is not None:
       node_regions.append(np.zeros(capacities[level + 1], np.uint32))
       if len(begins):
-        node_regions[-1][:len(begins)] = np.bitwise_or.reduceat(np.asarray(regions, np.uint32)[item], begins)
+        node_regions[-1][: len(begins)] = np.bitwise_or.reduceat(
+          np.asarray(regions, np.uint32)[item], begins
+        )
   leaf_item = np.full(capacities[levels], -1, np.int32)
-  leaf_item[:len(item)] = item
+  leaf_item[: len(item)] = item
   item_codes = np.zeros((capacity, levels), np.int32)
   item_codes[:n_items] = codes
   found = None if regions is None else tuple(node_regions)
-  return Trie(tuple(first_child), tuple(child_bits), leaf_item, item_codes, codes_per_level, regions=found)
+  return Trie(
+    tuple(first_child), tuple(child_bits), leaf_item, item_codes, codes_per_level, regions=found
+  )
 
 
 def root(shape: tuple[int, ...] = ()) -> jax.Array:
@@ -163,7 +187,9 @@ def root(shape: tuple[int, ...] = ()) -> jax.Array:
   return jnp.zeros(shape, jnp.int32)
 
 
-def children_mask(trie: Trie, level: int, node: jax.Array, allow: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def children_mask(
+  trie: Trie, level: int, node: jax.Array, allow: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
   """(mask bool [..., K]: codes that may come next, child int32 [..., K]: their nodes, garbage where not mask).
 
   `node` int32 [...] of `level` (static, 0 = root); a node of -1 has no children. `allow` uint32 of the first axes of `node`, such
@@ -171,22 +197,34 @@ def children_mask(trie: Trie, level: int, node: jax.Array, allow: jax.Array | No
   """
   codes = jnp.arange(trie.codes_per_level)
   bits = jnp.asarray(trie.child_bits[level])[node]
-  mask = ((bits[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1).reshape(*node.shape, -1).astype(bool)
+  mask = (
+    ((bits[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1)
+    .reshape(*node.shape, -1)
+    .astype(bool)
+  )
   if trie.first_child[level] is None:
     child = node[..., None] * trie.codes_per_level + codes
   else:
     table = jnp.asarray(trie.first_child[level])
-    first = table.reshape(len(table), -1)[node]  # [..., G]: live tables have a list for each word, others one for all words
+    first = table.reshape(len(table), -1)[
+      node
+    ]  # [..., G]: live tables have a list for each word, others one for all words
     before = jnp.cumsum(mask.reshape(*first.shape, -1), axis=-1, dtype=jnp.int32) - 1
-    child = _child_at(trie, level, (first[..., None] + before).reshape(mask.shape)[..., :len(codes)])
-  mask = mask[..., :len(codes)] & (node >= 0)[..., None]
+    child = _child_at(
+      trie, level, (first[..., None] + before).reshape(mask.shape)[..., : len(codes)]
+    )
+  mask = mask[..., : len(codes)] & (node >= 0)[..., None]
   if _has_lone(trie, level):
     item = node - len(trie.child_bits[level])
     is_lone = (item >= 0)[..., None]
     mask = jnp.where(is_lone, jnp.asarray(trie.item_codes)[item, level][..., None] == codes, mask)
     child = jnp.where(is_lone, (_rows(trie, level + 1) + item)[..., None], child)
   if allow is not None:
-    mask &= _regions(trie, level + 1, child) & allow.reshape(*allow.shape, *(1,) * (child.ndim - allow.ndim)) != 0
+    mask &= (
+      _regions(trie, level + 1, child)
+      & allow.reshape(*allow.shape, *(1,) * (child.ndim - allow.ndim))
+      != 0
+    )
   return mask, child
 
 
@@ -216,7 +254,9 @@ def descend(trie: Trie, level: int, node: jax.Array, code: jax.Array) -> jax.Arr
 
 def leaf(trie: Trie, node: jax.Array) -> jax.Array:
   """Item int32 [...] of nodes of the last level; -1 where the node is -1."""
-  return jnp.where(node >= 0, node if trie.leaf_item is None else jnp.asarray(trie.leaf_item)[node], -1)
+  return jnp.where(
+    node >= 0, node if trie.leaf_item is None else jnp.asarray(trie.leaf_item)[node], -1
+  )
 
 
 def _child_at(trie: Trie, level: int, place: jax.Array) -> jax.Array:
@@ -236,7 +276,9 @@ def _has_lone(trie: Trie, level: int) -> bool:
 def _regions(trie: Trie, level: int, node: jax.Array) -> jax.Array:
   """uint32 [...]: the regions of nodes of a level."""
   if trie.regions is None:
-    raise ValueError('trie: built without regions, so requests cannot be given masks: pass regions when you build it')
+    raise ValueError(
+      'trie: built without regions, so requests cannot be given masks: pass regions when you build it'
+    )
   found = jnp.asarray(trie.regions[level - 1])[node]
   if level == trie.levels or not _has_lone(trie, level):
     return found

@@ -13,21 +13,28 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from rolegen_jax.compile import jit
-from rolegen_jax.semantic_ids.live_tables import Write
-from rolegen_jax.semantic_ids.live_trie import LiveTrie
+from rolegen_jax.runtime.compile import jit
+from rolegen_jax.semantic_ids.mutable_tables import Write
+from rolegen_jax.semantic_ids.mutable_trie import MutableTrie
 from rolegen_jax.semantic_ids.trie import Trie
 
 PIECE = 1 << 14  # writes a call
-PER_LEVEL = ('first_child', 'child_bits', 'lists', 'regions')  # the fields of Trie that are tuples of tables
+PER_LEVEL = (
+  'first_child',
+  'child_bits',
+  'lists',
+  'regions',
+)  # the fields of Trie that are tuples of tables
 
 
 def scatter(table, index, value):
   """`table` with value [n] at index [n] of its entries in order; indices beyond the end write nothing."""
-  return table.reshape(-1).at[index].set(value, mode='drop', unique_indices=True).reshape(table.shape)
+  return (
+    table.reshape(-1).at[index].set(value, mode='drop', unique_indices=True).reshape(table.shape)
+  )
 
 
-class LiveCatalogue:
+class MutableCatalogue:
   """Tables for decoding while items come and go.
 
   `with catalogue.serving() as trie: answer = decode(params, trie, cases)` hands the tables of the moment to a compiled function;
@@ -36,21 +43,31 @@ class LiveCatalogue:
   """
 
   def __init__(
-      self, codes: np.ndarray, codes_per_level: int, capacity: int | None = None, regions: np.ndarray | None = None,
-      sharding: jax.sharding.Sharding | None = None,
+    self,
+    codes: np.ndarray,
+    codes_per_level: int,
+    capacity: int | None = None,
+    regions: np.ndarray | None = None,
+    sharding: jax.sharding.Sharding | None = None,
   ):
     """Arguments and errors of `build_trie`; `sharding` of every table, such as replicated over a mesh; default: the first device."""
-    self._sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
+    self._sharding = (
+      jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
+    )
     self._scatter = jit(scatter, donate_argnums=0, out_shardings=self._sharding)
     self._lock = threading.RLock()
-    self._host = LiveTrie(codes, codes_per_level, capacity, regions, self._write)
+    self._host = MutableTrie(codes, codes_per_level, capacity, regions, self._write)
     tables = self._host.tables
-    self._tables: dict[tuple[str, int | None], jax.Array] = {('item_codes', None): self._put(tables.item_codes)}
+    self._tables: dict[tuple[str, int | None], jax.Array] = {
+      ('item_codes', None): self._put(tables.item_codes)
+    }
     for name in PER_LEVEL:
       for level, table in enumerate(getattr(tables, name) or ()):
         if table is not None:
           self._tables[name, level] = self._put(table)
-    for (name, level), table in list(self._tables.items()):  # compiles what writes into a table of this shape
+    for (name, level), table in list(
+      self._tables.items()
+    ):  # compiles what writes into a table of this shape
       self._write(Write(name, level, np.zeros(0, np.int64), np.zeros(0, table.dtype)))
     jax.block_until_ready(self._trie())
 
@@ -68,7 +85,9 @@ class LiveCatalogue:
     with self._lock:
       yield self._trie()
 
-  def swap(self, add: np.ndarray, remove: np.ndarray, regions: np.ndarray | None = None) -> np.ndarray:
+  def swap(
+    self, add: np.ndarray, remove: np.ndarray, regions: np.ndarray | None = None
+  ) -> np.ndarray:
     """`LiveTrie.swap`, then the same on the device, where it may still be under way on return: the next call waits for it."""
     with self._lock:
       return self._host.swap(add, remove, regions)
@@ -80,13 +99,22 @@ class LiveCatalogue:
 
   def _trie(self) -> Trie:
     levels = range(self._host.levels)
-    per_level = {name: tuple(self._tables.get((name, level)) for level in levels) for name in PER_LEVEL}
+    per_level = {
+      name: tuple(self._tables.get((name, level)) for level in levels) for name in PER_LEVEL
+    }
     if self._host.tables.regions is None:
       per_level['regions'] = None
-    return Trie(leaf_item=None, item_codes=self._tables['item_codes', None], codes_per_level=self._host.codes_per_level, **per_level)
+    return Trie(
+      leaf_item=None,
+      item_codes=self._tables['item_codes', None],
+      codes_per_level=self._host.codes_per_level,
+      **per_level,
+    )
 
   def _put(self, table: np.ndarray) -> jax.Array:
-    return jax.block_until_ready(jax.device_put(table, self._sharding, may_alias=False))  # the host goes on writing into its own
+    return jax.block_until_ready(
+      jax.device_put(table, self._sharding, may_alias=False)
+    )  # the host goes on writing into its own
 
   def _write(self, write: Write) -> None:
     key, n = (write.table, write.level), len(write.value)
@@ -98,5 +126,8 @@ class LiveCatalogue:
       beyond = self._tables[key].size
       index = np.arange(beyond, beyond + PIECE, dtype=np.int32)
       value = np.zeros(PIECE, write.value.dtype)
-      index[:piece.stop - start], value[:piece.stop - start] = write.index[piece], write.value[piece]
+      index[: piece.stop - start], value[: piece.stop - start] = (
+        write.index[piece],
+        write.value[piece],
+      )
       self._tables[key] = self._scatter(self._tables[key], index, value)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
-from rolegen_jax.data.cases import PURCHASE, CaseTable
+from rolegen_jax.data.examples import PURCHASE, ExampleTable
 from rolegen_jax.data.files import DataError, renamed
 from rolegen_jax.text import prompts
 from rolegen_jax.text.items import ItemWords
@@ -45,28 +45,55 @@ class Annotations(NamedTuple):
   rejected: list[Rejected]
 
 
-def write_prompts(table: CaseTable, words: ItemWords | None, role_events: int, path: str | os.PathLike) -> int:
+def write_prompts(
+  table: ExampleTable, words: ItemWords | None, role_events: int, path: str | os.PathLike
+) -> int:
   """A prompt for every case of the table; the number of them."""
   said = prompts.templates()['annotate']
-  roles = '\n'.join(said['role'].format(name=name, meaning=said['roles'][name]) for name in ROLE_NAMES)
+  roles = '\n'.join(
+    said['role'].format(name=name, meaning=said['roles'][name]) for name in ROLE_NAMES
+  )
   found = []
-  for case in range(len(table)):
-    log, rows = table.log, enumerate(_rows(table, case, role_events), 1)
-    line = lambda row: dict(when=_when(log.timestamp[row]), event=EVENT_NAMES[log.event[row]], item=_label(log, words, log.item[row]))
+  for example in range(len(table)):
+    log, rows = table.log, enumerate(_rows(table, example, role_events), 1)
+    line = lambda row: dict(
+      when=_when(log.timestamp[row]),
+      event=EVENT_NAMES[log.event[row]],
+      item=_label(log, words, log.item[row]),
+    )
     events = '\n'.join(said['event'].format(number=number, **line(row)) for number, row in rows)
-    text = said['prompt'].format(events=events, roles=roles, when=_when(table.timestamp[case]), bought=_label(log, words, table.target[case]))
-    found.append(dict(id=_id(table, case), user=_user(table, case), occasion=int(table.timestamp[case]), prompt=text.strip()))
+    text = said['prompt'].format(
+      events=events,
+      roles=roles,
+      when=_when(table.timestamp[example]),
+      bought=_label(log, words, table.target[example]),
+    )
+    found.append(
+      dict(
+        id=_id(table, example),
+        user=_user(table, example),
+        occasion=int(table.timestamp[example]),
+        prompt=text.strip(),
+      )
+    )
   write_lines(found, path)
   return len(found)
 
 
-def read_answers(table: CaseTable, role_events: int, path: str | os.PathLike) -> tuple[list[dict], list[Rejected]]:
+def read_answers(
+  table: ExampleTable, role_events: int, path: str | os.PathLike
+) -> tuple[list[dict], list[Rejected]]:
   """(annotations, what was rejected) of answers to `write_prompts` of the same table. Raises DataError where the file is no JSON lines."""
-  cases, kept, rejected, seen = {_id(table, case): case for case in range(len(table))}, [], [], set()
+  examples, kept, rejected, seen = (
+    {_id(table, example): example for example in range(len(table))},
+    [],
+    [],
+    set(),
+  )
   for number, answer in read_lines(path):
     name = str(answer.get('id'))
     reject = lambda reason, found: rejected.append(Rejected(name, reason, str(found)[:200]))
-    if name not in cases:
+    if name not in examples:
       rejected.append(Rejected(f'line {number}', 'no prompt of this id', name[:200]))
     elif name in seen:
       reject('answered before', f'line {number}')
@@ -74,13 +101,17 @@ def read_answers(table: CaseTable, role_events: int, path: str | os.PathLike) ->
       reject('no answer', answer.get('answer'))
     else:
       seen.add(name)
-      kept += _events(table, cases[name], role_events, answer['answer'], reject)
-  return kept, rejected + [Rejected(name, 'not answered', '') for name in cases if name not in seen]
+      kept += _events(table, examples[name], role_events, answer['answer'], reject)
+  return kept, rejected + [
+    Rejected(name, 'not answered', '') for name in examples if name not in seen
+  ]
 
 
-def _events(table: CaseTable, case: int, role_events: int, answer: str, reject) -> Iterator[dict]:
+def _events(
+  table: ExampleTable, example: int, role_events: int, answer: str, reject
+) -> Iterator[dict]:
   """Annotations of one answer's lines. What is around them, a code fence say, is passed over."""
-  rows, told = _rows(table, case, role_events), set()
+  rows, told = _rows(table, example, role_events), set()
   for line in answer.splitlines():
     if not line.strip().startswith('{'):
       continue
@@ -99,8 +130,12 @@ def _events(table: CaseTable, case: int, role_events: int, answer: str, reject) 
     else:
       told.add(number)
       row, log = rows[number - 1], table.log
-      where = dict(user=_user(table, case), timestamp=int(log.timestamp[row]), item=log.items['item_id'][int(log.item[row])])
-      yield where | dict(role=role, rationale=why.strip(), occasion=int(table.timestamp[case]))
+      where = dict(
+        user=_user(table, example),
+        timestamp=int(log.timestamp[row]),
+        item=log.items['item_id'][int(log.item[row])],
+      )
+      yield where | dict(role=role, rationale=why.strip(), occasion=int(table.timestamp[example]))
   for number in range(1, 1 + len(rows)):
     if number not in told:
       reject('event without a valid line', f'event {number}')
@@ -111,7 +146,9 @@ def _wrong(role, why, event: int) -> str | None:
   if role not in ROLE_NAMES:
     return 'no such role'
   if (role == 'CONVERT') != (event == PURCHASE):
-    return 'CONVERT on what is no purchase' if role == 'CONVERT' else 'a purchase that is not CONVERT'
+    return (
+      'CONVERT on what is no purchase' if role == 'CONVERT' else 'a purchase that is not CONVERT'
+    )
   if not isinstance(why, str):
     return 'rationale is no text'
   if len(why) > LONGEST:
@@ -119,7 +156,7 @@ def _wrong(role, why, event: int) -> str | None:
   return None
 
 
-def read_annotations(table: CaseTable, path: str | os.PathLike) -> Annotations:
+def read_annotations(table: ExampleTable, path: str | os.PathLike) -> Annotations:
   """What the file says of the last M events of the table's cases. Rows that fit nothing are rejected; of two on one event, the later holds.
 
   Raises DataError where the file is no JSON lines, or not one row fits.
@@ -129,15 +166,22 @@ def read_annotations(table: CaseTable, path: str | os.PathLike) -> Annotations:
   items = {item: number for number, item in enumerate(log.items['item_id'])}
   rejected, told = [], {}  # (row of the log, occasion or None) -> (role, rationale)
   for number, said in read_lines(path):
-    reject = lambda reason: rejected.append(Rejected(f'line {number}', reason, json.dumps(said)[:200]))
-    wrong = next((name for name, kind in FIELDS.items() if not isinstance(said.get(name), kind)), None)
+    reject = lambda reason: rejected.append(
+      Rejected(f'line {number}', reason, json.dumps(said)[:200])
+    )
+    wrong = next(
+      (name for name, kind in FIELDS.items() if not isinstance(said.get(name), kind)), None
+    )
     if wrong:
       reject(f'field {wrong}')
     elif said['user'] not in users or said['item'] not in items:
       reject('no such user' if said['user'] not in users else 'no such item')
     else:
-      begin, end = log.offsets[users[said['user']]:][:2]
-      at = begin + np.flatnonzero((log.timestamp[begin:end] == said['timestamp']) & (log.item[begin:end] == items[said['item']]))
+      begin, end = log.offsets[users[said['user']] :][:2]
+      at = begin + np.flatnonzero(
+        (log.timestamp[begin:end] == said['timestamp'])
+        & (log.item[begin:end] == items[said['item']])
+      )
       why = said.get('rationale', '')
       reasons = [_wrong(said['role'], why, log.event[row]) for row in at]
       if not len(at):
@@ -146,17 +190,23 @@ def read_annotations(table: CaseTable, path: str | os.PathLike) -> Annotations:
         reject(reasons[0])
       else:
         label = ROLE_NAMES.index(said['role']), why.strip()
-        told |= {(int(row), said.get('occasion')): label for row, reason in zip(at, reasons) if reason is None}
+        told |= {
+          (int(row), said.get('occasion')): label
+          for row, reason in zip(at, reasons)
+          if reason is None
+        }
   if not told:
     reason = f'; the first: {rejected[0].where}, {rejected[0].reason}' if rejected else ''
-    raise DataError(f'{path}: no row fits an event of the log{reason}; must be {{user, timestamp, item, role, rationale}} a line')
+    raise DataError(
+      f'{path}: no row fits an event of the log{reason}; must be {{user, timestamp, item, role, rationale}} a line'
+    )
   roles, sentences = np.full_like(table.roles, -1), {}
-  for case in range(len(table)):
-    for row in _rows(table, case, m):
-      role, why = told.get((row, int(table.timestamp[case])), told.get((row, None), (-1, '')))
-      roles[case, row - table.end[case] + m] = role
+  for example in range(len(table)):
+    for row in _rows(table, example, m):
+      role, why = told.get((row, int(table.timestamp[example])), told.get((row, None), (-1, '')))
+      roles[example, row - table.end[example] + m] = role
       if why:
-        sentences[case, row] = why
+        sentences[example, row] = why
   return Annotations(roles, sentences, rejected)
 
 
@@ -164,7 +214,10 @@ def summary(rejected: list[Rejected], kept: int) -> str:
   """How many were kept, and rejected for which reason, with the first of each, as text."""
   reasons = collections.Counter(r.reason for r in rejected)
   first = {r.reason: r for r in reversed(rejected)}
-  lines = [f'  {count:6}  {reason}: {first[reason].where}: {first[reason].found}'.rstrip(': ') for reason, count in reasons.most_common()]
+  lines = [
+    f'  {count:6}  {reason}: {first[reason].where}: {first[reason].found}'.rstrip(': ')
+    for reason, count in reasons.most_common()
+  ]
   return '\n'.join([f'{kept} annotations kept, {len(rejected)} rejections', *lines])
 
 
@@ -187,20 +240,25 @@ def read_lines(path: str | os.PathLike) -> Iterator[tuple[int, dict]]:
 
 def write_lines(rows: Iterable[dict], path: str | os.PathLike) -> None:
   with renamed(path) as temporary:
-    temporary.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), encoding='utf-8')
+    temporary.write_text(
+      ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), encoding='utf-8'
+    )
 
 
-def _rows(table: CaseTable, case: int, last: int) -> range:
+def _rows(table: ExampleTable, example: int, last: int) -> range:
   """Rows of the log that are the last events of a case's history."""
-  return range(int(max(table.end[case] - last, table.log.offsets[table.user[case]])), int(table.end[case]))
+  return range(
+    int(max(table.end[example] - last, table.log.offsets[table.user[example]])),
+    int(table.end[example]),
+  )
 
 
-def _user(table: CaseTable, case: int):
-  return table.log.users[int(table.user[case])]
+def _user(table: ExampleTable, example: int):
+  return table.log.users[int(table.user[example])]
 
 
-def _id(table: CaseTable, case: int) -> str:
-  return f'{_user(table, case)}@{table.timestamp[case]}/{table.log.items["item_id"][int(table.target[case])]}'
+def _id(table: ExampleTable, example: int) -> str:
+  return f'{_user(table, example)}@{table.timestamp[example]}/{table.log.items["item_id"][int(table.target[example])]}'
 
 
 def _label(log, words: ItemWords | None, item: int) -> str:
@@ -208,4 +266,6 @@ def _label(log, words: ItemWords | None, item: int) -> str:
 
 
 def _when(timestamp: int) -> str:
-  return datetime.datetime.fromtimestamp(int(timestamp), datetime.timezone.utc).strftime('%Y-%m-%d %H:%M')
+  return datetime.datetime.fromtimestamp(int(timestamp), datetime.timezone.utc).strftime(
+    '%Y-%m-%d %H:%M'
+  )

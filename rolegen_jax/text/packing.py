@@ -13,7 +13,7 @@ import numpy as np
 Array = Any  # numpy.ndarray on the host, jax.Array on the device
 
 
-class Example(NamedTuple):
+class TextExample(NamedTuple):
   tokens: np.ndarray  # int32 [n], of the one vocabulary
   taught: np.ndarray  # bool [n]: what is to be predicted from all that is before; never the first
   task: int
@@ -25,12 +25,16 @@ class Packed(NamedTuple):
   task: Array  # int32 [B, T], 1 + the task of a token that is to be predicted; 0 = a token that is given
 
 
-def example(question: Iterable[int], answer: Iterable[int], task: int) -> Example:
+def text_example(question: Iterable[int], answer: Iterable[int], task: int) -> TextExample:
   question, answer = list(question), list(answer)
-  return Example(np.array(question + answer, np.int32), np.arange(len(question) + len(answer)) >= len(question), task)
+  return TextExample(
+    np.array(question + answer, np.int32),
+    np.arange(len(question) + len(answer)) >= len(question),
+    task,
+  )
 
 
-def pack(rows: list[list[Example]], width: int) -> Packed:
+def pack(rows: list[list[TextExample]], width: int) -> Packed:
   """Each list of examples as a row, one after the other. Raises ValueError where they are too long."""
   packed = Packed(*(np.zeros((len(rows), width), np.int32) for _ in Packed._fields))
   for row, examples in enumerate(rows):
@@ -39,12 +43,16 @@ def pack(rows: list[list[Example]], width: int) -> Packed:
       to = slice(start, start + len(tokens))
       if to.stop > width:
         raise ValueError(f'examples of {to.stop} tokens in a row of {width}')
-      packed.token[row, to], packed.segment[row, to], packed.task[row, to] = tokens, number, np.where(taught, 1 + task, 0)
+      packed.token[row, to], packed.segment[row, to], packed.task[row, to] = (
+        tokens,
+        number,
+        np.where(taught, 1 + task, 0),
+      )
       start = to.stop
   return packed
 
 
-def in_order(examples: list[Example], width: int) -> list[list[int]]:
+def in_order(examples: list[TextExample], width: int) -> list[list[int]]:
   """Numbers of the examples as rows of at most `width` tokens, each row filled until the next example does not fit."""
   rows, room = [], 0
   for number, found in enumerate(examples):

@@ -35,9 +35,13 @@ def check(said: dict) -> dict:
       if not isinstance(found, dict) or part not in found:
         raise ConfigError(f'{FILE.name}: {path} is missing')
       found = found[part]
-    unknown = {name for _, name, _, _ in string.Formatter().parse(found) if name is not None} - values
+    unknown = {
+      name for _, name, _, _ in string.Formatter().parse(found) if name is not None
+    } - values
     if unknown:
-      raise ConfigError(f'{FILE.name}: {path} asks for {{{sorted(unknown)[0]}}}; must be some of {", ".join(sorted(values))}')
+      raise ConfigError(
+        f'{FILE.name}: {path} asks for {{{sorted(unknown)[0]}}}; must be some of {", ".join(sorted(values))}'
+      )
 
   for attribute in ATTRIBUTES:
     for task in ('sid_to_text', 'masked_attribute'):

@@ -53,7 +53,7 @@ class Tokenizer:
     """The id of a piece; None when there is none."""
     raise NotImplementedError
 
-  def is_mark(self, piece: int) -> bool:
+  def is_delimiter(self, piece: int) -> bool:
     """Is it a mark, such as begin or end, rather than text?"""
     raise NotImplementedError
 
@@ -68,7 +68,9 @@ class Json(Tokenizer):
   def __init__(self, content: bytes):
     self._content, self._tokenizer = content, tokenizers.Tokenizer.from_buffer(content)
     self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
-    self._marks = {id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+    self._marks = {
+      id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+    }
 
   @property
   def size(self):
@@ -86,7 +88,7 @@ class Json(Tokenizer):
   def id_of(self, name):
     return self._ids.get(name)
 
-  def is_mark(self, piece):
+  def is_delimiter(self, piece):
     return piece in self._marks
 
   def with_names(self, names):
@@ -119,9 +121,13 @@ class SentencePiece(Tokenizer):
     found = self._processor.piece_to_id(name)
     return None if self._processor.is_unknown(found) else found
 
-  def is_mark(self, piece):
+  def is_delimiter(self, piece):
     p = self._processor
-    return piece < self.size and (p.is_control(piece) or p.is_unknown(piece) or self._proto().pieces[piece].type == p_type('USER_DEFINED'))
+    return piece < self.size and (
+      p.is_control(piece)
+      or p.is_unknown(piece)
+      or self._proto().pieces[piece].type == p_type('USER_DEFINED')
+    )
 
   def with_names(self, names):
     longer = self._proto()
@@ -151,7 +157,9 @@ def open_tokenizer(folder: str | os.PathLike) -> Tokenizer:
       try:
         return kind(path.read_bytes())
       except Exception as error:  # both libraries raise plain Exception or RuntimeError
-        raise DataError(f'{path}: cannot be read ({str(error)[:200]}); must be a tokenizer of {kind.__name__}') from error
+        raise DataError(
+          f'{path}: cannot be read ({str(error)[:200]}); must be a tokenizer of {kind.__name__}'
+        ) from error
   raise DataError(f'{folder}: no {JSON} and no {MODEL}; one must be there with a pretrained model')
 
 
@@ -164,11 +172,20 @@ def train(texts: Iterable[str], size: int) -> SentencePiece:
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, vocab_size=size, model_type='bpe', hard_vocab_limit=False, byte_fallback=True,
-        character_coverage=1.0, minloglevel=2, num_threads=1,
+      sentence_iterator=iter(texts),
+      model_writer=model,
+      vocab_size=size,
+      model_type='bpe',
+      hard_vocab_limit=False,
+      byte_fallback=True,
+      character_coverage=1.0,
+      minloglevel=2,
+      num_threads=1,
     )
   except RuntimeError as error:
-    raise DataError(f'a tokenizer of {size} pieces cannot be trained on these texts: {error}') from error
+    raise DataError(
+      f'a tokenizer of {size} pieces cannot be trained on these texts: {error}'
+    ) from error
   return SentencePiece(model.getvalue())
 
 
@@ -178,7 +195,9 @@ class TextVocabulary:
   def __init__(self, vocab: Vocabulary, tokenizer: Tokenizer):
     self.vocab, self.text = vocab, tokenizer
     names = [name for name, _ in vocab.named]
-    self.known = np.array([-1 if (id := tokenizer.id_of(name)) is None else id for name in names])  # [own], -1 = the tokenizer has it not
+    self.known = np.array(
+      [-1 if (id := tokenizer.id_of(name)) is None else id for name in names]
+    )  # [own], -1 = the tokenizer has it not
     new = np.flatnonzero(self.known < 0)
     self.ids = self.known.copy()  # [own], in `extended`
     self.ids[new] = tokenizer.size + np.arange(len(new))

@@ -114,7 +114,12 @@ class Clock:
 
   def _row(self, **fields) -> None:
     spent, self._spent = self._spent, {}
-    self._lines.append(json.dumps(dict(at=round(time.time(), 3)) | fields | {kind: round(s, 5) for kind, s in spent.items()}) + '\n')
+    self._lines.append(
+      json.dumps(
+        dict(at=round(time.time(), 3)) | fields | {kind: round(s, 5) for kind, s in spent.items()}
+      )
+      + '\n'
+    )
 
   def _write(self) -> None:
     lines, self._lines = self._lines, []

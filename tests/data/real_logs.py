@@ -9,7 +9,9 @@ from rolegen_jax.config import DataConfig
 
 RAW = {
   'alibaba2014': DataConfig('alibaba2014', 'raw/alibaba2014_t_alibaba_data.csv'),
-  'taobao_userbehavior': DataConfig('taobao_userbehavior', 'raw/UserBehavior_first100001.csv', max_users=982),
+  'taobao_userbehavior': DataConfig(
+    'taobao_userbehavior', 'raw/UserBehavior_first100001.csv', max_users=982
+  ),
   'rees46': DataConfig('rees46', 'raw/rees46_2019-Oct_head.csv'),
   'ranked_sequences': DataConfig('ranked_sequences', 'amazon_beauty', split='leave_one_out'),
 }
@@ -19,7 +21,9 @@ def need(path: str) -> pathlib.Path:
   """The full path of `path` under $ROLEGEN_DATA; skips the test where it is not there."""
   root = os.environ.get('ROLEGEN_DATA')
   if not root:
-    pytest.skip('real logs are not part of the project: set ROLEGEN_DATA to the folder that holds them')
+    pytest.skip(
+      'real logs are not part of the project: set ROLEGEN_DATA to the folder that holds them'
+    )
   full = pathlib.Path(root).absolute() / path
   if not full.exists():
     pytest.skip(f'{full} is absent: this test reads a real log')

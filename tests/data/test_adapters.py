@@ -14,7 +14,9 @@ from rolegen_jax.data.events import DataError, validate
 
 EVENT = ['user_id', 'item_id', 'event', 'timestamp']
 ALIBABA = 'user_id,brand_id,type,visit_datetime\n'
-REES46 = 'event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session\n'
+REES46 = (
+  'event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session\n'
+)
 
 
 def adapt(tmp_path, kind, text, **fields):
@@ -35,10 +37,14 @@ def test_every_format_of_the_config_but_the_simulated_one_has_an_adapter_and_a_s
 
 
 def test_alibaba2014(tmp_path):
-  events, items, _ = adapt(tmp_path, 'alibaba2014', ALIBABA + '9,5,0,4-15\n9,5,1,8-1\n8,4,2,12-31\n8,5,3,6-04\n')
+  events, items, _ = adapt(
+    tmp_path, 'alibaba2014', ALIBABA + '9,5,0,4-15\n9,5,1,8-1\n8,4,2,12-31\n8,5,3,6-04\n'
+  )
   assert events.select(EVENT).rows() == [
-    (9, 5, 'view', seconds(2013, 4, 15)), (9, 5, 'purchase', seconds(2013, 8, 1)),
-    (8, 4, 'fav', seconds(2013, 12, 31)), (8, 5, 'cart', seconds(2013, 6, 4)),
+    (9, 5, 'view', seconds(2013, 4, 15)),
+    (9, 5, 'purchase', seconds(2013, 8, 1)),
+    (8, 4, 'fav', seconds(2013, 12, 31)),
+    (8, 5, 'cart', seconds(2013, 6, 4)),
   ]
   assert items['item_id'].to_list() == [4, 5]
 
@@ -46,7 +52,12 @@ def test_alibaba2014(tmp_path):
 def test_taobao_userbehavior_drops_and_counts_what_is_outside_the_window(tmp_path):
   first, end = adapters.TAOBAO_WINDOW
   assert (first, end) == (seconds(2017, 11, 24, 16), seconds(2017, 12, 3, 16))
-  lines = [(1, 7, 70, 'pv', first), (1, 8, 80, 'buy', end - 1), (2, 8, 81, 'fav', end), (3, 7, 70, 'cart', -4)]
+  lines = [
+    (1, 7, 70, 'pv', first),
+    (1, 8, 80, 'buy', end - 1),
+    (2, 8, 81, 'fav', end),
+    (3, 7, 70, 'cart', -4),
+  ]
   text = ''.join(','.join(map(str, line)) + '\n' for line in lines)
   events, items, notes = adapt(tmp_path, 'taobao_userbehavior', text)
   assert events.select(EVENT).rows() == [(1, 7, 'view', first), (1, 8, 'purchase', end - 1)]
@@ -54,28 +65,56 @@ def test_taobao_userbehavior_drops_and_counts_what_is_outside_the_window(tmp_pat
 
 
 def test_rees46_keeps_the_latest_attributes(tmp_path):
-  events, items, _ = adapt(tmp_path, 'rees46', REES46 + (
-    '2019-10-01 00:00:02 UTC,remove_from_cart,5,70,a.b,acme,2.50,1,s\n'
-    '2019-10-01 00:00:03 UTC,purchase,5,70,,,,1,\n'
-    '2019-10-01 00:00:01 UTC,cart,5,70,a.c,other,1.00,2,t\n'
-  ))
+  events, items, _ = adapt(
+    tmp_path,
+    'rees46',
+    REES46
+    + (
+      '2019-10-01 00:00:02 UTC,remove_from_cart,5,70,a.b,acme,2.50,1,s\n'
+      '2019-10-01 00:00:03 UTC,purchase,5,70,,,,1,\n'
+      '2019-10-01 00:00:01 UTC,cart,5,70,a.c,other,1.00,2,t\n'
+    ),
+  )
   assert events.rows() == [
-    (1, 5, 'remove', seconds(2019, 10, 1) + 2, 's', 2.5), (1, 5, 'purchase', seconds(2019, 10, 1) + 3, None, None),
+    (1, 5, 'remove', seconds(2019, 10, 1) + 2, 's', 2.5),
+    (1, 5, 'purchase', seconds(2019, 10, 1) + 3, None, None),
     (2, 5, 'cart', seconds(2019, 10, 1) + 1, 't', 1.0),
   ]
-  assert items.select('category_id', 'category_code', 'brand', 'price').rows() == [(70, 'a.b', 'acme', 2.5)]
+  assert items.select('category_id', 'category_code', 'brand', 'price').rows() == [
+    (70, 'a.b', 'acme', 2.5)
+  ]
 
 
-@pytest.mark.parametrize('kind, text, words', [
-  ('alibaba2014', ALIBABA + '9,5,4,4-15\n', ["line 2, field 'type': '4'", '0 (click)']),
-  ('alibaba2014', ALIBABA + '9,5,0,2-30\n', ["line 2, field 'visit_datetime': '2-30'", 'M-D']),
-  ('alibaba2014', '9,5,0,4-15\n', ['must be the header user_id,brand_id,type,visit_datetime']),
-  ('taobao_userbehavior', '1,2,3,click,4\n', ["line 1, field 'behavior type': 'click'", 'pv, fav, cart, buy']),
-  ('taobao_userbehavior', '1,2,3,pv,4.0\n', ["line 1, field 'timestamp': '4.0'", 'seconds UTC']),
-  ('rees46', REES46 + '2019-10-01 00:00:02,view,5,70,a.b,acme,2.50,1,s\n', ["line 2, field 'event_time'", 'UTC']),
-  ('rees46', REES46 + '2019-10-01 00:00:02 UTC,view,5,70,a.b,acme,1\n', ['line 2 has 7 fields', 'must have 9']),
-  ('rees46', REES46 + '2019-10-01 00:00:02 UTC,view,5,70,a.b,acme,nan,1,s\n', ["column 'price', row 1: nan"]),
-], ids=range(8))
+@pytest.mark.parametrize(
+  'kind, text, words',
+  [
+    ('alibaba2014', ALIBABA + '9,5,4,4-15\n', ["line 2, field 'type': '4'", '0 (click)']),
+    ('alibaba2014', ALIBABA + '9,5,0,2-30\n', ["line 2, field 'visit_datetime': '2-30'", 'M-D']),
+    ('alibaba2014', '9,5,0,4-15\n', ['must be the header user_id,brand_id,type,visit_datetime']),
+    (
+      'taobao_userbehavior',
+      '1,2,3,click,4\n',
+      ["line 1, field 'behavior type': 'click'", 'pv, fav, cart, buy'],
+    ),
+    ('taobao_userbehavior', '1,2,3,pv,4.0\n', ["line 1, field 'timestamp': '4.0'", 'seconds UTC']),
+    (
+      'rees46',
+      REES46 + '2019-10-01 00:00:02,view,5,70,a.b,acme,2.50,1,s\n',
+      ["line 2, field 'event_time'", 'UTC'],
+    ),
+    (
+      'rees46',
+      REES46 + '2019-10-01 00:00:02 UTC,view,5,70,a.b,acme,1\n',
+      ['line 2 has 7 fields', 'must have 9'],
+    ),
+    (
+      'rees46',
+      REES46 + '2019-10-01 00:00:02 UTC,view,5,70,a.b,acme,nan,1,s\n',
+      ["column 'price', row 1: nan"],
+    ),
+  ],
+  ids=range(8),
+)
 def test_wrong_lines_are_named(tmp_path, kind, text, words):
   with pytest.raises(DataError) as error:
     adapt(tmp_path, kind, text)
@@ -83,9 +122,17 @@ def test_wrong_lines_are_named(tmp_path, kind, text, words):
 
 
 def ranked(tmp_path, **columns):
-  table = {'user_id': [1, 1, 2], 'item_id': [5, 6, 5], 'event': ['purchase'] * 3, 'pos': [1, 0, 0], 'timestamp': [9, None, 9]}
+  table = {
+    'user_id': [1, 1, 2],
+    'item_id': [5, 6, 5],
+    'event': ['purchase'] * 3,
+    'pos': [1, 0, 0],
+    'timestamp': [9, None, 9],
+  }
   pl.DataFrame(table | columns).write_parquet(tmp_path / 'events.parquet')
-  pl.DataFrame({'item_id': [5, 6], 'text': ['x', 'y'], 'other': [1, 2]}).write_parquet(tmp_path / 'items.parquet')
+  pl.DataFrame({'item_id': [5, 6], 'text': ['x', 'y'], 'other': [1, 2]}).write_parquet(
+    tmp_path / 'items.parquet'
+  )
   return ADAPTERS['ranked_sequences'](tmp_path, DataConfig(max_users=1))
 
 
@@ -102,7 +149,9 @@ def test_ranked_sequences_take_the_rank_for_a_clock(tmp_path):
 
 
 def test_contract_keeps_the_first_users(tmp_path):
-  events = pl.DataFrame({'user_id': ['b', 'a', 'b'], 'item_id': [1, 1, 1], 'event': 'view', 'timestamp': [3, 2, 1]})
+  events = pl.DataFrame(
+    {'user_id': ['b', 'a', 'b'], 'item_id': [1, 1, 1], 'event': 'view', 'timestamp': [3, 2, 1]}
+  )
   events.write_parquet(tmp_path / 'events.parquet')
   pl.DataFrame({'item_id': [1]}).write_parquet(tmp_path / 'items.parquet')
   events, _, _ = ADAPTERS['contract'](tmp_path, DataConfig(max_users=1))
@@ -114,7 +163,11 @@ def test_an_absent_log_says_where_it_was_looked_for_and_where_to_get_it(tmp_path
   monkeypatch.setenv('ROLEGEN_DATA', str(tmp_path))
   with pytest.raises(DataError) as error:
     adapters.log_path(wanted)
-  for word in (str(tmp_path / 'sub/UserBehavior.csv'), '$ROLEGEN_DATA', 'tianchi.aliyun.com/dataset/649'):
+  for word in (
+    str(tmp_path / 'sub/UserBehavior.csv'),
+    '$ROLEGEN_DATA',
+    'tianchi.aliyun.com/dataset/649',
+  ):
     assert word in str(error.value)
   monkeypatch.delenv('ROLEGEN_DATA')
   monkeypatch.chdir(tmp_path)
@@ -123,17 +176,22 @@ def test_an_absent_log_says_where_it_was_looked_for_and_where_to_get_it(tmp_path
   assert adapters.log_path(wanted) == tmp_path / 'data/sub/UserBehavior.csv'
 
 
-@pytest.mark.parametrize('kind, folder, columns', [
-  ('alibaba2014', 'alibaba2014', EVENT),
-  ('taobao_userbehavior', 'taobao_userbehavior_1k', EVENT),
-  ('rees46', 'rees46_oct_head', [*EVENT, 'session_id', 'price']),
-])
+@pytest.mark.parametrize(
+  'kind, folder, columns',
+  [
+    ('alibaba2014', 'alibaba2014', EVENT),
+    ('taobao_userbehavior', 'taobao_userbehavior_1k', EVENT),
+    ('rees46', 'rees46_oct_head', [*EVENT, 'session_id', 'price']),
+  ],
+)
 def test_real_log_equals_the_table_made_of_it_elsewhere(kind, folder, columns):
   data = real_logs.RAW[kind]
   events, items, notes = ADAPTERS[kind](real_logs.need(data.path), data)
   want = pl.read_parquet(real_logs.need(f'{folder}/events.parquet')).select(columns)
   want_items = pl.read_parquet(real_logs.need(f'{folder}/items.parquet'))
-  if kind == 'rees46':  # the head was cut inside its last line, which that table has with half a user id
+  if (
+    kind == 'rees46'
+  ):  # the head was cut inside its last line, which that table has with half a user id
     assert notes['cut_last_line'] == 1
     cut = want.filter(pl.col('session_id').is_null())
     assert cut.height == 1

@@ -42,25 +42,31 @@ def test_first_users_in_file_order_with_all_their_lines(tmp_path):
   assert table['user_id'].to_list() == [5, 3, 5, 3]
 
 
-@pytest.mark.parametrize('content, words', [
-  ('5,0,1,x\n6,2,1,x\n', ["line 2, field 'kind': '2'", '0 or 1']),
-  ('5,0,1,x\n6.5,1,1,x\n', ["line 2, field 'user': '6.5'", 'an integer']),
-  ('5,0,1,x\n,1,1,x\n', ["line 2, field 'user': ''"]),
-  ('5,0,one,x\n', ["line 1, field 'cost': 'one'", 'a number']),
-  ('5,0,1,x\n6,1,1\n', ['line 2 has 3 fields', 'must have 4: user,kind,cost,note']),
-  ('5,0,1,x\n6,1,1,x,y\n', ['line 2 has 5 fields']),
-  ('5,0,1,x\n\n6,1,1,x\n', ['line 2 has 1 fields']),
-  (b'5,0,1,x\n\xff\xfe\x00,1,1,x\n', ["line 2, field 'user'"]),
-  ('5,0,1,x\n6\x1f,1,1,x\n', ['text lines of 4 fields']),
-  ('', ['must']),
-], ids=range(10))
+@pytest.mark.parametrize(
+  'content, words',
+  [
+    ('5,0,1,x\n6,2,1,x\n', ["line 2, field 'kind': '2'", '0 or 1']),
+    ('5,0,1,x\n6.5,1,1,x\n', ["line 2, field 'user': '6.5'", 'an integer']),
+    ('5,0,1,x\n,1,1,x\n', ["line 2, field 'user': ''"]),
+    ('5,0,one,x\n', ["line 1, field 'cost': 'one'", 'a number']),
+    ('5,0,1,x\n6,1,1\n', ['line 2 has 3 fields', 'must have 4: user,kind,cost,note']),
+    ('5,0,1,x\n6,1,1,x,y\n', ['line 2 has 5 fields']),
+    ('5,0,1,x\n\n6,1,1,x\n', ['line 2 has 1 fields']),
+    (b'5,0,1,x\n\xff\xfe\x00,1,1,x\n', ["line 2, field 'user'"]),
+    ('5,0,1,x\n6\x1f,1,1,x\n', ['text lines of 4 fields']),
+    ('', ['must']),
+  ],
+  ids=range(10),
+)
 def test_bad_lines_are_named(tmp_path, content, words):
   with pytest.raises(DataError) as error:
     read(tmp_path, content)
   assert all(w in str(error.value) for w in ['log.csv', 'must', *words]), str(error.value)
 
 
-@pytest.mark.parametrize('content', ['', 'user,kind\n5,0,1,x\n', '5,0,1,x\n', 'user,kind,cost,note\n'])
+@pytest.mark.parametrize(
+  'content', ['', 'user,kind\n5,0,1,x\n', '5,0,1,x\n', 'user,kind,cost,note\n']
+)
 def test_wrong_header_or_nothing_after_it(tmp_path, content):
   with pytest.raises(DataError, match='must (be|have)'):
     read(tmp_path, content, header=True)

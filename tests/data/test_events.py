@@ -11,34 +11,54 @@ from rolegen_jax.data.events import EVENT_DTYPE, DataError, read_contract, valid
 
 
 def tables() -> tuple[pl.DataFrame, pl.DataFrame]:
-  events = pl.DataFrame({
-    'user_id': [7, 7, 9],
-    'item_id': [30, 31, 30],
-    'event': ['view', 'purchase', 'view'],
-    'timestamp': [100, 200, 150],
-    'session_id': ['a', None, 'b'],
-    'price': [1.5, None, 0.0],
-  })
-  items = pl.DataFrame({'item_id': [31, 30], 'title': ['x', None], 'price': [2, 3], 'embedding': [[0.0, 1.0], [1.0, 0.5]]})
+  events = pl.DataFrame(
+    {
+      'user_id': [7, 7, 9],
+      'item_id': [30, 31, 30],
+      'event': ['view', 'purchase', 'view'],
+      'timestamp': [100, 200, 150],
+      'session_id': ['a', None, 'b'],
+      'price': [1.5, None, 0.0],
+    }
+  )
+  items = pl.DataFrame(
+    {
+      'item_id': [31, 30],
+      'title': ['x', None],
+      'price': [2, 3],
+      'embedding': [[0.0, 1.0], [1.0, 0.5]],
+    }
+  )
   return events, items
 
 
 def test_good_tables_come_back_in_canonical_types():
   events, items = tables()
-  events = events.with_columns(pl.col('user_id').cast(pl.UInt8), secret=pl.lit('not in the contract'))
+  events = events.with_columns(
+    pl.col('user_id').cast(pl.UInt8), secret=pl.lit('not in the contract')
+  )
   got_events, got_items = validate(events, items)
   assert got_events.schema == {
-    'user_id': pl.Int64, 'item_id': pl.Int64, 'event': EVENT_DTYPE, 'timestamp': pl.Int64,
-    'session_id': pl.String, 'price': pl.Float64,
+    'user_id': pl.Int64,
+    'item_id': pl.Int64,
+    'event': EVENT_DTYPE,
+    'timestamp': pl.Int64,
+    'session_id': pl.String,
+    'price': pl.Float64,
   }
-  assert got_events['event'].to_physical().to_list() == [EVENT_NAMES.index(e) for e in ('view', 'purchase', 'view')]
+  assert got_events['event'].to_physical().to_list() == [
+    EVENT_NAMES.index(e) for e in ('view', 'purchase', 'view')
+  ]
   assert got_items['item_id'].to_list() == [31, 30]  # rows keep their order
   assert validate(got_events, got_items)[0].equals(got_events)
 
 
 @pytest.mark.parametrize('column', ['user_id', 'item_id', 'event'])
 def test_dictionary_encoded_strings_are_strings(column):
-  events, items = (t.with_columns(pl.col(c).cast(pl.String) for c in ('user_id', 'item_id') if c in t.columns) for t in tables())
+  events, items = (
+    t.with_columns(pl.col(c).cast(pl.String) for c in ('user_id', 'item_id') if c in t.columns)
+    for t in tables()
+  )
   assert validate(events.with_columns(pl.col(column).cast(pl.Categorical)), items)[0].height == 3
 
 
@@ -47,6 +67,7 @@ def put(column, value, row=1, dtype=None):
     values = frame[column].to_list()
     values[row] = value
     return frame.with_columns(pl.Series(column, values, dtype=dtype))
+
   return corrupt
 
 
@@ -55,30 +76,63 @@ def retype(column, dtype):
 
 
 WRONG_EVENTS = {
-  'missing column': (lambda f: f.drop('event'), ["column 'event' is missing", 'user_id, item_id, event, timestamp']),
+  'missing column': (
+    lambda f: f.drop('event'),
+    ["column 'event' is missing", 'user_id, item_id, event, timestamp'],
+  ),
   'unknown event': (put('event', 'pv'), ["column 'event', row 2: 'pv'", *EVENT_NAMES]),
   'event no string': (lambda f: f.with_columns(event=1), ["column 'event'", 'string', 'purchase']),
   'null user': (put('user_id', None), ["column 'user_id', row 2: None", 'integer']),
   'null item': (put('item_id', None, 2), ["column 'item_id', row 3: None"]),
   'null event': (put('event', None, 0), ["column 'event', row 1: None"]),
-  'null coded event': (lambda f: retype('event', EVENT_DTYPE)(put('event', None, 0)(f)), ["column 'event', row 1: None"]),
+  'null coded event': (
+    lambda f: retype('event', EVENT_DTYPE)(put('event', None, 0)(f)),
+    ["column 'event', row 1: None"],
+  ),
   'null time': (put('timestamp', None), ["column 'timestamp', row 2: None"]),
-  'zero time': (put('timestamp', 0), ["row 2: 0;", 'from 1 to 2147483647']),
-  'negative time': (put('timestamp', -5), ["row 2: -5;", 'seconds UTC']),
+  'zero time': (put('timestamp', 0), ['row 2: 0;', 'from 1 to 2147483647']),
+  'negative time': (put('timestamp', -5), ['row 2: -5;', 'seconds UTC']),
   'milliseconds': (put('timestamp', 1_511_544_070_000), ['row 2: 1511544070000', '2147483647']),
-  'float time': (retype('timestamp', pl.Float64), ["column 'timestamp' has type Float64", 'integer']),
+  'float time': (
+    retype('timestamp', pl.Float64),
+    ["column 'timestamp' has type Float64", 'integer'],
+  ),
   'text time': (retype('timestamp', pl.String), ["column 'timestamp' has type String", 'integer']),
-  'datetime': (lambda f: f.with_columns(pl.from_epoch('timestamp')), ["column 'timestamp' has type Datetime", 'seconds']),
-  'float user': (retype('user_id', pl.Float32), ["column 'user_id' has type Float32", 'an integer', 'a string']),
-  'list item': (lambda f: f.with_columns(item_id=pl.concat_list('item_id')), ["column 'item_id' has type List(Int64)"]),
+  'datetime': (
+    lambda f: f.with_columns(pl.from_epoch('timestamp')),
+    ["column 'timestamp' has type Datetime", 'seconds'],
+  ),
+  'float user': (
+    retype('user_id', pl.Float32),
+    ["column 'user_id' has type Float32", 'an integer', 'a string'],
+  ),
+  'list item': (
+    lambda f: f.with_columns(item_id=pl.concat_list('item_id')),
+    ["column 'item_id' has type List(Int64)"],
+  ),
   'bool user': (lambda f: f.with_columns(user_id=True), ["column 'user_id' has type Boolean"]),
-  'empty user': (lambda f: put('user_id', '')(retype('user_id', pl.String)(f)), ["column 'user_id', row 2: ''", 'not empty']),
-  'huge user': (put('user_id', 2**63, dtype=pl.UInt64), ["column 'user_id', row 2: 9223372036854775808", '64 bits']),
-  'types differ': (retype('item_id', pl.String), ["column 'item_id' has type String", 'in items.parquet it has type Int64']),
+  'empty user': (
+    lambda f: put('user_id', '')(retype('user_id', pl.String)(f)),
+    ["column 'user_id', row 2: ''", 'not empty'],
+  ),
+  'huge user': (
+    put('user_id', 2**63, dtype=pl.UInt64),
+    ["column 'user_id', row 2: 9223372036854775808", '64 bits'],
+  ),
+  'types differ': (
+    retype('item_id', pl.String),
+    ["column 'item_id' has type String", 'in items.parquet it has type Int64'],
+  ),
   'unknown item': (put('item_id', 99), ["column 'item_id', row 2: 99", 'an item of items.parquet']),
   'no rows': (lambda f: f.head(0), ['no rows', 'at least one']),
-  'float session': (lambda f: f.with_columns(session_id=0.5), ["column 'session_id' has type Float64"]),
-  'text price': (lambda f: f.with_columns(price=pl.lit('1')), ["column 'price' has type String", 'finite']),
+  'float session': (
+    lambda f: f.with_columns(session_id=0.5),
+    ["column 'session_id' has type Float64"],
+  ),
+  'text price': (
+    lambda f: f.with_columns(price=pl.lit('1')),
+    ["column 'price' has type String", 'finite'],
+  ),
   'negative price': (put('price', -0.5), ["column 'price', row 2: -0.5"]),
   'infinite price': (put('price', float('inf')), ["column 'price', row 2: inf"]),
   'nan price': (put('price', float('nan')), ["column 'price', row 2: nan"]),
@@ -100,10 +154,19 @@ WRONG_ITEMS = {
   'no id': (lambda f: f.drop('item_id'), ["column 'item_id' is missing"]),
   'title no text': (lambda f: f.with_columns(title=1), ["column 'title' has type", 'string']),
   'negative price': (put('price', -1), ["column 'price', row 2: -1.0"]),
-  'embedding widths': (put('embedding', [1.0]), ["column 'embedding', row 2: [1.0]", 'same length']),
-  'embedding nan': (put('embedding', [1.0, float('nan')]), ["column 'embedding', row 2: [1.0, nan]", 'finite']),
+  'embedding widths': (
+    put('embedding', [1.0]),
+    ["column 'embedding', row 2: [1.0]", 'same length'],
+  ),
+  'embedding nan': (
+    put('embedding', [1.0, float('nan')]),
+    ["column 'embedding', row 2: [1.0, nan]", 'finite'],
+  ),
   'embedding null': (put('embedding', None), ["column 'embedding', row 2: None"]),
-  'embedding of text': (lambda f: f.with_columns(embedding=pl.lit('x')), ["column 'embedding' has type String"]),
+  'embedding of text': (
+    lambda f: f.with_columns(embedding=pl.lit('x')),
+    ["column 'embedding' has type String"],
+  ),
 }
 
 
@@ -138,7 +201,9 @@ def random_values(rng: random.Random, count: int) -> pl.Series:
     'int': lambda: pl.Series(integers, dtype=pl.Int64),
     'wide': lambda: pl.Series([2**64 - 1 - abs(i) for i in integers], dtype=pl.UInt64),
     'huge': lambda: pl.Series(integers, dtype=pl.Int128),
-    'float': lambda: pl.Series([rng.choice((1.0, float('nan'), float('inf'), -2.5)) for _ in range(count)]),
+    'float': lambda: pl.Series(
+      [rng.choice((1.0, float('nan'), float('inf'), -2.5)) for _ in range(count)]
+    ),
     'text': lambda: pl.Series(text),
     'category': lambda: pl.Series(text, dtype=pl.Categorical),
     'bytes': lambda: pl.Series([t.encode() + b'\xff' for t in text], dtype=pl.Binary),
@@ -162,16 +227,26 @@ def corrupt_table(rng: random.Random, events: pl.DataFrame) -> pl.DataFrame:
   if kind == 2:
     return events.with_columns(random_values(rng, events.height).alias(column))
   if kind == 3:  # nulls
-    return events.with_columns(pl.when(pl.int_range(pl.len()) != rng.randrange(events.height)).then(pl.col(column)).alias(column))
+    return events.with_columns(
+      pl.when(pl.int_range(pl.len()) != rng.randrange(events.height))
+      .then(pl.col(column))
+      .alias(column)
+    )
   if kind == 4:
-    return events.clear() if rng.random() < 0.3 else events.sample(5, with_replacement=True, seed=rng.randrange(99))
+    return (
+      events.clear()
+      if rng.random() < 0.3
+      else events.sample(5, with_replacement=True, seed=rng.randrange(99))
+    )
   value = rng.choice((-7, 0, 2**31, 10**12))
   row = rng.randrange(events.height)
   target = rng.choice(('timestamp', 'item_id', 'price'))
   if target not in events.columns:
     return events
   changed = pl.when(pl.int_range(pl.len()) == row).then(pl.lit(value)).otherwise(pl.col(target))
-  return events.with_columns(changed.alias(target)) if events.schema[target].is_numeric() else events
+  return (
+    events.with_columns(changed.alias(target)) if events.schema[target].is_numeric() else events
+  )
 
 
 def corrupt_bytes(rng: random.Random, content: bytes) -> bytes:
@@ -190,14 +265,16 @@ def corrupt_bytes(rng: random.Random, content: bytes) -> bytes:
 
 def test_a_thousand_malformed_files_give_data_errors_only(tmp_path):
   rng, draws = random.Random(0), np.random.default_rng(0)
-  good = pl.DataFrame({
-    'user_id': draws.integers(0, 5, 30),
-    'item_id': draws.integers(0, 9, 30),
-    'event': draws.choice(EVENT_NAMES, 30),
-    'timestamp': draws.integers(1, 10**6, 30),
-    'session_id': draws.choice(['s', 't'], 30),
-    'price': draws.uniform(0, 9, 30),
-  })
+  good = pl.DataFrame(
+    {
+      'user_id': draws.integers(0, 5, 30),
+      'item_id': draws.integers(0, 9, 30),
+      'event': draws.choice(EVENT_NAMES, 30),
+      'timestamp': draws.integers(1, 10**6, 30),
+      'session_id': draws.choice(['s', 't'], 30),
+      'price': draws.uniform(0, 9, 30),
+    }
+  )
   pl.DataFrame({'item_id': range(9)}).write_parquet(tmp_path / 'items.parquet')
   path = tmp_path / 'events.parquet'
   refused = 0

@@ -52,7 +52,9 @@ def test_a_cut_moved_into_held_out_time():
   first = occasions.timestamp[occasions.split == VALID].min()
   check_no_leak(log, dataclasses.replace(occasions, train_cut=int(first) - 1))
   for later in (first, occasions.timestamp[occasions.split == TEST].min(), log.timestamp.max()):
-    with pytest.raises(DataError, match='training may use a row at .* at or after the first held-out occasion'):
+    with pytest.raises(
+      DataError, match='training may use a row at .* at or after the first held-out occasion'
+    ):
       check_no_leak(log, dataclasses.replace(occasions, train_cut=int(later)))
 
 
@@ -72,9 +74,19 @@ def test_training_and_validation_occasions_in_later_time(rule):
   log, occasions = case(rule)
   latest = np.flatnonzero(occasions.split == TEST)[-1]
   with pytest.raises(DataError, match='training occasion at or after'):
-    check_no_leak(log, changed(occasions, 'split', latest, TRAIN) if rule == 'time' else changed_order(occasions, TRAIN))
+    check_no_leak(
+      log,
+      changed(occasions, 'split', latest, TRAIN)
+      if rule == 'time'
+      else changed_order(occasions, TRAIN),
+    )
   with pytest.raises(DataError, match='validation occasion at or after'):
-    check_no_leak(log, changed(occasions, 'split', latest, VALID) if rule == 'time' else changed_order(occasions, VALID))
+    check_no_leak(
+      log,
+      changed(occasions, 'split', latest, VALID)
+      if rule == 'time'
+      else changed_order(occasions, VALID),
+    )
 
 
 def changed_order(occasions, split):

@@ -17,18 +17,30 @@ from rolegen_jax.data.log import InteractionLog
 def test_rows_of_the_source_are_all_there_counted_and_sorted(text_ids):
   events, items = random_tables(0, text_ids=text_ids)
   log = InteractionLog.build(events, items)
-  want = collections.Counter(events.select('user_id', 'item_id', pl.col('event').cast(pl.String), 'timestamp').iter_rows())
+  want = collections.Counter(
+    events.select('user_id', 'item_id', pl.col('event').cast(pl.String), 'timestamp').iter_rows()
+  )
   got = {
     (log.users[int(u)], log.items['item_id'][int(i)], EVENT_NAMES[e], t): n
-    for u, i, e, t, n in zip(log.user, log.item, log.event, log.timestamp.tolist(), log.count.tolist())
+    for u, i, e, t, n in zip(
+      log.user, log.item, log.event, log.timestamp.tolist(), log.count.tolist()
+    )
   }
   assert got == want and max(want.values()) > 1
-  assert log.users.is_sorted() and log.items['item_id'].is_sorted() and log.items.columns[0] == 'item_id'
+  assert (
+    log.users.is_sorted() and log.items['item_id'].is_sorted() and log.items.columns[0] == 'item_id'
+  )
   assert log.items.height == items.height  # items that nobody touched stay
   keys = np.stack([log.user, log.timestamp, log.event, log.item])
   assert (np.lexsort(keys[::-1]) == np.arange(len(log.item))).all()
   assert [(log.user == u).sum() for u in range(len(log.users))] == np.diff(log.offsets).tolist()
-  assert [a.dtype for a in (log.offsets, log.item, log.event, log.timestamp, log.count)] == ['i8', 'i4', 'i1', 'i8', 'i4']
+  assert [a.dtype for a in (log.offsets, log.item, log.event, log.timestamp, log.count)] == [
+    'i8',
+    'i4',
+    'i1',
+    'i8',
+    'i4',
+  ]
 
 
 def test_the_order_of_the_source_changes_nothing_and_any_content_changes_the_digest():
@@ -36,20 +48,37 @@ def test_the_order_of_the_source_changes_nothing_and_any_content_changes_the_dig
   digest = InteractionLog.build(events, items).digest
   shuffled = InteractionLog.build(events.sample(fraction=1, shuffle=True, seed=3), items.reverse())
   assert shuffled.digest == digest and len(digest) == 16
-  later = events.with_columns(timestamp=pl.when(pl.int_range(pl.len()) == 5).then(1).otherwise('timestamp'))
-  others = [(events.head(-1), items), (later, items), (pl.concat([events, events.head(1)]), items),
-            (events, items.with_columns(title=pl.lit('x'))), (events, items.rename({'title': 'text'}))]
+  later = events.with_columns(
+    timestamp=pl.when(pl.int_range(pl.len()) == 5).then(1).otherwise('timestamp')
+  )
+  others = [
+    (events.head(-1), items),
+    (later, items),
+    (pl.concat([events, events.head(1)]), items),
+    (events, items.with_columns(title=pl.lit('x'))),
+    (events, items.rename({'title': 'text'})),
+  ]
   assert len({digest, *(InteractionLog.build(*tables).digest for tables in others)}) == 6
 
 
 def test_files_come_back_and_wrong_ones_are_refused(tmp_path):
-  log, other = (InteractionLog.build(*random_tables(0, users=users, text_ids=True)) for users in (25, 20))
+  log, other = (
+    InteractionLog.build(*random_tables(0, users=users, text_ids=True)) for users in (25, 20)
+  )
   log.save(tmp_path / 'a')
   loaded = InteractionLog.load(tmp_path / 'a')
-  assert loaded.digest == log.digest and loaded.items.equals(log.items) and loaded.users.equals(log.users)
+  assert (
+    loaded.digest == log.digest
+    and loaded.items.equals(log.items)
+    and loaded.users.equals(log.users)
+  )
   for field in dataclasses.fields(log)[2:]:
     np.testing.assert_array_equal(getattr(loaded, field.name), getattr(log, field.name))
-  assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == ['log_events.parquet', 'log_items.parquet', 'log_users.parquet']
+  assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == [
+    'log_events.parquet',
+    'log_items.parquet',
+    'log_users.parquet',
+  ]
 
   other.save(tmp_path / 'b')
   (tmp_path / 'b/log_events.parquet').replace(tmp_path / 'a/log_events.parquet')

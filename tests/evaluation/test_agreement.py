@@ -6,7 +6,12 @@ from rolegen_jax.evaluation.agreement import effect_agreement, role_agreement
 
 def test_roles_by_hand():
   got = role_agreement(np.array([0, 0, 1, 1, -1]), np.array([0, 1, 1, 1, 0]), ('A', 'B', 'C'))
-  assert got['per_role']['A'] == {'precision': 1.0, 'recall': 0.5, 'f1': pytest.approx(2 / 3), 'support': 2}
+  assert got['per_role']['A'] == {
+    'precision': 1.0,
+    'recall': 0.5,
+    'f1': pytest.approx(2 / 3),
+    'support': 2,
+  }
   assert got['per_role']['B']['f1'] == pytest.approx(0.8)
   assert got['macro_f1'] == pytest.approx((2 / 3 + 0.8) / 2), 'C does not occur and does not count'
   assert got['accuracy'] == 0.75 and got['confusion'] == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]

@@ -21,7 +21,7 @@ EVALUATION = EvaluationConfig(batch=64, bootstrap=100)
 
 @pytest.fixture(scope='module')
 def table():
-  found = catalogue.log_and_cases()[2].evenly(40)
+  found = catalogue.log_and_examples()[2].evenly(40)
   return dataclasses.replace(found, roles=np.full((len(found), M), -1, np.int32))
 
 
@@ -30,12 +30,12 @@ def test_rows_lack_what_was_taken_out_and_nothing_else(table):
   removed[1, :, M - 2] = True
   rows = Deleted(table, removed).rows(np.arange(2 * len(table)), tiny.WIDTH)
   plain = table.rows(np.arange(len(table)), tiny.WIDTH)
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:len(table)], b), rows, plain)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[: len(table)], b), rows, plain)
   expected = without(plain.history, tiny.WIDTH - 2)
   for mine, theirs in zip(rows.history, expected):
     real = np.asarray(expected.segment) > 0
-    np.testing.assert_array_equal(mine[len(table):][real], np.asarray(theirs)[real])
-  np.testing.assert_array_equal(rows.history.segment[len(table):] > 0, real)
+    np.testing.assert_array_equal(mine[len(table) :][real], np.asarray(theirs)[real])
+  np.testing.assert_array_equal(rows.history.segment[len(table) :] > 0, real)
 
 
 def test_highest_marks_k_of_each_case():
@@ -45,16 +45,25 @@ def test_highest_marks_k_of_each_case():
 
 def test_events_that_matter_cost_more_than_chance(table):
   """The first step of the curve by removal effects is the largest effect of each case, and more than chance can do."""
-  rolegen, mesh = tiny.rolegen(f'reasoner.role_events={M}', 'evaluation.batch=64'), sharding.make_mesh(MeshConfig())
+  rolegen, mesh = (
+    tiny.rolegen(f'reasoner.role_events={M}', 'evaluation.batch=64'),
+    sharding.make_mesh(MeshConfig()),
+  )
   codes = tiny.codes(len(table.log.items))
   trie, backbone = build_trie(codes, tiny.CODES, capacity=64), tiny.params('backbone')
-  params = dict(backbone=backbone, reasoner=tiny.random_params(rolegen.makers['reasoner']))
+  params = dict(backbone=backbone, reasoner=tiny.random_params(rolegen.model_fns['reasoner']))
   effect = predict.effects(rolegen, params, table, trie, mesh).backbone
-  curves = deletion_curves(rolegen, backbone, table, {'effects': effect, 'against': -effect}, trie, mesh, EVALUATION)
+  curves = deletion_curves(
+    rolegen, backbone, table, {'effects': effect, 'against': -effect}, trie, mesh, EVALUATION
+  )
   long = table.end - table.log.offsets[table.user] > max(DEPTHS)
   assert curves['effects']['drop'][1].occasions == long.sum() >= 20 and DRAWS > 1
-  assert curves['effects']['drop'][1].mean == pytest.approx(effect[long].max(axis=1).mean(), abs=1e-4)
-  assert curves['against']['drop'][1].mean == pytest.approx(_least(effect[long], table, long), abs=1e-4)
+  assert curves['effects']['drop'][1].mean == pytest.approx(
+    effect[long].max(axis=1).mean(), abs=1e-4
+  )
+  assert curves['against']['drop'][1].mean == pytest.approx(
+    _least(effect[long], table, long), abs=1e-4
+  )
   assert curves['effects']['minus_random'][1].low > 0 > curves['against']['minus_random'][1].high
   assert set(curves['random']) == {'drop'} and set(curves['effects']['drop']) == set(DEPTHS)
 
@@ -66,4 +75,9 @@ def _least(effect_NxM, table, chosen) -> float:
 
 def test_histories_that_are_too_short_give_nothing(table):
   short = dataclasses.replace(table, end=table.log.offsets[table.user] + max(DEPTHS))
-  assert deletion_curves(tiny.rolegen(), None, short, {'any': np.zeros((len(table), M))}, None, None, EVALUATION) == {}
+  assert (
+    deletion_curves(
+      tiny.rolegen(), None, short, {'any': np.zeros((len(table), M))}, None, None, EVALUATION
+    )
+    == {}
+  )

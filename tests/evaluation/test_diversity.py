@@ -13,7 +13,9 @@ def test_lists_by_hand():
   assert got['coarse_entropy'] == pytest.approx(-(0.6 * np.log(0.6) + 2 * 0.2 * np.log(0.2)))
   assert got['long_tail_share'] == pytest.approx(3 / 5)
   assert got['intra_list_distance'] == pytest.approx((0.5 + 1.0) / 2)
-  assert diversity.list_diversity(np.array([[0, 2, 4]]), CODES, EVENTS, k=1)['coverage'] == pytest.approx(1 / 5)
+  assert diversity.list_diversity(np.array([[0, 2, 4]]), CODES, EVENTS, k=1)[
+    'coverage'
+  ] == pytest.approx(1 / 5)
 
 
 def test_gini_extremes():
@@ -24,7 +26,11 @@ def test_gini_extremes():
 
 def test_empty_lists_have_no_figures_but_do_not_fail():
   got = diversity.list_diversity(np.full((2, 3), -1), CODES, EVENTS)
-  assert got['coverage'] == 0 and np.isnan(got['long_tail_share']) and np.isnan(got['intra_list_distance'])
+  assert (
+    got['coverage'] == 0
+    and np.isnan(got['long_tail_share'])
+    and np.isnan(got['intra_list_distance'])
+  )
 
 
 def test_worlds_are_sets():

@@ -29,7 +29,9 @@ def test_prefix_ranks_ignore_empty_slots():
   codes = np.array([[0, 0], [1, 0], [1, 1], [2, 0], [2, 1], [0, 1]])
   pairs = hand_pairs()
   assert metrics.prefix_ranks(RANKED, pairs, codes, 1).tolist() == [2, 2, 1, 0]
-  assert metrics.prefix_ranks(RANKED, pairs, codes, 2).tolist() == metrics.ranks(RANKED, pairs).tolist()
+  assert (
+    metrics.prefix_ranks(RANKED, pairs, codes, 2).tolist() == metrics.ranks(RANKED, pairs).tolist()
+  )
   with pytest.raises(ValueError, match='level=3'):
     metrics.prefix_ranks(RANKED, pairs, codes, 3)
 
@@ -38,9 +40,18 @@ def test_slices_are_by_pair():
   pairs = hand_pairs()
   table = metrics.evaluate(RANKED, pairs, EvaluationConfig(ks=(1, 10), bootstrap=20))
   assert {name: row['HI@10'].pairs for name, row in table.items()} == {
-      'D1': 2, 'D2': 1, 'dormant': 3, 'ACTIVE': 1, 'all': 4, 'dormant seen': 2, 'dormant new': 1,
+    'D1': 2,
+    'D2': 1,
+    'dormant': 3,
+    'ACTIVE': 1,
+    'all': 4,
+    'dormant seen': 2,
+    'dormant new': 1,
   }
-  assert table['dormant']['HI@10'].mean == pytest.approx(1 / 3) and table['dormant']['HI@10'].occasions == 2
+  assert (
+    table['dormant']['HI@10'].mean == pytest.approx(1 / 3)
+    and table['dormant']['HI@10'].occasions == 2
+  )
   assert table['all']['HI@1'].mean == 0.25
   with pytest.raises(ValueError, match='3 occasions'):
     metrics.evaluate(RANKED[:2], pairs, EvaluationConfig())
@@ -57,9 +68,16 @@ def test_against_brute_force():
   row = metrics.evaluate(ranked, pairs, EvaluationConfig(ks=(5,), bootstrap=10), codes)['all']
   lists = [ranked[o].tolist() for o in owner]
   assert row['HI@5'].mean == pytest.approx(np.mean([i in r[:5] for i, r in zip(item, lists)]))
-  assert row['MRR'].mean == pytest.approx(np.mean([1 / (r.index(i) + 1) if i in r else 0 for i, r in zip(item, lists)]))
+  assert row['MRR'].mean == pytest.approx(
+    np.mean([1 / (r.index(i) + 1) if i in r else 0 for i, r in zip(item, lists)])
+  )
   for level in (1, 2, 3):
-    expect = np.mean([any((codes[j, :level] == codes[i, :level]).all() for j in r[:10]) for i, r in zip(item, lists)])
+    expect = np.mean(
+      [
+        any((codes[j, :level] == codes[i, :level]).all() for j in r[:10])
+        for i, r in zip(item, lists)
+      ]
+    )
     assert row[f'HS@10(L{level})'].mean == pytest.approx(expect)
 
 
@@ -68,7 +86,9 @@ def test_bootstrap_covers_and_resamples_occasions():
   owner = np.repeat(np.arange(120), 3)
   inside = 0
   for trial in range(200):
-    values = (rng.random(120) < 0.3).astype(float)[owner]  # the pairs of an occasion agree: 120 draws, not 360
+    values = (rng.random(120) < 0.3).astype(float)[
+      owner
+    ]  # the pairs of an occasion agree: 120 draws, not 360
     interval = metrics.bootstrap(values, owner, 300, seed=trial)
     inside += interval.low <= 0.3 <= interval.high
   assert 0.90 <= inside / 200 <= 0.99

@@ -3,10 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rolegen_jax.config import BackboneConfig, Config, EvaluationConfig, MeshConfig, StageConfig, TransformerConfig
+from rolegen_jax.config import (
+  BackboneConfig,
+  Config,
+  EvaluationConfig,
+  MeshConfig,
+  StageConfig,
+  TransformerConfig,
+)
+from rolegen_jax.data.batches import Trajectories
 from rolegen_jax.data.occasions import TEST
-from rolegen_jax.data.rows import Trajectories
-from rolegen_jax.evaluation import floors, sasrec
+from rolegen_jax.evaluation import baselines, sasrec
 from rolegen_jax.evaluation.metrics import Pairs, hit, ranks
 from rolegen_jax.models import functional
 from rolegen_jax.sharding import make_mesh
@@ -14,8 +21,12 @@ from tests.evaluation import tiny_log
 
 ITEMS = 12
 SMALL = Config(
-    backbone=BackboneConfig(temporal=TransformerConfig(layers=1, width=32, heads=2, kv_heads=1, head_dim=16, mlp=64), context=16),
-    warmup=StageConfig(batch=16), evaluation=EvaluationConfig(sasrec_steps=80),
+  backbone=BackboneConfig(
+    temporal=TransformerConfig(layers=1, width=32, heads=2, kv_heads=1, head_dim=16, mlp=64),
+    context=16,
+  ),
+  warmup=StageConfig(batch=16),
+  evaluation=EvaluationConfig(sasrec_steps=80),
 )
 
 
@@ -30,14 +41,18 @@ def test_learns_a_cycle(full, monkeypatch):
   monkeypatch.setattr(sasrec, 'FULL_SOFTMAX_ITEMS', 20_000 if full else 1)
   monkeypatch.setattr(sasrec, 'NEGATIVES', 6)
   log, occasions = cycle()
-  rows = floors.evaluation_rows(log, occasions, TEST)
+  rows = baselines.evaluation_rows(log, occasions, TEST)
   with jax.set_mesh(make_mesh(MeshConfig(fsdp=2))):  # an evaluation under the training mesh
     ranking = sasrec.sasrec(log, occasions, rows, SMALL, ITEMS + 3)
-  assert (np.sort(ranking.items[:, :ITEMS]) == np.arange(ITEMS)).all() and (ranking.items[:, ITEMS:] == -1).all()
+  assert (np.sort(ranking.items[:, :ITEMS]) == np.arange(ITEMS)).all() and (
+    ranking.items[:, ITEMS:] == -1
+  ).all()
   assert ranking.settings['softmax'].startswith('full' if full else 'sampled')
   pairs = Pairs.of(occasions, rows)
   assert hit(ranks(ranking.items, pairs), 1).mean() > 0.9
-  assert hit(ranks(floors.popularity(log, occasions, rows, SMALL, 5).items, pairs), 1).mean() < 0.3
+  assert (
+    hit(ranks(baselines.popularity(log, occasions, rows, SMALL, 5).items, pairs), 1).mean() < 0.3
+  )
 
 
 def test_source_is_strictly_earlier_and_of_the_same_window():
@@ -49,9 +64,13 @@ def test_source_is_strictly_earlier_and_of_the_same_window():
 
 def test_states_read_nothing_later_and_nothing_of_others():
   mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-  graphdef, params = functional.init(lambda r: sasrec.SASRec(ITEMS, SMALL.backbone.temporal, rngs=r), jax.random.key(0), mesh)
+  graphdef, params = functional.init(
+    lambda r: sasrec.SASRec(ITEMS, SMALL.backbone.temporal, rngs=r), jax.random.key(0), mesh
+  )
   unchanged = np.array([0, 1, 3, 4])
-  states = lambda item, segment: functional.bind(graphdef, params)(jnp.array([item]), jnp.array([segment]))[0]
+  states = lambda item, segment: functional.bind(graphdef, params)(
+    jnp.array([item]), jnp.array([segment])
+  )[0]
   base = states([1, 2, 3, 4, 5], [1, 1, 1, 2, 2])
   other = states([1, 2, 9, 4, 5], [1, 1, 1, 2, 2])
   np.testing.assert_array_equal(base[unchanged], other[unchanged])
@@ -61,14 +80,22 @@ def test_states_read_nothing_later_and_nothing_of_others():
 def test_sampled_loss_nears_the_full_one():
   rng = np.random.default_rng(0)
   items, positions = 300, 64
-  embedding, state = jnp.array(rng.normal(size=(items, 8)) * 0.5), jnp.array(rng.normal(size=(positions, 8)))
+  embedding, state = (
+    jnp.array(rng.normal(size=(items, 8)) * 0.5),
+    jnp.array(rng.normal(size=(positions, 8))),
+  )
   share = rng.dirichlet(np.full(items, 0.3))
   target = jnp.array(rng.choice(items, positions, p=share))
   log_share = jnp.log(jnp.array(share) + 1e-12)
   losses = [
-      sasrec.sampled_cross_entropy(state, embedding, target, jnp.array(rng.integers(0, items, 2000)), log_share) for _ in range(5)
+    sasrec.sampled_cross_entropy(
+      state, embedding, target, jnp.array(rng.integers(0, items, 2000)), log_share
+    )
+    for _ in range(5)
   ]
-  assert float(np.mean(losses)) == pytest.approx(float(sasrec.cross_entropy(state, embedding, target)), abs=0.3)
+  assert float(np.mean(losses)) == pytest.approx(
+    float(sasrec.cross_entropy(state, embedding, target)), abs=0.3
+  )
 
 
 def test_nothing_to_train_on():

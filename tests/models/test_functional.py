@@ -15,33 +15,49 @@ MODELS = ['backbone', 'reasoner']
 
 @pytest.mark.parametrize('name', MODELS)
 def test_every_array_has_one_logical_axis_per_dimension(name):
-  _, shapes, axes = functional.abstract(tiny.rolegen().makers[name])
+  _, shapes, axes = functional.abstract(tiny.rolegen().model_fns[name])
   flat = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
   assert [len(a) for a in flat] == [s.ndim for s in jax.tree.leaves(shapes)]
   assert {s.dtype for s in jax.tree.leaves(shapes)} == {np.dtype('float32')}
 
 
 def test_stacked_layers_get_the_layers_axis():
-  _, shapes, axes = functional.abstract(tiny.rolegen().makers['backbone'])
+  _, shapes, axes = functional.abstract(tiny.rolegen().model_fns['backbone'])
   block, block_axes = shapes['temporal']['blocks'], axes['temporal']['blocks']
-  assert block['attention']['wq'].shape == (2, 32, 4, 8) and block_axes['attention']['wq'] == ('layers', 'embed', 'heads', 'head_dim')
-  assert block['mlp_norm']['scale'].shape == (2, 32) and block_axes['mlp_norm']['scale'] == ('layers', None)
+  assert block['attention']['wq'].shape == (2, 32, 4, 8) and block_axes['attention']['wq'] == (
+    'layers',
+    'embed',
+    'heads',
+    'head_dim',
+  )
+  assert block['mlp_norm']['scale'].shape == (2, 32) and block_axes['mlp_norm']['scale'] == (
+    'layers',
+    None,
+  )
   assert axes['tokens'] == ('vocab', 'embed')
 
 
 def test_a_mesh_that_does_not_divide_an_array_names_it():
   mesh = make_mesh(MeshConfig(2, 1, 4), jax.devices())
-  with pytest.raises(ConfigError, match=r"\['depth'\]\['blocks'\]\['attention'\]\['wk'\]: dimension kv_heads=2 cannot be divided over 4 devices"):
-    functional.shardings(tiny.rolegen().makers['backbone'], mesh)
+  with pytest.raises(
+    ConfigError,
+    match=r"\['depth'\]\['blocks'\]\['attention'\]\['wk'\]: dimension kv_heads=2 cannot be divided over 4 devices",
+  ):
+    functional.shardings(tiny.rolegen().model_fns['backbone'], mesh)
 
 
 def test_parameters_are_born_sharded_and_the_same_on_every_mesh():
   make = lambda rngs: Transformer(tiny.config().reasoner.transformer, rngs=rngs)
-  one, eight = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), make_mesh(MeshConfig(2, 2, 2), jax.devices())
+  one, eight = (
+    make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]),
+    make_mesh(MeshConfig(2, 2, 2), jax.devices()),
+  )
   alone, spread = (functional.init(make, jax.random.key(0), mesh)[1] for mesh in (one, eight))
   jax.tree.map(np.testing.assert_array_equal, alone, spread)
   wq = spread['blocks']['attention']['wq']
-  assert wq.sharding.spec == P(None, 'fsdp', 'tensor', None) and wq.addressable_shards[0].data.shape == (2, 16, 2, 8)
+  assert wq.sharding.spec == P(None, 'fsdp', 'tensor', None) and wq.addressable_shards[
+    0
+  ].data.shape == (2, 16, 2, 8)
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -10,58 +10,158 @@ from rolegen_jax.models.transformer import local_layers
 from rolegen_jax.pretrained.families import Unsupported, read_config
 
 QWEN3 = TransformerConfig(
-    layers=28, width=1024, heads=16, kv_heads=8, head_dim=128, mlp=3072, rope_theta=1e6, local_rope_theta=1e6, qk_norm=True)
+  layers=28,
+  width=1024,
+  heads=16,
+  kv_heads=8,
+  head_dim=128,
+  mlp=3072,
+  rope_theta=1e6,
+  local_rope_theta=1e6,
+  qk_norm=True,
+)
 LLAMA_32_1B = dict(
-    architectures=['LlamaForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=128000, eos_token_id=128001, head_dim=64,
-    hidden_act='silu', hidden_size=2048, intermediate_size=8192, max_position_embeddings=131072, mlp_bias=False, model_type='llama',
-    num_attention_heads=32, num_hidden_layers=16, num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-05,
-    rope_scaling=dict(factor=32.0, high_freq_factor=4.0, low_freq_factor=1.0, original_max_position_embeddings=8192, rope_type='llama3'),
-    rope_theta=500000.0, tie_word_embeddings=True, vocab_size=128256)
+  architectures=['LlamaForCausalLM'],
+  attention_bias=False,
+  attention_dropout=0.0,
+  bos_token_id=128000,
+  eos_token_id=128001,
+  head_dim=64,
+  hidden_act='silu',
+  hidden_size=2048,
+  intermediate_size=8192,
+  max_position_embeddings=131072,
+  mlp_bias=False,
+  model_type='llama',
+  num_attention_heads=32,
+  num_hidden_layers=16,
+  num_key_value_heads=8,
+  pretraining_tp=1,
+  rms_norm_eps=1e-05,
+  rope_scaling=dict(
+    factor=32.0,
+    high_freq_factor=4.0,
+    low_freq_factor=1.0,
+    original_max_position_embeddings=8192,
+    rope_type='llama3',
+  ),
+  rope_theta=500000.0,
+  tie_word_embeddings=True,
+  vocab_size=128256,
+)
 GEMMA_3_1B = dict(
-    architectures=['Gemma3ForCausalLM'], attention_bias=False, attn_logit_softcapping=None, bos_token_id=2, eos_token_id=[1, 106],
-    final_logit_softcapping=None, head_dim=256, hidden_activation='gelu_pytorch_tanh', hidden_size=1152, intermediate_size=6912,
-    max_position_embeddings=32768, model_type='gemma3_text', num_attention_heads=4, num_hidden_layers=26, num_key_value_heads=1, pad_token_id=0,
-    query_pre_attn_scalar=256, rms_norm_eps=1e-06, rope_local_base_freq=10000, rope_scaling=None, rope_theta=1000000, sliding_window=512,
-    sliding_window_pattern=6, vocab_size=262144)
+  architectures=['Gemma3ForCausalLM'],
+  attention_bias=False,
+  attn_logit_softcapping=None,
+  bos_token_id=2,
+  eos_token_id=[1, 106],
+  final_logit_softcapping=None,
+  head_dim=256,
+  hidden_activation='gelu_pytorch_tanh',
+  hidden_size=1152,
+  intermediate_size=6912,
+  max_position_embeddings=32768,
+  model_type='gemma3_text',
+  num_attention_heads=4,
+  num_hidden_layers=26,
+  num_key_value_heads=1,
+  pad_token_id=0,
+  query_pre_attn_scalar=256,
+  rms_norm_eps=1e-06,
+  rope_local_base_freq=10000,
+  rope_scaling=None,
+  rope_theta=1000000,
+  sliding_window=512,
+  sliding_window_pattern=6,
+  vocab_size=262144,
+)
 
 
 def test_qwen3():
   assert read_config(QWEN3_06B) == QWEN3
-  windows = read_config(QWEN3_06B | dict(use_sliding_window=True, sliding_window=32, max_window_layers=20))
+  windows = read_config(
+    QWEN3_06B | dict(use_sliding_window=True, sliding_window=32, max_window_layers=20)
+  )
   assert local_layers(windows).tolist() == [False] * 20 + [True] * 8 and windows.window == 32
-  assert not local_layers(read_config(QWEN3_06B | dict(use_sliding_window=False, sliding_window=32, max_window_layers=20))).any()
+  assert not local_layers(
+    read_config(QWEN3_06B | dict(use_sliding_window=False, sliding_window=32, max_window_layers=20))
+  ).any()
 
 
 def test_llama():
   assert read_config(LLAMA_32_1B) == TransformerConfig(
-      layers=16, width=2048, heads=32, kv_heads=8, head_dim=64, mlp=8192, rope_theta=5e5, local_rope_theta=5e5, norm_epsilon=1e-5,
-      rope_scaling=RopeScaling('llama3', 32.0, 1.0, 4.0, 8192))
-  plain = read_config({k: v for k, v in LLAMA_32_1B.items() if k not in ('rope_scaling', 'head_dim', 'tie_word_embeddings')})
+    layers=16,
+    width=2048,
+    heads=32,
+    kv_heads=8,
+    head_dim=64,
+    mlp=8192,
+    rope_theta=5e5,
+    local_rope_theta=5e5,
+    norm_epsilon=1e-5,
+    rope_scaling=RopeScaling('llama3', 32.0, 1.0, 4.0, 8192),
+  )
+  plain = read_config(
+    {
+      k: v
+      for k, v in LLAMA_32_1B.items()
+      if k not in ('rope_scaling', 'head_dim', 'tie_word_embeddings')
+    }
+  )
   assert plain.head_dim == 64 and not plain.tied and plain.rope_scaling == RopeScaling()
 
 
 def test_gemma_3():
   found = read_config(GEMMA_3_1B)
   assert found == TransformerConfig(
-      layers=26, width=1152, heads=4, kv_heads=1, head_dim=256, mlp=6912, rope_theta=1e6, local_rope_theta=1e4, qk_norm=True, post_norms=True,
-      norm_offset=1.0, activation='gelu_tanh', attention_scale=256**-0.5, layer_pattern='LLLLLG' * 4 + 'LL', window=512,
-      embedding_scale=1152**0.5)
+    layers=26,
+    width=1152,
+    heads=4,
+    kv_heads=1,
+    head_dim=256,
+    mlp=6912,
+    rope_theta=1e6,
+    local_rope_theta=1e4,
+    qk_norm=True,
+    post_norms=True,
+    norm_offset=1.0,
+    activation='gelu_tanh',
+    attention_scale=256**-0.5,
+    layer_pattern='LLLLLG' * 4 + 'LL',
+    window=512,
+    embedding_scale=1152**0.5,
+  )
   stretched = read_config(GEMMA_3_1B | dict(rope_scaling=dict(factor=8.0, rope_type='linear')))
   assert stretched == dataclasses.replace(found, rope_scaling=RopeScaling('linear', 8.0))
-  new = {k: v for k, v in GEMMA_3_1B.items() if not k.startswith(('rope', 'sliding_window_pattern'))} | dict(
-      layer_types=(['sliding_attention'] * 5 + ['full_attention']) * 4 + ['sliding_attention'] * 2, rope_parameters=dict(
-          full_attention=dict(rope_type='default', rope_theta=1e6), sliding_attention=dict(rope_type='default', rope_theta=1e4)))
+  new = {
+    k: v for k, v in GEMMA_3_1B.items() if not k.startswith(('rope', 'sliding_window_pattern'))
+  } | dict(
+    layer_types=(['sliding_attention'] * 5 + ['full_attention']) * 4 + ['sliding_attention'] * 2,
+    rope_parameters=dict(
+      full_attention=dict(rope_type='default', rope_theta=1e6),
+      sliding_attention=dict(rope_type='default', rope_theta=1e4),
+    ),
+  )
   assert read_config(new) == found
 
 
-@pytest.mark.parametrize('said, message', [
-    (dict(QWEN3_06B, architectures=['LlamaForCausalLM']), "model_type='qwen3', architectures=.'LlamaForCausalLM'.: must be one of"),
-    (dict(LLAMA_32_1B, rope_scaling=dict(type='dynamic', factor=2.0)), 'must be default, linear or llama3'),
+@pytest.mark.parametrize(
+  'said, message',
+  [
+    (
+      dict(QWEN3_06B, architectures=['LlamaForCausalLM']),
+      "model_type='qwen3', architectures=.'LlamaForCausalLM'.: must be one of",
+    ),
+    (
+      dict(LLAMA_32_1B, rope_scaling=dict(type='dynamic', factor=2.0)),
+      'must be default, linear or llama3',
+    ),
     (dict(GEMMA_3_1B, attn_logit_softcapping=50.0), 'attn_logit_softcapping=50.0: must be None'),
     (dict(GEMMA_3_1B, use_bidirectional_attention=True), 'use_bidirectional_attention=True'),
     (dict(QWEN3_06B, layer_types=['full_attention'] * 3), 'must be 28 of'),
     (dict(model_type='gemma3'), "model_type='gemma3'"),
-])
+  ],
+)
 def test_what_the_transformer_does_not_compute_is_refused(said, message):
   with pytest.raises(Unsupported, match=message):
     read_config(said)

@@ -13,21 +13,28 @@ from safetensors.numpy import load_file
 from test_run import SAID, SMALL
 
 from experiments.benchmarks import pretrained_parts as parts
-from rolegen_jax import stages
 from rolegen_jax.config import Config
 from rolegen_jax.models.attention import causal
 from rolegen_jax.overrides import apply
+from rolegen_jax.pipeline.run import Run, saved_config
 from rolegen_jax.pretrained.export import export, export_adapters
 from rolegen_jax.text.tokenizers import open_tokenizer
-from rolegen_jax.training.checkpoint import ArtefactMismatch
+from rolegen_jax.training.checkpoint import ArtifactMismatch
 
 ROOT = pathlib.Path(__file__).parents[2]
-LORA = ('reasoner.train=lora', 'reasoner.lora.rank=2', 'reasoner.lora.alpha=6.0', "reasoner.lora.targets=('wq','wo','down')")
+LORA = (
+  'reasoner.train=lora',
+  'reasoner.lora.rank=2',
+  'reasoner.lora.alpha=6.0',
+  "reasoner.lora.targets=('wq','wo','down')",
+)
 
 
 def logits(ours: Ours, tokens) -> np.ndarray:
   valid = np.ones(tokens.shape, np.int32)
-  read = lambda r, tokens: r.logits(r.hidden(tokens, np.arange(tokens.shape[1]), causal(valid)), 0, ours.first + ours.pieces)
+  read = lambda r, tokens: r.logits(
+    r.hidden(tokens, np.arange(tokens.shape[1]), causal(valid)), 0, ours.first + ours.pieces
+  )
   return ours.run('all', read, tokens)
 
 
@@ -35,10 +42,14 @@ def logits(ours: Ours, tokens) -> np.ndarray:
 def test_merged_on_export_and_saved_alone(tmp_path, tied):
   parts.write_folder(tmp_path / 'base', SAID | dict(tie_word_embeddings=tied), dtype='F32')
   ours, rng = Ours(tmp_path / 'base', *LORA), np.random.default_rng(0)
-  spare = ours.first + open_tokenizer(tmp_path / 'base').size  # from here on, rows of the base may come back as our tokens
+  spare = (
+    ours.first + open_tokenizer(tmp_path / 'base').size
+  )  # from here on, rows of the base may come back as our tokens
   tokens = rng.integers(0, spare, (8, 6))
   before = logits(ours, tokens)
-  np.testing.assert_array_equal(before, logits(Ours(tmp_path / 'base', 'reasoner.train=all'), tokens))
+  np.testing.assert_array_equal(
+    before, logits(Ours(tmp_path / 'base', 'reasoner.train=all'), tokens)
+  )
 
   def move(path, x):
     added = any(p.key.endswith(('_lora', '_delta')) for p in path)
@@ -54,13 +65,18 @@ def test_merged_on_export_and_saved_alone(tmp_path, tied):
   export_adapters(ours.params, lora, tmp_path / 'base', tmp_path / 'adapters')
   said = json.loads((tmp_path / 'adapters' / 'adapter_config.json').read_text())
   saved = load_file(tmp_path / 'adapters' / 'adapter_model.safetensors')
-  assert said['target_modules'] == ['q_proj', 'o_proj', 'down_proj'] and (said['r'], said['lora_alpha']) == (2, 6.0)
+  assert said['target_modules'] == ['q_proj', 'o_proj', 'down_proj'] and (
+    said['r'],
+    said['lora_alpha'],
+  ) == (2, 6.0)
   base, whole = parts.tensors(tmp_path / 'base'), parts.tensors(tmp_path / 'merged')
   adapted = {n for n in base if n.rpartition('.weight')[0].endswith(tuple(said['target_modules']))}
   assert len(saved) == 2 * len(adapted) == 12
   for name in adapted:  # as PEFT adds them
     a, b = (saved[f'base_model.model.{name.removesuffix(".weight")}.lora_{x}.weight'] for x in 'AB')
-    np.testing.assert_allclose(base[name] + said['lora_alpha'] / said['r'] * b @ a, whole[name], atol=1e-6)
+    np.testing.assert_allclose(
+      base[name] + said['lora_alpha'] / said['r'] * b @ a, whole[name], atol=1e-6
+    )
   for name in set(base) - adapted - {'model.embed_tokens.weight', 'lm_head.weight'}:
     np.testing.assert_array_equal(base[name], whole[name])
   rows = load_file(tmp_path / 'adapters' / 'rolegen_trained.safetensors')
@@ -72,33 +88,54 @@ def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
   parts.write_folder(tmp_path / 'model', SAID, dtype='F32')
   loop = ('loop_stage.steps=1', 'loop_stage.batch=8', 'loop.worlds=2')
   config = apply(Config(), SMALL + [f'reasoner.pretrained={tmp_path / "model"}', *LORA, *loop])
-  run = stages.Run(config, tmp_path / 'run')
+  run = Run(config, tmp_path / 'run')
   reasoned = jax.device_get(run.reasoned)
   base = jax.device_get(run.base)
   for name in ('tokens', 'transformer'):
-    moved = jax.tree_util.tree_map_with_path(lambda path, a, b: bool((a != b).any()), reasoned[name], base[name])
+    moved = jax.tree_util.tree_map_with_path(
+      lambda path, a, b: bool((a != b).any()), reasoned[name], base[name]
+    )
     for path, changed in jax.tree_util.tree_flatten_with_path(moved)[0]:
       assert changed == any(p.key.endswith('_lora') for p in path), path
   assert np.abs(reasoned['tokens_delta']).max() > 0
   state = next((tmp_path / 'run' / 'reason' / 'checkpoints').glob('*/state'))
   saved = json.loads((state / '_METADATA').read_text())['tree_metadata']
   names = [[key['key'] for key in entry['key_metadata']] for entry in saved.values()]
-  assert any('tokens_delta' in n for n in names) and not any(n[-1] in ('tokens', 'wq', 'gate') for n in names)
+  assert any('tokens_delta' in n for n in names) and not any(
+    n[-1] in ('tokens', 'wq', 'gate') for n in names
+  )
 
-  again = stages.Run(stages.saved_config(tmp_path / 'run'), tmp_path / 'run')
+  again = Run(saved_config(tmp_path / 'run'), tmp_path / 'run')
   jax.tree.map(np.testing.assert_array_equal, reasoned, jax.device_get(again.reasoned))
 
-  command = [sys.executable, '-m', 'rolegen_jax.export', f'--workdir={tmp_path / "run"}', f'--output={tmp_path / "out"}', '--what=adapters']
+  command = [
+    sys.executable,
+    '-m',
+    'rolegen_jax',
+    'export',
+    f'--workdir={tmp_path / "run"}',
+    f'--output={tmp_path / "out"}',
+    '--what=adapters',
+  ]
   refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  assert refused.returncode == 2 and 'its stage backbone is not complete' in refused.stderr and not (tmp_path / 'out').exists()
+  assert (
+    refused.returncode == 2
+    and 'its stage backbone is not complete' in refused.stderr
+    and not (tmp_path / 'out').exists()
+  )
   trained = jax.device_get(again.trained['reasoner'])
   subprocess.run(command, cwd=ROOT, check=True)
-  np.testing.assert_array_equal(load_file(tmp_path / 'out' / 'rolegen_trained.safetensors')['tokens_delta'], trained['tokens_delta'])
+  np.testing.assert_array_equal(
+    load_file(tmp_path / 'out' / 'rolegen_trained.safetensors')['tokens_delta'],
+    trained['tokens_delta'],
+  )
   assert json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())['r'] == 2
   subprocess.run(command[:-1], cwd=ROOT, check=True)
   base, whole = (parts.tensors(tmp_path / folder) for folder in ('model', 'out'))
-  assert {name.split('.')[-2] for name in base if 'layers' in name and (base[name] != whole[name]).any()} == {'q_proj', 'o_proj', 'down_proj'}
+  assert {
+    name.split('.')[-2] for name in base if 'layers' in name and (base[name] != whole[name]).any()
+  } == {'q_proj', 'o_proj', 'down_proj'}
 
   parts.write_folder(tmp_path / 'model', SAID, dtype='F32', seed=1)
-  with pytest.raises(ArtefactMismatch, match='its base is'):
-    stages.Run(stages.saved_config(tmp_path / 'run'), tmp_path / 'run').reasoned
+  with pytest.raises(ArtifactMismatch, match='its base is'):
+    Run(saved_config(tmp_path / 'run'), tmp_path / 'run').reasoned

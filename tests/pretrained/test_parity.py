@@ -1,14 +1,16 @@
 """Against transformers, on random models of the true architectures in the true file formats."""
 
 import hf
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ours import Ours
 
-torch = pytest.importorskip('torch', reason='transformers and torch are not installed: requirements-peers.txt')
-pytest.importorskip('transformers', reason='transformers and torch are not installed: requirements-peers.txt')
+torch = pytest.importorskip(
+  'torch', reason='transformers and torch are not installed: requirements-peers.txt'
+)
+pytest.importorskip(
+  'transformers', reason='transformers and torch are not installed: requirements-peers.txt'
+)
 
 B, T, CLOSE = 4, 24, 1e-4
 
@@ -32,7 +34,11 @@ def batch(padding: str):
 
 def their_logits(model, ids, valid):
   with torch.no_grad():
-    return model(torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(valid)).logits.float().numpy()
+    return (
+      model(torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(valid))
+      .logits.float()
+      .numpy()
+    )
 
 
 @pytest.mark.parametrize('padding', ['none', 'left', 'right'])
@@ -48,7 +54,10 @@ def test_positions_that_count_from_the_first_real_token(pair):
   theirs, ours = pair
   ids, valid = batch('left')
   positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0).astype(np.int32)
-  assert np.abs(ours.logits(ids, valid, positions) - their_logits(theirs, ids, valid))[valid > 0].max() <= CLOSE
+  assert (
+    np.abs(ours.logits(ids, valid, positions) - their_logits(theirs, ids, valid))[valid > 0].max()
+    <= CLOSE
+  )
 
 
 @pytest.mark.parametrize('padding, shared', [('none', 0), ('left', 4)])
@@ -58,8 +67,8 @@ def test_decoding_token_by_token(pair, padding, shared):
   valid[:, -1] = 1
   prompt = 20 if padding == 'left' else 3  # a row's prompt must hold a real token
   found, _ = ours.decode(ids, valid, prompt, shared)
-  expected = their_logits(theirs, ids, valid)[:, prompt - 1:]
-  assert np.abs(found - expected)[valid[:, prompt - 1:] > 0].max() <= CLOSE
+  expected = their_logits(theirs, ids, valid)[:, prompt - 1 :]
+  assert np.abs(found - expected)[valid[:, prompt - 1 :] > 0].max() <= CLOSE
 
 
 def test_greedy_generation(pair):
@@ -69,7 +78,9 @@ def test_greedy_generation(pair):
   with torch.no_grad():
     theirs.generation_config.eos_token_id = None
     how = dict(do_sample=False, max_new_tokens=64, pad_token_id=0)
-    made = theirs.generate(torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(valid), **how)
+    made = theirs.generate(
+      torch.tensor(ids, dtype=torch.long), attention_mask=torch.tensor(valid), **how
+    )
   expected = made[:, T:].numpy()
   assert expected.shape == (B, 64) and len(set(expected.ravel().tolist())) > 12
   np.testing.assert_array_equal(found, expected)

@@ -4,16 +4,30 @@ import functools
 
 import jax
 
-from rolegen_jax.compile import jit
+from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
 
 @functools.cache
 def compiled(*settings: str):
-  run = lambda params, cases, trie, key, intervene, noise: tiny.rolegen(*settings).reason(params, cases, trie, key, intervene, noise)
+  run = lambda params, examples, trie, key, intervene, noise: tiny.rolegen(*settings).reason(
+    params, examples, trie, key, intervene, noise
+  )
   return jit(run)
 
 
-def reason(cases, key: int = 0, intervene: bool = True, noise: float = 1.0, trie=None, seed: int = 0, settings: tuple[str, ...] = ()):
+def reason(
+  examples,
+  key: int = 0,
+  intervene: bool = True,
+  noise: float = 1.0,
+  trie=None,
+  seed: int = 0,
+  settings: tuple[str, ...] = (),
+):
   trie = tiny.trie() if trie is None else trie
-  return jax.device_get(compiled(*settings)(tiny.params('reasoner', seed), cases, trie, jax.random.key(key), intervene, noise))
+  return jax.device_get(
+    compiled(*settings)(
+      tiny.params('reasoner', seed), examples, trie, jax.random.key(key), intervene, noise
+    )
+  )

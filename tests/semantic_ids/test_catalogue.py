@@ -1,10 +1,11 @@
-"""Every item its own ID, whatever the quantiser did; the artefact is bound to its content."""
+"""Every item its own ID, whatever the quantiser did; the artifact is bound to its content."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rolegen_jax.config import ConfigError, MeshConfig, SemanticIdConfig
 from rolegen_jax.semantic_ids import catalogue as lib
@@ -25,8 +26,12 @@ def test_assign_gives_free_ids_and_is_deterministic(seed, n, m, crowded):
   rng = np.random.default_rng(seed)
   n = min(n, 27 - m)
   codebooks = rng.standard_normal((3, 3, 4)).astype(np.float32)
-  taken = np.stack(np.unravel_index(rng.choice(27, m, replace=False), (3, 3, 3)), axis=1).astype(np.int32)
-  points = np.zeros((n, 4), np.float32) if crowded else rng.standard_normal((n, 4)).astype(np.float32)
+  taken = np.stack(np.unravel_index(rng.choice(27, m, replace=False), (3, 3, 3)), axis=1).astype(
+    np.int32
+  )
+  points = (
+    np.zeros((n, 4), np.float32) if crowded else rng.standard_normal((n, 4)).astype(np.float32)
+  )
   codes = lib.assign(points, codebooks, taken=taken)
   assert codes.shape == (n, 3) and distinct(np.concatenate([codes, taken]))
   np.testing.assert_array_equal(codes, lib.assign(points, codebooks, taken=taken))
@@ -37,14 +42,22 @@ def test_collision_moves_the_farther_item_at_the_last_level():
   points = np.array([[0.2], [0.1], [10.0]], np.float32)
   wanted = np.array([[0, 0], [0, 0], [1, 0]], np.int32)
   assert lib.assign(points, codebooks, preferred=wanted).tolist() == [[0, 1], [0, 0], [1, 0]]
-  crowd = np.array([[0.2], [0.1], [0.3]], np.float32)  # three items, two leaves: the farthest leaves the prefix
-  assert lib.assign(crowd, codebooks, preferred=np.zeros((3, 2), np.int32)).tolist() == [[0, 1], [0, 0], [1, 0]]
+  crowd = np.array(
+    [[0.2], [0.1], [0.3]], np.float32
+  )  # three items, two leaves: the farthest leaves the prefix
+  assert lib.assign(crowd, codebooks, preferred=np.zeros((3, 2), np.int32)).tolist() == [
+    [0, 1],
+    [0, 0],
+    [1, 0],
+  ]
 
 
 @pytest.mark.parametrize('method', ['residual_kmeans', 'rqvae'])
 def test_build_add_save_load(method, tmp_path):
   config = SemanticIdConfig(method=method, levels=3, codes=8, iterations=5)
-  x = np.concatenate([vectors(300), np.zeros((60, 8), np.float32)])  # sixty items of which nothing is known
+  x = np.concatenate(
+    [vectors(300), np.zeros((60, 8), np.float32)]
+  )  # sixty items of which nothing is known
   ids = [f'item-{i:04d}' for i in range(360)]
   built = lib.build(x, ids, config, make_mesh(MeshConfig()))
   assert distinct(built.codes) and built.codes.max() < 8
@@ -57,7 +70,9 @@ def test_build_add_save_load(method, tmp_path):
   np.testing.assert_array_equal(grown.codes[:360], built.codes)
   assert distinct(grown.codes) and grown.digest != built.digest
   np.testing.assert_array_equal(grown.codes_of(['new-3', 'item-0007']), grown.codes[[363, 7]])
-  with pytest.raises(lib.ArtefactError, match="1 of 2 items have no semantic ID, the first is .*'zzz'"):
+  with pytest.raises(
+    lib.ArtifactError, match="1 of 2 items have no semantic ID, the first is .*'zzz'"
+  ):
     grown.codes_of(['item-0001', 'zzz'])
   with pytest.raises(ValueError, match='there twice'):
     built.add(vectors(1), ['item-0001'])
@@ -65,20 +80,26 @@ def test_build_add_save_load(method, tmp_path):
   grown.save(tmp_path)
   loaded = lib.Catalogue.load(tmp_path, expected_digest=grown.digest)
   assert loaded.digest == grown.digest and loaded.report == grown.report
-  np.testing.assert_array_equal(loaded.add(vectors(9, seed=2), range(9)).codes, grown.add(vectors(9, seed=2), range(9)).codes)
+  np.testing.assert_array_equal(
+    loaded.add(vectors(9, seed=2), range(9)).codes, grown.add(vectors(9, seed=2), range(9)).codes
+  )
   assert [p.name for p in tmp_path.iterdir()] == ['catalogue.npz']
 
 
 def test_load_names_both_hashes(tmp_path):
-  catalogue = lib.Catalogue(np.arange(4), np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32), np.zeros((2, 2, 3), np.float32))
+  catalogue = lib.Catalogue(
+    np.arange(4),
+    np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32),
+    np.zeros((2, 2, 3), np.float32),
+  )
   path = catalogue.save(tmp_path)
-  with pytest.raises(lib.ArtefactError, match=f'{catalogue.digest}.*0123456789abcdef'):
+  with pytest.raises(lib.ArtifactError, match=f'{catalogue.digest}.*0123456789abcdef'):
     lib.Catalogue.load(tmp_path, expected_digest='0123456789abcdef')
   other = dataclasses.replace(catalogue, codes=catalogue.codes[::-1].copy())
   with np.load(path) as f:
     arrays = dict(f) | {'codes': other.codes}
   np.savez(path, **arrays)
-  with pytest.raises(lib.ArtefactError, match=f'{other.digest}.*{catalogue.digest}'):
+  with pytest.raises(lib.ArtifactError, match=f'{other.digest}.*{catalogue.digest}'):
     lib.Catalogue.load(tmp_path)
 
 

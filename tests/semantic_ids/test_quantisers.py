@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import MeshConfig
-from rolegen_jax.semantic_ids.catalogue import encode
 from rolegen_jax.semantic_ids import residual_kmeans as kmeans_lib
+from rolegen_jax.semantic_ids.catalogue import encode
 from rolegen_jax.semantic_ids.residual_kmeans import residual_kmeans
 from rolegen_jax.semantic_ids.rqvae import rqvae
 from rolegen_jax.sharding import make_mesh
@@ -14,7 +14,10 @@ from rolegen_jax.sharding import make_mesh
 
 def clustered(items, dim=16, centres=20, seed=0):
   rng = np.random.default_rng(seed)
-  x = rng.standard_normal((items, dim)) + 6 * rng.standard_normal((centres, dim))[rng.integers(0, centres, items)]
+  x = (
+    rng.standard_normal((items, dim))
+    + 6 * rng.standard_normal((centres, dim))[rng.integers(0, centres, items)]
+  )
   return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -60,7 +63,10 @@ def test_kmeans_of_many_rows_trains_on_some_and_encodes_all():
   rows, codes = 40_001, 128
   trained = kmeans_lib.training_rows(rows, codes, 0)
   np.testing.assert_array_equal(trained, kmeans_lib.training_rows(rows, codes, 0))
-  assert len(np.unique(trained)) == len(trained) == 256 * codes and (trained != kmeans_lib.training_rows(rows, codes, 1)).any()
+  assert (
+    len(np.unique(trained)) == len(trained) == 256 * codes
+    and (trained != kmeans_lib.training_rows(rows, codes, 1)).any()
+  )
   x = clustered(rows, dim=8, centres=400)
   one = residual_kmeans(x, 2, codes, 6, 0, make_mesh(MeshConfig(), jax.devices()[:1]))
   eight = residual_kmeans(x, 2, codes, 6, 0, make_mesh(MeshConfig(fsdp=2, tensor=2)))
@@ -83,7 +89,11 @@ def test_kmeans_of_many_rows_trains_on_some_and_encodes_all():
 @pytest.mark.parametrize('rows', [2048, kmeans_lib.FEW_ROWS + 1024])
 def test_sums_of_clusters_do_not_count_padding(rows):
   rng = np.random.default_rng(0)
-  x, code, weight = rng.standard_normal((rows, 4), np.float32), rng.integers(0, 7, rows), (np.arange(rows) < rows - 500).astype(np.float32)
+  x, code, weight = (
+    rng.standard_normal((rows, 4), np.float32),
+    rng.integers(0, 7, rows),
+    (np.arange(rows) < rows - 500).astype(np.float32),
+  )
   found, size = jax.jit(kmeans_lib._sums, static_argnums=3)(code, x, weight, 9)
   expected = np.stack([x[(code == k) & (weight > 0)].sum(axis=0) for k in range(9)])
   np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)

@@ -20,14 +20,20 @@ CONFIG = SemanticIdConfig(levels=2, codes=8, collaborative_dim=8, iterations=5)
 def small_log():
   rng = np.random.default_rng(0)
   users, events = 40, 30
-  frame = pl.DataFrame({
+  frame = pl.DataFrame(
+    {
       'user_id': np.repeat(np.arange(users), events),
       'item_id': [f'i{i:02d}' for i in rng.integers(0, 30, users * events)],
       'event': rng.choice(['view', 'view', 'cart', 'purchase'], users * events),
       'timestamp': np.tile(np.arange(1, events + 1) * 86_400, users),
-  })
-  log = InteractionLog.build(*validate(frame, pl.DataFrame({'item_id': [f'i{i:02d}' for i in range(30)]})))
-  return log, find_occasions(log, DataConfig(first_conversion_min_views=1, reactivation_min_days=1, reactivation_min_views=1))
+    }
+  )
+  log = InteractionLog.build(
+    *validate(frame, pl.DataFrame({'item_id': [f'i{i:02d}' for i in range(30)]}))
+  )
+  return log, find_occasions(
+    log, DataConfig(first_conversion_min_views=1, reactivation_min_days=1, reactivation_min_views=1)
+  )
 
 
 def test_writes_catalogue_and_report(tmp_path):
@@ -35,7 +41,9 @@ def test_writes_catalogue_and_report(tmp_path):
   catalogue = stage.build_semantic_ids(log, occasions, CONFIG, make_mesh(MeshConfig()), tmp_path)
   assert Catalogue.load(tmp_path).digest == catalogue.digest
   report = json.loads((tmp_path / 'report.json').read_text())
-  assert report['digest'] == catalogue.digest and report['log'] == log.digest and report['items'] == 30
+  assert (
+    report['digest'] == catalogue.digest and report['log'] == log.digest and report['items'] == 30
+  )
   np.testing.assert_array_equal(catalogue.codes_of(log.items['item_id']), catalogue.codes)
 
 
@@ -43,5 +51,9 @@ def test_later_events_change_nothing():
   log, occasions = small_log()
   later = np.arange(len(log.item)) >= occasions.train_end(log)[log.user]
   assert later.any() and not later.all()
-  tampered = dataclasses.replace(log, item=np.where(later, 29 - log.item, log.item).astype(np.int32))
-  np.testing.assert_array_equal(stage.embed(log, occasions, CONFIG), stage.embed(tampered, occasions, CONFIG))
+  tampered = dataclasses.replace(
+    log, item=np.where(later, 29 - log.item, log.item).astype(np.int32)
+  )
+  np.testing.assert_array_equal(
+    stage.embed(log, occasions, CONFIG), stage.embed(tampered, occasions, CONFIG)
+  )

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trees import children, random_codes
 
 from rolegen_jax.semantic_ids import trie as trie_lib
-from trees import children, random_codes
 
 
 @jax.jit
@@ -29,9 +30,13 @@ def test_agrees_with_python_sets(seed, items, codes, restrict):
   paths = {tuple(row): i for i, row in enumerate(table.tolist()) if allowed[i]}
   nodes = {(): 0} if paths else {}  # prefix -> node
   for level in range(levels):
-    mask, child, descended = map(np.asarray, children(trie, level, jnp.arange(trie.child_bits[level].shape[0])))
+    mask, child, descended = map(
+      np.asarray, children(trie, level, jnp.arange(trie.child_bits[level].shape[0]))
+    )
     np.testing.assert_array_equal(descended, np.where(mask, child, -1))
-    assert mask.sum() == len({path[:level + 1] for path in paths})  # padding nodes have no children
+    assert mask.sum() == len(
+      {path[: level + 1] for path in paths}
+    )  # padding nodes have no children
     deeper = {}
     for prefix, node in nodes.items():
       expected = {path[level] for path in paths if path[:level] == prefix}
@@ -39,7 +44,7 @@ def test_agrees_with_python_sets(seed, items, codes, restrict):
       deeper |= {prefix + (code,): int(child[node, code]) for code in expected}
     nodes = deeper
   last = np.full(64, -1, np.int32)  # one shape: one compilation
-  last[:len(paths)] = [nodes[path] for path in paths]
+  last[: len(paths)] = [nodes[path] for path in paths]
   leaves = np.asarray(trie_lib.leaf(trie, jnp.asarray(last)))
   assert leaves.tolist() == [*paths.values()] + [-1] * (64 - len(paths))
 

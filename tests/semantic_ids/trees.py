@@ -19,7 +19,11 @@ def children(trie, level, node, allow=None):
   """(mask, child by `children_mask`, child by `descend`) of nodes [n] and every code: [n, K] each."""
   mask, child = trie_lib.children_mask(trie, level, node, allow)
   code = jnp.broadcast_to(jnp.arange(trie.codes_per_level), mask.shape)
-  return mask, child, trie_lib.descend(trie, level, jnp.broadcast_to(node[:, None], mask.shape), code)
+  return (
+    mask,
+    child,
+    trie_lib.descend(trie, level, jnp.broadcast_to(node[:, None], mask.shape), code),
+  )
 
 
 def paths(trie, allow: int | None = None, width: int = 64) -> dict[tuple[int, ...], int]:
@@ -27,14 +31,20 @@ def paths(trie, allow: int | None = None, width: int = 64) -> dict[tuple[int, ..
   prefixes, nodes = [()], [0]
   for level in range(trie.levels):
     node = np.full(width, -1, np.int32)
-    node[:len(nodes)] = nodes
-    mask, child, descended = map(np.asarray, children(trie, level, node, None if allow is None else jnp.full(width, allow, jnp.uint32)))
+    node[: len(nodes)] = nodes
+    mask, child, descended = map(
+      np.asarray,
+      children(trie, level, node, None if allow is None else jnp.full(width, allow, jnp.uint32)),
+    )
     if allow is None:
       np.testing.assert_array_equal(descended, np.where(mask, child, -1))
-    assert not mask[len(nodes):].any()  # a node of -1 has no children
+    assert not mask[len(nodes) :].any()  # a node of -1 has no children
     rows, codes = np.nonzero(mask)
     assert level == 0 or set(rows.tolist()) == set(range(len(nodes)))  # no dead ends
-    prefixes, nodes = [prefixes[r] + (int(c),) for r, c in zip(rows, codes)], child[rows, codes].tolist()
+    prefixes, nodes = (
+      [prefixes[r] + (int(c),) for r, c in zip(rows, codes)],
+      child[rows, codes].tolist(),
+    )
   node = np.full(width, -1, np.int32)
-  node[:len(nodes)] = nodes
+  node[: len(nodes)] = nodes
   return dict(zip(prefixes, np.asarray(jax.jit(trie_lib.leaf)(trie, node)).tolist()))

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rolegen_jax.compile import jit
 from rolegen_jax.config import MeshConfig
 from rolegen_jax.models.decode import beam_search
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids import trie as trie_lib
 from rolegen_jax.serving import hot_swap
-from rolegen_jax.serving.hot_swap import LiveCatalogue
+from rolegen_jax.serving.hot_swap import MutableCatalogue
 from rolegen_jax.sharding import make_mesh, sharding
 from tests import tiny
 
@@ -21,7 +21,7 @@ CODES, LEVELS = 40, 3
 
 
 def ids(seed: int, n: int) -> np.ndarray:
-  """Different IDs int32 [n, L], most of them in a few neighbourhoods."""
+  """Different IDs int32 [n, L], most of them in a few coarse codes."""
   rng = np.random.default_rng(seed)
   found = np.unique(np.minimum(rng.geometric(0.1, (8 * n, LEVELS)) - 1, CODES - 1), axis=0)
   return rng.permutation(found)[:n].astype(np.int32)
@@ -40,7 +40,7 @@ def item_of():
   return walk
 
 
-def assert_same_tables(catalogue: LiveCatalogue):
+def assert_same_tables(catalogue: MutableCatalogue):
   with catalogue.serving() as trie:
     host, device = jax.tree.flatten(catalogue._host.tables), jax.tree.flatten(jax.device_get(trie))
   assert host[1] == device[1]
@@ -51,7 +51,9 @@ def assert_same_tables(catalogue: LiveCatalogue):
 def compilations() -> list[str]:
   """A list that gets an entry for every program that XLA compiles from now on."""
   found = []
-  jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: found.append(event) if 'backend_compile' in event else None)
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: found.append(event) if 'backend_compile' in event else None
+  )
   return found
 
 
@@ -65,7 +67,9 @@ def test_swaps_on_the_device_without_compiling(mesh, monkeypatch):
   row = np.full(2048, -1)  # of each item
   row[:n] = np.arange(n)
   compiled = compilations()
-  catalogue = LiveCatalogue(table[:n], CODES, 2048, rng.integers(0, 2**32, n, dtype=np.uint32), where)
+  catalogue = MutableCatalogue(
+    table[:n], CODES, 2048, rng.integers(0, 2**32, n, dtype=np.uint32), where
+  )
   for i in range(10):
     if i == 1:  # by now the walk has been compiled too
       assert compiled
@@ -73,7 +77,9 @@ def test_swaps_on_the_device_without_compiling(mesh, monkeypatch):
     listed, size = np.flatnonzero(row >= 0), int(rng.integers(1, 400))
     remove = rng.choice(listed, size, replace=False)
     row[remove] = -1
-    add = rng.choice(np.setdiff1d(np.arange(3000), row), size + int(rng.integers(0, 20)), replace=False)
+    add = rng.choice(
+      np.setdiff1d(np.arange(3000), row), size + int(rng.integers(0, 20)), replace=False
+    )
     numbers = catalogue.swap(table[add], remove, rng.integers(0, 2**32, len(add), dtype=np.uint32))
     row[numbers] = add
     catalogue.set_regions(numbers[:5], np.arange(5))
@@ -88,12 +94,14 @@ def test_swaps_on_the_device_without_compiling(mesh, monkeypatch):
 
 def test_a_refused_swap_leaves_the_device_as_it_was():
   table = ids(1, 200)
-  catalogue = LiveCatalogue(table[:100], CODES, 128)
+  catalogue = MutableCatalogue(table[:100], CODES, 128)
   with pytest.raises(ValueError, match='has the ID'):
     catalogue.swap(table[[150, 20]], np.arange(5))
   assert_same_tables(catalogue)
   with catalogue.serving() as trie:
-    np.testing.assert_array_equal(item_of()(trie, table), np.where(np.arange(200) < 100, np.arange(200), -1))
+    np.testing.assert_array_equal(
+      item_of()(trie, table), np.where(np.arange(200) < 100, np.arange(200), -1)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -102,7 +110,9 @@ def masks(trie, level, prefix_nxl, allow_B):
   node = trie_lib.root(prefix_nxl.shape[:1])
   for l in range(level):
     node = trie_lib.descend(trie, l, node, prefix_nxl[:, l])
-  return trie_lib.children_mask(trie, level, jnp.broadcast_to(node, allow_B.shape + node.shape), allow_B)[0]
+  return trie_lib.children_mask(
+    trie, level, jnp.broadcast_to(node, allow_B.shape + node.shape), allow_B
+  )[0]
 
 
 def test_requests_of_one_batch_have_their_own_regions():
@@ -110,7 +120,10 @@ def test_requests_of_one_batch_have_their_own_regions():
   table, rng = ids(2, 60), np.random.default_rng(0)
   words = rng.integers(0, 8, 60).astype(np.uint32)
   allow = np.array([1, 2, 6, 0], np.uint32)
-  live, compact = LiveCatalogue(table, CODES, 64, words), trie_lib.build_trie(table, CODES, 64, regions=words)
+  live, compact = (
+    MutableCatalogue(table, CODES, 64, words),
+    trie_lib.build_trie(table, CODES, 64, regions=words),
+  )
   for level in range(LEVELS):
     prefix = np.unique(table[:, :level], axis=0)
     below = (table[:, None, :level] == prefix).all(-1)  # [I, n]
@@ -125,22 +138,24 @@ def test_requests_of_one_batch_have_their_own_regions():
 
 
 def test_decoding_after_a_swap_equals_decoding_with_fresh_tables():
-  rolegen, params, cases = tiny.rolegen(), tiny.params('backbone'), tiny.cases()
+  rolegen, params, examples = tiny.rolegen(), tiny.params('backbone'), tiny.examples()
 
   @jit
-  def search(params, cases, trie):
+  def search(params, examples, trie):
     backbone = rolegen.bind('backbone', params)
-    memory = backbone.encode(cases.history, trie.item_codes)
-    return beam_search(backbone, rolegen.ask(backbone, memory, cases.timestamp), memory, trie, 16)
+    memory = backbone.encode(examples.history, trie.item_codes)
+    return beam_search(
+      backbone, rolegen.query(backbone, memory, examples.timestamp), memory, trie, 16
+    )
 
   table = tiny.codes(90)
-  catalogue = LiveCatalogue(table[:60], tiny.CODES, 64)
+  catalogue = MutableCatalogue(table[:60], tiny.CODES, 64)
   numbers = catalogue.swap(table[60:], np.arange(5, 35))
   with catalogue.serving() as trie:
-    found = jax.device_get(search(params, cases, trie))
+    found = jax.device_get(search(params, examples, trie))
   listed = np.isin(np.arange(64), [*range(5), *range(35, 60), *numbers])
   fresh = trie_lib.build_trie(np.asarray(trie.item_codes), tiny.CODES, 64, allowed=listed)
-  expected = jax.device_get(search(params, cases, fresh))
+  expected = jax.device_get(search(params, examples, fresh))
   np.testing.assert_array_equal(found.item, expected.item)
   np.testing.assert_allclose(found.score, expected.score, atol=1e-5)
   assert listed[found.item].all() and np.isin(found.item, numbers).any()
@@ -149,7 +164,7 @@ def test_decoding_after_a_swap_equals_decoding_with_fresh_tables():
 def test_decoding_in_other_threads_sees_whole_swaps():
   """Two sets of items that replace each other: every answer holds one of them entirely."""
   table = ids(3, 200)
-  catalogue = LiveCatalogue(table[:100], CODES, 128)
+  catalogue = MutableCatalogue(table[:100], CODES, 128)
   answers, stop = [], threading.Event()
 
   def serve():
@@ -162,7 +177,9 @@ def test_decoding_in_other_threads_sees_whole_swaps():
   for thread in threads:
     thread.start()
   for i in range(20):
-    catalogue.swap(table[100:] if i % 2 == 0 else table[:100], np.flatnonzero(catalogue._host.listed))
+    catalogue.swap(
+      table[100:] if i % 2 == 0 else table[:100], np.flatnonzero(catalogue._host.listed)
+    )
   stop.set()
   for thread in threads:
     thread.join()

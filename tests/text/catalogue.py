@@ -2,20 +2,18 @@
 
 import functools
 
-import numpy as np
-
 from rolegen_jax import overrides
 from rolegen_jax.config import Config
-from rolegen_jax.data import world
-from rolegen_jax.data.aftermath import Aftermath
-from rolegen_jax.data.cases import training_cases
 from rolegen_jax.data.events import validate
-from rolegen_jax.data.excitation import Excitation
+from rolegen_jax.data.examples import training_examples
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import find_occasions
-from rolegen_jax.data.successors import followed
+from rolegen_jax.features.excitation import Excitation
+from rolegen_jax.features.interest_shift import InterestShift
+from rolegen_jax.features.item_transitions import followed
 from rolegen_jax.reasoning.alignment import Alignment
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.simulator import world
 from rolegen_jax.text.items import ItemWords
 from tests import tiny
 
@@ -23,28 +21,41 @@ PIECES = 400
 
 
 def config(*assignments: str) -> Config:
-  sizes = [f'reasoner.text_pieces={PIECES}', 'text.width=96', 'text.held_out=0.25', 'world.users=120', 'world.items=64', 'world.categories=8']
+  sizes = [
+    f'reasoner.text_pieces={PIECES}',
+    'text.width=96',
+    'text.held_out=0.25',
+    'simulator.users=120',
+    'simulator.items=64',
+    'simulator.categories=8',
+  ]
   return overrides.apply(tiny.config(), sizes + list(assignments))
 
 
 @functools.cache
-def log_and_cases():
+def log_and_examples():
   c = config()
-  made = world.simulate(c.world)
+  made = world.simulate(c.simulator)
   log = InteractionLog.build(*validate(made.events, made.items, 'events', 'items'))
   occasions = find_occasions(log, c.data)
   codes = tiny.codes(len(log.items))
   end = occasions.train_end(log)
-  excitation = Excitation.of_counts(Aftermath.of(log, end, codes[:, 0], tiny.CODES), followed(log, end), c.reasoner)
-  return log, codes, training_cases(log, occasions, c.reasoner.role_events, c.reasoner.candidates, excitation)
+  excitation = Excitation.of_counts(
+    InterestShift.of(log, end, codes[:, 0], tiny.CODES), followed(log, end), c.reasoner
+  )
+  return (
+    log,
+    codes,
+    training_examples(log, occasions, c.reasoner.role_events, c.reasoner.candidates, excitation),
+  )
 
 
 @functools.cache
 def tokenizer():
-  return ItemWords.of(log_and_cases()[0].items).tokenizer(PIECES)
+  return ItemWords.of(log_and_examples()[0].items).tokenizer(PIECES)
 
 
 @functools.cache
 def alignment(*assignments: str) -> Alignment:
-  c, (log, codes, cases) = config(*assignments), log_and_cases()
-  return Alignment(c, RoleGen(c).vocab, ItemWords.of(log.items), tokenizer(), codes, cases)
+  c, (log, codes, examples) = config(*assignments), log_and_examples()
+  return Alignment(c, RoleGen(c).vocab, ItemWords.of(log.items), tokenizer(), codes, examples)

@@ -8,16 +8,25 @@ from rolegen_jax.config import ROLE_NAMES, ConfigError
 from rolegen_jax.text import prompts
 from rolegen_jax.text.items import ItemWords
 
-ITEMS = pl.DataFrame(dict(
-    item_id=[3, 5, 9], title=['red lamp', None, ''], category_code=['home.lamp', 'home.floor_rug', None], brand=[' Arc ', None, None],
-    price=[2.5, None, 9.0]))
+ITEMS = pl.DataFrame(
+  dict(
+    item_id=[3, 5, 9],
+    title=['red lamp', None, ''],
+    category_code=['home.lamp', 'home.floor_rug', None],
+    brand=[' Arc ', None, None],
+    price=[2.5, None, 9.0],
+  )
+)
 
 
 def test_items_are_read_as_they_are_said():
   words = ItemWords.of(ITEMS)
   assert words.described(0) == 'title: red lamp, category: home lamp, brand: Arc, price: 2.50'
-  assert words.described(0, masked='brand') == 'title: red lamp, category: home lamp, brand: ?, price: 2.50'
-  assert words.described(1) == 'category: home floor rug' and words.described(2) == 'price: 9.00'
+  assert (
+    words.described(0, masked='brand')
+    == 'title: red lamp, category: home lamp, brand: ?, price: 2.50'
+  )
+  assert words.described(1) == 'category: home baseline rug' and words.described(2) == 'price: 9.00'
   assert words.known('title').tolist() == [True, False, False] and len(words) == 3
   assert words.say(1, 'title', 'an item') == 'an item'
 
@@ -33,7 +42,12 @@ def test_every_template_is_there_and_asks_for_what_is_known():
   assert set(said['rationale']['role']) == set(said['annotate']['roles']) == set(ROLE_NAMES)
   broken = copy.deepcopy(said)
   broken['rationale']['role']['TRIGGER'] = '{titel} opens'
-  with pytest.raises(ConfigError, match=re.escape('prompts.toml: rationale.role.TRIGGER asks for {titel}; must be some of category, title, wanted')):
+  with pytest.raises(
+    ConfigError,
+    match=re.escape(
+      'prompts.toml: rationale.role.TRIGGER asks for {titel}; must be some of category, title, wanted'
+    ),
+  ):
     prompts.check(broken)
   del broken['rationale']['role']['TRIGGER']
   with pytest.raises(ConfigError, match='rationale.role.TRIGGER is missing'):

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from rolegen_jax.text.packing import example, in_order, pack
+from rolegen_jax.text.packing import in_order, pack, text_example
 
 
 def test_rows_hold_their_examples_one_after_the_other():
-  packed = pack([[example([7, 8], [9], 0), example([5], [6, 4], 2)], []], 8)
+  packed = pack([[text_example([7, 8], [9], 0), text_example([5], [6, 4], 2)], []], 8)
   np.testing.assert_array_equal(packed.token, [[7, 8, 9, 5, 6, 4, 0, 0], [0] * 8])
   np.testing.assert_array_equal(packed.segment, [[1, 1, 1, 2, 2, 2, 0, 0], [0] * 8])
   np.testing.assert_array_equal(packed.task, [[0, 0, 1, 0, 3, 3, 0, 0], [0] * 8])
@@ -13,10 +13,14 @@ def test_rows_hold_their_examples_one_after_the_other():
 
 def test_what_is_too_long_is_said():
   with pytest.raises(ValueError, match='examples of 4 tokens in a row of 3'):
-    pack([[example([1, 2], [3, 4], 0)]], 3)
+    pack([[text_example([1, 2], [3, 4], 0)]], 3)
 
 
 def test_in_order_every_example_has_one_row():
-  examples = [example([1] * n, [2], 0) for n in (3, 3, 1, 6, 2)]
-  assert in_order(examples, 8) == [[0, 1], [2], [3], [4]] or in_order(examples, 8) == [[0, 1], [2], [3, 4]]
+  examples = [text_example([1] * n, [2], 0) for n in (3, 3, 1, 6, 2)]
+  assert in_order(examples, 8) == [[0, 1], [2], [3], [4]] or in_order(examples, 8) == [
+    [0, 1],
+    [2],
+    [3, 4],
+  ]
   assert in_order(examples, 10) == [[0, 1, 2], [3, 4]]

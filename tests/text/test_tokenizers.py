@@ -46,7 +46,11 @@ def test_one_file_in_a_folder_is_one_tokenizer(tokenizer, tmp_path):
 def test_our_tokens_follow_the_text_and_are_never_cut(tokenizer):
   text = lib.TextVocabulary(VOCAB, tokenizer)
   first = VOCAB.blocks['text'][0]
-  assert (text.known < 0).all() and (text.ids == tokenizer.size + np.arange(first)).all() and text.extended.size == tokenizer.size + first
+  assert (
+    (text.known < 0).all()
+    and (text.ids == tokenizer.size + np.arange(first)).all()
+    and text.extended.size == tokenizer.size + first
+  )
   said = 'red<|role_trigger|>wool<s_a_3><s_b_0><|event_purchase|>'
   tokens = text.encode(said)
   ours = [token for token in tokens if token < first]
@@ -61,7 +65,11 @@ def test_names_that_a_tokenizer_knows_keep_their_ids(tokenizer):
   known = tokenizer.with_names(['<s_a_1>', '<s_a_0>'])
   text = lib.TextVocabulary(VOCAB, known)
   a = VOCAB.blocks['sid0'][0]
-  assert text.ids[a:a + 3].tolist() == [tokenizer.size + 1, tokenizer.size, text.extended.id_of('<s_a_2>')]
+  assert text.ids[a : a + 3].tolist() == [
+    tokenizer.size + 1,
+    tokenizer.size,
+    text.extended.id_of('<s_a_2>'),
+  ]
   assert (text.known >= 0).sum() == 2 and text.extended.size == known.size + len(text.ids) - 2
   assert text.encode('<s_a_0><s_a_1><s_a_2>')[-3:] == [a, a + 1, a + 2]
 
@@ -69,13 +77,19 @@ def test_names_that_a_tokenizer_knows_keep_their_ids(tokenizer):
 def test_every_token_says_something_of_its_own_kind(tokenizer):
   says = lib.TextVocabulary(VOCAB, tokenizer).says
   assert len(says) == VOCAB.blocks['text'][0] and all(says)
-  assert tokenizer.decode(says[VOCAB.gap(33)]) == '2 days later' and tokenizer.decode(says[VOCAB.count(2)]) == '4 times'
+  assert (
+    tokenizer.decode(says[VOCAB.gap(33)]) == '2 days later'
+    and tokenizer.decode(says[VOCAB.count(2)]) == '4 times'
+  )
 
 
 def test_marks(tokenizer):
-  marks = [id for id in range(tokenizer.size) if tokenizer.is_mark(id)]
+  marks = [id for id in range(tokenizer.size) if tokenizer.is_delimiter(id)]
   assert marks == ([0] if isinstance(tokenizer, lib.Json) else [0, 1, 2])
-  assert not tokenizer.is_mark(tokenizer.size + 5) and tokenizer.with_names(['<|x|>']).id_of('<|x|>') == tokenizer.size
+  assert (
+    not tokenizer.is_delimiter(tokenizer.size + 5)
+    and tokenizer.with_names(['<|x|>']).id_of('<|x|>') == tokenizer.size
+  )
   assert tokenizer.id_of('<|x|>') is None
 
 
@@ -97,6 +111,11 @@ def test_too_little_text_is_said():
 
 def test_the_vocabulary_is_bound_to_its_tokenizer():
   config = Config()
-  assert Vocabulary.of(config).digest == Vocabulary(config.semantic_ids.levels, config.semantic_ids.codes).digest
+  assert (
+    Vocabulary.of(config).digest
+    == Vocabulary(config.semantic_ids.levels, config.semantic_ids.codes).digest
+  )
   assert len({Vocabulary(3, 4, 500, tokenizer).digest for tokenizer in ('', 'a', 'b')}) == 3
-  assert VOCAB.without_text.blocks['sid2'] == VOCAB.blocks['sid2'] and VOCAB.without_text == Vocabulary(3, 4)
+  assert VOCAB.without_text.blocks['sid2'] == VOCAB.blocks[
+    'sid2'
+  ] and VOCAB.without_text == Vocabulary(3, 4)

@@ -19,7 +19,7 @@ SETTINGS = ('calibration.steps=30', 'evaluation.batch=32')
 
 @pytest.fixture(scope='module')
 def table():
-  return catalogue.log_and_cases()[2].evenly(37)  # no multiple of the devices
+  return catalogue.log_and_examples()[2].evenly(37)  # no multiple of the devices
 
 
 @pytest.mark.parametrize('reasoning', [True, False])
@@ -34,22 +34,35 @@ def test_only_the_mixing_weights_move_and_the_nll_falls(table, reasoning):
   for name in BIASES:
     np.testing.assert_array_equal(fitted[name][:-1], before[name][:-1])
   moved = {name for name in fitted if not np.array_equal(fitted[name], before[name])}
-  assert moved == ({*fitted} if reasoning else {'gate', 'pointer_age', 'pointer_event'})  # without a reasoner there is no intent
+  assert moved == (
+    {*fitted} if reasoning else {'gate', 'pointer_age', 'pointer_event'}
+  )  # without a reasoner there is no intent
 
   # What it minimises is what recommending then scores: the same NLL from outside, over the same noise.
   after = {**params, 'backbone': before | fitted}
 
-  def scored(p, trie, number, cases):
+  def scored(p, trie, number, examples):
     backbone = rolegen.bind('backbone', p['backbone'])
-    memory = backbone.encode(cases.history, trie.item_codes)
+    memory = backbone.encode(examples.history, trie.item_codes)
     if reasoning:
       key = jax.random.fold_in(jax.random.key(rolegen.config.evaluation.seed), number)
-      rollout = rolegen.reason(p['reasoner'], cases, trie, key)
-      memory = rolegen.add_reasoning(backbone, memory, rollout, np.ones(cases.timestamp.shape, bool), trie)
-    return (backbone.log_prob(rolegen.ask(backbone, memory, cases.timestamp), memory, cases.target[:, None], trie.item_codes)[0][:, 0],)
+      rollout = rolegen.rollout(p['reasoner'], examples, trie, key)
+      memory = rolegen.add_reasoning(
+        backbone, memory, rollout, np.ones(examples.timestamp.shape, bool), trie
+      )
+    return (
+      backbone.log_prob(
+        rolegen.query(backbone, memory, examples.timestamp),
+        memory,
+        examples.target[:, None],
+        trie.item_codes,
+      )[0][:, 0],
+    )
 
   for p, expected in ((params, nll[0]), (after, nll[-1])):
-    (log_prob,) = predict.over(rolegen, scored, (p, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, 'scored')
+    (log_prob,) = predict.over(
+      rolegen, scored, (p, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, 'scored'
+    )
     assert -log_prob.mean() == pytest.approx(expected, abs=1e-4)
 
 
@@ -59,5 +72,12 @@ def test_the_same_cases_give_the_same_weights(table):
   params = {'backbone': tiny.params('backbone')}
   found = [calibrate(rolegen, params, table, trie, mesh, reasoning=False) for _ in range(2)]
   jax.tree.map(np.testing.assert_array_equal, *found)
-  other, _ = calibrate(rolegen, params, dataclasses.replace(table, target=(table.target + 1) % 60), trie, mesh, reasoning=False)
+  other, _ = calibrate(
+    rolegen,
+    params,
+    dataclasses.replace(table, target=(table.target + 1) % 60),
+    trie,
+    mesh,
+    reasoning=False,
+  )
   assert (other['pointer_age'] != found[0][0]['pointer_age']).any()

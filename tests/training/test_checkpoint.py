@@ -7,17 +7,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from rolegen_jax.training.checkpoint import ArtefactMismatch, Checkpoints
+from rolegen_jax.training.checkpoint import ArtifactMismatch, Checkpoints
 from rolegen_jax.training.state import State
 
 
 def state(step: int, mesh) -> State:
   sharded, whole = NamedSharding(mesh, P('x')), NamedSharding(mesh, P())
-  draw = lambda seed, *shape: jax.device_put(jax.random.normal(jax.random.key(seed + step), shape), sharded)
-  params = dict(wide=draw(1, 256, 32), half=draw(2, 64, 8).astype(jnp.bfloat16), zeros=jax.device_put(jnp.zeros((64, 8)), sharded))
-  return State(jax.device_put(jnp.int32(step), whole), jax.device_put(jnp.zeros(2, jnp.uint32), whole), params, dict(count=jax.device_put(jnp.int32(step), whole)))
+  draw = lambda seed, *shape: jax.device_put(
+    jax.random.normal(jax.random.key(seed + step), shape), sharded
+  )
+  params = dict(
+    wide=draw(1, 256, 32),
+    half=draw(2, 64, 8).astype(jnp.bfloat16),
+    zeros=jax.device_put(jnp.zeros((64, 8)), sharded),
+  )
+  return State(
+    jax.device_put(jnp.int32(step), whole),
+    jax.device_put(jnp.zeros(2, jnp.uint32), whole),
+    params,
+    dict(count=jax.device_put(jnp.int32(step), whole)),
+  )
 
 
 def like(saved: State) -> State:
@@ -25,7 +37,9 @@ def like(saved: State) -> State:
 
 
 def mesh(devices: int):
-  return jax.make_mesh((devices,), ('x',), devices=jax.devices()[:devices], axis_types=(jax.sharding.AxisType.Auto,))
+  return jax.make_mesh(
+    (devices,), ('x',), devices=jax.devices()[:devices], axis_types=(jax.sharding.AxisType.Auto,)
+  )
 
 
 @pytest.fixture(scope='module')
@@ -52,29 +66,39 @@ def rewrite(path, change):
 
 def arrays(checkpoint):
   """The file that holds the greatest array."""
-  return max((path for path in checkpoint.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  return max(
+    (path for path in checkpoint.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size
+  )
 
 
 def flip_a_bit(data: bytes) -> bytes:
   middle = len(data) // 2
-  return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1:]
+  return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 DAMAGE = {
-    'a bit of an array': lambda at: rewrite(arrays(at), flip_a_bit),
-    'arrays cut': lambda at: rewrite(arrays(at), lambda data: data[:len(data) // 2]),
-    'arrays gone': lambda at: arrays(at).unlink(),
-    'index of arrays': lambda at: rewrite(at / 'state' / 'manifest.ocdbt', lambda data: data[:20] + b'?' + data[21:]),
-    'state gone': lambda at: shutil.rmtree(at / 'state'),
-    'data position': lambda at: rewrite(at / 'meta' / 'metadata', lambda data: data.replace(b'20', b'21', 1)),
-    'meta cut': lambda at: rewrite(at / 'meta' / 'metadata', lambda data: data[:40]),
-    'meta gone': lambda at: shutil.rmtree(at / 'meta'),
-    'all gone': lambda at: [shutil.rmtree(path) if path.is_dir() else path.unlink() for path in at.iterdir()],
+  'a bit of an array': lambda at: rewrite(arrays(at), flip_a_bit),
+  'arrays cut': lambda at: rewrite(arrays(at), lambda data: data[: len(data) // 2]),
+  'arrays gone': lambda at: arrays(at).unlink(),
+  'index of arrays': lambda at: rewrite(
+    at / 'state' / 'manifest.ocdbt', lambda data: data[:20] + b'?' + data[21:]
+  ),
+  'state gone': lambda at: shutil.rmtree(at / 'state'),
+  'data position': lambda at: rewrite(
+    at / 'meta' / 'metadata', lambda data: data.replace(b'20', b'21', 1)
+  ),
+  'meta cut': lambda at: rewrite(at / 'meta' / 'metadata', lambda data: data[:40]),
+  'meta gone': lambda at: shutil.rmtree(at / 'meta'),
+  'all gone': lambda at: [
+    shutil.rmtree(path) if path.is_dir() else path.unlink() for path in at.iterdir()
+  ],
 }
 
 
 @pytest.mark.parametrize('kind', DAMAGE)
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(kind, saved, tmp_path, capfd):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
+  kind, saved, tmp_path, capfd
+):
   folder = tmp_path / 'checkpoints'
   shutil.copytree(saved, folder)
   DAMAGE[kind](folder / '20')
@@ -84,7 +108,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(kind, sav
   said = capfd.readouterr().err
   assert 'checkpoint 20 is damaged: ' in said
   # Reading it gave no error: the storage library returned another number.
-  assert ('the values of 1 of 6 arrays are not those that were saved' in said) == (kind == 'a bit of an array')
+  assert ('the values of 1 of 6 arrays are not those that were saved' in said) == (
+    kind == 'a bit of an array'
+  )
   assert (tmp_path / 'checkpoints_damaged' / '20.0').is_dir() and not (folder / '20').exists()
   again = Checkpoints(folder, {'settings': 'a'})  # the number is free again
   again.save(state(20, mesh(8)), {'next': 20})
@@ -110,8 +136,12 @@ def test_the_fingerprint_is_the_same_on_every_mesh(devices, saved):
 
 def test_another_model_is_refused_and_nothing_is_set_aside(saved):
   wide = like(state(0, mesh(8)))
-  wide.params['wide'] = jax.ShapeDtypeStruct((256, 64), jnp.float32, sharding=wide.params['wide'].sharding)
-  with pytest.raises(ArtefactMismatch, match='its layout is .*, this run has .*; use another --workdir'):
+  wide.params['wide'] = jax.ShapeDtypeStruct(
+    (256, 64), jnp.float32, sharding=wide.params['wide'].sharding
+  )
+  with pytest.raises(
+    ArtifactMismatch, match='its layout is .*, this run has .*; use another --workdir'
+  ):
     restore(saved, abstract=wide)
   assert (saved / '20').is_dir()
 

@@ -1,4 +1,4 @@
-"""THE step on eight CPU devices (data 2 x fsdp 2 x tensor 2) against one device, and over many steps."""
+"""the joint train step on eight CPU devices (data 2 x fsdp 2 x tensor 2) against one device, and over many steps."""
 
 import functools
 from typing import NamedTuple
@@ -10,25 +10,30 @@ import optax
 import pytest
 
 from rolegen_jax import sharding
-from rolegen_jax.compile import jit
 from rolegen_jax.config import MeshConfig, OptimizerConfig
 from rolegen_jax.reasoning import rolegen as rolegen_lib
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.training import state as state_lib
-from rolegen_jax.training import step as lib
+from rolegen_jax.training import steps as lib
 from tests import tiny
-from tests.aot import hlo
+from tests.perf.aot import hlo
 
 RATE = 0.3
 NAMES = ('backbone', 'reasoner')
-TXS = {name: optax.sgd(RATE, momentum=0.5) for name in NAMES}  # the first update is -RATE * gradient
-PLAIN = ('backbone.dropout=0.0', 'loop.noise=common')  # without an intervention, worlds are then the factual one
+TXS = {
+  name: optax.sgd(RATE, momentum=0.5) for name in NAMES
+}  # the first update is -RATE * gradient
+PLAIN = (
+  'backbone.dropout=0.0',
+  'loop.noise=common',
+)  # without an intervention, worlds are then the factual one
 
 
 class Setup(NamedTuple):
   rolegen: RoleGen
   mesh: jax.sharding.Mesh
-  makers: dict
+  model_fns: dict
   step: object  # jitted
   state: state_lib.State  # donated by the first call
 
@@ -44,18 +49,24 @@ def on(mesh, tree, *axes):
 
 def set_up(devices: int, *assignments: str) -> Setup:
   rolegen, mesh = tiny.rolegen(*PLAIN, *assignments), make_mesh(devices)
-  makers = rolegen.makers | {'reference': rolegen.makers['reasoner']}
+  model_fns = rolegen.model_fns | {'reference': rolegen.model_fns['reasoner']}
   given = {name: tiny.params(name) for name in NAMES} | {'reference': tiny.params('reasoner')}
   with jax.set_mesh(mesh):
-    state = state_lib.create(makers, TXS, mesh, jax.random.key(0), given)
-    shardings = state_lib.shardings(makers, TXS, mesh)
-    step = jit(functools.partial(lib.loop_step, rolegen, TXS), donate_argnums=0, out_shardings=(shardings, None))
-  return Setup(rolegen, mesh, makers, step, state)
+    state = state_lib.create(model_fns, TXS, mesh, jax.random.key(0), given)
+    shardings = state_lib.shardings(model_fns, TXS, mesh)
+    step = jit(
+      functools.partial(lib.joint_train_step, rolegen, TXS),
+      donate_argnums=0,
+      out_shardings=(shardings, None),
+    )
+  return Setup(rolegen, mesh, model_fns, step, state)
 
 
 def call(setup: Setup, state, switches=lib.Switches()):
   with jax.set_mesh(setup.mesh):
-    return setup.step(state, on(setup.mesh, tiny.cases(), 'batch'), on(setup.mesh, tiny.trie()), switches)
+    return setup.step(
+      state, on(setup.mesh, tiny.examples(), 'batch'), on(setup.mesh, tiny.trie()), switches
+    )
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +87,10 @@ def one():
 
 def imitation(metrics) -> float:
   """The anchor loss, from its parts."""
-  return sum(float(metrics[name]) for name in ('frcot_nll', 'intent_nll', 'intent_nll_by_role', 'calls_nll'))
+  return sum(
+    float(metrics[name])
+    for name in ('frcot_nll', 'intent_nll', 'intent_nll_by_role', 'retrieved_nll')
+  )
 
 
 def test_eight_devices_compute_what_one_does(one, eight):
@@ -85,22 +99,37 @@ def test_eight_devices_compute_what_one_does(one, eight):
   for name, value in one[1].items():
     np.testing.assert_allclose(eight[1][name], value, rtol=1e-4, atol=2e-5, err_msg=name)
   for name in NAMES:
-    gradient = lambda params: jax.tree.map(lambda new, old: (old - new) / RATE, params[name], tiny.params(name))
+    gradient = lambda params: jax.tree.map(
+      lambda new, old: (old - new) / RATE, params[name], tiny.params(name)
+    )
     alone, spread = gradient(one[2]), gradient(eight[2])
     largest = max(np.abs(g).max() for g in jax.tree.leaves(alone))
     assert largest > 1e-2
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-4 * max(largest, 1.0)), alone, spread)
-  reference = jax.tree.map(lambda old, new: 0.99 * old + 0.01 * new, tiny.params('reasoner'), eight[2]['reasoner'])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), reference, eight[2]['reference'])
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(b, a, atol=1e-4 * max(largest, 1.0)), alone, spread
+    )
+  reference = jax.tree.map(
+    lambda old, new: 0.99 * old + 0.01 * new, tiny.params('reasoner'), eight[2]['reasoner']
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), reference, eight[2]['reference']
+  )
 
 
 def rollout(devices: int, *assignments: str):
   """(the rollout, its compiled program as text)."""
   mesh = make_mesh(devices)
   with jax.set_mesh(mesh):
-    params = jax.device_put(tiny.params('reasoner'), state_lib.shardings(tiny.rolegen().makers, {}, mesh).params['reasoner'])
-    arguments = params, on(mesh, tiny.cases(), 'batch'), on(mesh, tiny.trie())
-    compiled = jit(lambda p, c, t: tiny.rolegen(*assignments).reason(p, c, t, jax.random.key(3))).lower(*arguments).compile()
+    params = jax.device_put(
+      tiny.params('reasoner'),
+      state_lib.shardings(tiny.rolegen().model_fns, {}, mesh).params['reasoner'],
+    )
+    arguments = params, on(mesh, tiny.examples(), 'batch'), on(mesh, tiny.trie())
+    compiled = (
+      jit(lambda p, c, t: tiny.rolegen(*assignments).reason(p, c, t, jax.random.key(3)))
+      .lower(*arguments)
+      .compile()
+    )
     return jax.device_get(compiled(*arguments)), compiled.as_text()
 
 
@@ -108,22 +137,30 @@ on_eight = functools.cache(lambda: rollout(8))
 
 
 def in_rollout(text: str) -> list[str]:
-  return [kind for loop in hlo.loops(text) if '/rollout/' in loop.scope for kind in loop.collectives]
+  return [
+    kind for loop in hlo.loops(text) if '/rollout/' in loop.scope for kind in loop.collectives
+  ]
 
 
 def test_rollouts_are_the_same_on_eight_devices():
   one = rollout(1)[0]
   spread, text = rollout(8, 'mesh.rollout=tensor')
-  atol = 5e-6 / tiny.config().reasoner.temperature  # of a token: the rounding of logits, divided by the temperature
+  atol = (
+    5e-6 / tiny.config().reasoner.temperature
+  )  # of a token: the rounding of logits, divided by the temperature
   for found in (on_eight()[0], spread):
     np.testing.assert_allclose(found.log_prob, one.log_prob, atol=atol)
-    np.testing.assert_allclose(found.candidate_log_prob, one.candidate_log_prob, atol=tiny.LEVELS * atol)  # sums over its codes
-    for name in ('tokens', 'free', 'roles', 'candidates', 'interventions'):
+    np.testing.assert_allclose(
+      found.candidate_log_prob, one.candidate_log_prob, atol=tiny.LEVELS * atol
+    )  # sums over its codes
+    for name in ('tokens', 'sampled_mask', 'roles', 'candidates', 'interventions'):
       jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(one, name))
   assert set(in_rollout(text)) == {'all-reduce'}  # of activations: no weight travels in the loop
 
 
-def test_the_decoding_loop_has_no_collectives_because_parameters_are_gathered_before_it(monkeypatch):
+def test_the_decoding_loop_has_no_collectives_because_parameters_are_gathered_before_it(
+  monkeypatch,
+):
   assert not in_rollout(on_eight()[1])
   monkeypatch.setattr(rolegen_lib, 'rollout_layout', lambda params, *_: params)
   assert 'all-gather' in in_rollout(rollout(8)[1])
@@ -144,8 +181,10 @@ def test_one_program_for_twenty_steps_and_all_switches(eight):
     state, metrics = call(setup, state, lib.Switches(intervene, reflect))
     loss[reflect] = float(metrics['reasoner_loss'])
     assert (float(metrics['world_distance']) == 0.0) == (not intervene)
-    anchor = setup.rolegen.config.loop.anchor * imitation(metrics)
-    assert loss[reflect] == pytest.approx(anchor + reflect * float(metrics['reflection_loss']), rel=1e-5)
+    anchor = setup.rolegen.config.loop.imitation * imitation(metrics)
+    assert loss[reflect] == pytest.approx(
+      anchor + reflect * float(metrics['reflection_loss']), rel=1e-5
+    )
   assert setup.step._cache_size() == 1
   box.append(state)
 
@@ -157,7 +196,10 @@ def test_between_reflections_the_reasoner_rests(one):
   for name in ('reasoner', 'reference'):
     jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
   assert float(metrics['reasoner_grad_norm']) == 0.0 < float(first['reasoner_grad_norm'])
-  assert float(metrics['backbone_grad_norm']) > 0 and np.abs(after['backbone']['tokens'] - before['backbone']['tokens']).max() > 0
+  assert (
+    float(metrics['backbone_grad_norm']) > 0
+    and np.abs(after['backbone']['tokens'] - before['backbone']['tokens']).max() > 0
+  )
   state, metrics = call(setup, state)
   assert float(metrics['reasoner_grad_norm']) > 0 and setup.step._cache_size() == 1
   box.append(state)
@@ -165,7 +207,9 @@ def test_between_reflections_the_reasoner_rests(one):
 
 def test_the_equations_have_a_pace_of_their_own():
   """Adam's first step is as long as the learning rate, whatever the gradient."""
-  tx = state_lib.optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0, weight_decay=0.0, equation_pace=7.0), 100)
+  tx = state_lib.optimizer(
+    OptimizerConfig(learning_rate=1e-2, warmup=0, weight_decay=0.0, equation_lr_multiplier=7.0), 100
+  )
   params = {'intent': {'focus': np.ones(1, np.float32)}, 'scale': np.ones(3, np.float32)}
   updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
   np.testing.assert_allclose(updates['scale'], -1e-2, rtol=1e-3)
@@ -174,55 +218,86 @@ def test_the_equations_have_a_pace_of_their_own():
 
 def test_optimizer_moments_lie_where_their_parameters_lie():
   rolegen, mesh = tiny.rolegen(), make_mesh(8)
-  txs = {'reasoner': state_lib.optimizer(OptimizerConfig(), 100)}
-  makers = {'reasoner': rolegen.makers['reasoner']}
-  state = state_lib.create(makers, txs, mesh, jax.random.key(0), {'reasoner': tiny.params('reasoner')})
-  adam = next(s for s in jax.tree.leaves(state.opt, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu'))
+  optimizers = {'reasoner': state_lib.optimizer(OptimizerConfig(), 100)}
+  model_fns = {'reasoner': rolegen.model_fns['reasoner']}
+  state = state_lib.create(
+    model_fns, optimizers, mesh, jax.random.key(0), {'reasoner': tiny.params('reasoner')}
+  )
+  adam = next(
+    s for s in jax.tree.leaves(state.opt, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu')
+  )
   where = lambda tree: jax.tree.map(lambda x: x.sharding.spec, tree)
   assert where(adam.mu) == where(adam.nu) == where(state.params['reasoner'])
   assert not state.params['reasoner']['tokens'].sharding.is_fully_replicated
-  same = jax.tree.map(lambda a, x: (a.shape, a.dtype, a.sharding) == (x.shape, x.dtype, x.sharding), state_lib.abstract(makers, txs, mesh), state)
+  same = jax.tree.map(
+    lambda a, x: (a.shape, a.dtype, a.sharding) == (x.shape, x.dtype, x.sharding),
+    state_lib.abstract(model_fns, optimizers, mesh),
+    state,
+  )
   assert all(jax.tree.leaves(same))
 
 
-LOSSES = {'warmup': ('backbone', lib.warmup_loss), 'align': ('reasoner', lib.align_loss), 'reason': ('reasoner', lib.reason_loss)}
+LOSSES = {
+  'warmup': ('backbone', lib.warmup_loss),
+  'align': ('reasoner', lib.align_loss),
+  'reason': ('reasoner', lib.reason_loss),
+}
 
 
 @pytest.mark.parametrize('stage', LOSSES)
 def test_a_stage_learns_its_batch(stage):
   model, loss_fn = LOSSES[stage]
   rolegen, mesh = tiny.rolegen(), make_mesh(1)
-  makers, txs = {model: rolegen.makers[model]}, {model: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2), 40)}
-  batch = tiny.cases().history if stage == 'warmup' else tiny.cases()
+  model_fns, optimizers = (
+    {model: rolegen.model_fns[model]},
+    {model: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2), 40)},
+  )
+  batch = tiny.examples().history if stage == 'warmup' else tiny.examples()
   with jax.set_mesh(mesh):
-    state = state_lib.create(makers, txs, mesh, jax.random.key(0), {model: tiny.params(model)})
-    shardings = state_lib.shardings(makers, txs, mesh)
-    step = jit(functools.partial(lib.supervised_step, rolegen, model, loss_fn, txs[model]), donate_argnums=0, out_shardings=(shardings, None))
+    state = state_lib.create(
+      model_fns, optimizers, mesh, jax.random.key(0), {model: tiny.params(model)}
+    )
+    shardings = state_lib.shardings(model_fns, optimizers, mesh)
+    step = jit(
+      functools.partial(lib.supervised_step, rolegen, model, loss_fn, optimizers[model]),
+      donate_argnums=0,
+      out_shardings=(shardings, None),
+    )
     losses = []
     for _ in range(30):
       state, metrics = step(state, on(mesh, batch, 'batch'), on(mesh, tiny.trie()))
       losses.append(float(metrics['loss']))
-  assert np.isfinite(losses).all() and np.mean(losses[-3:]) < 0.75 * losses[0] and step._cache_size() == 1
+  assert (
+    np.isfinite(losses).all()
+    and np.mean(losses[-3:]) < 0.75 * losses[0]
+    and step._cache_size() == 1
+  )
 
 
 def test_a_demonstration_counts_the_same_in_the_loop_and_in_its_own_stage(one):
   """Both fit the hindsight chains at temperature 1, from the same parameters."""
-  loss = jit(functools.partial(lib.reason_loss, tiny.rolegen()))(tiny.params('reasoner'), tiny.cases(), tiny.trie(), None)[0]
+  loss = jit(functools.partial(lib.reason_loss, tiny.rolegen()))(
+    tiny.params('reasoner'), tiny.examples(), tiny.trie(), None
+  )[0]
   assert imitation(one[1]) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_path_items_outside_the_catalogue_teach_nothing():
   """Half the items are left out of the tree: their codes have no probability, which must not become the loss."""
   loss_of = jit(functools.partial(lib.reason_loss, tiny.rolegen()))
-  loss, _ = loss_of(tiny.params('reasoner'), tiny.cases(), tiny.trie(allowed=np.arange(tiny.ITEMS) < 30), None)
+  loss, _ = loss_of(
+    tiny.params('reasoner'), tiny.examples(), tiny.trie(allowed=np.arange(tiny.ITEMS) < 30), None
+  )
   assert 0 < float(loss) < 20
 
 
 def test_ties_at_the_first_timestamp_are_not_targets():
   """What happened first has nothing before it: rows of one day have no loss."""
-  history = tiny.cases().history
+  history = tiny.examples().history
   flat = history._replace(timestamp=np.where(history.segment > 0, tiny.NOW, 0).astype(np.int32))
-  loss, metrics = jit(functools.partial(lib.warmup_loss, tiny.rolegen()))(tiny.params('backbone'), flat, tiny.trie(), jax.random.key(0))
+  loss, metrics = jit(functools.partial(lib.warmup_loss, tiny.rolegen()))(
+    tiny.params('backbone'), flat, tiny.trie(), jax.random.key(0)
+  )
   assert float(loss) == 0.0 == float(metrics['purchase_nll'])
 
 
@@ -231,8 +306,10 @@ def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
   rolegen = tiny.rolegen(*PLAIN)
 
   def execution(reasoner):
-    rollout = rolegen.reason(reasoner, tiny.cases(), tiny.trie(), jax.random.key(0))
-    loss, (gain, _) = lib.execution_loss(rolegen, tiny.params('backbone'), tiny.cases(), rollout, tiny.trie(), jax.random.key(1))
+    rollout = rolegen.rollout(reasoner, tiny.examples(), tiny.trie(), jax.random.key(0))
+    loss, (gain, _) = lib.execution_loss(
+      rolegen, tiny.params('backbone'), tiny.examples(), rollout, tiny.trie(), jax.random.key(1)
+    )
     return loss + gain.sum()
 
   gradient = jit(jax.grad(execution))(tiny.params('reasoner'))
@@ -245,5 +322,12 @@ def test_seeds_share_a_program():
   for assignment in ('seed=0', 'seed=5'):
     setup = set_up(1, assignment)
     with jax.set_mesh(setup.mesh):
-      texts.add(setup.step.lower(setup.state, on(setup.mesh, tiny.cases(), 'batch'), on(setup.mesh, tiny.trie()), lib.Switches()).as_text())
+      texts.add(
+        setup.step.lower(
+          setup.state,
+          on(setup.mesh, tiny.examples(), 'batch'),
+          on(setup.mesh, tiny.trie()),
+          lib.Switches(),
+        ).as_text()
+      )
   assert len(texts) == 1

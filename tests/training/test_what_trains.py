@@ -1,4 +1,4 @@
-"""Training only a part of the reasoner, on eight devices: what the state holds, that gradients are those of the whole, and THE step."""
+"""Training only a part of the reasoner, on eight devices: what the state holds, that gradients are those of the whole, and the joint train step."""
 
 import functools
 
@@ -8,10 +8,12 @@ import optax
 import pytest
 
 from rolegen_jax import sharding
-from rolegen_jax.compile import jit
 from rolegen_jax.config import MeshConfig, OptimizerConfig
 from rolegen_jax.models import functional
-from rolegen_jax.training import checkpoint, state as state_lib, step as lib
+from rolegen_jax.runtime.compile import jit
+from rolegen_jax.training import checkpoint
+from rolegen_jax.training import state as state_lib
+from rolegen_jax.training import steps as lib
 from tests import tiny
 
 MESH = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -28,7 +30,10 @@ def parts(train: str):
   if train == 'all':
     return r, tiny.params('reasoner'), {}
   fresh = jax.device_get(functional.init(r.trained['reasoner'], jax.random.key(1), MESH)[1])
-  frozen = jax.device_put(functional.part(r.frozen['reasoner'], tiny.params('reasoner')), functional.shardings(r.frozen['reasoner'], MESH))
+  frozen = jax.device_put(
+    functional.part(r.frozen['reasoner'], tiny.params('reasoner')),
+    functional.shardings(r.frozen['reasoner'], MESH),
+  )
   return r, fresh | {'intent': tiny.params('reasoner')['intent']}, {'reasoner': frozen}
 
 
@@ -37,12 +42,18 @@ def after_one_step(train: str) -> dict:
   """The gradient of the reason stage by what trains: a step of plain descent."""
   r, trained, frozen = parts(train)
   tx = optax.sgd(RATE)
-  makers = {'reasoner': r.trained['reasoner']}
+  model_fns = {'reasoner': r.trained['reasoner']}
   with jax.set_mesh(MESH):
-    state = state_lib.create(makers, {'reasoner': tx}, MESH, jax.random.key(0), {'reasoner': trained})
+    state = state_lib.create(
+      model_fns, {'reasoner': tx}, MESH, jax.random.key(0), {'reasoner': trained}
+    )
     step = jit(functools.partial(lib.supervised_step, r, 'reasoner', lib.reason_loss, tx))
-    new, metrics = step(state, on(tiny.cases(), 'batch'), on(tiny.trie()), *[frozen] * bool(frozen))
-  gradient = jax.tree.map(lambda a, b: (a - b) / RATE, trained, jax.device_get(new.params['reasoner']))
+    new, metrics = step(
+      state, on(tiny.examples(), 'batch'), on(tiny.trie()), *[frozen] * bool(frozen)
+    )
+  gradient = jax.tree.map(
+    lambda a, b: (a - b) / RATE, trained, jax.device_get(new.params['reasoner'])
+  )
   return gradient | {'loss': float(metrics['loss'])}
 
 
@@ -52,37 +63,61 @@ def test_gradients_are_those_of_the_whole(train):
   whole, found = after_one_step('all'), after_one_step(train)
   assert found['loss'] == pytest.approx(whole['loss'], rel=1e-6)
   close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(np.abs(b).max(), 1e-3))
-  close(found['tokens_delta'], whole['tokens'][:len(found['tokens_delta'])])
+  close(found['tokens_delta'], whole['tokens'][: len(found['tokens_delta'])])
   jax.tree.map(close, found['intent'], whole['intent'])
   if train == 'lora':
     r, trained, _ = parts('lora')
     of = lambda tree: tree['transformer']['blocks']['mlp']
-    a, scale = of(trained)['up_lora']['a'], r.config.reasoner.lora.alpha / r.config.reasoner.lora.rank
+    a, scale = (
+      of(trained)['up_lora']['a'],
+      r.config.reasoner.lora.alpha / r.config.reasoner.lora.rank,
+    )
     close(of(found)['up_lora']['b'], scale * np.einsum('lir,lio->lro', a, of(whole)['up']))
     assert not of(found)['up_lora']['a'].any()  # B is still zero
 
 
 def test_the_step_trains_adapters_and_holds_nothing_else():
   r, trained, frozen = parts('lora')
-  makers, _ = lib.loop_parts(r)
-  txs = {name: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2, warmup=1), 40) for name in ('backbone', 'reasoner')}
+  model_fns, _ = lib.loop_parts(r)
+  optimizers = {
+    name: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=1), 40)
+    for name in ('backbone', 'reasoner')
+  }
   given = {'backbone': tiny.params('backbone'), 'reasoner': trained, 'reference': trained}
   with jax.set_mesh(MESH):
-    state = state_lib.create(makers, txs, MESH, jax.random.key(0), given)
-    layout = state_lib.shardings(makers, txs, MESH)
-    step = jit(functools.partial(lib.loop_step, r, txs), donate_argnums=0, out_shardings=(layout, None))
+    state = state_lib.create(model_fns, optimizers, MESH, jax.random.key(0), given)
+    layout = state_lib.shardings(model_fns, optimizers, MESH)
+    step = jit(
+      functools.partial(lib.joint_train_step, r, optimizers),
+      donate_argnums=0,
+      out_shardings=(layout, None),
+    )
     for _ in range(3):
-      state, metrics = step(state, on(tiny.cases(), 'batch'), on(tiny.trie()), lib.Switches(), frozen)
+      state, metrics = step(
+        state, on(tiny.examples(), 'batch'), on(tiny.trie()), lib.Switches(), frozen
+      )
   assert step._cache_size() == 1 and all(np.isfinite(jax.tree.leaves(jax.device_get(metrics))))
   shapes = lambda tree: sorted(x.shape for x in jax.tree.leaves(tree))
   held = state.params['reasoner']
-  adam = next(s for s in jax.tree.leaves(state.opt['reasoner'], is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu'))
+  adam = next(
+    s
+    for s in jax.tree.leaves(state.opt['reasoner'], is_leaf=lambda s: hasattr(s, 'mu'))
+    if hasattr(s, 'mu')
+  )
   assert shapes(adam.mu) == shapes(held) == shapes(state.params['reference']) == shapes(trained)
-  assert sum(x.size for x in jax.tree.leaves(held)) < sum(x.size for x in jax.tree.leaves(tiny.params('reasoner')))
+  assert sum(x.size for x in jax.tree.leaves(held)) < sum(
+    x.size for x in jax.tree.leaves(tiny.params('reasoner'))
+  )
   moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), held, trained)
   assert all(jax.tree.leaves(moved))  # every adapter, rows and intent
   # A frozen base is what the checkpoint's hash names: the same on another layout, another with one number changed.
   host = jax.device_get(frozen)
-  assert checkpoint.fingerprint(frozen) == checkpoint.fingerprint(jax.tree.map(jax.numpy.asarray, host))
-  host['reasoner']['tokens'] = np.nextafter(host['reasoner']['tokens'], 9.0, where=np.arange(32) == 3, out=host['reasoner']['tokens'].copy())
-  assert checkpoint.fingerprint(frozen) != checkpoint.fingerprint(jax.tree.map(jax.numpy.asarray, host))
+  assert checkpoint.fingerprint(frozen) == checkpoint.fingerprint(
+    jax.tree.map(jax.numpy.asarray, host)
+  )
+  host['reasoner']['tokens'] = np.nextafter(
+    host['reasoner']['tokens'], 9.0, where=np.arange(32) == 3, out=host['reasoner']['tokens'].copy()
+  )
+  assert checkpoint.fingerprint(frozen) != checkpoint.fingerprint(
+    jax.tree.map(jax.numpy.asarray, host)
+  )

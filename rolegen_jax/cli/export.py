@@ -1,0 +1,47 @@
+"""The trained reasoner of a run in the Hugging Face format of the folder that it came from.
+
+python -m rolegen_jax export --workdir=runs/mine --output=reasoner                      # whole: adapters merged, our tokens appended
+python -m rolegen_jax export --workdir=runs/mine --output=adapters --what=adapters      # what was added to a frozen base, as PEFT names it
+"""
+
+from absl import flags
+
+from rolegen_jax.config import ConfigError
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Folder of a run of rolegen train with reasoner.pretrained; that folder is read again.',
+  required=True,
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
+_WHAT = flags.DEFINE_enum(
+  'what',
+  'model',
+  ['model', 'adapters'],
+  'The whole model, or what training added to a frozen base.',
+)
+
+
+def main() -> None:
+  from rolegen_jax.pipeline.run import Run, saved_config
+
+  config = saved_config(_WORKDIR.value)
+  reasoner = config.reasoner
+  if not reasoner.pretrained:
+    raise ConfigError(
+      f'--workdir={_WORKDIR.value}: its reasoner is from scratch; must be a run with reasoner.pretrained=FOLDER'
+    )
+  if _WHAT.value == 'adapters' and reasoner.train == 'all':
+    raise ConfigError(
+      f'--workdir={_WORKDIR.value}: all of its reasoner was trained; --what=adapters must have a run with reasoner.train=lora or frozen'
+    )
+  run = Run(config, _WORKDIR.value, may_run=False)
+  params = run.trained['reasoner']
+  from rolegen_jax.pretrained.export import export, export_adapters
+
+  if _WHAT.value == 'model':
+    export(params, run.rolegen.vocab, reasoner.pretrained, _OUTPUT.value, reasoner.lora)
+  else:
+    export_adapters(params, reasoner.lora, reasoner.pretrained, _OUTPUT.value)
+  print(f'{_WHAT.value} -> {_OUTPUT.value}')

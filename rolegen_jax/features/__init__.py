@@ -1,0 +1,1 @@
+"""What is counted on training events: interest shift, excitation and item transitions."""

@@ -1,0 +1,1 @@
+"""Performance without and on hardware: ahead-of-time compilation, analytic FLOPs, throughput."""

@@ -1,0 +1,184 @@
+import dataclasses
+
+import numpy as np
+
+from rolegen_jax.config import Config
+from rolegen_jax.data.adapters import ADAPTERS, log_path
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.occasions import TEST, VALID, find_occasions
+from rolegen_jax.evaluation import baselines
+from rolegen_jax.evaluation.metrics import Pairs, hit, ndcg, ranks
+from rolegen_jax.features.item_transitions import excess, followed
+from tests.data.real_logs import RAW, need
+from tests.evaluation import tiny_log
+
+
+def tiny():
+  """Training (user 1): 2 bought twice, 3 once, 1 and 0 viewed. User 2 is tested on day 60 with a history of 0 old, 1 new."""
+  bought = [(1, 2, 'purchase', 1), (1, 2, 'purchase', 2), (1, 3, 'purchase', 3)]
+  bought += [(1, 1, 'view', 3), (1, 1, 'view', 2), (1, 0, 'view', 2)]
+  late = [(2, 0, 'view', d) for d in (30, 31, 32)]
+  late += [(2, 1, 'view', 59), (2, 1, 'purchase', 60), (2, 4, 'view', 60)]
+  return tiny_log.make(bought + late, 6, test_fraction=0.2, valid_fraction=0.05)
+
+
+def test_popularity_counts_training_only():
+  log, occasions = tiny()
+  rows = baselines.evaluation_rows(log, occasions, TEST)
+  assert occasions.user[rows].tolist() == [1]
+  ranking = baselines.popularity(log, occasions, rows, Config(), 4)
+  assert ranking.items.tolist() == [[2, 3, 1, 0]]
+  assert baselines.popularity(log, occasions, rows, Config(), 8).items.tolist() == [
+    [2, 3, 1, 0, 4, 5, -1, -1]
+  ]
+
+
+def test_recency_decays_and_fills_with_popular_items():
+  log, occasions = tiny()
+  rows = baselines.evaluation_rows(log, occasions, TEST)
+  popular = baselines.popular_items(log, occasions)
+  rank = lambda days: baselines._recency(
+    log, occasions, rows, popular, 4, days * 86_400.0, 'equal', True
+  ).tolist()
+  assert rank(1) == [[1, 0, 2, 3]], 'one fresh view beats three old ones'
+  assert rank(1e6) == [[0, 1, 2, 3]], (
+    'without decay three views beat one; item 4 is of the same day and unknown'
+  )
+
+
+def test_knn_neighbours_by_hand():
+  rows = [
+    (u, i, 'purchase', d)
+    for d, (u, i) in enumerate([(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 2), (4, 3)])
+  ]
+  rows += [
+    (5, 0, 'purchase', 0),
+    (5, 4, 'purchase', 1),
+    (5, 5, 'purchase', 2),
+  ]  # training knows user 5 by item 0 only
+  log, occasions = tiny_log.make(
+    rows + [(u, 5, 'purchase', 50 + d) for u in (1, 2, 3) for d in (0, 1)], 6, split='leave_one_out'
+  )
+  test = baselines.evaluation_rows(log, occasions, TEST)
+  test = test[occasions.user[test] == 4]
+  ranking = baselines.item_knn(log, occasions, test, Config(), 6)
+  # cosine(0, 1) = 2 / sqrt(4 * 2), cosine(0, 2) = 1 / sqrt(4 * 1); nobody of training has 4
+  neighbours = [i for i in ranking.items[0].tolist() if i in (1, 2)]
+  assert neighbours == [1, 2]
+  assert ranking.settings['own'] or not {0, 4} & set(ranking.items[0].tolist()), (
+    'barred items do not return as filler'
+  )
+
+
+def test_successors_of_newer_events_come_first():
+  rows = [
+    (u, i, 'view', 2 * u + d) for u in range(8) for d, i in enumerate((0, 1) if u % 2 else (2, 3))
+  ]  # 1 follows 0, 3 follows 2
+  rows += [(9, 0, 'view', 0), (9, 2, 'view', 30)] + [
+    (u, 5, 'purchase', 40 + d) for u in range(10) for d in range(2)
+  ]
+  log, occasions = tiny_log.make(rows, 6, split='leave_one_out')
+  follow = excess(
+    followed(log, np.where(np.arange(len(log.users)) < 8, log.offsets[:-1] + 2, log.offsets[:-1]))
+  )  # nothing else is training
+  test = baselines.evaluation_rows(log, occasions, TEST)
+  nine = test[log.users.gather(occasions.user[test]).to_numpy() == 9][:1]
+  rank = lambda days, own: baselines._item_transitions(
+    log, occasions, nine, baselines.popular_items(log, occasions), 6, follow, days * 86_400.0, own
+  )[0].tolist()
+  assert rank(1, True)[:2] == [3, 1], 'the view of 2 is newer'
+  assert not {0, 2} & set(rank(1, False))
+
+
+def test_choice_reads_validation_only():
+  """The same log with other test purchases: the settings stay."""
+  rng = np.random.default_rng(0)
+  rows = [
+    (u, int(rng.integers(8)), 'view', int(rng.integers(0, 90)))
+    for u in range(40)
+    for _ in range(25)
+  ]
+  chosen = []
+  for shift in (0, 3):
+    bought = [(u, (u + (shift if u >= 34 else 0)) % 8, 'purchase', 30 + u + 0.5) for u in range(40)]
+    log, occasions = tiny_log.make(rows + bought, 8)
+    test = baselines.evaluation_rows(log, occasions, TEST)
+    assert set(test) & set(baselines.tuning_rows(log, occasions)) == set() and len(
+      baselines.evaluation_rows(log, occasions, VALID)
+    )
+    chosen.append(
+      [
+        baselines.FLOORS[f](log, occasions, test, Config(), 5).settings
+        for f in ('recency', 'item_knn')
+      ]
+    )
+  assert chosen[0] == chosen[1]
+
+
+def test_top_breaks_ties_by_column():
+  scores = np.array([[1.0, 3.0, 1.0, 3.0, 1.0], [-np.inf, 0.0, -np.inf, 1.0, -np.inf]])
+  columns, listed = baselines._top(scores, 3)
+  assert columns.tolist()[0] == [1, 3, 0] and columns[1, :2].tolist() == [3, 1]
+  assert listed.tolist() == [[True] * 3, [True, True, False]]
+
+
+def real(name: str, **data):
+  config = Config(data=dataclasses.replace(RAW[name], **data))
+  need(config.data.path)
+  events, items, _ = ADAPTERS[name](log_path(config.data), config.data)
+  log = InteractionLog.build(events, items)
+  return config, log, find_occasions(log, config.data)
+
+
+def figures(items, pairs, part) -> list[float]:
+  place = ranks(items, pairs)[pairs.slice(part)]
+  return [100 * hit(place, k).mean() for k in (1, 5, 10, 50)]
+
+
+def test_alibaba_known_numbers():
+  """Against an independent measurement of the same rules, whose popularity counted all events before the test period.
+
+  Training ends before validation, which costs popularity a little.
+  """
+  config, log, occasions = real('alibaba2014')
+  rows = baselines.evaluation_rows(log, occasions, TEST)
+  pairs = Pairs.of(occasions, rows)
+  dormant = pairs.slice('dormant')
+  assert (len(np.unique(pairs.occasion[dormant])), dormant.sum()) == (428, 488)
+  popular = baselines.popular_items(log, occasions)
+  rule = lambda days: baselines._recency(
+    log, occasions, rows, popular, 50, days * 86_400.0, 'graded', True
+  )
+  np.testing.assert_allclose(
+    figures(rule(1), pairs, 'dormant'), [15.98, 26.84, 29.92, 36.89], atol=0.25
+  )
+  np.testing.assert_allclose(
+    figures(rule(7), pairs, 'dormant'), [14.34, 26.64, 30.94, 37.30], atol=1.0
+  )
+  popularity = baselines.popularity(log, occasions, rows, config, 50).items
+  np.testing.assert_allclose(
+    figures(popularity, pairs, 'dormant'), [1.23, 2.25, 3.89, 13.73], atol=3.0
+  )
+  assert (
+    figures(baselines.recency(log, occasions, rows, config, 50).items, pairs, 'dormant')[2] > 29
+  )
+
+
+def test_taobao_known_numbers():
+  config, log, occasions = real('taobao_userbehavior')
+  rows = baselines.evaluation_rows(log, occasions, TEST)
+  pairs = Pairs.of(occasions, rows)
+  assert pairs.slice('D1').sum() == 149
+  recency = baselines.recency(log, occasions, rows, config, 50).items
+  np.testing.assert_allclose(figures(recency, pairs, 'D1'), [17.45, 46.31, 53.69, 60.40], atol=3.0)
+
+
+def test_beauty_known_numbers():
+  config, log, occasions = real('ranked_sequences')
+  rows = baselines.evaluation_rows(log, occasions, TEST)[
+    ::3
+  ]  # a third of the users: 7455, standard error about 0.003
+  pairs = Pairs.of(occasions, rows)
+  place = ranks(baselines.item_knn(log, occasions, rows, config, 10).items, pairs)
+  got = [hit(place, 5).mean(), ndcg(place, 5).mean(), hit(place, 10).mean(), ndcg(place, 10).mean()]
+  np.testing.assert_allclose(got, [0.0463, 0.0334, 0.0650, 0.0394], atol=0.006)

@@ -1,0 +1,216 @@
+"""Analytic counts against XLA's own, on a small model with every loop unrolled (XLA counts a loop's body once)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rolegen_jax import overrides
+from rolegen_jax.config import Config, MeshConfig
+from rolegen_jax.models import functional
+from rolegen_jax.perf import flops
+from rolegen_jax.perf.aot import programs
+from rolegen_jax.reasoning.frcot import build_prompt
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.reasoning.rollout import Rollout, read
+from rolegen_jax.reasoning.worlds import Interventions, Tree
+from rolegen_jax.sharding import make_mesh
+from rolegen_jax.training import steps
+
+USERS = 2
+SIZES = ('layers=2', 'width=256', 'heads=4', 'kv_heads=2', 'head_dim=64', 'mlp=1024')
+CONFIG = overrides.apply(
+  Config(),
+  [f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in SIZES]
+  + [
+    'backbone.context=32',
+    'backbone.dropout=0',
+    'reasoner.events=8',
+    'reasoner.role_events=4',
+    'reasoner.candidates=2',
+    'loop.worlds=4',
+    'semantic_ids.codes=64',
+    f'loop_stage.batch={USERS}',
+    f'warmup.batch={USERS}',
+    f'align.batch={USERS}',
+    f'reason.batch={USERS}',
+    f'evaluation.batch={USERS}',
+    'backbone.beam=4',
+  ],
+)
+ROLEGEN = RoleGen(CONFIG)
+OURS = flops.Flops(CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def unrolled(monkeypatch):
+  scan = jax.lax.scan
+  monkeypatch.setattr(jax.lax, 'scan', functools.partial(scan, unroll=True))
+  monkeypatch.setattr(jax.lax, 'map', lambda f, xs: jnp.stack([f(x) for x in xs]))
+
+
+def plain(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
+CASES, TRIE = (
+  plain(programs.examples_like(CONFIG, USERS, MESH)),
+  plain(programs.trie_like(CONFIG, 1000, MESH)),
+)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
+
+def shapes(name):
+  return functional.abstract(ROLEGEN.model_fns[name])[1]
+
+
+def counted(function, *args) -> float:
+  """XLA's count for a program that is lowered, not compiled."""
+  return jax.jit(function).lower(*args).cost_analysis()['flops']
+
+
+def rollout_like() -> Rollout:
+  w, t, m, p, k, a = CONFIG.loop.worlds, ROLEGEN.layout.length, 4, 2, 64, CONFIG.reasoner.retrieved
+  like = lambda shape, dtype=jnp.int32: jax.ShapeDtypeStruct((USERS, w, *shape), dtype)
+  done = Interventions(like((m,)), like((m,), bool), like(()))
+  real = lambda *shape: like(shape, jnp.float32)
+  return Rollout(
+    like((t,)),
+    real(t),
+    like((t,), bool),
+    like((m,)),
+    like((p,)),
+    real(p),
+    real(k),
+    like((a,)),
+    real(a),
+    done,
+  )
+
+
+def gradient(loss, params, *args):
+  return counted(lambda p, *a: jax.grad(lambda p: loss(p, *a)[0])(p), params, *args)
+
+
+def test_execution_and_feedback():
+  loss = lambda p, examples, rollout, trie, key: steps.execution_loss(
+    ROLEGEN, p, examples, rollout, trie, key
+  )
+  both = lambda p, *a: jax.value_and_grad(lambda p: loss(p, *a), has_aux=True)(p)
+  xla = counted(both, shapes('backbone'), CASES, rollout_like(), TRIE, KEY)
+  phases = OURS.phases()
+  assert (phases['execution'] + phases['feedback']).hardware == pytest.approx(xla, rel=0.02)
+
+
+def test_reflection():
+  gain = jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)
+
+  def loss(p, reference, examples, rollout, gain, trie):
+    return steps.reflection_loss(
+      ROLEGEN, p, reference, examples, rollout, gain, trie, steps.Switches()
+    )
+
+  xla = gradient(loss, shapes('reasoner'), shapes('reasoner'), CASES, rollout_like(), gain, TRIE)
+  assert OURS.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
+
+
+@pytest.mark.parametrize('train', ['lora', 'frozen'])
+def test_no_gradient_of_what_is_frozen_is_computed(train):
+  config = overrides.apply(CONFIG, [f'reasoner.train={train}', 'reasoner.lora.rank=32'])
+  rolegen, ours = RoleGen(config), flops.Flops(config)
+  trained, frozen = (
+    functional.abstract(part['reasoner'])[1] for part in (rolegen.trained, rolegen.frozen)
+  )
+
+  def loss(p, frozen, reference, examples, rollout, gain, trie):
+    whole = lambda part: functional.join(part, frozen)
+    return steps.reflection_loss(
+      rolegen, whole(p), whole(reference), examples, rollout, gain, trie, steps.Switches()
+    )
+
+  gain = jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)
+  xla = gradient(loss, trained, frozen, trained, CASES, rollout_like(), gain, TRIE)
+  assert ours.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
+  assert (
+    xla < (0.95 if train == 'lora' else 0.8) * OURS.phases()['reflection'].hardware
+  )  # adapters cost something themselves
+  assert flops.trained(config)['reasoner'] == pytest.approx(
+    sum(np.prod(x.shape) for x in jax.tree.leaves(trained)), rel=0.01
+  )
+
+
+def test_rollout():
+  xla = counted(
+    lambda p, examples, trie, key: ROLEGEN.rollout(p, examples, trie, key),
+    shapes('reasoner'),
+    CASES,
+    TRIE,
+    KEY,
+  )
+  phases = OURS.phases()
+  assert (phases['rollout prefill'] + phases['rollout decode']).model == pytest.approx(
+    xla, rel=0.02
+  )
+
+
+def test_prefill():
+  def prefill(params, examples, trie):
+    prompt = build_prompt(
+      ROLEGEN.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+    )
+    return read(ROLEGEN.bind('reasoner', params), Tree(ROLEGEN.layout), prompt)
+
+  assert OURS.prefill().times(USERS).model == pytest.approx(
+    counted(prefill, shapes('reasoner'), CASES, TRIE), rel=0.02
+  )
+
+
+@pytest.mark.parametrize(
+  'stage, model, loss',
+  [
+    ('align', 'reasoner', steps.align_loss),
+    ('reason', 'reasoner', steps.reason_loss),
+    ('warmup', 'backbone', steps.warmup_loss),
+  ],
+)
+def test_supervised_stages(stage, model, loss):
+  batch = CASES.history if stage == 'warmup' else CASES
+  xla = gradient(
+    lambda p, batch, trie, key: loss(ROLEGEN, p, batch, trie, key), shapes(model), batch, TRIE, KEY
+  )
+  assert OURS.stages()[stage].hardware == pytest.approx(xla, rel=0.02)
+
+
+def test_recommend():
+  params = {name: shapes(name) for name in ('backbone', 'reasoner')}
+  xla = counted(
+    lambda p, examples, trie, key: (
+      ROLEGEN.recommend(p, examples, trie, key, CONFIG.backbone.beam).ranking
+    ),
+    params,
+    CASES,
+    TRIE,
+    KEY,
+  )
+  assert OURS.stages()['recommend'].model == pytest.approx(xla, rel=0.02)
+
+
+@pytest.mark.parametrize('remat, again', [('none', 0.0), ('full', 1.0)])
+def test_rematerialisation_repeats_the_forward_of_the_stack(remat, again):
+  config = overrides.apply(CONFIG, [f'reasoner.transformer.remat={remat}'])
+  tree = Tree(ROLEGEN.layout)
+  stack = flops.stack(
+    CONFIG.reasoner.transformer, ROLEGEN.layout.prompt_length + ROLEGEN.layout.length
+  ).forward
+  of = lambda c: flops.Flops(c).likelihood(tree).recompute
+  assert of(config) - of(CONFIG) == pytest.approx(again * stack)
+
+
+def test_parameters_are_those_of_the_models():
+  for name, count in flops.parameters(CONFIG).items():
+    assert count == pytest.approx(
+      sum(np.prod(x.shape) for x in jax.tree.leaves(shapes(name))), rel=0.01
+    )

@@ -1,0 +1,98 @@
+"""Runs with words: from the log to a reasoner that writes sentences, roles from outside, and a log that has no words."""
+
+import dataclasses
+import json
+
+import pytest
+
+from rolegen_jax.cli import entry
+from rolegen_jax.config import ROLE_NAMES, ConfigError
+from rolegen_jax.pipeline.run import Run
+from rolegen_jax.simulator import world
+from rolegen_jax.text import annotations
+from tests import tiny
+
+SMALL = [
+  f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES
+] + [
+  'simulator.users=200',
+  'simulator.items=64',
+  'simulator.categories=8',
+  'semantic_ids.codes=8',
+  'semantic_ids.collaborative_dim=8',
+  'backbone.context=16',
+  'reasoner.events=6',
+  'reasoner.role_events=4',
+  'reasoner.text_pieces=400',
+  'roles.max_conversions=64',
+  'text.width=96',
+  'text.sentence=8',
+  'evaluation.batch=64',
+  *(
+    f'{stage}.{size}'
+    for stage in ('warmup', 'align', 'reason')
+    for size in ('steps=2', 'batch=8', 'save_every=2')
+  ),
+]
+
+
+def test_a_run_learns_words_and_takes_roles_and_reasons_from_outside(tmp_path):
+  config = entry.experiment('demo_llm', SMALL)
+  run = Run(config, tmp_path / 'run')
+  assert (
+    config.reasoner.transformer.qk_norm
+    and 'tokens' in run.reasoned
+    and 'tokenizer' in run.artifacts
+  )
+  logged = lambda stage: json.loads(
+    (tmp_path / 'run' / stage / 'metrics.jsonl').read_text().splitlines()[-1]
+  )
+  assert {'text_to_sid_nll', 'next_event_nll'} <= set(logged('align')) and {
+    'rationale_nll',
+    'frcot_nll',
+  } <= set(logged('reason'))
+
+  table = run.bare_examples
+  example = next(i for i in range(len(table)) if table.log.event[table.end[i] - 1] != tiny.PURCHASE)
+  row = int(table.end[example]) - 1
+  user, item = (
+    table.log.users[int(table.user[example])],
+    table.log.items['item_id'][int(table.log.item[row])],
+  )
+  told = dict(
+    user=user,
+    item=item,
+    timestamp=int(table.log.timestamp[row]),
+    occasion=int(table.timestamp[example]),
+    role='DISTRACT',
+    rationale='too dear',
+  )
+  annotations.write_lines([told], tmp_path / 'annotations.jsonl')
+  with_roles = dataclasses.replace(config.roles, annotations=str(tmp_path / 'annotations.jsonl'))
+  again = Run(dataclasses.replace(config, roles=with_roles), tmp_path / 'run')
+  before = run.examples.roles
+  assert (
+    again.examples.roles[example, -1] == ROLE_NAMES.index('DISTRACT')
+    and (again.examples.roles != before).sum() <= 2
+  )
+  assert again.words.rationales.said[example, row] == 'too dear'
+
+
+def test_a_log_without_words_says_that_the_tasks_with_text_are_off(tmp_path, capfd):
+  config = entry.experiment('contract', [*SMALL, f'data.path={tmp_path / "shop"}'])
+  made = world.simulate(config.simulator)
+  (tmp_path / 'shop').mkdir()
+  made.events.write_parquet(tmp_path / 'shop' / 'events.parquet')
+  made.items.select('item_id').write_parquet(tmp_path / 'shop' / 'items.parquet')
+  run = Run(config, tmp_path / 'run')
+  assert (
+    run.words.alignment is None
+    and run.words.rationales is None
+    and run.words.report(None, None) == ({}, None)
+  )
+  assert capfd.readouterr().err.count('tasks with text are off, next event stays') == 1
+
+
+def test_annotations_that_are_not_there(tmp_path):
+  with pytest.raises(ConfigError, match='roles.annotations=nothing.jsonl: no such file'):
+    Run(entry.experiment('demo_llm', [*SMALL, 'roles.annotations=nothing.jsonl']), tmp_path)
