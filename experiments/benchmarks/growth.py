@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +21,9 @@ from experiments import demo
 from experiments.benchmarks import harness
 from rolegen_jax import overrides
 from rolegen_jax.config import Config
-from rolegen_jax.flops import Flops
-from rolegen_jax.progress import progress
-from rolegen_jax.throughput import Bench, Program
+from rolegen_jax.perf.flops import Flops
+from rolegen_jax.perf.throughput import Bench, Program
+from rolegen_jax.runtime.progress import progress
 
 # The demo's models and batch; codes with place for two million items, and no more roles than the
 # shortest prompt has events.
@@ -36,54 +35,24 @@ COLUMNS = 4  # of panels
 @dataclasses.dataclass(frozen=True)
 class Axis:
   label: str
-  why: str  # what grows with it
   fields: tuple[str, ...] = ()  # config fields that it scales; none: the number of items
   factors: tuple[float, ...] = (0.5, 2, 4)  # of the base's value
 
 
-def _model_fields() -> tuple[str, ...]:
-  """Return the widths of both models; heads keep their width."""
-  sizes = ('width', 'heads', 'kv_heads', 'mlp')
-  models = ('reasoner.transformer', 'backbone.temporal')
-  return tuple(f'{model}.{size}' for model in models for size in sizes)
-
-
+# The width of both models; heads keep theirs.
+WIDTH_FIELDS = tuple(
+  f'{model}.{size}'
+  for model in ('reasoner.transformer', 'backbone.temporal')
+  for size in ('width', 'heads', 'kv_heads', 'mlp')
+)
 AXES = {
-  'batch': Axis(
-    'users in a batch',
-    'all work is per user, but for the optimizers, which are per parameter',
-    ('loop_stage.batch',),
-  ),
-  'context': Axis(
-    'events of history',
-    'the backbone alone: per event, and attention per pair of events',
-    ('backbone.context',),
-  ),
-  'events': Axis(
-    'events of the prompt',
-    'the reasoner alone: per token, attention per pair, the cache that each new token reads',
-    ('reasoner.events',),
-  ),
-  'worlds': Axis(
-    'worlds',
-    'rollout and reflection are per world; one trajectory and one demonstration are not',
-    ('loop.worlds',),
-  ),
-  'candidates': Axis(
-    'candidates of a world',
-    'tokens of a completion, beside its roles and intents; slots of memory',
-    ('reasoner.candidates',),
-  ),
-  'width': Axis(
-    'model width',
-    'projections by its square, attention and elementwise work by itself',
-    _model_fields(),
-  ),
-  'catalogue': Axis(
-    'items of the catalogue',
-    'no work: tables grow, and a step reads a row of them for each code that it writes',
-    factors=(0.1, 10, 100),
-  ),
+  'batch': Axis('users in a batch', ('loop_stage.batch',)),
+  'context': Axis('events of history', ('backbone.context',)),
+  'events': Axis('events of the prompt', ('reasoner.events',)),
+  'worlds': Axis('worlds', ('loop.worlds',)),
+  'candidates': Axis('candidates of a world', ('reasoner.candidates',)),
+  'width': Axis('model width', WIDTH_FIELDS),
+  'catalogue': Axis('items of the catalogue', factors=(0.1, 10, 100)),
 }
 
 
@@ -225,14 +194,6 @@ def plot(results: dict, figure_path: pathlib.Path) -> None:
     band, column = divmod(i, COLUMNS)
     _plot_time(grid[2 * band, column], results, name, curve)
     _plot_memory(grid[2 * band + 1, column], results, name, curve)
-  if len(drawn) % COLUMNS:  # there is room for the reasons
-    panel = grid[2 * bands - 2, -1]
-    panel.set_visible(True)
-    panel.set_axis_off()
-    reasons = [f'{AXES[name].label}: {AXES[name].why}' for name in drawn]
-    filled = [textwrap.fill(reason, 52, subsequent_indent='   ') for reason in reasons]
-    text = '\n'.join(['What grows', *filled])
-    panel.text(0, 1, text, transform=panel.transAxes, va='top', fontsize=7)
   figure.savefig(figure_path, dpi=75)
 
 

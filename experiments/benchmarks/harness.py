@@ -1,4 +1,4 @@
-"""What the benchmarks share: their command line, stored points, timing in turn, child processes and drawing.
+"""What the benchmarks share: command line, stored points, timing in turn, processes and drawing.
 
 A benchmark is a module with two functions and, where a table is worth printing, a third:
 
@@ -31,10 +31,11 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from rolegen_jax import commands, distributed
+from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError, digest
 from rolegen_jax.data.files import write_json
-from rolegen_jax.provenance import machine
+from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime.provenance import machine
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -78,7 +79,7 @@ def main(
       print(table(results))
     print(f'-> {path}')
 
-  commands.run(command)
+  entry.run(command)
 
 
 def _define_flags(measure: Callable[..., dict]) -> Callable[[], dict[str, Any]]:
@@ -193,6 +194,7 @@ def alternate(
   A slow moment of the machine so meets all sides of a round. The side that goes first moves on
   each round. `warm_up` rounds are not timed.
   """
+
   def timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     jax.block_until_ready(call())
@@ -271,7 +273,7 @@ def compile_check(*arguments: str) -> dict:
   """
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'check.json'
-    command = [sys.executable, '-m', 'rolegen_jax.compile_check', f'--json={path}', *arguments]
+    command = [sys.executable, '-m', 'rolegen_jax', 'compile_check', f'--json={path}', *arguments]
     ended = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     if not path.exists():
       last_lines = '\n'.join(ended.stderr.splitlines()[-12:])
@@ -316,7 +318,9 @@ def draw(
   return drawn
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], grid: str = 'both') -> tuple[Figure, np.ndarray]:
+def panels(
+  rows: int, columns: int, size: tuple[float, float], grid: str = 'both'
+) -> tuple[Figure, np.ndarray]:
   """Return (figure, panels [rows, columns]) without upper and right spines, over a light grid.
 
   size: width and height in inches. grid: the axis with grid lines: x, y or both.

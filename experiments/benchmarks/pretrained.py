@@ -2,9 +2,9 @@
 
   python -m experiments.benchmarks.pretrained
 
-Writes a folder of Qwen3-0.6B's sizes with random weights, 1.1 GiB of bfloat16 in two files, and loads
-it onto 8 CPU devices, in a process of its own per side and round. Target: peak host memory beside the
-loaded arrays at most the largest file + 1 GiB. Needs 8 GB of memory and 1.2 GB of disk.
+Writes a folder of Qwen3-0.6B's sizes with random weights, 1.1 GiB of bfloat16 in two files, and
+loads it onto 8 CPU devices, in a process of its own per side and round. Target: peak host memory
+beside the loaded arrays at most the largest file + 1 GiB. Needs 8 GB of memory and 1.2 GB of disk.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def streamed_loader(folder: pathlib.Path, config: Config) -> Callable[[], dict]:
 def at_once_loader(folder: pathlib.Path, config: Config) -> Callable[[], list]:
   """Return the plain way: read every file whole, turn all layers to fp32, then put on devices."""
   rolegen, mesh = RoleGen(config), make_mesh(config.mesh)
-  shardings = functional.shardings(rolegen.makers['reasoner'], mesh)
+  shardings = functional.shardings(rolegen.model_fns['reasoner'], mesh)
   c = config.reasoner.transformer
 
   def load_arrays() -> list:
@@ -134,7 +134,9 @@ def at_once_loader(folder: pathlib.Path, config: Config) -> Callable[[], list]:
     embedding = weights[families.tables(c)['tokens']].astype(np.float32)
     placed = [(shardings['tokens'], embedding)]
     for path, tensor in families.layer_tensors(c).items():
-      sharding = functools.reduce(lambda tree, part: tree[part], path, shardings['transformer']['blocks'])
+      sharding = functools.reduce(
+        lambda tree, part: tree[part], path, shardings['transformer']['blocks']
+      )
       names = [families.layer_name(layer, tensor) for layer in range(c.layers)]
       stacked = np.stack([weights[name].astype(np.float32) for name in names])
       order = [axis for group in tensor.groups for axis in group]
@@ -173,7 +175,9 @@ def write_folder(
   weight_map = {}
   for number, names in enumerate(names_of_file):
     file = f'model-{number + 1:05}-of-{files:05}.safetensors'
-    save_file({name: draw(shapes[name]) for name in names}, folder / file, metadata={'format': 'pt'})
+    save_file(
+      {name: draw(shapes[name]) for name in names}, folder / file, metadata={'format': 'pt'}
+    )
     weight_map |= dict.fromkeys(names, file)
   write_json(dict(metadata={}, weight_map=weight_map), folder / INDEX)
   write_json(hf_config, folder / 'config.json')
@@ -196,7 +200,10 @@ def resident_memory() -> dict[str, int]:
   """Return the bytes in memory now: own, and mapped, pages of files that the system may drop."""
   status = pathlib.Path('/proc/self/status').read_text(encoding='utf-8')
   fields = dict(line.split(':', 1) for line in status.splitlines())
-  kib = {name: int(fields[field].split()[0]) for name, field in dict(own='RssAnon', mapped='RssFile').items()}
+  kib = {
+    name: int(fields[field].split()[0])
+    for name, field in dict(own='RssAnon', mapped='RssFile').items()
+  }
   return {name: 1024 * value for name, value in kib.items()}
 
 

@@ -2,8 +2,8 @@
 
   python -m experiments.benchmarks.train_modes    # needs libtpu (requirements-test.txt), no TPU
 
-The modes train all of the reasoner, adapters (LoRA), or the rows of its own tokens alone. Beside the
-step's memory stands what a checkpoint of the loop then holds.
+The modes train all of the reasoner, adapters (LoRA), or the rows of its own tokens alone. Beside
+the step's memory stands what a checkpoint of the loop then holds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks import harness
-from rolegen_jax import commands
+from rolegen_jax.cli import entry
 from rolegen_jax.config import Config
 from rolegen_jax.models import functional
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -51,7 +51,7 @@ def measure(
       '--optimization_level=O0',
       *(f'--set={field}' for field in fields),
     ]
-    config = commands.experiment(experiment, fields)
+    config = entry.experiment(experiment, fields)
     store.point(mode, flags, functools.partial(measure_mode, flags, config))
   return dict(points=store.points)
 
@@ -105,8 +105,8 @@ def table(results: dict) -> str:
     gib = {kind: value / GIB for kind, value in point['memory'].items()}
     lines.append(
       f'{mode:<7} {trained} {gib["arguments"]:>10.2f} {gib["temporaries"]:>12.2f}'
-      f' {gib["total"]:>7.2f}  of {gib["hbm"]:.0f}       {point["checkpoint_bytes"] / GIB:>6.2f} GiB'
-      f'   {1e3 * point["roofline_seconds"]:.0f} ms'
+      f' {gib["total"]:>7.2f}  of {gib["hbm"]:.0f}      '
+      f' {point["checkpoint_bytes"] / GIB:>6.2f} GiB   {1e3 * point["roofline_seconds"]:.0f} ms'
     )
   return '\n'.join(lines)
 

@@ -2,9 +2,9 @@
 
   python -m experiments.benchmarks.weak_scaling    # needs libtpu (requirements-test.txt), no TPU
 
-The models of `experiments/pod.py` (8 B + 1 B) under one rule for the mesh: tensor = 8, the rest over
-fsdp up to 16, beyond that over data. JAX splits no dimension of a v5p torus between mesh axes, so
-each axis is a product of whole dimensions. Every point is a compile_check.
+The models of `experiments/pod.py` (8 B + 1 B) under one rule for the mesh: tensor = 8, the rest
+over fsdp up to 16, beyond that over data. JAX splits no dimension of a v5p torus between mesh axes,
+so each axis is a product of whole dimensions. Every point is a compile_check.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def measure_point(flags: Sequence[str]) -> dict:
     versions=check['versions'],
     memory={kind: step['memory'][kind] for kind in (*MEMORY, 'total', 'hbm')},
     sent={phase: sent['link'] + sent['network'] for phase, sent in traffic.items()},
-    roofline={phase: bounds['roof'] for phase, bounds in roofline['phases'].items()},
+    roofline={phase: bounds['roofline'] for phase, bounds in roofline['phases'].items()},
     bound={phase: bounds['bound'] for phase, bounds in roofline['phases'].items()},
     seconds=roofline['seconds'],
-    mfu_at_roofline=roofline['mfu_at_roof'],
+    mfu_at_roofline=roofline['mfu_at_roofline'],
   )
 
 
