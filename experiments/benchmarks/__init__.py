@@ -1,4 +1,4 @@
-"""One file per benchmark: `measure` fills NAME.json, `plot` draws docs/performance/NAME.png from it.
+"""One file per benchmark: `measure` fills NAME.json, `plot` draws docs/performance/NAME.png of it.
 
 `harness.py` holds what they share. It turns the keyword arguments of `measure` into flags:
 

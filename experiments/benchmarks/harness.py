@@ -1,4 +1,4 @@
-"""What the benchmarks share: their command line, stored points, timing in turn, child processes and drawing.
+"""What the benchmarks share: command line, stored points, timing in turn, processes and drawing.
 
 A benchmark is a module with two functions and, where a table is worth printing, a third:
 
@@ -26,11 +26,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
+from matplotlib.figure import Figure
 
 from rolegen_jax.cli import entry
-from rolegen_jax.config import ConfigError
+from rolegen_jax.config import ConfigError, digest
+from rolegen_jax.data.files import write_json
+from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime.provenance import machine
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -136,10 +141,6 @@ class Store:
   """
 
   def __init__(self, path: pathlib.Path | None = None, packages: Sequence[str] = ()) -> None:
-    from rolegen_jax.runtime import distributed
-    from rolegen_jax.config import digest
-    from rolegen_jax.runtime.provenance import machine
-
     known = machine(*packages)
     cpu = processor()
     self.provenance = known | dict(cpu=cpu, cores=len(os.sched_getaffinity(0)))
@@ -153,14 +154,12 @@ class Store:
       if stored.get('environment') == self.environment:
         self.points = stored['points']
 
-  def point(self, name: str, settings: Any, measure: Callable[[], dict]) -> dict:
+  def point(self, name: str, settings: Sequence, measure: Callable[[], dict]) -> dict:
     """Return the stored point `name` of these settings, or measure and store it.
 
     settings: whatever else decides the result, of JSON types and configs.
     """
-    from rolegen_jax.config import digest
-
-    key = digest(settings)
+    key = digest(*settings)
     if self.points.get(name, {}).get('key') != key:
       origin = {field: self.provenance[field] for field in ('commit', 'when')}
       self.points[name] = measure() | origin | dict(key=key)
@@ -169,8 +168,6 @@ class Store:
 
   def write(self, results: dict) -> None:
     """Write `results` with the points, the environment they hold for, and the provenance."""
-    from rolegen_jax.data.files import write_json
-
     if self.path:
       about = dict(environment=self.environment, provenance=self.provenance)
       write_json(dict(points=self.points) | results | about, self.path)
@@ -197,7 +194,6 @@ def alternate(
   A slow moment of the machine so meets all sides of a round. The side that goes first moves on
   each round. `warm_up` rounds are not timed.
   """
-  import jax
 
   def timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
@@ -322,13 +318,13 @@ def draw(
   return drawn
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], grid: str = 'both') -> tuple:
+def panels(
+  rows: int, columns: int, size: tuple[float, float], grid: str = 'both'
+) -> tuple[Figure, np.ndarray]:
   """Return (figure, panels [rows, columns]) without upper and right spines, over a light grid.
 
   size: width and height in inches. grid: the axis with grid lines: x, y or both.
   """
-  from matplotlib.figure import Figure
-
   figure = Figure(figsize=size, layout='constrained')
   made = figure.subplots(rows, columns, squeeze=False)
   for panel in made.flat:

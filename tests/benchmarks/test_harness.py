@@ -40,11 +40,11 @@ def test_a_missing_result_and_a_large_figure_are_errors(tmp_path, monkeypatch):
 
 def test_a_store_measures_a_point_once(tmp_path):
   path = tmp_path / 'some.json'
-  first = harness.Store(path).point('a', dict(n=1), lambda: dict(value=3))
+  first = harness.Store(path).point('a', [1], lambda: dict(value=3))
   # Another process continues from the file; other settings are another measurement.
   store = harness.Store(path)
-  assert store.point('a', dict(n=1), pytest.fail) == first
-  assert store.point('a', dict(n=2), lambda: dict(value=4))['value'] == 4
+  assert store.point('a', [1], pytest.fail) == first
+  assert store.point('a', [2], lambda: dict(value=4))['value'] == 4
   store.write(dict(unit='s'))
   written = json.loads(path.read_text())
   assert written['unit'] == 's' and written['points'].keys() == {'a'}
