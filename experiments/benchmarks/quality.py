@@ -1,7 +1,8 @@
 """Summarize the runs of `--experiment=quality:NAME`: hit rates, roles, diversity, A/B tests.
 
   python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
-  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0    # again with --world=held_back
+  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0
+  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0 --simulator=held_back
   python -m experiments.benchmarks.quality --runs=runs/quality
 
 The other sweeps are in experiments/quality.py; they take hours on two cores and continue where they
@@ -100,10 +101,10 @@ def measure(folder: pathlib.Path, previous: dict) -> dict:
   if not experiments:
     raise ConfigError(f'--runs={folder}: no finished run; must be the folder of the quality sweeps')
   ab_tests = dict(previous.get('ab_tests', {}))
-  for world, file in AB_RUNS.items():
+  for simulator, file in AB_RUNS.items():
     path = folder / 'demo/points/seed0' / file
     if path.exists():
-      ab_tests[world] = summarize_ab(json.loads(path.read_text()))
+      ab_tests[simulator] = summarize_ab(json.loads(path.read_text()))
   stability = previous.get('stability', {})
   long_run = folder / 'stability'
   if (long_run / 'report.json').exists():

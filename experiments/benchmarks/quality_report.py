@@ -137,7 +137,11 @@ def aims(results: dict) -> Iterator[tuple[str, float, float]]:
   for simulator, test in results['ab_tests'].items():
     if BACKBONE in test['lifts']:
       lift = test['lifts'][BACKBONE]['orders']['mean']
-      yield f'A/B test, {simulator}: orders, lift over the backbone alone', ORDERS_AIM, lift
+      yield (
+        f'A/B test, {simulator} simulator: orders, lift over the backbone alone',
+        ORDERS_AIM,
+        lift,
+      )
 
 
 def _markdown(head: list[str], rows: Iterable[Iterable[str]]) -> str:

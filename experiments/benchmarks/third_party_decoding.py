@@ -214,6 +214,8 @@ def plot(results: dict, figure_path: pathlib.Path) -> None:
   )
   names = list(cells[0]['sides'])
   figure, [panels] = harness.panels(1, len(histories), (4.6 * len(histories), 3.8))
+  for panel in panels[1:]:
+    panel.sharey(panels[0])
   for panel, history in zip(panels, histories, strict=True):
     for k, style in zip(reversed(beams), STYLES, strict=False):
       line = [cell for cell in cells if (cell['history'], cell['beams']) == (history, k)]
@@ -222,7 +224,6 @@ def plot(results: dict, figure_path: pathlib.Path) -> None:
         style = style | dict(color=COLORS[name], markersize=4, linewidth=1.2)
         panel.plot([cell['batch'] for cell in line], rates, **style)
     panel.set(xscale='log', yscale='log', xlabel='requests of a batch')
-    panel.sharey(panels[0])
     panel.set_xticks(batches, map(str, batches))
     panel.minorticks_off()
     panel.set_title(f'history of {history} items', loc='left', fontsize=10)

@@ -1,134 +1,118 @@
-"""The logic of peers_decoding at a tiny size: every side lists real items, cells add up, our search is held against true scores."""
+"""Third-party decoding at a tiny size: lists are real, cells add up, our search finds the best."""
+
+import json
 
 import numpy as np
-import polars as pl
 import pytest
 
-from experiments.benchmarks import beauty, peers_decoding_parts as parts, peers_decoding_plot
-from rolegen_jax.config import DataConfig
-from rolegen_jax.data.events import validate
-from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import find_occasions
+from experiments.benchmarks import beauty, harness
+from experiments.benchmarks import third_party_decoding as decoding
 from tests import tiny
+from tests.benchmarks import third_party
 
-USERS, WIDTH, BATCH, BEAMS = 30, 6, 4, 5
-SMALL = dict(d_model=16, d_ff=32, d_kv=8, num_heads=2)
-
-
-@pytest.fixture(scope='module')
-def found() -> beauty.Sequences:
-  """Sequences of 4 to 15 purchases."""
-  rng = np.random.default_rng(0)
-  rows = [(user, rng.integers(tiny.ITEMS), 'purchase', place + 1) for user in range(USERS) for place in range(rng.integers(4, 16))]
-  events = pl.DataFrame(dict(zip(('user_id', 'item_id', 'event', 'timestamp'), map(list, zip(*rows)))))
-  log = InteractionLog.build(*validate(events, pl.DataFrame({'item_id': range(tiny.ITEMS)})))
-  return beauty.Sequences(log, find_occasions(log, DataConfig(split='leave_one_out')))
+WIDTH, BATCH, BEAMS = 6, 4, 5
 
 
 @pytest.fixture(scope='module')
-def codes() -> np.ndarray:
-  """IDs of three codes of which the last tells apart, int32 [60, 3]."""
-  return beauty.distinct(np.random.default_rng(1).integers(0, tiny.CODES, (tiny.ITEMS, 2)).astype(np.int32), tiny.CODES)
+def data() -> beauty.Sequences:
+  return third_party.sequences()
 
 
 @pytest.fixture(scope='module')
-def rolegen(codes) -> parts.Ours:
-  return parts.Ours(codes, tiny.config(), tiny.params('backbone'))
+def ours(data) -> beauty.Ours:
+  return third_party.ours(data)
 
 
 @pytest.fixture(scope='module')
-def histories(found) -> np.ndarray:
-  return parts.full_histories(found, BATCH, WIDTH)
+def histories(data) -> np.ndarray:
+  return data.full_histories(BATCH, WIDTH)
 
 
-def test_histories_are_full_and_real(found, histories):
-  """The latest items before the test item of users who have as many; else whole histories in a row."""
-  end = found.held_out('test')
-  real = {tuple(found.item[e - WIDTH:e]) for e, begin in zip(end, found.offsets) if e - begin >= WIDTH}
+def test_histories_are_full_and_real(data, histories):
+  ends = data.held_out('test')
+  real = {tuple(data.item[end - WIDTH : end]) for end in ends}
   assert len({tuple(row) for row in histories} & real) == BATCH
-  joined = parts.full_histories(found, 3, 20)  # longer than anybody's
-  assert joined.shape == (3, 20) and joined.min() >= 0
-  whole = [found.item[begin:e] for begin, e in zip(found.offsets, end)]
-  assert any((joined[0, :len(items)] == items).all() for items in whole if len(items) >= 3)
+  joined = data.full_histories(3, 40)  # longer than anybody's
+  assert joined.shape == (3, 40) and joined.min() >= 0
+  whole = [data.item[begin:end] for begin, end in zip(data.offsets, ends)]
+  assert any((joined[0, : len(items)] == items).all() for items in whole)
 
 
-def test_ours_against_every_score(rolegen, histories, codes):
-  """Beams for all items: the order of the scores. Fewer beams: their recall, by hand."""
-  for one in parts.exact(rolegen, histories, [7, 40]):
-    assert one['same_but_ties'] == one['requests'] == BATCH and one['most_nats'] < parts.TIE * 2
-    assert one['same_order'] >= BATCH - 1
-  score, item = rolegen.score_all(histories), rolegen.serve(histories, BEAMS)
+def test_ours_against_every_score(ours, histories):
+  for check in decoding.check_covered(ours, histories, (7, 40)):
+    assert check['same_but_ties'] == check['requests'] == BATCH
+    assert check['max_nats'] < 2 * decoding.TIE
+  score, items = ours.score_all(histories), ours.serve(histories, BEAMS)
   assert score.shape == (BATCH, tiny.ITEMS)
-  np.testing.assert_allclose(rolegen.ranking(histories, BEAMS).score, np.take_along_axis(score, item, 1), atol=2e-5)
-  two, five = parts.attend(rolegen, histories, [BEAMS], [2, 5])
+  along = np.take_along_axis(score, items, 1)
+  np.testing.assert_allclose(ours.ranking(histories, BEAMS).score, along, atol=2e-5)
+  two, five = decoding.share_found(ours, histories, (BEAMS,), (2, 5))
   best = np.argsort(-score, axis=1)
-  share = [len({*row[:2]} & {*true[:2]}) / 2 for row, true in zip(item, best)]
-  assert two['recall'] == pytest.approx(np.mean(share)) and two['all_found'] == share.count(1.0)
+  share = [len({*row[:2]} & {*true[:2]}) / 2 for row, true in zip(items, best)]
+  assert two['share'] == pytest.approx(np.mean(share)) and two['all_found'] == share.count(1.0)
   assert (five['beams'], five['top'], five['requests']) == (BEAMS, 5, BATCH)
 
 
-def test_a_shape_is_compiled_once(rolegen, histories):
-  rolegen.serve(histories, 3)
-  spent = dict(rolegen.compile_s)
-  rolegen.serve(histories[::-1], 3)
-  rolegen.ranking(histories, 3, rolegen.catalogue(np.arange(tiny.ITEMS) < 20))
-  assert rolegen.compile_s == spent and (BATCH, WIDTH, 3) in spent
+def test_a_shape_is_compiled_once(ours, histories):
+  ours.serve(histories, 3)
+  programs = dict(ours._serve_programs)
+  ours.serve(histories[::-1], 3)
+  ours.ranking(histories, 3, ours.catalogue(np.arange(tiny.ITEMS) < 20))
+  assert ours._serve_programs == programs and (BATCH, WIDTH, 3) in programs
 
 
-def peers(found, codes) -> dict:
-  pytest.importorskip('transformers')
-  pytest.importorskip('cornac')
-  return dict(
-      hf_t5=parts.HuggingFace(codes, tiny.CODES, num_layers=1, num_decoder_layers=1, **SMALL),
-      cornac=parts.Cornac(found, codes, tiny.CODES, requests=3, num_enc_layers=1, num_dec_layers=1, **SMALL),
-  )
+def test_third_parties_search_their_own_scores(data, histories):
+  hugging_face, cornac = third_party.hugging_face(data), third_party.cornac(data)
+  for model in (hugging_face, cornac):  # as many beams as items: every item once
+    items = model.serve(histories[:2], tiny.ITEMS)
+    assert (np.sort(items, axis=1) == np.arange(tiny.ITEMS)).all()
+  cornac.model.scoring, cornac.model.max_len = 'exact', WIDTH
+  exact = cornac.model.score(0, histories[0].tolist())
+  along = exact[cornac.serve(histories[:1], tiny.ITEMS)[0]]
+  assert (np.diff(along) <= decoding.TIE).all()
 
 
-def test_a_cell_times_all_sides_and_counts_their_faults(rolegen, found, codes, histories):
-  made = peers(found, codes)
-  one = parts.cell({parts.OURS: rolegen} | made, histories, BEAMS, budget_s=0.0)
-  assert {name: side['requests'] for name, side in one['sides'].items()} == {parts.OURS: BATCH, 'hf_t5': BATCH, 'cornac': 2}
-  for name, side in one['sides'].items():
-    assert len(side['seconds']) == parts.FEWEST and side['entries'] == side['requests'] * BEAMS
-    assert side['invalid'] == side['duplicate'] == 0
-    assert side['p50_s'] == pytest.approx(BATCH / side['requests_per_s'])
-  assert one['sides']['cornac']['p50_s'] == pytest.approx(2 * np.median(one['sides']['cornac']['seconds']))
-  assert one['ratios']['hf_t5'] == one['sides']['hf_t5']['p50_s'] / one['sides'][parts.OURS]['p50_s']
-
-
-def test_peers_search_their_own_scores(found, codes, histories):
-  """Beams for all items: cornac's list is the order of its own exact scores; both third-party implementations list every item once."""
-  made = peers(found, codes)
-  for side in made.values():
-    assert (np.sort(side.serve(histories[:2], tiny.ITEMS), axis=1) == np.arange(tiny.ITEMS)).all()
-  model = made['cornac'].model
-  model.scoring, model.max_len = 'exact', WIDTH
-  exact = model.score(0, histories[0].tolist())
-  along = exact[made['cornac'].serve(histories[:1], tiny.ITEMS)[0]]
-  assert (np.diff(along) <= parts.TIE).all()
-
-
-def test_room_of_keys_and_values(codes):
-  pytest.importorskip('transformers')
-  side = parts.HuggingFace(codes, tiny.CODES, gib=1.0, num_layers=1, num_decoder_layers=3, **SMALL)
-  one = 2 * 3 * 2 * 8 * 4 * BEAMS * WIDTH * 3  # keys and values, layers, heads, width, bytes, beams, tokens
-  assert side.room(WIDTH, BEAMS) == 2**30 // one
-  side.gib = 1e-9
-  assert side.room(WIDTH, BEAMS) == 1
-  assert [parts.piece(64, room) for room in (1, 7, 64, 100)] == [1, 4, 64, 64]
+def test_requests_at_once_fit_the_memory(data):
+  model = third_party.hugging_face(data)
+  request = 2 * 2 * 8 * 4 * BEAMS * WIDTH * 3  # keys and values, heads, width, bytes, tokens
+  assert model.requests_at_once(WIDTH, BEAMS, gib=1.0) == 2**30 // request
+  assert model.requests_at_once(WIDTH, BEAMS, gib=1e-9) == 1
+  assert [decoding.largest_divisor(64, most) for most in (1, 7, 64, 100)] == [1, 4, 64, 64]
 
 
 def test_faults_by_hand():
-  assert parts.faults(np.array([[3, 1, 3, -1], [2, 2, 2, 9]]), n_items=5) == dict(entries=8, invalid=2, duplicate=3)
+  items = np.array([[3, 1, 3, -1], [2, 2, 2, 9]])
+  assert decoding.count_faults(items, n_items=5) == dict(invalid=2, duplicate=3)
 
 
-def test_the_picture(tmp_path):
-  side = lambda rate: dict(requests_per_s=rate)
-  cells = [
-      dict(batch=batch, history=history, beams=beams, sides=dict(rolegen=side(900.0 / beams), hf_t5=side(20.0), cornac=side(4.0)))
-      for batch in (1, 8) for history in (20, 200) for beams in (10, 50)
-  ]
-  for suffix in ('svg', 'png'):
-    picture = tmp_path / f'picture.{suffix}'
-    peers_decoding_plot.draw(dict(cells=cells), picture)
-    assert 1000 < picture.stat().st_size < 200_000
+def test_measured_results_plot_and_tabulate(data, monkeypatch, tmp_path):
+  monkeypatch.setattr(decoding.models, 'require_packages', lambda: pytest.importorskip('cornac'))
+  monkeypatch.setattr(decoding, 'COVERED', (7,))
+  monkeypatch.setattr(decoding, 'COVERAGE_BEAMS', (10,))
+  monkeypatch.setattr(decoding, 'CHECK_HISTORY', WIDTH)
+  monkeypatch.setattr(beauty, 'sequences', lambda: data)
+  monkeypatch.setattr(beauty, 'codes', third_party.codes)
+  monkeypatch.setattr(beauty, 'config', lambda: tiny.config(*third_party.OVERRIDES))
+  for name in ('hugging_face', 'cornac'):
+    tiny_model = getattr(third_party, name)
+    class_name = dict(hugging_face='HuggingFace', cornac='Cornac')[name]
+    monkeypatch.setattr(decoding.models, class_name, lambda data, *_, make=tiny_model: make(data))
+  store, settings = harness.Store(), dict(users=2, updates=2, budget=0.0)
+  results = decoding.measure(store, histories=(WIDTH,), batches=(1, 8), beams=(BEAMS,), **settings)
+  cell = store.points[f'history {WIDTH}, batch 8, beams {BEAMS}']
+  requests = {name: side['requests'] for name, side in cell['sides'].items()}
+  assert requests == dict(rolegen=8, hf_t5=8, cornac=4)
+  for side in cell['sides'].values():
+    assert side['n'] == decoding.MIN_ROUNDS and side['invalid'] == side['duplicate'] == 0
+  plot_and_tabulate(json.loads(json.dumps(results | dict(points=store.points))), tmp_path, 2)
+
+
+def test_committed_results_plot_and_tabulate(tmp_path):
+  committed = json.loads((harness.FOLDER / 'third_party_decoding.json').read_text())
+  plot_and_tabulate(committed, tmp_path, cells=18)
+
+
+def plot_and_tabulate(results: dict, folder, cells: int) -> None:
+  assert len(decoding.table(results).splitlines()) > 1 + cells
+  decoding.plot(results, folder / 'figure.png')
+  assert 10_000 < (folder / 'figure.png').stat().st_size < harness.MAX_FIGURE_BYTES
