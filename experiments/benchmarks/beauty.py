@@ -34,7 +34,7 @@ from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids.residual_kmeans import residual_kmeans
 from rolegen_jax.semantic_ids.stage import embed
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
-from rolegen_jax.training import state, steps
+from rolegen_jax.training import losses, state, steps
 
 QUANTISED = 3  # levels of residual k-means
 HISTORY = 20  # items that TIGER reads, the latest
@@ -217,7 +217,7 @@ class Ours:
   def _compile_update(self, rows: Trajectories):
     optimizer = self.optimizers['backbone']
     update = functools.partial(
-      steps.supervised_step, self.rolegen, 'backbone', steps.warmup_loss, optimizer
+      steps.supervised_step, self.rolegen, 'backbone', losses.warmup_loss, optimizer
     )
     layout = state.shardings(self.model_fns, self.optimizers, self.mesh)
     compiled = jit(update, donate_argnums=0, out_shardings=(layout, None))

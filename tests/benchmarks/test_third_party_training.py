@@ -71,7 +71,7 @@ def test_ours_counts_what_the_loss_trains_on(ours):
     for window in set(segment[segment > 0].tolist()):
       when = timestamp[segment == window]
       sequences += 1
-      targets += int((when > when.min()).sum())  # as `training.steps.sequence_loss` counts
+      targets += int((when > when.min()).sum())  # as `training.losses.sequence_loss` counts
   assert ours.update() == (sequences, targets) and targets > sequences
 
 
