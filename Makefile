@@ -41,7 +41,7 @@ $(INSTALLED): requirements.txt
 	    'Name another: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12'; exit 1; }
 	@echo 'Installing requirements.txt into $(VENV) (Python $(VERSION)); the first time takes minutes ...'
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) -r requirements.txt
+	@$(PIP) -r requirements.txt && $(PIP) --no-deps --editable .
 	@touch $@
 
 $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
