@@ -102,7 +102,7 @@ class Recency:
     chosen = ranking.settings  # on validation occasions
     self._popular = baselines.popular_items(log, setting.occasions)
     self._tau, self._zero = chosen['tau'], int(log.timestamp.max())
-    weights = baselines.BEHAVIOUR[chosen['behaviour']]
+    weights = baselines.BEHAVIOR[chosen['behavior']]
     self._weight = np.array([weights.get(name, 0) for name in EVENT_NAMES], np.float64)
     self._score = np.zeros((len(setting.users), len(log.items)))
     first = log.offsets[setting.users]

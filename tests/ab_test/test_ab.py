@@ -174,10 +174,10 @@ def test_recency_is_the_floor_of_the_report(test):
   want = baselines._recency(
     setting.log,
     occasions,
-    np.arange(len(setting.users)),
     popular,
     5,
-    *(picked[k] for k in ('tau', 'behaviour', 'repeats')),
+    np.arange(len(setting.users)),
+    *(picked[k] for k in ('tau', 'behavior', 'repeats')),
   )
   assert np.array_equal(policy.recommend(np.arange(len(setting.users)), now), want)
 
