@@ -108,7 +108,7 @@ def test_choice_reads_validation_only():
     )
     chosen.append(
       [
-        baselines.FLOORS[f](log, occasions, test, Config(), 5).settings
+        baselines.BASELINES[f](log, occasions, test, Config(), 5).settings
         for f in ('recency', 'item_knn')
       ]
     )
