@@ -9,7 +9,7 @@ def get_config(arg: str = '') -> c.Config:
   del arg
   model = c.TransformerConfig(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=160)
   stage = lambda steps, batch, rate: c.StageConfig(
-    steps, batch, c.OptimizerConfig(learning_rate=rate, warmup=50, weight_decay=0.1), save_every=100
+    steps, batch, c.OptimizerConfig(learning_rate=rate, warmup_steps=50, weight_decay=0.1), save_every=100
   )
   return c.Config(
     name='alibaba2014',
