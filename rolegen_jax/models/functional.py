@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
@@ -53,6 +53,16 @@ def join(params: Params, others: Params) -> Params:
   for name, other in others.items():
     joined[name] = join(params[name], other) if name in params else other
   return joined
+
+
+def flatten(params: Params) -> dict[str, Any]:
+  """Return the leaves of nested parameters by their dotted paths, such as 'pointer.gate'."""
+  return traverse_util.flatten_dict(params, sep='.')
+
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+  """Return nested parameters from leaves by dotted path."""
+  return traverse_util.unflatten_dict(leaves, sep='.')
 
 
 def abstract(make_model: ModelFn) -> tuple[nnx.GraphDef, Params, Params]:

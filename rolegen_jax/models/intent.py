@@ -91,6 +91,13 @@ class Retrieved(NamedTuple):
   weight: jax.Array  # fp32 [N, A]; 0 = no more
 
 
+class Priors(NamedTuple):
+  """What the equations say of N sequences: where the codes of intents and items start from."""
+
+  intent: jax.Array  # fp32 [N, K], log p(coarse code)
+  retrieved: Retrieved
+
+
 class Intent(nnx.Module):
   """The parameters of the equations: `counted_*` and `self_transition` belong to the second."""
 
@@ -165,6 +172,19 @@ class Intent(nnx.Module):
     item = jnp.pad(item, pad, constant_values=-1)
     codes = jnp.take(codes_IxL, jnp.maximum(item, 0), axis=0)
     return Retrieved(item, codes, jnp.pad(weight, pad))
+
+  def priors(self, evidence: Evidence, keep: int, codes_IxL: jax.Array) -> Priors:
+    """Return log p(coarse code), and the `keep` items that are retrieved most strongly."""
+    return Priors(self(evidence), self.retrieve(evidence, keep, codes_IxL))
+
+  def code_prior(self, level: int, priors: Priors, matches_NxPxA: jax.Array) -> jax.Array:
+    """Return the logits that codes of a level start from, fp32 [N, P, K], or [N, 1, K] at level 0.
+
+    `matches` says which retrieved items begin with each of P prefixes.
+    """
+    if level == 0:
+      return priors.intent[:, None]
+    return self.next_code(level, priors.retrieved, matches_NxPxA)
 
   def next_code(self, level: int, retrieved: Retrieved, matches_NxPxA: jax.Array) -> jax.Array:
     """Return the logits of the codes of `level` >= 1 after each of P prefixes, fp32 [N, P, K].

@@ -8,8 +8,8 @@ Every position of a completion belongs to one block of the vocabulary, known bef
 constraint: roles fit the event (CONVERT exactly on purchases), codes continue to an item that
 exists.
 
-Shapes: B users, N sequences, n events of a history, E prompt events, R prompt length, M role events,
-I intents, P candidates, L levels, T completion length, K codes.
+Shapes: B users, N sequences, n events of a history, E prompt events, R prompt length, M role
+events, I intents, P candidates, L levels, T completion length, K codes.
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ def build_prompt(
   Targets are no argument, so they cannot leak in.
   """
   v, events = layout.vocab, layout.config.events
-  item, event, time = (
-    a[:, -events:] for a in (history.item, history.event, history.timestamp)
-  )
+  item, event, time = (a[:, -events:] for a in (history.item, history.event, history.timestamp))
   real = history.segment[:, -events:] > 0
   previous_time = jnp.pad(time, ((0, 0), (1, 0)))[:, :-1]
   has_previous = jnp.pad(real, ((0, 0), (1, 0)))[:, :-1]
