@@ -33,8 +33,9 @@ from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.evaluation.baselines import Ranking, popular_items, tuning_rows, validation_score
 from rolegen_jax.evaluation.metrics import Pairs
 from rolegen_jax.models import functional
-from rolegen_jax.models.backbone import NEG_INF, dropout
-from rolegen_jax.models.transformer import Transformer, param
+from rolegen_jax.models.layers import param
+from rolegen_jax.models.numerics import NEG_INF, dropout
+from rolegen_jax.models.transformer import Transformer
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.sharding import make_mesh
 

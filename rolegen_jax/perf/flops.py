@@ -21,7 +21,7 @@ from rolegen_jax.config import (
   ReasonerConfig,
   TransformerConfig,
 )
-from rolegen_jax.models.backbone import AGE_FEATURES, NO_EVENT
+from rolegen_jax.models.memory import AGE_FEATURES, NO_EVENT
 from rolegen_jax.reasoning.frcot import Layout
 from rolegen_jax.reasoning.worlds import Tree, removing
 from rolegen_jax.vocab import GAPS, Vocabulary
