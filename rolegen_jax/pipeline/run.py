@@ -24,11 +24,12 @@ from rolegen_jax import config as configs
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, MeshConfig, digest
 from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
 from rolegen_jax.data.files import lock, write_json, write_npz
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.occasions import VALID
-from rolegen_jax.data.prepare import load_prepared, prepare
+from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
 from rolegen_jax.data.shards.reader import Shards, training_rows
 from rolegen_jax.evaluation.baselines import evaluation_rows
 from rolegen_jax.evaluation.metrics import ranges
@@ -45,6 +46,7 @@ from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.trie import build_trie
+from rolegen_jax.simulator import world
 from rolegen_jax.text import annotations, prompts
 from rolegen_jax.training import checkpoint, fit, state, steps
 from rolegen_jax.training.calibration import calibrate
@@ -92,7 +94,7 @@ class Run:
     folder, done = self.begin('data', digest(c, source, self.shards and self.shards.digest))
     if not done:
       notes = distributed.once(
-        lambda: prepare(self.config, folder, self.shards and self.shards.cuts)[2]
+        lambda: prepare(c, raw_tables(self.config), folder, self.shards and self.shards.cuts)[2]
       )
       self.end(folder, f'{notes["users"]} users, {notes["items"]} items')
     return load_prepared(folder)
@@ -439,6 +441,15 @@ class Run:
   def key(self, name: str) -> str:
     """The digest that the stage of this name was last started under."""
     return _read(self.workdir / name / 'KEY.json')['key']
+
+
+def raw_tables(config: Config) -> RawTables:
+  """Return the tables of the log that `config` names: a real one, or simulated."""
+  if config.data.format != 'simulated':
+    return read_tables(config.data)
+  simulated = world.simulate(config.simulator)
+  tables = validate(simulated.events, simulated.items, 'simulated events', 'simulated items')
+  return RawTables(*tables, left_out={}, planted=simulated.planted)
 
 
 def _folder():
