@@ -142,8 +142,8 @@ def configure(config: Config) -> Config:
     return config
   folder = Folder(reasoner.pretrained)
   text_pieces, tokenizer = folder.text
-  kept = {name: getattr(reasoner.transformer, name) for name in ('remat', 'dtype', 'attention')}
-  transformer = dataclasses.replace(folder.transformer, **kept)
+  own = {name: getattr(reasoner.transformer, name) for name in ('remat', 'dtype', 'attention')}
+  transformer = dataclasses.replace(folder.transformer, **own)
   reasoner = dataclasses.replace(
     reasoner, transformer=transformer, text_pieces=text_pieces, tokenizer=tokenizer
   )

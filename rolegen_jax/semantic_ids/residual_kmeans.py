@@ -152,7 +152,7 @@ def quantize(x_NxD: jax.Array, codebooks_LxKxD: jax.Array) -> tuple[jax.Array, j
     return jax.lax.map(quantize_row, x_nxD, batch_size=min(ENCODE_BLOCK, len(x_nxD)))
 
   # Inside shard_map, blocks are cut from the rows of one device; XLA would cut them from all rows
-  # and send them round.
+  # and send them around.
   rows = spec(('rows', None))
   code_NxL, squared_NxL = jax.shard_map(quantize_rows, in_specs=rows, out_specs=rows)(x_NxD)
   return constrain(code_NxL.astype(jnp.int32), None, None), constrain(squared_NxL, None, None)
