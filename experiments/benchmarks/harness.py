@@ -8,6 +8,8 @@ A benchmark is a module with two functions and, where a table is worth printing,
 
   if __name__ == '__main__':
     harness.main(measure, plot, table)
+
+As a command it measures, or draws with --plot; keyword arguments of `measure` are its flags.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from experiments.benchmarks import harness, startup
 from rolegen_jax.cli import entry
 from tests import tiny
 
-STAGE = 'backbone'  # the first that trains
+STAGE = 'warmup'  # the first that trains
 TINY = (
   *(f'backbone.temporal.{size}' for size in tiny.SIZES),
   'backbone.temporal.layers=1',
