@@ -1,7 +1,3 @@
-"""One file per benchmark: `measure` fills NAME.json, `plot` draws docs/performance/NAME.png of it.
+"""Benchmarks, one file each: `measure` fills NAME.json, `plot` draws docs/performance/NAME.png.
 
-`harness.py` holds what they share. It turns the keyword arguments of `measure` into flags:
-
-  python -m experiments.benchmarks.NAME           # measure, write NAME.json, print its table
-  python -m experiments.benchmarks.NAME --plot    # draw NAME.json
-"""
+`python -m experiments.benchmarks.NAME` measures, `--plot` draws; `harness.py` is shared."""

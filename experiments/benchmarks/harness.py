@@ -8,6 +8,8 @@ A benchmark is a module with two functions and, where a table is worth printing,
 
   if __name__ == '__main__':
     harness.main(measure, plot, table)
+
+As a command it measures, or draws with --plot; keyword arguments of `measure` are its flags.
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ def main(
   flags.disclaim_key_flags()  # so that --help lists them under the benchmark
   read_settings = _define_flags(measure)
   only_plot = flags.DEFINE_bool('plot', False, 'Draw the stored results; measure nothing.')
-  output = flags.DEFINE_string('output', str(FOLDER / f'{name}.json'), 'The results file.')
+  results_file = flags.DEFINE_string('results', str(FOLDER / f'{name}.json'), 'Its JSON file.')
 
   def command() -> None:
-    path = pathlib.Path(output.value)
+    path = pathlib.Path(results_file.value)
     if only_plot.value:
       for figure in draw(name, plot, path, FIGURES):
         print(f'-> {figure}')

@@ -314,7 +314,7 @@ def _plot_imports(panel: Any, imports: dict, target_s: float) -> None:
 
 
 def _plot_starts(panel: Any, medians: dict, target_share: float) -> None:
-  """Stack the medians of the parts; the median of the whole, written beside, need not be their sum."""
+  """Stack the medians of the parts; the median of the whole stands beside and is not their sum."""
   for i, side in enumerate(('second', 'first')):
     left = 0.0
     for kind, (color, part) in START_PARTS.items():

@@ -121,13 +121,13 @@ def plot(results: dict, figure_path: pathlib.Path) -> None:
   first = next(iter(points.values()))
   title = f'GiB a chip, {first["topology"]}, {first["users"]} users'
   memory.set_title(title, loc='left', fontsize=9)
-  memory.legend(fontsize=7, frameon=False)
   checkpoint_gib = [p['checkpoint_bytes'] / GIB for p in points.values()]
   harness.stacked_bars(checkpoint, dict(checkpoint=checkpoint_gib), [harness.GREEN])
   checkpoint.set_title('Checkpoint of the loop, both models, GiB', loc='left', fontsize=9)
   for panel in (memory, checkpoint):
     panel.set_xticks(range(len(points)), list(points))
-    panel.margins(y=0.15)
+    panel.margins(y=0.35)
+  memory.legend(fontsize=7, frameon=False, ncols=3, loc='upper left')
   figure.savefig(figure_path, dpi=100)
 
 
