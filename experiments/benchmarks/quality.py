@@ -282,7 +282,7 @@ def curves(path: pathlib.Path, figures: tuple[str, ...]) -> dict[str, list[float
 def summarize_ab(result: dict) -> dict:
   """Return what table and figure need of an ab.json."""
   fields = (
-    'world',
+    'simulator',
     'tested',
     'slate',
     'users',
