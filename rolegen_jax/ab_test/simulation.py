@@ -19,7 +19,12 @@ from rolegen_jax.ab_test.arms import Played, play
 from rolegen_jax.config import Config, ConfigError, digest
 from rolegen_jax.data.files import renamed, write_json
 from rolegen_jax.evaluation import content, sasrec
-from rolegen_jax.pipeline.run import Run, saved_config
+from rolegen_jax.pipeline import stages
+from rolegen_jax.pipeline.artifacts import saved_config
+from rolegen_jax.pipeline.context import Run, open_run
+from rolegen_jax.pipeline.inputs import prepare_inputs
+from rolegen_jax.pipeline.run import train_models
+from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.recommend import dormant
@@ -40,7 +45,7 @@ TESTED = 'RoleGen'
 
 def simulate_ab(
   workdir: str | os.PathLike,
-  world: str = 'default',
+  simulator: str = 'default',
   days: int = 28,
   seeds: int = 5,
   arms: list[str] = ARMS,
@@ -48,16 +53,16 @@ def simulate_ab(
 ) -> dict:
   """Plays what is not yet kept, writes ab.json and ab.png into the run folder of the world, and returns what ab.json holds.
 
-  world: `default`, the one of the run's log, or `held_back`, for which the same settings are trained in WORKDIR/held_back first.
+  simulator: `default`, the one of the run's log, or `held_back`, for which the same settings are trained in WORKDIR/held_back first.
   Raises ConfigError when the run is not of a simulated log or not trained, or a setting is wrong.
   """
   config = saved_config(workdir)
   _check(config, workdir, days, seeds, arms, slate)
-  if world == HELD_BACK:
+  if simulator == HELD_BACK:
     other = dataclasses.replace(config.simulator, preset=HELD_BACK, seed=config.simulator.seed + 1)
-    run = Run(dataclasses.replace(config, simulator=other), pathlib.Path(workdir) / HELD_BACK)
+    run = open_run(dataclasses.replace(config, simulator=other), pathlib.Path(workdir) / HELD_BACK)
   else:
-    run = Run(config, workdir, may_run=False)
+    run = open_run(config, workdir, may_train=False)
   found = Test(run, days, slate).result(arms, seeds)
   write_json(found, run.workdir / 'ab.json')
   from rolegen_jax.ab_test.plot import draw
@@ -88,8 +93,9 @@ class Test:
   __test__ = False  # for pytest
 
   def __init__(self, run: Run, days: int, slate: int):
-    self.run, self.days = run, days
-    (log, occasions), c = run.data, run.config
+    self.run, self.days, c = run, days, run.config
+    self.inputs = prepare_inputs(run)
+    log, occasions = self.inputs.log, self.inputs.occasions
     users = np.flatnonzero(dormant(log, c.data, int(log.timestamp.max()) + 1)).astype(np.int32)
     if not len(users):
       raise ConfigError(
@@ -100,22 +106,19 @@ class Test:
     self.state = self.world.state_of_rows(log.users.gather(users).to_numpy(), *self.setting.past())
 
   @functools.cached_property
-  def models(self) -> dict[str, dict]:
-    """Parameters by arm."""
-    return {
-      TESTED: self.run.trained,
-      'no_reasoner': self.run.backbone_alone('ablations/no_reasoner'),
-    }
+  def models(self) -> dict[str, Trained]:
+    """The trained models by arm."""
+    models = train_models(self.run, self.inputs)
+    alone = stages.train_ablation(self.run, self.inputs, models, 'no_reasoner')
+    return {TESTED: models.calibrated, 'no_reasoner': alone}
 
   @functools.cached_property
   def key(self) -> str:
     """Digest of all that the outcome of an arm depends on."""
     run, e = self.run, self.run.config.evaluation
-    self.models  # their keys are those of complete stages
-    stages = run.key('loop'), run.key('ablations/no_reasoner')
     return digest(
-      run.artifacts,
-      stages,
+      self.inputs.hashes,
+      [model.key for model in self.models.values()],
       run.config.calibration,
       run.config.serving,
       e.seed,
@@ -127,21 +130,21 @@ class Test:
     )
 
   def result(self, arms: list[str], seeds: int) -> dict:
-    self.run.hold()
+    self.run.folder.lock()
     c, started, played = (
       self.run.config,
       time.monotonic(),
       {name: self.arm(name, seeds) for name in arms},
     )
     found = summary.summarise(played, TESTED, c.evaluation.bootstrap, c.evaluation.seed)
-    world = f'world {c.simulator.preset}, seed {c.simulator.seed}'
+    simulator = f'simulator {c.simulator.preset}, seed {c.simulator.seed}'
     intervals = f'95 % bootstrap over seeds and users, {c.evaluation.bootstrap} resamples'
-    about = content.provenance(c, self.run.artifacts, time.monotonic() - started) | dict(
+    about = content.provenance(c, self.inputs.hashes, time.monotonic() - started) | dict(
       intervals=intervals
     )
     return (
       dict(
-        world=world,
+        simulator=simulator,
         slate=self.setting.slate,
         key=self.key,
         measures=summary.MEASURES,
@@ -171,18 +174,20 @@ class Test:
     def generative(model: str, exploration_weight: float = 0.0):
       online = Online(
         run.rolegen,
-        self.models[model],
-        run.trie,
+        self.models[model].load(),
+        self.inputs.trie,
         run.mesh,
         c.backbone.beam,
         reasoning=model == TESTED,
       )
-      return policies.Generative(setting, online, run.excitation, exploration_weight)
+      return policies.Generative(setting, online, self.inputs.excitation, exploration_weight)
 
     return {
       'popularity': lambda: policies.Popularity(setting),
       'recency': lambda: policies.Recency(setting),
-      'SASRec': lambda: policies.Sasrec(setting, sasrec.fit(*run.data, c, max(c.evaluation.ks))),
+      'SASRec': lambda: policies.Sasrec(
+        setting, sasrec.fit(setting.log, self.inputs.occasions, c, max(c.evaluation.ks))
+      ),
       'no_reasoner': lambda: generative('no_reasoner'),
       TESTED: lambda: generative(TESTED, c.serving.exploration_weight),
       'RoleGen_by_likelihood': lambda: generative(TESTED),

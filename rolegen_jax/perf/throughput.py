@@ -26,12 +26,13 @@ from rolegen_jax.models import functional
 from rolegen_jax.perf import hardware
 from rolegen_jax.perf.aot.check import bytes_read
 from rolegen_jax.perf.flops import Flops
-from rolegen_jax.pipeline.run import Run
+from rolegen_jax.pipeline.context import open_run
+from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime import compile as compiling
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.trie import build_trie
-from rolegen_jax.training import state, steps
+from rolegen_jax.training import losses, state, steps
 
 PHASES = ('input', 'rollout', 'execution', 'reflection', 'step', 'recommend')
 MFU = "MFU: the phase's model FLOPs (no recomputation, attention over all pairs) / seconds / chips / peak dense bf16"
@@ -47,12 +48,12 @@ def measure(
     raise ConfigError(f'--phases={unknown[0]}: must be some of {", ".join(PHASES)}, or all')
   if source == 'random' and 'input' in phases:
     raise ConfigError('--phases=input: there is no input pipeline to time with --input=random')
-  run = Run(config, workdir) if source == 'log' else None
-  place = Bench(config, run, items)
+  inputs = prepare_inputs(open_run(config, workdir)) if source == 'log' else None
+  place = Bench(config, inputs, items)
   found = {}
-  for name in progress([name for name in names if run or name != 'input'], 'bench', len(names)):
+  for name in progress([name for name in names if inputs or name != 'input'], 'bench', len(names)):
     found[name] = place.phase(name, repeats)
-  artifacts = {} if run is None else run.artifacts
+  artifacts = {} if inputs is None else inputs.hashes
   return dict(
     experiment=config.name,
     input=source,
@@ -130,17 +131,15 @@ class Program:
 class Bench:
   """One config's programs and their arguments, on all devices."""
 
-  def __init__(self, config: Config, run: Run | None, items: int):
-    self.config, self.run, self.items = config, run, items
-    self.rolegen, self.mesh = (
-      (RoleGen(config), sharding.make_mesh(config.mesh)) if run is None else (run.rolegen, run.mesh)
-    )
-    self.model_fns, self.optimizers = steps.loop_parts(self.rolegen)
+  def __init__(self, config: Config, inputs: Inputs | None, items: int):
+    self.config, self.inputs, self.items = config, inputs, items
+    self.rolegen, self.mesh = RoleGen(config), sharding.make_mesh(config.mesh)
+    self.model_fns, self.optimizers = steps.joint_parts(self.rolegen)
     whole = self.rolegen.model_fns | {'reference': self.rolegen.model_fns['reasoner']}
     trie = (
       build_trie(_random_codes(config, items), config.semantic_ids.codes)
-      if run is None
-      else run.trie
+      if inputs is None
+      else inputs.trie
     )
     with jax.set_mesh(self.mesh):
       self.trie = jax.device_put(trie, sharding.sharding(self.mesh))
@@ -153,10 +152,9 @@ class Bench:
     }
 
   def examples(self, users: int) -> Examples:
-    if self.run is not None:
-      host = self.run.bare_examples.rows(
-        np.arange(users) % len(self.run.bare_examples), self.config.backbone.context
-      )
+    if self.inputs is not None:
+      table = self.inputs.conversions
+      host = table.rows(np.arange(users) % len(table), self.config.backbone.context)
     else:
       host = _random_examples(self.config, users, self.items)
     return jax.tree.map(
@@ -165,7 +163,7 @@ class Bench:
 
   def phase(self, name: str, repeats: int) -> dict:
     if name == 'input':
-      table, c = self.run.bare_examples, self.config
+      table, c = self.inputs.conversions, self.config
       batches = Batches(
         len(table), c.loop_stage.batch, c.seed, lambda rows: table.rows(rows, c.backbone.context)
       )
@@ -232,7 +230,7 @@ class Bench:
       return program, [fresh, examples, trie, switches, self.frozen]
     rollout = compiling.jit(rolegen.rollout)(params['reasoner'], examples, trie, key)
     if name == 'execution':
-      loss = lambda p, examples, rollout, trie, key: steps.execution_loss(
+      loss = lambda p, examples, rollout, trie, key: losses.execution_loss(
         rolegen, p, examples, rollout, trie, key
       )
       return compiling.jit(jax.value_and_grad(loss, has_aux=True)), [
@@ -242,12 +240,11 @@ class Bench:
         trie,
         key,
       ]
-    gain, whole = (
-      jax.numpy.zeros(rollout.candidates.shape[:2]),
-      lambda p, frozen: functional.join(p, frozen.get('reasoner', {})),
-    )
-    loss = lambda p, reference, frozen, *args: steps.reflection_loss(
-      rolegen, whole(p, frozen), whole(reference, frozen), *args, switches
+    zeros = jax.numpy.zeros(rollout.candidates.shape[:2])
+    worth = losses.Feedback(zeros, zeros)
+    whole = lambda p, frozen: functional.join(p, frozen.get('reasoner', {}))
+    loss = lambda p, reference, frozen, *args: losses.reflection_loss(
+      rolegen, whole(p, frozen), whole(reference, frozen), *args, switches.reflect
     )
     trained = self.trained['reasoner'], self.trained['reference']
     return compiling.jit(jax.value_and_grad(loss, has_aux=True)), [
@@ -255,7 +252,7 @@ class Bench:
       self.frozen,
       examples,
       rollout,
-      gain,
+      worth,
       trie,
     ]
 

@@ -18,7 +18,7 @@ from rolegen_jax.models.decode import Ranking
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import intent_effects, label_roles, removal_effects
-from rolegen_jax.runtime.compile import jit, together
+from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.trie import Trie
 
@@ -109,7 +109,7 @@ class Online:
     )
     with jax.set_mesh(self._mesh):
       given = (*self._fixed, jax.tree.map(put, examples), np.array(place, np.uint32))
-      self._compiled = self._compiled or together(self._jitted, *given)
+      self._compiled = self._compiled or compile_in_step(self._jitted, *given)
       return self._compiled(*given)
 
 
@@ -169,7 +169,7 @@ def over(rolegen: RoleGen, function: Callable, fixed: tuple, table, mesh: Mesh, 
       examples = jax.tree.map(place, table.rows(index, width))
       given = (*fixed, np.int32(number), examples, *extra)
       if number == 0:
-        compiled = together(jitted, *given)
+        compiled = compile_in_step(jitted, *given)
       results.append(compiled(*given))
   host = jax.device_get(results)
   return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(table)], *host)

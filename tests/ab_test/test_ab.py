@@ -14,7 +14,8 @@ from rolegen_jax.cli import entry
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.batches import Trajectories, append, histories
 from rolegen_jax.evaluation import baselines
-from rolegen_jax.pipeline.run import Run
+from rolegen_jax.pipeline.context import open_run
+from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.simulator.world import DAY, World
 from tests import tiny
 
@@ -42,7 +43,7 @@ SMALL = [
 def test(tmp_path_factory):
   """Over a run that has a log and no more."""
   return Untrained(
-    Run(entry.experiment('demo', SMALL), tmp_path_factory.mktemp('ab')), days=4, slate=5
+    open_run(entry.experiment('demo', SMALL), tmp_path_factory.mktemp('ab')), days=4, slate=5
   )
 
 
@@ -52,10 +53,8 @@ class Untrained(simulation.Test):
   @functools.cached_property
   def models(self):
     model_fns = self.run.rolegen.model_fns
-    return dict.fromkeys(
-      ('RoleGen', 'no_reasoner'),
-      {name: tiny.random_params(make) for name, make in model_fns.items()},
-    )
+    params = {name: tiny.random_params(fn) for name, fn in model_fns.items()}
+    return dict.fromkeys(('RoleGen', 'no_reasoner'), Trained('random', lambda: params))
 
 
 def sold(test, policy, seed=0, days=4) -> Played:

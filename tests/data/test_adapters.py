@@ -32,7 +32,7 @@ def seconds(*date):
 
 def test_every_format_of_the_config_but_the_simulated_one_has_an_adapter_and_a_source():
   for kind in ADAPTERS:
-    config.validate(config.Config(data=DataConfig(format=kind, path='x')))
+    Config(data=DataConfig(format=kind, path='x')).validated()
   assert set(ADAPTERS) == set(adapters.SOURCES)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax import sharding
-from rolegen_jax.config import ConfigError, LoraConfig, MeshConfig, validate
+from rolegen_jax.config import ConfigError, LoraConfig, MeshConfig
 from rolegen_jax.models import functional, lora
 from rolegen_jax.models.attention import causal
 from rolegen_jax.runtime.compile import jit
@@ -155,7 +155,7 @@ def test_the_base_is_drawn_as_without_adapters_and_parts_join_to_the_whole():
 )
 def test_wrong_settings(assignment, says):
   with pytest.raises(ConfigError, match=says):
-    validate(tiny.config(assignment))
+    tiny.config(assignment).validated()
 
 
 def test_scale():

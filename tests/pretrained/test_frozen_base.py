@@ -16,10 +16,12 @@ from experiments.benchmarks import pretrained_parts as parts
 from rolegen_jax.config import Config
 from rolegen_jax.models.attention import causal
 from rolegen_jax.overrides import apply
-from rolegen_jax.pipeline.run import Run, saved_config
+from rolegen_jax.pipeline.artifacts import saved_config
+from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.pretrained.export import export, export_adapters
 from rolegen_jax.text.tokenizers import open_tokenizer
 from rolegen_jax.training.checkpoint import ArtifactMismatch
+from tests.runs import run_to_reason
 
 ROOT = pathlib.Path(__file__).parents[2]
 LORA = (
@@ -88,9 +90,9 @@ def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
   parts.write_folder(tmp_path / 'model', SAID, dtype='F32')
   loop = ('loop_stage.steps=1', 'loop_stage.batch=8', 'loop.worlds=2')
   config = apply(Config(), SMALL + [f'reasoner.pretrained={tmp_path / "model"}', *LORA, *loop])
-  run = Run(config, tmp_path / 'run')
-  reasoned = jax.device_get(run.reasoned)
-  base = jax.device_get(run.base)
+  trained = run_to_reason(config, tmp_path / 'run')
+  reasoned = jax.device_get(trained.reasoned.load()['reasoner'])
+  base = jax.device_get(trained.run.base())
   for name in ('tokens', 'transformer'):
     moved = jax.tree_util.tree_map_with_path(
       lambda path, a, b: bool((a != b).any()), reasoned[name], base[name]
@@ -105,8 +107,9 @@ def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
     n[-1] in ('tokens', 'wq', 'gate') for n in names
   )
 
-  again = Run(saved_config(tmp_path / 'run'), tmp_path / 'run')
-  jax.tree.map(np.testing.assert_array_equal, reasoned, jax.device_get(again.reasoned))
+  again = run_to_reason(saved_config(tmp_path / 'run'), tmp_path / 'run')
+  restored = jax.device_get(again.reasoned.load()['reasoner'])
+  jax.tree.map(np.testing.assert_array_equal, reasoned, restored)
 
   command = [
     sys.executable,
@@ -120,14 +123,15 @@ def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
   refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert (
     refused.returncode == 2
-    and 'its stage backbone is not complete' in refused.stderr
+    and 'its stage loop is not complete' in refused.stderr
     and not (tmp_path / 'out').exists()
   )
-  trained = jax.device_get(again.trained['reasoner'])
+  models = train_models(again.run, again.inputs)
+  reasoner = jax.device_get(models.calibrated.load()['reasoner'])
   subprocess.run(command, cwd=ROOT, check=True)
   np.testing.assert_array_equal(
     load_file(tmp_path / 'out' / 'rolegen_trained.safetensors')['tokens_delta'],
-    trained['tokens_delta'],
+    reasoner['tokens_delta'],
   )
   assert json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())['r'] == 2
   subprocess.run(command[:-1], cwd=ROOT, check=True)
@@ -138,4 +142,4 @@ def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
 
   parts.write_folder(tmp_path / 'model', SAID, dtype='F32', seed=1)
   with pytest.raises(ArtifactMismatch, match='its base is'):
-    Run(saved_config(tmp_path / 'run'), tmp_path / 'run').reasoned
+    run_to_reason(saved_config(tmp_path / 'run'), tmp_path / 'run').reasoned.load()

@@ -9,8 +9,9 @@ import numpy as np
 from experiments.benchmarks import pretrained_parts as parts
 from rolegen_jax.config import Config
 from rolegen_jax.overrides import apply
-from rolegen_jax.pipeline.run import Run, saved_config
+from rolegen_jax.pipeline.artifacts import saved_config
 from tests import tiny
+from tests.runs import run_to_reason
 
 SAID = parts.QWEN3_06B | dict(
   hidden_size=32,
@@ -47,19 +48,20 @@ def test_a_run_trains_from_the_folder_and_needs_it_no_more(tmp_path):
     'align.optimizer.learning_rate=1e-9',
   ]
   config = apply(Config(), settings)
-  run = Run(config, tmp_path / 'run')
-  assert 'tokens' in run.backbone  # it comes first
-  aligned = run.aligned
+  trained = run_to_reason(config, tmp_path / 'run')
+  backbone, aligned = (stage.load() for stage in (trained.warm, trained.aligned))
+  backbone, aligned = backbone['backbone'], aligned['reasoner']
   table = parts.tensors(tmp_path / 'model')['model.embed_tokens.weight']
-  start, size = run.rolegen.vocab.blocks['text']
+  start, size = trained.run.rolegen.vocab.blocks['text']
   np.testing.assert_allclose(
     np.asarray(aligned['tokens'])[start : start + size], table, atol=1e-6
   )  # no step of align moved it
-  assert run.backbone['tokens'].shape[0] < start + 256 < run.rolegen.vocab.size  # it reads no text
-  before = jax.device_get(run.reasoned)
+  # The backbone reads no text.
+  assert backbone['tokens'].shape[0] < start + 256 < trained.run.rolegen.vocab.size
+  before = jax.device_get(trained.reasoned.load())
   shutil.rmtree(tmp_path / 'model')
-  again = Run(saved_config(tmp_path / 'run'), tmp_path / 'run')
-  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(again.reasoned))
+  again = run_to_reason(saved_config(tmp_path / 'run'), tmp_path / 'run')
+  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(again.reasoned.load()))
   assert (
     json.loads((tmp_path / 'run' / 'config.json').read_text())['reasoner']['text_pieces'] == 400
   )

@@ -66,7 +66,7 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
 def lower_step(config: Config, mesh: Mesh, items: int):
   """`training.step.joint_train_step` as `training/fit.py` jits it: donated state, output shardings given."""
   rolegen = RoleGen(config)
-  model_fns, optimizers = steps.loop_parts(rolegen)
+  model_fns, optimizers = steps.joint_parts(rolegen)
   switches = steps.Switches(
     *(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.bool_, jnp.float32))
   )
