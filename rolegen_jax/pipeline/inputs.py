@@ -118,9 +118,7 @@ def _raw_tables(config: Config) -> RawTables:
   if config.data.format != 'simulated':
     return read_tables(config.data)
   simulated = world.simulate(config.simulator)
-  events, items = validate(
-    simulated.events, simulated.items, 'simulated events', 'simulated items'
-  )
+  events, items = validate(simulated.events, simulated.items, 'simulated events', 'simulated items')
   return RawTables(events, items, left_out={}, planted=simulated.planted)
 
 
