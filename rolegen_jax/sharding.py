@@ -174,8 +174,9 @@ def rows_here(mesh: Mesh, batch: int) -> np.ndarray:
     raise ConfigError(
       f'batch={batch}: must be a multiple of {parts}, the devices of mesh axes {names}'
     )
-  held = sharding(mesh, 'batch').addressable_devices_indices_map((batch,)).values()
-  return np.unique(np.concatenate([np.arange(batch)[index] for (index,) in held]))
+  indices = sharding(mesh, 'batch').addressable_devices_indices_map((batch,)).values()
+  held = [np.arange(batch)[index] for (index,) in filter(None, indices)]
+  return np.unique(np.concatenate(held))
 
 
 def global_batch(mesh: Mesh, local: np.ndarray, here: np.ndarray, batch: int) -> jax.Array:
@@ -185,7 +186,9 @@ def global_batch(mesh: Mesh, local: np.ndarray, here: np.ndarray, batch: int) ->
   """
   row = np.full(batch, -1)
   row[here] = np.arange(len(here))
+
+  def shard(index: Any) -> np.ndarray:
+    return local[row[index[0]]]
+
   shape = (batch, *local.shape[1:])
-  return jax.make_array_from_callback(
-    shape, sharding(mesh, 'batch'), lambda index: local[row[index[0]]]
-  )
+  return jax.make_array_from_callback(shape, sharding(mesh, 'batch'), shard)

@@ -52,6 +52,7 @@ def main() -> None:
     n_prompts = annotations.write_prompts(table, words, role_events, _PROMPTS.value)
     print(f'{n_prompts} prompts -> {_PROMPTS.value}')
     return
+  assert _ANSWERS.value and _OUTPUT.value
   accepted, rejected = annotations.read_answers(table, role_events, _ANSWERS.value)
   annotations.write_lines(accepted, _OUTPUT.value)
   annotations.write_lines((r._asdict() for r in rejected), f'{_OUTPUT.value}.rejected.jsonl')

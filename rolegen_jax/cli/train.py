@@ -25,4 +25,4 @@ def main() -> None:
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
   from rolegen_jax.pipeline.run import train
 
-  train(config, _WORKDIR.value, print_tables=True)
+  train(config, _WORKDIR.value)

@@ -11,6 +11,7 @@ import os
 import pathlib
 import socket
 import time
+from typing import IO, Any
 
 import jax
 import tensorboardX
@@ -31,8 +32,11 @@ class MetricsLog:
     self.path = pathlib.Path(folder) / 'metrics.jsonl'
     self._cut(start)
     # Process 0 writes; nothing here is collective.
-    self._file = self.path.open('a') if jax.process_index() == 0 else None
-    self._board = tensorboardX.SummaryWriter(str(tensorboard)) if self._file else None
+    self._file: IO[str] | None = None
+    self._board: Any = None
+    if jax.process_index() == 0:
+      self._file = self.path.open('a')
+      self._board = tensorboardX.SummaryWriter(str(tensorboard))
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._started = time.monotonic()
     self.last: dict[str, float] = {}

@@ -17,7 +17,7 @@ from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.rollout import Rollout, read
 from rolegen_jax.reasoning.worlds import Interventions, Tree
 from rolegen_jax.sharding import make_mesh
-from rolegen_jax.training import steps
+from rolegen_jax.training import losses
 
 USERS = 2
 SIZES = ('layers=2', 'width=256', 'heads=4', 'kv_heads=2', 'head_dim=64', 'mlp=1024')
@@ -96,7 +96,7 @@ def gradient(loss, params, *args):
 
 
 def test_execution_and_feedback():
-  loss = lambda p, examples, rollout, trie, key: steps.execution_loss(
+  loss = lambda p, examples, rollout, trie, key: losses.execution_loss(
     ROLEGEN, p, examples, rollout, trie, key
   )
   both = lambda p, *a: jax.value_and_grad(lambda p: loss(p, *a), has_aux=True)(p)
@@ -106,14 +106,12 @@ def test_execution_and_feedback():
 
 
 def test_reflection():
-  gain = jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)
+  worth = losses.Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
 
-  def loss(p, reference, examples, rollout, gain, trie):
-    return steps.reflection_loss(
-      ROLEGEN, p, reference, examples, rollout, gain, trie, steps.Switches()
-    )
+  def loss(p, reference, examples, rollout, worth, trie):
+    return losses.reflection_loss(ROLEGEN, p, reference, examples, rollout, worth, trie, 1.0)
 
-  xla = gradient(loss, shapes('reasoner'), shapes('reasoner'), CASES, rollout_like(), gain, TRIE)
+  xla = gradient(loss, shapes('reasoner'), shapes('reasoner'), CASES, rollout_like(), worth, TRIE)
   assert OURS.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
 
 
@@ -125,14 +123,14 @@ def test_no_gradient_of_what_is_frozen_is_computed(train):
     functional.abstract(part['reasoner'])[1] for part in (rolegen.trained, rolegen.frozen)
   )
 
-  def loss(p, frozen, reference, examples, rollout, gain, trie):
+  def loss(p, frozen, reference, examples, rollout, worth, trie):
     whole = lambda part: functional.join(part, frozen)
-    return steps.reflection_loss(
-      rolegen, whole(p), whole(reference), examples, rollout, gain, trie, steps.Switches()
+    return losses.reflection_loss(
+      rolegen, whole(p), whole(reference), examples, rollout, worth, trie, 1.0
     )
 
-  gain = jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)
-  xla = gradient(loss, trained, frozen, trained, CASES, rollout_like(), gain, TRIE)
+  worth = losses.Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
+  xla = gradient(loss, trained, frozen, trained, CASES, rollout_like(), worth, TRIE)
   assert ours.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
   assert (
     xla < (0.95 if train == 'lora' else 0.8) * OURS.phases()['reflection'].hardware
@@ -171,9 +169,9 @@ def test_prefill():
 @pytest.mark.parametrize(
   'stage, model, loss',
   [
-    ('align', 'reasoner', steps.align_loss),
-    ('reason', 'reasoner', steps.reason_loss),
-    ('warmup', 'backbone', steps.warmup_loss),
+    ('align', 'reasoner', losses.align_loss),
+    ('reason', 'reasoner', losses.reason_loss),
+    ('warmup', 'backbone', losses.warmup_loss),
   ],
 )
 def test_supervised_stages(stage, model, loss):

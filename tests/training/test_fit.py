@@ -13,8 +13,9 @@ import pytest
 from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig, OptimizerConfig, StageConfig
 from rolegen_jax.data.loader import Batches
-from rolegen_jax.training import fit, state, steps
+from rolegen_jax.training import losses, state, steps
 from rolegen_jax.training.checkpoint import ArtifactMismatch
+from rolegen_jax.training.fit import Preempted, Site, Task, fit
 from rolegen_jax.training.metrics import Diverged
 from tests import tiny
 
@@ -42,21 +43,23 @@ def run(
       return super().__next__()
 
   devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
-  return fit.run(
-    'reason',
-    functools.partial(steps.supervised_step, rolegen, 'reasoner', steps.reason_loss, tx),
-    {'reasoner': rolegen.model_fns['reasoner']},
-    {'reasoner': tx},
-    dict,
-    tiny.trie(),
-    lambda: Disturbed(32, 8, 0, lambda rows: jax.tree.map(lambda x: x[rows], POOL)),
-    stage,
-    sharding.make_mesh(mesh, devices),
-    0,
-    hashes or {'settings': 'a'},
-    folder,
-    folder / 'tensorboard',
+  task = Task(
+    name='reason',
+    step=functools.partial(steps.supervised_step, rolegen, 'reasoner', losses.reason_loss, tx),
+    model_fns={'reasoner': rolegen.model_fns['reasoner']},
+    optimizers={'reasoner': tx},
+    initial_params=dict,
+    batches=lambda: Disturbed(32, 8, 0, lambda rows: jax.tree.map(lambda x: x[rows], POOL)),
+    config=stage,
   )
+  site = Site(
+    mesh=sharding.make_mesh(mesh, devices),
+    seed=0,
+    folder=folder,
+    tensorboard=folder / 'tensorboard',
+    hashes=hashes or {'settings': 'a'},
+  )
+  return fit(task, site, tiny.trie())
 
 
 def curve(folder):
@@ -110,7 +113,7 @@ def test_sigterm_saves_and_the_same_call_continues(unbroken, tmp_path):
     if number == 2:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with pytest.raises(fit.Preempted, match='saved at step 3'):
+  with pytest.raises(Preempted, match='saved at step 3'):
     run(tmp_path, terminate)
   run(tmp_path)
   assert curve(tmp_path) == curve(unbroken[1])

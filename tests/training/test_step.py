@@ -14,6 +14,7 @@ from rolegen_jax.config import MeshConfig, OptimizerConfig
 from rolegen_jax.reasoning import rolegen as rolegen_lib
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
+from rolegen_jax.training import losses
 from rolegen_jax.training import state as state_lib
 from rolegen_jax.training import steps as lib
 from tests import tiny
@@ -238,9 +239,9 @@ def test_optimizer_moments_lie_where_their_parameters_lie():
 
 
 LOSSES = {
-  'warmup': ('backbone', lib.warmup_loss),
-  'align': ('reasoner', lib.align_loss),
-  'reason': ('reasoner', lib.reason_loss),
+  'warmup': ('backbone', losses.warmup_loss),
+  'align': ('reasoner', losses.align_loss),
+  'reason': ('reasoner', losses.reason_loss),
 }
 
 
@@ -276,7 +277,7 @@ def test_a_stage_learns_its_batch(stage):
 
 def test_a_demonstration_counts_the_same_in_the_loop_and_in_its_own_stage(one):
   """Both fit the hindsight chains at temperature 1, from the same parameters."""
-  loss = jit(functools.partial(lib.reason_loss, tiny.rolegen()))(
+  loss = jit(functools.partial(losses.reason_loss, tiny.rolegen()))(
     tiny.params('reasoner'), tiny.examples(), tiny.trie(), None
   )[0]
   assert imitation(one[1]) == pytest.approx(float(loss), rel=1e-5)
@@ -284,7 +285,7 @@ def test_a_demonstration_counts_the_same_in_the_loop_and_in_its_own_stage(one):
 
 def test_path_items_outside_the_catalogue_teach_nothing():
   """Half the items are left out of the tree: their codes have no probability, which must not become the loss."""
-  loss_of = jit(functools.partial(lib.reason_loss, tiny.rolegen()))
+  loss_of = jit(functools.partial(losses.reason_loss, tiny.rolegen()))
   loss, _ = loss_of(
     tiny.params('reasoner'), tiny.examples(), tiny.trie(allowed=np.arange(tiny.ITEMS) < 30), None
   )
@@ -295,7 +296,7 @@ def test_ties_at_the_first_timestamp_are_not_targets():
   """What happened first has nothing before it: rows of one day have no loss."""
   history = tiny.examples().history
   flat = history._replace(timestamp=np.where(history.segment > 0, tiny.NOW, 0).astype(np.int32))
-  loss, metrics = jit(functools.partial(lib.warmup_loss, tiny.rolegen()))(
+  loss, metrics = jit(functools.partial(losses.warmup_loss, tiny.rolegen()))(
     tiny.params('backbone'), flat, tiny.trie(), jax.random.key(0)
   )
   assert float(loss) == 0.0 == float(metrics['purchase_nll'])
@@ -307,7 +308,7 @@ def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
 
   def execution(reasoner):
     rollout = rolegen.rollout(reasoner, tiny.examples(), tiny.trie(), jax.random.key(0))
-    loss, (gain, _) = lib.execution_loss(
+    loss, (gain, _) = losses.execution_loss(
       rolegen, tiny.params('backbone'), tiny.examples(), rollout, tiny.trie(), jax.random.key(1)
     )
     return loss + gain.sum()

@@ -11,7 +11,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig, OptimizerConfig
 from rolegen_jax.models import functional
 from rolegen_jax.runtime.compile import jit
-from rolegen_jax.training import checkpoint
+from rolegen_jax.training import checkpoint, losses
 from rolegen_jax.training import state as state_lib
 from rolegen_jax.training import steps as lib
 from tests import tiny
@@ -47,7 +47,7 @@ def after_one_step(train: str) -> dict:
     state = state_lib.create(
       model_fns, {'reasoner': tx}, MESH, jax.random.key(0), {'reasoner': trained}
     )
-    step = jit(functools.partial(lib.supervised_step, r, 'reasoner', lib.reason_loss, tx))
+    step = jit(functools.partial(lib.supervised_step, r, 'reasoner', losses.reason_loss, tx))
     new, metrics = step(
       state, on(tiny.examples(), 'batch'), on(tiny.trie()), *[frozen] * bool(frozen)
     )
@@ -78,7 +78,7 @@ def test_gradients_are_those_of_the_whole(train):
 
 def test_the_step_trains_adapters_and_holds_nothing_else():
   r, trained, frozen = parts('lora')
-  model_fns, _ = lib.loop_parts(r)
+  model_fns, _ = lib.joint_parts(r)
   optimizers = {
     name: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=1), 40)
     for name in ('backbone', 'reasoner')
