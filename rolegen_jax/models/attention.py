@@ -129,14 +129,14 @@ def platform() -> str:
   return device.platform if device else jax.default_backend()
 
 
-def kernel_for(platform: str, q: jax.Array, mask: Mask, bias: jax.Array | None = None) -> str:
-  """Return the kernel of a platform for these arguments of `attend`."""
+def kernel_for(backend: str, q: jax.Array, mask: Mask, bias: jax.Array | None = None) -> str:
+  """Return the kernel of a backend for these arguments of `attend`."""
   t, x = q.shape[1], q.shape[3]
   if q.dtype != jnp.bfloat16 or bias is not None or t < SHORT:
     return 'xla'
-  if platform == 'tpu' and isinstance(mask, SegmentMask) and x % LANES == 0:
+  if backend == 'tpu' and isinstance(mask, SegmentMask) and x % LANES == 0:
     return 'splash'
-  return 'cudnn' if platform == 'gpu' and x % 8 == 0 and x <= 128 else 'xla'
+  return 'cudnn' if backend == 'gpu' and x % 8 == 0 and x <= 128 else 'xla'
 
 
 def attend(

@@ -47,7 +47,7 @@ from rolegen_jax.models.memory import (
   append_slots,
   count_bucket,
   gap_bucket,
-  view,
+  view_memory,
   with_intent,
 )
 from rolegen_jax.models.numerics import NEG_INF, dropout
@@ -58,8 +58,8 @@ from rolegen_jax.vocab import Vocabulary
 
 PURCHASE = EVENT_NAMES.index('purchase')
 COUNTED_GATE = -2.0  # where the gate of retrieved items starts, a logit
-# The depth decoder generates a row's queries in up to so many parts, one after the other: that
-# takes an eighth of the memory and is faster on CPUs.
+# Parts in which the depth decoder generates a row's queries, one after the other: an eighth of the
+# memory, and faster on CPUs.
 PARTS = 8
 
 
@@ -107,7 +107,7 @@ class Backbone(nnx.Module):
     self.temporal = Transformer(c, rngs=rngs)
     make_query_block = nnx.vmap(lambda rngs: QueryBlock(c, rngs=rngs))
     self.query_blocks = make_query_block(rngs.split(config.query_layers))
-    # Without rematerialization of its own: `_generated` recomputes all of its layers.
+    # No rematerialization of its own: `_generated` recomputes all layers.
     depth = dataclasses.replace(c, layers=config.depth_layers, remat='none')
     self.depth = Transformer(depth, rngs=rngs)
     readout = vocab.levels, vocab.codes, width
@@ -207,7 +207,7 @@ class Backbone(nnx.Module):
     A query sees events of its segment, and the slots that every query sees (start, candidates).
     `key` turns dropout on.
     """
-    v, seen = self.vocab, view(memory, timestamp_BxQ, segment_BxQ)
+    v, seen = self.vocab, view_memory(memory, timestamp_BxQ, segment_BxQ)
     context = jnp.take_along_axis(memory.hidden, seen.last[..., None], axis=1)
     x = context + self._embed(v.event(event_BxQ)) + self._embed(v.gap(gap_bucket(seen.gap)))
 
@@ -217,8 +217,9 @@ class Backbone(nnx.Module):
     x, _ = jax.lax.scan(layer, x, self.query_blocks)
     x = self.result_norm(x)
     pointing = self.pointer(x, memory, seen)
-    if memory.share is not None:
-      pointing = share_retrieved(pointing, gate_logit(self.counted_gate, x), memory.share)
+    if memory.retrieved_share is not None:
+      gate = gate_logit(self.counted_gate, x)
+      pointing = share_retrieved(pointing, gate, memory.retrieved_share)
     intent = None if memory.intent is None else self.pointer.mix_intent(x, memory.intent)
     return QueryState(dropout(x, self.config.dropout, key), *pointing, intent)
 

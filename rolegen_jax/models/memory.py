@@ -62,7 +62,7 @@ class Memory:
   segment: jax.Array  # int32 [B, S], the window of the row; or VISIBLE, or INVISIBLE
   count: jax.Array  # int32 [B, S], repeats of the event; 1 where the slot is no event
   # Set by conditioning:
-  share: jax.Array | None = None  # fp32 [B, S], of what is retrieved; 0 in all other slots
+  retrieved_share: jax.Array | None = None  # fp32 [B, S]; 0 in slots that are not retrieved
   intent: jax.Array | None = None  # fp32 [B, K], see Conditioning
   # fp32 [B, S], log-probability of the slot's coarse code over that under a uniform intent
   appeal: jax.Array | None = None
@@ -93,13 +93,13 @@ def append_retrieved(memory: Memory, retrieved: RetrievedShares) -> Memory:
   share = jnp.concatenate([jnp.zeros(memory.item.shape, share.dtype), share], axis=1)
   hidden = jnp.zeros((*item.shape, width), memory.hidden.dtype)
   memory = append_slots(memory, hidden, item, jnp.full_like(item, INVISIBLE))
-  return dataclasses.replace(memory, share=share)
+  return dataclasses.replace(memory, retrieved_share=share)
 
 
 def with_intent(memory: Memory, intent_BxK: jax.Array, codes_IxL: jax.Array) -> Memory:
   """Set the intent and each slot's appeal under it. All slots must be there already."""
   coarse_code = jnp.take(codes_IxL, jnp.maximum(memory.item, 0), axis=0)[..., 0]
-  log_codes = jnp.log(1.0 * intent_BxK.shape[1])  # the log-probability of a uniform intent, negated
+  log_codes = jnp.log(1.0 * intent_BxK.shape[1])  # a uniform intent gives each code 1 / codes
   appeal = jnp.take_along_axis(intent_BxK, coarse_code, axis=1) + log_codes
   appeal = jnp.where((memory.item >= 0) & is_possible(appeal), appeal, 0.0)
   return dataclasses.replace(memory, intent=intent_BxK, appeal=appeal)
@@ -115,7 +115,7 @@ class View(NamedTuple):
   event: jax.Array  # [B, S, E], one-hot
 
 
-def view(memory: Memory, timestamp_BxQ: jax.Array, segment_BxQ: jax.Array) -> View:
+def view_memory(memory: Memory, timestamp_BxQ: jax.Array, segment_BxQ: jax.Array) -> View:
   """Return what queries at a time and in a segment see: their segment's strictly earlier events.
 
   Slots of segment VISIBLE are seen by every query.

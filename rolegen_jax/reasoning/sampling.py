@@ -170,7 +170,7 @@ class _Decoder:
   def step(self, state: DecodeState, at: Position) -> tuple[DecodeState, Completions]:
     """Sample the token of one position and read it."""
     vocab, retrieved = self.layout.vocab, self.priors.retrieved
-    begins = at.level <= 0  # an item, an intent, or what is no code
+    begins = at.level <= 0  # at the first code of an intent or item, and where there is no code
     node = jnp.where(begins, 0, state.node)
     matches = jnp.where(begins, state.unused, state.matches)
     options = self._options(at, node, matches)
