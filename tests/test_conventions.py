@@ -36,11 +36,11 @@ PACKAGES = (
   'pretrained',
   'reasoning',
   'training',
-  'perf',
   'serving',
   'evaluation',
   'pipeline',
   'ab_test',
+  'perf',
   'cli',
   '__main__',
 )

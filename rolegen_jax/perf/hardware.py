@@ -99,7 +99,8 @@ _CHIPS = (
     network=200 * GBIT,
     devices=1,
     source=_NVIDIA
-    + 'A100 80GB SXM: 312 TFLOPS, 2039 GB/s, NVLink 600 GB/s; HDR 200 Gbit/s per GPU as in DGX A100',
+    + 'A100 80GB SXM: 312 TFLOPS, 2039 GB/s, NVLink 600 GB/s; '
+    + 'HDR 200 Gbit/s per GPU as in DGX A100',
   ),
   Chip(
     name='h100',
@@ -123,7 +124,8 @@ _CHIPS = (
     network=400 * GBIT,
     devices=1,
     source=_NVIDIA
-    + 'H200 SXM: 989.4 TFLOPS, 141 GB, 4.8 TB/s, NVLink 900 GB/s; NDR 400 Gbit/s per GPU as in DGX H200',
+    + 'H200 SXM: 989.4 TFLOPS, 141 GB, 4.8 TB/s, NVLink 900 GB/s; '
+    + 'NDR 400 Gbit/s per GPU as in DGX H200',
   ),
 )
 CHIPS = {chip.name: chip for chip in _CHIPS}

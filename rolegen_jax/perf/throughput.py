@@ -260,7 +260,7 @@ class Bench:
     def loss(trained: Any, reference: Any, frozen: Any, *args: Any) -> Any:
       fixed = frozen.get('reasoner', {})
       policy, old = functional.join(trained, fixed), functional.join(reference, fixed)
-      return losses.reflection_loss(self.rolegen, policy, old, *args, 1.0)
+      return losses.reflection_loss(self.rolegen, policy, old, *args, weight=1.0)
 
     program = jit(jax.value_and_grad(loss, has_aux=True))
     models = [self.trained['reasoner'], self.trained['reference'], self.frozen]
