@@ -259,5 +259,5 @@ def test_tests_import_no_two_modules_that_define_one_flag():
   for name in sources():
     if name.removesuffix('.py').replace('/', '.') in imported:
       text = (ROOT / name).read_text(encoding='utf-8')
-      for flag in re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", text):
+      for flag in re.findall(r"(?m)^\w+ = flags\.DEFINE_\w+\(\s*'(\w+)'", text):
         assert owners.setdefault(flag, name) == name, f'--{flag}: {name} and {owners[flag]}'
