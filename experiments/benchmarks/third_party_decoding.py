@@ -82,7 +82,8 @@ def measure(
   }
   for name, check in checks.items():
     store.point(name, [*settings, users, updates], check)
-  return dict(parameters={name: side.parameters for name, side in sides.items()})
+  parameters = {name: side.parameters for name, side in sides.items()}
+  return dict(parameters=parameters, points=store.points)
 
 
 def time_cell(sides: dict, item_Bxn: np.ndarray, beams: int, budget_s: float) -> dict:
