@@ -15,7 +15,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 # The stamps carry the Python version: another PYTHON means another environment, never a mixed one.
 INSTALLED := $(VENV)/installed-$(VERSION)
 INSTALLED_TEST := $(VENV)/installed-test-$(VERSION)
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+# Bytecode is compiled when a module is first imported: most of what is installed never is.
+PIP := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
 PYTEST := $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: demo test test-all lint clean
