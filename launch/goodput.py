@@ -36,8 +36,9 @@ KINDS = (
   'down',
 )
 LOSABLE_KINDS = ('step', 'data', 'compile', 'checkpoint')
-# Config section of a stage's settings; every stage that is not listed is a closed loop.
-SECTION = {'backbone': 'warmup', 'align': 'align', 'reason': 'reason'}
+# Stages with a config section of the same name; all others are closed loops.
+SUPERVISED_STAGES = ('warmup', 'align', 'reason')
+LOOP_SECTION = 'loop_stage'
 RECENT_STEPS = 20  # over which the time per step is taken
 # A straggler waits this many times longer for data than the median, and this share of its step.
 SLOW_DATA_FACTOR, SLOW_DATA_SHARE = 2.0, 0.1
@@ -152,7 +153,7 @@ def _add(total: dict[str, float], seconds: Mapping[str, float]) -> None:
 
 
 def _kind_after(segment: Segment) -> str:
-  return 'preparation' if segment.stage in SECTION else 'evaluation'
+  return 'preparation' if segment.stage in SUPERVISED_STAGES else 'evaluation'
 
 
 def latest(segments: list[Segment]) -> dict[str, ByProcess]:

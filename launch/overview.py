@@ -43,7 +43,8 @@ def run_status(workdir: pathlib.Path, now: float) -> Status:
   rows, stragglers = [], []
   for stage, by_process in goodput.latest(segments).items():
     done = (workdir / stage / 'DONE.json').exists()
-    steps = config[goodput.SECTION.get(stage, 'loop_stage')]['steps']
+    section = stage if stage in goodput.SUPERVISED_STAGES else goodput.LOOP_SECTION
+    steps = config[section]['steps']
     rows += [_stage_row(segment, steps, done, now) for segment in by_process.values()]
     if not done:
       stragglers += goodput.stragglers(by_process, now)

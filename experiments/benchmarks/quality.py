@@ -62,13 +62,13 @@ CURVE_POINTS = 100
 JSON_WIDTH = 240  # an object or list that fits is one line
 
 _RUNS = flags.DEFINE_string('runs', '', 'Folder of the sweeps, each named like its experiment.')
-_OUTPUT = flags.DEFINE_string('output', str(harness.FOLDER / 'quality.json'), 'The summary.')
+_RESULTS = flags.DEFINE_string('results', str(harness.FOLDER / 'quality.json'), 'The summary.')
 _PAGE = flags.DEFINE_string('page', str(harness.ROOT / 'docs/quality.md'), 'Page of the tables.')
 _FIGURES = flags.DEFINE_string('figures', str(harness.FIGURES), 'Folder of the figures.')
 
 
 def main() -> None:
-  path = pathlib.Path(_OUTPUT.value)
+  path = pathlib.Path(_RESULTS.value)
   results = json.loads(path.read_text()) if path.exists() else {}
   if _RUNS.value:
     results = measure(pathlib.Path(_RUNS.value), results)
@@ -282,7 +282,7 @@ def curves(path: pathlib.Path, figures: tuple[str, ...]) -> dict[str, list[float
 def summarize_ab(result: dict) -> dict:
   """Return what table and figure need of an ab.json."""
   fields = (
-    'world',
+    'simulator',
     'tested',
     'slate',
     'users',

@@ -27,13 +27,14 @@ from experiments.benchmarks import harness
 from rolegen_jax import overrides, sharding
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Examples
-from rolegen_jax.models.attention import causal
+from rolegen_jax.models.attention import Visible, causal
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.perf.throughput import Bench
 from rolegen_jax.reasoning.frcot import Prompt, build_prompt
 from rolegen_jax.reasoning.likelihood import likelihood
+from rolegen_jax.reasoning.prefill import Prefilled, prefill, prefill_worlds
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.reasoning.rollout import Read, decode, in_worlds, read
+from rolegen_jax.reasoning.sampling import RolloutSettings, decode
 from rolegen_jax.reasoning.worlds import (
   Interventions,
   Tree,
@@ -166,24 +167,24 @@ def check(point: dict) -> None:
 
 def read_shared(
   reasoner: Reasoner, tree: Tree, prompt: Prompt, prompts: Prompt, interventions: Interventions
-) -> Read:
+) -> Prefilled:
   """Read and keep once what the worlds of a user share, as the library does."""
-  factual = read(reasoner, tree, prompt)
-  return in_worlds(reasoner, tree, factual, prompt, prompts, interventions.removed.any(-1))
+  factual, removes = prefill(reasoner, tree, prompt), interventions.removed.any(-1)
+  return prefill_worlds(reasoner, tree, factual, prompt, prompts, removes)
 
 
 def read_naive(
   reasoner: Reasoner, tree: Tree, prompt: Prompt, prompts: Prompt, interventions: Interventions
-) -> Read:
+) -> Prefilled:
   """Read the whole prompt in every world, each with a cache of its own: P = 0 slots are shared."""
   tokens, valid = constrain_rows((prompts.tokens, prompts.valid))
   positions = np.arange(tree.layout.prompt_length)
   hidden, cache = reasoner.prefill(tokens, positions, causal(valid.astype(jnp.int32)))
-  own = tuple(x.reshape(x.shape[0], -1, tree.chains, *x.shape[2:]) for x in cache)
-  shared = tuple(x[:, :, 0, :0] for x in own)
+  own = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, tree.chains, *x.shape[2:]), cache)
+  shared = jax.tree.map(lambda x: x[:, :, 0, :0], own)
   sees = valid.reshape(-1, tree.chains, valid.shape[1])
   last = hidden[:, -1].reshape(-1, tree.chains, hidden.shape[-1])
-  return Read(last, shared, own, (sees[:, 0, :0], sees))
+  return Prefilled(last, shared, own, Visible(sees[:, 0, :0], sees))
 
 
 SIDES = {'shared': read_shared, 'naive': read_naive}
@@ -218,12 +219,10 @@ def rollout(
     reasoner = rolegen.gathered('reasoner', params)
     prompt, prompts = build_prompts(rolegen, examples, interventions, trie)
     ready = SIDES[side](reasoner, tree, prompt, prompts, interventions)
-    intent = reasoner.intent(prompts.evidence)
     keep = tree.layout.config.retrieved
-    retrieved = reasoner.intent.retrieve(prompts.evidence, keep, trie.item_codes)
-    tokens, log_prob, _ = decode(
-      reasoner, tree.layout, ready, prompts, intent, retrieved, trie, key, 1.0
-    )
+    priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes)
+    settings = RolloutSettings(rolegen.config.loop.worlds, rolegen.config.loop.interventions)
+    tokens, log_prob, _ = decode(reasoner, tree.layout, ready, prompts, priors, trie, key, settings)
     return constrain_rows((tokens.reshape(*shape, -1), log_prob.reshape(*shape, -1)))
 
 

@@ -26,6 +26,7 @@ from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.baselines import BASELINES, Ranking, evaluation_rows
 from rolegen_jax.evaluation.deletion import deletion_curves
 from rolegen_jax.evaluation.sasrec import sasrec
+from rolegen_jax.evaluation.trajectories import Trajectories
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.pipeline.stages import (
@@ -43,8 +44,6 @@ from rolegen_jax.serving.slate import slates
 
 # Systems whose lists are also reported with an exposure penalty.
 PENALIZED = ('RoleGen', 'no_reasoner')
-# name -> (kind of system, items int32 [N, K], settings that made them)
-Rankings = dict[str, tuple[str, np.ndarray, dict]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Results:
   rows: np.ndarray  # int64 [N], of the occasions
   table: ExampleTable  # of those occasions, targets unknown
   predictions: dict[str, Predictions]  # of RoleGen and its ablations
-  rankings: Rankings
+  rankings: content.Rankings
 
 
 def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
@@ -95,7 +94,7 @@ def evaluate(
   trained = {'RoleGen': models.calibrated} | ablations
   predictions = {name: _predict(run, inputs, table, name, model) for name, model in trained.items()}
   k = max(config.ks)
-  rankings: Rankings = {
+  rankings: content.Rankings = {
     name: (_kind(name), prediction.item[:, :k], {}) for name, prediction in predictions.items()
   }
   if config.exposure_penalty:
@@ -159,6 +158,9 @@ def report(
   roles, notes = _roles(run, inputs, models, results)
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)
+  trajectories = Trajectories(
+    log, occasions, results.rows, results.table, results.predictions['RoleGen']
+  )
   ablations = (f'ablations/{name}' for name in config.evaluation.ablations)
   stages = ('warmup', 'align', 'reason', 'loop', *ablations)
   page = dict(
@@ -170,9 +172,7 @@ def report(
     training=content.training_rows(run.workdir, stages),
     worlds=content.worlds(config, log, occasions, results.rows, inputs.codes, candidates),
     semantic_ids=inputs.catalogue.report,
-    trajectories=content.trajectories(
-      log, occasions, results.rows, results.table, results.predictions['RoleGen'], tell
-    ),
+    trajectories=trajectories.draw(tell),
     provenance=content.provenance(config, inputs.hashes, time.monotonic() - started),
     **words,
   )

@@ -10,12 +10,13 @@ import numpy as np
 
 from rolegen_jax import config as configs
 from rolegen_jax import sharding
-from rolegen_jax.config import MeshConfig, digest
+from rolegen_jax.config import Config, MeshConfig, digest
 from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
-from rolegen_jax.data.prepare import load_prepared, prepare
+from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
@@ -28,6 +29,7 @@ from rolegen_jax.runtime import distributed
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
+from rolegen_jax.simulator import world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +105,21 @@ def prepare_data(run: Run) -> Data:
   stage = run.folder.begin('data', digest(config, source, shards and shards.digest))
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
-    notes = distributed.once(lambda: prepare(run.config, stage.folder, cuts)[2])
+    notes = distributed.once(
+      lambda: prepare(config, _raw_tables(run.config), stage.folder, cuts)[2]
+    )
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
   log, occasions = load_prepared(stage.folder)
   return Data(log, occasions, shards)
+
+
+def _raw_tables(config: Config) -> RawTables:
+  """Return the simulated log, or the real one that `config.data` names."""
+  if config.data.format != 'simulated':
+    return read_tables(config.data)
+  simulated = world.simulate(config.simulator)
+  events, items = validate(simulated.events, simulated.items, 'simulated events', 'simulated items')
+  return RawTables(events, items, left_out={}, planted=simulated.planted)
 
 
 def assign_semantic_ids(run: Run, data: Data) -> Catalogue:

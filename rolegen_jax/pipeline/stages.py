@@ -231,10 +231,12 @@ def calibrate(
 
   def load() -> dict[str, Params]:
     saved = np.load(path)
-    where = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)
+    shardings = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)
+    where = functional.flatten(shardings)
     fitted = {n: jax.device_put(saved[n], where[n]) for n in saved.files if n != 'nll'}
     params = trained.load()
-    return params | {'backbone': params['backbone'] | fitted}
+    leaves = functional.flatten(params['backbone']) | fitted
+    return params | {'backbone': functional.unflatten(leaves)}
 
   return Trained(stage.key, functools.cache(load))
 

@@ -1,2 +1,2 @@
-"""Pretrained decoders in and out: what a family's files mean (families), their tensors by name (files), loading, exporting, and the
-settings that a folder implies (settings)."""
+"""Pretrained decoders in and out: what a family's files mean (families), tensors by name (files),
+loading into shards (load), a whole folder and the settings it implies (folder), and export."""

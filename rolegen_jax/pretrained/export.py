@@ -1,10 +1,12 @@
-"""A reasoner back into the format that it came in: config.json, sharded safetensors with an index, the tokenizer with our tokens.
+"""A reasoner back into the format that it came in.
 
-`export` writes a whole model, adapters and trained rows added to its weights; `export_adapters` what was added to the base, and
-nothing of the base, as PEFT names it.
+`export` writes a whole model: config.json, sharded safetensors with an index, and the tokenizer
+with our tokens; adapters and trained rows are added to the weights. `export_adapters` writes what
+was added to the base, and nothing of the base, as PEFT names it.
 
-Tensors keep their type of the source folder, so what was not trained comes back bit for bit, and what was is rounded to it. One
-file at a time is on the host. Our tokens get the rows after the tokenizer's last id, which may be spare rows of the source.
+Tensors keep the type of the source folder, so what was not trained comes back bit for bit, and what
+was trained is rounded to it. The host holds one file at a time. Our tokens get the rows after the
+tokenizer's last id, which may be spare rows of the source.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import math
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import ml_dtypes
@@ -31,15 +35,29 @@ from rolegen_jax.runtime.compile import jit
 from rolegen_jax.text.tokenizers import TextVocabulary, save
 from rolegen_jax.vocab import Vocabulary
 
-FILE_BYTES = 2 << 30  # of tensors in a file, at most, if no tensor alone is larger
-NUMPY = {'F32': np.float32, 'BF16': ml_dtypes.bfloat16, 'F16': np.float16}
+FILE_BYTES = 2 << 30  # of the tensors in a file, at most, unless one tensor alone is larger
+NUMPY_DTYPES = {'F32': np.float32, 'BF16': ml_dtypes.bfloat16, 'F16': np.float16}
 TRAINED = 'rolegen_trained.safetensors'
+# Files of the source that are copied where they exist.
 COPIED = (
   'generation_config.json',
   'tokenizer_config.json',
   'special_tokens_map.json',
   'chat_template.jinja',
 )
+
+
+class Entry(NamedTuple):
+  """A tensor to write."""
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  # Returns the array, fp32, on every host; all processes must call it.
+  read: Callable[[], np.ndarray]
+
+
+# The whole model
 
 
 def export(
@@ -50,168 +68,234 @@ def export(
   lora: LoraConfig = LoraConfig(),
   file_bytes: int = FILE_BYTES,
 ) -> None:
-  """Writes the reasoner's parameters to `folder`, in the format of the folder `source` that they were loaded from; adapters, if it has
-  any, are those of `lora`.
+  """Write the reasoner to `folder`, in the format of the folder that it was loaded from.
 
-  A text row whose id is that of one of our tokens is written as our token. Raises DataError, ConfigError.
+  A text row whose id is that of one of our tokens is written as our token. Raises DataError and
+  ConfigError.
+
+  Args:
+    params: the reasoner's parameters.
+    vocab: the vocabulary that they were trained with.
+    source: the folder that they were loaded from.
+    folder: the folder to write.
+    lora: of the adapters, if `params` has any.
+    file_bytes: of the tensors in a file, at most.
   """
-  source, folder = Folder(source), pathlib.Path(folder)
-  source.rows(vocab)  # refuses another vocabulary
-  text = TextVocabulary(vocab, source.tokenizer)
+  base, folder = Folder(source), pathlib.Path(folder)
+  base.rows(vocab)  # refuses another vocabulary
+  text = TextVocabulary(vocab, base.tokenizer)
   rows = max(vocab.text_pieces, 1 + int(max(text.ids)))
   distributed.once(lambda: folder.mkdir(parents=True, exist_ok=True))
-  _weights(params, vocab, source, text.ids, rows, folder, lora, file_bytes)
-  intent = {name: _whole(leaf) for name, leaf in params['intent'].items()}
+  entries = [
+    *_table_entries(params, base, text, rows),
+    *_layer_entries(params, base, lora),
+  ]
+  _write_weights(entries, folder, file_bytes)
+  intent = {name: _gather(leaf) for name, leaf in params['intent'].items()}
+  distributed.once(lambda: _write_other_files(base, text, vocab, rows, intent, folder))
 
-  def rest():
-    write_json(source.said | {'vocab_size': rows}, folder / 'config.json')
-    save(text.extended, folder)
-    for name in COPIED:
-      if (source.path / name).exists():
-        shutil.copyfile(source.path / name, folder / name)
-    with renamed(folder / INTENT) as temporary:
-      save_file(intent, temporary)
-    pieces, digest = source.text
-    write_json(
-      dict(
-        vocabulary=vocab.digest,
-        text_pieces=pieces,
-        tokenizer=digest,
-        tokenizer_with_ours=text.extended.digest,
-      ),
-      folder / OURS,
-    )
 
-  distributed.once(rest)
+def _table_entries(params: dict, base: Folder, text: TextVocabulary, rows: int) -> list[Entry]:
+  """Return the tables of `rows` token rows, and the final norm."""
+  width = base.transformer.width
+  entries = [
+    _entry(base, theirs, (rows, width), functools.partial(_read_table, params, ours, text, rows))
+    for ours, theirs in families.tables(base.transformer).items()
+  ]
+  final_norm = params['transformer']['norm']['scale']
+  read_norm = functools.partial(_gather, final_norm)
+  return entries + [_entry(base, families.FINAL_NORM.name, (width,), read_norm)]
+
+
+def _layer_entries(params: dict, base: Folder, lora: LoraConfig) -> list[Entry]:
+  """Return the tensors of all layers, adapters merged."""
+  blocks = params['transformer']['blocks']
+  entries = []
+  for layer in range(base.transformer.layers):
+    for path, tensor in families.layer_tensors(base.transformer).items():
+      leaf = functools.reduce(lambda tree, name: tree[name], path, blocks)
+      shape = tuple(math.prod(leaf.shape[1 + axis] for axis in group) for group in tensor.groups)
+      read = functools.partial(
+        _read_layer, leaf, _adapter(blocks, path), layer, lora, tensor.groups, shape
+      )
+      entries.append(_entry(base, families.layer_name(layer, tensor), shape, read))
+  return entries
+
+
+def _entry(
+  base: Folder, name: str, shape: tuple[int, ...], read: Callable[[], np.ndarray]
+) -> Entry:
+  return Entry(name, shape, np.dtype(NUMPY_DTYPES[base.files.dtype(name)]), read)
+
+
+def _read_table(params: dict, name: str, text: TextVocabulary, rows: int) -> np.ndarray:
+  """Return one of our tables as rows by id, fp32 [rows, width]."""
+  first_text, text_size = text.vocab.blocks['text']
+  ours = _gather(params[name])
+  if f'{name}_delta' in params:
+    own = ours[:first_text] + _gather(params[f'{name}_delta'])
+    ours = np.concatenate([own, ours[first_text:]])
+  theirs = np.zeros((rows, ours.shape[1]), np.float32)
+  theirs[:text_size] = ours[first_text : first_text + text_size]
+  theirs[text.ids] = ours[: len(text.ids)]
+  return theirs
+
+
+def _read_layer(
+  leaf: jax.Array,
+  adapter: dict | None,
+  layer: int,
+  lora: LoraConfig,
+  groups: families.Groups,
+  shape: tuple[int, ...],
+) -> np.ndarray:
+  """Return the weight of a layer with what its adapter adds, in the layout of the files."""
+  weight = _gather(leaf, layer)
+  if adapter is not None:
+    a, b = _gather(adapter['a'], layer), _gather(adapter['b'], layer)
+    weight = weight + np.float32(lora_lib.scale(lora)) * np.tensordot(a, b, 1)
+  order = [axis for group in groups for axis in group]
+  return weight.transpose(order).reshape(shape)
+
+
+def _write_weights(entries: list[Entry], folder: pathlib.Path, file_bytes: int) -> None:
+  """Write the safetensors and their index."""
+  files = _split_into_files(entries, file_bytes)
+  weight_map: dict[str, str] = {}
+  total_size = 0
+  for number, file_entries in enumerate(files):
+    name = f'model-{number + 1:05}-of-{len(files):05}.safetensors'
+    arrays = {
+      entry.name: np.ascontiguousarray(entry.read().astype(entry.dtype)) for entry in file_entries
+    }
+    distributed.once(functools.partial(_save_tensors, arrays, folder / name))
+    weight_map |= dict.fromkeys(arrays, name)
+    total_size += sum(array.nbytes for array in arrays.values())
+  index = dict(metadata=dict(total_size=total_size), weight_map=dict(sorted(weight_map.items())))
+  distributed.once(lambda: write_json(index, folder / INDEX))
+
+
+def _split_into_files(entries: list[Entry], file_bytes: int) -> list[list[Entry]]:
+  """Return the entries of each file, in order."""
+  files: list[list[Entry]] = [[]]
+  used = 0
+  for entry in entries:
+    size = math.prod(entry.shape) * entry.dtype.itemsize
+    if files[-1] and used + size > file_bytes:
+      files.append([])
+      used = 0
+    files[-1].append(entry)
+    used += size
+  return files
+
+
+def _save_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  with renamed(path) as temporary:
+    save_file(arrays, temporary, metadata={'format': 'pt'})
+
+
+def _write_other_files(
+  base: Folder,
+  text: TextVocabulary,
+  vocab: Vocabulary,
+  rows: int,
+  intent: dict[str, np.ndarray],
+  folder: pathlib.Path,
+) -> None:
+  """Write everything but the weights."""
+  write_json(base.hf_config | {'vocab_size': rows}, folder / 'config.json')
+  save(text.extended, folder)
+  for name in COPIED:
+    if (base.path / name).exists():
+      shutil.copyfile(base.path / name, folder / name)
+  with renamed(folder / INTENT) as temporary:
+    save_file(intent, temporary)
+  pieces, tokenizer = base.text
+  ours = dict(
+    vocabulary=vocab.digest,
+    text_pieces=pieces,
+    tokenizer=tokenizer,
+    tokenizer_with_ours=text.extended.digest,
+  )
+  write_json(ours, folder / OURS)
+
+
+# Adapters alone
 
 
 def export_adapters(
   params: dict, lora: LoraConfig, source: str | os.PathLike, folder: str | os.PathLike
 ) -> None:
-  """Writes what training added to the frozen base of the folder `source`: adapter_config.json and adapter_model.safetensors as PEFT
-  has them; and what the base has no place for in rolegen_trained.safetensors: the equation of intent, and what was added to the rows of
-  our tokens (tokens_delta, readout_delta; a row a token, in the order of the vocabulary)."""
-  source, folder = Folder(source), pathlib.Path(folder)
-  tensors, modules = {}, {}
-  for path, tensor in families.layer_tensors(source.transformer).items():
-    adapter = _beside(params['transformer']['blocks'], path)
-    for layer in range(source.transformer.layers if adapter else 0):
-      a, b = (_whole(adapter[name], layer) for name in 'ab')
-      name = families.layer_name(layer, tensor).removesuffix('.weight')
-      modules[name.rpartition('.')[2]] = None
-      tensors[f'base_model.model.{name}.lora_A.weight'] = np.ascontiguousarray(
-        a.reshape(-1, lora.rank).T
-      )
-      tensors[f'base_model.model.{name}.lora_B.weight'] = np.ascontiguousarray(
-        b.reshape(lora.rank, -1).T
-      )
-  said = dict(
+  """Write what training added to the frozen base of the folder `source`.
+
+  adapter_config.json and adapter_model.safetensors are as PEFT has them. What the base has no place
+  for is in rolegen_trained.safetensors: the equation of intent, and what was added to the rows of
+  our tokens (tokens_delta, readout_delta; one row per token, in the order of the vocabulary).
+  """
+  base, folder = Folder(source), pathlib.Path(folder)
+  adapters, modules = _adapter_tensors(params, lora, base)
+  trained = {name: _gather(leaf) for name, leaf in params['intent'].items()}
+  trained |= {name: _gather(leaf) for name, leaf in params.items() if name.endswith('_delta')}
+  peft_config = dict(
     peft_type='LORA',
     task_type='CAUSAL_LM',
-    base_model_name_or_path=str(source.path),
+    base_model_name_or_path=str(base.path),
     r=lora.rank,
     lora_alpha=lora.alpha,
-    target_modules=list(modules),
+    target_modules=modules,
     lora_dropout=0.0,
     bias='none',
     fan_in_fan_out=False,
     inference_mode=True,
   )
-  rest = {name: _whole(leaf) for name, leaf in params['intent'].items()} | {
-    n: _whole(leaf) for n, leaf in params.items() if n.endswith('_delta')
-  }
 
-  def write():
+  def write() -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    if tensors:
-      write_json(said, folder / 'adapter_config.json')
-    for name, arrays in (('adapter_model.safetensors', tensors), (TRAINED, rest)):
-      if arrays:
-        with renamed(folder / name) as temporary:
-          save_file(arrays, temporary, metadata={'format': 'pt'})
+    if adapters:
+      write_json(peft_config, folder / 'adapter_config.json')
+      _save_tensors(adapters, folder / 'adapter_model.safetensors')
+    if trained:
+      _save_tensors(trained, folder / TRAINED)
 
   distributed.once(write)
 
 
-def _beside(tree: dict, path: tuple[str, ...]) -> dict | None:
-  """The adapter of a parameter."""
-  for name in path[:-1]:
-    tree = tree[name]
-  return tree.get(f'{path[-1]}_lora')
+def _adapter_tensors(
+  params: dict, lora: LoraConfig, base: Folder
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Return (the adapters of all layers by their names in PEFT, the modules that have one)."""
+  tensors = {}
+  modules: dict[str, None] = {}  # a set that keeps the order
+  for path, tensor in families.layer_tensors(base.transformer).items():
+    adapter = _adapter(params['transformer']['blocks'], path)
+    if adapter is None:
+      continue
+    for layer in range(base.transformer.layers):
+      a, b = _gather(adapter['a'], layer), _gather(adapter['b'], layer)
+      name = families.layer_name(layer, tensor).removesuffix('.weight')
+      modules[name.rpartition('.')[2]] = None
+      a = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
+      b = np.ascontiguousarray(b.reshape(lora.rank, -1).T)
+      tensors[f'base_model.model.{name}.lora_A.weight'] = a
+      tensors[f'base_model.model.{name}.lora_B.weight'] = b
+  return tensors, list(modules)
 
 
-def _weights(params, vocab, source, own, rows, folder, lora, file_bytes) -> None:
-  """The safetensors and their index."""
-  c, blocks = source.transformer, params['transformer']['blocks']
-  plan = []  # (name, shape, what gives the array)
-  first, size = vocab.blocks['text']
-
-  def table(name):
-    ours = _whole(params[name])
-    if f'{name}_delta' in params:
-      ours = np.concatenate([ours[:first] + _whole(params[f'{name}_delta']), ours[first:]])
-    theirs = np.zeros((rows, c.width), np.float32)
-    theirs[:size] = ours[first : first + size]
-    theirs[own] = ours[: len(own)]
-    return theirs
-
-  for ours, theirs in families.tables(c).items():
-    plan.append((theirs, (rows, c.width), lambda ours=ours: table(ours)))
-  plan.append(
-    (families.FINAL_NORM.name, (c.width,), lambda: _whole(params['transformer']['norm']['scale']))
-  )
-  for layer in range(c.layers):
-    for path, tensor in families.layer_tensors(c).items():
-      leaf, adapter = blocks, _beside(blocks, path)
-      for part in path:
-        leaf = leaf[part]
-      shape = tuple(math.prod(leaf.shape[1 + axis] for axis in group) for group in tensor.groups)
-      order = [axis for group in tensor.groups for axis in group]
-      merged = functools.partial(_merged, leaf, adapter, layer, lora)
-      get = lambda merged=merged, order=order, shape=shape: merged().transpose(order).reshape(shape)
-      plan.append((families.layer_name(layer, tensor), shape, get))
-  files, held = [[]], 0
-  for entry in plan:
-    name, shape, _ = entry
-    size_here = math.prod(shape) * np.dtype(NUMPY[source.files.dtype(name)]).itemsize
-    if files[-1] and held + size_here > file_bytes:
-      files.append([])
-      held = 0
-    files[-1].append(entry)
-    held += size_here
-  where, total = {}, 0
-  for number, entries in enumerate(files):
-    file = f'model-{number + 1:05}-of-{len(files):05}.safetensors'
-    arrays = {
-      name: np.ascontiguousarray(get().astype(NUMPY[source.files.dtype(name)]))
-      for name, _, get in entries
-    }
-
-    def write():
-      with renamed(folder / file) as temporary:
-        save_file(arrays, temporary, metadata={'format': 'pt'})
-
-    distributed.once(write)
-    where |= dict.fromkeys(arrays, file)
-    total += sum(array.nbytes for array in arrays.values())
-  index = dict(metadata=dict(total_size=total), weight_map=dict(sorted(where.items())))
-  distributed.once(lambda: write_json(index, folder / INDEX))
+# Parameters on the host
 
 
-def _merged(leaf: jax.Array, adapter: dict | None, layer: int, lora: LoraConfig) -> np.ndarray:
-  """The weight of a layer with what its adapter adds."""
-  weight = _whole(leaf, layer)
-  if adapter is None:
-    return weight
-  a, b = (_whole(adapter[name], layer) for name in 'ab')
-  return weight + np.float32(lora_lib.scale(lora)) * np.tensordot(a, b, 1)
+def _adapter(blocks: dict, path: tuple[str, ...]) -> dict | None:
+  """Return the adapter of the parameter at `path`; None if it has none."""
+  parent = functools.reduce(lambda tree, name: tree[name], path[:-1], blocks)
+  return parent.get(f'{path[-1]}_lora')
 
 
-def _whole(leaf: jax.Array, layer: int | None = None) -> np.ndarray:
-  """An array, or one layer of a stacked one, on every host. Every process must ask."""
+def _gather(leaf: jax.Array, layer: int | None = None) -> np.ndarray:
+  """Return an array, or one layer of a stacked one, on every host; all processes must call it."""
   if layer is not None:
     leaf = jax.lax.index_in_dim(leaf, layer, keepdims=False)
   if leaf.is_fully_addressable:
     return np.asarray(leaf)
-  everywhere = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
-  return np.asarray(jit(lambda x: x, out_shardings=everywhere)(leaf))
+  assert isinstance(leaf.sharding, jax.sharding.NamedSharding)
+  replicated = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+  return np.asarray(jit(lambda x: x, out_shardings=replicated)(leaf))

@@ -1,4 +1,7 @@
-"""The tensors of a folder of safetensors by name, whatever files they lie in. Headers are checked before a number is read."""
+"""The tensors of a folder of safetensors by name, whichever files they are in.
+
+Headers are checked before a weight is read.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -17,51 +21,55 @@ DTYPES = ('F32', 'BF16', 'F16')
 
 
 def read_json(path: str | os.PathLike) -> dict:
-  """Raises DataError."""
+  """Return the JSON object of a file. Raises DataError."""
   path = pathlib.Path(path)
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    content = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError as error:
     raise DataError(
       f'{path}: no such file; must be there in a folder of a pretrained model'
     ) from error
   except ValueError as error:
     raise DataError(f'{path}: cannot be read ({error}); must be JSON') from error
-  if not isinstance(found, dict):
+  if not isinstance(content, dict):
     raise DataError(f'{path}: must be a JSON object')
-  return found
+  return content
 
 
 class TensorFiles:
-  """Boxes of tensors, read straight from mapped files: what is not asked for is not read.
+  """Boxes of tensors, read straight from mapped files: only what a caller reads is loaded."""
 
-  Raises DataError when an index, a file or a header is missing or damaged.
-  """
-
-  def __init__(self, folder: str | os.PathLike):
+  def __init__(self, folder: str | os.PathLike) -> None:
+    """Open the files. Raises DataError when an index, a file or a header is missing or damaged."""
     self.folder = pathlib.Path(folder)
-    if (self.folder / INDEX).exists():
-      where = read_json(self.folder / INDEX).get('weight_map')
-      if not isinstance(where, dict) or not where:
-        raise DataError(f'{self.folder / INDEX}: must have a weight_map of tensor names and files')
-    else:
-      where = None
-    files = sorted(set(where.values())) if where else [SINGLE]
-    self._open = {name: self._header(name) for name in files}
-    self._file = where or {name: SINGLE for name in self._open[SINGLE].keys()}
-    held = {name: set(file.keys()) for name, file in self._open.items()}
-    for tensor, name in self._file.items():
-      if tensor not in held[name]:
+    weight_map = self._read_index()
+    names = sorted(set(weight_map.values())) if weight_map else [SINGLE]
+    self._files = {name: self._open(name) for name in names}
+    self._file_of = weight_map or {tensor: SINGLE for tensor in self._files[SINGLE].keys()}
+    tensors_of = {name: set(file.keys()) for name, file in self._files.items()}
+    for tensor, name in self._file_of.items():
+      if tensor not in tensors_of[name]:
         raise DataError(
           f'{self.folder / name}: has no tensor {tensor}, which {INDEX} says is there'
         )
 
-  def _header(self, name: str):
+  def _read_index(self) -> dict[str, str] | None:
+    """Return tensor name -> file name; None when there is no index."""
+    path = self.folder / INDEX
+    if not path.exists():
+      return None
+    weight_map = read_json(path).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
+      raise DataError(f'{path}: must have a weight_map of tensor names and files')
+    return weight_map
+
+  def _open(self, name: str) -> Any:
+    """Return an open safetensors file."""
     path = self.folder / name
     if not path.exists():
+      named_by = '' if name == SINGLE else f', as {INDEX} names it'
       raise DataError(
-        f'{path}: no such file; must be there with the weights of the model'
-        + ('' if name == SINGLE else f', as {INDEX} names it')
+        f'{path}: no such file; must be there with the weights of the model{named_by}'
       )
     try:
       return safe_open(path, framework='numpy')
@@ -72,28 +80,26 @@ class TensorFiles:
 
   @property
   def names(self) -> set[str]:
-    return set(self._file)
-
-  @property
-  def largest(self) -> int:
-    """Bytes of the largest file."""
-    return max((self.folder / name).stat().st_size for name in self._open)
+    """All tensors."""
+    return set(self._file_of)
 
   def shape(self, name: str) -> tuple[int, ...]:
+    """Return the shape of a tensor."""
     return tuple(self._slice(name).get_shape())
 
   def dtype(self, name: str) -> str:
-    """F32, BF16, F16."""
+    """Return the type of a tensor: F32, BF16, F16."""
     return self._slice(name).get_dtype()
 
   def check(self, name: str, shape: tuple[int, ...]) -> None:
-    """Raises DataError unless the tensor is there, in this shape and a floating type."""
-    if name not in self._file:
+    """Raise DataError unless the tensor exists, in this shape and a floating type."""
+    if name not in self._file_of:
       raise DataError(f'{self.folder}: no tensor {name}; must be there, as config.json has it')
-    path = self.folder / self._file[name]
+    path = self.folder / self._file_of[name]
     if self.shape(name) != tuple(shape):
       raise DataError(
-        f'{path}: {name} has shape {list(self.shape(name))}; must be {list(shape)}, as config.json has it'
+        f'{path}: {name} has shape {list(self.shape(name))}; '
+        f'must be {list(shape)}, as config.json has it'
       )
     if self.dtype(name) not in DTYPES:
       raise DataError(
@@ -101,12 +107,13 @@ class TensorFiles:
       )
 
   def read(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
-    """A box of a tensor in the type of the file."""
+    """Return a box of a tensor in the type of the file."""
     return self._slice(name)[box]
 
-  def _slice(self, name: str):
-    return self._open[self._file[name]].get_slice(name)
+  def _slice(self, name: str) -> Any:
+    return self._files[self._file_of[name]].get_slice(name)
 
 
 def elements(box: tuple[slice, ...]) -> int:
-  return math.prod(s.stop - s.start for s in box)
+  """Return the number of elements of a box."""
+  return math.prod(axis.stop - axis.start for axis in box)

@@ -1,65 +1,81 @@
-"""Who has which place of a table: runs of places by width, and item numbers. On the host, many at a time."""
+"""Allocators of table space: runs of entries by width, and item indices.
+
+They live on the host and work on whole arrays of runs or indices at a time.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def each_of(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-  """int64 [sum of counts]: starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ..."""
+def concatenated_ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+  """Return starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ... as one int64 array."""
   ends = np.cumsum(counts, dtype=np.int64)
-  return np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1] if len(ends) else 0)
+  total = ends[-1] if len(ends) else 0
+  return np.repeat(starts - (ends - counts), counts) + np.arange(total)
 
 
-class Runs:
-  """Runs of a table of `size` places, of which the first `used` are taken. Widths are powers of two."""
+class RunAllocator:
+  """Allocates runs of consecutive entries in a table of `size` entries.
 
-  def __init__(self, size: int, used: int):
-    self.size, self.used = size, used
-    self.free: dict[int, list[np.ndarray]] = {}  # width -> starts of free runs below `used`
+  The first `used` are taken. Widths are powers of two. Released runs are kept by width and used
+  again first.
+  """
 
-  def lacks(self, counts: np.ndarray) -> bool:
-    """Is there no place for counts[w] runs of each width w?"""
-    fresh = (
-      width * max(int(counts[width]) - sum(map(len, self.free.get(int(width), ()))), 0)
-      for width in np.flatnonzero(counts)
-    )
-    return self.used + sum(fresh) > self.size
+  def __init__(self, size: int, used: int) -> None:
+    self.size = size
+    self.used = used
+    # Width -> arrays of the starts of released runs, all below `used`.
+    self.released: dict[int, list[np.ndarray]] = {}
 
-  def take(self, width: int, n: int) -> np.ndarray:
-    """int64 [n]: starts of n runs, given back ones first."""
-    stack, parts = self.free.setdefault(width, []), []
+  def lacks_space(self, counts: np.ndarray) -> bool:
+    """Return whether counts[w] runs of each width w do not fit."""
+    needed = 0
+    for width in np.flatnonzero(counts):
+      n_released = sum(map(len, self.released.get(int(width), ())))
+      needed += int(width) * max(int(counts[width]) - n_released, 0)
+    return self.used + needed > self.size
+
+  def allocate(self, width: int, n: int) -> np.ndarray:
+    """Return the starts int64 [n] of n runs, released ones first."""
+    stack = self.released.setdefault(width, [])
+    parts = []
     while n and stack:
-      part = stack.pop()
-      if len(part) > n:
-        stack.append(part[n:])
-      parts.append(part[:n])
+      starts = stack.pop()
+      if len(starts) > n:
+        stack.append(starts[n:])
+      parts.append(starts[:n])
       n -= len(parts[-1])
     parts.append(self.used + width * np.arange(n))
     self.used += width * n
     return np.concatenate(parts)
 
-  def give(self, width: int, starts: np.ndarray) -> None:
+  def release(self, width: int, starts: np.ndarray) -> None:
+    """Take back the runs of one width that begin at `starts`."""
     if len(starts):
-      self.free.setdefault(width, []).append(starts)
+      self.released.setdefault(width, []).append(starts)
 
 
-class Numbers:
-  """Free numbers below `size` in a queue: those never used, then those given back, the longest free first."""
+class IndexAllocator:
+  """A queue of free indices below `size`: first those never used, then the longest released."""
 
-  def __init__(self, used: int, size: int):
+  def __init__(self, used: int, size: int) -> None:
     self.queue = np.arange(used, used + size, dtype=np.int32) % size
-    self.first, self.count = 0, size - used
+    self.first = 0
+    self.count = size - used
 
   def __len__(self) -> int:
     return self.count
 
-  def take(self, n: int) -> np.ndarray:
-    """int64 [n]; n is at most the length."""
-    found = self.queue[(self.first + np.arange(n)) % len(self.queue)]
-    self.first, self.count = (self.first + n) % len(self.queue), self.count - n
-    return found.astype(np.int64)
+  def allocate(self, n: int) -> np.ndarray:
+    """Return n <= len(self) indices, int64 [n]."""
+    indices = self.queue[(self.first + np.arange(n)) % len(self.queue)]
+    self.first = (self.first + n) % len(self.queue)
+    self.count -= n
+    return indices.astype(np.int64)
 
-  def give(self, numbers: np.ndarray) -> None:
-    self.queue[(self.first + self.count + np.arange(len(numbers))) % len(self.queue)] = numbers
-    self.count += len(numbers)
+  def release(self, indices: np.ndarray) -> None:
+    """Append indices to the end of the queue."""
+    slots = (self.first + self.count + np.arange(len(indices))) % len(self.queue)
+    self.queue[slots] = indices
+    self.count += len(indices)

@@ -1,16 +1,10 @@
-"""Catalogue tables that change in place: nodes and their lists of children, on the host, many at a time.
+"""Catalogue tables that change in place, on the host: children come and go, many at a time.
 
-`build_trie` numbers nodes in order, so one new item moves all behind it. Here a node keeps its number while it lives, and the
-children of each word of its bitmap are a list that may lie anywhere. A new child then rewrites one list of at most 32: the cost
-follows the change, not the catalogue.
+Where nodes and lists lie is in `mutable_layout.py`. A change is a series of `Write`s; the same
+writes in the same order bring a copy of the tables to the same state.
 
-On the first levels, where there is a place for every prefix, a node's number is its prefix and no list is needed. Further down
-only a prefix that several items share has a row of bits, at most one for two items; below a prefix of one item alone there are
-no rows, and that node's number is C_l + item. (On level L all are such, C_L = 0: an item's number.) A list of n children occupies
-a run of the next power of two of places. Shapes depend on capacity, codes and levels only.
-
-A change is a series of `Write`s; the same writes in the same order bring a copy of the tables to the same state.
-Legend: as in trie.py, C_l = rows of level l; n changes. Those of one row are neighbours, in the order of their codes.
+Legend: as in trie.py, C_l = rows of level l; n changes, passed as arrays. Changes of one row are
+neighbors, in the order of their codes.
 """
 
 from __future__ import annotations
@@ -21,278 +15,244 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rolegen_jax.semantic_ids.allocator import Runs, each_of
-from rolegen_jax.semantic_ids.trie import (
-  WORD,
-  Trie,
-  check_distinct,
-  code_bit,
-  id_order,
-  nodes_by_level,
-  or_runs,
-  runs_of,
-)
-
-WIDTH = np.array(
-  [0] + [1 << (n - 1).bit_length() for n in range(1, WORD + 1)]
-)  # places that a list of n children occupies
+from rolegen_jax.semantic_ids.allocator import concatenated_ranges
+from rolegen_jax.semantic_ids.mutable_layout import WIDTH, Layout, build_tables, lay_out_lists
+from rolegen_jax.semantic_ids.trie import code_bit, runs_of
 
 
 class Write(NamedTuple):
-  table: str  # field of Trie
-  level: int | None  # which of the field's tables; None: the field is one table
-  index: (
-    np.ndarray | None
-  )  # int [n] into the flattened table, all different; None: the whole table is new
-  value: np.ndarray  # [n]
+  """One change of one table."""
+
+  # A field of Trie.
+  table: str
+  # Which of the field's tables; None: the field is a single table.
+  level: int | None
+  # int [n] into the flattened table, all different; None: the whole table is replaced.
+  entries: np.ndarray | None
+  # [n], what they are set to.
+  value: np.ndarray
 
 
 class MutableTables:
-  """`tables` is a Trie of numpy arrays, the state after all writes. `send` is called with every one."""
+  """The state after all writes, as a Trie of numpy arrays in `tables`.
+
+  `send` is called with every write.
+  """
 
   def __init__(
     self,
     codes: np.ndarray,
-    codes_per_level: int,
-    capacity: int,
+    layout: Layout,
     regions: np.ndarray | None,
     send: Callable[[Write], None],
-  ):
-    """Tables of IDs int32 [I, L], items numbered as the rows. Raises ValueError when two are the same."""
-    n_items, self.levels = codes.shape
-    self.send, self.codes_per_level, self.words = send, codes_per_level, -(-codes_per_level // WORD)
-    self.last_direct = max(
-      level for level in range(self.levels) if codes_per_level**level <= capacity
-    )  # nodes are numbered by prefix up to here
-    direct = lambda level: level <= self.last_direct
-    self.rows = [
-      codes_per_level**level if direct(level) else max(capacity // 2, 1)
-      for level in range(self.levels)
-    ] + [0]
-    every = np.arange(codes_per_level)
-    self._bit, self._lower = code_bit(every), code_bit(every) - np.uint32(1)
-    self._free_rows = {
-      level: Runs(self.rows[level], 0) for level in range(self.last_direct + 1, self.levels)
-    }
-    self._runs: dict[int, Runs] = {}  # of each level with lists
-    order = id_order(codes.T, codes_per_level)
-    codes_by_id = codes[order]
-    check_distinct(order, codes_by_id.T)
-    bits, first, lists, node_regions = [], [], [], []
-    above = np.zeros(
-      1, np.int64
-    )  # number of each prefix of the level above; -1: not in the tables, being below a prefix of one item
-    for level, (parent, code, begins) in enumerate(nodes_by_level(codes_by_id)):
-      child_rows = self.rows[level + 1]
-      above = above[parent]
-      inside = np.flatnonzero((above >= 0) & (above < self.rows[level]))
-      bits.append(np.zeros((self.rows[level], self.words), np.uint32))
-      at, value = or_runs(above[inside] * self.words + code[inside] // WORD, code_bit(code[inside]))
-      bits[-1].reshape(-1)[at] = value
-      number = np.full(len(begins), -1)
-      if direct(level + 1):
-        number[:] = above * codes_per_level + code
-        first.append(None), lists.append(None)
-      else:
-        number[inside] = child_rows + order[begins[inside]]
-        if child_rows:
-          shared = inside[np.diff(begins, append=n_items)[inside] > 1]
-          number[shared] = self._free_rows[level + 1].take(1, len(shared))
-        first.append(np.zeros((self.rows[level], self.words), np.int32))
-        lists.append(
-          np.zeros(2 * min(codes_per_level ** (level + 1), capacity), np.int32)
-        )  # a run has less than two places an entry
-        counts = np.bitwise_count(value)
-        self._runs[level] = _lay_out(first[-1], lists[-1], at, counts, counts, number[inside])
-      if regions is not None:
-        node_regions.append(np.zeros(child_rows or capacity, np.uint32))
-        if not child_rows:
-          node_regions[-1][:n_items] = regions
-        elif n_items:
-          has_row = np.flatnonzero((number >= 0) & (number < child_rows))
-          node_regions[-1][number[has_row]] = np.bitwise_or.reduceat(regions[order], begins)[
-            has_row
-          ]
-      above = number
-    item_codes = np.zeros((capacity, self.levels), np.int32)
-    item_codes[:n_items] = codes
-    found = None if regions is None else tuple(node_regions)
-    self.tables = Trie(
-      tuple(first), tuple(bits), None, item_codes, codes_per_level, tuple(lists), found
-    )
+  ) -> None:
+    """Build the tables of IDs int32 [I, L]; item i is row i.
 
-  def put(self, table: str, level: int | None, index: np.ndarray, value: np.ndarray) -> None:
-    """Writes value [n] at index [n] of a flattened table, here and through `send`."""
-    if len(index):
-      field = getattr(self.tables, table)
-      (field if level is None else field[level]).reshape(-1)[index] = value
-      self.send(Write(table, level, index, value))
-
-  def find(self, level: int, row: np.ndarray, code: np.ndarray) -> np.ndarray:
-    """Child int64 [n] by `code` [n] of each row [n] of a level with lists; -1 = none."""
-    at = self._word(row, code)
-    own = self._bits(level).take(at)
-    exists = own & self._bit.take(code) != 0
-    place = self._first(level).take(at) + np.bitwise_count(own & self._lower.take(code))
-    return np.where(exists, self.tables.lists[level].take(np.where(exists, place, 0)), -1)
-
-  def relabel(self, level: int, row: np.ndarray, code: np.ndarray, child: np.ndarray) -> None:
-    """The children that rows [n] have by `code` [n] get numbers `child` [n]."""
-    at = self._word(row, code)
-    place = self._first(level).take(at) + np.bitwise_count(
-      self._bits(level).take(at) & self._lower.take(code)
-    )
-    self.put('lists', level, place, child.astype(np.int32))
-
-  def link(self, level: int, row: np.ndarray, code: np.ndarray, child: np.ndarray) -> np.ndarray:
-    """Gives rows [n] of a level with lists, by `code` [n], where they have none, a child `child` [n].
-
-    Returns bool [n]: had the row no child in this word of its bitmap before?
+    Raises ValueError when two IDs are the same.
     """
-    at, bit = self._word(row, code), self._bit.take(code)
-    words, run_of, added = _or_by(at, bit)
-    old = self._bits(level).take(words)
+    self.layout = layout
+    self.send = send
+    self.tables, allocators = build_tables(codes, layout, regions)
+    self._row_allocators, self._run_allocators = allocators
+    every_code = np.arange(layout.codes_per_level)
+    self._bit = code_bit(every_code)
+    self._lower_bits = self._bit - np.uint32(1)
+
+  # Reading
+
+  def find_child(self, level: int, row: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Return the child int64 [n] by `code` [n] of each row [n] of a level with lists; -1 = none."""
+    word = self.layout.word_index(row, code)
+    bits = self._flat_bits(level).take(word)
+    exists = bits & self._bit.take(code) != 0
+    rank = np.bitwise_count(bits & self._lower_bits.take(code))
+    entry = self._flat_first(level).take(word) + rank
+    return np.where(exists, self._lists(level).take(np.where(exists, entry, 0)), -1)
+
+  def children(self, level: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (the children of rows [n], concatenated; how many each row has, int64 [n]).
+
+    For levels with lists.
+    """
+    word = (row[:, None] * self.layout.words + np.arange(self.layout.words)).reshape(-1)
+    counts = np.bitwise_count(self._flat_bits(level).take(word))
+    entries = concatenated_ranges(self._flat_first(level).take(word), counts)
+    per_row = counts.reshape(-1, self.layout.words).sum(axis=1, dtype=np.int64)
+    return self._lists(level).take(entries), per_row
+
+  def is_childless(self, level: int, row: np.ndarray) -> np.ndarray:
+    """Return whether each row [n] has no child, as bool [n]."""
+    return functools.reduce(np.bitwise_or, self.tables.child_bits[level][row].T) == 0
+
+  def regions(self, level: int) -> np.ndarray:
+    """Return the table of the regions, uint32 [C_l], of the nodes of a level >= 1."""
+    assert self.tables.regions is not None, 'built without regions'
+    return self.tables.regions[level - 1]
+
+  def regions_below(self, level: int, row: np.ndarray) -> np.ndarray:
+    """Return the or of the regions of the children of rows [n], uint32 [n]; each row has some."""
+    node_regions = self.regions(level + 1)
+    if level not in self._run_allocators:
+      by_prefix = node_regions.reshape(-1, self.layout.codes_per_level)  # 0 where there is no child
+      return np.bitwise_or.reduce(by_prefix[row], axis=1)
+    child, counts = self.children(level, row)
+    rows = self.layout.rows[level + 1]
+    below = self.regions(self.layout.levels).take(np.maximum(child - rows, 0))
+    if rows:
+      below = np.where(child < rows, node_regions.take(np.minimum(child, rows - 1)), below)
+    return np.bitwise_or.reduceat(below, np.cumsum(counts) - counts) if len(row) else below
+
+  # Writing
+
+  def write(self, table: str, level: int | None, entries: np.ndarray, value: np.ndarray) -> None:
+    """Set entries int [n] of a flattened table to value [n], here and through `send`."""
+    if len(entries):
+      field = getattr(self.tables, table)
+      (field if level is None else field[level]).reshape(-1)[entries] = value
+      self.send(Write(table, level, entries, value))
+
+  def renumber_children(
+    self, level: int, row: np.ndarray, code: np.ndarray, child: np.ndarray
+  ) -> None:
+    """Give the children that rows [n] have by `code` [n] the numbers `child` [n]."""
+    word = self.layout.word_index(row, code)
+    rank = np.bitwise_count(self._flat_bits(level).take(word) & self._lower_bits.take(code))
+    entry = self._flat_first(level).take(word) + rank
+    self.write('lists', level, entry, child.astype(np.int32))
+
+  def add_children(
+    self, level: int, row: np.ndarray, code: np.ndarray, child: np.ndarray
+  ) -> np.ndarray:
+    """Give rows [n] of a level with lists, by `code` [n], new children `child` [n].
+
+    Returns bool [n]: whether the row had no child in this word of its bitmap before.
+    """
+    word_of_change, bit = self.layout.word_index(row, code), self._bit.take(code)
+    words, run_of, added = _or_by_word(word_of_change, bit)
+    old = self._flat_bits(level).take(words)
     new = old | added
     before, after = np.bitwise_count(old), np.bitwise_count(new)
     width = WIDTH.take(after)
-    moves = np.flatnonzero(WIDTH.take(before) != width)
-    if self._runs[level].lacks(np.bincount(width[moves], minlength=1)):
+    moved = np.flatnonzero(WIDTH.take(before) != width)
+    if self._run_allocators[level].lacks_space(np.bincount(width[moved], minlength=1)):
       self._repack(level, words, after)
-      moves = moves[:0]
-    run = self._first(level).take(words).astype(np.int64)
-    kept = self.tables.lists[level].take(each_of(run, before))
-    self._give(level, run[moves], WIDTH.take(before[moves]))
-    for size in np.flatnonzero(np.bincount(width[moves])):
-      rows = moves[width[moves] == size]
-      run[rows] = self._runs[level].take(int(size), len(rows))
-    fresh = (np.cumsum(after, dtype=np.int64) - after).take(run_of) + np.bitwise_count(
-      new.take(run_of) & self._lower.take(code)
-    )
-    is_old = np.ones(len(kept) + len(child), bool)
-    is_old[fresh] = False
+      moved = moved[:0]
+    run = self._flat_first(level).take(words).astype(np.int64)
+    old_children = self._lists(level).take(concatenated_ranges(run, before))
+    self._release_runs(level, run[moved], WIDTH.take(before[moved]))
+    for size in np.flatnonzero(np.bincount(width[moved])):
+      resized = moved[width[moved] == size]
+      run[resized] = self._run_allocators[level].allocate(int(size), len(resized))
+
+    # The new lists, one after the other: where the new children go, the old ones fill the rest.
+    list_start = np.cumsum(after, dtype=np.int64) - after
+    rank = np.bitwise_count(new.take(run_of) & self._lower_bits.take(code))
+    new_slots = list_start.take(run_of) + rank
+    is_old = np.ones(len(old_children) + len(child), bool)
+    is_old[new_slots] = False
     entries = np.empty(len(is_old), np.int32)
-    entries[fresh], entries[np.flatnonzero(is_old)] = child, kept
-    self.put('child_bits', level, words, new)
-    self.put('first_child', level, words[moves], run[moves].astype(np.int32))
-    self.put('lists', level, each_of(run, after), entries)
+    entries[new_slots] = child
+    entries[np.flatnonzero(is_old)] = old_children
+
+    self.write('child_bits', level, words, new)
+    self.write('first_child', level, words[moved], run[moved].astype(np.int32))
+    self.write('lists', level, concatenated_ranges(run, after), entries)
     return (old == 0).take(run_of)
 
-  def link_direct(self, level: int, row: np.ndarray, code: np.ndarray) -> np.ndarray:
-    """`link` where children are numbered by prefix; they may be there already."""
-    words, run_of, added = _or_by(self._word(row, code), self._bit.take(code))
-    old = self._bits(level).take(words)
-    more = np.flatnonzero(old | added != old)
-    self.put('child_bits', level, words[more], (old | added)[more])
+  def add_direct_children(self, level: int, row: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Do `add_children` where children are numbered by prefix; they may exist already."""
+    words, run_of, added = _or_by_word(self.layout.word_index(row, code), self._bit.take(code))
+    old = self._flat_bits(level).take(words)
+    changed = np.flatnonzero(old | added != old)
+    self.write('child_bits', level, words[changed], (old | added)[changed])
     return (old == 0).take(run_of)
 
-  def unlink(self, level: int, row: np.ndarray, code: np.ndarray) -> np.ndarray:
-    """Takes from rows [n] their children by `code` [n]. Returns bool [n]: has the row no child left at all?"""
-    words, run_of, removed = _or_by(self._word(row, code), self._bit.take(code))
-    old = self._bits(level).take(words)
+  def remove_children(self, level: int, row: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Remove the children by `code` [n] of rows [n].
+
+    Returns bool [n]: whether the row has no child left at all.
+    """
+    words, run_of, removed = _or_by_word(self.layout.word_index(row, code), self._bit.take(code))
+    old = self._flat_bits(level).take(words)
     new = old & ~removed
-    self.put('child_bits', level, words, new)
-    if level in self._runs:
+    self.write('child_bits', level, words, new)
+    if level in self._run_allocators:
       before, after = np.bitwise_count(old), np.bitwise_count(new)
-      run = self._first(level).take(words).astype(np.int64)
+      run = self._flat_first(level).take(words).astype(np.int64)
+      list_start = np.cumsum(before, dtype=np.int64) - before
+      rank = np.bitwise_count(old.take(run_of) & self._lower_bits.take(code))
       stays = np.ones(before.sum(dtype=np.int64), bool)
-      stays[
-        (np.cumsum(before, dtype=np.int64) - before).take(run_of)
-        + np.bitwise_count(old.take(run_of) & self._lower.take(code))
-      ] = False
-      self.put(
-        'lists',
-        level,
-        each_of(run, after),
-        self.tables.lists[level].take(each_of(run, before).compress(stays)),
-      )
-      self._shrink(level, run, WIDTH.take(before), WIDTH.take(after))
-    bare = new == 0
-    at = np.flatnonzero(bare)
-    bare[at] = self.childless(level, words[at] // self.words)
-    return bare.take(run_of)
+      stays[list_start.take(run_of) + rank] = False
+      children = self._lists(level).take(concatenated_ranges(run, before).compress(stays))
+      self.write('lists', level, concatenated_ranges(run, after), children)
+      self._shrink_runs(level, run, WIDTH.take(before), WIDTH.take(after))
+    is_empty = new == 0
+    empty_words = np.flatnonzero(is_empty)
+    is_empty[empty_words] = self.is_childless(level, words[empty_words] // self.layout.words)
+    return is_empty.take(run_of)
 
-  def childless(self, level: int, row: np.ndarray) -> np.ndarray:
-    """bool [n]: has the row no child?"""
-    return functools.reduce(np.bitwise_or, self.tables.child_bits[level][row].T) == 0
+  def allocate_rows(self, level: int, n: int) -> np.ndarray:
+    """Return n free rows int64 [n] of a level."""
+    return self._row_allocators[level].allocate(1, n)
 
-  def children(self, level: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the children of rows [n] of a level with lists one row after the other, how many each has int64 [n])."""
-    at = (row[:, None] * self.words + np.arange(self.words)).reshape(-1)
-    counts = np.bitwise_count(self._bits(level).take(at))
-    found = self.tables.lists[level].take(each_of(self._first(level).take(at), counts))
-    return found, counts.reshape(-1, self.words).sum(axis=1, dtype=np.int64)
-
-  def take_rows(self, level: int, n: int) -> np.ndarray:
-    return self._free_rows[level].take(1, n)
-
-  def free_rows(self, level: int, row: np.ndarray) -> None:
-    """Gives rows [n] back that have no children and no parent any more."""
-    if level > self.last_direct:
-      self._free_rows[level].give(1, row)
+  def release_rows(self, level: int, row: np.ndarray) -> None:
+    """Take back rows [n] that have neither children nor a parent any more."""
+    if level > self.layout.last_direct:
+      self._row_allocators[level].release(1, row)
     if self.tables.regions is not None:
-      self.put('regions', level - 1, row, np.zeros(len(row), np.uint32))
+      self.write('regions', level - 1, row, np.zeros(len(row), np.uint32))
 
-  def regions_below(self, level: int, row: np.ndarray) -> np.ndarray:
-    """uint32 [n]: the regions of all children of rows [n], each of which has some, or-ed."""
-    words = self.tables.regions[level]
-    if level not in self._runs:
-      return np.bitwise_or.reduce(
-        words.reshape(-1, self.codes_per_level)[row], axis=1
-      )  # 0 where there is no child
-    child, counts = self.children(level, row)
-    rows = self.rows[level + 1]
-    below = self.tables.regions[-1].take(np.maximum(child - rows, 0))
-    if rows:
-      below = np.where(child < rows, words.take(np.minimum(child, rows - 1)), below)
-    return np.bitwise_or.reduceat(below, np.cumsum(counts) - counts) if len(row) else below
+  # Inside
 
-  def _word(self, row: np.ndarray, code: np.ndarray) -> np.ndarray:
-    """int64 [n]: where the word of `code` is in the flattened bitmaps, and its list in the flattened first_child."""
-    return row * self.words + (code >> 5)
-
-  def _bits(self, level: int) -> np.ndarray:
+  def _flat_bits(self, level: int) -> np.ndarray:
     return self.tables.child_bits[level].reshape(-1)
 
-  def _first(self, level: int) -> np.ndarray:
-    return self.tables.first_child[level].reshape(-1)
+  def _flat_first(self, level: int) -> np.ndarray:
+    return self._first_child(level).reshape(-1)
 
-  def _shrink(self, level: int, run: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
-    """Runs at `run` of widths `before` keep their first `after` places; the rest is given back, as runs of powers of two."""
-    none = np.flatnonzero(after == 0)
-    self._give(level, run[none], before[none])
-    less = np.flatnonzero((after < before) & (after > 0))
-    while len(less):
-      run, before, after = run[less], before[less] // 2, after[less]
-      self._give(level, run + before, before)
-      less = np.flatnonzero(after < before)
+  def _first_child(self, level: int) -> np.ndarray:
+    first_child = self.tables.first_child[level]
+    assert first_child is not None, f'level {level} has no lists'
+    return first_child
 
-  def _give(self, level: int, run: np.ndarray, width: np.ndarray) -> None:
+  def _lists(self, level: int) -> np.ndarray:
+    lists = None if self.tables.lists is None else self.tables.lists[level]
+    assert lists is not None, f'level {level} has no lists'
+    return lists
+
+  def _shrink_runs(
+    self, level: int, run: np.ndarray, before: np.ndarray, after: np.ndarray
+  ) -> None:
+    """Shrink runs of widths `before` to their first `after` entries.
+
+    The rest is released as runs of powers of two.
+    """
+    empty = np.flatnonzero(after == 0)
+    self._release_runs(level, run[empty], before[empty])
+    shrinking = np.flatnonzero((after < before) & (after > 0))
+    while len(shrinking):
+      run, before, after = run[shrinking], before[shrinking] // 2, after[shrinking]
+      self._release_runs(level, run + before, before)
+      shrinking = np.flatnonzero(after < before)
+
+  def _release_runs(self, level: int, run: np.ndarray, width: np.ndarray) -> None:
     for size in np.flatnonzero(np.bincount(width)[1:]) + 1:
-      self._runs[level].give(int(size), run[width == size])
+      self._run_allocators[level].release(int(size), run[width == size])
 
   def _repack(self, level: int, words: np.ndarray, after: np.ndarray) -> None:
-    """Lays the lists of a level out anew, without gaps, those of `words` with room for `after` entries."""
-    first, lists = self.tables.first_child[level], self.tables.lists[level]
-    where = np.union1d(np.flatnonzero(self._bits(level)), words)
-    counts = np.bitwise_count(self._bits(level)[where])
+    """Lay the lists of a level out anew without gaps, those of `words` with room for `after`."""
+    first, lists = self._first_child(level), self._lists(level)
+    used_words = np.union1d(np.flatnonzero(self._flat_bits(level)), words)
+    counts = np.bitwise_count(self._flat_bits(level)[used_words])
     room = counts.copy()
-    room[np.searchsorted(where, words)] = after
-    children = lists[each_of(self._first(level)[where], counts)]
-    self._runs[level] = _lay_out(first, lists, where, counts, room, children)
+    room[np.searchsorted(used_words, words)] = after
+    children = lists[concatenated_ranges(self._flat_first(level)[used_words], counts)]
+    self._run_allocators[level] = lay_out_lists(first, lists, used_words, counts, room, children)
     self.send(Write('first_child', level, None, first))
     self.send(Write('lists', level, None, lists))
 
 
-def _or_by(at: np.ndarray, bit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(the different values of at [n], which of them each of the n is, the or of each one's bits)."""
-  starts, run_of = runs_of(at)
-  return at[starts], run_of, np.bitwise_or.reduceat(bit, starts) if len(starts) else bit
-
-
-def _lay_out(first, lists, where, counts, room, children) -> Runs:
-  """Puts the lists of words `where`, of `counts` children with room for `room`, one after the other; `children` in that order."""
-  width = WIDTH[room]
-  start = np.cumsum(width) - width
-  first.reshape(-1)[where] = start
-  lists[each_of(start, counts)] = children
-  return Runs(len(lists), int(width.sum()))
+def _or_by_word(words: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Return (the distinct words, which of them each of the n is, the or of each one's bits)."""
+  starts, run_of = runs_of(words)
+  return words[starts], run_of, np.bitwise_or.reduceat(bits, starts) if len(starts) else bits

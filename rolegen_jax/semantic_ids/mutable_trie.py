@@ -1,7 +1,9 @@
-"""A catalogue that changes while it serves, on the host: which items there are, and what a swap of items does to the tables.
+"""A catalogue that changes while it serves, on the host: its items, and swaps of items.
 
-A swap removes items, then adds new ones; afterwards the tables say what tables built afresh would say, and only the places
-that changed were written. Legend: as in trie.py; n changed items, sorted by ID, their codes as columns [L, n].
+A swap removes items, then adds new ones. Afterwards the tables mean what tables built afresh would
+mean, and only the entries that changed were written.
+
+Legend: as in trie.py; n changed items, sorted by ID, their codes as columns [L, n].
 """
 
 from __future__ import annotations
@@ -12,21 +14,33 @@ from typing import NamedTuple
 import numpy as np
 
 from rolegen_jax.semantic_ids import trie as trie_lib
-from rolegen_jax.semantic_ids.allocator import Numbers
+from rolegen_jax.semantic_ids.allocator import IndexAllocator
+from rolegen_jax.semantic_ids.mutable_layout import Layout
 from rolegen_jax.semantic_ids.mutable_tables import MutableTables, Write
 from rolegen_jax.semantic_ids.trie import Trie, runs_of
 
 
 class Path(NamedTuple):
-  """How far the tables know each of n IDs."""
+  """How far down the tables know each of n IDs."""
 
-  rows: list[np.ndarray]  # per level l < L, int64 [n]: the row of the first l codes, -1 = none
-  depth: np.ndarray  # int64 [n]: the deepest level with a row
-  item: np.ndarray  # int64 [n]: the only item that begins with the codes up to depth and the next one, -1 = none does
+  # Per level l < L, int64 [n]: the row of the first l codes; -1 = none.
+  rows: list[np.ndarray]
+  # int64 [n]: the deepest level with a row.
+  depth: np.ndarray
+  # int64 [n]: the only item whose ID begins with the codes up to `depth` and the next one;
+  # -1 = there is none.
+  item: np.ndarray
+
+
+def _ignore(write: Write) -> None:
+  del write
 
 
 class MutableTrie:
-  """`tables` is a Trie of numpy arrays; `send` is called with everything that is written into it, in order."""
+  """The catalogue: `tables` is a Trie of numpy arrays.
+
+  `send` is called with everything that is written into it, in order.
+  """
 
   def __init__(
     self,
@@ -34,45 +48,51 @@ class MutableTrie:
     codes_per_level: int,
     capacity: int | None = None,
     regions: np.ndarray | None = None,
-    send: Callable[[Write], None] = lambda write: None,
-  ):
-    """Arguments and errors of `build_trie`; items are numbered as the rows of `codes` [I, L]."""
+    send: Callable[[Write], None] = _ignore,
+  ) -> None:
+    """Build the tables of `codes` [I, L]; item i is row i. Arguments and errors of `build_trie`."""
     codes = np.asarray(codes, np.int32)
     n_items, self.levels = codes.shape
     self.capacity = trie_lib.default_capacity(n_items) if capacity is None else capacity
     trie_lib.check_room(n_items, self.capacity)
     trie_lib.check_codes(codes, codes_per_level)
     self.codes_per_level = codes_per_level
-    self.listed = (
-      np.arange(self.capacity) < n_items
-    )  # bool [capacity]: which numbers are items of the catalogue
-    self._numbers = Numbers(n_items, self.capacity)
-    self._live = MutableTables(
-      codes,
-      codes_per_level,
-      self.capacity,
-      None if regions is None else _words(regions, n_items),
-      send,
-    )
+    # bool [capacity]: which indices are items of the catalogue.
+    self.listed = np.arange(self.capacity) < n_items
+    self._indices = IndexAllocator(n_items, self.capacity)
+    self._layout = Layout(self.levels, codes_per_level, self.capacity)
+    item_regions = None if regions is None else _checked_regions(regions, n_items)
+    self._store = MutableTables(codes, self._layout, item_regions, send)
 
   @property
   def tables(self) -> Trie:
-    return self._live.tables
+    """The current state, as numpy arrays that later changes write into."""
+    return self._store.tables
 
   @property
   def items(self) -> int:
-    return self.capacity - len(self._numbers)
+    """How many items the catalogue has."""
+    return self.capacity - len(self._indices)
 
   def swap(
     self, add: np.ndarray, remove: np.ndarray, regions: np.ndarray | None = None
   ) -> np.ndarray:
-    """Removes items int [m], then adds items of codes int [n, L] and regions uint32 [n]. Returns the new ones' numbers, int64 [n].
+    """Remove items, then add new ones; return the indices of the new ones, int64 [n].
 
-    Numbers never used come first, then those of removed items, the longest gone first; until then a removed item keeps its
-    codes. Raises ValueError, the catalogue being as before, for a code out of range, an ID that is taken or given twice, an item
-    to remove that is not there or is named twice, more items than capacity, and regions missing or given in vain.
+    Indices never used come first, then those of removed items, the longest removed first. Until its
+    index is used again, a removed item keeps its codes in `item_codes`.
+
+    Args:
+      add: int [n, L], codes of the new items.
+      remove: int [m], indices of items.
+      regions: uint32 [n], of the new items.
+
+    Raises ValueError, and leaves the catalogue as before, for a code out of range, an ID that is
+    taken or given twice, an item to remove that does not exist or is named twice, more items than
+    capacity, and regions that are missing or not used.
     """
-    add, remove = np.asarray(add, np.int32).reshape(-1, self.levels), np.asarray(remove, np.int64)
+    add = np.asarray(add, np.int32).reshape(-1, self.levels)
+    remove = np.asarray(remove, np.int64)
     self._check_listed(remove)
     trie_lib.check_room(self.items - len(remove) + len(add), self.capacity)
     trie_lib.check_codes(add, self.codes_per_level)
@@ -80,205 +100,226 @@ class MutableTrie:
       raise ValueError(
         'trie: new items need regions if, and only if, the catalogue was built with regions'
       )
-    new, order = self._by_id(add.T)
-    trie_lib.check_distinct(order, new, 'new items')
-    words = None if regions is None else _words(regions, len(add))[order]
-    old, old_order = self._by_id(self._codes(remove))
+    new_codes, order = self._sort_by_id(add.T)
+    trie_lib.check_distinct(order, new_codes, 'new items')
+    new_regions = None if regions is None else _checked_regions(regions, len(add))[order]
+    old_codes, old_order = self._sort_by_id(self._codes(remove))
 
-    self._remove(old)
-    path = self._path(new)
-    at = np.flatnonzero(path.item >= 0)
-    taken = at[(self._codes(path.item[at]) == new[:, at]).all(axis=0)]
+    self._remove(old_codes)
+    path = self._find_path(new_codes)
+    known = np.flatnonzero(path.item >= 0)
+    is_taken = (self._codes(path.item[known]) == new_codes[:, known]).all(axis=0)
+    taken = known[is_taken]
     if len(taken):
-      gone = remove[old_order]
-      self._insert(
-        gone, old, self._path(old), None if words is None else self.tables.regions[-1][gone]
-      )
-      row = taken[0]
+      removed = remove[old_order]
+      old_regions = None if regions is None else self._store.regions(self.levels)[removed]
+      self._insert(removed, old_codes, self._find_path(old_codes), old_regions)
+      first = taken[0]
       raise ValueError(
-        f'trie: new item {order[row]} has the ID {new[:, row].tolist()} of item {path.item[row]}'
+        f'trie: new item {order[first]} has the ID {new_codes[:, first].tolist()} '
+        f'of item {path.item[first]}'
       )
+
     self.listed[remove] = False
-    self._numbers.give(remove)
-    numbers = self._numbers.take(len(add))
-    self.listed[numbers] = True
-    self._live.put(
-      'item_codes',
-      None,
-      (numbers[:, None] * self.levels + np.arange(self.levels)).reshape(-1),
-      add.reshape(-1),
-    )
-    self._insert(numbers[order], new, path, words)
-    return numbers
+    self._indices.release(remove)
+    indices = self._indices.allocate(len(add))
+    self.listed[indices] = True
+    code_entries = indices[:, None] * self.levels + np.arange(self.levels)
+    self._store.write('item_codes', None, code_entries.reshape(-1), add.reshape(-1))
+    self._insert(indices[order], new_codes, path, new_regions)
+    return indices
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
-    """Gives items int [n] regions uint32 [n]: gone from one store, back in another. Raises ValueError as `swap` does."""
+    """Give items int [n] new regions uint32 [n]: sold out in one store, back in another.
+
+    Raises ValueError as `swap` does.
+    """
     items = np.asarray(items, np.int64)
     self._check_listed(items)
     if self.tables.regions is None:
       raise ValueError('trie: the catalogue was built without regions')
-    words = _words(regions, len(items))
-    codes, order = self._by_id(self._codes(items))
-    self._live.put('regions', self.levels - 1, items[order], words[order])
-    self._refresh(self._path(codes))
+    regions = _checked_regions(regions, len(items))
+    codes, order = self._sort_by_id(self._codes(items))
+    self._store.write('regions', self.levels - 1, items[order], regions[order])
+    self._refresh_regions(self._find_path(codes))
 
   def _check_listed(self, items: np.ndarray) -> None:
     known = (items >= 0) & (items < self.capacity)
     known[known] = self.listed[items[known]]
     if not known.all():
+      unknown = items[~known]
       raise ValueError(
-        f'trie: item {items[~known][0]} is not in the catalogue, nor are {(~known).sum() - 1} others that were named'
+        f'trie: item {unknown[0]} is not in the catalogue, '
+        f'nor are {len(unknown) - 1} others that were named'
       )
     ordered = np.sort(items)
-    if (ordered[1:] == ordered[:-1]).any():
-      raise ValueError(f'trie: item {ordered[1:][ordered[1:] == ordered[:-1]][0]} is named twice')
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+      raise ValueError(f'trie: item {repeated[0]} is named twice')
 
   def _codes(self, items: np.ndarray) -> np.ndarray:
-    """int32 [L, n]: the codes of items [n]."""
+    """Return the codes int32 [L, n] of items [n]."""
     flat = self.tables.item_codes.reshape(-1)
     return np.stack([flat.take(items * self.levels + level) for level in range(self.levels)])
 
-  def _by_id(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(codes int64 [L, n] in the order of their IDs, that order [n]) of codes [L, n]."""
+  def _sort_by_id(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (codes int64 [L, n] in the order of their IDs, that order [n]) of codes [L, n]."""
     order = trie_lib.id_order(codes, self.codes_per_level)
     return np.stack([column.take(order).astype(np.int64) for column in codes]), order
 
-  def _path(self, codes: np.ndarray) -> Path:
-    n, first = codes.shape[1], self._live.last_direct
+  # Finding
+
+  def _find_path(self, codes: np.ndarray) -> Path:
+    """Follow IDs, codes [L, n], as far down as there are rows."""
+    n, last_direct = codes.shape[1], self._layout.last_direct
     rows = [np.zeros(n, np.int64)]
     for level in range(self.levels - 1):
+      is_direct = level < last_direct
       rows.append(
-        rows[level] * self.codes_per_level + codes[level] if level < first else np.full(n, -1)
+        rows[level] * self.codes_per_level + codes[level] if is_direct else np.full(n, -1)
       )
-    path = Path(rows, np.full(n, first), np.full(n, -1))
-    at = np.arange(n)
-    for level in range(first, self.levels):
-      at = self._step(path, codes, level, at)
+    path = Path(rows, np.full(n, last_direct), np.full(n, -1))
+    selected = np.arange(n)
+    for level in range(last_direct, self.levels):
+      selected = self._advance(path, codes, level, selected)
     return path
 
-  def _step(self, path: Path, codes: np.ndarray, level: int, at: np.ndarray) -> np.ndarray:
-    """Follows IDs `at`, which have a row at this level, to the next; returns those that have one there."""
-    child, rows = (
-      self._live.find(level, path.rows[level][at], codes[level, at]),
-      self._live.rows[level + 1],
-    )
-    path.item[at] = np.where(child >= rows, child - rows, -1)
-    on = np.flatnonzero((child >= 0) & (child < rows))
-    if len(on):
-      path.rows[level + 1][at[on]] = child[on]
-      path.depth[at[on]] = level + 1
-    return at[on]
+  def _advance(self, path: Path, codes: np.ndarray, level: int, selected: np.ndarray) -> np.ndarray:
+    """Follow the IDs `selected`, which have a row at this level, to the next level.
+
+    Updates `path` and returns those that have a row there.
+    """
+    child = self._store.find_child(level, path.rows[level][selected], codes[level, selected])
+    rows_below = self._layout.rows[level + 1]
+    path.item[selected] = np.where(child >= rows_below, child - rows_below, -1)
+    has_row = np.flatnonzero((child >= 0) & (child < rows_below))
+    if len(has_row):
+      path.rows[level + 1][selected[has_row]] = child[has_row]
+      path.depth[selected[has_row]] = level + 1
+    return selected[has_row]
+
+  # Removing
 
   def _remove(self, codes: np.ndarray) -> None:
-    """Takes the items of `codes` out of the tables, every row that is left empty, and every row that is left with one item."""
-    path, live = self._path(codes), self._live
-    gone, lone = (
-      np.arange(0),
-      np.arange(0),
-    )  # IDs, one for each row of the level below that went, or made way for its only item
-    for level in reversed(range(live.last_direct, self.levels)):
-      gone = np.sort(np.concatenate([np.flatnonzero(path.depth == level), gone]))
-      empty = live.unlink(level, path.rows[level][gone], codes[level, gone])
-      if level == live.last_direct:
+    """Remove items by their codes [L, n], and every row that is left with no item or with one."""
+    path, store, layout = self._find_path(codes), self._store, self._layout
+    # IDs, each standing for a row of the level below: `removed` rows are gone, `collapsed` rows
+    # were replaced by their only item.
+    removed, collapsed = np.arange(0), np.arange(0)
+    for level in reversed(range(layout.last_direct, self.levels)):
+      removed = np.sort(np.concatenate([np.flatnonzero(path.depth == level), removed]))
+      is_empty = store.remove_children(level, path.rows[level][removed], codes[level, removed])
+      if level == layout.last_direct:
         break
-      touched = np.sort(np.concatenate([gone, lone]))
+      touched = np.sort(np.concatenate([removed, collapsed]))
       row = path.rows[level][touched]
       starts = runs_of(row)[0]
       touched, row = touched[starts], row[starts]
-      child, count = live.children(level, row)
-      only = np.full(len(row), -1)
-      only[count > 0] = child[(np.cumsum(count) - count)[count > 0]]
-      gone = touched[count == 0]
-      one = np.flatnonzero((count == 1) & (only >= live.rows[level + 1]))
-      item, lone = only[one] - live.rows[level + 1], touched[one]
-      live.unlink(level, row[one], self._codes(item)[level].astype(np.int64))
-      live.relabel(
-        level - 1, path.rows[level - 1][lone], codes[level - 1, lone], live.rows[level] + item
-      )
-      live.free_rows(level, np.concatenate([row[count == 0], row[one]]))
-    for level in reversed(range(live.last_direct)):
-      row = path.rows[level + 1][gone]
-      gone = gone[empty]
-      gone = gone[runs_of(path.rows[level + 1][gone])[0]]
-      if not len(gone):
+      child, count = store.children(level, row)
+      only_child = np.full(len(row), -1)
+      only_child[count > 0] = child[(np.cumsum(count) - count)[count > 0]]
+      removed = touched[count == 0]
+
+      rows_below = layout.rows[level + 1]
+      single = np.flatnonzero((count == 1) & (only_child >= rows_below))
+      item, collapsed = only_child[single] - rows_below, touched[single]
+      store.remove_children(level, row[single], self._codes(item)[level].astype(np.int64))
+      parent, code = path.rows[level - 1][collapsed], codes[level - 1, collapsed]
+      store.renumber_children(level - 1, parent, code, layout.rows[level] + item)
+      store.release_rows(level, np.concatenate([row[count == 0], row[single]]))
+    for level in reversed(range(layout.last_direct)):
+      removed = removed[is_empty]
+      removed = removed[runs_of(path.rows[level + 1][removed])[0]]
+      if not len(removed):
         break
-      live.free_rows(level + 1, path.rows[level + 1][gone])
-      empty = live.unlink(level, path.rows[level][gone], codes[level, gone])
+      store.release_rows(level + 1, path.rows[level + 1][removed])
+      is_empty = store.remove_children(level, path.rows[level][removed], codes[level, removed])
     if self.tables.regions is not None:
-      self._refresh(path)
+      self._refresh_regions(path)
+
+  # Adding
 
   def _insert(
-    self, items: np.ndarray, codes: np.ndarray, path: Path, words: np.ndarray | None
+    self, items: np.ndarray, codes: np.ndarray, path: Path, regions: np.ndarray | None
   ) -> None:
-    """Puts items [n] of `codes` and regions `words` [n], none of which is there, into the tables."""
-    live, opens = self._live, _opens(codes)
-    for level in range(
-      live.last_direct, self.levels - 1
-    ):  # where an item had a prefix for itself, it gets a row
-      at = np.flatnonzero((path.depth == level) & (path.item >= 0))
-      starts, run_of = runs_of(path.item[at])
-      there, met = path.item[at[starts]], at[starts]
-      row = live.take_rows(level + 1, len(there))
-      live.relabel(level, path.rows[level][met], codes[level, met], row)
-      live.link(
-        level + 1, row, self._codes(there)[level + 1].astype(np.int64), live.rows[level + 2] + there
-      )
-      if words is not None:
-        live.put('regions', level, row, self.tables.regions[-1][there])
-      path.rows[level + 1][at], path.depth[at] = row[run_of], level + 1
-      self._step(path, codes, level + 1, at)
-    for level in range(live.last_direct, self.levels):
-      at = np.flatnonzero(path.depth == level)
-      starts = np.flatnonzero(opens[level + 1][at])
-      first = at[starts]
-      number = live.rows[level + 1] + items[first]
-      size = np.diff(starts, append=len(at))
+    """Add items [n] of codes [L, n] and regions uint32 [n], none of which is in the tables."""
+    self._expand_single_items(codes, path, regions)
+    opens = _opens(codes)
+    self._add_nodes(items, codes, path, opens)
+    if regions is not None:
+      self._add_regions(items, path, opens, regions)
+
+  def _expand_single_items(self, codes: np.ndarray, path: Path, regions: np.ndarray | None) -> None:
+    """Give a row to every prefix of a single item that new IDs share from now on."""
+    store, layout = self._store, self._layout
+    for level in range(layout.last_direct, self.levels - 1):
+      sharing = np.flatnonzero((path.depth == level) & (path.item >= 0))
+      starts, run_of = runs_of(path.item[sharing])
+      first = sharing[starts]
+      present = path.item[first]
+      row = store.allocate_rows(level + 1, len(present))
+      store.renumber_children(level, path.rows[level][first], codes[level, first], row)
+      next_code = self._codes(present)[level + 1].astype(np.int64)
+      store.add_children(level + 1, row, next_code, layout.rows[level + 2] + present)
+      if regions is not None:
+        store.write('regions', level, row, store.regions(self.levels)[present])
+      path.rows[level + 1][sharing] = row[run_of]
+      path.depth[sharing] = level + 1
+      self._advance(path, codes, level + 1, sharing)
+
+  def _add_nodes(self, items: np.ndarray, codes: np.ndarray, path: Path, opens: np.ndarray) -> None:
+    """Add the nodes of new IDs below the deepest row of each."""
+    store, layout = self._store, self._layout
+    for level in range(layout.last_direct, self.levels):
+      selected = np.flatnonzero(path.depth == level)
+      starts = np.flatnonzero(opens[level + 1][selected])
+      first = selected[starts]
+      number = layout.rows[level + 1] + items[first]
+      size = np.diff(starts, append=len(selected))
       shared = np.flatnonzero(size > 1)
       if len(shared):
-        number[shared] = live.take_rows(level + 1, len(shared))
-        several = np.repeat(size > 1, size)
-        path.rows[level + 1][at[several]], path.depth[at[several]] = (
-          np.repeat(number, size)[several],
-          level + 1,
-        )
-      was_empty = live.link(level, path.rows[level][first], codes[level, first], number)
-      if level == live.last_direct:
-        for above in reversed(
-          range(level)
-        ):  # a row that had no child may be unknown to those above
+        number[shared] = store.allocate_rows(level + 1, len(shared))
+        is_shared = np.repeat(size > 1, size)
+        path.rows[level + 1][selected[is_shared]] = np.repeat(number, size)[is_shared]
+        path.depth[selected[is_shared]] = level + 1
+      was_empty = store.add_children(level, path.rows[level][first], codes[level, first], number)
+      if level == layout.last_direct:
+        # A row that had no child may be unknown to the rows above it.
+        for above in reversed(range(level)):
           first = first[was_empty]
-          was_empty = live.link_direct(above, path.rows[above][first], codes[above, first])
-    if words is not None:
-      live.put('regions', self.levels - 1, items, words)
-      for level in range(1, self.levels):
-        at = np.flatnonzero(path.rows[level] >= 0)
-        starts = np.flatnonzero(opens[level][at])
-        row = path.rows[level][at[starts]]
-        if len(row):
-          live.put(
-            'regions',
-            level - 1,
-            row,
-            self.tables.regions[level - 1][row] | np.bitwise_or.reduceat(words[at], starts),
-          )
+          was_empty = store.add_direct_children(above, path.rows[above][first], codes[above, first])
 
-  def _refresh(self, path: Path) -> None:
-    """Brings the regions of the rows on `path`, below which something changed or went, up to date."""
+  def _add_regions(
+    self, items: np.ndarray, path: Path, opens: np.ndarray, regions: np.ndarray
+  ) -> None:
+    """Set the regions of new items, and or them into the rows above."""
+    self._store.write('regions', self.levels - 1, items, regions)
+    for level in range(1, self.levels):
+      selected = np.flatnonzero(path.rows[level] >= 0)
+      starts = np.flatnonzero(opens[level][selected])
+      row = path.rows[level][selected[starts]]
+      if len(row):
+        added = np.bitwise_or.reduceat(regions[selected], starts)
+        self._store.write('regions', level - 1, row, self._store.regions(level)[row] | added)
+
+  def _refresh_regions(self, path: Path) -> None:
+    """Bring the regions of the rows on `path`, below which something changed, up to date."""
     changed = np.arange(len(path.depth))  # one ID for each node of the level below that changed
     for level in reversed(range(1, self.levels)):
-      at = np.flatnonzero(path.rows[level][changed] >= 0)
-      rest, at = np.delete(changed, at), changed[at]
-      at = at[runs_of(path.rows[level][at])[0]]
-      row = path.rows[level][at]
-      alive = ~self._live.childless(level, row)
-      now = np.zeros(len(row), np.uint32)
-      now[alive] = self._live.regions_below(level, row[alive])
-      other = alive & (now != self.tables.regions[level - 1][row])
-      self._live.put('regions', level - 1, row[other], now[other])
-      changed = np.sort(np.concatenate([rest, at[~alive | other]]))
+      has_row = np.flatnonzero(path.rows[level][changed] >= 0)
+      others, selected = np.delete(changed, has_row), changed[has_row]
+      selected = selected[runs_of(path.rows[level][selected])[0]]
+      row = path.rows[level][selected]
+      is_alive = ~self._store.is_childless(level, row)
+      regions = np.zeros(len(row), np.uint32)
+      regions[is_alive] = self._store.regions_below(level, row[is_alive])
+      differs = is_alive & (regions != self._store.regions(level)[row])
+      self._store.write('regions', level - 1, row[differs], regions[differs])
+      changed = np.sort(np.concatenate([others, selected[~is_alive | differs]]))
 
 
-def _words(regions: np.ndarray, n: int) -> np.ndarray:
+def _checked_regions(regions: np.ndarray, n: int) -> np.ndarray:
+  """Return regions as uint32 [n]. Raises ValueError on another shape."""
   regions = np.asarray(regions, np.uint32)
   if regions.shape != (n,):
     raise ValueError(
@@ -288,7 +329,7 @@ def _words(regions: np.ndarray, n: int) -> np.ndarray:
 
 
 def _opens(codes: np.ndarray) -> np.ndarray:
-  """bool [L + 1, n]: is item i the first of sorted codes [L, n] with its first l codes?"""
+  """Return bool [L + 1, n]: whether ID i of sorted codes [L, n] is the first with its l codes."""
   opens = np.zeros((len(codes) + 1, codes.shape[1]), bool)
   opens[:, :1] = True
   for level, column in enumerate(codes):

@@ -15,7 +15,8 @@ from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.semantic_ids.catalogue import Catalogue, build
 from rolegen_jax.semantic_ids.embeddings import item_embeddings
 
-# What an event says about the item against a view; an impression says what a page showed, not what a user did.
+# What an event says about the item relative to a view. An impression says what a page showed, not
+# what a user did.
 EVENT_WEIGHTS = dict(impression=0.0, view=1.0, fav=2.0, cart=2.0, remove=0.5, purchase=3.0)
 
 
@@ -26,10 +27,11 @@ def build_semantic_ids(
   mesh: Mesh,
   folder: str | os.PathLike,
 ) -> Catalogue:
-  """Builds the catalogue of all items of `log` from its training events and writes catalogue.npz and report.json to `folder`.
+  """Build the catalogue of all items of `log` and write catalogue.npz and report.json to `folder`.
 
-  Items without a training event get their place from attributes and text, or, with neither, one place for all of them.
-  One process writes at a time when all share `folder`: the caller decides which one does.
+  Only training events are used. Items without one are placed by their attributes and text; those
+  with neither share one place. When several processes share `folder`, only one may write at a time:
+  the caller decides which.
   """
   catalogue = build(embed(log, occasions, config), log.items['item_id'], config, mesh)
   catalogue.save(folder)
@@ -44,10 +46,14 @@ def build_semantic_ids(
 
 
 def embed(log: InteractionLog, occasions: Occasions, config: SemanticIdConfig) -> np.ndarray:
-  """Item embeddings float32 [I, D] in the order of log.items, from rows log.offsets[u]:train_end[u] of every user only."""
+  """Return item embeddings float32 [I, D] in the order of log.items.
+
+  They depend on rows log.offsets[u]:train_end[u] of each user only.
+  """
   weight_E = np.array([EVENT_WEIGHTS[name] for name in EVENT_NAMES])
   row_N = np.arange(len(log.item))
-  train = (row_N < occasions.train_end(log)[log.user]) & (weight_E[log.event] > 0)
+  is_train_N = row_N < occasions.train_end(log)[log.user]
+  used_N = is_train_N & (weight_E[log.event] > 0)
   # Ten repeats of a row within a day are not ten times the evidence.
-  weight_N = weight_E[log.event[train]] * (1 + np.log(log.count[train]))
-  return item_embeddings(log.user[train], log.item[train], weight_N, log.items, config)
+  weight_N = weight_E[log.event[used_N]] * (1 + np.log(log.count[used_N]))
+  return item_embeddings(log.user[used_N], log.item[used_N], weight_N, log.items, config)

@@ -1,1 +1,2 @@
-"""Serving: ranked items for users of a trained run, in batches over all devices and hosts."""
+"""Serving: ranked items for users of a trained run (recommend), which of them are shown (slate),
+and a catalogue that changes meanwhile (hot_swap)."""

@@ -1,7 +1,8 @@
-"""A catalogue that changes while it serves: tables on the device, written in place, one lock.
+"""A catalogue that changes while it serves: tables on the device, written in place, under one lock.
 
-The host's copy (`LiveTrie`) says what a change writes where, and each write goes to the device as soon as it is known, in pieces
-of one size: whatever changes, the programs are those compiled at the start. Tables are donated, so that a write copies nothing.
+The host's copy (`MutableTrie`) determines what a change writes where. Each write goes to the device
+as soon as it is known, in pieces of one size: whatever changes, the programs are those compiled at
+the start. Tables are donated, so a write copies nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,28 +20,27 @@ from rolegen_jax.semantic_ids.mutable_tables import Write
 from rolegen_jax.semantic_ids.mutable_trie import MutableTrie
 from rolegen_jax.semantic_ids.trie import Trie
 
-PIECE = 1 << 14  # writes a call
-PER_LEVEL = (
-  'first_child',
-  'child_bits',
-  'lists',
-  'regions',
-)  # the fields of Trie that are tuples of tables
+PIECE = 1 << 14  # entries per call of the writing program
+# The fields of Trie that are tuples of tables.
+PER_LEVEL = ('first_child', 'child_bits', 'lists', 'regions')
 
 
-def scatter(table, index, value):
-  """`table` with value [n] at index [n] of its entries in order; indices beyond the end write nothing."""
-  return (
-    table.reshape(-1).at[index].set(value, mode='drop', unique_indices=True).reshape(table.shape)
-  )
+def scatter(table: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:
+  """Return `table` with value [n] at index [n] of its entries in order.
+
+  Indices beyond the end write nothing.
+  """
+  flat = table.reshape(-1).at[index].set(value, mode='drop', unique_indices=True)
+  return flat.reshape(table.shape)
 
 
 class MutableCatalogue:
   """Tables for decoding while items come and go.
 
-  `with catalogue.serving() as trie: answer = decode(params, trie, cases)` hands the tables of the moment to a compiled function;
-  they are valid inside the block only, where the call has to be made, not finished. A change waits for such a block, and on the
-  device for the calls made before. In a job of several processes every process makes the same changes in the same order.
+  `with catalogue.serving() as trie: result = decode(params, trie, examples)` passes the current
+  tables to a compiled function. They are valid inside the block only; the call must be made there,
+  it need not finish there. A change waits for such a block, and on the device for the calls made
+  before. In a job of several processes every process makes the same changes in the same order.
   """
 
   def __init__(
@@ -49,11 +50,15 @@ class MutableCatalogue:
     capacity: int | None = None,
     regions: np.ndarray | None = None,
     sharding: jax.sharding.Sharding | None = None,
-  ):
-    """Arguments and errors of `build_trie`; `sharding` of every table, such as replicated over a mesh; default: the first device."""
-    self._sharding = (
-      jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
-    )
+  ) -> None:
+    """Build the tables and compile what writes into them.
+
+    Arguments and errors are those of `build_trie`. `sharding` is that of every table, e.g.
+    replicated over a mesh; default: the first device.
+    """
+    if sharding is None:
+      sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    self._sharding = sharding
     self._scatter = jit(scatter, donate_argnums=0, out_shardings=self._sharding)
     self._lock = threading.RLock()
     self._host = MutableTrie(codes, codes_per_level, capacity, regions, self._write)
@@ -65,41 +70,45 @@ class MutableCatalogue:
       for level, table in enumerate(getattr(tables, name) or ()):
         if table is not None:
           self._tables[name, level] = self._put(table)
-    for (name, level), table in list(
-      self._tables.items()
-    ):  # compiles what writes into a table of this shape
-      self._write(Write(name, level, np.zeros(0, np.int64), np.zeros(0, table.dtype)))
+    # An empty write compiles the program for tables of this shape.
+    for (name, table_level), table in list(self._tables.items()):
+      self._write(Write(name, table_level, np.zeros(0, np.int64), np.zeros(0, table.dtype)))
     jax.block_until_ready(self._trie())
 
   @property
   def items(self) -> int:
+    """How many items the catalogue has."""
     return self._host.items
 
   @property
   def capacity(self) -> int:
+    """How many items the catalogue has room for."""
     return self._host.capacity
 
   @contextlib.contextmanager
   def serving(self) -> Iterator[Trie]:
-    """The tables, for calls made inside the block: the next change overwrites them."""
+    """Yield the tables for calls made inside the block: the next change overwrites them."""
     with self._lock:
       yield self._trie()
 
   def swap(
     self, add: np.ndarray, remove: np.ndarray, regions: np.ndarray | None = None
   ) -> np.ndarray:
-    """`LiveTrie.swap`, then the same on the device, where it may still be under way on return: the next call waits for it."""
+    """Do `MutableTrie.swap`, then the same on the device.
+
+    There it may still be under way on return: the next call waits for it.
+    """
     with self._lock:
       return self._host.swap(add, remove, regions)
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
-    """`LiveTrie.set_regions`, on the device too."""
+    """Do `MutableTrie.set_regions`, on the device too."""
     with self._lock:
       self._host.set_regions(items, regions)
 
   def _trie(self) -> Trie:
     levels = range(self._host.levels)
-    per_level = {
+    per_level: dict[str, Any] = {
       name: tuple(self._tables.get((name, level)) for level in levels) for name in PER_LEVEL
     }
     if self._host.tables.regions is None:
@@ -112,22 +121,19 @@ class MutableCatalogue:
     )
 
   def _put(self, table: np.ndarray) -> jax.Array:
-    return jax.block_until_ready(
-      jax.device_put(table, self._sharding, may_alias=False)
-    )  # the host goes on writing into its own
+    # Never an alias: the host goes on writing into its own array.
+    return jax.block_until_ready(jax.device_put(table, self._sharding, may_alias=False))
 
   def _write(self, write: Write) -> None:
     key, n = (write.table, write.level), len(write.value)
-    if write.index is None:
+    if write.entries is None:
       self._tables[key] = self._put(write.value)
       return
     for start in range(0, max(n, 1), PIECE):
-      piece = slice(start, min(start + PIECE, n))
-      beyond = self._tables[key].size
-      index = np.arange(beyond, beyond + PIECE, dtype=np.int32)
+      stop = min(start + PIECE, n)
+      beyond_end = self._tables[key].size
+      index = np.arange(beyond_end, beyond_end + PIECE, dtype=np.int32)
       value = np.zeros(PIECE, write.value.dtype)
-      index[: piece.stop - start], value[: piece.stop - start] = (
-        write.index[piece],
-        write.value[piece],
-      )
+      index[: stop - start] = write.entries[start:stop]
+      value[: stop - start] = write.value[start:stop]
       self._tables[key] = self._scatter(self._tables[key], index, value)

@@ -1,1 +1,2 @@
-"""Text as tokens of the one vocabulary."""
+"""Text as tokens of the one vocabulary: templates, tokenizers, packed examples, and roles and
+rationales from an outside annotator."""

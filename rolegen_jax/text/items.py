@@ -1,80 +1,87 @@
-"""The words of a catalogue: what can be said of every item, and the tokenizer that is trained on it."""
+"""The words of a catalogue: what is known of every item, and the tokenizer trained on it."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from rolegen_jax.text import prompts
 
+if TYPE_CHECKING:
+  from rolegen_jax.text.tokenizers import SentencePiece
+
 NAMES = ('title', 'category', 'brand', 'price')  # in the order of a description
 
 
 @dataclasses.dataclass(frozen=True)
 class ItemWords:
-  """Of I items, in the order of the log's items table; '' = not known."""
+  """Words of I items, in the order of the log's items table; '' = not known."""
 
   words: dict[str, list[str]]  # attribute -> [I]
 
   @classmethod
   def of(cls, items: pl.DataFrame) -> ItemWords | None:
-    """Title (or text), category path, brand and price as they are to be read; None when the items have no words."""
-    columns = dict(
-      title=next((c for c in ('title', 'text') if c in items.columns), None),
-      category='category_code',
-      brand='brand',
-    )
-    read = lambda name: (
-      items[name].cast(pl.String).fill_null('').str.strip_chars().to_list()
-      if name in items.columns
-      else [''] * items.height
-    )
-    words = {attribute: read(column) for attribute, column in columns.items()}
-    words['category'] = [value.replace('.', ' ').replace('_', ' ') for value in words['category']]
+    """Read title (or text), category path, brand and price; None when the items have no words."""
+    title_column = 'title' if 'title' in items.columns else 'text'
+    words = {
+      'title': _read_column(items, title_column),
+      'category': [
+        path.replace('.', ' ').replace('_', ' ') for path in _read_column(items, 'category_code')
+      ],
+      'brand': _read_column(items, 'brand'),
+    }
     if not any(any(values) for values in words.values()):
       return None
-    price = items['price'].to_list() if 'price' in items.columns else [None] * items.height
-    return cls(
-      words
-      | dict(
-        price=['' if value is None or not np.isfinite(value) else f'{value:.2f}' for value in price]
-      )
-    )
+    prices = items['price'].to_list() if 'price' in items.columns else [None] * items.height
+    words['price'] = [
+      '' if price is None or not np.isfinite(price) else f'{price:.2f}' for price in prices
+    ]
+    return cls(words)
 
   def __len__(self) -> int:
     return len(self.words['title'])
 
   def known(self, attribute: str) -> np.ndarray:
-    """bool [I]."""
+    """Return bool [I]: whether the attribute of each item is known."""
     return np.array([bool(value) for value in self.words[attribute]])
 
   def say(self, item: int, attribute: str, otherwise: str = '') -> str:
+    """Return an attribute of an item, or `otherwise` when it is not known."""
     return self.words[attribute][item] or otherwise
 
   def described(self, item: int, masked: str = '') -> str:
-    """All that is known of an item, the attribute `masked` hidden."""
-    how = prompts.templates()['align']['described']
-    value = lambda name: how['masked'] if name == masked else self.words[name][item]
-    return how['between'].join(
-      how['attribute'].format(name=name, value=value(name))
-      for name in NAMES
-      if self.words[name][item]
-    )
+    """Return all that is known of an item, with the value of attribute `masked` hidden."""
+    template = prompts.templates()['align']['described']
+    parts = []
+    for name in NAMES:
+      value = self.words[name][item]
+      if value:
+        shown = template['masked'] if name == masked else value
+        parts.append(template['attribute'].format(name=name, value=shown))
+    return template['between'].join(parts)
 
-  def tokenizer(self, pieces: int):
-    """sentencepiece, trained on the descriptions of all items and on the words of the rationales. Raises DataError on too little text."""
+  def tokenizer(self, pieces: int) -> SentencePiece:
+    """Train a sentencepiece model on the descriptions of all items and the rationale templates.
+
+    Raises DataError when there is too little text.
+    """
     from rolegen_jax.text.tokenizers import train
 
-    said = prompts.templates()['rationale']
     sentences = [
       template.format(title='', category='', wanted='')
-      for part in said.values()
-      for template in part.values()
+      for section in prompts.templates()['rationale'].values()
+      for template in section.values()
     ]
-    return train(
-      [self.described(item) for item in range(len(self))]
-      + sentences * (1 + len(self) // len(sentences)),
-      pieces,
-    )
+    descriptions = [self.described(item) for item in range(len(self))]
+    repeats = 1 + len(self) // len(sentences)
+    return train(descriptions + sentences * repeats, pieces)
+
+
+def _read_column(items: pl.DataFrame, name: str) -> list[str]:
+  """Return a column as stripped strings; '' where a value, or the column, is missing."""
+  if name not in items.columns:
+    return [''] * items.height
+  return items[name].cast(pl.String).fill_null('').str.strip_chars().to_list()

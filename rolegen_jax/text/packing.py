@@ -1,6 +1,8 @@
-"""Examples of any length as rows of one length. Examples of a row are told apart by `segment`: none sees another.
+"""Packing: text examples of any length as rows of one length.
 
-Shapes: B rows, T tokens.
+The examples of a row are told apart by `segment`: none attends to another.
+
+Shapes: B rows, T tokens per row, n tokens of an example.
 """
 
 from __future__ import annotations
@@ -10,55 +12,68 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Array = Any  # numpy.ndarray on the host, jax.Array on the device
+Array = Any  # np.ndarray on the host, jax.Array on the device
 
 
 class TextExample(NamedTuple):
-  tokens: np.ndarray  # int32 [n], of the one vocabulary
-  taught: np.ndarray  # bool [n]: what is to be predicted from all that is before; never the first
+  """A question and its answer."""
+
+  # int32 [n], of the one vocabulary.
+  tokens: np.ndarray
+  # bool [n]: whether to predict the token from all tokens before it; never the first.
+  taught: np.ndarray
+  # Index into config.WORD_TASKS.
   task: int
 
 
 class Packed(NamedTuple):
-  token: Array  # int32 [B, T]
-  segment: Array  # int32 [B, T], 1.. per example; 0 = padding
-  task: Array  # int32 [B, T], 1 + the task of a token that is to be predicted; 0 = a token that is given
+  """Rows of examples."""
+
+  # int32 [B, T].
+  token: Array
+  # int32 [B, T], 1.. per example of the row; 0 = padding.
+  segment: Array
+  # int32 [B, T], 1 + the task of a token to predict; 0 = a token that is given.
+  task: Array
 
 
 def text_example(question: Iterable[int], answer: Iterable[int], task: int) -> TextExample:
+  """Return an example in which the tokens of `answer` are predicted."""
   question, answer = list(question), list(answer)
-  return TextExample(
-    np.array(question + answer, np.int32),
-    np.arange(len(question) + len(answer)) >= len(question),
-    task,
-  )
+  n = len(question) + len(answer)
+  return TextExample(np.array(question + answer, np.int32), np.arange(n) >= len(question), task)
 
 
 def pack(rows: list[list[TextExample]], width: int) -> Packed:
-  """Each list of examples as a row, one after the other. Raises ValueError where they are too long."""
+  """Pack each list of examples into a row of `width` tokens, one after the other.
+
+  Raises ValueError where they do not fit.
+  """
   packed = Packed(*(np.zeros((len(rows), width), np.int32) for _ in Packed._fields))
   for row, examples in enumerate(rows):
     start = 0
-    for number, (tokens, taught, task) in enumerate(examples, 1):
-      to = slice(start, start + len(tokens))
-      if to.stop > width:
-        raise ValueError(f'examples of {to.stop} tokens in a row of {width}')
-      packed.token[row, to], packed.segment[row, to], packed.task[row, to] = (
-        tokens,
-        number,
-        np.where(taught, 1 + task, 0),
-      )
-      start = to.stop
+    for segment, example in enumerate(examples, 1):
+      stop = start + len(example.tokens)
+      if stop > width:
+        raise ValueError(f'examples of {stop} tokens in a row of {width}')
+      packed.token[row, start:stop] = example.tokens
+      packed.segment[row, start:stop] = segment
+      packed.task[row, start:stop] = np.where(example.taught, 1 + example.task, 0)
+      start = stop
   return packed
 
 
 def in_order(examples: list[TextExample], width: int) -> list[list[int]]:
-  """Numbers of the examples as rows of at most `width` tokens, each row filled until the next example does not fit."""
-  rows, room = [], 0
-  for number, found in enumerate(examples):
-    if len(found.tokens) > room:
+  """Group the indices of examples, in order, into rows of at most `width` tokens.
+
+  Each row is filled until the next example does not fit.
+  """
+  rows: list[list[int]] = []
+  room = 0
+  for index, example in enumerate(examples):
+    if len(example.tokens) > room:
       rows.append([])
       room = width
-    rows[-1].append(number)
-    room -= len(found.tokens)
+    rows[-1].append(index)
+    room -= len(example.tokens)
   return rows

@@ -1,9 +1,12 @@
-"""What cuts text into pieces, and its place in the one vocabulary.
+"""Tokenizers, and their pieces in the one vocabulary.
 
-A tokenizer is a file: `tokenizer.json`, read by the library `tokenizers` (Qwen3, Llama 3), or `tokenizer.model`, read by sentencepiece
-(Gemma, Llama 2, and what `train` makes of a catalogue's text). Where both lie in a folder, as for Gemma, the first is read. Numbers of
-pieces are called ids here; tokens are those of the one vocabulary. Our own tokens are named in `vocab.named`: a tokenizer that has
-a piece of such a name (OpenOneRec's <s_a_0>, or one that we exported) keeps its id, the others are appended after its last id.
+A tokenizer is a file: `tokenizer.json`, read by the library `tokenizers` (Qwen3, Llama 3), or
+`tokenizer.model`, read by sentencepiece (Gemma, Llama 2, and what `train` makes of a catalogue's
+text). Where a folder has both, as for Gemma, the first is read.
+
+The numbers of pieces are called ids here; tokens are those of the one vocabulary. Our own tokens
+are named in `vocab.named`: where a tokenizer has a piece of that name (OpenOneRec's <s_a_0>, or one
+that we exported), the piece keeps its id. The others are appended after the last id.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import io
 import os
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -26,7 +30,7 @@ JSON, MODEL = 'tokenizer.json', 'tokenizer.model'
 
 
 class Tokenizer:
-  """Text <-> ids. Begin and end marks are not added."""
+  """Text <-> ids. Begin and end delimiters are not added."""
 
   file: str  # its name in a folder
 
@@ -37,121 +41,133 @@ class Tokenizer:
 
   @functools.cached_property
   def digest(self) -> str:
-    return hashlib.sha256(self.bytes()).hexdigest()[:16]
+    """16 hex digits over the file."""
+    return hashlib.sha256(self.content()).hexdigest()[:16]
 
-  def bytes(self) -> bytes:
-    """The file."""
+  def content(self) -> bytes:
+    """Return the content of the file."""
     raise NotImplementedError
 
   def encode(self, text: str) -> list[int]:
+    """Return the ids of a text."""
     raise NotImplementedError
 
   def decode(self, ids: list[int]) -> str:
+    """Return the text of ids."""
     raise NotImplementedError
 
   def id_of(self, name: str) -> int | None:
-    """The id of a piece; None when there is none."""
+    """Return the id of a piece; None when there is no such piece."""
     raise NotImplementedError
 
   def is_delimiter(self, piece: int) -> bool:
-    """Is it a mark, such as begin or end, rather than text?"""
+    """Return whether an id is a delimiter, such as begin or end, rather than text."""
     raise NotImplementedError
 
-  def with_names(self, names: list[str]) -> 'Tokenizer':
-    """The tokenizer with further pieces, never cut, at size, size + 1, ..."""
+  def with_names(self, names: list[str]) -> Tokenizer:
+    """Return the tokenizer with further pieces, never split, at size, size + 1, ..."""
     raise NotImplementedError
 
 
 class Json(Tokenizer):
+  """A tokenizer of the library `tokenizers`."""
+
   file = JSON
 
-  def __init__(self, content: bytes):
-    self._content, self._tokenizer = content, tokenizers.Tokenizer.from_buffer(content)
+  def __init__(self, content: bytes) -> None:
+    """Read the content of a tokenizer.json."""
+    self._content = content
+    self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
     self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
-    self._marks = {
-      id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
-    }
+    added = self._tokenizer.get_added_tokens_decoder()
+    self._delimiters = {id for id, token in added.items() if token.special}
 
   @property
-  def size(self):
+  def size(self) -> int:
     return 1 + max(self._ids.values())
 
-  def bytes(self):
+  def content(self) -> bytes:
     return self._content
 
-  def encode(self, text):
+  def encode(self, text: str) -> list[int]:
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-  def decode(self, ids):
+  def decode(self, ids: list[int]) -> str:
     return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-  def id_of(self, name):
+  def id_of(self, name: str) -> int | None:
     return self._ids.get(name)
 
-  def is_delimiter(self, piece):
-    return piece in self._marks
+  def is_delimiter(self, piece: int) -> bool:
+    return piece in self._delimiters
 
-  def with_names(self, names):
-    longer = tokenizers.Tokenizer.from_buffer(self._content)
-    longer.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in names])
-    return Json(longer.to_str(pretty=True).encode())
+  def with_names(self, names: list[str]) -> Json:
+    extended = tokenizers.Tokenizer.from_buffer(self._content)
+    extended.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in names])
+    return Json(extended.to_str(pretty=True).encode())
 
 
 class SentencePiece(Tokenizer):
+  """A tokenizer of sentencepiece."""
+
   file = MODEL
 
-  def __init__(self, content: bytes):
+  def __init__(self, content: bytes) -> None:
+    """Read the content of a tokenizer.model."""
     self._content = content
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
 
   @property
-  def size(self):
+  def size(self) -> int:
     return self._processor.get_piece_size()
 
-  def bytes(self):
+  def content(self) -> bytes:
     return self._content
 
-  def encode(self, text):
+  def encode(self, text: str) -> list[int]:
     return self._processor.encode(text)
 
-  def decode(self, ids):
-    return self._processor.decode([int(i) for i in ids])
+  def decode(self, ids: list[int]) -> str:
+    return self._processor.decode([int(id) for id in ids])
 
-  def id_of(self, name):
-    found = self._processor.piece_to_id(name)
-    return None if self._processor.is_unknown(found) else found
+  def id_of(self, name: str) -> int | None:
+    id = self._processor.piece_to_id(name)
+    return None if self._processor.is_unknown(id) else id
 
-  def is_delimiter(self, piece):
-    p = self._processor
-    return piece < self.size and (
-      p.is_control(piece)
-      or p.is_unknown(piece)
-      or self._proto().pieces[piece].type == p_type('USER_DEFINED')
-    )
+  def is_delimiter(self, piece: int) -> bool:
+    if piece >= self.size:
+      return False
+    if self._processor.is_control(piece) or self._processor.is_unknown(piece):
+      return True
+    return self._proto().pieces[piece].type == _piece_type('USER_DEFINED')
 
-  def with_names(self, names):
-    longer = self._proto()
+  def with_names(self, names: list[str]) -> SentencePiece:
+    proto = self._proto()
     for name in names:
-      longer.pieces.add(piece=name, score=0.0, type=p_type('USER_DEFINED'))
-    return SentencePiece(longer.SerializeToString())
+      proto.pieces.add(piece=name, score=0.0, type=_piece_type('USER_DEFINED'))
+    return SentencePiece(proto.SerializeToString())
 
-  def _proto(self):
-    from sentencepiece import sentencepiece_model_pb2
-
-    return sentencepiece_model_pb2.ModelProto.FromString(self._content)
+  def _proto(self) -> Any:
+    return _model_proto().FromString(self._content)
 
 
-def p_type(name: str) -> int:
-  """The number of a kind of piece in a sentencepiece model."""
+def _piece_type(name: str) -> int:
+  """Return the number of a type of piece in a sentencepiece model."""
+  return _model_proto().SentencePiece.Type.Value(name)
+
+
+def _model_proto() -> Any:
+  """Return the class of a sentencepiece model's content, which is generated and has no types."""
   from sentencepiece import sentencepiece_model_pb2
 
-  return sentencepiece_model_pb2.ModelProto.SentencePiece.Type.Value(name)
+  return getattr(sentencepiece_model_pb2, 'ModelProto')
 
 
 def open_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-  """The tokenizer of a folder. Raises DataError."""
+  """Open the tokenizer of a folder. Raises DataError."""
   folder = pathlib.Path(folder)
-  for kind in (Json, SentencePiece):
+  kinds: tuple[type[Json] | type[SentencePiece], ...] = (Json, SentencePiece)
+  for kind in kinds:
     path = folder / kind.file
     if path.exists():
       try:
@@ -163,11 +179,17 @@ def open_tokenizer(folder: str | os.PathLike) -> Tokenizer:
   raise DataError(f'{folder}: no {JSON} and no {MODEL}; one must be there with a pretrained model')
 
 
-def train(texts: Iterable[str], size: int) -> SentencePiece:
-  """A sentencepiece model of at most `size` pieces, by byte pairs: on a small catalogue unigram pieces stay single letters. Bytes stand in
-  for characters that the texts do not have.
+def save(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+  """Write the file of a tokenizer to `folder`."""
+  with renamed(pathlib.Path(folder) / tokenizer.file) as temporary:
+    temporary.write_bytes(tokenizer.content())
 
-  Raises DataError when there is too little text.
+
+def train(texts: Iterable[str], size: int) -> SentencePiece:
+  """Train a sentencepiece model of at most `size` pieces.
+
+  By byte pairs: on a small catalogue unigram pieces stay single letters. Bytes stand in for
+  characters that the texts do not have. Raises DataError when there is too little text.
   """
   model = io.BytesIO()
   try:
@@ -190,41 +212,40 @@ def train(texts: Iterable[str], size: int) -> SentencePiece:
 
 
 class TextVocabulary:
-  """The one vocabulary over a tokenizer: which of its ids each of our tokens is, and text with our tokens in it."""
+  """The one vocabulary over a tokenizer: the id of each of our tokens, and text that has them."""
 
-  def __init__(self, vocab: Vocabulary, tokenizer: Tokenizer):
-    self.vocab, self.text = vocab, tokenizer
+  def __init__(self, vocab: Vocabulary, tokenizer: Tokenizer) -> None:
+    """Extend `tokenizer` by those of our tokens that it does not have."""
+    self.vocab = vocab
+    self.text = tokenizer
     names = [name for name, _ in vocab.named]
-    self.known = np.array(
-      [-1 if (id := tokenizer.id_of(name)) is None else id for name in names]
-    )  # [own], -1 = the tokenizer has it not
+    known_ids = [tokenizer.id_of(name) for name in names]
+    # int [own]: the tokenizer's id of each of our tokens; -1 = it does not have the token.
+    self.known = np.array([-1 if id is None else id for id in known_ids])
     new = np.flatnonzero(self.known < 0)
-    self.ids = self.known.copy()  # [own], in `extended`
+    # int [own]: the id of each of our tokens in `extended`.
+    self.ids = self.known.copy()
     self.ids[new] = tokenizer.size + np.arange(len(new))
     self.extended = tokenizer.with_names([names[i] for i in new]) if len(new) else tokenizer
     assert all(self.extended.id_of(name) == id for name, id in zip(names, self.ids))
-    self._token = {int(id): token for token, id in enumerate(self.ids)}
+    self._token_of_id = {int(id): token for token, id in enumerate(self.ids)}
 
   @functools.cached_property
-  def says(self) -> list[list[int]]:
+  def descriptions(self) -> list[list[int]]:
     """Ids of the text that describes each of our tokens."""
     return [self.text.encode(words) for _, words in self.vocab.named]
 
   def encode(self, text: str) -> list[int]:
-    """Tokens of a text; names of our tokens in it become those tokens."""
+    """Return the tokens of a text; names of our tokens in it become those tokens."""
     first = self.vocab.blocks['text'][0]
-    return [self._token.get(id, first + id) for id in self.extended.encode(text)]
+    return [self._token_of_id.get(id, first + id) for id in self.extended.encode(text)]
 
-  def decode(self, tokens) -> str:
-    """The text of tokens, ours by their names. Raises ValueError on what is no token."""
-    (first, size), found = self.vocab.blocks['text'], []
+  def decode(self, tokens: Iterable) -> str:
+    """Return the text of tokens, ours by their names. Raises ValueError on an unknown token."""
+    first, size = self.vocab.blocks['text']
+    ids = []
     for token in map(int, tokens):
       if not 0 <= token < first + size:
         raise ValueError(f'token {token}: must be 0 to {first + size - 1}')
-      found.append(token - first if token >= first else int(self.ids[token]))
-    return self.extended.decode(found)
-
-
-def save(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
-  with renamed(pathlib.Path(folder) / tokenizer.file) as temporary:
-    temporary.write_bytes(tokenizer.bytes())
+      ids.append(token - first if token >= first else int(self.ids[token]))
+    return self.extended.decode(ids)

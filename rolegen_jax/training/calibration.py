@@ -23,16 +23,17 @@ from jax.sharding import Mesh
 from rolegen_jax import sharding
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.models.backbone import Memory
+from rolegen_jax.models import functional
+from rolegen_jax.models.memory import Memory
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training.losses import Params
 
-# Parameters of the backbone that are fitted whole, and those of which only the last entry is.
-VECTORS = ('pointer_age', 'pointer_event', 'intent_appeal')
-BIASES = ('gate', 'intent_gate', 'counted_gate')
+# Paths of the backbone's parameters that are fitted: whole, and their last entry only.
+VECTORS = ('pointer.slot_age', 'pointer.slot_event', 'pointer.intent_appeal')
+BIASES = ('pointer.gate', 'pointer.intent_gate', 'counted_gate')
 
 
 def calibrate(
@@ -44,10 +45,10 @@ def calibrate(
   reasoning: bool = True,
   intervene: bool = True,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Return ({name: fitted array} of the backbone, NLL in nats before each step and after the last).
+  """Return the fitted arrays of the backbone by path, and the NLL before each step and at the end.
 
-  Targets of `table` are known. `reasoning` and `intervene` are as in `predict.predict`, with the
-  same noise.
+  NLLs are in nats. Targets of `table` are known. `reasoning` and `intervene` are as in
+  `predict.predict`, with the same noise.
   """
   replicated = sharding.sharding(mesh)
   device_trie = jax.device_put(trie, replicated)
@@ -113,10 +114,9 @@ def _fit_program(rolegen: RoleGen) -> Any:
     target: jax.Array,
     weight: jax.Array,
   ) -> jax.Array:
-    biases = {
-      name: jnp.concatenate([backbone_params[name][:-1], fitted[name][-1:]]) for name in BIASES
-    }
-    backbone = rolegen.bind('backbone', backbone_params | fitted | biases)
+    leaves = functional.flatten(backbone_params)
+    biases = {name: jnp.concatenate([leaves[name][:-1], fitted[name][-1:]]) for name in BIASES}
+    backbone = rolegen.bind('backbone', functional.unflatten(leaves | fitted | biases))
     query_state = rolegen.query(backbone, memory, timestamp)
     log_prob, _ = backbone.log_prob(query_state, memory, target[:, None], trie.item_codes)
     return -jnp.sum(log_prob[:, 0] * weight) / jnp.sum(weight)
@@ -128,7 +128,8 @@ def _fit_program(rolegen: RoleGen) -> Any:
       updates, opt = tx.update(grads, opt, fitted)
       return (optax.apply_updates(fitted, updates), opt), value
 
-    start = {name: backbone_params[name] for name in (*VECTORS, *BIASES)}
+    leaves = functional.flatten(backbone_params)
+    start = {name: leaves[name] for name in (*VECTORS, *BIASES)}
     (fitted, _), values = jax.lax.scan(step, (start, tx.init(start)), length=config.steps)
     return fitted, jnp.append(values, nll(fitted, backbone_params, trie, *rows))
 

@@ -15,7 +15,9 @@ from jax.typing import ArrayLike
 
 from rolegen_jax.config import ALIGN_TASKS, WORD_TASKS
 from rolegen_jax.data.batches import Examples, Trajectories
-from rolegen_jax.models.backbone import NEG_INF, PURCHASE, Backbone, Memory
+from rolegen_jax.models.backbone import PURCHASE, Backbone
+from rolegen_jax.models.memory import Memory
+from rolegen_jax.models.numerics import is_possible
 from rolegen_jax.reasoning import feedback, language
 from rolegen_jax.reasoning.frcot import Demonstration, build_prompt, demonstration
 from rolegen_jax.reasoning.likelihood import (
@@ -223,7 +225,7 @@ def imitation_loss(
 
   A label that the constraints rule out, as imported roles may, teaches nothing.
   """
-  weight = jnp.where(log_prob_BxT > NEG_INF / 2, demo.weight, 0.0)
+  weight = jnp.where(is_possible(log_prob_BxT), demo.weight, 0.0)
   loss = -jnp.sum(log_prob_BxT * weight) / jnp.maximum(weight.sum(), 1.0)
   labeled = examples.roles >= 0
   correct = (jnp.argmax(role_log_prob_BxMxR, axis=-1) == examples.roles) & labeled
@@ -258,7 +260,7 @@ def reflection_loss(
   policy, reference_log_prob = _chain_likelihoods(
     rolegen, params, reference, examples, rollout, demo, trie
   )
-  policy_loss, policy_metrics = feedback.reflection_loss(
+  policy_loss, policy_metrics = feedback.policy_loss(
     policy.log_prob[:, :worlds],
     rollout.log_prob,
     reference_log_prob,
@@ -278,7 +280,7 @@ def reflection_loss(
   n_sampled = jnp.maximum(rollout.sampled_mask.sum(), 1)
   entropy = jnp.sum(policy.entropy[:, :worlds] * rollout.sampled_mask) / n_sampled
   metrics = policy_metrics | metrics | dict(reflection_loss=policy_loss, entropy=entropy)
-  return weight * policy_loss + config.imitation * imitation, metrics
+  return jnp.multiply(weight, policy_loss) + config.imitation * imitation, metrics
 
 
 def _chain_likelihoods(

@@ -99,7 +99,7 @@ def test_the_oracle_sells_more_than_popularity(test):
     name: [sold(test, test.policy(name), seed, 10) for seed in range(8)]
     for name in ('oracle', 'popularity')
   }
-  found = summary.summarise(arms, 'oracle', 200, 0)
+  found = summary.summarize(arms, 'oracle', 200, 0)
   assert found['lifts']['popularity']['orders']['low'] > 0
   assert found['arms']['oracle']['shown_view_rate'] > found['arms']['popularity']['shown_view_rate']
 
@@ -126,7 +126,7 @@ def test_the_oracles_state_is_that_of_the_world(test):
     row = np.searchsorted(state.users, events['user_id'].to_numpy())
     codes = np.array([EVENT_NAMES.index(name) for name in events['event']])
     oracle.observe(
-      policies.Happened(row, events['item_id'].to_numpy(), codes, events['timestamp'].to_numpy())
+      policies.Events(row, events['item_id'].to_numpy(), codes, events['timestamp'].to_numpy())
     )
   for name in ('excitation', 'inhibition', 'consideration'):
     np.testing.assert_allclose(getattr(seen[-1], name), getattr(state, name), rtol=1e-9, atol=1e-9)
@@ -142,13 +142,13 @@ def test_recency_and_histories_kept_up_to_date_equal_those_of_the_longer_log(tes
   # A recency policy of the whole log, and one whose sums begin without the last ten days.
   whole = policies.Recency(setting)
   whole.begin(0)
-  told = policies.Recency(setting)
-  told.begin(0)
-  told._score = np.zeros_like(told._score)
+  observer = policies.Recency(setting)
+  observer.begin(0)
+  observer._score = np.zeros_like(observer._score)
   for part in (before, after):
-    told.observe(policies.Happened(*(a[part] for a in past)))
+    observer.observe(policies.Events(*(a[part] for a in past)))
   assert np.array_equal(
-    whole.recommend(np.arange(len(users)), now), told.recommend(np.arange(len(users)), now)
+    whole.recommend(np.arange(len(users)), now), observer.recommend(np.arange(len(users)), now)
   )
   end = log.offsets[users] + np.bincount(past.row[before], minlength=len(users))
   grown = append(histories(log, users, end, 16), *(a[after] for a in past))
@@ -174,10 +174,10 @@ def test_recency_is_the_floor_of_the_report(test):
   want = baselines._recency(
     setting.log,
     occasions,
-    np.arange(len(setting.users)),
     popular,
     5,
-    *(picked[k] for k in ('tau', 'behaviour', 'repeats')),
+    np.arange(len(setting.users)),
+    *(picked[k] for k in ('tau', 'behavior', 'repeats')),
   )
   assert np.array_equal(policy.recommend(np.arange(len(setting.users)), now), want)
 
@@ -230,7 +230,7 @@ def test_intervals_hold_the_truth_and_lifts_are_paired(tmp_path):
     return [Played(rng.poisson(rate, (400, 10)), blank, blank, blank, blank + 1) for _ in range(4)]
 
   base = arm(0.2)
-  found = summary.summarise(
+  found = summary.summarize(
     {'RoleGen': arm(0.3), 'recency': base, 'no_reasoner': base}, 'RoleGen', 500, 0
   )
   orders = found['arms']['recency']['orders']
@@ -241,11 +241,11 @@ def test_intervals_hold_the_truth_and_lifts_are_paired(tmp_path):
   lift = found['lifts']['no_reasoner']['orders']
   assert 0 < lift['low'] < 0.5 < lift['high'] and found['lifts']['no_reasoner']['gmv'] is None
   assert found['lifts']['no_reasoner']['orders_by_day'][-1] == lift
-  nothing = summary.summarise({'RoleGen': base, 'no_reasoner': base}, 'RoleGen', 500, 0)['lifts'][
+  nothing = summary.summarize({'RoleGen': base, 'no_reasoner': base}, 'RoleGen', 500, 0)['lifts'][
     'no_reasoner'
   ]['orders']
   assert nothing == dict(mean=0, low=0, high=0)
-  found |= dict(world='a world')
+  found |= dict(simulator='a simulator')
   assert 'RoleGen over no_reasoner' in summary.table(found)
   draw(found, tmp_path / 'ab.png')
   assert 1000 < (tmp_path / 'ab.png').stat().st_size < 200_000

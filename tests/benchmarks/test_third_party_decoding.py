@@ -86,17 +86,15 @@ def test_faults_by_hand():
 
 
 def test_measured_results_plot_and_tabulate(data, monkeypatch, tmp_path):
-  monkeypatch.setattr(decoding.models, 'require_packages', lambda: pytest.importorskip('cornac'))
   monkeypatch.setattr(decoding, 'COVERED', (7,))
   monkeypatch.setattr(decoding, 'COVERAGE_BEAMS', (10,))
   monkeypatch.setattr(decoding, 'CHECK_HISTORY', WIDTH)
   monkeypatch.setattr(beauty, 'sequences', lambda: data)
   monkeypatch.setattr(beauty, 'codes', third_party.codes)
   monkeypatch.setattr(beauty, 'config', lambda: tiny.config(*third_party.OVERRIDES))
-  for name in ('hugging_face', 'cornac'):
-    tiny_model = getattr(third_party, name)
-    class_name = dict(hugging_face='HuggingFace', cornac='Cornac')[name]
-    monkeypatch.setattr(decoding.models, class_name, lambda data, *_, make=tiny_model: make(data))
+  hugging_face, cornac = third_party.hugging_face(data), third_party.cornac(data)
+  monkeypatch.setattr(decoding.models, 'HuggingFace', lambda *_: hugging_face)
+  monkeypatch.setattr(decoding.models, 'Cornac', lambda *_: cornac)
   store, settings = harness.Store(), dict(users=2, updates=2, budget=0.0)
   results = decoding.measure(store, histories=(WIDTH,), batches=(1, 8), beams=(BEAMS,), **settings)
   cell = store.points[f'history {WIDTH}, batch 8, beams {BEAMS}']

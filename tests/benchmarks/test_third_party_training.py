@@ -51,6 +51,11 @@ def test_one_more_code_distinguishes_colliding_items():
     beauty.distinct(np.zeros((9, 2), np.int32), 8)
 
 
+def test_the_config_of_the_benchmarks_is_valid():
+  ids = beauty.config().semantic_ids
+  assert (ids.levels, ids.codes) == (beauty.QUANTISED + 1, 256)
+
+
 def test_tokens_lead_back_to_their_items():
   ids = IdTokens(third_party.codes(), tiny.CODES)
   assert ids.items_of(ids.tokens_I).tolist() == list(range(tiny.ITEMS))

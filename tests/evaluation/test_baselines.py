@@ -38,7 +38,7 @@ def test_recency_decays_and_fills_with_popular_items():
   rows = baselines.evaluation_rows(log, occasions, TEST)
   popular = baselines.popular_items(log, occasions)
   rank = lambda days: baselines._recency(
-    log, occasions, rows, popular, 4, days * 86_400.0, 'equal', True
+    log, occasions, popular, 4, rows, days * 86_400.0, 'equal', True
   ).tolist()
   assert rank(1) == [[1, 0, 2, 3]], 'one fresh view beats three old ones'
   assert rank(1e6) == [[0, 1, 2, 3]], (
@@ -84,7 +84,7 @@ def test_successors_of_newer_events_come_first():
   test = baselines.evaluation_rows(log, occasions, TEST)
   nine = test[log.users.gather(occasions.user[test]).to_numpy() == 9][:1]
   rank = lambda days, own: baselines._item_transitions(
-    log, occasions, nine, baselines.popular_items(log, occasions), 6, follow, days * 86_400.0, own
+    log, occasions, baselines.popular_items(log, occasions), 6, follow, nine, days * 86_400.0, own
   )[0].tolist()
   assert rank(1, True)[:2] == [3, 1], 'the view of 2 is newer'
   assert not {0, 2} & set(rank(1, False))
@@ -108,7 +108,7 @@ def test_choice_reads_validation_only():
     )
     chosen.append(
       [
-        baselines.FLOORS[f](log, occasions, test, Config(), 5).settings
+        baselines.BASELINES[f](log, occasions, test, Config(), 5).settings
         for f in ('recency', 'item_knn')
       ]
     )
@@ -147,7 +147,7 @@ def test_alibaba_known_numbers():
   assert (len(np.unique(pairs.occasion[dormant])), dormant.sum()) == (428, 488)
   popular = baselines.popular_items(log, occasions)
   rule = lambda days: baselines._recency(
-    log, occasions, rows, popular, 50, days * 86_400.0, 'graded', True
+    log, occasions, popular, 50, rows, days * 86_400.0, 'graded', True
   )
   np.testing.assert_allclose(
     figures(rule(1), pairs, 'dormant'), [15.98, 26.84, 29.92, 36.89], atol=0.25

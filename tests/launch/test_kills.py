@@ -34,16 +34,17 @@ SETTINGS = small.settings(
   *(f'{section}.steps={STEPS}' for section in small.STAGE_SECTIONS),
   *(f'{section}.save_every=5' for section in small.STAGE_SECTIONS),
 )
-TRAINED = ('backbone', 'align', 'reason', 'loop', 'ablations/no_reasoner')
+TRAINED = ('warmup', 'align', 'reason', 'loop', 'ablations/no_reasoner')
 STAGES = (
   'data',
   'semantic_ids',
-  'backbone',
+  'warmup',
   'roles',
   'align',
   'reason',
   'loop',
   'ablations/no_reasoner',
+  'baselines',
   'evaluation',
 )
 HOST, TRAIN = 'launch.host_entry', 'rolegen_jax train'  # the commands of a job's processes
@@ -132,7 +133,7 @@ def current_stage(lines: list[str]) -> str:
       if state in ('running', 'continuing'):
         stage = name
       else:
-        stage = 'evaluation' if name == TRAINED[-1] else 'between'
+        stage = 'evaluation' if name == 'baselines' else 'between'
     elif line.startswith('launch: exit'):
       stage = 'start'
   return stage
@@ -207,7 +208,7 @@ def test_killed_at_random_moments_of_every_stage(undisturbed, tmp_path):
       remaining = STAGES[number * len(STAGES) // KILLS :]
       assert job.restarts_so_far() == number, job.tail()
       assert wait_for(lambda: job.stage() in remaining), job.tail()
-      time.sleep(rng.uniform(0, 0.5 * seconds[job.stage()]))
+      time.sleep(rng.uniform(0, 0.5 * seconds.get(job.stage(), 0.0)))
       kill = kill_one(job, number, rng)
       if kill is None:
         break

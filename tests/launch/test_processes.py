@@ -40,7 +40,7 @@ def run_job(workdir: pathlib.Path, processes: int, *flags: str) -> tuple[list[in
 
 
 def read_losses(workdir: pathlib.Path) -> list[float]:
-  lines = (workdir / 'backbone' / 'metrics.jsonl').read_text().splitlines()
+  lines = (workdir / 'warmup' / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   assert [row['step'] for row in rows] == list(range(16))
   return [row['loss'] for row in rows]
@@ -70,7 +70,7 @@ def test_two_processes_resume_after_preemption_and_a_kill(one_process, workdir):
   assert codes == [134, 128 + 9], output
   codes, output = run_job(workdir, 2)
   assert codes == [0, 0], output
-  assert 'backbone: continuing' in output
+  assert 'warmup: continuing' in output
   np.testing.assert_allclose(read_losses(workdir), read_losses(one_process), rtol=1e-4)
 
 

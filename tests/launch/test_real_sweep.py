@@ -32,7 +32,7 @@ SETTINGS = small.settings(
   'evaluation.sasrec_steps=1',
   'evaluation.ablations=()',
 )
-STAGES = ['data', 'semantic_ids', 'backbone', 'roles', 'align', 'reason', 'loop']
+STAGES = ['data', 'semantic_ids', 'warmup', 'roles', 'align', 'reason', 'loop', 'baselines']
 
 
 def test_a_run_that_fails_says_why_and_a_stopped_one_may_continue(tmp_path):
@@ -109,7 +109,7 @@ class Sweep:
     return [
       name
       for name in self.names('running')
-      if 'backbone: done' in self.log(name) and 'loop: done' not in self.log(name)
+      if 'warmup: done' in self.log(name) and 'loop: done' not in self.log(name)
     ]
 
   def done_points(self):
@@ -156,7 +156,7 @@ def test_six_points_are_trained_once_through_two_kills_and_summarized(tmp_path):
   assert f'{orphan}: still runs as process' in sweep.output()
   assert f'{orphan}: done, while no sweep watched' in sweep.output()
   stopped = sweep.names('stopped')
-  advanced = {name for name in stopped if 'backbone: done' in sweep.log(name)}
+  advanced = {name for name in stopped if 'warmup: done' in sweep.log(name)}
   assert stopped and advanced and sweep.preserves(done)
   done = sweep.done_points()
 
@@ -168,7 +168,7 @@ def test_six_points_are_trained_once_through_two_kills_and_summarized(tmp_path):
     assert re.findall(r'^(\w+): done', log, re.MULTILINE) == STAGES, log  # each of them once
     restarts = (name == killed) + (name in stopped)
     assert entry['starts'] == log.count('== start') == 1 + restarts
-    assert 'backbone: up to date' in log or name not in {killed, *advanced}
+    assert 'warmup: up to date' in log or name not in {killed, *advanced}
   check_summary(sweep)
 
   final = sweep.done_points()

@@ -51,10 +51,10 @@ def test_time_is_split_by_kind_and_repeated_steps_are_lost(workdir):
   # Killed at 25, with its newest checkpoint at step 6.
   first_step = dict(at=16.0, step=0, compile_s=5.0, data_s=0.5, step_s=0.5)
   later_steps = steps(1, 9, 16, step_s=0.9, data_s=0.1)
-  write_clock(workdir, 'backbone', 0, [entry(10, 0), first_step, *later_steps])
+  write_clock(workdir, 'warmup', 0, [entry(10, 0), first_step, *later_steps])
   # The next process repeats steps 6 to 9, then trains the loop.
   resumed = [entry(40, 6, pid=8), *steps(6, 4, 40), exit_row(46, checkpoint_s=2.0)]
-  write_clock(workdir, 'backbone', 0, resumed)
+  write_clock(workdir, 'warmup', 0, resumed)
   write_clock(workdir, 'loop', 0, [entry(57, 0, pid=8), *steps(0, 3, 57), exit_row(60)])
   seconds = goodput.account(goodput.read(workdir), report=(T + 90, 50.0))[0]
   assert seconds == pytest.approx(
@@ -87,15 +87,15 @@ def test_a_torn_line_is_skipped(workdir):
 
 
 def test_stages_hosts_and_steps_are_listed(workdir):
-  write_clock(workdir, 'backbone', 0, [entry(10, 0), *steps(0, 300, 10), exit_row(311)])
-  (workdir / 'backbone' / 'DONE.json').write_text('{}')
+  write_clock(workdir, 'warmup', 0, [entry(10, 0), *steps(0, 300, 10), exit_row(311)])
+  (workdir / 'warmup' / 'DONE.json').write_text('{}')
   for process in (0, 1):
     rows = [entry(400, 0, host=f'vm{process}'), *steps(0, 40, 400, step_s=0.5)]
     write_clock(workdir, 'ablations/no_reasoner', process, rows)
   status = overview.run_status(workdir, T + 425)
   keys = ('stage', 'process', 'step', 'steps', 'state')
   assert [tuple(row[key] for key in keys) for row in status['stages']] == [
-    ('backbone', 0, 300, 300, 'done'),
+    ('warmup', 0, 300, 300, 'done'),
     ('ablations/no_reasoner', 0, 40, 150, 'running'),
     ('ablations/no_reasoner', 1, 40, 150, 'running'),
   ]

@@ -66,13 +66,16 @@ def main() -> None:
     return
   # After the comparison, which needs none of these heavy modules.
   from rolegen_jax.data.loader import Batches
-  from rolegen_jax.pipeline.run import Run
+  from rolegen_jax.pipeline import stages
+  from rolegen_jax.pipeline.context import open_run
+  from rolegen_jax.pipeline.inputs import prepare_inputs
   from tests import tiny
 
   compile_fast()
   if _SIGNAL.value:
     send_signal_while_training(Batches, signal.Signals[_SIGNAL.value])
-  _ = Run(tiny.config(*SETTINGS, *_SET.value), _WORKDIR.value).backbone
+  run = open_run(tiny.config(*SETTINGS, *_SET.value), _WORKDIR.value)
+  stages.warm_up(run, prepare_inputs(run))
 
 
 if __name__ == '__main__':

@@ -13,8 +13,9 @@ from rolegen_jax.models import functional
 from rolegen_jax.perf import flops
 from rolegen_jax.perf.aot import programs
 from rolegen_jax.reasoning.frcot import build_prompt
+from rolegen_jax.reasoning.prefill import prefill as prefill_prompt
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.reasoning.rollout import Rollout, read
+from rolegen_jax.reasoning.rollout import Rollout
 from rolegen_jax.reasoning.worlds import Interventions, Tree
 from rolegen_jax.sharding import make_mesh
 from rolegen_jax.training import losses
@@ -159,7 +160,7 @@ def test_prefill():
     prompt = build_prompt(
       ROLEGEN.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
     )
-    return read(ROLEGEN.bind('reasoner', params), Tree(ROLEGEN.layout), prompt)
+    return prefill_prompt(ROLEGEN.bind('reasoner', params), Tree(ROLEGEN.layout), prompt)
 
   assert OURS.prefill().times(USERS).model == pytest.approx(
     counted(prefill, shapes('reasoner'), CASES, TRIE), rel=0.02

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from experiments.benchmarks.pretrained_parts import QWEN3_06B
 from rolegen_jax.config import RopeScaling, TransformerConfig
 from rolegen_jax.models.transformer import local_layers
 from rolegen_jax.pretrained.families import Unsupported, read_config
+from tests.pretrained.checkpoints import QWEN3_06B
 
 QWEN3 = TransformerConfig(
   layers=28,
@@ -77,15 +77,17 @@ GEMMA_3_1B = dict(
 )
 
 
+def without(hf_config: dict, *prefixes: str) -> dict:
+  return {name: value for name, value in hf_config.items() if not name.startswith(prefixes)}
+
+
 def test_qwen3():
   assert read_config(QWEN3_06B) == QWEN3
-  windows = read_config(
-    QWEN3_06B | dict(use_sliding_window=True, sliding_window=32, max_window_layers=20)
-  )
-  assert local_layers(windows).tolist() == [False] * 20 + [True] * 8 and windows.window == 32
-  assert not local_layers(
-    read_config(QWEN3_06B | dict(use_sliding_window=False, sliding_window=32, max_window_layers=20))
-  ).any()
+  window = dict(use_sliding_window=True, sliding_window=32, max_window_layers=20)
+  config = read_config(QWEN3_06B | window)
+  assert local_layers(config).tolist() == [False] * 20 + [True] * 8 and config.window == 32
+  unused = read_config(QWEN3_06B | window | dict(use_sliding_window=False))
+  assert not local_layers(unused).any()
 
 
 def test_llama():
@@ -101,19 +103,13 @@ def test_llama():
     norm_epsilon=1e-5,
     rope_scaling=RopeScaling('llama3', 32.0, 1.0, 4.0, 8192),
   )
-  plain = read_config(
-    {
-      k: v
-      for k, v in LLAMA_32_1B.items()
-      if k not in ('rope_scaling', 'head_dim', 'tie_word_embeddings')
-    }
-  )
+  plain = read_config(without(LLAMA_32_1B, 'rope_scaling', 'head_dim', 'tie_word_embeddings'))
   assert plain.head_dim == 64 and not plain.tied and plain.rope_scaling == RopeScaling()
 
 
 def test_gemma_3():
-  found = read_config(GEMMA_3_1B)
-  assert found == TransformerConfig(
+  config = read_config(GEMMA_3_1B)
+  assert config == TransformerConfig(
     layers=26,
     width=1152,
     heads=4,
@@ -131,22 +127,20 @@ def test_gemma_3():
     window=512,
     embedding_scale=1152**0.5,
   )
-  stretched = read_config(GEMMA_3_1B | dict(rope_scaling=dict(factor=8.0, rope_type='linear')))
-  assert stretched == dataclasses.replace(found, rope_scaling=RopeScaling('linear', 8.0))
-  new = {
-    k: v for k, v in GEMMA_3_1B.items() if not k.startswith(('rope', 'sliding_window_pattern'))
-  } | dict(
+  scaled = read_config(GEMMA_3_1B | dict(rope_scaling=dict(factor=8.0, rope_type='linear')))
+  assert scaled == dataclasses.replace(config, rope_scaling=RopeScaling('linear', 8.0))
+  new_spelling = without(GEMMA_3_1B, 'rope', 'sliding_window_pattern') | dict(
     layer_types=(['sliding_attention'] * 5 + ['full_attention']) * 4 + ['sliding_attention'] * 2,
     rope_parameters=dict(
       full_attention=dict(rope_type='default', rope_theta=1e6),
       sliding_attention=dict(rope_type='default', rope_theta=1e4),
     ),
   )
-  assert read_config(new) == found
+  assert read_config(new_spelling) == config
 
 
 @pytest.mark.parametrize(
-  'said, message',
+  'hf_config, message',
   [
     (
       dict(QWEN3_06B, architectures=['LlamaForCausalLM']),
@@ -162,6 +156,6 @@ def test_gemma_3():
     (dict(model_type='gemma3'), "model_type='gemma3'"),
   ],
 )
-def test_what_the_transformer_does_not_compute_is_refused(said, message):
+def test_what_the_transformer_does_not_compute_is_refused(hf_config, message):
   with pytest.raises(Unsupported, match=message):
-    read_config(said)
+    read_config(hf_config)

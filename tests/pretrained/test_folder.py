@@ -1,28 +1,28 @@
-"""Folders by our own hand, without transformers: values on a mesh, our rows, memory, and every way in which a folder can be wrong."""
+"""Folders written without transformers: values on a mesh, rows of our tokens, and bad folders."""
 
+import functools
 import json
 import pathlib
 import shutil
 
-import hf
 import jax
 import numpy as np
 import pytest
-from ours import MESH, Ours, settled
 from safetensors.numpy import load_file, save_file
 
-from experiments.benchmarks import pretrained_parts as parts
-from experiments.benchmarks import pretrained_plot
-from rolegen_jax.config import ConfigError, MeshConfig
+from rolegen_jax.config import ConfigError
 from rolegen_jax.data.files import DataError
 from rolegen_jax.pretrained import load
+from rolegen_jax.pretrained.files import TensorFiles
 from rolegen_jax.pretrained.folder import Folder, configure
 from rolegen_jax.sharding import make_mesh
 from rolegen_jax.text.tokenizers import open_tokenizer
 from rolegen_jax.vocab import Vocabulary
 from tests import tiny
+from tests.pretrained.checkpoints import QWEN3_06B, read_tensors, write_folder, write_tokenizer
+from tests.pretrained.loaded import MESH, LoadedReasoner, configured
 
-SAID = parts.QWEN3_06B | dict(
+HF_CONFIG = QWEN3_06B | dict(
   hidden_size=64,
   intermediate_size=96,
   num_hidden_layers=3,
@@ -35,9 +35,9 @@ SAID = parts.QWEN3_06B | dict(
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  made = tmp_path_factory.mktemp('qwen3')
-  parts.write_folder(made, SAID, dtype='F32')
-  return made
+  folder = tmp_path_factory.mktemp('qwen3')
+  write_folder(folder, HF_CONFIG)
+  return folder
 
 
 @pytest.fixture
@@ -46,190 +46,173 @@ def copy(folder, tmp_path):
 
 
 @pytest.mark.parametrize('piece', [load.PIECE, 20_000])
-def test_weights_lie_in_their_shards_as_the_files_have_them(folder, monkeypatch, piece):
+def test_weights_are_in_their_shards_as_the_files_have_them(folder, monkeypatch, piece):
   monkeypatch.setattr(load, 'PIECE', piece)  # small: arrays come in several pieces
-  ours, theirs = Ours(folder), parts.tensors(folder)
+  ours, theirs = LoadedReasoner(folder), read_tensors(folder)
   attention, mlp = (ours.params['transformer']['blocks'][name] for name in ('attention', 'mlp'))
   for layer in range(3):
-    of = lambda name: theirs[f'model.layers.{layer}.{name}.weight']
-    np.testing.assert_array_equal(
-      attention['wq'][layer], of('self_attn.q_proj').reshape(4, 32, 64).transpose(2, 0, 1)
-    )
-    np.testing.assert_array_equal(
-      attention['wo'][layer], of('self_attn.o_proj').reshape(64, 4, 32).transpose(1, 2, 0)
-    )
-    np.testing.assert_array_equal(mlp['down'][layer], of('mlp.down_proj').T)
-    np.testing.assert_array_equal(attention['q_norm']['scale'][layer], of('self_attn.q_norm'))
+    tensors = {
+      name.removeprefix(f'model.layers.{layer}.').removesuffix('.weight'): array
+      for name, array in theirs.items()
+    }
+    wq = tensors['self_attn.q_proj'].reshape(4, 32, 64).transpose(2, 0, 1)
+    wo = tensors['self_attn.o_proj'].reshape(64, 4, 32).transpose(1, 2, 0)
+    np.testing.assert_array_equal(attention['wq'][layer], wq)
+    np.testing.assert_array_equal(attention['wo'][layer], wo)
+    np.testing.assert_array_equal(mlp['down'][layer], tensors['mlp.down_proj'].T)
+    np.testing.assert_array_equal(attention['q_norm']['scale'][layer], tensors['self_attn.q_norm'])
   assert {shard.data.shape for shard in attention['wq'].addressable_shards} == {(3, 32, 2, 32)}
-  table = np.asarray(ours.params['tokens'])
-  np.testing.assert_array_equal(
-    table[ours.first : ours.first + ours.pieces], theirs['model.embed_tokens.weight']
-  )
+  text_rows = np.asarray(ours.params['tokens'])[ours.first : ours.first + ours.pieces]
+  np.testing.assert_array_equal(text_rows, theirs['model.embed_tokens.weight'])
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(ours.params))
 
 
-def test_rows_of_our_tokens_start_near_the_words_that_say_them(folder):
-  ours, table = Ours(folder), parts.tensors(folder)['model.embed_tokens.weight']
+def test_the_checkpoint_is_read_once_and_a_piece_at_a_time(folder, monkeypatch):
+  monkeypatch.setattr(load, 'PIECE', 20_000)
+  read, sizes = TensorFiles.read, []
+
+  def recording_read(files, name, box):
+    array = read(files, name, box)
+    sizes.append(array.nbytes)
+    return array
+
+  monkeypatch.setattr(TensorFiles, 'read', recording_read)
+  LoadedReasoner(folder)
+  total = sum(array.nbytes for array in read_tensors(folder).values())
+  # Rows of the text tokens that describe ours are read beside it.
+  assert max(sizes) <= 20_000 and total < sum(sizes) < 1.2 * total
+
+
+def test_rows_of_our_tokens_start_near_the_words_that_describe_them(folder):
+  ours, table = LoadedReasoner(folder), read_tensors(folder)['model.embed_tokens.weight']
   tokenizer, rows = open_tokenizer(folder), np.asarray(ours.params['tokens'])[: ours.first]
-  words = np.stack([table[tokenizer.encode(says)].mean(axis=0) for _, says in ours.vocab.named])
-  size = np.sqrt((words**2).mean(axis=1))
-  np.testing.assert_allclose(
-    np.sqrt(((rows - words) ** 2).mean(axis=1)) / size, load.NOISE, rtol=0.5
-  )
+  means = np.stack([table[tokenizer.encode(words)].mean(axis=0) for _, words in ours.vocab.named])
+  size = np.sqrt((means**2).mean(axis=1))
+  noise = np.sqrt(((rows - means) ** 2).mean(axis=1))
+  np.testing.assert_allclose(noise / size, load.NOISE, rtol=0.5)
   assert len(np.unique(rows, axis=0)) == len(rows)
-  again = Ours(folder, 'mesh.fsdp=4')  # the rows do not depend on the mesh
+  again = LoadedReasoner(folder, 'mesh.fsdp=4')  # the rows do not depend on the mesh
   np.testing.assert_array_equal(np.asarray(again.params['tokens'])[: ours.first], rows)
 
 
-def test_settings_come_from_the_folder_and_are_bound_to_it(folder, copy):
-  plain, found = (
-    tiny.config('reasoner.transformer.dtype=bfloat16'),
-    settled(folder, 'reasoner.transformer.dtype=bfloat16'),
-  )
-  t, r = found.reasoner.transformer, found.reasoner
-  assert (t.layers, t.width, t.mlp, t.qk_norm, t.dtype, r.text_pieces) == (
-    3,
-    64,
-    96,
-    True,
-    'bfloat16',
-    400,
-  )
-  assert (
-    found.backbone == plain.backbone and configure(found) == found and configure(plain) == plain
-  )
-  vocab = Vocabulary.of(found)
+def test_settings_come_from_the_folder(folder):
+  dtype = 'reasoner.transformer.dtype=bfloat16'
+  plain, config = tiny.config(dtype), configured(folder, dtype)
+  transformer = config.reasoner.transformer
+  assert (transformer.layers, transformer.width, transformer.mlp) == (3, 64, 96)
+  assert transformer.qk_norm and transformer.dtype == 'bfloat16'
+  assert config.reasoner.text_pieces == 400 and config.backbone == plain.backbone
+  assert configure(config) == config and configure(plain) == plain
+  vocab = Vocabulary.of(config)
   assert vocab.without_text.digest != vocab.digest and vocab.without_text.size < vocab.size
-  said = json.loads((copy / 'tokenizer.json').read_text())
-  said['added_tokens'].append(said['added_tokens'][0] | dict(id=300, content='<|more|>'))
-  (copy / 'tokenizer.json').write_text(json.dumps(said))
+
+
+def test_settings_are_bound_to_the_tokenizer_of_the_folder(folder, copy):
+  config = configured(folder)
+  content = json.loads((copy / 'tokenizer.json').read_text())
+  content['added_tokens'].append(content['added_tokens'][0] | dict(id=300, content='<|more|>'))
+  (copy / 'tokenizer.json').write_text(json.dumps(content))
+  changed, expected = Folder(copy).text[1], config.reasoner.tokenizer
   with pytest.raises(
-    ConfigError, match=f'tokenizer {Folder(copy).text[1]}, the settings have 400 of {r.tokenizer!r}'
+    ConfigError, match=f'tokenizer {changed}, the settings have 400 of {expected!r}'
   ):
-    Folder(copy).rows(vocab)
+    Folder(copy).rows(Vocabulary.of(config))
 
 
-def edit(path, **changes):
+# Bad folders
+
+
+def edit_config(folder, **changes):
+  path = folder / 'config.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def second(folder):
-  return folder / 'model-00002-of-00002.safetensors'
+def edit(**changes):
+  return functools.partial(edit_config, **changes)
 
 
-def rewrite(folder, change):
-  held = load_file(second(folder))
-  change(held)
-  save_file(held, second(folder))
+def write(name, text):
+  return lambda folder: (folder / name).write_text(text)
 
 
-def cut(folder):
-  second(folder).write_bytes(second(folder).read_bytes()[:-100])
+def remove(name):
+  return lambda folder: (folder / name).unlink()
 
 
-def whole_number(held):
-  held['model.norm.weight'] = held['model.norm.weight'].astype(np.int32)
+SECOND = 'model-00002-of-00002.safetensors'
 
 
-WRONG = {
-  'no folder': (lambda f: shutil.rmtree(f), 'no such folder'),
-  'no config': (lambda f: (f / 'config.json').unlink(), 'config.json: no such file'),
-  'config is no JSON': (lambda f: (f / 'config.json').write_text('{'), 'must be JSON'),
+def truncate(folder):
+  (folder / SECOND).write_bytes((folder / SECOND).read_bytes()[:-100])
+
+
+def remove_tensor(folder):
+  tensors = load_file(folder / SECOND)
+  del tensors['model.norm.weight']
+  save_file(tensors, folder / SECOND)
+
+
+def make_integer(folder):
+  tensors = load_file(folder / SECOND)
+  tensors['model.norm.weight'] = tensors['model.norm.weight'].astype(np.int32)
+  save_file(tensors, folder / SECOND)
+
+
+BAD_FOLDERS = {
+  'no folder': (shutil.rmtree, 'no such folder'),
+  'no config': (remove('config.json'), 'config.json: no such file'),
+  'config is not JSON': (write('config.json', '{'), 'must be JSON'),
   'another architecture': (
-    lambda f: edit(f / 'config.json', architectures=['QwenMoe'], model_type='qwen3_moe'),
+    edit(architectures=['QwenMoe'], model_type='qwen3_moe'),
     "'qwen3_moe'.*must be one of",
   ),
-  'biases': (
-    lambda f: edit(f / 'config.json', attention_bias=True),
-    'attention_bias=True: must be False',
-  ),
-  'quantised': (
-    lambda f: edit(f / 'config.json', quantization_config=dict(bits=4)),
-    'quantization_config',
-  ),
-  'another activation': (
-    lambda f: edit(f / 'config.json', hidden_act='relu'),
-    "'relu': must be one of silu",
-  ),
+  'biases': (edit(attention_bias=True), 'attention_bias=True: must be False'),
+  'quantized': (edit(quantization_config=dict(bits=4)), 'quantization_config'),
+  'another activation': (edit(hidden_act='relu'), "'relu': must be one of silu"),
   'yarn': (
-    lambda f: edit(f / 'config.json', rope_scaling=dict(rope_type='yarn', factor=4.0)),
+    edit(rope_scaling=dict(rope_type='yarn', factor=4.0)),
     'must be default, linear or llama3',
   ),
   'a size is missing': (
-    lambda f: (f / 'config.json').write_text(json.dumps(dict(model_type='qwen3'))),
+    write('config.json', json.dumps(dict(model_type='qwen3'))),
     'num_attention_heads is missing',
   ),
   'a file is missing': (
-    lambda f: second(f).unlink(),
-    'model-00002-of-00002.safetensors: no such file.*as model.safetensors.index.json names it',
+    remove(SECOND),
+    f'{SECOND}: no such file.*as model.safetensors.index.json names it',
   ),
-  'a file is cut': (cut, 'must be a whole safetensors file'),
-  'a file is garbage': (
-    lambda f: second(f).write_bytes(b'garbage' * 50),
-    'must be a whole safetensors file',
-  ),
-  'index names what is not there': (
-    lambda f: rewrite(f, lambda held: held.pop('model.norm.weight')),
-    'has no tensor model.norm.weight',
-  ),
+  'a file is truncated': (truncate, 'must be a whole safetensors file'),
+  'a file is garbage': (write(SECOND, 'garbage' * 50), 'must be a whole safetensors file'),
+  'the index names a missing tensor': (remove_tensor, 'has no tensor model.norm.weight'),
   'another shape': (
-    lambda f: edit(f / 'config.json', intermediate_size=128),
+    edit(intermediate_size=128),
     r'has shape \[96, 64\]; must be \[128, 64\]',
   ),
-  'another type': (lambda f: rewrite(f, whole_number), 'model.norm.weight is of type I32'),
+  'another type': (make_integer, 'model.norm.weight is of type I32'),
   'fewer layers than tensors': (
-    lambda f: edit(f / 'config.json', num_hidden_layers=2),
+    edit(num_hidden_layers=2),
     'tensors that a model of its config.json does not have',
   ),
-  'more layers than tensors': (
-    lambda f: edit(f / 'config.json', num_hidden_layers=4),
-    'no tensor model.layers.3.',
-  ),
-  'another number of rows': (
-    lambda f: edit(f / 'config.json', vocab_size=401),
-    'the token table has 400 rows',
-  ),
-  'no tokenizer': (
-    lambda f: (f / 'tokenizer.json').unlink(),
-    'no tokenizer.json and no tokenizer.model',
-  ),
-  'tokenizer is garbage': (
-    lambda f: (f / 'tokenizer.json').write_text('{}'),
-    'must be a tokenizer',
-  ),
+  'more layers than tensors': (edit(num_hidden_layers=4), 'no tensor model.layers.3.'),
+  'another number of rows': (edit(vocab_size=401), 'the token table has 400 rows'),
+  'no tokenizer': (remove('tokenizer.json'), 'no tokenizer.json and no tokenizer.model'),
+  'the tokenizer is garbage': (write('tokenizer.json', '{}'), 'must be a tokenizer'),
   'a larger tokenizer': (
-    lambda f: hf.json_tokenizer(f, more=[f'<{i}>' for i in range(200)]),
+    functools.partial(write_tokenizer, names=[f'<{i}>' for i in range(200)]),
     'pieces, the weights have 400 rows',
   ),
-  'a tokenizer of other marks': (
-    lambda f: hf.json_tokenizer(f, marks=()),
-    'is eos_token_id in config.json, is no mark there',
+  'a tokenizer of other delimiters': (
+    functools.partial(write_tokenizer, delimiters=()),
+    'is eos_token_id in config.json, is not a delimiter there',
   ),
 }
 
 
-@pytest.mark.parametrize('wrong', WRONG)
-def test_what_is_wrong_is_said_before_memory_is_spent(copy, monkeypatch, wrong):
-  change, message = WRONG[wrong]
+@pytest.mark.parametrize('name', BAD_FOLDERS)
+def test_a_bad_folder_is_refused_before_memory_is_spent(copy, monkeypatch, name):
+  change, message = BAD_FOLDERS[name]
   change(copy)
   monkeypatch.setattr(load, '_assemble', pytest.fail)
   with pytest.raises((DataError, ConfigError), match=message):
-    found = settled(copy)
-    Folder(copy).load(found.reasoner, Vocabulary.of(found), make_mesh(MESH))
-
-
-def test_memory_beside_the_arrays_is_a_piece_and_not_the_checkpoint(folder, tmp_path):
-  """The benchmark's own measurement, at 100 MB."""
-  parts.write_folder(
-    tmp_path, SAID | dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
-  )
-  config = parts.settled(tmp_path, MeshConfig(data=1, fsdp=4, tensor=2))
-  found = parts.measure_load(parts.streamed(tmp_path, config), tmp_path)
-  assert found['within'] and found['arrays_bytes'] > 100e6 and len(found['files_bytes']) == 2
-  assert 'within' in parts.line('streamed', found)
-  pretrained_plot.draw(
-    dict(rounds=dict(streamed=[found], at_once=[found])), tmp_path / 'picture.png'
-  )
-  assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
-  plain = parts.at_once(tmp_path, config)()
-  assert json.dumps(found) and sum(array.nbytes for array in plain) > 0.95 * found['arrays_bytes']
+    config = configured(copy)
+    Folder(copy).load(config.reasoner, Vocabulary.of(config), make_mesh(MESH))

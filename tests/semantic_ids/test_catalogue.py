@@ -1,4 +1,4 @@
-"""Every item its own ID, whatever the quantiser did; the artifact is bound to its content."""
+"""Every item has its own ID, whatever the quantizer did; the artifact is bound to its content."""
 
 import dataclasses
 
@@ -22,57 +22,51 @@ def distinct(codes):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 27), st.integers(0, 27), st.booleans())
-def test_assign_gives_free_ids_and_is_deterministic(seed, n, m, crowded):
+def test_assign_gives_free_ids_and_is_deterministic(seed, n, n_taken, crowded):
   rng = np.random.default_rng(seed)
-  n = min(n, 27 - m)
+  n = min(n, 27 - n_taken)
   codebooks = rng.standard_normal((3, 3, 4)).astype(np.float32)
-  taken = np.stack(np.unravel_index(rng.choice(27, m, replace=False), (3, 3, 3)), axis=1).astype(
-    np.int32
-  )
-  points = (
-    np.zeros((n, 4), np.float32) if crowded else rng.standard_normal((n, 4)).astype(np.float32)
-  )
+  taken = np.unravel_index(rng.choice(27, n_taken, replace=False), (3, 3, 3))
+  taken = np.stack(taken, axis=1).astype(np.int32)
+  points = np.zeros((n, 4)) if crowded else rng.standard_normal((n, 4))
+  points = points.astype(np.float32)
   codes = lib.assign(points, codebooks, taken=taken)
   assert codes.shape == (n, 3) and distinct(np.concatenate([codes, taken]))
   np.testing.assert_array_equal(codes, lib.assign(points, codebooks, taken=taken))
 
 
-def test_collision_moves_the_farther_item_at_the_last_level():
+def test_a_collision_moves_the_farther_item_at_the_last_level():
   codebooks = np.array([[[0.0], [10.0]], [[0.0], [1.0]]], np.float32)
   points = np.array([[0.2], [0.1], [10.0]], np.float32)
-  wanted = np.array([[0, 0], [0, 0], [1, 0]], np.int32)
-  assert lib.assign(points, codebooks, preferred=wanted).tolist() == [[0, 1], [0, 0], [1, 0]]
-  crowd = np.array(
-    [[0.2], [0.1], [0.3]], np.float32
-  )  # three items, two leaves: the farthest leaves the prefix
-  assert lib.assign(crowd, codebooks, preferred=np.zeros((3, 2), np.int32)).tolist() == [
-    [0, 1],
-    [0, 0],
-    [1, 0],
-  ]
+  preferred = np.array([[0, 0], [0, 0], [1, 0]], np.int32)
+  codes = lib.assign(points, codebooks, preferred=preferred)
+  assert codes.tolist() == [[0, 1], [0, 0], [1, 0]]
+
+  # Three items, two leaves: the farthest leaves the prefix.
+  crowd = np.array([[0.2], [0.1], [0.3]], np.float32)
+  codes = lib.assign(crowd, codebooks, preferred=np.zeros((3, 2), np.int32))
+  assert codes.tolist() == [[0, 1], [0, 0], [1, 0]]
 
 
 @pytest.mark.parametrize('method', ['residual_kmeans', 'rqvae'])
 def test_build_add_save_load(method, tmp_path):
   config = SemanticIdConfig(method=method, levels=3, codes=8, iterations=5)
-  x = np.concatenate(
-    [vectors(300), np.zeros((60, 8), np.float32)]
-  )  # sixty items of which nothing is known
+  # Of sixty items nothing is known.
+  x = np.concatenate([vectors(300), np.zeros((60, 8), np.float32)])
   ids = [f'item-{i:04d}' for i in range(360)]
   built = lib.build(x, ids, config, make_mesh(MeshConfig()))
   assert distinct(built.codes) and built.codes.max() < 8
   assert built.report['collision_rate'] > 0.1 and built.report['moved_by_level'][-1] > 0
   for stage in ('before', 'after'):
-    assert all(1 <= p <= 8 for p in built.report[stage]['perplexity'])
+    assert all(1 <= perplexity <= 8 for perplexity in built.report[stage]['perplexity'])
   assert built.report['after']['error'][-1] >= built.report['before']['error'][-1]
 
   grown = built.add(vectors(100, seed=1), [f'new-{i}' for i in range(100)])
   np.testing.assert_array_equal(grown.codes[:360], built.codes)
   assert distinct(grown.codes) and grown.digest != built.digest
   np.testing.assert_array_equal(grown.codes_of(['new-3', 'item-0007']), grown.codes[[363, 7]])
-  with pytest.raises(
-    lib.ArtifactError, match="1 of 2 items have no semantic ID, the first is .*'zzz'"
-  ):
+  message = "1 of 2 items have no semantic ID, the first is .*'zzz'"
+  with pytest.raises(lib.ArtifactError, match=message):
     grown.codes_of(['item-0001', 'zzz'])
   with pytest.raises(ValueError, match='there twice'):
     built.add(vectors(1), ['item-0001'])
@@ -80,10 +74,9 @@ def test_build_add_save_load(method, tmp_path):
   grown.save(tmp_path)
   loaded = lib.Catalogue.load(tmp_path, expected_digest=grown.digest)
   assert loaded.digest == grown.digest and loaded.report == grown.report
-  np.testing.assert_array_equal(
-    loaded.add(vectors(9, seed=2), range(9)).codes, grown.add(vectors(9, seed=2), range(9)).codes
-  )
-  assert [p.name for p in tmp_path.iterdir()] == ['catalogue.npz']
+  more = vectors(9, seed=2), range(9)
+  np.testing.assert_array_equal(loaded.add(*more).codes, grown.add(*more).codes)
+  assert [path.name for path in tmp_path.iterdir()] == ['catalogue.npz']
 
 
 def test_load_names_both_hashes(tmp_path):
@@ -96,14 +89,14 @@ def test_load_names_both_hashes(tmp_path):
   with pytest.raises(lib.ArtifactError, match=f'{catalogue.digest}.*0123456789abcdef'):
     lib.Catalogue.load(tmp_path, expected_digest='0123456789abcdef')
   other = dataclasses.replace(catalogue, codes=catalogue.codes[::-1].copy())
-  with np.load(path) as f:
-    arrays = dict(f) | {'codes': other.codes}
+  with np.load(path) as file:
+    arrays = dict(file) | {'codes': other.codes}
   np.savez(path, **arrays)
   with pytest.raises(lib.ArtifactError, match=f'{other.digest}.*{catalogue.digest}'):
     lib.Catalogue.load(tmp_path)
 
 
-def test_refuses_what_cannot_work():
+def test_too_many_items_and_bad_embeddings_are_refused():
   mesh, config = make_mesh(MeshConfig()), SemanticIdConfig(levels=2, codes=3, iterations=2)
   assert distinct(lib.build(vectors(9), range(9), config, mesh).codes)  # exactly full
   with pytest.raises(ConfigError, match=r'semantic_ids.codes=3: 10 items .* codes \*\* levels = 9'):

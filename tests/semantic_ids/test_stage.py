@@ -1,4 +1,4 @@
-"""The stage uses training events only and writes what it says."""
+"""The stage uses training events only and writes what its docstring promises."""
 
 import dataclasses
 import json
@@ -20,40 +20,38 @@ CONFIG = SemanticIdConfig(levels=2, codes=8, collaborative_dim=8, iterations=5)
 def small_log():
   rng = np.random.default_rng(0)
   users, events = 40, 30
+  item_ids = [f'i{i:02d}' for i in range(30)]
   frame = pl.DataFrame(
     {
       'user_id': np.repeat(np.arange(users), events),
-      'item_id': [f'i{i:02d}' for i in rng.integers(0, 30, users * events)],
+      'item_id': [item_ids[i] for i in rng.integers(0, 30, users * events)],
       'event': rng.choice(['view', 'view', 'cart', 'purchase'], users * events),
       'timestamp': np.tile(np.arange(1, events + 1) * 86_400, users),
     }
   )
-  log = InteractionLog.build(
-    *validate(frame, pl.DataFrame({'item_id': [f'i{i:02d}' for i in range(30)]}))
+  log = InteractionLog.build(*validate(frame, pl.DataFrame({'item_id': item_ids})))
+  rules = DataConfig(
+    first_conversion_min_views=1, reactivation_min_days=1, reactivation_min_views=1
   )
-  return log, find_occasions(
-    log, DataConfig(first_conversion_min_views=1, reactivation_min_days=1, reactivation_min_views=1)
-  )
+  return log, find_occasions(log, rules)
 
 
-def test_writes_catalogue_and_report(tmp_path):
+def test_the_stage_writes_catalogue_and_report(tmp_path):
   log, occasions = small_log()
   catalogue = stage.build_semantic_ids(log, occasions, CONFIG, make_mesh(MeshConfig()), tmp_path)
   assert Catalogue.load(tmp_path).digest == catalogue.digest
   report = json.loads((tmp_path / 'report.json').read_text())
-  assert (
-    report['digest'] == catalogue.digest and report['log'] == log.digest and report['items'] == 30
-  )
+  assert report['digest'] == catalogue.digest
+  assert report['log'] == log.digest and report['items'] == 30
   np.testing.assert_array_equal(catalogue.codes_of(log.items['item_id']), catalogue.codes)
 
 
-def test_later_events_change_nothing():
+def test_events_after_training_change_nothing():
   log, occasions = small_log()
-  later = np.arange(len(log.item)) >= occasions.train_end(log)[log.user]
-  assert later.any() and not later.all()
-  tampered = dataclasses.replace(
-    log, item=np.where(later, 29 - log.item, log.item).astype(np.int32)
-  )
+  is_later = np.arange(len(log.item)) >= occasions.train_end(log)[log.user]
+  assert is_later.any() and not is_later.all()
+  other_items = np.where(is_later, 29 - log.item, log.item).astype(np.int32)
+  tampered = dataclasses.replace(log, item=other_items)
   np.testing.assert_array_equal(
     stage.embed(log, occasions, CONFIG), stage.embed(tampered, occasions, CONFIG)
   )

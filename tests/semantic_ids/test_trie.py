@@ -1,4 +1,4 @@
-"""Constraint tables against Python sets of prefixes."""
+"""The tables that constrain decoding, against Python sets of prefixes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trees import children, random_codes
 
 from rolegen_jax.semantic_ids import trie as trie_lib
+from tests.semantic_ids.trees import children, random_codes
 
 
 @jax.jit
 def walk(trie, codes_L):
-  """Node after a whole ID, by `descend`."""
+  """The node of a whole ID, by `descend`."""
   node = trie_lib.root()
   for level, code in enumerate(codes_L):
     node = trie_lib.descend(trie, level, node, code)
@@ -22,34 +22,34 @@ def walk(trie, codes_L):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([3, 70]), st.booleans())
-def test_agrees_with_python_sets(seed, items, codes, restrict):
+def test_tables_agree_with_python_sets(seed, items, codes, restrict):
   levels, items = 3, min(items, codes**3)
   table = random_codes(seed, items, levels, codes)
-  allowed = np.random.default_rng(seed).random(items) < 0.5 if restrict else np.ones(items, bool)
+  allowed = np.ones(items, bool)
+  if restrict:
+    allowed = np.random.default_rng(seed).random(items) < 0.5
   trie = trie_lib.build_trie(table, codes, capacity=64, allowed=allowed if restrict else None)
-  paths = {tuple(row): i for i, row in enumerate(table.tolist()) if allowed[i]}
-  nodes = {(): 0} if paths else {}  # prefix -> node
+  ids = {tuple(row): item for item, row in enumerate(table.tolist()) if allowed[item]}
+  nodes = {(): 0} if ids else {}  # prefix -> node
   for level in range(levels):
-    mask, child, descended = map(
-      np.asarray, children(trie, level, jnp.arange(trie.child_bits[level].shape[0]))
-    )
+    every_node = jnp.arange(trie.child_bits[level].shape[0])
+    mask, child, descended = map(np.asarray, children(trie, level, every_node))
     np.testing.assert_array_equal(descended, np.where(mask, child, -1))
-    assert mask.sum() == len(
-      {path[: level + 1] for path in paths}
-    )  # padding nodes have no children
+    # Padding nodes have no children.
+    assert mask.sum() == len({codes_of_id[: level + 1] for codes_of_id in ids})
     deeper = {}
     for prefix, node in nodes.items():
-      expected = {path[level] for path in paths if path[:level] == prefix}
+      expected = {codes_of_id[level] for codes_of_id in ids if codes_of_id[:level] == prefix}
       assert set(np.flatnonzero(mask[node]).tolist()) == expected
       deeper |= {prefix + (code,): int(child[node, code]) for code in expected}
     nodes = deeper
   last = np.full(64, -1, np.int32)  # one shape: one compilation
-  last[: len(paths)] = [nodes[path] for path in paths]
+  last[: len(ids)] = [nodes[codes_of_id] for codes_of_id in ids]
   leaves = np.asarray(trie_lib.leaf(trie, jnp.asarray(last)))
-  assert leaves.tolist() == [*paths.values()] + [-1] * (64 - len(paths))
+  assert leaves.tolist() == [*ids.values()] + [-1] * (64 - len(ids))
 
 
-def test_dead_ends_stay_dead():
+def test_a_dead_end_has_no_children_and_no_item():
   trie = trie_lib.build_trie(np.array([[0, 1, 2], [3, 1, 2]]), 4)
   assert int(walk(trie, jnp.asarray([3, 1, 2]))) >= 0
   dead = walk(trie, jnp.asarray([1, 1, 2]))
@@ -57,7 +57,7 @@ def test_dead_ends_stay_dead():
   assert not trie_lib.children_mask(trie, 1, jnp.asarray([-1]))[0].any()
 
 
-def test_change_within_capacity_does_not_recompile():
+def test_a_change_within_capacity_does_not_recompile():
   table = random_codes(0, 1000, 3, 16)
 
   @jax.jit
@@ -72,22 +72,23 @@ def test_change_within_capacity_does_not_recompile():
   changed = np.concatenate([table[100:], random_codes(1, 4096, 3, 16)])
   changed = changed[np.sort(np.unique(changed, axis=0, return_index=True)[1])][:1040]
   after = trie_lib.build_trie(changed, 16)
-  for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+  for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+    assert (old.shape, old.dtype) == (new.shape, new.dtype)
   for trie, codes in ((before, table), (after, changed)):
     assert int(first_item(trie)) == np.lexsort(codes.T[::-1])[0]
   assert first_item._cache_size() == 1
 
 
-def test_empty_and_full():
+def test_empty_and_full_catalogues():
   empty = trie_lib.build_trie(np.zeros((5, 2), np.int32), 4, allowed=np.zeros(5, bool))
   assert not trie_lib.children_mask(empty, 0, trie_lib.root((1,)))[0].any()
   full = trie_lib.build_trie(random_codes(0, 16, 2, 4), 4)
   assert trie_lib.children_mask(full, 0, trie_lib.root((1,)))[0].all()
-  assert [a.shape for a in full.first_child] == [(2,), (5,)] and full.leaf_item.shape == (16,)
+  assert [first.shape for first in full.first_child] == [(2,), (5,)]
+  assert full.leaf_item.shape == (16,)
 
 
-def test_refuses():
+def test_bad_codes_are_refused():
   with pytest.raises(ValueError, match=r'items 0 and 2 share the ID \[1, 2\]'):
     trie_lib.build_trie(np.array([[1, 2], [1, 3], [1, 2]]), 4)
   with pytest.raises(ValueError, match='3 items, capacity 2'):

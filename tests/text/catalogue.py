@@ -1,4 +1,7 @@
-"""A small simulated log with words, its cases, and a tokenizer of its words. No stage has run: codes are random."""
+"""A small simulated log with words, its examples, and a tokenizer of its words.
+
+No stage has run: codes are random.
+"""
 
 import functools
 
@@ -34,20 +37,19 @@ def config(*assignments: str) -> Config:
 
 @functools.cache
 def log_and_examples():
+  """(log, codes of its items, training examples)."""
   c = config()
-  made = world.simulate(c.simulator)
-  log = InteractionLog.build(*validate(made.events, made.items, 'events', 'items'))
+  simulated = world.simulate(c.simulator)
+  log = InteractionLog.build(*validate(simulated.events, simulated.items, 'events', 'items'))
   occasions = find_occasions(log, c.data)
   codes = tiny.codes(len(log.items))
   end = occasions.train_end(log)
-  excitation = Excitation.of_counts(
-    InterestShift.of(log, end, codes[:, 0], tiny.CODES), followed(log, end), c.reasoner
+  shift = InterestShift.of(log, end, codes[:, 0], tiny.CODES)
+  excitation = Excitation.of_counts(shift, followed(log, end), c.reasoner)
+  examples = training_examples(
+    log, occasions, c.reasoner.role_events, c.reasoner.candidates, excitation
   )
-  return (
-    log,
-    codes,
-    training_examples(log, occasions, c.reasoner.role_events, c.reasoner.candidates, excitation),
-  )
+  return log, codes, examples
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""An outside annotator that answers well and badly: what is kept, what is rejected and why, and what a run makes of it."""
+"""An outside annotator that answers well and badly: what is kept, and what is rejected and why."""
 
 import json
 
@@ -11,168 +11,169 @@ from rolegen_jax.text.items import ItemWords
 from tests import tiny
 from tests.text import catalogue
 
-LAST = 4
+LAST = 4  # events that a prompt shows
+N_EXAMPLES = 6
 
 
 @pytest.fixture(scope='module')
 def table():
-  return catalogue.log_and_examples()[2].evenly(6)
+  return catalogue.log_and_examples()[2].evenly(N_EXAMPLES)
 
 
 @pytest.fixture(scope='module')
-def asked(table, tmp_path_factory):
+def prompts(table, tmp_path_factory):
   path = tmp_path_factory.mktemp('annotate') / 'prompts.jsonl'
-  assert annotations.write_prompts(table, ItemWords.of(table.log.items), LAST, path) == 6
+  words = ItemWords.of(table.log.items)
+  assert annotations.write_prompts(table, words, LAST, path) == N_EXAMPLES
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def answer(table, example: int, role: str = 'EXPLORE', why: str = 'because') -> list[dict]:
-  rows = annotations._rows(table, example, LAST)
-  told = lambda row: 'CONVERT' if table.log.event[row] == tiny.PURCHASE else role
+def good_answer(table, example: int) -> list[dict]:
+  """A valid line for every event."""
+  rows = annotations._event_rows(table, example, LAST)
   return [
-    dict(event=number, role=told(row), rationale=f'{why} {number}')
+    dict(
+      event=number,
+      role='CONVERT' if table.log.event[row] == tiny.PURCHASE else 'EXPLORE',
+      rationale=f'because {number}',
+    )
     for number, row in enumerate(rows, 1)
   ]
 
 
-def lines(rows) -> str:
+def json_lines(rows) -> str:
   return '\n'.join(json.dumps(row) for row in rows)
 
 
-def test_prompts_show_the_trajectory_the_purchase_and_the_roles(table, asked):
+def test_prompts_show_the_trajectory_the_purchase_and_the_roles(table, prompts):
   words = ItemWords.of(table.log.items)
-  for example, row in enumerate(asked):
-    assert (
-      all(f'{name}: ' in row['prompt'] for name in ROLE_NAMES)
-      and '{"event": 1, "role": ' in row['prompt']
-    )
-    for number, at in enumerate(annotations._rows(table, example, LAST), 1):
-      line = next(line for line in row['prompt'].splitlines() if line.startswith(f'{number}. '))
-      assert f' {EVENT_NAMES[table.log.event[at]]}: {words.described(table.log.item[at])}' in line
-    assert (
-      f'bought: {words.described(table.target[example])}.' in row['prompt']
-      and row['occasion'] == table.timestamp[example]
-    )
-  assert len({row['id'] for row in asked}) == 6
+  for example, row in enumerate(prompts):
+    text = row['prompt']
+    assert all(f'{name}: ' in text for name in ROLE_NAMES)
+    assert '{"event": 1, "role": ' in text
+    event_rows = annotations._event_rows(table, example, LAST)
+    for number, event_row in enumerate(event_rows, 1):
+      line = next(line for line in text.splitlines() if line.startswith(f'{number}. '))
+      event = EVENT_NAMES[table.log.event[event_row]]
+      assert f' {event}: {words.described(table.log.item[event_row])}' in line
+    assert f'bought: {words.described(table.target[example])}.' in text
+    assert row['occasion'] == table.timestamp[example]
+  assert len({row['id'] for row in prompts}) == N_EXAMPLES
 
 
-def test_good_answers_come_back_as_roles_and_sentences(table, asked, tmp_path):
-  given = [
-    dict(id=row['id'], answer=f'Sure!\n```json\n{lines(answer(table, example))}\n```')
-    for example, row in enumerate(asked)
+def test_good_answers_become_roles_and_rationales(table, prompts, tmp_path):
+  answers = [
+    dict(id=row['id'], answer=f'Sure!\n```json\n{json_lines(good_answer(table, example))}\n```')
+    for example, row in enumerate(prompts)
   ]
-  annotations.write_lines(given, tmp_path / 'answers.jsonl')
+  annotations.write_lines(answers, tmp_path / 'answers.jsonl')
   kept, rejected = annotations.read_answers(table, LAST, tmp_path / 'answers.jsonl')
-  assert not rejected and len(kept) == sum(
-    len(annotations._rows(table, example, LAST)) for example in range(6)
-  )
+  rows_of = [annotations._event_rows(table, example, LAST) for example in range(N_EXAMPLES)]
+  assert not rejected and len(kept) == sum(map(len, rows_of))
   annotations.write_lines(kept, tmp_path / 'annotations.jsonl')
-  found = annotations.read_annotations(table, tmp_path / 'annotations.jsonl')
-  assert not found.rejected
-  for example in range(6):
-    rows = annotations._rows(table, example, LAST)
-    expected = [ROLE_NAMES.index(told['role']) for told in answer(table, example)]
-    assert found.roles[example].tolist() == [-1] * (LAST - len(rows)) + expected
-    assert [found.said[example, row] for row in rows] == [
-      f'because {number}' for number in range(1, 1 + len(rows))
-    ]
+  result = annotations.read_annotations(table, tmp_path / 'annotations.jsonl')
+  assert not result.rejected
+  for example, rows in enumerate(rows_of):
+    roles = [ROLE_NAMES.index(line['role']) for line in good_answer(table, example)]
+    assert result.roles[example].tolist() == [-1] * (LAST - len(rows)) + roles
+    rationales = [f'because {number}' for number in range(1, 1 + len(rows))]
+    assert [result.said[example, row] for row in rows] == rationales
 
 
-def test_bad_answers_are_rejected_each_for_its_reason(table, asked, tmp_path):
-  plain = next(
+def test_bad_answers_are_rejected_each_for_its_reason(table, prompts, tmp_path):
+  example = next(
     example
-    for example in range(6)
-    if table.log.event[annotations._rows(table, example, LAST)[0]] != tiny.PURCHASE
+    for example in range(N_EXAMPLES)
+    if table.log.event[annotations._event_rows(table, example, LAST)[0]] != tiny.PURCHASE
   )
-  good = answer(table, plain)
-  bad = [
+  good_line = good_answer(table, example)[0]
+  lines = [
     dict(event=1, role='CONVERT', rationale='x'),
     dict(event=99, role='EXPLORE'),
     dict(event=1, role='HERO'),
     dict(event=1, role='EXPLORE', rationale=3),
     dict(event=1, role='EXPLORE', rationale='x' * 401),
-    good[0],
-    good[0],
+    good_line,
+    good_line,
   ]
-  given = [
-    dict(id=asked[plain]['id'], answer=lines(bad) + '\n{"event": 1,'),
-    dict(id=asked[plain]['id'], answer=''),
+  answers = [
+    dict(id=prompts[example]['id'], answer=json_lines(lines) + '\n{"event": 1,'),
+    dict(id=prompts[example]['id'], answer=''),
     dict(id='nobody', answer=''),
-    dict(id=asked[plain - 1]['id']),
+    dict(id=prompts[example - 1]['id']),
   ]
-  annotations.write_lines(given, tmp_path / 'answers.jsonl')
+  annotations.write_lines(answers, tmp_path / 'answers.jsonl')
   kept, rejected = annotations.read_answers(table, LAST, tmp_path / 'answers.jsonl')
   assert [row['rationale'] for row in kept] == ['because 1']
-  reasons = {r.reason for r in rejected}
+  reasons = {rejection.reason for rejection in rejected}
   assert reasons >= {
-    'CONVERT on what is no purchase',
+    'CONVERT on an event that is not a purchase',
     'no such event',
     'no such role',
-    'rationale is no text',
+    'rationale is not text',
     'rationale above 400 characters',
-    'event told twice',
-    'no JSON',
+    'event annotated before',
+    'not JSON',
     'answered before',
     'no prompt of this id',
     'no answer',
     'not answered',
   }
-  said = annotations.summary(rejected, len(kept))
-  assert said.startswith(f'1 annotations kept, {len(rejected)} rejections') and all(
-    reason in said for reason in reasons
-  )
+  summary = annotations.summary(rejected, len(kept))
+  assert summary.startswith(f'1 annotations kept, {len(rejected)} rejections')
+  assert all(reason in summary for reason in reasons)
 
 
-def test_annotations_of_one_conversion_or_of_all(table, tmp_path):
+@pytest.fixture
+def event(table):
+  """(example, the fields that name its last event, which is no purchase)."""
+  log = table.log
   example = next(
-    example for example in range(6) if table.log.event[table.end[example] - 1] != tiny.PURCHASE
+    example for example in range(N_EXAMPLES) if log.event[table.end[example] - 1] != tiny.PURCHASE
   )
   row = int(table.end[example]) - 1
-  log = table.log
-  said = dict(
+  return example, dict(
     user=log.users[int(table.user[example])],
     timestamp=int(log.timestamp[row]),
     item=log.items['item_id'][int(log.item[row])],
   )
+
+
+def test_annotations_hold_for_one_conversion_or_for_all(table, event, tmp_path):
+  example, fields = event
   path = tmp_path / 'annotations.jsonl'
-  annotations.write_lines(
-    [
-      said | dict(role='EXPLORE'),
-      said | dict(role='TRIGGER', occasion=int(table.timestamp[example])),
-    ],
-    path,
-  )
-  found = annotations.read_annotations(table, path)
-  assert (
-    found.roles[example, -1] == ROLE_NAMES.index('TRIGGER')
-    and (found.roles[example, :-1] == -1).all()
-    and not found.said
-  )
-  annotations.write_lines(
-    [said | dict(role='EXPLORE'), said | dict(role='EXPLORE', occasion=1)], path
-  )
-  assert annotations.read_annotations(table, path).roles[example, -1] == ROLE_NAMES.index('EXPLORE')
+  of_this = dict(role='TRIGGER', occasion=int(table.timestamp[example]))
+  annotations.write_lines([fields | dict(role='EXPLORE'), fields | of_this], path)
+  result = annotations.read_annotations(table, path)
+  assert result.roles[example, -1] == ROLE_NAMES.index('TRIGGER')
+  assert (result.roles[example, :-1] == -1).all() and not result.said
+
+  of_another = dict(role='EXPLORE', occasion=1)
+  annotations.write_lines([fields | dict(role='EXPLORE'), fields | of_another], path)
+  result = annotations.read_annotations(table, path)
+  assert result.roles[example, -1] == ROLE_NAMES.index('EXPLORE')
+
+
+def test_annotations_that_match_nothing_are_rejected(table, event, tmp_path):
+  _, fields = event
+  path = tmp_path / 'annotations.jsonl'
   wrong = [
-    said | dict(role='HERO'),
-    said | dict(role='EXPLORE', user='x'),
-    said | dict(role='EXPLORE', timestamp=5),
+    fields | dict(role='HERO'),
+    fields | dict(role='EXPLORE', user='x'),
+    fields | dict(role='EXPLORE', timestamp=5),
     dict(role='EXPLORE'),
   ]
-  annotations.write_lines([*wrong, said | dict(role='EXPLORE')], path)
-  assert [r.reason for r in annotations.read_annotations(table, path).rejected] == [
-    'no such role',
-    'no such user',
-    'no such event',
-    'field user',
-  ]
+  annotations.write_lines([*wrong, fields | dict(role='EXPLORE')], path)
+  rejected = annotations.read_annotations(table, path).rejected
+  reasons = ['no such role', 'no such user', 'no such event', 'field user']
+  assert [rejection.reason for rejection in rejected] == reasons
   annotations.write_lines(wrong, path)
-  with pytest.raises(
-    DataError, match='no row fits an event of the log; the first: line 1, no such role'
-  ):
+  message = 'no row matches an event of the log; the first: line 1, no such role'
+  with pytest.raises(DataError, match=message):
     annotations.read_annotations(table, path)
 
 
-def test_files_that_are_no_json_lines(table, tmp_path):
+def test_files_that_are_not_json_lines_are_refused(table, tmp_path):
   (tmp_path / 'answers.jsonl').write_text('{"id": "a"}\nnot json\n')
   with pytest.raises(DataError, match='answers.jsonl, line 2: '):
     annotations.read_answers(table, LAST, tmp_path / 'answers.jsonl')

@@ -8,6 +8,7 @@ import pytest
 
 from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig
+from rolegen_jax.models import functional
 from rolegen_jax.reasoning import predict
 from rolegen_jax.semantic_ids.trie import build_trie
 from rolegen_jax.training.calibration import BIASES, VECTORS, calibrate
@@ -30,16 +31,16 @@ def test_only_the_mixing_weights_move_and_the_nll_falls(table, reasoning):
   fitted, nll = calibrate(rolegen, params, table, trie, mesh, reasoning=reasoning)
   assert len(nll) == 31 and np.isfinite(nll).all() and nll[-1] < nll[0] - 0.05
   assert set(fitted) == {*VECTORS, *BIASES}
-  before = params['backbone']
+  before = functional.flatten(params['backbone'])
   for name in BIASES:
     np.testing.assert_array_equal(fitted[name][:-1], before[name][:-1])
   moved = {name for name in fitted if not np.array_equal(fitted[name], before[name])}
   assert moved == (
-    {*fitted} if reasoning else {'gate', 'pointer_age', 'pointer_event'}
+    {*fitted} if reasoning else {'pointer.gate', 'pointer.slot_age', 'pointer.slot_event'}
   )  # without a reasoner there is no intent
 
   # What it minimises is what recommending then scores: the same NLL from outside, over the same noise.
-  after = {**params, 'backbone': before | fitted}
+  after = {**params, 'backbone': functional.unflatten(before | fitted)}
 
   def scored(p, trie, number, examples):
     backbone = rolegen.bind('backbone', p['backbone'])
@@ -80,4 +81,4 @@ def test_the_same_cases_give_the_same_weights(table):
     mesh,
     reasoning=False,
   )
-  assert (other['pointer_age'] != found[0][0]['pointer_age']).any()
+  assert (other['pointer.slot_age'] != found[0][0]['pointer.slot_age']).any()

@@ -127,7 +127,7 @@ def rollout(devices: int, *assignments: str):
     )
     arguments = params, on(mesh, tiny.examples(), 'batch'), on(mesh, tiny.trie())
     compiled = (
-      jit(lambda p, c, t: tiny.rolegen(*assignments).reason(p, c, t, jax.random.key(3)))
+      jit(lambda p, c, t: tiny.rolegen(*assignments).rollout(p, c, t, jax.random.key(3)))
       .lower(*arguments)
       .compile()
     )
