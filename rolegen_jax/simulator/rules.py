@@ -91,7 +91,7 @@ HELD_BACK = 'held_back'
 HELD_BACK_MARGINALS = 'alibaba2014'
 # Drawn, not chosen: the default times exp(x), x uniform in +-log 1.5, drawn once in this order by
 # default_rng(2026), to two digits.
-HELD_BACK_STRENGTHS = dict(
+HELD_BACK_STRENGTHS: dict[str, Any] = dict(
   view_kick=0.46,
   trigger_kick=2.7,
   complement_kick=0.15,
@@ -144,7 +144,7 @@ def load_fitted(preset: str) -> Fitted:
 def rules_of(preset: str) -> Rules:
   """Return the rules of `preset`."""
   if preset == HELD_BACK:
-    return dataclasses.replace(Rules(), **HELD_BACK_STRENGTHS)
+    return Rules(**HELD_BACK_STRENGTHS)
   return Rules()
 
 
