@@ -16,7 +16,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 INSTALLED := $(VENV)/installed-$(VERSION)
 INSTALLED_TEST := $(VENV)/installed-test-$(VERSION)
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
-PYTEST := $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+PYTEST := $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint clean
 
