@@ -18,9 +18,9 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 os.environ.setdefault('PJRT_NPROC', '32')
 # The eight devices are threads on few cores. XLA takes a device that waits 40 s for the others for
 # a deadlock and aborts; on a busy machine it is none.
-os.environ['XLA_FLAGS'] = (
-  f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_collective_call_terminate_timeout_seconds=600'.strip()
-)
+os.environ['XLA_FLAGS'] = ' '.join(
+  [os.environ.get('XLA_FLAGS', ''), '--xla_cpu_collective_call_terminate_timeout_seconds=600']
+).strip()
 
 import jax
 
