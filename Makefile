@@ -17,7 +17,9 @@ INSTALLED := $(VENV)/installed-$(VERSION)
 INSTALLED_TEST := $(VENV)/installed-test-$(VERSION)
 # Bytecode is compiled when a module is first imported: most of what is installed never is.
 PIP := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
-PYTEST := $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# The longest files start first, so that no worker is left with one at the end.
+PYTEST := $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
+  --no-loadscope-reorder
 
 .PHONY: demo test test-all lint clean
 
