@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -154,6 +154,14 @@ def category_names(categories: int, department_size: int) -> list[str]:
   numbered = range(len(named), categories)
   more = [f'department{c // department_size}.category{c}' for c in numbered]
   return (named + more)[:categories]
+
+
+class Uniforms(Protocol):
+  """A source of uniforms on [0, 1), as numpy's Generator is one."""
+
+  def random(self, shape: tuple[int, ...], /) -> np.ndarray:
+    """Return uniforms of this shape."""
+    ...
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
