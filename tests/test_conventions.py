@@ -53,7 +53,8 @@ WITHOUT_JAX = (
   'launch/',
 )
 
-# An absolute path of one machine, and a link to where packages come from: the project names neither.
+# An absolute path of one machine and a link to where packages come from: the project names
+# neither.
 MACHINE_PATH = re.compile(
   r'(?<![\w.$}>/-])/(?:work|root|tmp|home)(?=[/\s\'"`),:;]|$)', re.MULTILINE
 )

@@ -257,10 +257,18 @@ class Bench:
     zeros = jnp.zeros(rollout.candidates.shape[:2])
     worth = losses.Feedback(zeros, zeros)
 
-    def loss(trained: Any, reference: Any, frozen: Any, *args: Any) -> Any:
+    def loss(
+      trained: Any,
+      reference: Any,
+      frozen: Any,
+      examples: Examples,
+      rollout: Any,
+      worth: losses.Feedback,
+      trie: Trie,
+    ) -> Any:
       fixed = frozen.get('reasoner', {})
       policy, old = functional.join(trained, fixed), functional.join(reference, fixed)
-      return losses.reflection_loss(self.rolegen, policy, old, *args, weight=1.0)
+      return losses.reflection_loss(self.rolegen, policy, old, examples, rollout, worth, trie, 1.0)
 
     program = jit(jax.value_and_grad(loss, has_aux=True))
     models = [self.trained['reasoner'], self.trained['reference'], self.frozen]

@@ -18,9 +18,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# A program that runs once is not worth optimizing: level 0 halves its compilation.
+ONCE: dict[str, dict[str, Any]] = {'cpu': {'xla_backend_optimization_level': 0}}
+
+
 def jit(function: Callable, **kwargs: Any) -> jax.stages.Wrapped:
   """Return `jax.jit(function, **kwargs)` with the compiler options of the default backend."""
   return jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()), **kwargs)
+
+
+def jit_once(function: Callable, **kwargs: Any) -> jax.stages.Wrapped:
+  """Return `jit(function, **kwargs)` for a function that is called once or a few times."""
+  platform = jax.default_backend()
+  options = OPTIONS.get(platform, {}) | ONCE.get(platform, {})
+  return jax.jit(function, compiler_options=options or None, **kwargs)
 
 
 def compile_in_step(jitted: jax.stages.Wrapped, *args: Any) -> jax.stages.Compiled:

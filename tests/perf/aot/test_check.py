@@ -71,7 +71,8 @@ def test_search_keeps_tensor_in_a_host_and_drops_what_cannot_fit():
 
 
 def test_the_compilers_sizes_and_the_advice_are_in_the_message():
-  text = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 34.52G of 15.75G hbm. Exceeded hbm capacity by 18.77G.
+  text = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory \
+space hbm. Used 34.52G of 15.75G hbm. Exceeded hbm capacity by 18.77G.
 
 Total hbm usage >= 34.77G:
     reserved        260.00M
