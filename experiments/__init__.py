@@ -1,2 +1,3 @@
-"""Experiments: a file with get_config(arg) -> Config is one, and imports rolegen_jax.config only. fit_world.py is a tool: it
-fits the presets of the simulated world. benchmarks/ holds committed results."""
+"""Experiments: each file with get_config(arg) -> Config is one and imports rolegen_jax.config only.
+fit_simulator.py is a tool that fits the simulator's presets; benchmarks/ holds committed results.
+"""

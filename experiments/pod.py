@@ -1,13 +1,18 @@
-"""Pod scale, on a log of your own in the contract's format: --experiment=pod:SIZE. Nothing here was trained; WORKSPACE.md says what was compiled.
+"""Pod scale, on a log of your own in the contract's format.
+
+  python -m launch.run --target=tpu_vm --experiment=pod:v5e_16 ...
+  rolegen compile_check --experiment=pod:v5e_16 --topology=tpu:v5e:4x4
 
   v5e_16     reasoner 0.6 B, backbone 0.3 B   tpu:v5e:4x4
   v5p_128    reasoner 8 B, backbone 1 B       tpu:v5p:4x4x8
   v5p_2048   the same                         tpu:v5p:8x16x16
   h100_64    the same                         gpu:h100:8x8
 
-Blocks have the shapes of Qwen3-0.6B and Qwen3-8B (arXiv 2505.09388), with more layers, as there are no 152,000 text tokens. SIZE
-counts chips: 128 chips of v5p are 4x4x8, two whole cubes, the smallest slice of that size whose dimensions all close to rings
-(Google sells it as v5p-256, by cores).
+Nothing here was trained, so there is no expected time or metric; docs/pods.md says what was
+compiled. Blocks have the shapes of Qwen3-0.6B and Qwen3-8B (arXiv 2505.09388), with more layers, as
+there are no 152,000 text tokens. The number counts chips: 128 chips of v5p are 4x4x8, two whole
+cubes, the smallest slice of that size whose dimensions all close to rings (Google sells it as
+v5p-256, by cores).
 """
 
 from rolegen_jax import config as c
@@ -15,13 +20,14 @@ from rolegen_jax import config as c
 MESHES = {
   # Parameters whole while decoding: 1.2 GB in bfloat16.
   'v5e_16': c.MeshConfig(data=1, fsdp=16, tensor=1),
-  # An 8 B reasoner is 16 GB whole: spread over tensor a chip holds and reads a quarter for each token.
+  # An 8 B reasoner is 16 GB whole: sharded over tensor, a chip holds and reads a quarter for each
+  # token.
   'v5p_128': c.MeshConfig(data=1, fsdp=32, tensor=4, rollout='tensor'),
-  # Every axis is one whole dimension of the 8 x 16 x 16 torus: JAX splits none, so tensor cannot be 4 here.
+  # Every axis is one whole dimension of the 8 x 16 x 16 torus: JAX splits none, so tensor cannot
+  # be 4 here.
   'v5p_2048': c.MeshConfig(data=16, fsdp=16, tensor=8, rollout='tensor'),
-  'h100_64': c.MeshConfig(
-    data=1, fsdp=8, tensor=8, rollout='tensor'
-  ),  # tensor stays inside a host's NVLink
+  # tensor stays inside a host's NVLink.
+  'h100_64': c.MeshConfig(data=1, fsdp=8, tensor=8, rollout='tensor'),
 }
 USERS = dict(v5e_16=64, v5p_128=512, v5p_2048=8192, h100_64=256)  # per step of the loop
 
@@ -30,17 +36,8 @@ def get_config(arg: str = 'v5e_16') -> c.Config:
   size = arg or 'v5e_16'
   if size not in MESHES:
     raise c.ConfigError(f'--experiment=pod:{size}: must be one of {", ".join(MESHES)}')
-  block = dict(head_dim=128, kv_heads=8, rope_theta=1_000_000.0, remat='full', dtype='bfloat16')
-  if size == 'v5e_16':
-    reasoner = c.TransformerConfig(layers=38, width=1024, heads=16, mlp=3072, **block)
-    backbone = c.TransformerConfig(layers=16, width=1024, heads=16, mlp=3072, **block)
-  else:
-    reasoner = c.TransformerConfig(layers=42, width=4096, heads=32, mlp=12288, **block)
-    backbone = c.TransformerConfig(layers=16, width=2048, heads=16, mlp=6144, **block)
+  reasoner, backbone = _models(size)
   users = USERS[size]
-  stage = lambda steps, rows, rate: c.StageConfig(
-    steps, rows, c.OptimizerConfig(learning_rate=rate, warmup_steps=1000), save_every=500
-  )
   return c.Config(
     name=f'pod_{size}',
     data=c.DataConfig(format='contract', path='contract'),
@@ -48,10 +45,27 @@ def get_config(arg: str = 'v5e_16') -> c.Config:
     backbone=c.BackboneConfig(temporal=backbone, query_layers=2, depth_layers=2, context=256),
     reasoner=c.ReasonerConfig(transformer=reasoner, events=32, role_events=16, candidates=4),
     loop=c.LoopConfig(worlds=4),
-    warmup=stage(50_000, 2 * users, 3e-4),
-    align=stage(20_000, users, 3e-4),
-    reason=stage(20_000, users, 1e-4),
-    loop_stage=stage(20_000, users, 3e-5),
+    warmup=_stage(50_000, 2 * users, 3e-4),
+    align=_stage(20_000, users, 3e-4),
+    reason=_stage(20_000, users, 1e-4),
+    loop_stage=_stage(20_000, users, 3e-5),
     mesh=MESHES[size],
     evaluation=c.EvaluationConfig(batch=users, ablations=()),
   )
+
+
+def _models(size: str) -> tuple[c.TransformerConfig, c.TransformerConfig]:
+  """Return the stacks of (reasoner, backbone)."""
+  block = dict(head_dim=128, kv_heads=8, rope_theta=1_000_000.0, remat='full', dtype='bfloat16')
+  if size == 'v5e_16':
+    reasoner = c.TransformerConfig(layers=38, width=1024, heads=16, mlp=3072, **block)
+    backbone = c.TransformerConfig(layers=16, width=1024, heads=16, mlp=3072, **block)
+  else:
+    reasoner = c.TransformerConfig(layers=42, width=4096, heads=32, mlp=12288, **block)
+    backbone = c.TransformerConfig(layers=16, width=2048, heads=16, mlp=6144, **block)
+  return reasoner, backbone
+
+
+def _stage(steps: int, batch: int, learning_rate: float) -> c.StageConfig:
+  optimizer = c.OptimizerConfig(learning_rate=learning_rate, warmup_steps=1000)
+  return c.StageConfig(steps, batch, optimizer, save_every=500)

@@ -1,37 +1,52 @@
-"""The runs that experiments/benchmarks/quality.py reads: an experiment with every ablation (amazon_beauty: its own), under three seeds. --experiment=quality:NAME
+"""The runs that experiments/benchmarks/quality.py summarizes: --experiment=quality:NAME.
 
-  python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
-  python -m launch.sweep --experiment=quality:alibaba2014 --workdir=runs/quality/alibaba2014
-  python -m launch.sweep --experiment=quality:taobao_userbehavior_1k --workdir=runs/quality/taobao_userbehavior_1k
-  python -m launch.sweep --experiment=quality:amazon_beauty --workdir=runs/quality/amazon_beauty
+An experiment with every ablation (amazon_beauty: its own), under three seeds.
+
+  for NAME in demo alibaba2014 taobao_userbehavior_1k amazon_beauty; do
+    python -m launch.sweep --experiment=quality:$NAME --workdir=runs/quality/$NAME
+  done
   python -m experiments.benchmarks.quality --runs=runs/quality
 
-Settings are those of the experiment, chosen on validation occasions; each seed looks at the test occasions once.
+Settings are those of the experiment, chosen on validation occasions; each seed looks at the test
+occasions once.
 """
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 
 from rolegen_jax import config as c
 
-OF = ('demo', 'alibaba2014', 'taobao_userbehavior_1k', 'amazon_beauty')
-ONE_ABLATION = ('amazon_beauty',)  # no dormant cohort there: the backbone alone is what it is for
+EXPERIMENTS = ('demo', 'alibaba2014', 'taobao_userbehavior_1k', 'amazon_beauty')
+OWN_ABLATIONS = ('amazon_beauty',)  # no dormant cohort there: it is for the backbone alone
 SEEDS = 3
 
 
 def get_config(arg: str = 'demo') -> c.Config:
+  """Return the config of experiment `arg` with every ablation."""
   name = arg or 'demo'
-  if name not in OF:
-    raise c.ConfigError(f'--experiment=quality:{name}: must be one of {", ".join(OF)}')
+  if name not in EXPERIMENTS:
+    raise c.ConfigError(f'--experiment=quality:{name}: must be one of {", ".join(EXPERIMENTS)}')
   base = importlib.import_module(f'experiments.{name}').get_config()
-  if name in ONE_ABLATION:
+  if name in OWN_ABLATIONS:
     return base
+  if name == 'demo':
+    base = _longer(base)
+  evaluation = dataclasses.replace(base.evaluation, ablations=tuple(c.ABLATIONS))
+  return dataclasses.replace(base, evaluation=evaluation)
+
+
+def _longer(demo: c.Config) -> c.Config:
+  """Return the demo with the numbers of steps that the published figures are of."""
   return dataclasses.replace(
-    base, evaluation=dataclasses.replace(base.evaluation, ablations=tuple(c.ABLATIONS))
+    demo,
+    align=dataclasses.replace(demo.align, steps=150),
+    reason=dataclasses.replace(demo.reason, steps=240),
+    loop_stage=dataclasses.replace(demo.loop_stage, steps=100, save_every=40),
   )
 
 
-def sweep(add, arg: str = '') -> None:
-  """As many seeds as `arg` says; three."""
+def sweep(add: Callable[..., None], arg: str = '') -> None:
+  """Add a point per seed: `arg` of them, three by default."""
   for seed in range(int(arg or SEEDS)):
     add(f'seed{seed}', f'seed={seed}')

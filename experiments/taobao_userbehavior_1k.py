@@ -1,4 +1,11 @@
-"""Taobao UserBehavior, its first 982 users: 9 days, second resolution, category ids. REAL data, to be had as README.md says."""
+"""Taobao UserBehavior, its first 982 users: 9 days, second resolution, category ids. REAL data.
+
+  rolegen train --experiment=taobao_userbehavior_1k --workdir=runs/taobao
+
+Expect 12 to 29 minutes on two CPU cores and HI@10 of about 55 % on the 149 dormant test targets,
+with or without the reasoner; the recency baseline reaches about 53 % (docs/quality.md). How to get
+the log: docs/guide.md.
+"""
 
 import dataclasses
 
@@ -7,9 +14,8 @@ from rolegen_jax import config as c
 
 
 def get_config(arg: str = '') -> c.Config:
-  base = alibaba2014.get_config(arg)
   return dataclasses.replace(
-    base,
+    alibaba2014.get_config(arg),
     name='taobao_userbehavior_1k',
     data=c.DataConfig(
       format='taobao_userbehavior', path='raw/UserBehavior_first100001.csv', max_users=982

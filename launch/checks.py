@@ -1,7 +1,11 @@
-"""The checks of `launch.doctor`. Each returns what it found and, unless that is well, what to do. Nothing here raises."""
+"""The checks of `launch.doctor`: versions, devices, storage, clock and the coordinator's port.
+
+Each check reports what it observed and, unless all is well, what to do about it. None raises.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import email.utils
 import errno
@@ -16,170 +20,250 @@ import subprocess
 import sys
 import time
 import urllib.request
+from typing import Any
 
 from packaging.requirements import Requirement
 
 OK, WARNING, FAILED = 'ok', 'warning', 'failed'
+
 REQUIREMENTS = pathlib.Path(__file__).parents[1] / 'requirements.txt'
-PYTHONS = ((3, 11), (3, 13))  # oldest and newest that the project is tested on
-STORED_BYTES = 16 << 20
-LITTLE_FREE = 10 << 30  # bytes
-SKEW_S = 2.0  # more than this tells a wrong clock from a slow answer
+PROBE = (sys.executable, '-m', 'rolegen_jax', 'probe')
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # the project is tested on these and between
+STORAGE_TEST_BYTES = 16 << 20
+LOW_FREE_BYTES = 10 << 30
+MAX_SKEW_S = 2.0  # a larger difference is a wrong clock, not a slow answer
+NETWORK_TIMEOUT_S = 10
+CONNECT_TIMEOUT_S = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
+  """The result of one check."""
+
   name: str
   state: str  # ok | warning | failed
-  found: str
-  advice: str = ''  # what to do
+  detail: str  # what was observed
+  advice: str = ''  # what to do about it
 
 
 def versions(requirements: pathlib.Path = REQUIREMENTS) -> list[Check]:
-  """Python, and every package of requirements.txt against its bounds."""
-  here, found = sys.version_info[:2], platform.python_version()
-  oldest, newest = ('.'.join(map(str, version)) for version in PYTHONS)
-  if here < PYTHONS[0]:
-    out = [Check('python', FAILED, found, f'use Python {oldest} to {newest}')]
-  elif here > PYTHONS[1]:
-    out = [Check('python', WARNING, found, f'newer than what is tested; {oldest} to {newest} are')]
-  else:
-    out = [Check('python', OK, found)]
-  lines = [line for line in requirements.read_text(encoding='utf-8').splitlines() if line.strip() and not line.startswith('#')]
-  for wanted in map(Requirement, lines):
-    if wanted.marker is None or wanted.marker.evaluate():
-      out.append(_package(wanted))
-  return out
+  """Check Python and every package of `requirements` against the supported versions."""
+  results = [_python_version()]
+  for line in requirements.read_text(encoding='utf-8').splitlines():
+    if not line.strip() or line.startswith('#'):
+      continue
+    requirement = Requirement(line)
+    if requirement.marker is None or requirement.marker.evaluate():
+      results.append(_package_version(requirement))
+  return results
 
 
-def _package(wanted: Requirement) -> Check:
+def _python_version() -> Check:
+  current, version = sys.version_info[:2], platform.python_version()
+  tested = '{}.{} to {}.{}'.format(*OLDEST_PYTHON, *NEWEST_PYTHON)
+  if current < OLDEST_PYTHON:
+    return Check('python', FAILED, version, f'use Python {tested}')
+  if current > NEWEST_PYTHON:
+    return Check('python', WARNING, version, f'newer than the tested versions, {tested}')
+  return Check('python', OK, version)
+
+
+def _package_version(requirement: Requirement) -> Check:
+  advice = 'pip install -r requirements.txt'
   try:
-    version = importlib.metadata.version(wanted.name)
+    version = importlib.metadata.version(requirement.name)
   except importlib.metadata.PackageNotFoundError:
-    return Check(wanted.name, FAILED, 'not installed', 'pip install -r requirements.txt')
-  if wanted.specifier.contains(version, prereleases=True):
-    return Check(wanted.name, OK, version)
-  return Check(wanted.name, WARNING, f'{version}, tested with {wanted.specifier}', 'pip install -r requirements.txt')
+    return Check(requirement.name, FAILED, 'not installed', advice)
+  if requirement.specifier.contains(version, prereleases=True):
+    return Check(requirement.name, OK, version)
+  detail = f'{version}, tested with {requirement.specifier}'
+  return Check(requirement.name, WARNING, detail, advice)
 
 
-def devices(timeout_s: float, command: tuple[str, ...] = (sys.executable, '-m', 'rolegen_jax.probe')) -> list[Check]:
-  """The accelerators and a collective along each mesh axis, asked in a process of its own: a hung driver hangs only that."""
+def devices(timeout_s: float, command: tuple[str, ...] = PROBE) -> list[Check]:
+  """Check the accelerators, and a collective along each mesh axis.
+
+  The probe runs in a process of its own, so a hung driver cannot hang this one.
+  """
   try:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=REQUIREMENTS.parent)
+    probe = subprocess.run(
+      command,
+      capture_output=True,
+      text=True,
+      timeout=timeout_s,
+      check=False,
+      cwd=REQUIREMENTS.parent,
+    )
   except subprocess.TimeoutExpired:
-    return [Check('devices', FAILED, f'no answer in {timeout_s:.0f} s', 'is another process using the accelerator? end it, or start the host again')]
-  if done.returncode:
-    said = (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
-    return [Check('devices', FAILED, said, f'run {" ".join(command[1:])} to see all of it')]
-  answer = json.loads(done.stdout.splitlines()[-1])
-  seen = answer['devices']
-  memory = f', {seen["memory_bytes"] / 2**30:.1f} GiB each' if seen['memory_bytes'] else ''
-  text = f'{seen["count"]} x {seen["kind"]} ({seen["platform"]}{memory})'
-  unused = _unused_accelerator() if seen['platform'] == 'cpu' else ''
-  out = [Check('devices', WARNING if unused else OK, text, unused)]
-  for one in answer['collectives']:
-    name, text = f'collective over {one["axis"]}', f'sum over {one["devices"]} devices in {one["ms"]} ms'
-    if not one['right']:
-      out.append(Check(name, FAILED, f'{text}, and it is wrong', 'do not train here: check links and drivers of this host'))
-    else:
-      out.append(Check(name, OK, text + (': nothing crosses a link' if one['devices'] == 1 else '')))
-  return out
+    detail = f'no response within {timeout_s:.0f} s'
+    advice = 'end any other process that uses the accelerator, or restart the host'
+    return [Check('devices', FAILED, detail, advice)]
+  if probe.returncode:
+    lines = probe.stderr.strip().splitlines() or [f'exit code {probe.returncode}']
+    advice = f'run {" ".join(command[1:])} to see the full error'
+    return [Check('devices', FAILED, lines[-1], advice)]
+  answer = json.loads(probe.stdout.splitlines()[-1])
+  return [_device_kind(answer['devices']), *map(_collective, answer['collectives'])]
+
+
+def _device_kind(info: dict[str, Any]) -> Check:
+  memory = f', {info["memory_bytes"] / 2**30:.1f} GiB each' if info['memory_bytes'] else ''
+  detail = f'{info["count"]} x {info["kind"]} ({info["platform"]}{memory})'
+  advice = _unused_accelerator() if info['platform'] == 'cpu' else ''
+  return Check('devices', WARNING if advice else OK, detail, advice)
+
+
+def _collective(result: dict[str, Any]) -> Check:
+  name = f'collective over {result["axis"]}'
+  detail = f'sum over {result["devices"]} devices in {result["ms"]} ms'
+  if not result['right']:
+    advice = 'do not train on this host: check its interconnect and drivers'
+    return Check(name, FAILED, f'{detail}, wrong result', advice)
+  if result['devices'] == 1:
+    detail += ' (one device: the interconnect is not exercised)'
+  return Check(name, OK, detail)
 
 
 def _unused_accelerator() -> str:
+  """Return advice when the host has an accelerator that jax does not use, else ''."""
   if shutil.which('nvidia-smi'):
-    return 'there is an NVIDIA driver but jax runs on the CPU: install "jax[cuda12]" of the same version'
+    return 'an NVIDIA driver is present but jax runs on the CPU: install the extra jax[cuda12]'
   if pathlib.Path('/dev/accel0').exists():
-    return 'there is a TPU but jax runs on the CPU: install "jax[tpu]" of the same version'
+    return 'a TPU is present but jax runs on the CPU: install the extra jax[tpu]'
   return ''
 
 
 def storage(workdir: str) -> list[Check]:
-  """Write, rename over an existing file, read back; free space; and the storage's own clock."""
+  """Check that `workdir` supports write, atomic rename and read back; its free space and clock."""
   folder = pathlib.Path(workdir).absolute()
-  temporary, real = (folder / f'.doctor.{socket.gethostname()}.{os.getpid()}.{end}' for end in ('tmp', 'bin'))
-  content = os.urandom(STORED_BYTES)
+  stem = f'.doctor.{socket.gethostname()}.{os.getpid()}'
+  temporary, target = folder / f'{stem}.tmp', folder / f'{stem}.bin'
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    real.write_bytes(b'old')
-    before, started = time.time(), time.perf_counter()
-    with temporary.open('wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    after, took = time.time(), time.perf_counter() - started
-    changed = temporary.stat().st_mtime
-    os.replace(temporary, real)
-    same = real.read_bytes() == content and not temporary.exists()
+    return _use_storage(folder, temporary, target)
   except OSError as error:
-    advice = f'name a folder that this user may write to, with {STORED_BYTES >> 20} MiB and more free'
+    advice = f'name a writable folder with at least {STORAGE_TEST_BYTES >> 20} MiB free'
     return [Check('storage', FAILED, f'{folder}: {error.strerror}', advice)]
   finally:
-    for path in (temporary, real):
-      try:
+    for path in (temporary, target):
+      with contextlib.suppress(OSError):  # the check has reported a folder that is not writable
         path.unlink(missing_ok=True)
-      except OSError:
-        pass  # of a folder that cannot be written to
-  if not same:
-    return [Check('storage', FAILED, f'{folder}: what was renamed is not what is read', 'use storage whose renames are atomic')]
-  out = [Check('storage', OK, f'{folder}: write, rename and read; {STORED_BYTES / took / 1e6:.0f} MB/s to disk')]
+
+
+def _use_storage(
+  folder: pathlib.Path, temporary: pathlib.Path, target: pathlib.Path
+) -> list[Check]:
+  content = os.urandom(STORAGE_TEST_BYTES)
+  folder.mkdir(parents=True, exist_ok=True)
+  target.write_bytes(b'old')
+  before, started = time.time(), time.perf_counter()
+  with temporary.open('wb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  after, seconds = time.time(), time.perf_counter() - started
+  modified = temporary.stat().st_mtime
+  os.replace(temporary, target)
+  if target.read_bytes() != content or temporary.exists():
+    detail = f'{folder}: the content read back differs from the content renamed'
+    return [Check('storage', FAILED, detail, 'use storage whose renames are atomic')]
+  speed = STORAGE_TEST_BYTES / seconds / 1e6
+  written = Check('storage', OK, f'{folder}: write, rename and read; {speed:.0f} MB/s to disk')
+  skew = max(before - modified, modified - after, 0.0)
+  return [written, _free_space(folder), _storage_clock(skew)]
+
+
+def _free_space(folder: pathlib.Path) -> Check:
   free = shutil.disk_usage(folder).free
-  little = free < LITTLE_FREE
-  out.append(Check('free space', WARNING if little else OK, f'{free / 2**30:.1f} GiB', 'checkpoints need room: two per stage' if little else ''))
-  skew = max(before - changed, changed - after, 0.0)
-  wrong = skew > SKEW_S
-  advice = 'the file server and this host disagree on the time: synchronise both (NTP)' if wrong else ''
-  out.append(Check('clock of the storage', WARNING if wrong else OK, f'{skew:.1f} s from this host\'s', advice))
-  return out
+  detail = f'{free / 2**30:.1f} GiB'
+  if free < LOW_FREE_BYTES:
+    return Check('free space', WARNING, detail, 'free some: each stage keeps two checkpoints')
+  return Check('free space', OK, detail)
+
+
+def _storage_clock(skew_s: float) -> Check:
+  name, detail = 'storage clock', f"{skew_s:.1f} s from this host's clock"
+  if skew_s > MAX_SKEW_S:
+    advice = 'the file server and this host disagree on the time: synchronize both (NTP)'
+    return Check(name, WARNING, detail, advice)
+  return Check(name, OK, detail)
 
 
 def clock(reference: str) -> Check:
-  """This host's clock against a server's, or what the system says of its own synchronisation; says when there is neither."""
-  name = 'clock'
-  if reference:
-    try:
-      with urllib.request.urlopen(urllib.request.Request(reference, method='HEAD'), timeout=10) as answer:
-        theirs = email.utils.parsedate_to_datetime(answer.headers['Date']).timestamp()
-    except (OSError, ValueError, TypeError) as error:
-      return Check(name, WARNING, f'no reference: {reference} did not tell the time ({error})', 'name another --clock_reference')
-    skew = time.time() - theirs - 0.5  # the header is cut to whole seconds
-    wrong = abs(skew) > SKEW_S
-    return Check(name, FAILED if wrong else OK, f'{skew:+.1f} s from {reference}', 'synchronise this host (NTP)' if wrong else '')
+  """Check this host's clock against the server `reference`, or, if '', its NTP status."""
+  return _clock_of_server(reference) if reference else _clock_of_system()
+
+
+def _clock_of_server(reference: str) -> Check:
+  request = urllib.request.Request(reference, method='HEAD')
   try:
-    said = subprocess.run(['timedatectl', 'show', '--property=NTPSynchronized', '--value'], capture_output=True, text=True, timeout=10, check=True)
+    with urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT_S) as answer:
+      reference_time = email.utils.parsedate_to_datetime(answer.headers['Date']).timestamp()
+  except (OSError, ValueError, TypeError) as error:
+    detail = f'no reference: {reference} returned no date ({error})'
+    return Check('clock', WARNING, detail, 'name another --clock_reference')
+  skew = time.time() - reference_time - 0.5  # the header is cut to whole seconds
+  detail = f'{skew:+.1f} s from {reference}'
+  if abs(skew) > MAX_SKEW_S:
+    return Check('clock', FAILED, detail, 'synchronize this host (NTP)')
+  return Check('clock', OK, detail)
+
+
+def _clock_of_system() -> Check:
+  command = ['timedatectl', 'show', '--property=NTPSynchronized', '--value']
+  try:
+    answer = subprocess.run(
+      command, capture_output=True, text=True, timeout=NETWORK_TIMEOUT_S, check=True
+    )
   except (OSError, subprocess.SubprocessError):
-    return Check(name, WARNING, 'no reference: nothing here tells whether it is right', 'name a server: --clock_reference=URL')
-  synchronised = said.stdout.strip() == 'yes'
-  advice = '' if synchronised else 'switch on NTP, or compare with a server: --clock_reference=URL'
-  return Check(name, OK if synchronised else WARNING, 'synchronised (NTP)' if synchronised else 'not synchronised', advice)
+    detail = 'no reference: this system does not report its synchronization'
+    return Check('clock', WARNING, detail, 'name a server: --clock_reference=URL')
+  if answer.stdout.strip() == 'yes':
+    return Check('clock', OK, 'synchronized (NTP)')
+  advice = 'enable NTP, or compare with a server: --clock_reference=URL'
+  return Check('clock', WARNING, 'not synchronized', advice)
 
 
 def port(coordinator: str) -> Check:
-  """On the coordinator's own host: its port can be listened on. Elsewhere: the host can be reached."""
+  """Check that `coordinator` (HOST:PORT) can be listened on, or reached if it is another host."""
   name = 'coordinator'
   host, _, number = coordinator.rpartition(':')
   if not host or not number.isdigit() or not 0 < int(number) < 65536:
-    return Check(name, FAILED, f'--coordinator={coordinator}', 'must be HOST:PORT, with a port from 1 to 65535')
+    advice = 'must be HOST:PORT, with a port from 1 to 65535'
+    return Check(name, FAILED, f'--coordinator={coordinator}', advice)
   try:
     address = socket.getaddrinfo(host, int(number), type=socket.SOCK_STREAM)[0]
   except OSError as error:
     return Check(name, FAILED, f'{host}: {error.strerror}', 'name a host that this one can resolve')
-  with socket.socket(address[0], socket.SOCK_STREAM) as listener:
+  return _listen(coordinator, address) or _connect(coordinator, address)
+
+
+def _listen(coordinator: str, address: tuple[Any, ...]) -> Check | None:
+  """Try to listen at the address; return None when it is not one of this host."""
+  name, (family, *_, socket_address) = 'coordinator', address
+  with socket.socket(family, socket.SOCK_STREAM) as listener:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-      listener.bind(address[4])
+      listener.bind(socket_address)
       listener.listen(1)
-      with socket.create_connection(address[4][:2], timeout=5):
-        return Check(name, OK, f'{coordinator} is free, and reached from here')
+      with socket.create_connection(socket_address[:2], timeout=CONNECT_TIMEOUT_S):
+        return Check(name, OK, f'{coordinator} is free and reachable from this host')
     except OSError as error:
       if error.errno == errno.EADDRINUSE:
-        return Check(name, FAILED, f'{coordinator} is in use', 'choose another port, or end what listens there (ss -ltnp)')
+        advice = 'choose another port, or end the process that listens there (ss -ltnp)'
+        return Check(name, FAILED, f'{coordinator} is in use', advice)
       if error.errno == errno.EACCES:
-        return Check(name, FAILED, f'{coordinator} may not be listened on', 'choose a port above 1023')
-  try:  # not an address of this host
-    socket.create_connection(address[4][:2], timeout=5).close()
-    return Check(name, OK, f'{coordinator} answers')
+        detail = f'no permission to listen at {coordinator}'
+        return Check(name, FAILED, detail, 'choose a port above 1023')
+  return None
+
+
+def _connect(coordinator: str, address: tuple[Any, ...]) -> Check:
+  name = 'coordinator'
+  try:
+    socket.create_connection(address[4][:2], timeout=CONNECT_TIMEOUT_S).close()
   except ConnectionRefusedError:
-    return Check(name, OK, f'{host} is reached; nothing listens at port {number} yet')
+    return Check(name, OK, f'the host of {coordinator} is reachable; nothing listens there yet')
   except OSError as error:
-    return Check(name, FAILED, f'{coordinator} cannot be reached: {error}', 'open the port between the hosts of the job')
+    detail = f'{coordinator} cannot be reached: {error}'
+    return Check(name, FAILED, detail, 'open the port between the hosts of the job')
+  return Check(name, OK, f'{coordinator} accepts connections')

@@ -1,8 +1,9 @@
-"""Looks a host over before a job is started there: a line per check, ok, warning or failed, and what to do about it.
+"""Check a host before a job starts there: one line per check, and what to do where one fails.
 
   python -m launch.doctor --workdir=runs/demo
 
-Exit codes: 0 nothing failed, 2 something did. Run it on every host of a job: `ssh --worker=all`, `srun`, or a pod.
+Run it on every host of the job: through `gcloud ... ssh --worker=all`, `srun` or a pod.
+Exit codes: 0 no check failed, 2 at least one did.
 """
 
 from __future__ import annotations
@@ -13,29 +14,48 @@ import json
 from absl import flags
 
 from launch import checks, entry
-from rolegen_jax.commands import BAD_INPUT
+from rolegen_jax.cli.entry import BAD_INPUT
 
-_WORKDIR = flags.DEFINE_string('workdir', '.', 'Folder that runs will write to; made if absent.')
-_COORDINATOR = flags.DEFINE_string('coordinator', 'localhost:8476', 'HOST:PORT at which the processes of a job will meet.')
-_CLOCK_REFERENCE = flags.DEFINE_string('clock_reference', '', 'URL of a server whose Date header this clock is compared with, to a second.')
-_TIMEOUT_S = flags.DEFINE_float('timeout_s', 180.0, 'Seconds that the devices get to answer.', lower_bound=1)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', '.', 'Folder that runs will write to; created if it does not exist.'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', 'localhost:8476', 'HOST:PORT at which the processes of a job meet.'
+)
+_CLOCK_REFERENCE = flags.DEFINE_string(
+  'clock_reference', '', 'URL of a server whose Date header this clock is compared with.'
+)
+_TIMEOUT_S = flags.DEFINE_float(
+  'timeout_s', 180.0, 'Seconds the devices have to respond.', lower_bound=1
+)
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of lines.')
 
 
 def main() -> int:
-  found = [
-      *checks.versions(), *checks.devices(_TIMEOUT_S.value), *checks.storage(_WORKDIR.value),
-      checks.clock(_CLOCK_REFERENCE.value), checks.port(_COORDINATOR.value),
+  results = [
+    *checks.versions(),
+    *checks.devices(_TIMEOUT_S.value),
+    *checks.storage(_WORKDIR.value),
+    checks.clock(_CLOCK_REFERENCE.value),
+    checks.port(_COORDINATOR.value),
   ]
-  failed = [check for check in found if check.state == checks.FAILED]
+  failed = [check.name for check in results if check.state == checks.FAILED]
   if _JSON.value:
-    print(json.dumps(dict(ok=not failed, checks=[dataclasses.asdict(check) for check in found]), indent=2))
+    rows = [dataclasses.asdict(check) for check in results]
+    print(json.dumps(dict(ok=not failed, checks=rows), indent=2))
   else:
-    width = max(len(check.name) for check in found)
-    for check in found:
-      print(f'{check.state:7}  {check.name:{width}}  {check.found}' + (f'\n{"":9}{"":{width}}  -> {check.advice}' if check.advice else ''))
-    print('all is well' if not failed else f'failed: {", ".join(check.name for check in failed)}')
+    print_lines(results)
+    print(f'failed: {", ".join(failed)}' if failed else 'no check failed')
   return BAD_INPUT if failed else 0
+
+
+def print_lines(results: list[checks.Check]) -> None:
+  """Print one line per check, and its advice below it."""
+  width = max(len(check.name) for check in results)
+  for check in results:
+    print(f'{check.state:7}  {check.name:{width}}  {check.detail}')
+    if check.advice:
+      print(f'{"":9}{"":{width}}  -> {check.advice}')
 
 
 if __name__ == '__main__':

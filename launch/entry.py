@@ -1,4 +1,4 @@
-"""How the commands of launch/ start: flags, then `main`; a ConfigError becomes its one line and exit code 2."""
+"""The entry point that the commands of launch/ share: flags, exit codes, closed pipes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from collections.abc import Callable
 
 from absl import app
 
-from rolegen_jax.commands import BAD_INPUT
+from rolegen_jax.cli.entry import BAD_INPUT
 from rolegen_jax.config import ConfigError
 
 
-def run(main: Callable[[], int | None]) -> None:
-  """`main` returns the exit code. Unlike `rolegen_jax.commands.run` this joins no job: it works on any host of a cluster."""
+def run(main: Callable[[], int]) -> None:
+  """Parse the flags, call `main` and exit with the code that it returns.
 
-  def guarded(argv):
+  A ConfigError is printed as one line and exits with 2. Unlike `rolegen_jax.commands.run`, this
+  joins no distributed job, so it works on any host of a cluster.
+  """
+
+  def guarded_main(argv: list[str]) -> int:
     try:
       if len(argv) > 1:
         raise ConfigError(f'unexpected argument {argv[1]!r}: flags are --name=value')
@@ -27,9 +31,10 @@ def run(main: Callable[[], int | None]) -> None:
 
   try:
     try:
-      app.run(guarded)
+      app.run(guarded_main)
     finally:
       sys.stdout.flush()
-  except BrokenPipeError:  # `| head` has seen enough: end as of SIGPIPE, with nothing left for Python to flush
+  except BrokenPipeError:
+    # The reader (`| head`) closed the pipe. Exit as if by SIGPIPE, with nothing left to flush.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)

@@ -1,35 +1,53 @@
-"""Where the time of a run went, from the clocks that each host keeps in its stage folders (`rolegen_jax.training.metrics.Clock`).
+"""Account for the time of a run, from the clocks that each host writes into its stage folders.
 
-The kinds, in seconds of one process from its first row to its last:
+`rolegen_jax.training.metrics.Clock` writes them. The kinds of time, in seconds of one process from
+its first row to its last:
 
   step         the device worked, or the host waited for it: the goodput
   data         the host waited for its batch
   compile      the first call of a stage's step
-  restore      a stage's state was born or restored
-  checkpoint   a checkpoint was taken, or waited for at the end of a stage
-  lost         all of the above, of steps that a restart had to train again
-  preparation  between stages of one process, before the closed loop is through: data, semantic IDs, hindsight roles
-  evaluation   the same, and at the end, from then on: predictions, floors, the report
-  down         between one process and the next that continued its work, starting up included
+  restore      a stage's state was created or restored
+  checkpoint   a checkpoint was taken, or awaited at the end of a stage
+  lost         all of the above, for steps that a restart had to train again
+  preparation  between stages of one process, before the end of the closed loop: data, semantic
+               IDs, hindsight roles
+  evaluation   the same after the closed loop, and at the end: predictions, baselines, the report
+  down         between one process and the next that continued its work, including start-up
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import pathlib
 import statistics
+from collections.abc import Mapping
+from typing import Any
 
-KINDS = ('step', 'data', 'compile', 'restore', 'checkpoint', 'lost', 'preparation', 'evaluation', 'down')
-SECTION = {'backbone': 'warmup', 'align': 'align', 'reason': 'reason'}  # of the config; all other stages are closed loops
-RECENT = 20  # steps that a rate is taken over
-SLOW_DATA, SLOW_SHARE = 2.0, 0.1  # a straggler waits so many times longer for data than the median, and for so much of a step
-SILENT_S, SILENT_STEPS = 60.0, 20.0  # a process is silent after this many seconds, and this many times its usual step
+KINDS = (
+  'step',
+  'data',
+  'compile',
+  'restore',
+  'checkpoint',
+  'lost',
+  'preparation',
+  'evaluation',
+  'down',
+)
+LOSABLE_KINDS = ('step', 'data', 'compile', 'checkpoint')
+# Stages with a config section of the same name; all others are closed loops.
+SUPERVISED_STAGES = ('warmup', 'align', 'reason')
+LOOP_SECTION = 'loop_stage'
+RECENT_STEPS = 20  # over which the time per step is taken
+# A straggler waits this many times longer for data than the median, and this share of its step.
+SLOW_DATA_FACTOR, SLOW_DATA_SHARE = 2.0, 0.1
+# A process is silent after this many seconds, and after this many times its usual step.
+SILENT_S, SILENT_STEPS = 60.0, 20.0
 
 
 @dataclasses.dataclass
-class Stretch:
+class Segment:
   """One process in one stage, from its entry to its last row."""
 
   stage: str
@@ -39,95 +57,151 @@ class Stretch:
   begin: float  # unix time
   end: float
   start_step: int
-  ended: bool = False  # it left the stage, rather than was killed there or is still in it
-  spent: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # kind -> s
-  steps: list[dict] = dataclasses.field(default_factory=list)  # {step, at, kind: s}
+  exited: bool = False  # it left the stage; otherwise it was killed there or is still in it
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by kind
+  steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # {step, at, KIND_s}
 
   @property
-  def last_step(self) -> int:
-    """Steps that are done."""
+  def n_steps(self) -> int:
+    """Steps of the stage that are done."""
     return self.steps[-1]['step'] + 1 if self.steps else self.start_step
 
 
-def read(workdir: pathlib.Path) -> list[Stretch]:
-  """All stretches of a run, by time. A line that is being written, or was torn by a crash, is left out."""
-  found = []
-  for path in sorted([*workdir.glob('*/time.*.jsonl'), *workdir.glob('*/*/time.*.jsonl')]):
-    stage, process = path.parent.relative_to(workdir).as_posix(), int(path.name.split('.')[1])
-    now = None
-    for line in path.read_text(encoding='utf-8').splitlines():
-      try:
-        row = json.loads(line)
-      except ValueError:
-        continue
-      spent = {key[:-2]: value for key, value in row.items() if key.endswith('_s')}
-      if 'start' in row:
-        now = Stretch(stage, process, row['host'], row['pid'], row['at'] - sum(spent.values()), row['at'], row['start'])
-        found.append(now)
-      if now is None:
-        continue  # the first row was torn
-      now.spent.update(spent)
-      now.end, now.ended = row['at'], 'end' in row
-      if 'step' in row:
-        now.steps.append(dict(step=row['step'], at=row['at'], **{f'{kind}_s': s for kind, s in spent.items()}))
-  return sorted(found, key=lambda s: s.begin)
+ByProcess = dict[int, Segment]
 
 
-def account(stretches: list[Stretch], reported: tuple[float, float] | None = None) -> dict[int, dict[str, float]]:
-  """process -> {kind: seconds}. `reported` = (unix time of the report, seconds that it took), where there is one."""
-  out = {}
-  for process in sorted({s.process for s in stretches}):
-    mine = [s for s in stretches if s.process == process]
-    total = collections.Counter({kind: 0.0 for kind in KINDS})
-    for number, stretch in enumerate(mine):
-      total.update(stretch.spent)
-      again = min((s.start_step for s in mine[number + 1:] if s.stage == stretch.stage), default=None)
-      for row in stretch.steps:
-        if again is not None and row['step'] >= again:
-          for kind in ('step', 'data', 'compile', 'checkpoint'):
-            total[kind] -= row.get(f'{kind}_s', 0.0)
-            total['lost'] += row.get(f'{kind}_s', 0.0)
-    for before, after in zip(mine, mine[1:]):
-      same = (before.host, before.pid) == (after.host, after.pid)
-      total[_between(before) if same else 'down'] += max(0.0, after.begin - before.end)
-    if reported and mine[-1].ended and _between(mine[-1]) == 'evaluation':
-      total['evaluation'] += max(0.0, min(reported[0] - mine[-1].end, reported[1]))
-    out[process] = dict(total)
-  return out
+def read(workdir: pathlib.Path) -> list[Segment]:
+  """Return all segments of a run by time."""
+  segments = []
+  for path in [*workdir.glob('*/time.*.jsonl'), *workdir.glob('*/*/time.*.jsonl')]:
+    segments += _read_clock(path, path.parent.relative_to(workdir).as_posix())
+  return sorted(segments, key=lambda segment: (segment.begin, segment.stage, segment.process))
 
 
-def _between(stretch: Stretch) -> str:
-  return 'preparation' if stretch.stage in SECTION else 'evaluation'
+def _read_clock(path: pathlib.Path, stage: str) -> list[Segment]:
+  """Return the segments of one file. Lines that are incomplete are skipped."""
+  process = int(path.name.split('.')[1])
+  segments: list[Segment] = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      row = json.loads(line)
+    except ValueError:
+      continue  # still being written, or torn by a crash
+    seconds = {key.removesuffix('_s'): value for key, value in row.items() if key.endswith('_s')}
+    if 'start' in row:
+      begin = row['at'] - sum(seconds.values())
+      segment = Segment(stage, process, row['host'], row['pid'], begin, row['at'], row['start'])
+      segments.append(segment)
+    if not segments:
+      continue  # the first row was torn
+    segment = segments[-1]
+    _add(segment.seconds, seconds)
+    segment.end, segment.exited = row['at'], 'end' in row
+    if 'step' in row:
+      by_kind = {f'{kind}_s': value for kind, value in seconds.items()}
+      segment.steps.append(dict(step=row['step'], at=row['at'], **by_kind))
+  return segments
 
 
-def latest(stretches: list[Stretch]) -> dict[str, dict[int, Stretch]]:
-  """stage -> process -> the last stretch there, stages in the order in which they began."""
-  out: dict[str, dict[int, Stretch]] = {}
-  for stretch in stretches:
-    out.setdefault(stretch.stage, {})[stretch.process] = stretch
-  return {stage: dict(sorted(by_process.items())) for stage, by_process in out.items()}
+def account(
+  segments: list[Segment], report: tuple[float, float] | None = None
+) -> dict[int, dict[str, float]]:
+  """Return process -> {kind: seconds}.
+
+  `report` is (unix time of the report, seconds that it took), if there is one.
+  """
+  by_process: dict[int, list[Segment]] = {}
+  for segment in segments:
+    by_process.setdefault(segment.process, []).append(segment)
+  return {process: _account(by_process[process], report) for process in sorted(by_process)}
 
 
-def pace(stretch: Stretch, kind: str | None = None) -> float | None:
-  """Median seconds of the recent steps, of one kind or in all; the first step, which compiles, is left out."""
-  recent = [row for row in stretch.steps if 'compile_s' not in row][-RECENT:]
-  took = lambda row: row.get(f'{kind}_s', 0.0) if kind else sum(value for key, value in row.items() if key.endswith('_s'))
-  return statistics.median(map(took, recent)) if recent else None
+def _account(segments: list[Segment], report: tuple[float, float] | None) -> dict[str, float]:
+  """Return the seconds of one process by kind."""
+  total = dict.fromkeys(KINDS, 0.0)
+  for number, segment in enumerate(segments):
+    _add(total, segment.seconds)
+    for kind, seconds in _lost(segment, segments[number + 1 :]).items():
+      total[kind] -= seconds
+      total['lost'] += seconds
+  for before, after in zip(segments, segments[1:], strict=False):
+    same_process = (before.host, before.pid) == (after.host, after.pid)
+    kind = _kind_after(before) if same_process else 'down'
+    total[kind] += max(0.0, after.begin - before.end)
+  last = segments[-1]
+  if report and last.exited and _kind_after(last) == 'evaluation':
+    written_at, seconds = report
+    total['evaluation'] += max(0.0, min(written_at - last.end, seconds))
+  return total
 
 
-def stragglers(by_process: dict[int, Stretch], now: float) -> list[str]:
-  """What is odd about processes of a stage: silent ones, ones behind, ones that make the others wait for their data."""
-  out = []
-  waits = {process: pace(stretch, 'data') or 0.0 for process, stretch in by_process.items()}
-  furthest = max(stretch.last_step for stretch in by_process.values())
-  for process, stretch in by_process.items():
-    who, step_s = f'{stretch.stage}: process {process} ({stretch.host})', pace(stretch) or 0.0
-    silent = now - stretch.end
-    if not stretch.ended and stretch.steps and silent > max(SILENT_S, SILENT_STEPS * step_s):
-      out.append(f'{who} is silent for {silent:.0f} s; its steps took {step_s:.2f} s: it is gone, or hangs')
-    elif stretch.last_step < furthest - 1 and not stretch.ended:
-      out.append(f'{who} is at step {stretch.last_step}, others are at {furthest}')
-    others = [wait for other, wait in waits.items() if other != process]
-    if others and waits[process] > SLOW_DATA * statistics.median(others) and waits[process] > SLOW_SHARE * step_s:
-      out.append(f'{who} waits {waits[process]:.3f} s a step for data, the others {statistics.median(others):.3f} s')
-  return out
+def _lost(segment: Segment, later: list[Segment]) -> dict[str, float]:
+  """Return kind -> seconds of the steps that a later segment of the stage trained again."""
+  lost: dict[str, float] = {}
+  repeated_from = min((s.start_step for s in later if s.stage == segment.stage), default=None)
+  if repeated_from is None:
+    return lost
+  for row in segment.steps:
+    if row['step'] >= repeated_from:
+      _add(lost, {kind: row.get(f'{kind}_s', 0.0) for kind in LOSABLE_KINDS})
+  return lost
+
+
+def _add(total: dict[str, float], seconds: Mapping[str, float]) -> None:
+  for kind, value in seconds.items():
+    total[kind] = total.get(kind, 0.0) + value
+
+
+def _kind_after(segment: Segment) -> str:
+  return 'preparation' if segment.stage in SUPERVISED_STAGES else 'evaluation'
+
+
+def latest(segments: list[Segment]) -> dict[str, ByProcess]:
+  """Return stage -> process -> its last segment, with the stages in the order they began."""
+  by_stage: dict[str, ByProcess] = {}
+  for segment in segments:
+    by_stage.setdefault(segment.stage, {})[segment.process] = segment
+  return {stage: dict(sorted(by_process.items())) for stage, by_process in by_stage.items()}
+
+
+def step_seconds(segment: Segment, kind: str | None = None) -> float | None:
+  """Return the median seconds of the recent steps, of one kind or of all kinds together.
+
+  The first step, which compiles, is left out; None when there is no other.
+  """
+  recent = [row for row in segment.steps if 'compile_s' not in row][-RECENT_STEPS:]
+  if not recent:
+    return None
+  if kind:
+    return statistics.median(row.get(f'{kind}_s', 0.0) for row in recent)
+  return statistics.median(
+    sum(value for key, value in row.items() if key.endswith('_s')) for row in recent
+  )
+
+
+def stragglers(by_process: ByProcess, now: float) -> list[str]:
+  """Return one line per oddity of a stage's processes.
+
+  A process may be silent, behind the others, or make them wait for its data.
+  """
+  lines = []
+  waits = {process: step_seconds(segment, 'data') or 0.0 for process, segment in by_process.items()}
+  furthest = max(segment.n_steps for segment in by_process.values())
+  for process, segment in by_process.items():
+    name = f'{segment.stage}: process {process} ({segment.host})'
+    step_s, silent_s = step_seconds(segment) or 0.0, now - segment.end
+    is_silent = segment.steps and silent_s > max(SILENT_S, SILENT_STEPS * step_s)
+    if not segment.exited and is_silent:
+      lines.append(
+        f'{name} is silent for {silent_s:.0f} s; its steps took {step_s:.2f} s: '
+        'it has ended, or hangs'
+      )
+    elif not segment.exited and segment.n_steps < furthest - 1:
+      lines.append(f'{name} is at step {segment.n_steps}, others are at {furthest}')
+    wait, others = waits[process], [waits[other] for other in waits if other != process]
+    if not others:
+      continue
+    median = statistics.median(others)
+    if wait > SLOW_DATA_FACTOR * median and wait > SLOW_DATA_SHARE * step_s:
+      lines.append(f'{name} waits {wait:.3f} s per step for data, the others {median:.3f} s')
+  return lines

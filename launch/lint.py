@@ -1,4 +1,8 @@
-"""Checks a rendered text with real parsers: bash, shellcheck and sbatch where they are installed, YAML and a schema for a JobSet."""
+"""Check a rendered text with real parsers.
+
+Scripts go through bash, and through shellcheck and sbatch where these are installed; a JobSet goes
+through a YAML parser and a schema.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +21,40 @@ SCHEMA = pathlib.Path(__file__).parent / 'schemas' / 'jobset.json'
 
 
 def check(target: str, text: str) -> Iterator[str]:
-  """Yields what was checked. Raises ConfigError with the parser's own words."""
+  """Yield the name of each check that passed; raise ConfigError with a parser's own message."""
   if target == 'gke_jobset':
-    yield from _jobset(text)
+    yield from _check_jobset(text)
     return
-  yield _parse(['bash', '-n'], text)
-  # pip's shellcheck lies beside the interpreter, which is not always on PATH.
-  shellcheck = shutil.which('shellcheck') or shutil.which('shellcheck', path=str(pathlib.Path(sys.executable).parent))
+  yield _run_parser(['bash', '-n'], text)
+  shellcheck = _find_shellcheck()
   if shellcheck:
-    yield _parse([shellcheck, '--shell=bash', '-'], text)
+    yield _run_parser([shellcheck, '--shell=bash', '-'], text)
   if target == 'slurm' and shutil.which('sbatch'):
-    yield _parse(['sbatch', '--test-only'], text)
+    yield _run_parser(['sbatch', '--test-only'], text)
 
 
-def _parse(command: list[str], text: str) -> str:
-  done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+def _find_shellcheck() -> str | None:
+  # pip puts shellcheck beside the interpreter, a folder that need not be on PATH.
+  beside_python = str(pathlib.Path(sys.executable).parent)
+  return shutil.which('shellcheck') or shutil.which('shellcheck', path=beside_python)
+
+
+def _run_parser(command: list[str], text: str) -> str:
+  result = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
   name = ' '.join([pathlib.Path(command[0]).name, *command[1:]])
-  if done.returncode:
-    raise ConfigError(f'--validate: {name}: {(done.stdout + done.stderr).strip()}')
+  if result.returncode:
+    raise ConfigError(f'--validate: {name}: {(result.stdout + result.stderr).strip()}')
   return name
 
 
-def _jobset(text: str) -> Iterator[str]:
+def _check_jobset(text: str) -> Iterator[str]:
   manifest = yaml.safe_load(text)
   yield 'YAML'
-  import jsonschema  # a test requirement: launching does without
+  import jsonschema  # comes with requirements-test.txt; launching works without it
 
+  schema = json.loads(SCHEMA.read_text(encoding='utf-8'))
   try:
-    jsonschema.validate(manifest, json.loads(SCHEMA.read_text(encoding='utf-8')))
+    jsonschema.validate(manifest, schema)
   except jsonschema.ValidationError as error:
     raise ConfigError(f'--validate: {error.json_path}: {error.message}') from error
   yield SCHEMA.name

@@ -1,86 +1,136 @@
-"""What `launch.status` says of a run or a sweep, as data and as text."""
+"""What `launch.status` reports about a run or a sweep, as data and as text."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import time
+from typing import Any
 
 from launch import goodput
-from launch.text import aligned
+from launch.text import align_columns
 from rolegen_jax.config import ConfigError
 
+Status = dict[str, Any]
 
-def run_status(workdir: pathlib.Path, now: float) -> dict:
-  """{stages: rows of (stage, process, host, step, steps, state, step_s, age_s), seconds: process -> kind -> s, stragglers}."""
+
+def describe(workdir: pathlib.Path, as_json: bool) -> str:
+  """Return the current status of a run or a sweep; raise ConfigError for any other folder."""
+  now = time.time()
+  if (workdir / 'ledger.json').exists():
+    status = sweep_status(workdir, now)
+    return json.dumps(status, indent=2) if as_json else sweep_text(status)
+  if (workdir / 'config.json').exists():
+    status = run_status(workdir, now)
+    return json.dumps(status, indent=2) if as_json else run_text(status)
+  raise ConfigError(
+    f'--workdir={workdir}: contains neither config.json nor ledger.json; '
+    'must be the folder of a run or of a sweep'
+  )
+
+
+def run_status(workdir: pathlib.Path, now: float) -> Status:
+  """Return the status of a run:
+
+  stages       rows of stage, process, host, step, steps, state, step_s, age_s
+  seconds      process -> kind -> seconds
+  stragglers   one line per oddity
+  report       whether it is written
+  """
   config = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-  stretches = goodput.read(workdir)
-  report = workdir / 'report.json'
-  reported = None
-  if report.exists():
-    provenance = json.loads(report.read_text(encoding='utf-8')).get('provenance', {})
-    reported = report.stat().st_mtime, provenance.get('evaluation_wall_s', 0.0)
-  stages, odd = [], []
-  for stage, by_process in goodput.latest(stretches).items():
+  segments = goodput.read(workdir)
+  report = _report_time(workdir)
+  rows, stragglers = [], []
+  for stage, by_process in goodput.latest(segments).items():
     done = (workdir / stage / 'DONE.json').exists()
-    for process, stretch in by_process.items():
-      state = 'done' if done else 'left' if stretch.ended else 'running'
-      stages.append(dict(
-          stage=stage, process=process, host=stretch.host, step=stretch.last_step, steps=config[goodput.SECTION.get(stage, 'loop_stage')]['steps'],
-          state=state, step_s=goodput.pace(stretch), age_s=round(now - stretch.end, 1),
-      ))
+    section = stage if stage in goodput.SUPERVISED_STAGES else goodput.LOOP_SECTION
+    steps = config[section]['steps']
+    rows += [_stage_row(segment, steps, done, now) for segment in by_process.values()]
     if not done:
-      odd += goodput.stragglers(by_process, now)
-  return dict(stages=stages, seconds=goodput.account(stretches, reported), stragglers=odd, report=reported is not None)
+      stragglers += goodput.stragglers(by_process, now)
+  seconds = goodput.account(segments, report)
+  return dict(stages=rows, seconds=seconds, stragglers=stragglers, report=report is not None)
 
 
-def run_text(status: dict) -> str:
+def _report_time(workdir: pathlib.Path) -> tuple[float, float] | None:
+  """Return (unix time of the report, seconds that it took), or None without a report."""
+  path = workdir / 'report.json'
+  if not path.exists():
+    return None
+  provenance = json.loads(path.read_text(encoding='utf-8')).get('provenance', {})
+  return path.stat().st_mtime, provenance.get('evaluation_wall_s', 0.0)
+
+
+def _stage_row(segment: goodput.Segment, steps: int, done: bool, now: float) -> Status:
+  return dict(
+    stage=segment.stage,
+    process=segment.process,
+    host=segment.host,
+    step=segment.n_steps,
+    steps=steps,
+    state='done' if done else 'stopped' if segment.exited else 'running',
+    step_s=goodput.step_seconds(segment),
+    age_s=round(now - segment.end, 1),
+  )
+
+
+def run_text(status: Status) -> str:
+  """Return the tables of a run."""
   if not status['stages']:
     return 'no training stage has begun'
-  pace = lambda row: '-' if row['step_s'] is None else f'{row["step_s"]:.3f} s'
-  rows = [
-      (row['stage'], f'{row["process"]} {row["host"]}', f'{row["step"]}/{row["steps"]}', row['state'], pace(row), f'{row["age_s"]:.0f} s ago')
-      for row in status['stages']
-  ]
-  parts = [aligned([('stage', 'process', 'step', 'state', 'per step', 'last sign'), *rows])]
+  header = ('stage', 'process', 'step', 'state', 'per step', 'last row')
+  stages = align_columns([header, *map(_stage_cells, status['stages'])])
   hosts = {row['process']: row['host'] for row in status['stages']}
   rows = []
   for process, seconds in status['seconds'].items():
     total = sum(seconds.values())
-    rows.append((f'{process} {hosts[process]}', *(f'{100 * seconds[kind] / total:.1f}' for kind in goodput.KINDS), f'{total:.0f}'))
-  parts.append('time by kind, per cent\n' + aligned([('process', *goodput.KINDS, 'all, s'), *rows]))
-  parts.append('\n'.join(status['stragglers']) or 'no stragglers')
-  return '\n\n'.join(parts)
+    shares = [f'{100 * seconds[kind] / total:.1f}' for kind in goodput.KINDS]
+    rows.append((f'{process} {hosts[process]}', *shares, f'{total:.0f}'))
+  kinds = align_columns([('process', *goodput.KINDS, 'total, s'), *rows])
+  stragglers = '\n'.join(status['stragglers']) or 'no stragglers'
+  return '\n\n'.join([stages, f'time by kind, percent\n{kinds}', stragglers])
 
 
-def sweep_status(workdir: pathlib.Path, now: float) -> dict:
-  """{points: name -> {state, why, starts, wall_s, run: run_status of one that has begun and is not done}}."""
-  points = json.loads((workdir / 'ledger.json').read_text(encoding='utf-8'))['points']
-  out = {}
-  for name, point in points.items():
+def _stage_cells(row: Status) -> tuple[str, ...]:
+  return (
+    row['stage'],
+    f'{row["process"]} {row["host"]}',
+    f'{row["step"]}/{row["steps"]}',
+    row['state'],
+    '-' if row['step_s'] is None else f'{row["step_s"]:.3f} s',
+    f'{row["age_s"]:.0f} s ago',
+  )
+
+
+def sweep_status(workdir: pathlib.Path, now: float) -> Status:
+  """Return {points: name -> {state, why, starts, wall_s, run}}.
+
+  `run` is the run_status of a point that has begun and is not done, else None.
+  """
+  ledger = json.loads((workdir / 'ledger.json').read_text(encoding='utf-8'))
+  points = {}
+  for name, entry in ledger['points'].items():
     folder = workdir / 'points' / name
-    begun = point['state'] != 'done' and (folder / 'config.json').exists()
-    out[name] = {key: point[key] for key in ('state', 'why', 'starts', 'wall_s')} | dict(run=run_status(folder, now) if begun else None)
-  return dict(points=out)
+    point: Status = {key: entry[key] for key in ('state', 'why', 'starts', 'wall_s')}
+    has_begun = entry['state'] != 'done' and (folder / 'config.json').exists()
+    point['run'] = run_status(folder, now) if has_begun else None
+    points[name] = point
+  return dict(points=points)
 
 
-def sweep_text(status: dict) -> str:
-  rows, odd = [('point', 'state', 'starts', 'stage', 'step')], []
+def sweep_text(status: Status) -> str:
+  """Return one line per point, then stragglers and the reasons of failures."""
+  rows = [('point', 'state', 'starts', 'stage', 'step')]
+  notes = []
   for name, point in status['points'].items():
-    at = point['run']['stages'][-1] if point['run'] and point['run']['stages'] else None
-    rows.append((name, point['state'], str(point['starts']), at['stage'] if at else '-', f'{at["step"]}/{at["steps"]}' if at else '-'))
-    odd += [f'{name}: {line}' for line in (point['run']['stragglers'] if point['run'] and point['state'] == 'running' else [])]
-    odd += [f'{name}: {point["why"]}'] if point['state'] == 'failed' else []
-  return '\n'.join([aligned(rows), *odd])
-
-
-def look(workdir: pathlib.Path, as_json: bool) -> str:
-  """What there is to say now. Raises ConfigError when the folder is neither a run's nor a sweep's."""
-  now = time.time()
-  if (workdir / 'ledger.json').exists():
-    status, text = sweep_status(workdir, now), sweep_text
-  elif (workdir / 'config.json').exists():
-    status, text = run_status(workdir, now), run_text
-  else:
-    raise ConfigError(f'--workdir={workdir}: no config.json and no ledger.json there; must be the folder of a run or of a sweep')
-  return json.dumps(status, indent=2) if as_json else text(status)
+    run = point['run']
+    stage, step = '-', '-'
+    if run and run['stages']:
+      last = run['stages'][-1]
+      stage, step = last['stage'], f'{last["step"]}/{last["steps"]}'
+    rows.append((name, point['state'], str(point['starts']), stage, step))
+    if run and point['state'] == 'running':
+      notes += [f'{name}: {line}' for line in run['stragglers']]
+    if point['state'] == 'failed':
+      notes.append(f'{name}: {point["why"]}')
+  return '\n'.join([align_columns(rows), *notes])

@@ -1,11 +1,15 @@
-"""Columns for a terminal."""
+"""Column layout for text that is printed to a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-  """Lines whose cells begin in the same columns."""
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+  """Return one line per row, with the cells of each column left-aligned."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+  lines = []
+  for row in rows:
+    cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+    lines.append('  '.join(cells).rstrip())
+  return '\n'.join(lines)

@@ -1,1 +1,4 @@
-"""RoleGen-JAX: conversion-trajectory reasoning and generative recommendation in one jitted loop. Map: WORKSPACE.md."""
+"""RoleGen-JAX: conversion-trajectory reasoning and generative recommendation in one jitted loop.
+
+The map of the package is WORKSPACE.md.
+"""

@@ -1,4 +1,4 @@
-"""The command line: `rolegen COMMAND --flag=value ...`, the same as `python -m rolegen_jax COMMAND ...`.
+"""The command line: `rolegen COMMAND --flag=value ...`, or `python -m rolegen_jax COMMAND ...`.
 
 Each command is one file of `rolegen_jax/cli/`; only the one that is asked for is imported.
 """

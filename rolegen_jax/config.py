@@ -1,7 +1,8 @@
-"""The typed configuration of a run: frozen dataclasses, one section per room, and one `validate`.
+"""The typed configuration of a run: frozen dataclasses, one section per package.
 
-Every line says its meaning and unit. Experiments (`experiments/*.py`) return a `Config`; `--set a.b=c` replaces fields of it
-(`overrides.py`); the resolved config is written into the run folder. No jax here.
+Every field says its meaning and unit, and every section validates its own fields. Experiments
+(`experiments/*.py`) return a `Config`; `--set a.b=c` replaces fields of it (`overrides.py`); the
+resolved config is written into the run folder. No jax here.
 """
 
 from __future__ import annotations
@@ -10,21 +11,13 @@ import dataclasses
 import hashlib
 import json
 import typing
+from collections.abc import Iterable
+from typing import Any
 
-EVENT_NAMES = (
-  'impression',
-  'view',
-  'fav',
-  'cart',
-  'remove',
-  'purchase',
-)  # index = event code; ties sort in this order
-COHORTS = (
-  'D1',
-  'D2',
-  'D3',
-  'ACTIVE',
-)  # dormant: D1 first conversion, D2 reactivation; D3 never converted (no target)
+# The index is the event code; ties sort in this order.
+EVENT_NAMES = ('impression', 'view', 'fav', 'cart', 'remove', 'purchase')
+# Dormant: D1 first conversion, D2 reactivation. D3 never converted, so it has no target.
+COHORTS = ('D1', 'D2', 'D3', 'ACTIVE')
 ROLE_NAMES = (
   'TRIGGER',
   'ANCHOR',
@@ -36,18 +29,15 @@ ROLE_NAMES = (
   'CONVERT',
 )
 PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
-ALIGN_TASKS = (
-  'sid_to_text',
-  'text_to_sid',
-  'masked_attribute',
-  'next_event',
-  'next_purchase',
-)  # fields of TextConfig
+# Fields of TextConfig.
+ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')
 WORD_TASKS = (*ALIGN_TASKS, 'rationale')
 BACKBONE_INPUTS = ('roles', 'intent', 'candidates', 'retrieved')
 INTERVENTIONS = ('intent', 'remove', 'role')
-# Ablation -> the settings of the closed loop that make it; those without any are switches of the training step.
-ABLATIONS = dict(
+MAX_WORLDS = 16  # world tokens in the vocabulary
+# Ablation -> the settings of the closed loop that make it. Those without any are switches of the
+# joint train step.
+ABLATIONS: dict[str, dict[str, Any]] = dict(
   no_reasoner={},
   roles_only=dict(backbone_inputs=('roles',)),
   no_retrieved=dict(backbone_inputs=('roles', 'intent', 'candidates')),
@@ -59,39 +49,95 @@ ABLATIONS = dict(
 
 
 class ConfigError(ValueError):
-  """A field of the configuration is wrong. The message names the field and what would be right."""
+  """A field of the configuration is wrong. The message names it and what would be right."""
+
+
+class _Section:
+  """What the sections share: each validates its fields, and says which one is wrong."""
+
+  def validate(self, name: str) -> None:
+    """Raise ConfigError naming the first wrong field of this section, whose path is `name`."""
+
+  def _need(self, ok: bool, path: str, right: str) -> None:
+    """Raise ConfigError unless `ok`; the last part of `path` is the field's name."""
+    if not ok:
+      value = getattr(self, path.rpartition('.')[2])
+      raise ConfigError(f'{path}={value!r}: must be {right}')
+
+  def _at_least(self, least: float, prefix: str, *names: str) -> None:
+    for name in names:
+      self._need(getattr(self, name) >= least, f'{prefix}.{name}', f'at least {least:g}')
+
+  def _positive(self, prefix: str, *names: str) -> None:
+    for name in names:
+      self._need(getattr(self, name) > 0, f'{prefix}.{name}', 'positive')
+
+  def _share(self, prefix: str, *names: str) -> None:
+    for name in names:
+      self._need(0 <= getattr(self, name) <= 1, f'{prefix}.{name}', '0 to 1')
+
+  def _one_of(self, options: Iterable[str], path: str) -> None:
+    value = getattr(self, path.rpartition('.')[2])
+    self._need(value in options, path, 'one of ' + ', '.join(map(repr, options)))
+
+  def _some_of(self, options: Iterable[str], path: str) -> None:
+    values = getattr(self, path.rpartition('.')[2])
+    ok = len(values) > 0 and set(values) <= set(options) and len(set(values)) == len(values)
+    self._need(ok, path, 'different ones of ' + ', '.join(options))
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-  format: str = 'simulated'  # simulated | contract | alibaba2014 | taobao_userbehavior | rees46 | ranked_sequences
+class DataConfig(_Section):
+  # simulated | contract | alibaba2014 | taobao_userbehavior | rees46 | ranked_sequences
+  format: str = 'simulated'
   path: str = ''  # file or folder of the log, relative to $ROLEGEN_DATA; unused when simulated
   max_users: int = 0  # keep the first N users in file order; 0 = all
-  shards: str = ''  # folder of rolegen prepare_shards: backbone warmup on rows of the whole log, which memory need not hold; '' = off
+  # Folder of `rolegen prepare_shards`: the warmup reads rows of the whole log from there, which
+  # then need not fit in memory; '' = off.
+  shards: str = ''
   split: str = 'time'  # time | leave_one_out
   test_fraction: float = 0.3  # share of dormant occasions, latest by time, that are test
-  valid_fraction: float = 0.15  # share of dormant occasions just before them that are validation
+  valid_fraction: float = 0.15  # share of dormant occasions just before them
   first_conversion_min_views: int = 10  # D1 and D3: at least this many views
   reactivation_min_days: float = 14.0  # D2: at least this long since the last purchase
   reactivation_min_views: int = 5  # D2: at least this many views since the last purchase
 
+  def validate(self, name: str) -> None:
+    formats = ('simulated', 'contract', 'alibaba2014', 'taobao_userbehavior')
+    self._one_of((*formats, 'rees46', 'ranked_sequences'), f'{name}.format')
+    has_log = self.format == 'simulated' or self.path != ''
+    self._need(has_log, f'{name}.path', 'the log, relative to $ROLEGEN_DATA')
+    self._one_of(('time', 'leave_one_out'), f'{name}.split')
+    self._need(0 < self.test_fraction < 1, f'{name}.test_fraction', 'between 0 and 1')
+    fits = 0 < self.valid_fraction < 1 - self.test_fraction
+    self._need(fits, f'{name}.valid_fraction', 'between 0 and 1 - test_fraction')
+    self._at_least(0, name, 'max_users', 'reactivation_min_days')
+    self._at_least(0, name, 'first_conversion_min_views', 'reactivation_min_views')
+
 
 @dataclasses.dataclass(frozen=True)
-class SimulatorConfig:
-  """The simulated world (`simulator/world.py`, rules in docs/simulated_world.md)."""
+class SimulatorConfig(_Section):
+  """The simulated shop log (`rolegen_jax/simulator/`)."""
 
-  preset: str = 'alibaba2014'  # which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k; or held_back, other strengths
+  # Which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k; or
+  # held_back, of other strengths.
+  preset: str = 'alibaba2014'
   users: int = 3000
   items: int = 1200
   categories: int = 24
-  events_per_user_scale: float = (
-    0.75  # of the fitted mean: the demo is smaller, the shape of the distribution stays
-  )
+  # Share of the fitted mean: the demo is smaller, the shape of the distribution stays.
+  events_per_user_scale: float = 0.75
   seed: int = 0
+
+  def validate(self, name: str) -> None:
+    self._one_of(('alibaba2014', 'taobao_userbehavior_1k', 'held_back'), f'{name}.preset')
+    self._at_least(1, name, 'users', 'items', 'categories')
+    self._positive(name, 'events_per_user_scale')
+    self._at_least(0, name, 'seed')
 
 
 @dataclasses.dataclass(frozen=True)
-class SemanticIdConfig:
+class SemanticIdConfig(_Section):
   method: str = 'residual_kmeans'  # residual_kmeans | rqvae
   levels: int = 3  # codes per item
   codes: int = 256  # codebook size per level
@@ -100,20 +146,33 @@ class SemanticIdConfig:
   iterations: int = 20  # k-means iterations per level, or RQ-VAE epochs
   seed: int = 0
 
+  def validate(self, name: str) -> None:
+    self._one_of(('residual_kmeans', 'rqvae'), f'{name}.method')
+    self._need(2 <= self.levels <= 8, f'{name}.levels', '2 to 8')
+    self._at_least(2, name, 'codes')
+    self._at_least(0, name, 'collaborative_dim', 'seed')
+    some = self.collaborative_dim > 0 or self.text != ''
+    self._need(some, f'{name}.collaborative_dim', 'positive when no text embedder is set')
+    self._at_least(1, name, 'iterations')
+
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
+class RopeScaling(_Section):
   """Rotary positions stretched beyond the length that a model was first trained at."""
 
-  kind: str = 'none'  # none | linear (Chen et al., arXiv 2306.15595) | llama3 (arXiv 2407.21783)
+  kind: str = 'none'  # none | linear (arXiv 2306.15595) | llama3 (arXiv 2407.21783)
   factor: float = 1.0  # frequencies are divided by it; by llama3 only the low ones
   low_frequency: float = 1.0  # llama3: waves longer than context / this are low frequencies
   high_frequency: float = 4.0  # llama3: waves shorter than context / this stay as they are
   context: int = 8192  # llama3: tokens, the length that the model was first trained at
 
+  def validate(self, name: str) -> None:
+    self._one_of(('none', 'linear', 'llama3'), f'{name}.kind')
+    self._positive(name, 'factor', 'low_frequency', 'high_frequency', 'context')
+
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(_Section):
   layers: int = 2
   width: int = 64  # residual stream
   heads: int = 4  # query heads
@@ -122,18 +181,21 @@ class TransformerConfig:
   mlp: int = 192  # hidden width of the gated MLP
   rope_theta: float = 10_000.0
   remat: str = 'none'  # none | full | dots: what the backward pass recomputes
-  dtype: str = 'float32'  # compute type: float32 | bfloat16; parameters are always float32
-  attention: str = 'auto'  # auto: the platform's kernel where it takes shapes, mask and dtype (splash on TPU, cudnn on GPU) | xla: never
-  # What pretrained families differ in (pretrained/families.py); as they stand here, the model that is trained from scratch.
+  # Compute type: float32 | bfloat16. Parameters are always float32.
+  dtype: str = 'float32'
+  # auto: the platform's kernel where it takes shapes, mask and dtype (splash on TPU, cudnn on
+  # GPU) | xla: never.
+  attention: str = 'auto'
+  # What pretrained families differ in (pretrained/families.py). The defaults are the model that is
+  # trained from scratch.
   qk_norm: bool = False  # norm of each head's queries and keys before they are rotated
   post_norms: bool = False  # norm also of what attention and MLP add to the residual stream
   norm_epsilon: float = 1e-6
   norm_offset: float = 0.0  # norms multiply by this + their parameter; Gemma 1
   activation: str = 'silu'  # of the gate: silu | gelu_tanh
   attention_scale: float = 0.0  # of scores; 0 = head_dim ** -0.5
-  layer_pattern: str = (
-    ''  # a letter a layer, from the first on and again: L sees `window`, G sees all; '' = all G
-  )
+  # A letter a layer, repeated: L sees `window` tokens, G sees all; '' = all G.
+  layer_pattern: str = ''
   window: int = 0  # tokens that a query of an L layer sees, itself included
   local_rope_theta: float = 10_000.0  # of L layers
   rope_scaling: RopeScaling = RopeScaling()  # of G layers
@@ -141,9 +203,26 @@ class TransformerConfig:
   tied: bool = True  # the readout is the token table; False: a table of its own
   logit_softcap: float = 0.0  # logits become cap * tanh(logits / cap); 0 = off
 
+  def validate(self, name: str) -> None:
+    self._at_least(1, name, 'layers', 'width', 'heads', 'kv_heads', 'mlp')
+    divides = self.heads % self.kv_heads == 0
+    self._need(divides, f'{name}.kv_heads', f'a divisor of heads={self.heads}')
+    even = self.head_dim >= 2 and self.head_dim % 2 == 0
+    self._need(even, f'{name}.head_dim', 'even and positive (rotary pairs)')
+    self._one_of(('none', 'full', 'dots'), f'{name}.remat')
+    self._one_of(('float32', 'bfloat16'), f'{name}.dtype')
+    self._one_of(('auto', 'xla'), f'{name}.attention')
+    self._one_of(('silu', 'gelu_tanh'), f'{name}.activation')
+    self._positive(name, 'rope_theta', 'local_rope_theta', 'norm_epsilon', 'embedding_scale')
+    self._at_least(0, name, 'attention_scale', 'window', 'logit_softcap')
+    self._need(not set(self.layer_pattern) - set('LG'), f'{name}.layer_pattern', 'letters L and G')
+    has_window = 'L' not in self.layer_pattern or self.window >= 1
+    self._need(has_window, f'{name}.window', 'at least 1, as layer_pattern has L')
+    self.rope_scaling.validate(f'{name}.rope_scaling')
+
 
 @dataclasses.dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(_Section):
   temporal: TransformerConfig = TransformerConfig()  # over events, one position each
   query_layers: int = 1  # cross-attention layers from a target query to its memory
   depth_layers: int = 1  # layers of the depth decoder over the codes of one item
@@ -152,51 +231,74 @@ class BackboneConfig:
   view_weight: float = 0.2  # loss weight of a target that is no purchase
   generation_loss: float = 0.3  # weight of the generated part's own NLL beside the mixture's
   dropout: float = 0.1  # on event embeddings and query output while training
-  pointer: bool = True  # mix the generated distribution with a pointer over history and candidates
+  pointer: bool = True  # mix the generated distribution with a pointer over memory
   beam: int = 64  # beams kept per level when decoding
+
+  def validate(self, name: str) -> None:
+    self.temporal.validate(f'{name}.temporal')
+    self._at_least(1, name, 'query_layers', 'depth_layers', 'context', 'beam')
+    self._positive(name, 'purchase_weight')
+    self._at_least(0, name, 'view_weight', 'generation_loss')
+    self._need(0 <= self.dropout < 1, f'{name}.dropout', 'at least 0 and below 1')
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(_Section):
   """Low-rank adapters of the reasoner's projections (Hu et al., arXiv 2106.09685)."""
 
   rank: int = 16  # of each adapter
   alpha: float = 32.0  # what an adapter adds is multiplied by alpha / rank
   targets: tuple[str, ...] = PROJECTIONS  # projections that get one
 
+  def validate(self, name: str) -> None:
+    self._at_least(1, name, 'rank')
+    self._positive(name, 'alpha')
+    self._some_of(PROJECTIONS, f'{name}.targets')
+
 
 @dataclasses.dataclass(frozen=True)
-class ReasonerConfig:
+class ReasonerConfig(_Section):
   transformer: TransformerConfig = TransformerConfig()
   events: int = 24  # latest events of the trajectory in the prompt, (2 + levels) tokens each
   role_events: int = 12  # latest events that get a role token
   intents: int = 2  # intents per completion
-  intent_levels: int = 1  # codes of the SID prefix that names an intent
+  intent_levels: int = 1  # codes of the semantic-ID prefix that names an intent
   candidates: int = 4  # items on the path of one completion
   coarse_codes: int = 8  # coarse codes that contact with an item may excite, the strongest ones
-  transitions: int = (
-    16  # items that contact with an item may call for, the ones that follow it most
-  )
-  retrieved: int = (
-    64  # items that a history calls for most: what paths go to and the backbone reads
-  )
+  transitions: int = 16  # items that contact with an item may retrieve, those that follow it most
+  # Items retrieved by a whole history, the strongest ones: paths go to them, the backbone reads
+  # them.
+  retrieved: int = 64
   temperature: float = 0.2  # of rollouts; demonstrations are fitted at 1
-  pretrained: str = (
-    ''  # folder of a pretrained decoder, which sets `transformer`; '' = from scratch
-  )
-  text_pieces: int = 0  # text tokens: of the tokenizer of `pretrained`, or at most of one trained on the items' words; 0 = no text
+  pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = none
+  # Text tokens: those of the tokenizer of `pretrained`, or at most so many of one trained on the
+  # items' words; 0 = no text.
+  text_pieces: int = 0
   tokenizer: str = ''  # hash of the tokenizer of `pretrained`
-  # What training changes: all | lora | frozen. frozen: rows of our tokens (all before the text block) and the equation of intent; lora: those
-  # and adapters. The rest, the base, has neither gradients nor moments, is in no checkpoint, and the KL reference shares it.
+  # What training changes: all | lora | frozen. frozen: the rows of our tokens (all before the text
+  # block) and the structural equations; lora: those and adapters. The rest, the base, has neither
+  # gradients nor moments, is in no checkpoint, and the KL reference shares it.
   train: str = 'all'
   lora: LoraConfig = LoraConfig()
 
+  def validate(self, name: str) -> None:
+    self.transformer.validate(f'{name}.transformer')
+    self.lora.validate(f'{name}.lora')
+    self._at_least(1, name, 'events', 'intents', 'intent_levels', 'candidates', 'coarse_codes')
+    self._at_least(1, name, 'transitions', 'retrieved')
+    fits = 1 <= self.role_events <= self.events
+    self._need(fits, f'{name}.role_events', f'1 to reasoner.events={self.events}')
+    self._positive(name, 'temperature')
+    self._at_least(0, name, 'text_pieces')
+    self._one_of(('all', 'lora', 'frozen'), f'{name}.train')
+
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
-  """What the reasoner learns in words (`text/prompts.toml`). In force where the vocabulary has text pieces and the items have words.
+class TextConfig(_Section):
+  """What the reasoner learns in words (`text/prompts.toml`).
 
-  The next five are shares of the examples of stage `align`, of any sum.
+  In force where the vocabulary has text pieces and the items have words. The first five are shares
+  of the examples of stage `align`, of any sum.
   """
 
   sid_to_text: float = 1.0  # semantic ID -> title, category or brand
@@ -206,117 +308,185 @@ class TextConfig:
   next_purchase: float = 0.5  # a trajectory and a time -> semantic ID of what was bought
   width: int = 256  # tokens of a packed row
   sentence: int = 24  # tokens of a text, its end included, at most; longer ones are cut
-  held_out: float = (
-    0.05  # share of items whose words are never shown: the report asks for them apart
-  )
-  rationales: float = 0.0  # weight in stage `reason` of the chain with a sentence after each role and intent; 0 = chains without words
+  # Share of items whose words are never shown; the report asks for them separately.
+  held_out: float = 0.05
+  # Weight in stage `reason` of the chain with a sentence after each role and intent; 0 = chains
+  # without words.
+  rationales: float = 0.0
+
+  def validate(self, name: str) -> None:
+    self._at_least(0, name, *ALIGN_TASKS, 'rationales')
+    some = sum(getattr(self, task) for task in ALIGN_TASKS) > 0
+    self._need(some, f'{name}.next_event', 'positive where the other shares are 0')
+    self._need(0 <= self.held_out < 1, f'{name}.held_out', 'at least 0 and below 1')
+    self._at_least(2, name, 'sentence')
+    self._at_least(1, name, 'width')
 
 
 @dataclasses.dataclass(frozen=True)
-class RolesConfig:
+class RolesConfig(_Section):
   """Hindsight roles (`reasoning/roles.py`): how many, and thresholds."""
 
-  max_conversions: int = (
-    20_000  # training conversions that are labelled and teach the reasoner, evenly drawn; 0 = all
-  )
+  # Training conversions that are labeled and teach the reasoner, evenly drawn; 0 = all.
+  max_conversions: int = 20_000
   intent_days: float = 14.0  # an intent ends after so long without contact with its coarse code
-  trigger_z: float = 4.0  # sigmas by which contact with the item raises interest near y, beyond what items of its kind do
+  # Sigmas by which contact with the item raises interest near the target, beyond what items of its
+  # kind do.
+  trigger_z: float = 4.0
   distract_z: float = -3.0  # the same, lowers
-  complement_shift: float = (
-    0.03  # share of interest that purchases there move towards y's coarse code
-  )
-  annotations: str = ''  # JSONL of imported roles and rationales, which replace those of hindsight (`text/annotations.py`); '' = none
+  # Share of interest that purchases there move towards the target's coarse code.
+  complement_shift: float = 0.03
+  # JSONL of imported roles and rationales, which replace those of hindsight
+  # (`text/annotations.py`); '' = none.
+  annotations: str = ''
+
+  def validate(self, name: str) -> None:
+    self._at_least(0, name, 'max_conversions', 'complement_shift')
+    self._positive(name, 'intent_days')
+    ordered = self.distract_z < self.trigger_z
+    self._need(ordered, f'{name}.distract_z', f'below trigger_z={self.trigger_z}')
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(_Section):
+  """The closed loop: rollouts, rewards and the reasoner's objective."""
+
   worlds: int = 4  # rollouts per user; world 0 is factual
-  # What is done in the counterfactual worlds, by turns. intent: the path starts from another intent, the next likeliest | remove: an event is
-  # taken out | role: an event gets another role.
+  # What is done in the counterfactual worlds, in turn. intent: the path starts from another
+  # intent, the next likeliest | remove: an event is removed | role: an event gets another role.
   interventions: tuple[str, ...] = INTERVENTIONS
-  noise: str = 'independent'  # of its own for each world | common: worlds of a user differ through their interventions alone
+  # independent: each world has noise of its own | common: the worlds of a user differ through
+  # their interventions alone.
+  noise: str = 'independent'
   backbone_inputs: tuple[str, ...] = BACKBONE_INPUTS  # what of the reasoning the backbone reads
   reward_hit: float = 1.0  # a: graded semantic-ID prefix hit of the candidates
   reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
   reward_novelty: float = 0.3  # c: share of a world's candidates in no other world
-  reward_malformed: float = 1.0  # d: penalty share of malformed candidates
-  objective: str = (
-    'policy_gradient'  # policy_gradient (clipped, KL) | weighted (softmax(A / beta) likelihood)
-  )
+  reward_malformed: float = 1.0  # d: penalty on the share of malformed candidates
+  # policy_gradient (clipped, KL) | weighted (softmax(A / beta) likelihood)
+  objective: str = 'policy_gradient'
   weight_beta: float = 0.5  # temperature of the `weighted` objective, in reward units
   clip: float = 0.2  # ratio clip of the policy gradient
   kl: float = 0.02  # weight of KL(policy || reference)
-  imitation: float = 0.5  # weight of the supervised FR-CoT loss kept in the loop
+  imitation: float = 0.5  # weight of the supervised FR-CoT loss that is kept in the loop
   reference_decay: float = 0.99  # EMA of the reference; 1 = frozen
-  candidate_dropout: float = 0.3  # chance that a training target sees no candidates and no roles
+  candidate_dropout: float = 0.3  # chance that a training target sees nothing of the reasoning
   reflect_every: int = 1  # the reasoner is updated every k-th step
+
+  def validate(self, name: str) -> None:
+    fits = 2 <= self.worlds <= MAX_WORLDS
+    self._need(fits, f'{name}.worlds', f'2 to {MAX_WORLDS}, the world tokens of the vocabulary')
+    self._some_of(INTERVENTIONS, f'{name}.interventions')
+    self._one_of(('common', 'independent'), f'{name}.noise')
+    self._some_of(BACKBONE_INPUTS, f'{name}.backbone_inputs')
+    self._at_least(0, name, 'reward_hit', 'reward_gain', 'reward_novelty', 'reward_malformed')
+    self._one_of(('policy_gradient', 'weighted'), f'{name}.objective')
+    self._positive(name, 'weight_beta', 'clip')
+    self._at_least(0, name, 'kl', 'imitation')
+    self._share(name, 'reference_decay', 'candidate_dropout')
+    self._at_least(1, name, 'reflect_every')
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(_Section):
   learning_rate: float = 3e-3  # peak
-  equation_lr_multiplier: float = (
-    10.0  # times the learning rate, for the structural equations of the reasoner
-  )
-  warmup_steps: int = 50  # steps
+  # Of the reasoner's structural equations, on top of the learning rate.
+  equation_lr_multiplier: float = 10.0
+  warmup_steps: int = 50
   final_share: float = 0.05  # of the peak, at the end of the cosine
   weight_decay: float = 0.05
   clip_norm: float = 1.0
   b2: float = 0.98
 
+  def validate(self, name: str) -> None:
+    self._positive(name, 'learning_rate', 'equation_lr_multiplier', 'clip_norm')
+    self._at_least(0, name, 'warmup_steps', 'weight_decay')
+    self._share(name, 'final_share')
+    self._need(0 < self.b2 < 1, f'{name}.b2', 'between 0 and 1')
+
 
 @dataclasses.dataclass(frozen=True)
-class StageConfig:
+class StageConfig(_Section):
   steps: int = 300
-  batch: int = 32  # rows (warmup) or occasions (others) per step over all devices
+  batch: int = 32  # rows (warmup) or examples (other stages) per step over all devices
   optimizer: OptimizerConfig = OptimizerConfig()
   save_every: int = 100  # steps between checkpoints
 
+  def validate(self, name: str) -> None:
+    self._at_least(1, name, 'steps', 'batch', 'save_every')
+    self.optimizer.validate(f'{name}.optimizer')
+
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(_Section):
   """Devices per mesh axis; -1 on one axis = all that are left."""
 
   data: int = -1  # batch only: parameters are replicated over it
   fsdp: int = 1  # batch, and parameters sharded
   tensor: int = 1  # heads, MLP and vocabulary sharded
-  rollout: str = 'replicated'  # parameters while decoding: replicated (no collective in the loop) | tensor (spread over tensor: fits more)
+  # Parameters while decoding: replicated (no collective in the loop) | tensor (sharded over
+  # tensor: larger models fit).
+  rollout: str = 'replicated'
+
+  def validate(self, name: str) -> None:
+    sizes = (self.data, self.fsdp, self.tensor)
+    for axis, size in zip(('data', 'fsdp', 'tensor'), sizes):
+      self._need(size == -1 or size >= 1, f'{name}.{axis}', 'at least 1, or -1')
+    self._need(sizes.count(-1) <= 1, f'{name}.data', 'a number where another axis is -1')
+    self._one_of(('replicated', 'tensor'), f'{name}.rollout')
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrationConfig:
-  """After the loop: the weights by which the backbone mixes its sources, fitted to validation conversions (`training/calibration.py`)."""
+class CalibrationConfig(_Section):
+  """After the loop: the mixing weights of the backbone, fitted to validation conversions."""
 
   steps: int = 80  # of full-batch Adam; 0 = off
   learning_rate: float = 0.05  # at the start of the cosine
-  examples: int = (
-    1000  # validation conversions, evenly drawn; 0 = all. Their memories are held at once
-  )
+  # Validation conversions, evenly drawn; 0 = all. Their memories are held at once.
+  examples: int = 1000
+
+  def validate(self, name: str) -> None:
+    self._at_least(0, name, 'steps', 'examples')
+    self._positive(name, 'learning_rate')
 
 
 @dataclasses.dataclass(frozen=True)
-class ServingConfig:
-  exploration_weight: float = 2.0  # of a slate: weight of what contact with an item opens beside log p (`serving/slate.py`); 0 = by log p alone
-  exposure_penalty: float = 0.0  # of `recommend`: weight against items that the lists before show much; 0 = each list for itself
+class ServingConfig(_Section):
+  """How lists are ordered (`serving/slate.py`)."""
+
+  # Weight, beside log p, of the new interest that contact with an item opens; 0 = by log p alone.
+  exploration_weight: float = 2.0
+  # `recommend`: weight against items that the lists before show much; 0 = each list for itself.
+  exposure_penalty: float = 0.0
+
+  def validate(self, name: str) -> None:
+    self._at_least(0, name, 'exploration_weight', 'exposure_penalty')
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(_Section):
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
   bootstrap: int = 1000  # resamples of occasions for 95 % intervals
-  ablations: tuple[str, ...] = (
-    'no_reasoner',
-    'no_counterfactual',
-    'no_reflection',
-  )  # some of ABLATIONS, trained and reported beside RoleGen
-  exposure_penalty: float = 0.7  # RoleGen and the backbone alone are also reported with their lists so spread (`ServingConfig.spread`); 0 = are not
-  sasrec_steps: int = 600  # training steps of the SASRec baseline, its best validation step is kept
+  # Some of ABLATIONS, trained and reported beside RoleGen.
+  ablations: tuple[str, ...] = ('no_reasoner', 'no_counterfactual', 'no_reflection')
+  # RoleGen and the backbone alone are also reported with their lists under this exposure penalty;
+  # 0 = they are not.
+  exposure_penalty: float = 0.7
+  sasrec_steps: int = 600  # training steps of the SASRec baseline; its best validation step counts
   seed: int = 0
+
+  def validate(self, name: str) -> None:
+    ascending = len(self.ks) > 0 and list(self.ks) == sorted(set(self.ks)) and self.ks[0] >= 1
+    self._need(ascending, f'{name}.ks', 'one or more numbers from 1 on, ascending')
+    self._at_least(1, name, 'batch', 'bootstrap', 'sasrec_steps')
+    self._at_least(0, name, 'exposure_penalty', 'seed')
+    if self.ablations:
+      self._some_of(ABLATIONS, f'{name}.ablations')
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(_Section):
   name: str = 'demo'
   seed: int = 0
   data: DataConfig = DataConfig()
@@ -336,178 +506,57 @@ class Config:
   mesh: MeshConfig = MeshConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
 
+  def validated(self) -> Config:
+    """Return this config, or raise ConfigError naming the first field that is wrong."""
+    for field in dataclasses.fields(self):
+      section = getattr(self, field.name)
+      if isinstance(section, _Section):
+        section.validate(field.name)
+    self._validate_across_sections()
+    return self
 
-def to_dict(config) -> dict:
-  """Nested plain dict of a config or a section, tuples as lists."""
+  def _validate_across_sections(self) -> None:
+    ids, reasoner, backbone = self.semantic_ids, self.reasoner, self.backbone
+    if self.seed < 0:
+      raise ConfigError(f'seed={self.seed}: must be at least 0')
+    events = reasoner.events
+    backbone._need(
+      backbone.context >= events, 'backbone.context', f'at least reasoner.events={events}'
+    )
+    top = ids.levels - 1
+    fits = reasoner.intent_levels <= top
+    reasoner._need(fits, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {top}')
+    fits = reasoner.coarse_codes <= ids.codes
+    reasoner._need(fits, 'reasoner.coarse_codes', f'1 to semantic_ids.codes={ids.codes}')
+    least = 4 * (2 + ids.levels)
+    self.text._need(self.text.width >= least, 'text.width', f'at least {least}, four events')
+    most, beam = max(self.evaluation.ks), backbone.beam
+    backbone._need(beam >= most, 'backbone.beam', f'at least the largest of evaluation.ks={most}')
+
+
+def to_dict(config: Any) -> dict:
+  """Return a config or a section as a nested plain dict, tuples as lists."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(values: dict, kind: type = Config):
-  """The inverse of `to_dict`. Raises ConfigError on a field that this version does not know."""
+def from_dict(values: dict, kind: type = Config) -> Any:
+  """Return the config of such a dict. Raises ConfigError on a field that this version lacks."""
   hints = typing.get_type_hints(kind)
   unknown = sorted(set(values) - set(hints))
   if unknown:
     raise ConfigError(
       f'{kind.__name__}: unknown field {unknown[0]!r}; this folder was written by another version'
     )
-  section = lambda name, v: (
-    from_dict(v, hints[name])
-    if dataclasses.is_dataclass(hints[name])
-    else tuple(v)
-    if isinstance(v, list)
-    else v
-  )
-  return kind(**{name: section(name, v) for name, v in values.items()})
+  fields = {}
+  for name, value in values.items():
+    if dataclasses.is_dataclass(hints[name]):
+      fields[name] = from_dict(value, hints[name])
+    else:
+      fields[name] = tuple(value) if isinstance(value, list) else value
+  return kind(**fields)
 
 
-def digest(*parts) -> str:
-  """16 hex digits over JSON-able parts; configs are taken as dicts."""
-  plain = [to_dict(p) if dataclasses.is_dataclass(p) else p for p in parts]
+def digest(*parts: Any) -> str:
+  """Return 16 hex digits over JSON-able parts; configs are taken as dicts."""
+  plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
   return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def validate(config: Config) -> Config:
-  """Returns `config`, or raises ConfigError naming the first field that is wrong."""
-
-  def need(ok: bool, field: str, right: str):
-    if not ok:
-      value = config
-      for part in field.split('.'):
-        value = getattr(value, part)
-      raise ConfigError(f'{field}={value!r}: must be {right}')
-
-  def one_of(field: str, value, options):
-    need(value in options, field, 'one of ' + ', '.join(map(repr, options)))
-
-  formats = (
-    'simulated',
-    'contract',
-    'alibaba2014',
-    'taobao_userbehavior',
-    'rees46',
-    'ranked_sequences',
-  )
-  one_of('data.format', config.data.format, formats)
-  one_of('data.split', config.data.split, ('time', 'leave_one_out'))
-  need(
-    config.data.format == 'simulated' or config.data.path,
-    'data.path',
-    'the log, relative to $ROLEGEN_DATA',
-  )
-  need(0 < config.data.test_fraction < 1, 'data.test_fraction', 'between 0 and 1')
-  need(
-    0 < config.data.valid_fraction < 1 - config.data.test_fraction,
-    'data.valid_fraction',
-    'between 0 and 1 - test_fraction',
-  )
-  one_of(
-    'simulator.preset',
-    config.simulator.preset,
-    ('alibaba2014', 'taobao_userbehavior_1k', 'held_back'),
-  )
-  one_of('semantic_ids.method', config.semantic_ids.method, ('residual_kmeans', 'rqvae'))
-  need(2 <= config.semantic_ids.levels <= 8, 'semantic_ids.levels', '2 to 8')
-  need(config.semantic_ids.codes >= 2, 'semantic_ids.codes', 'at least 2')
-  need(
-    config.semantic_ids.collaborative_dim > 0 or config.semantic_ids.text != '',
-    'semantic_ids.collaborative_dim',
-    'positive when no text embedder is set',
-  )
-  for name in ('backbone.temporal', 'reasoner.transformer'):
-    room, part = name.split('.')
-    t = getattr(getattr(config, room), part)
-    need(t.layers >= 1, f'{name}.layers', 'at least 1')
-    need(t.heads % t.kv_heads == 0, f'{name}.kv_heads', f'a divisor of heads={t.heads}')
-    need(t.head_dim % 2 == 0, f'{name}.head_dim', 'even (rotary pairs)')
-    one_of(f'{name}.remat', t.remat, ('none', 'full', 'dots'))
-    one_of(f'{name}.dtype', t.dtype, ('float32', 'bfloat16'))
-    one_of(f'{name}.attention', t.attention, ('auto', 'xla'))
-    one_of(f'{name}.activation', t.activation, ('silu', 'gelu_tanh'))
-    one_of(f'{name}.rope_scaling.kind', t.rope_scaling.kind, ('none', 'linear', 'llama3'))
-    need(not set(t.layer_pattern) - set('LG'), f'{name}.layer_pattern', 'letters L and G')
-    need(
-      'L' not in t.layer_pattern or t.window >= 1,
-      f'{name}.window',
-      'at least 1, as layer_pattern has L',
-    )
-  need(
-    config.backbone.context >= config.reasoner.events,
-    'backbone.context',
-    f'at least reasoner.events={config.reasoner.events}',
-  )
-  need(
-    1 <= config.reasoner.role_events <= config.reasoner.events,
-    'reasoner.role_events',
-    f'1 to reasoner.events={config.reasoner.events}',
-  )
-  need(
-    1 <= config.reasoner.intent_levels < config.semantic_ids.levels,
-    'reasoner.intent_levels',
-    f'1 to semantic_ids.levels - 1 = {config.semantic_ids.levels - 1}',
-  )
-  need(
-    1 <= config.reasoner.coarse_codes <= config.semantic_ids.codes,
-    'reasoner.coarse_codes',
-    f'1 to semantic_ids.codes={config.semantic_ids.codes}',
-  )
-  need(config.reasoner.transitions >= 1, 'reasoner.transitions', 'at least 1')
-  need(config.reasoner.retrieved >= 1, 'reasoner.retrieved', 'at least 1')
-  need(config.reasoner.temperature > 0, 'reasoner.temperature', 'positive')
-  one_of('reasoner.train', config.reasoner.train, ('all', 'lora', 'frozen'))
-  need(config.reasoner.lora.rank >= 1, 'reasoner.lora.rank', 'at least 1')
-  need(config.reasoner.lora.alpha > 0, 'reasoner.lora.alpha', 'positive')
-  targets = {*config.reasoner.lora.targets}
-  need(
-    targets and targets <= {*PROJECTIONS},
-    'reasoner.lora.targets',
-    'some of ' + ', '.join(PROJECTIONS),
-  )
-  for name in ALIGN_TASKS:
-    need(getattr(config.text, name) >= 0, f'text.{name}', 'at least 0')
-  need(
-    sum(getattr(config.text, name) for name in ALIGN_TASKS) > 0,
-    'text.next_event',
-    'positive where the other shares are 0',
-  )
-  need(config.text.rationales >= 0, 'text.rationales', 'at least 0')
-  need(0 <= config.text.held_out < 1, 'text.held_out', 'at least 0 and below 1')
-  need(config.text.sentence >= 2, 'text.sentence', 'at least 2')
-  need(
-    config.text.width >= 4 * (2 + config.semantic_ids.levels),
-    'text.width',
-    f'at least {4 * (2 + config.semantic_ids.levels)}, four events',
-  )
-  need(config.loop.worlds >= 2, 'loop.worlds', 'at least 2')
-  need(config.calibration.steps >= 0, 'calibration.steps', 'at least 0')
-  need(config.calibration.learning_rate > 0, 'calibration.learning_rate', 'positive')
-  need(config.serving.exploration_weight >= 0, 'serving.exploration_weight', 'at least 0')
-  need(config.serving.exposure_penalty >= 0, 'serving.exposure_penalty', 'at least 0')
-  need(config.evaluation.exposure_penalty >= 0, 'evaluation.exposure_penalty', 'at least 0')
-  need(config.calibration.examples >= 0, 'calibration.examples', 'at least 0')
-  need(
-    config.loop.interventions and {*config.loop.interventions} <= {*INTERVENTIONS},
-    'loop.interventions',
-    'some of ' + ', '.join(INTERVENTIONS),
-  )
-  one_of('loop.noise', config.loop.noise, ('common', 'independent'))
-  need(
-    0 < len({*config.loop.backbone_inputs})
-    and {*config.loop.backbone_inputs} <= {*BACKBONE_INPUTS},
-    'loop.backbone_inputs',
-    'some of ' + ', '.join(BACKBONE_INPUTS),
-  )
-  one_of('loop.objective', config.loop.objective, ('policy_gradient', 'weighted'))
-  for name in ('warmup', 'align', 'reason', 'loop_stage'):
-    stage = getattr(config, name)
-    need(stage.steps >= 1, f'{name}.steps', 'at least 1')
-    need(stage.batch >= 1, f'{name}.batch', 'at least 1')
-    need(stage.save_every >= 1, f'{name}.save_every', 'at least 1')
-  for name in config.evaluation.ablations:
-    need(name in ABLATIONS, 'evaluation.ablations', 'some of ' + ', '.join(ABLATIONS))
-  one_of('mesh.rollout', config.mesh.rollout, ('replicated', 'tensor'))
-  need(
-    sum(v == -1 for v in dataclasses.asdict(config.mesh).values()) <= 1,
-    'mesh',
-    'at most one axis of -1',
-  )
-  return config

@@ -9,7 +9,7 @@ from rolegen_jax.config import Config, ConfigError
 
 
 def test_the_default_is_valid():
-  assert lib.validate(Config()) == Config()
+  assert Config().validated() == Config()
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,24 @@ def test_the_default_is_valid():
       'reasoner.intent_levels=3: must be 1 to semantic_ids.levels - 1 = 2',
     ),
     ('reasoner.temperature=0', 'reasoner.temperature=0.0: must be positive'),
-    ('loop.worlds=1', 'loop.worlds=1: must be at least 2'),
+    ('loop.worlds=1', 'loop.worlds=1: must be 2 to 16'),
+    ('loop.worlds=17', 'loop.worlds=17: must be 2 to 16, the world tokens of the vocabulary'),
     ('loop.objective=dpo', "loop.objective='dpo': must be one of 'policy_gradient', 'weighted'"),
     ('loop_stage.steps=0', 'loop_stage.steps=0: must be at least 1'),
-    (
-      'mesh.fsdp=-1',
-      "mesh=MeshConfig(data=-1, fsdp=-1, tensor=1, rollout='replicated'): must be at most one axis of -1",
-    ),
+    ('mesh.fsdp=-1', 'mesh.data=-1: must be a number where another axis is -1'),
+    ('mesh.tensor=0', 'mesh.tensor=0: must be at least 1, or -1'),
+    ('data.max_users=-1', 'data.max_users=-1: must be at least 0'),
+    ('simulator.users=0', 'simulator.users=0: must be at least 1'),
+    ('backbone.dropout=1.0', 'backbone.dropout=1.0: must be at least 0 and below 1'),
+    ('backbone.beam=20', 'backbone.beam=20: must be at least the largest of evaluation.ks=50'),
+    ('reasoner.candidates=0', 'reasoner.candidates=0: must be at least 1'),
+    ('roles.intent_days=0', 'roles.intent_days=0.0: must be positive'),
+    ('loop.reference_decay=1.5', 'loop.reference_decay=1.5: must be 0 to 1'),
+    ('loop.reflect_every=0', 'loop.reflect_every=0: must be at least 1'),
+    ('warmup.optimizer.b2=1.0', 'warmup.optimizer.b2=1.0: must be between 0 and 1'),
+    ('evaluation.ks=(10, 1)', 'evaluation.ks=(10, 1): must be one or more numbers from 1 on'),
+    ('evaluation.batch=0', 'evaluation.batch=0: must be at least 1'),
+    ('seed=-1', 'seed=-1: must be at least 0'),
   ],
 )
 def test_a_wrong_value_is_named_with_what_would_be_right(assignment, message):
@@ -61,8 +72,8 @@ def test_dict_round_trip_and_digest():
   plain = json.loads(json.dumps(lib.to_dict(config)))
   assert lib.from_dict(plain) == config
   assert lib.digest(config) == lib.digest(plain) != lib.digest(Config())
-  with pytest.raises(ConfigError, match="unknown field 'colour'"):
-    lib.from_dict(plain | {'colour': 1})
+  with pytest.raises(ConfigError, match="unknown field 'color'"):
+    lib.from_dict(plain | {'color': 1})
 
 
 def test_configs_are_frozen():

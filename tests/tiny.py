@@ -1,6 +1,10 @@
-"""A tiny RoleGen for the tests: eight codes a level, width 32, 60 items. Random parameters are drawn on the host: nothing compiles."""
+"""A tiny RoleGen for the tests: eight codes a level, width 32, 60 items.
+
+Random parameters are drawn on the host, so nothing compiles.
+"""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,78 +18,86 @@ from rolegen_jax.semantic_ids.trie import Trie, build_trie
 
 CODES, LEVELS, ITEMS = 8, 3, 60
 USERS, WORLDS, WIDTH = 8, 4, 16
+RETRIEVED = 4  # items that a history retrieves
 DAY, NOW = 86_400, 1_400_000_000
 PURCHASE, CONVERT = EVENT_NAMES.index('purchase'), ROLE_NAMES.index('CONVERT')
 SIZES = ('layers=2', 'width=32', 'heads=4', 'kv_heads=2', 'head_dim=8', 'mlp=48')
 
 
 def config(*assignments: str) -> Config:
-  sizes = [
-    f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in SIZES
-  ]
-  rest = [
+  """The tiny config, with `assignments` of the form section.field=value."""
+  models = ('backbone.temporal', 'reasoner.transformer')
+  sizes = [f'{model}.{size}' for model in models for size in SIZES]
+  others = [
     f'semantic_ids.codes={CODES}',
     f'backbone.context={WIDTH}',
     'reasoner.events=6',
     'reasoner.role_events=4',
     f'loop.worlds={WORLDS}',
   ]
-  return overrides.apply(Config(), sizes + rest + list(assignments))
+  return overrides.apply(Config(), [*sizes, *others, *assignments])
 
 
 @functools.cache
 def rolegen(*assignments: str) -> RoleGen:
+  """Both models of the tiny config."""
   return RoleGen(config(*assignments))
 
 
-def random_params(make, seed: int = 0):
-  """Parameters of the module that `make(rngs)` builds, all of them away from their initial zeros and ones."""
+def random_params(model_fn: functional.ModelFn, seed: int = 0) -> dict[str, Any]:
+  """Parameters of a model, all of them away from their initial zeros and ones."""
   rng = np.random.default_rng(seed)
 
-  def draw(path, leaf):
+  def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     mean = 1.0 if 'scale' in jax.tree_util.keystr(path) else 0.0
     return (mean + 0.2 * rng.normal(size=leaf.shape)).astype(np.float32)
 
-  return jax.tree_util.tree_map_with_path(draw, functional.abstract(make)[1])
+  return jax.tree_util.tree_map_with_path(draw, functional.abstract(model_fn)[1])
 
 
 @functools.cache
-def params(name: str, seed: int = 0):
+def params(name: str, seed: int = 0) -> dict[str, Any]:
+  """Random parameters of the backbone or the reasoner."""
   return random_params(rolegen().model_fns[name], seed)
 
 
 def codes(items: int = ITEMS, seed: int = 0) -> np.ndarray:
-  """Distinct random IDs, int32 [items, LEVELS]."""
+  """Distinct random semantic IDs, int32 [items, LEVELS]."""
   ids = np.random.default_rng(seed).choice(CODES**LEVELS, items, replace=False)
   return (ids[:, None] // CODES ** np.arange(LEVELS)[::-1] % CODES).astype(np.int32)
 
 
 def trie(items: int = ITEMS, seed: int = 0, allowed: np.ndarray | None = None) -> Trie:
+  """The catalogue of `codes`, or of its `allowed` items."""
   return build_trie(codes(items, seed), CODES, capacity=64, allowed=allowed)
 
 
 def histories(rng: np.random.Generator, users: int = USERS, items: int = ITEMS) -> Trajectories:
-  """Right-aligned histories of 5 to 16 events on few days, so that many timestamps tie; a third of the events are purchases."""
+  """Right-aligned histories of 5 to 16 events on few days, so that many timestamps tie.
+
+  A third of the events are purchases.
+  """
   real = np.arange(WIDTH) >= WIDTH - rng.integers(5, WIDTH + 1, (users, 1))
-  time = NOW - DAY * (1 + np.cumsum(rng.integers(0, 3, (users, WIDTH)), axis=1)[:, ::-1])
-  keep = lambda a, fill: np.where(real, a, fill).astype(np.int32)
+  days_ago = 1 + np.cumsum(rng.integers(0, 3, (users, WIDTH)), axis=1)[:, ::-1]
+
+  def padded(field: np.ndarray, padding: int) -> np.ndarray:
+    return np.where(real, field, padding).astype(np.int32)
+
   return Trajectories(
-    keep(rng.integers(0, items, real.shape), -1),
-    keep(rng.choice([1, 3, PURCHASE], real.shape), 0),
-    keep(rng.integers(1, 4, real.shape), 0),
-    keep(time, 0),
-    real.astype(np.int32),
+    item=padded(rng.integers(0, items, real.shape), -1),
+    event=padded(rng.choice([1, 3, PURCHASE], real.shape), 0),
+    count=padded(rng.integers(1, 4, real.shape), 0),
+    timestamp=padded(NOW - DAY * days_ago, 0),
+    segment=real.astype(np.int32),
   )
 
 
-NO_RETRIEVED = np.full((USERS, 4), -1, np.int32), np.zeros((USERS, 4), np.float32)
-
-
 def retrieved(items: int = ITEMS, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Four items that each user's history calls for, and their shares."""
+  """The items that each user's history retrieves, and their shares, [USERS, RETRIEVED] each."""
   rng = np.random.default_rng(seed)
-  item = np.stack([rng.choice(items, 4, replace=False) for _ in range(USERS)]).astype(np.int32)
-  return item, rng.dirichlet(np.ones(4), USERS).astype(np.float32)
+  item = np.stack([rng.choice(items, RETRIEVED, replace=False) for _ in range(USERS)])
+  share = rng.dirichlet(np.ones(RETRIEVED), USERS)
+  return item.astype(np.int32), share.astype(np.float32)
 
 
 def examples(seed: int = 0, users: int = USERS, items: int = ITEMS) -> Examples:
@@ -93,24 +105,25 @@ def examples(seed: int = 0, users: int = USERS, items: int = ITEMS) -> Examples:
   rng = np.random.default_rng(seed)
   c, history = config().reasoner, histories(rng, users, items)
   last = (slice(None), slice(-c.role_events, None))
-  roles = np.where(
-    history.event[last] == PURCHASE, CONVERT, rng.integers(0, CONVERT, history.event[last].shape)
-  )
+  is_purchase = history.event[last] == PURCHASE
+  roles = np.where(is_purchase, CONVERT, rng.integers(0, CONVERT, is_purchase.shape))
   target = rng.integers(0, items, users).astype(np.int32)
-  path = np.concatenate(
-    [target[:, None], rng.integers(-1, items, (users, c.candidates - 1))], axis=1
-  )
-  known = (history.item >= 0)[..., None]
-  share = lambda low, high: (rng.uniform(low, high, (users, WIDTH, 3)) * known).astype(np.float32)
-  code, follower = (
-    rng.integers(0, high, (users, WIDTH, 3)).astype(np.int32) for high in (CODES, items)
-  )
-  excites = Excites(code, share(0, 1), share(-0.2, 0.2), follower, share(0, 0.2))
+  others = rng.integers(-1, items, (users, c.candidates - 1))
+  path = np.concatenate([target[:, None], others], axis=1)
+  is_event = (history.item >= 0)[..., None]
+
+  def share(low: float, high: float) -> np.ndarray:
+    return (rng.uniform(low, high, (users, WIDTH, 3)) * is_event).astype(np.float32)
+
+  def number(high: int) -> np.ndarray:
+    return rng.integers(0, high, (users, WIDTH, 3)).astype(np.int32)
+
+  code, next_item = number(CODES), number(items)
   return Examples(
-    history,
-    np.full(users, NOW, np.int32),
-    excites,
-    target,
-    np.where(history.segment[last] > 0, roles, -1).astype(np.int32),
-    path.astype(np.int32),
+    history=history,
+    timestamp=np.full(users, NOW, np.int32),
+    excites=Excites(code, share(0, 1), share(-0.2, 0.2), next_item, share(0, 0.2)),
+    target=target,
+    roles=np.where(history.segment[last] > 0, roles, -1).astype(np.int32),
+    path=path.astype(np.int32),
   )

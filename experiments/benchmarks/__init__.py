@@ -1,2 +1,3 @@
-"""Benchmarks: each command measures both sides in one run and writes a JSON file of its name here, with provenance. `draw.py`
-makes the pictures of docs/performance.md from those files."""
+"""Benchmarks, one file each: `measure` fills NAME.json, `plot` draws docs/performance/NAME.png.
+
+`python -m experiments.benchmarks.NAME` measures, `--plot` draws; `harness.py` is shared."""

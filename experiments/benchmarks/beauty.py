@@ -1,42 +1,52 @@
-"""What the benchmarks against peers have in common: the Amazon Beauty sequences, one set of semantic IDs, and two generative
-recommenders of 4.6 M parameters, ours and Hugging Face T5 in TIGER's shape.
+"""The Amazon Beauty sequences, their semantic IDs, and RoleGen's backbone on them.
 
-TIGER (Rajput et al., arXiv 2305.05065): T5 of width 128, MLP 1024, 6 heads of 64, 4 + 4 layers; the encoder reads every code of
-every history item, the decoder emits the codes of the next one. IDs of all sides: residual k-means of 3 levels of 256 codes,
-and a fourth code that tells items of equal first three codes apart, 0 for the first of them.
+The benchmarks against third parties share them. IDs of all sides: residual k-means of 3 levels of
+256 codes, and a fourth code that distinguishes items of equal first three codes, 0 for the first.
 
-Legend: U users, I items, N events, B rows, n history items, L codes an item, K codes a level.
+Legend: U users, I items, N events, B rows or requests, n history items, k beams, L codes an item,
+Q items scored.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import time
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import amazon_beauty
 from rolegen_jax import config as c
 from rolegen_jax import sharding
+from rolegen_jax.data import batches
 from rolegen_jax.data.adapters import ADAPTERS, log_path
+from rolegen_jax.data.batches import Examples, Trajectories
 from rolegen_jax.data.events import validate
+from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions, find_occasions
+from rolegen_jax.models.backbone import PURCHASE
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids.residual_kmeans import residual_kmeans
 from rolegen_jax.semantic_ids.stage import embed
+from rolegen_jax.semantic_ids.trie import Trie, build_trie
+from rolegen_jax.training import losses, state, steps
 
-QUANTISED = 3  # levels of residual k-means; one more code tells colliding items apart
+QUANTISED = 3  # levels of residual k-means
 HISTORY = 20  # items that TIGER reads, the latest
-PAD = 0  # T5's token of padding and of the decoder's start
-TIGER = dict(d_model=128, d_ff=1024, d_kv=64, num_heads=6, num_layers=4, num_decoder_layers=4)
+SCORED_AT_ONCE = 2048  # items
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sequences:
-  """A log of purchases in order, leave-one-out: the last item of a user is the test item, the one before it validation.
+  """A log of purchases in order, leave-one-out: a user's last item is the test item.
 
-  Training may use item[offsets[u]:offsets[u + 1] - 2] of user u, validation predicts item[offsets[u + 1] - 2] from those.
+  The one before it is for validation. Training may use item[offsets[u]:offsets[u + 1] - 2] of user
+  u, validation predicts item[offsets[u + 1] - 2] from those.
   """
 
   log: InteractionLog
@@ -52,25 +62,44 @@ class Sequences:
     """int64 [U + 1]; user u has rows offsets[u]:offsets[u + 1]."""
     return self.log.offsets
 
-  def held_out(self, which: str) -> np.ndarray:
-    """int64 [U]: row of every user's 'valid' or 'test' item; what is before it is the history."""
-    return self.offsets[1:] - dict(valid=2, test=1)[which]
+  def held_out(self, split: str) -> np.ndarray:
+    """Return the row of every user's 'valid' or 'test' item, int64 [U]."""
+    return self.offsets[1:] - dict(valid=2, test=1)[split]
 
-  def histories(self, rows: np.ndarray, width: int = HISTORY) -> np.ndarray:
-    """int32 [B, width]: up to `width` items of the same user right before each of `rows` [B], right-aligned, -1 = none."""
-    index = rows[:, None] + np.arange(-width, 0)
-    first = self.offsets[self.log.user[rows]]
-    return np.where(index >= first[:, None], self.item[np.maximum(index, 0)], -1).astype(np.int32)
+  def histories(self, rows_B: np.ndarray, width: int = HISTORY) -> np.ndarray:
+    """Return the last `width` items before each row, int32 [B, width], right-aligned, -1 = none."""
+    index = rows_B[:, None] + np.arange(-width, 0)
+    first = self.offsets[self.log.user[rows_B]]
+    is_event = index >= first[:, None]
+    return np.where(is_event, self.item[np.maximum(index, 0)], -1).astype(np.int32)
 
   def training_rows(self) -> np.ndarray:
-    """int64 [.]: rows that are a training target with something before it, each an example (history, next item) of a peer."""
-    row = np.arange(len(self.item))
-    return row[(row > self.offsets[self.log.user]) & (row < self.held_out('valid')[self.log.user])]
+    """Return the training rows with something before them: a third party's examples, int64 [.]."""
+    row, user = np.arange(len(self.item)), self.log.user
+    return row[(row > self.offsets[user]) & (row < self.held_out('valid')[user])]
+
+  def full_histories(self, count: int, width: int, seed: int = 0) -> np.ndarray:
+    """Return what `count` users bought before their test item, the latest, int32 [count, width].
+
+    Where too few users bought `width` items, whole histories of users in random order are joined
+    and cut into pieces.
+    """
+    rng, end = np.random.default_rng(seed), self.held_out('test')
+    long_enough = np.flatnonzero(end - self.offsets[:-1] >= width)
+    if len(long_enough) >= count:
+      users = np.sort(rng.choice(long_enough, count, replace=False))
+      return self.histories(end[users], width)
+    users = rng.permutation(len(end))
+    joined = np.concatenate([self.item[self.offsets[u] : end[u]] for u in users])
+    return np.resize(joined, (count, width)).astype(np.int32)
 
 
 @functools.cache
 def sequences() -> Sequences:
-  """The Beauty log under $ROLEGEN_DATA: 22,363 users, 12,101 items, 198,502 purchases. Raises DataError when it is not there."""
+  """Return the Beauty log under $ROLEGEN_DATA. Raises DataError when it is not there.
+
+  22,363 users, 12,101 items, 198,502 purchases.
+  """
   data = config().data
   path = log_path(data)
   events, items, _ = ADAPTERS[data.format](path, data)
@@ -80,108 +109,194 @@ def sequences() -> Sequences:
 
 @functools.cache
 def codes() -> np.ndarray:
-  """The semantic ID of every item of `sequences()`, int32 [I, 4], all different, from training events and the items' text."""
-  found = sequences()
+  """Return the ID of every item of `sequences()`, int32 [I, 4], all distinct.
+
+  They are made from training events and the items' text.
+  """
+  log, occasions = sequences().log, sequences().occasions
   ids = config().semantic_ids
-  embeddings = embed(found.log, found.occasions, ids)
   mesh = sharding.make_mesh(c.MeshConfig(), jax.local_devices()[:1])
-  return distinct(residual_kmeans(embeddings, QUANTISED, ids.codes, ids.iterations, ids.seed, mesh).codes, ids.codes)
+  embeddings = embed(log, occasions, ids)
+  result = residual_kmeans(embeddings, QUANTISED, ids.codes, ids.iterations, ids.seed, mesh)
+  return distinct(result.codes, ids.codes)
 
 
 def distinct(codes_IxL: np.ndarray, most: int) -> np.ndarray:
-  """Codes with one more, int32 [I, L + 1]: how many earlier items have the same. Raises ValueError at `most` of them."""
-  _, group, sizes = np.unique(codes_IxL, axis=0, return_inverse=True, return_counts=True)
+  """Return the codes with one more, the number of earlier items that share them, int32 [I, L + 1].
+
+  Raises ValueError where more than `most` items share one ID.
+  """
+  unique = np.unique(codes_IxL, axis=0, return_inverse=True, return_counts=True)
+  _, group, sizes = unique
   if sizes.max() > most:
-    raise ValueError(f'{sizes.max()} items share one ID, {most} can be told apart by one more code')
+    raise ValueError(f'{sizes.max()} items share one ID, one more code distinguishes {most}')
   group = group.ravel()
   order = np.argsort(group, kind='stable')
-  place = np.empty(len(group), np.int64)
-  place[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
-  return np.concatenate([codes_IxL, place[:, None]], axis=1).astype(np.int32)
+  rank = np.empty(len(group), np.int64)
+  rank[order] = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+  return np.concatenate([codes_IxL, rank[:, None]], axis=1).astype(np.int32)
 
 
 def config() -> c.Config:
-  """RoleGen's Config of these benchmarks: IDs of 4 x 256, a backbone of 4.6 M parameters. The reasoner takes no part."""
+  """Return the config: IDs of 4 x 256 and a backbone of 4.6 M parameters."""
   base = amazon_beauty.get_config()
   ids = c.SemanticIdConfig(levels=QUANTISED + 1, codes=256, text='hashed_ngrams')
   temporal = c.TransformerConfig(layers=5, width=256, heads=4, kv_heads=2, head_dim=64, mlp=464)
   backbone = dataclasses.replace(base.backbone, temporal=temporal, context=32, dropout=0.1)
-  # Budgets are in seconds, so nobody knows the last step: a constant rate after the warm-up.
+  # Budgets are in seconds, so the last step is unknown: a constant rate after the warmup.
   constant = dataclasses.replace(base.warmup.optimizer, final_share=1.0)
   warmup = dataclasses.replace(base.warmup, steps=1_000_000, optimizer=constant)
-  return c.validate(dataclasses.replace(base, semantic_ids=ids, backbone=backbone, warmup=warmup))
+  sized = dataclasses.replace(base, semantic_ids=ids, backbone=backbone, warmup=warmup)
+  return sized.validated()
 
 
-# Hugging Face T5 in TIGER's shape. torch and transformers are imported inside: they are an extra.
+class Work(NamedTuple):
+  """What one update trained on."""
+
+  sequences: int
+  targets: int
 
 
-def tiger(levels: int = QUANTISED + 1, codes_per_level: int = 256, seed: int = 0, **sizes):
-  """A fresh transformers.T5ForConditionalGeneration over `tokens`; `sizes` replaces fields of T5Config (tests: smaller)."""
-  import torch
-  import transformers
+class Ours:
+  """RoleGen's Generative Behavioral Backbone on one device; no reasoner takes part.
 
-  torch.manual_seed(seed)
-  return transformers.T5ForConditionalGeneration(transformers.T5Config(
-      vocab_size=1 + levels * codes_per_level, pad_token_id=PAD, decoder_start_token_id=PAD, eos_token_id=None, dropout_rate=0.1,
-      feed_forward_proj='relu', **TIGER | sizes,
-  ))
+  The interface of all models of these benchmarks:
 
+    update() -> Work            trains on one batch
+    serve(item_Bxn, beams)      items int [B, beams] from histories, best first, -1 = none
+    rank(rows_B, beams)         the same, from what is before rows of the log
+    parameters, batch, cycle (updates of a representative round), loss, compile_s (of the update)
 
-def tokens(codes_xL: np.ndarray, codes_per_level: int = 256) -> np.ndarray:
-  """T5 tokens, int64 [..., L], of codes [..., L]: 1 + K * level + code."""
-  return 1 + codes_per_level * np.arange(codes_xL.shape[-1]) + codes_xL.astype(np.int64)
+  Training rows hold several users' whole sequences (packed), and every item of a sequence but its
+  first is a target: one pass trains about six targets a sequence.
+  """
 
+  cycle = 1
 
-def encoder_inputs(item_Bxn: np.ndarray, codes_IxL: np.ndarray, codes_per_level: int = 256) -> tuple[np.ndarray, np.ndarray]:
-  """(input_ids int64 [B, n * L], attention_mask of it) of right-aligned histories, -1 = none. As wide as the longest history."""
-  longest = max(1, int((item_Bxn >= 0).sum(axis=1).max()))
-  item_Bxn = item_Bxn[:, item_Bxn.shape[1] - longest:]
-  real = np.repeat(item_Bxn >= 0, codes_IxL.shape[1], axis=1)
-  ids = tokens(codes_IxL[np.maximum(item_Bxn, 0)], codes_per_level).reshape(real.shape)
-  return np.where(real, ids, PAD), real.astype(np.int64)
+  def __init__(
+    self, sequences: Sequences, codes_IxL: np.ndarray, config: c.Config, batch: int, seed: int = 0
+  ) -> None:
+    self.sequences, self.codes_IxL, self.config = sequences, codes_IxL, config
+    self.batch, self.rolegen = batch, RoleGen(config)
+    self.mesh = sharding.make_mesh(config.mesh, jax.local_devices()[:1])
+    width = config.backbone.context
+    packed = batches.pack_windows(sequences.offsets, sequences.held_out('valid'), width)
+    n_rows = int(packed[0].max()) + 1
+    make_rows = functools.partial(_packed_rows, sequences.log, packed, width)
+    self.batches = Batches(n_rows, batch, seed, make_rows)
+    self.model_fns = {'backbone': self.rolegen.model_fns['backbone']}
+    warmup = config.warmup
+    self.optimizers = {'backbone': state.optimizer(warmup.optimizer, warmup.steps)}
+    self.trie = self.catalogue()
+    with jax.set_mesh(self.mesh):
+      key = jax.random.key(seed)
+      self.state = state.create(self.model_fns, self.optimizers, self.mesh, key)
+    self.parameters = sum(p.size for p in jax.tree.leaves(self.state.params))
+    self.compile_s = 0.0  # of the update
+    self.serve_compile_s: dict[tuple[int, int, int], float] = {}  # by (B, n, k)
+    self._program, self._serve_programs = None, {}
 
+  def catalogue(self, allowed_I: np.ndarray | None = None) -> Trie:
+    """Return the tables of the items that `allowed_I` bool [I] names, on the device."""
+    trie = build_trie(self.codes_IxL, self.config.semantic_ids.codes, allowed=allowed_I)
+    return jax.device_put(trie, sharding.sharding(self.mesh))
 
-def labels(item_B: np.ndarray, codes_IxL: np.ndarray, codes_per_level: int = 256) -> np.ndarray:
-  """The decoder's L tokens of each item, int64 [B, L]; no end token follows: all items have L."""
-  return tokens(codes_IxL[item_B], codes_per_level)
+  def update(self) -> Work:
+    """Run a full update: batch, forward, backward, optimizer. The first one compiles."""
+    rows = next(self.batches)
+    with jax.set_mesh(self.mesh):
+      if self._program is None:
+        self._program = self._compile_update(rows)
+      self.state, metrics = self._program(self.state, rows, self.trie)
+    self.loss = float(jax.block_until_ready(metrics['loss']))
+    jax.block_until_ready(self.state)
+    # Windows of a row are numbered from 1; all items of a sequence but its first are targets.
+    sequences = int(rows.segment.max(axis=1).sum())
+    return Work(sequences, int((rows.segment > 0).sum()) - sequences)
 
-
-def parameters(model) -> int:
-  """How many numbers a torch module learns; shared ones count once."""
-  return sum(p.numel() for p in model.parameters())
-
-
-def items_of(tokens_xL: np.ndarray, codes_IxL: np.ndarray, codes_per_level: int = 256) -> np.ndarray:
-  """The item of each row of L tokens, int64 [...]; -1 where they are no item's ID."""
-  levels = codes_IxL.shape[1]
-  code_xL = np.asarray(tokens_xL, np.int64) - tokens(np.zeros(levels), codes_per_level)
-  sane = ((code_xL >= 0) & (code_xL < codes_per_level)).all(axis=-1)
-  weights = codes_per_level ** np.arange(levels)[::-1]
-  keys, key = codes_IxL.astype(np.int64) @ weights, np.where(sane[..., None], code_xL, 0) @ weights
-  order = np.argsort(keys)
-  at = order[np.searchsorted(keys, key, sorter=order).clip(max=len(order) - 1)]
-  return np.where(sane & (keys[at] == key), at, -1)
-
-
-def prefix_tree(codes_IxL: np.ndarray, codes_per_level: int = 256) -> dict[tuple[int, ...], list[int]]:
-  """The tokens that may follow every prefix of items' tokens, for `prefix_allowed_tokens_fn` of `generate`."""
-  tree: dict[tuple[int, ...], set[int]] = {}
-  for row in tokens(codes_IxL, codes_per_level).tolist():
-    for level, token in enumerate(row):
-      tree.setdefault(tuple(row[:level]), set()).add(token)
-  return {prefix: sorted(found) for prefix, found in tree.items()}
-
-
-def generate(model, item_Bxn: np.ndarray, codes_IxL: np.ndarray, tree: dict, beams: int, codes_per_level: int = 256) -> np.ndarray:
-  """T5's own constrained beam search, `tree` of `prefix_tree`: items int64 [B, beams], best first; -1 = no item's ID."""
-  import torch
-
-  ids, mask = (torch.from_numpy(x) for x in encoder_inputs(item_Bxn, codes_IxL, codes_per_level))
-  model.eval()
-  with torch.inference_mode():
-    found = model.generate(
-        input_ids=ids, attention_mask=mask, num_beams=beams, num_return_sequences=beams, do_sample=False,
-        min_new_tokens=codes_IxL.shape[1], max_new_tokens=codes_IxL.shape[1],
-        prefix_allowed_tokens_fn=lambda _, tokens_t: tree[tuple(tokens_t[1:].tolist())],
+  def _compile_update(self, rows: Trajectories):
+    optimizer = self.optimizers['backbone']
+    update = functools.partial(
+      steps.supervised_step, self.rolegen, 'backbone', losses.warmup_loss, optimizer
     )
-  return items_of(found[:, 1:].numpy(), codes_IxL, codes_per_level).reshape(len(item_Bxn), beams)
+    layout = state.shardings(self.model_fns, self.optimizers, self.mesh)
+    compiled = jit(update, donate_argnums=0, out_shardings=(layout, None))
+    started = time.perf_counter()
+    program = compiled.lower(self.state, rows, self.trie).compile()
+    self.compile_s = time.perf_counter() - started
+    return program
+
+  def rank(self, rows_B: np.ndarray, beams: int) -> np.ndarray:
+    log, size = self.sequences.log, self.config.evaluation.batch
+    ranked = []
+    for start in range(0, len(rows_B), size):
+      part = rows_B[start : start + size]
+      filled = np.resize(part, size)  # the last batch is filled up and cut
+      history = batches.histories(log, log.user[filled], filled, self.config.backbone.context)
+      ranking = self._recommend(_examples(history, log.timestamp[filled]), beams, self.trie)
+      ranked.append(ranking.item[: len(part)])
+    return np.concatenate(ranked)
+
+  def serve(self, item_Bxn: np.ndarray, beams: int) -> np.ndarray:
+    return self.ranking(item_Bxn, beams).item
+
+  def ranking(self, item_Bxn: np.ndarray, beams: int, trie: Trie | None = None):
+    """Return the `Ranking` of full histories of purchases, on the host."""
+    return self._recommend(_purchases(item_Bxn), beams, trie or self.trie)
+
+  def _recommend(self, examples: Examples, beams: int, trie: Trie):
+    """Return the `Ranking`; a new shape is compiled first."""
+    params, key = self.state.params['backbone'], (*examples.history.item.shape, beams)
+
+    def recommend(params, examples, trie):
+      models = {'backbone': params}
+      return self.rolegen.recommend(models, examples, trie, None, beams, reasoning=False).ranking
+
+    with jax.set_mesh(self.mesh):
+      if key not in self._serve_programs:
+        started = time.perf_counter()
+        self._serve_programs[key] = jit(recommend).lower(params, examples, trie).compile()
+        self.serve_compile_s[key] = time.perf_counter() - started
+      return jax.device_get(self._serve_programs[key](params, examples, trie))
+
+  def score_all(self, item_Bxn: np.ndarray) -> np.ndarray:
+    """Return log p of every item of the catalogue, fp32 [B, I], without tree and beams."""
+    n_items, params = len(self.codes_IxL), self.state.params['backbone']
+    shape = -(-n_items // SCORED_AT_ONCE), min(SCORED_AT_ONCE, n_items)
+    chunks = np.resize(np.arange(n_items, dtype=np.int32), shape)
+    scores = []
+    with jax.set_mesh(self.mesh):
+      for row in item_Bxn:
+        examples = _purchases(row[None])
+        parts = [self._score(params, examples, self.trie, chunk)[0] for chunk in chunks]
+        scores.append(np.concatenate(jax.device_get(parts))[:n_items])
+    return np.stack(scores)
+
+  @functools.cached_property
+  def _score(self):
+    def score(params, examples, trie, item_Q):
+      backbone = self.rolegen.bind('backbone', params)
+      memory = backbone.encode(examples.history, trie.item_codes)
+      query_state = self.rolegen.query(backbone, memory, examples.timestamp)
+      item_BxQ = jnp.broadcast_to(item_Q, (len(examples.timestamp), len(item_Q)))
+      repeated = jax.tree.map(lambda a: jnp.repeat(a, len(item_Q), axis=1), query_state)
+      return backbone.log_prob(repeated, memory, item_BxQ, trie.item_codes)[0]
+
+    return jit(score)
+
+
+def _packed_rows(log, packed: np.ndarray, width: int, rows: np.ndarray) -> Trajectories:
+  return batches.packed_rows(log, packed, rows, width)
+
+
+def _purchases(item_Bxn: np.ndarray) -> Examples:
+  """Return purchases one rank apart, and a question about the next."""
+  b, n = item_Bxn.shape
+  ones = np.ones((b, n), np.int32)
+  rank = np.broadcast_to(np.arange(1, n + 1, dtype=np.int32), (b, n))
+  history = Trajectories(item_Bxn.astype(np.int32), PURCHASE * ones, ones, rank, ones)
+  return _examples(history, np.full(b, n + 1))
+
+
+def _examples(history: Trajectories, timestamp_B: np.ndarray) -> Examples:
+  return Examples(history, timestamp_B.astype(np.int32), None, None, None, None)

@@ -1,40 +1,336 @@
-"""What the runs of `--experiment=quality:NAME` found, as one file: hit rates of all systems, what each part adds, roles, diversity, A/B tests.
+"""Summarize the runs of `--experiment=quality:NAME`: hit rates, roles, diversity, A/B tests.
 
-  python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo          # and the others: experiments/quality.py
-  python -m rolegen_jax.simulate_ab --workdir=runs/quality/demo/points/seed0            # and again with --world=held_back
+  python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
+  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0
+  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0 --simulator=held_back
   python -m experiments.benchmarks.quality --runs=runs/quality
 
-The sweeps take hours on two cores, and continue where they were stopped. This command only reads the runs: of what is
-missing there, quality.json keeps the figures that it has, with their own provenance. Tables go into docs/quality.md and README.md.
+The other sweeps are in experiments/quality.py; they take hours on two cores and continue where they
+were stopped. This command only reads run folders: what is missing there keeps its entry of
+quality.json, with its own provenance. Without --runs it renders the committed summary: the tables
+of docs/quality.md and the figures of docs/performance.
+
+A system's figure is the mean over seeds. Its 95 % interval resamples occasions, each with the
+values of all seeds.
+Legend: S seeds, O occasions, T (occasion, target) pairs, K list length.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 import pathlib
+from collections.abc import Callable
 
+import numpy as np
 from absl import flags
 
-from rolegen_jax import commands
+from experiments import quality as experiment
+from experiments.benchmarks import harness
+from experiments.benchmarks.quality_report import TESTED, plot, tables, write_blocks
+from rolegen_jax.cli import entry
+from rolegen_jax.config import ConfigError, EvaluationConfig
+from rolegen_jax.data.files import renamed
+from rolegen_jax.data.prepare import load_prepared
+from rolegen_jax.evaluation.metrics import Pairs, bootstrap, hit, ndcg, ranks
+from rolegen_jax.reasoning.feedback import repeats
+from rolegen_jax.runtime.progress import say
 
-_RUNS = flags.DEFINE_string('runs', 'runs/quality', 'Folder with the sweeps, each named like its experiment.')
-_ROOT = pathlib.Path(__file__).parents[2]
-_PAGES = flags.DEFINE_list('pages', [str(_ROOT / 'docs/quality.md'), str(_ROOT / 'README.md')], 'Pages that hold the tables.')
-_FOLDER = flags.DEFINE_string('folder', str(pathlib.Path(__file__).parent), 'Where quality.json is written.')
+METRICS = {'HI@1': (hit, 1), 'HI@10': (hit, 10), 'HI@50': (hit, 50), 'NDCG@10': (ndcg, 10)}
+# Slice -> the metrics that are kept; all of METRICS where a log is about ACTIVE users.
+SLICES = {'dormant': tuple(METRICS), 'D1': ('HI@1', 'HI@10'), 'dormant new': ('HI@50',)}
+CANDIDATES = 'candidates/'  # precedes a system's name in rankings.npz
+AB_RUNS = dict(
+  default='ab.json', held_back='held_back/ab.json'
+)  # in the folder of demo's first seed
+AB_DAILY = ('orders', 'daily_active_customers')
+AB_CURVES = ('no_reasoner', 'recency', 'SASRec')  # arms whose daily lifts are drawn
+LOOP_FIGURES = (
+  'reward',
+  'kl',
+  'entropy',
+  'advantage_std',
+  'clipped_share',
+  'logp_difference',
+  'reward_malformed',
+  'counterfactual_best',
+  'world_distance',
+)
+CURVE_POINTS = 100
+
+JSON_WIDTH = 240  # an object or list that fits is one line
+
+_RUNS = flags.DEFINE_string('runs', '', 'Folder of the sweeps, each named like its experiment.')
+_RESULTS = flags.DEFINE_string('results', str(harness.FOLDER / 'quality.json'), 'The summary.')
+_PAGE = flags.DEFINE_string('page', str(harness.ROOT / 'docs/quality.md'), 'Page of the tables.')
+_FIGURES = flags.DEFINE_string('figures', str(harness.FIGURES), 'Folder of the figures.')
 
 
 def main() -> None:
-  from experiments.benchmarks import measure, quality_parts, quality_tables
+  path = pathlib.Path(_RESULTS.value)
+  results = json.loads(path.read_text()) if path.exists() else {}
+  if _RUNS.value:
+    results = measure(pathlib.Path(_RUNS.value), results)
+    results['provenance'] = harness.Store().provenance
+    with renamed(path) as temporary:
+      pathlib.Path(temporary).write_text(to_json(results) + '\n')
+  blocks = tables(results)
+  write_blocks(blocks, pathlib.Path(_PAGE.value))
+  figures = harness.draw('quality', plot, path, pathlib.Path(_FIGURES.value))
+  print('\n\n'.join(f'{name}\n{table}' for name, table in blocks.items()))
+  print('-> ' + ', '.join(map(str, (path, _PAGE.value, *figures))))
 
-  kept = pathlib.Path(_FOLDER.value) / 'quality.json'
-  found = quality_parts.collected(pathlib.Path(_RUNS.value), json.loads(kept.read_text()) if kept.exists() else {})
-  path = measure.keep('quality', found, folder=_FOLDER.value)
-  tables = quality_tables.tables(found)
-  print('\n\n'.join(f'{name}\n{table}' for name, table in tables.items()))
-  for page in _PAGES.value:
-    quality_tables.write(tables, pathlib.Path(page))
-  print('-> ' + ', '.join(map(str, (path, *_PAGES.value))))
+
+def measure(folder: pathlib.Path, previous: dict) -> dict:
+  """Return the summary of the runs under `folder`: experiments, ab_tests and stability.
+
+  What `folder` does not hold keeps its entry of `previous`, an earlier summary. Raises ConfigError
+  where no experiment has a finished run.
+  """
+  experiments, known = {}, previous.get('experiments', {})
+  for name in experiment.EXPERIMENTS:
+    points = folder / name / 'points'
+    runs = sorted(report.parent for report in points.glob('seed*/report.json'))
+    if runs:
+      experiments[name] = summarize(Runs.load(runs))
+      continue
+    say(f'{name}: no finished run in {points}; its entry stays as it was')
+    if name in known:
+      experiments[name] = known[name]
+  if not experiments:
+    raise ConfigError(f'--runs={folder}: no finished run; must be the folder of the quality sweeps')
+  ab_tests = dict(previous.get('ab_tests', {}))
+  for simulator, file in AB_RUNS.items():
+    path = folder / 'demo/points/seed0' / file
+    if path.exists():
+      ab_tests[simulator] = summarize_ab(json.loads(path.read_text()))
+  stability = previous.get('stability', {})
+  long_run = folder / 'stability'
+  if (long_run / 'report.json').exists():
+    stability = curves(long_run / 'loop/metrics.jsonl', LOOP_FIGURES)
+    stability['provenance'] = _provenance(long_run)
+  return dict(experiments=experiments, ab_tests=ab_tests, stability=stability)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """Runs of one experiment that differ in their seed alone.
+
+  reports, rankings: report.json and rankings.npz of each run. pairs: the targets of the test
+  occasions, which all runs share.
+  """
+
+  folders: list[pathlib.Path]
+  reports: list[dict]
+  rankings: list[dict[str, np.ndarray]]
+  pairs: Pairs
+
+  @classmethod
+  def load(cls, folders: list[pathlib.Path]) -> Runs:
+    """Read the runs in `folders`. Raises ConfigError where two evaluated different occasions."""
+    reports = [json.loads((folder / 'report.json').read_text()) for folder in folders]
+    rankings = [dict(np.load(folder / 'rankings.npz')) for folder in folders]
+    occasion_rows = [ranking.pop('occasion') for ranking in rankings]
+    for folder, rows in zip(folders, occasion_rows):
+      if not np.array_equal(rows, occasion_rows[0]):
+        raise ConfigError(
+          f'{folder}: evaluated other occasions than {folders[0]}; must be runs on the same log'
+        )
+    _, occasions = load_prepared(folders[0] / 'data')
+    return cls(folders, reports, rankings, Pairs.of(occasions, occasion_rows[0]))
+
+  def arrays(self) -> list[str]:
+    """Return the names of the arrays that every run has."""
+    return [name for name in self.rankings[0] if all(name in other for other in self.rankings)]
+
+  def mean(self, read: Callable[[dict], float]) -> float:
+    """Return the mean over runs of one number of their reports."""
+    return float(np.mean([read(report) for report in self.reports]))
+
+  def main_slice(self) -> str:
+    """Return the slice that the log is about: dormant users, where there are any."""
+    return 'dormant' if self.pairs.slice('dormant').any() else 'ACTIVE'
+
+
+def summarize(runs: Runs) -> dict:
+  """Return everything that tables and figures need of the runs of one experiment."""
+  main = runs.main_slice()
+  names = [name for name in runs.arrays() if not name.startswith(CANDIDATES)]
+  values = {name: _list_metrics(runs, name) for name in names}
+  systems = {}
+  for name in names:
+    first = runs.reports[0]['systems'][name]
+    systems[name] = dict(
+      kind=first['kind'],
+      diversity={
+        key: runs.mean(lambda report: report['systems'][name]['diversity'][key])
+        for key in first['diversity']
+      },
+      metrics=_by_slice(runs, values[name]),
+    )
+    if name != TESTED:
+      minus = {metric: values[TESTED][metric] - values[name][metric] for metric in METRICS}
+      systems[name]['tested_minus_it'] = _on_slice(runs, minus, main)
+  return dict(
+    seeds=[report['provenance']['seed'] for report in runs.reports],
+    slice=main,
+    systems=systems,
+    candidates=_candidates(runs, main),
+    roles=[_roles(report['roles']) for report in runs.reports],
+    deletion=_deletion(runs.reports[0]['roles']),
+    warmup=[curves(folder / 'warmup/metrics.jsonl', ('purchase_nll',)) for folder in runs.folders],
+    provenance=[_provenance(folder) for folder in runs.folders],
+  )
+
+
+def _list_metrics(runs: Runs, name: str) -> dict[str, np.ndarray]:
+  """Return metric -> value of every pair, float64 [S, T], for the lists of one system."""
+  rank_SxT = [ranks(ranking[name], runs.pairs) for ranking in runs.rankings]
+  return {
+    metric: np.stack([of_rank(rank_T, k) for rank_T in rank_SxT])
+    for metric, (of_rank, k) in METRICS.items()
+  }
+
+
+def _candidates(runs: Runs, main: str) -> dict[str, dict]:
+  """Return, per system with a reasoner, what the candidates of all worlds of a user are worth.
+
+  held: share of targets among them; repeated: share of candidates that their path named before.
+  """
+  pairs = runs.pairs
+  arrays = [name for name in runs.arrays() if name.startswith(CANDIDATES)]
+  held, repeated = {}, {}
+  for array in arrays:
+    name = array.removeprefix(CANDIDATES)
+    candidates = [ranking[array] for ranking in runs.rankings]
+    union = [array_OxWxP.reshape(pairs.occasions, -1) for array_OxWxP in candidates]
+    held[name] = np.stack([ranks(items, pairs) > 0 for items in union]).astype(np.float64)
+    shares = [np.asarray(repeats(items), np.float64).mean(1) for items in candidates]
+    repeated[name] = np.stack(shares)  # [S, O]
+  every_occasion = np.arange(pairs.occasions)
+  summary = {}
+  for name in held:
+    values = dict(held=held[name], tested_minus_held=held[TESTED] - held[name])
+    summary[name] = dict(
+      jaccard=runs.mean(lambda report: report['worlds']['systems'][name]['jaccard']),
+      union_size=runs.mean(lambda report: report['worlds']['systems'][name]['union_size']),
+      **_on_slice(runs, values, main),
+      repeated=_estimate(repeated[name], every_occasion),
+      tested_minus_repeated=_estimate(repeated[TESTED] - repeated[name], every_occasion),
+    )
+  return summary
+
+
+def _by_slice(runs: Runs, values: dict[str, np.ndarray]) -> dict[str, dict]:
+  slices = SLICES if runs.main_slice() == 'dormant' else {runs.main_slice(): tuple(METRICS)}
+  return {
+    name: _on_slice(runs, {metric: values[metric] for metric in metrics}, name)
+    for name, metrics in slices.items()
+    if runs.pairs.slice(name).any()
+  }
+
+
+def _on_slice(runs: Runs, values: dict[str, np.ndarray], name: str) -> dict[str, dict]:
+  """Return the estimate of each of `values` [S, T] over the pairs of one slice."""
+  mask_T = runs.pairs.slice(name)
+  occasion_T = runs.pairs.occasion[mask_T]
+  return {metric: _estimate(value[:, mask_T], occasion_T) for metric, value in values.items()}
+
+
+def _estimate(value_SxT: np.ndarray, occasion_T: np.ndarray) -> dict:
+  settings = EvaluationConfig()
+  interval = bootstrap(value_SxT.mean(0), occasion_T, settings.bootstrap, settings.seed)
+  return dict(
+    mean=interval.mean,
+    low=interval.low,
+    high=interval.high,
+    pairs=interval.pairs,
+    by_seed=value_SxT.mean(1).tolist(),
+  )
+
+
+def _roles(section: dict) -> dict:
+  """Return one run's agreement with the planted roles, empty where none are known."""
+  figures = {
+    name: section[name]['macro_f1'] for name in ('agreement', 'foresight') if name in section
+  }
+  if 'effects' in section:
+    figures |= {name: section['effects'][name] for name in ('spearman', 'same_sign')}
+  return figures
+
+
+def _deletion(section: dict) -> dict[str, dict]:
+  """Return the deletion curves: chooser -> events removed -> log p lost beyond random removals."""
+  return {
+    chooser: curve['minus_random']
+    for chooser, curve in (section.get('deletion') or {}).items()
+    if 'minus_random' in curve
+  }
+
+
+def curves(path: pathlib.Path, figures: tuple[str, ...]) -> dict[str, list[float]]:
+  """Return step and `figures` of a metrics.jsonl, as means of at most CURVE_POINTS equal parts."""
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  parts = np.array_split(np.arange(len(rows)), min(len(rows), CURVE_POINTS))
+  return {
+    name: [float(np.mean([rows[i][name] for i in part])) for part in parts]
+    for name in ('step', *figures)
+  }
+
+
+def summarize_ab(result: dict) -> dict:
+  """Return what table and figure need of an ab.json."""
+  fields = (
+    'simulator',
+    'tested',
+    'slate',
+    'users',
+    'days',
+    'seeds',
+    'resamples',
+    'visits',
+    'provenance',
+  )
+  arms, lifts = {}, {}
+  for name, arm in result['arms'].items():
+    by_day = {figure: arm['by_day'][figure] for figure in AB_DAILY}
+    arms[name] = dict(orders=arm['orders'], by_day=by_day)
+  for name, lift in result['lifts'].items():
+    by_day = lift['orders_by_day'] if name in AB_CURVES else []
+    lifts[name] = dict(orders=lift['orders'], orders_by_day=by_day)
+  return {field: result[field] for field in fields} | dict(arms=arms, lifts=lifts)
+
+
+def _provenance(folder: pathlib.Path) -> dict:
+  """Return the run's provenance.
+
+  wall_s: from the first training step to the report, pauses included.
+  """
+  report = json.loads((folder / 'report.json').read_text())['provenance']
+  fields = ('seed', 'commit', 'when', 'config_digest', 'artifacts', 'device_kind', 'versions')
+  starts = [
+    json.loads(path.read_text().splitlines()[0])['at'] for path in folder.glob('*/time.0.jsonl')
+  ]
+  end = datetime.datetime.fromisoformat(report['when']).timestamp()
+  wall_s = round(end - min(starts)) if starts else None
+  return {field: report[field] for field in fields} | dict(wall_s=wall_s)
+
+
+def to_json(value: object, indent: int = 0) -> str:
+  """Return indented JSON in which what fits JSON_WIDTH, or is a list of numbers, is one line."""
+  line = json.dumps(value)
+  numbers = isinstance(value, list) and all(isinstance(x, (int, float)) for x in value)
+  if not isinstance(value, (dict, list)) or numbers or indent + len(line) <= JSON_WIDTH:
+    return line
+  margin = ' ' * (indent + 1)
+  if isinstance(value, dict):
+    parts = [f'{json.dumps(key)}: {to_json(x, indent + 1)}' for key, x in value.items()]
+  else:
+    parts = [to_json(x, indent + 1) for x in value]
+  opening, closing = '{}' if isinstance(value, dict) else '[]'
+  return f'{opening}\n{margin}' + f',\n{margin}'.join(parts) + f'\n{" " * indent}{closing}'
 
 
 if __name__ == '__main__':
-  commands.run(main)
+  entry.run(main)

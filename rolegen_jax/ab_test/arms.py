@@ -1,7 +1,8 @@
-"""One arm of an A/B test in the simulated world: a policy shows, the world answers, the policy is told, day after day.
+"""One arm of an A/B test in the simulated shop: a policy shows, users respond, the policy observes.
 
-Every uniform that decides what a user does on a day comes from a stream of (seed, user, day) alone: arms of one seed share them (common
-random numbers), whatever was shown, and no user's noise depends on who else is there. Arms then differ by what they show.
+Every uniform that decides what a user does on a day comes from a stream of (seed, user, day) alone:
+arms of one seed share them (common random numbers), whatever was shown, and no user's noise depends
+on who else visits. Arms then differ by what they show.
 
 Shapes: N users of the cohort, D days, V users who come on a day.
 """
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rolegen_jax.ab_test.policies import Happened, Policy
+from rolegen_jax.ab_test.policies import Events, Policy
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.simulator.world import DAY, State, World, event_codes
@@ -31,7 +32,10 @@ class Played(NamedTuple):
 
 
 class Noise:
-  """Uniforms for `users` [n] on one day, as `World.act` draws them from a generator: row i from the stream of (seed, user i, day)."""
+  """Uniforms for `users` [n] on one day, drawn as `World.act` draws from a generator.
+
+  Row i comes from the stream of (seed, user i, day).
+  """
 
   def __init__(self, seed: int, users: np.ndarray, day: int):
     self._streams = [
@@ -40,18 +44,20 @@ class Noise:
     ]
 
   def random(self, shape: tuple[int, ...]) -> np.ndarray:
+    """Return uniforms of a shape whose first axis is the users."""
     return np.stack([stream.random(shape[1:]) for stream in self._streams])
 
 
 def play(
   world: World, state: State, policy: Policy, price_I: np.ndarray, seed: int, days: int, label: str
 ) -> Played:
-  """`days` days from the end of the world's log, for the users of `state`, whose rows are the cohort that `policy` knows."""
+  """Play `days` days from the end of the simulated log.
+
+  The rows of `state` are the cohort that `policy` knows; `price_I` is the price of each item.
+  """
   users, first = state.users, world.rules.days
-  shape = (len(users), days)
-  played = Played(
-    *(np.zeros(shape, dtype) for dtype in (np.int16, np.float32, np.int16, np.int16, bool))
-  )
+  dtypes = (np.int16, np.float32, np.int16, np.int16, bool)
+  played = Played(*(np.zeros((len(users), days), dtype) for dtype in dtypes))
   row_of = np.full(world.config.users, -1)
   row_of[users] = np.arange(len(users))
   policy.begin(seed)
@@ -62,18 +68,18 @@ def play(
       continue
     shown = policy.recommend(here, world.rules.start + day * DAY)
     events, state = world.act(state, users[here], shown, day, Noise(seed, users[here], day))
-    row, item, time, of_slate = (
-      events[name].to_numpy() for name in ('user_id', 'item_id', 'timestamp', 'shown')
-    )
-    row, code = row_of[row], event_codes(events['event'])
-    policy.observe(Happened(row, item, code, time))
+    columns = ('user_id', 'item_id', 'timestamp', 'shown')
+    user, item, time, of_slate = (events[name].to_numpy() for name in columns)
+    row, code = row_of[user], event_codes(events['event'])
+    policy.observe(Events(row, item, code, time))
     bought = code == PURCHASE
     played.visits[here, d] = True
-    for table, value, on in (
+    for table, value, mask in (
       (played.orders, 1, bought),
       (played.revenue, price_I[item], bought),
       (played.shown_views, 1, of_slate & (code == VIEW)),
       (played.shown_orders, 1, of_slate & bought),
     ):
-      table[:, d] = np.bincount(row[on], np.broadcast_to(value, len(row))[on], len(users))
+      values = np.broadcast_to(value, len(row))[mask]
+      table[:, d] = np.bincount(row[mask], values, len(users))
   return played

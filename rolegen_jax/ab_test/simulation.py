@@ -1,6 +1,6 @@
-"""An A/B test from a run's folder: which world, whom of it, which arms, what is kept of them, and the result.
+"""An A/B test from a run's folder: the simulator, the users, the arms, and what is kept of them.
 
-Kept in the run folder: ab/ARM_SEED.npz for each finished arm and seed, then ab.json and ab.png.
+The run folder keeps ab/ARM_SEED.npz of each finished arm and seed, then ab.json and ab.png.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import pathlib
 import time
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,59 +20,69 @@ from rolegen_jax.ab_test.arms import Played, play
 from rolegen_jax.config import Config, ConfigError, digest
 from rolegen_jax.data.files import renamed, write_json
 from rolegen_jax.evaluation import content, sasrec
-from rolegen_jax.pipeline.run import Run, saved_config
+from rolegen_jax.pipeline import stages
+from rolegen_jax.pipeline.artifacts import saved_config
+from rolegen_jax.pipeline.context import Run, open_run
+from rolegen_jax.pipeline.inputs import prepare_inputs
+from rolegen_jax.pipeline.run import train_models
+from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.recommend import dormant
 from rolegen_jax.simulator.rules import HELD_BACK
 from rolegen_jax.simulator.world import World
 
-ARMS = (
-  'popularity',
-  'recency',
-  'SASRec',
-  'no_reasoner',
-  'RoleGen',
-)  # as in the report; no_reasoner is the backbone alone
-# Also: RoleGen's lists by log p, and slates of the backbone alone. What either part is worth without the other.
+# As in the report; no_reasoner is the backbone alone.
+ARMS = ('popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen')
+# Also RoleGen's lists by log p, and slates of the backbone alone: what either is worth by itself.
 KNOWN = (*ARMS, 'RoleGen_by_likelihood', 'no_reasoner_slates', 'oracle')
 TESTED = 'RoleGen'
 
 
 def simulate_ab(
   workdir: str | os.PathLike,
-  world: str = 'default',
+  simulator: str = 'default',
   days: int = 28,
   seeds: int = 5,
-  arms: list[str] = ARMS,
+  arms: Sequence[str] = ARMS,
   slate: int = 10,
 ) -> dict:
-  """Plays what is not yet kept, writes ab.json and ab.png into the run folder of the world, and returns what ab.json holds.
+  """Play what is not yet kept, write ab.json and ab.png, and return what ab.json holds.
 
-  world: `default`, the one of the run's log, or `held_back`, for which the same settings are trained in WORKDIR/held_back first.
-  Raises ConfigError when the run is not of a simulated log or not trained, or a setting is wrong.
+  `simulator` is `default`, that of the run's log, or `held_back`, for which the same settings are
+  trained in WORKDIR/held_back first; files go to the run folder of that simulator. Raises
+  ConfigError when the run is not of a simulated log or not trained, or a setting is wrong.
   """
   config = saved_config(workdir)
   _check(config, workdir, days, seeds, arms, slate)
-  if world == HELD_BACK:
+  if simulator == HELD_BACK:
     other = dataclasses.replace(config.simulator, preset=HELD_BACK, seed=config.simulator.seed + 1)
-    run = Run(dataclasses.replace(config, simulator=other), pathlib.Path(workdir) / HELD_BACK)
+    held_back = dataclasses.replace(config, simulator=other)
+    run = open_run(held_back, pathlib.Path(workdir) / HELD_BACK)
   else:
-    run = Run(config, workdir, may_run=False)
-  found = Test(run, days, slate).result(arms, seeds)
-  write_json(found, run.workdir / 'ab.json')
+    run = open_run(config, workdir, may_train=False)
+  result = Test(run, days, slate).result(arms, seeds)
+  write_json(result, run.workdir / 'ab.json')
   from rolegen_jax.ab_test.plot import draw
 
   with renamed(run.workdir / 'ab.png') as path:
-    draw(found, path)
+    draw(result, path)
   say(f'A/B test -> {run.workdir / "ab.json"}, {run.workdir / "ab.png"}')
-  return found
+  return result
 
 
-def _check(config: Config, workdir, days: int, seeds: int, arms: list[str], slate: int) -> None:
+def _check(
+  config: Config,
+  workdir: str | os.PathLike,
+  days: int,
+  seeds: int,
+  arms: Sequence[str],
+  slate: int,
+) -> None:
   if config.data.format != 'simulated':
     raise ConfigError(
-      f'--workdir={workdir}: its log is {config.data.format}; must be simulated, as no other log answers what users would have done'
+      f'--workdir={workdir}: its log is {config.data.format}; must be simulated, as no other log '
+      'answers what users would have done'
     )
   unknown = [name for name in arms if name not in KNOWN]
   if unknown or len(set(arms)) < len(arms) or not arms:
@@ -83,116 +94,124 @@ def _check(config: Config, workdir, days: int, seeds: int, arms: list[str], slat
 
 
 class Test:
-  """An A/B test on the users who are dormant at the end of the log, as `recommend --users=dormant` finds them."""
+  """An A/B test on the users that `rolegen recommend --users=dormant` finds at the log's end."""
 
   __test__ = False  # for pytest
 
   def __init__(self, run: Run, days: int, slate: int):
-    self.run, self.days = run, days
-    (log, occasions), c = run.data, run.config
-    users = np.flatnonzero(dormant(log, c.data, int(log.timestamp.max()) + 1)).astype(np.int32)
+    self.run, self.days, config = run, days, run.config
+    self.inputs = prepare_inputs(run)
+    log, occasions = self.inputs.log, self.inputs.occasions
+    is_dormant = dormant(log, config.data, int(log.timestamp.max()) + 1)
+    users = np.flatnonzero(is_dormant).astype(np.int32)
     if not len(users):
       raise ConfigError(
-        f'--workdir={run.workdir}: no user is dormant at the end of its log; must be a larger world'
+        f'--workdir={run.workdir}: no user is dormant at the end of its log; '
+        'simulate more users (simulator.users)'
       )
-    self.setting = policies.Setting(c, log, occasions, users, slate)
-    self.world = World.build(c.simulator)
-    self.state = self.world.state_of_rows(log.users.gather(users).to_numpy(), *self.setting.past())
+    self.setting = policies.Setting(config, log, occasions, users, slate)
+    self.world = World.build(config.simulator)
+    user_ids = log.users.gather(users).to_numpy()
+    self.state = self.world.state_of_rows(user_ids, *self.setting.past())
 
   @functools.cached_property
-  def models(self) -> dict[str, dict]:
-    """Parameters by arm."""
-    return {
-      TESTED: self.run.trained,
-      'no_reasoner': self.run.backbone_alone('ablations/no_reasoner'),
-    }
+  def models(self) -> dict[str, Trained]:
+    """The trained models by arm."""
+    models = train_models(self.run, self.inputs)
+    alone = stages.train_ablation(self.run, self.inputs, models, 'no_reasoner')
+    return {TESTED: models.calibrated, 'no_reasoner': alone}
 
   @functools.cached_property
   def key(self) -> str:
-    """Digest of all that the outcome of an arm depends on."""
-    run, e = self.run, self.run.config.evaluation
-    self.models  # their keys are those of complete stages
-    stages = run.key('loop'), run.key('ablations/no_reasoner')
+    """A digest of all that the outcome of an arm depends on."""
+    config = self.run.config
+    evaluation = config.evaluation
     return digest(
-      run.artifacts,
-      stages,
-      run.config.calibration,
-      run.config.serving,
-      e.seed,
-      e.sasrec_steps,
-      e.ks,
-      e.batch,
+      self.inputs.hashes,
+      [model.key for model in self.models.values()],
+      config.calibration,
+      config.serving,
+      evaluation.seed,
+      evaluation.sasrec_steps,
+      evaluation.ks,
+      evaluation.batch,
       self.days,
       self.setting.slate,
     )
 
-  def result(self, arms: list[str], seeds: int) -> dict:
-    self.run.hold()
-    c, started, played = (
-      self.run.config,
-      time.monotonic(),
-      {name: self.arm(name, seeds) for name in arms},
+  def result(self, arms: Sequence[str], seeds: int) -> dict:
+    """Return measures, lifts and provenance; plays what is not yet kept."""
+    self.run.folder.lock()
+    config, started = self.run.config, time.monotonic()
+    played = {name: self.arm(name, seeds) for name in arms}
+    evaluation, simulator = config.evaluation, config.simulator
+    measures = summary.summarize(played, TESTED, evaluation.bootstrap, evaluation.seed)
+    seconds = time.monotonic() - started
+    provenance = content.provenance(config, self.inputs.hashes, seconds)
+    provenance['intervals'] = (
+      f'95 % bootstrap over seeds and users, {evaluation.bootstrap} resamples'
     )
-    found = summary.summarise(played, TESTED, c.evaluation.bootstrap, c.evaluation.seed)
-    world = f'world {c.simulator.preset}, seed {c.simulator.seed}'
-    intervals = f'95 % bootstrap over seeds and users, {c.evaluation.bootstrap} resamples'
-    about = content.provenance(c, self.run.artifacts, time.monotonic() - started) | dict(
-      intervals=intervals
+    about = dict(
+      simulator=f'simulator {simulator.preset}, seed {simulator.seed}',
+      slate=self.setting.slate,
+      key=self.key,
+      measures=summary.MEASURES,
+      provenance=provenance,
     )
-    return (
-      dict(
-        world=world,
-        slate=self.setting.slate,
-        key=self.key,
-        measures=summary.MEASURES,
-        provenance=about,
-      )
-      | found
-    )
+    return about | measures
 
   def arm(self, name: str, seeds: int) -> list[Played]:
-    """Of every seed. The policy is made when there is something left to play."""
-    folder, policy, played = self.run.workdir / 'ab', None, []
+    """Return what the arm did under every seed.
+
+    The policy is made when there is something left to play.
+    """
+    policy, results = None, []
     price = self.setting.log.items['price'].to_numpy()
     for seed in range(seeds):
-      path = folder / f'{name}_{seed}.npz'
-      kept = _read(path, self.key)
-      if kept is None:
+      path = self.run.workdir / 'ab' / f'{name}_{seed}.npz'
+      played = _read(path, self.key)
+      if played is None:
         policy = policy or self.policy(name)
-        kept = play(self.world, self.state, policy, price, seed, self.days, f'{name}, seed {seed}')
+        label = f'{name}, seed {seed}'
+        played = play(self.world, self.state, policy, price, seed, self.days, label)
         with renamed(path) as temporary, temporary.open('wb') as file:
-          np.savez_compressed(file, key=self.key, **kept._asdict())
-      played.append(kept)
-    return played
+          np.savez_compressed(file, key=np.array(self.key), **played._asdict())
+      results.append(played)
+    return results
 
   def policy(self, name: str) -> policies.Policy:
-    run, setting, c = self.run, self.setting, self.run.config
+    """Return the policy of an arm, its models loaded."""
+    setting, config = self.setting, self.run.config
+    match name:
+      case 'popularity':
+        return policies.Popularity(setting)
+      case 'recency':
+        return policies.Recency(setting)
+      case 'SASRec':
+        k = max(config.evaluation.ks)
+        fitted = sasrec.fit(setting.log, setting.occasions, config, k)
+        return policies.Sasrec(setting, fitted)
+      case 'oracle':
+        return policies.Oracle(setting, self.world)
+    model = TESTED if name.startswith(TESTED) else 'no_reasoner'
+    explores = name in (TESTED, 'no_reasoner_slates')
+    return self._generative(model, config.serving.exploration_weight if explores else 0.0)
 
-    def generative(model: str, exploration_weight: float = 0.0):
-      online = Online(
-        run.rolegen,
-        self.models[model],
-        run.trie,
-        run.mesh,
-        c.backbone.beam,
-        reasoning=model == TESTED,
-      )
-      return policies.Generative(setting, online, run.excitation, exploration_weight)
-
-    return {
-      'popularity': lambda: policies.Popularity(setting),
-      'recency': lambda: policies.Recency(setting),
-      'SASRec': lambda: policies.Sasrec(setting, sasrec.fit(*run.data, c, max(c.evaluation.ks))),
-      'no_reasoner': lambda: generative('no_reasoner'),
-      TESTED: lambda: generative(TESTED, c.serving.exploration_weight),
-      'RoleGen_by_likelihood': lambda: generative(TESTED),
-      'no_reasoner_slates': lambda: generative('no_reasoner', c.serving.exploration_weight),
-      'oracle': lambda: policies.Oracle(setting, self.world),
-    }[name]()
+  def _generative(self, model: str, exploration_weight: float) -> policies.Generative:
+    run, inputs = self.run, self.inputs
+    online = Online(
+      run.rolegen,
+      self.models[model].load(),
+      inputs.trie,
+      run.mesh,
+      run.config.backbone.beam,
+      reasoning=model == TESTED,
+    )
+    return policies.Generative(self.setting, online, inputs.excitation, exploration_weight)
 
 
 def _read(path: pathlib.Path, key: str) -> Played | None:
-  """What was played under `key`; None when there is nothing, or something of other settings."""
+  """Return what was played under `key`; None when there is nothing, or it is of other settings."""
   try:
     with np.load(path) as file:
       return Played(*(file[name] for name in Played._fields)) if file['key'] == key else None

@@ -1,32 +1,37 @@
-"""What arms of an A/B test sold, with intervals, and by how much one arm is ahead of another.
+"""What the arms of an A/B test sold, with intervals, and the lift of one arm over another.
 
-Every measure is linear in values of single (seed, user) pairs, so a resample is two vectors of weights: seeds and users are drawn with
-replacement, each on its own (the pigeonhole bootstrap for crossed factors: Owen, Annals of Applied Statistics 2007), the same
-for all arms, which makes differences paired.
+Every measure is linear in values of single (seed, user) pairs, so a resample is two vectors of
+weights: seeds and users are drawn with replacement, each on its own (the pigeonhole bootstrap for
+crossed factors: Owen, Annals of Applied Statistics 2007). All arms share them, which makes
+differences paired.
 
 Shapes: S seeds, N users, D days, R resamples.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from rolegen_jax.ab_test.arms import Played
 
-MEASURES = {  # name -> what it is
+# Name of a measure -> what it is.
+MEASURES = {
   'orders': 'orders of the cohort over all days',
   'conversion_rate': 'share of the cohort that orders at least once',
   'daily_active_customers': 'users who order on a day, mean over days',
   'gmv': 'prices of all orders, in the currency of the item table',
 }
-SHARE_OF = {
-  'shown_view_rate': 'shown_views',
-  'shown_order_rate': 'shown_orders',
-}  # a visit, for reading; no intervals
+# Per visit, for reading; without intervals.
+PER_VISIT = {'shown_view_rate': 'shown_views', 'shown_order_rate': 'shown_orders'}
 
 
 def values(played: list[Played]) -> dict[str, np.ndarray]:
-  """[S, N] of each measure: what a pair contributes; the measure is the sum over users of the mean over seeds."""
+  """Return [S, N] of each measure: what a pair contributes.
+
+  The measure is the sum over users of the mean over seeds.
+  """
   orders = np.stack([p.orders for p in played])
   users, days = orders.shape[1:]
   return dict(
@@ -37,109 +42,135 @@ def values(played: list[Played]) -> dict[str, np.ndarray]:
   )
 
 
-def weights(seeds: int, users: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """How often each seed [R, S] (as a share) and each user [R, N] is drawn. One seed has no spread: its weight is always 1."""
-  rng = np.random.default_rng(seed)
-  draw = lambda n: rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64)
-  return draw(seeds) / seeds, draw(users)
+class Resamples:
+  """How often each seed [R, S] (as a share) and each user [R, N] is drawn in each resample.
+
+  A single seed does not vary: its weight is always 1.
+  """
+
+  def __init__(self, seeds: int, users: int, resamples: int, seed: int):
+    rng = np.random.default_rng(seed)
+
+    def draw(n: int) -> np.ndarray:
+      return rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64)
+
+    self.seed_RxS, self.user_RxN = draw(seeds) / seeds, draw(users)
+
+  def totals(self, value_SxN: np.ndarray) -> np.ndarray:
+    """Return the measure under each resample, [R]."""
+    return ((self.seed_RxS @ value_SxN) * self.user_RxN).sum(1)
 
 
-def summarise(arms: dict[str, list[Played]], tested: str, resamples: int, seed: int) -> dict:
-  """The arms' measures, the lifts of `tested` over each other arm, and both by day. Intervals hold 95 %."""
-  seeds, (users, days) = len(next(iter(arms.values()))), next(iter(arms.values()))[0].orders.shape
-  seed_RxS, user_RxN = weights(seeds, users, resamples, seed)
-  totals = lambda value_SxN: ((seed_RxS @ value_SxN) * user_RxN).sum(1)
-  found, drawn, means = {}, {}, {}
-  for name, played in arms.items():
-    measured = values(played)
-    drawn[name] = {measure: totals(value) for measure, value in measured.items()}
-    means[name] = {measure: float(value.mean(0).sum()) for measure, value in measured.items()}
-    orders = np.stack([p.orders for p in played])
-    visits = sum(int(p.visits.sum()) for p in played)
-    found[name] = {
-      measure: interval(means[name][measure], drawn[name][measure]) for measure in MEASURES
-    }
-    found[name] |= {
-      label: sum(int(getattr(p, field).sum()) for p in played) / max(visits, 1)
-      for label, field in SHARE_OF.items()
-    }
-    found[name]['by_day'] = dict(
-      orders=orders.sum(1).mean(0).tolist(),
-      daily_active_customers=(orders > 0).sum(1).mean(0).tolist(),
-      gmv=np.stack([p.revenue.sum(0, dtype=np.float64) for p in played]).mean(0).tolist(),
-    )
-    found[name]['orders_by_seed'] = orders.sum((1, 2)).tolist()
-  result = dict(
+def summarize(arms: dict[str, list[Played]], tested: str, resamples: int, seed: int) -> dict:
+  """Return the arms' measures and the lifts of `tested` over each other arm, also by day.
+
+  Intervals hold 95 %.
+  """
+  first = next(iter(arms.values()))
+  seeds, (users, days) = len(first), first[0].orders.shape
+  draws = Resamples(seeds, users, resamples, seed)
+  visits = sum(int(p.visits.sum()) for p in next(reversed(arms.values())))
+  others = [name for name in arms if name != tested] if tested in arms else []
+  return dict(
     tested=tested,
     users=users,
     days=days,
     seeds=seeds,
     resamples=resamples,
     visits=visits / seeds,
-    arms=found,
-    lifts={},
+    arms={name: _measure(played, draws) for name, played in arms.items()},
+    lifts={name: _lifts(arms[tested], arms[name], draws) for name in others},
   )
-  for name in arms if tested in arms else ():
-    if name != tested:
-      result['lifts'][name] = {
-        m: lift(means[tested][m], means[name][m], drawn[tested][m], drawn[name][m])
-        for m in MEASURES
-      }
-      sums = [np.cumsum(np.stack([p.orders for p in arms[arm]]), axis=2) for arm in (tested, name)]
-      result['lifts'][name]['orders_by_day'] = [
-        lift(
-          *(float(total[:, :, d].mean(0).sum()) for total in sums),
-          *(totals(total[:, :, d]) for total in sums),
-        )
-        for d in range(days)
-      ]
-  return result
+
+
+def _measure(played: list[Played], draws: Resamples) -> dict[str, Any]:
+  """Return the measures of one arm, with intervals, and its days."""
+  measures: dict[str, Any] = {
+    name: interval(float(value.mean(0).sum()), draws.totals(value))
+    for name, value in values(played).items()
+  }
+  visits = max(sum(int(p.visits.sum()) for p in played), 1)
+  for label, field in PER_VISIT.items():
+    measures[label] = sum(int(getattr(p, field).sum()) for p in played) / visits
+  orders = np.stack([p.orders for p in played])
+  revenue = np.stack([p.revenue.sum(0, dtype=np.float64) for p in played])
+  measures['by_day'] = dict(
+    orders=orders.sum(1).mean(0).tolist(),
+    daily_active_customers=(orders > 0).sum(1).mean(0).tolist(),
+    gmv=revenue.mean(0).tolist(),
+  )
+  measures['orders_by_seed'] = orders.sum((1, 2)).tolist()
+  return measures
+
+
+def _lifts(ours: list[Played], theirs: list[Played], draws: Resamples) -> dict[str, Any]:
+  """Return the lift of one arm over another in every measure, and in orders up to each day."""
+
+  def compare(our_SxN: np.ndarray, their_SxN: np.ndarray) -> dict[str, float] | None:
+    our_mean, their_mean = (float(value.mean(0).sum()) for value in (our_SxN, their_SxN))
+    return lift(our_mean, their_mean, draws.totals(our_SxN), draws.totals(their_SxN))
+
+  our_values, their_values = values(ours), values(theirs)
+  lifts: dict[str, Any] = {name: compare(our_values[name], their_values[name]) for name in MEASURES}
+  our_orders, their_orders = (
+    np.cumsum(np.stack([p.orders for p in arm]), axis=2) for arm in (ours, theirs)
+  )
+  lifts['orders_by_day'] = [
+    compare(our_orders[:, :, d], their_orders[:, :, d]) for d in range(our_orders.shape[2])
+  ]
+  return lifts
 
 
 def lift(
   ours: float, theirs: float, ours_R: np.ndarray, theirs_R: np.ndarray
 ) -> dict[str, float] | None:
-  """Ours over theirs, less 1; None where there is nothing to compare with."""
+  """Return ours over theirs, less 1; None where there is nothing to compare with."""
   return interval(ours / theirs - 1, ours_R / theirs_R - 1) if theirs and theirs_R.all() else None
 
 
-def interval(mean: float, drawn_R: np.ndarray) -> dict[str, float]:
-  low, high = np.percentile(drawn_R, [2.5, 97.5])
+def interval(mean: float, resampled_R: np.ndarray) -> dict[str, float]:
+  """Return the mean with its percentile interval of 95 %."""
+  low, high = np.percentile(resampled_R, [2.5, 97.5])
   return dict(mean=mean, low=float(low), high=float(high))
 
 
-def table(found: dict) -> str:
-  """Arms and lifts as text."""
-  size = f'{found["users"]} dormant users, {found["days"]} days, {found["seeds"]} seeds, {found["visits"]:.0f} visits a seed'
-  lines = [f'{found["world"]}: {size}; 95 % intervals over seeds and users']
-  first = max(13, *(len(name) + 1 for name in found['arms']))
-  lines.append(
-    f'{"":{first}}{"orders":>24}{"conversion rate, %":>24}{"daily customers":>24}{"GMV":>30}{"views, orders of slate a visit":>34}'
+def table(result: dict) -> str:
+  """Return arms and lifts as text."""
+  size = (
+    f'{result["users"]} dormant users, {result["days"]} days, {result["seeds"]} seeds, '
+    f'{result["visits"]:.0f} visits a seed'
   )
-  for name, arm in found['arms'].items():
-    shown = (
-      ('orders', 0, 24, 1),
-      ('conversion_rate', 2, 24, 100),
-      ('daily_active_customers', 1, 24, 1),
-      ('gmv', 0, 30, 1),
-    )
-    cells = ''.join(_cell(arm[measure], *style) for measure, *style in shown)
-    lines.append(
-      f'{name:{first}}{cells}{arm["shown_view_rate"]:24.3f}{arm["shown_order_rate"]:10.4f}'
-    )
-  for name, lifts in found['lifts'].items():
+  first = max(13, *(len(name) + 1 for name in result['arms']))
+  titles = ('orders', 'conversion rate, %', 'daily customers')
+  lines = [
+    f'{result["simulator"]}: {size}; 95 % intervals over seeds and users',
+    ' ' * first
+    + ''.join(f'{title:>24}' for title in titles)
+    + f'{"GMV":>30}{"views, orders of slate a visit":>34}',
+  ]
+  styles = dict(
+    orders=(0, 24, 1),
+    conversion_rate=(2, 24, 100),
+    daily_active_customers=(1, 24, 1),
+    gmv=(0, 30, 1),
+  )
+  for name, arm in result['arms'].items():
+    cells = ''.join(_cell(arm[measure], *style) for measure, style in styles.items())
+    rates = f'{arm["shown_view_rate"]:24.3f}{arm["shown_order_rate"]:10.4f}'
+    lines.append(f'{name:{first}}{cells}{rates}')
+  for name, lifts in result['lifts'].items():
     cells = ''.join(
-      _cell(lifts[measure], 2, width, 100, True)
-      for measure, width in zip(MEASURES, (24, 24, 24, 30))
+      _cell(lifts[measure], 2, width, 100, signed=True) for measure, (_, width, _) in styles.items()
     )
-    lines.append(f'{found["tested"]} over {name}, %\n' + ' ' * first + cells)
+    lines += [f'{result["tested"]} over {name}, %', ' ' * first + cells]
   return '\n'.join(lines)
 
 
-def _cell(value: dict | None, digits: int, width: int, times: float = 1, sign: bool = False) -> str:
+def _cell(
+  value: dict | None, digits: int, width: int, factor: float = 1, signed: bool = False
+) -> str:
   if value is None:
     return '–'.rjust(width)
-  mean, low, high = (
-    f'{times * value[key]:{"+" if sign else ""}.{digits}f}' for key in ('mean', 'low', 'high')
-  )
+  sign = '+' if signed else ''
+  mean, low, high = (f'{factor * value[key]:{sign}.{digits}f}' for key in ('mean', 'low', 'high'))
   return f'{mean} [{low}, {high}]'.rjust(width)

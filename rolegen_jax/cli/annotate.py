@@ -1,9 +1,11 @@
-"""Prompts for an outside LLM about the conversions that a run learns from, and its answers as annotations that the run reads.
+"""Exchange prompts and answers with an outside LLM that labels the conversions a run learns from.
 
-python -m rolegen_jax annotate --workdir=runs/demo_llm --prompts=prompts.jsonl --cases=200
-(ask; write {"id": ..., "answer": ...} for every line of prompts.jsonl to answers.jsonl)
-python -m rolegen_jax annotate --workdir=runs/demo_llm --cases=200 --answers=answers.jsonl --output=annotations.jsonl
-python -m rolegen_jax train --experiment=demo_llm --workdir=runs/demo_llm --set roles.annotations=annotations.jsonl
+  rolegen annotate --workdir=runs/words --examples=200 --prompts=prompts.jsonl
+  (ask the LLM; write {"id": ..., "answer": ...} for every line to answers.jsonl)
+  rolegen annotate --workdir=runs/words --examples=200 --answers=answers.jsonl \\
+      --output=annotations.jsonl
+  rolegen train --experiment=demo_llm --workdir=runs/words \\
+      --set roles.annotations=annotations.jsonl
 """
 
 from absl import flags
@@ -11,10 +13,10 @@ from absl import flags
 from rolegen_jax.config import ConfigError
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen train.', required=True)
-_CASES = flags.DEFINE_integer(
+_EXAMPLES = flags.DEFINE_integer(
   'examples',
   0,
-  'Conversions that are asked about, evenly drawn; 0 = all that the run learns from.',
+  'Number of conversions to ask about, evenly drawn; 0 = all that the run learns from.',
   lower_bound=0,
 )
 _PROMPTS = flags.DEFINE_string('prompts', None, 'JSONL file of prompts to write.')
@@ -29,23 +31,29 @@ _OUTPUT = flags.DEFINE_string(
 
 
 def main() -> None:
+  """Write prompts, or read answers, as the flags say."""
   if bool(_PROMPTS.value) == bool(_ANSWERS.value) or bool(_ANSWERS.value) != bool(_OUTPUT.value):
     raise ConfigError(
-      '--prompts=FILE writes prompts, --answers=FILE --output=FILE reads answers: must be one of the two'
+      '--prompts=FILE writes prompts, --answers=FILE --output=FILE reads answers: '
+      'must be one of the two'
     )
-  from rolegen_jax.pipeline.run import Run, saved_config
+  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.context import open_run
+  from rolegen_jax.pipeline.inputs import prepare_inputs
   from rolegen_jax.text import annotations
   from rolegen_jax.text.items import ItemWords
 
-  run = Run(saved_config(_WORKDIR.value), _WORKDIR.value)
-  table, last = run.bare_examples.evenly(_CASES.value), run.config.reasoner.role_events
+  run = open_run(saved_config(_WORKDIR.value), _WORKDIR.value)
+  inputs = prepare_inputs(run)
+  table = inputs.conversions.evenly(_EXAMPLES.value)
+  role_events = run.config.reasoner.role_events
   if _PROMPTS.value:
-    words = ItemWords.of(run.data[0].items)
-    print(
-      f'{annotations.write_prompts(table, words, last, _PROMPTS.value)} prompts -> {_PROMPTS.value}'
-    )
+    words = ItemWords.of(inputs.log.items)
+    n_prompts = annotations.write_prompts(table, words, role_events, _PROMPTS.value)
+    print(f'{n_prompts} prompts -> {_PROMPTS.value}')
     return
-  kept, rejected = annotations.read_answers(table, last, _ANSWERS.value)
-  annotations.write_lines(kept, _OUTPUT.value)
+  assert _ANSWERS.value and _OUTPUT.value
+  accepted, rejected = annotations.read_answers(table, role_events, _ANSWERS.value)
+  annotations.write_lines(accepted, _OUTPUT.value)
   annotations.write_lines((r._asdict() for r in rejected), f'{_OUTPUT.value}.rejected.jsonl')
-  print(f'{annotations.summary(rejected, len(kept))}\n-> {_OUTPUT.value}')
+  print(f'{annotations.summary(rejected, len(accepted))}\n-> {_OUTPUT.value}')

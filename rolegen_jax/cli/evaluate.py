@@ -1,6 +1,6 @@
-"""Evaluates a trained run again and rewrites its report; trains only what is missing.
+"""Evaluate a trained run again and rewrite its report; only what is missing is trained.
 
-python -m rolegen_jax evaluate --workdir=runs/demo --set evaluation.bootstrap=10000
+rolegen evaluate --workdir=runs/demo --set evaluation.bootstrap=10000
 """
 
 from absl import flags
@@ -14,7 +14,9 @@ _SET = flags.DEFINE_multi_string(
 
 
 def main() -> None:
-  from rolegen_jax.pipeline.run import Run, saved_config
+  """Evaluate the run that the flags name."""
+  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.run import train
 
   config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
-  Run(config, _WORKDIR.value).report(print_tables=True)
+  train(config, _WORKDIR.value, print_tables=True)

@@ -1,7 +1,10 @@
-"""The trained reasoner of a run in the Hugging Face format of the folder that it came from.
+"""Export the trained reasoner of a run in the Hugging Face format of the folder it came from.
 
-python -m rolegen_jax export --workdir=runs/mine --output=reasoner                      # whole: adapters merged, our tokens appended
-python -m rolegen_jax export --workdir=runs/mine --output=adapters --what=adapters      # what was added to a frozen base, as PEFT names it
+  rolegen export --workdir=runs/mine --output=reasoner
+  rolegen export --workdir=runs/mine --output=adapters --what=adapters
+
+The model comes whole: adapters merged, our tokens appended. Adapters are what was added to a
+frozen base, as PEFT names it.
 """
 
 from absl import flags
@@ -24,20 +27,26 @@ _WHAT = flags.DEFINE_enum(
 
 
 def main() -> None:
-  from rolegen_jax.pipeline.run import Run, saved_config
+  """Export what the flags ask for."""
+  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.context import open_run
+  from rolegen_jax.pipeline.inputs import prepare_inputs
+  from rolegen_jax.pipeline.run import train_models
 
   config = saved_config(_WORKDIR.value)
   reasoner = config.reasoner
   if not reasoner.pretrained:
     raise ConfigError(
-      f'--workdir={_WORKDIR.value}: its reasoner is from scratch; must be a run with reasoner.pretrained=FOLDER'
+      f'--workdir={_WORKDIR.value}: its reasoner was trained from scratch; '
+      'must be a run with reasoner.pretrained=FOLDER'
     )
   if _WHAT.value == 'adapters' and reasoner.train == 'all':
     raise ConfigError(
-      f'--workdir={_WORKDIR.value}: all of its reasoner was trained; --what=adapters must have a run with reasoner.train=lora or frozen'
+      f'--workdir={_WORKDIR.value}: all of its reasoner was trained; '
+      '--what=adapters needs a run with reasoner.train=lora or frozen'
     )
-  run = Run(config, _WORKDIR.value, may_run=False)
-  params = run.trained['reasoner']
+  run = open_run(config, _WORKDIR.value, may_train=False)
+  params = train_models(run, prepare_inputs(run)).calibrated.load()['reasoner']
   from rolegen_jax.pretrained.export import export, export_adapters
 
   if _WHAT.value == 'model':

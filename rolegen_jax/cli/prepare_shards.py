@@ -1,24 +1,26 @@
-"""Turns a log that memory does not hold into training rows on disk; the same command continues after any interruption.
+"""Convert a log that does not fit in memory to packed training rows on disk.
 
-  python -m rolegen_jax prepare_shards --experiment=contract --set data.path=my_shop --output=shards/my_shop
-  python -m rolegen_jax train --experiment=contract --set data.path=my_shop --set data.shards=shards/my_shop --set data.max_users=50000
+  rolegen prepare_shards --experiment=contract --set data.path=my_shop --output=shards/my_shop
+  rolegen train --experiment=contract --set data.path=my_shop \\
+      --set data.shards=shards/my_shop --set data.max_users=50000 --workdir=runs/shop
 
-Beyond one machine, by Apache Beam (requirements-cluster.txt), on folders that all workers see:
+The same command continues after any interruption. Apache Beam (requirements-cluster.txt) does it
+on a cluster, on folders that all workers see:
 
-  python -m rolegen_jax prepare_shards ... --runner=FlinkRunner --beam=--flink_master=host:8081 --beam=--parallelism=64
+  rolegen prepare_shards ... --runner=FlinkRunner --beam=--flink_master=host:8081
 """
 
 import json
-import sys
 
 from absl import flags
 
 from rolegen_jax.cli import entry
+from rolegen_jax.runtime.progress import say
 
 _EXPERIMENT = flags.DEFINE_string(
   'experiment',
   'contract',
-  'Name of a file in experiments/, or NAME:ARG: its data and backbone.context settings.',
+  'Experiment whose data and backbone.context settings are used: NAME, PATH.py or NAME:ARG.',
 )
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
@@ -43,16 +45,13 @@ _BEAM = flags.DEFINE_multi_string(
 
 
 def main() -> None:
+  """Write the shards that the flags ask for."""
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
   from rolegen_jax.data.adapters import log_path
   from rolegen_jax.data.shards.convert import make_plan
 
   plan = make_plan(config, log_path(config.data), _SHARDS.value)
-  print(
-    f'{plan.events} events in {len(plan.chunks)} chunks -> {plan.shards} shards',
-    file=sys.stderr,
-    flush=True,
-  )
+  say(f'{plan.events} events in {len(plan.chunks)} chunks -> {plan.shards} shards')
   if _RUNNER.value:
     from rolegen_jax.data.shards import beam
 
@@ -62,8 +61,5 @@ def main() -> None:
 
     index = build.build(plan, _OUTPUT.value, _WORKERS.value)
   print(json.dumps({name: value for name, value in index.items() if name != 'shards'}, indent=2))
-  print(
-    f'{index["rows"]} rows of {index["width"]} events in {len(index["shards"])} shards -> {_OUTPUT.value}',
-    file=sys.stderr,
-    flush=True,
-  )
+  rows, width, n_shards = index['rows'], index['width'], len(index['shards'])
+  say(f'{rows} rows of {width} events in {n_shards} shards -> {_OUTPUT.value}')

@@ -1,12 +1,15 @@
-"""What the devices of this host can do, for `launch.doctor`, which never imports jax: one JSON object on the last line of stdout.
+"""Print what the devices of this host can do, as one JSON object on the last line of stdout.
 
-python -m rolegen_jax probe
+  rolegen probe
+
+`launch.doctor`, which never imports jax, reads it.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,35 +21,33 @@ from rolegen_jax.config import MeshConfig
 FLOATS = 1 << 20  # per device and collective: 4 MiB
 
 
+def main() -> None:
+  """Probe the devices and print the result."""
+  collectives = [collective(axis) for axis in sharding.MESH_AXES]
+  print(json.dumps(dict(devices=devices(), collectives=collectives)))
+
+
 def devices() -> dict:
-  found = jax.local_devices()
-  memory = (found[0].memory_stats() or {}).get('bytes_limit')
+  """Return platform, kind, count and memory of the local devices."""
+  local = jax.local_devices()
+  memory = (local[0].memory_stats() or {}).get('bytes_limit')
   return dict(
-    platform=found[0].platform, kind=found[0].device_kind, count=len(found), memory_bytes=memory
+    platform=local[0].platform, kind=local[0].device_kind, count=len(local), memory_bytes=memory
   )
 
 
 def collective(axis: str) -> dict:
-  """A sum over all local devices laid along one mesh axis: whether it is right, and its milliseconds once compiled."""
-  found = jax.local_devices()
-  mesh = sharding.make_mesh(
-    MeshConfig(**{a: len(found) if a == axis else 1 for a in sharding.MESH_AXES}), found
-  )
+  """Sum over all local devices along one mesh axis: is it right, and how many ms does it take."""
+  local = jax.local_devices()
+  n = len(local)
+  sizes: dict[str, Any] = {a: n if a == axis else 1 for a in sharding.MESH_AXES}
+  mesh = sharding.make_mesh(MeshConfig(**sizes), local)
   with jax.set_mesh(mesh):
     add = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, axis), in_specs=P(axis), out_specs=P()))
-    ranks = jnp.repeat(jnp.arange(len(found), dtype=jnp.float32), FLOATS)
+    ranks = jnp.repeat(jnp.arange(n, dtype=jnp.float32), FLOATS)
     total = jax.device_put(ranks, jax.NamedSharding(mesh, P(axis)))
-    right = bool((add(total) == len(found) * (len(found) - 1) / 2).all())
+    right = bool((add(total) == n * (n - 1) / 2).all())  # compiles, too
     started = time.perf_counter()
     add(total).block_until_ready()
-  return dict(
-    axis=axis, devices=len(found), right=right, ms=round(1000 * (time.perf_counter() - started), 3)
-  )
-
-
-def main() -> None:
-  print(
-    json.dumps(
-      dict(devices=devices(), collectives=[collective(axis) for axis in sharding.MESH_AXES])
-    )
-  )
+  ms = round(1000 * (time.perf_counter() - started), 3)
+  return dict(axis=axis, devices=n, right=right, ms=ms)

@@ -1,6 +1,6 @@
-"""Recommendations of a trained run for users as they are at the end of the log, with the reasoning behind them.
+"""Recommend items to users as they are at the end of the log, with the reasoning behind each list.
 
-python -m rolegen_jax recommend --workdir=runs/demo --users=dormant --output=recommendations.parquet
+rolegen recommend --workdir=runs/demo --users=dormant --output=recommendations.parquet
 """
 
 from absl import flags
@@ -20,19 +20,25 @@ _TOP = flags.DEFINE_integer('top', 10, 'Items per user, at most backbone.beam.',
 
 
 def main() -> None:
-  from rolegen_jax.pipeline.run import Run, saved_config
+  """Write the table of recommendations that the flags ask for."""
+  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.context import open_run
+  from rolegen_jax.pipeline.inputs import prepare_inputs
+  from rolegen_jax.pipeline.run import train_models
   from rolegen_jax.serving.recommend import recommend
 
-  run = Run(overrides.apply(saved_config(_WORKDIR.value), _SET.value), _WORKDIR.value)
+  run = open_run(overrides.apply(saved_config(_WORKDIR.value), _SET.value), _WORKDIR.value)
+  inputs = prepare_inputs(run)
   table = recommend(
     run.rolegen,
-    run.trained,
-    run.data[0],
-    run.excitation,
-    run.trie,
+    train_models(run, inputs).calibrated.load(),
+    inputs.log,
+    inputs.excitation,
+    inputs.trie,
     run.mesh,
     _USERS.value,
     _OUTPUT.value,
     _TOP.value,
   )
-  say(f'{table["user_id"].n_unique()} users, {len(table)} recommendations -> {_OUTPUT.value}')
+  n_users = table['user_id'].n_unique()
+  say(f'{n_users} users, {len(table)} recommendations -> {_OUTPUT.value}')

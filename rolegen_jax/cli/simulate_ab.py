@@ -1,7 +1,10 @@
-"""An A/B test in the simulated world of a trained run: each arm recommends daily to the dormant users, who answer.
+"""Play an A/B test in the simulated shop of a trained run.
 
-python -m rolegen_jax simulate_ab --workdir=runs/demo
-python -m rolegen_jax simulate_ab --workdir=runs/demo --world=held_back
+  rolegen simulate_ab --workdir=runs/demo
+  rolegen simulate_ab --workdir=runs/demo --simulator=held_back
+
+Each arm recommends daily to the dormant users, who respond. The same command continues after any
+interruption.
 """
 
 from absl import flags
@@ -9,11 +12,11 @@ from absl import flags
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of a run of rolegen train on a simulated log.', required=True
 )
-_WORLD = flags.DEFINE_enum(
-  'world',
+_SIMULATOR = flags.DEFINE_enum(
+  'simulator',
   'default',
   ['default', 'held_back'],
-  'That of the log; or another: trains anew in WORKDIR/held_back.',
+  'The simulator of the log, or a held-back one, for which WORKDIR/held_back is trained first.',
 )
 _DAYS = flags.DEFINE_integer('days', 28, 'Days from the end of the log.')
 _SEEDS = flags.DEFINE_integer(
@@ -22,19 +25,17 @@ _SEEDS = flags.DEFINE_integer(
 _ARMS = flags.DEFINE_list(
   'arms',
   ['popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen'],
-  'Some of these, RoleGen_by_likelihood, no_reasoner_slates, and oracle, which knows the world.',
+  'Some of these, RoleGen_by_likelihood, no_reasoner_slates, and oracle, which knows the truth.',
 )
 _SLATE = flags.DEFINE_integer('slate', 10, 'Items shown on a visit, at most backbone.beam.')
 
 
 def main() -> None:
+  """Play the test that the flags describe and print its table."""
   from rolegen_jax.ab_test.simulation import simulate_ab
   from rolegen_jax.ab_test.summary import table
 
-  print(
-    table(
-      simulate_ab(
-        _WORKDIR.value, _WORLD.value, _DAYS.value, _SEEDS.value, _ARMS.value, _SLATE.value
-      )
-    )
+  result = simulate_ab(
+    _WORKDIR.value, _SIMULATOR.value, _DAYS.value, _SEEDS.value, _ARMS.value, _SLATE.value
   )
+  print(table(result))

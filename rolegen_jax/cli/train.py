@@ -1,6 +1,8 @@
-"""Runs every stage of an experiment, from the log to the report; the same command continues after any interruption.
+"""Run every stage of an experiment, from the log to the report.
 
-python -m rolegen_jax train --experiment=demo --workdir=runs/demo --set loop.worlds=6 --set loop.kl=0.05
+  rolegen train --experiment=demo --workdir=runs/demo --set loop.worlds=6 --set loop.kl=0.05
+
+The same command continues after any interruption.
 """
 
 from absl import flags
@@ -8,7 +10,7 @@ from absl import flags
 from rolegen_jax.cli import entry
 
 _EXPERIMENT = flags.DEFINE_string(
-  'experiment', 'demo', 'Name of a file in experiments/, or NAME:ARG.'
+  'experiment', 'demo', 'Name of a file in experiments/, or the path of one; NAME:ARG passes ARG.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Run folder: outputs, checkpoints, report. Made if absent.', required=True
@@ -19,7 +21,8 @@ _SET = flags.DEFINE_multi_string(
 
 
 def main() -> None:
+  """Train and evaluate the run that the flags name."""
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
-  from rolegen_jax.pipeline.run import Run
+  from rolegen_jax.pipeline.run import train
 
-  Run(config, _WORKDIR.value).report(print_tables=True)
+  train(config, _WORKDIR.value)

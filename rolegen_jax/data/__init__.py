@@ -1,3 +1,3 @@
-"""Logs and what is predicted from them: the data contract (`events`), one adapter per public log format (`adapters`),
-the indexed log (`log`), occasions, cohorts and splits (`occasions`), the stage that ties them together (`prepare`),
-the simulated world, and the batches that training reads. No jax below the batches."""
+"""Read logs and prepare what models are trained on: the data contract (`events`), adapters of
+public formats, the indexed log, occasions with cohorts and splits, examples, and batches. `shards/`
+converts logs that do not fit in memory. Imports only the core and `runtime`."""

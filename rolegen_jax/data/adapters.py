@@ -1,7 +1,8 @@
-"""One adapter per public log format, from the ORIGINAL files to the data contract, and where each log is to be had.
+"""One adapter per public log format, from the ORIGINAL files to the data contract.
 
-An adapter is `f(path, data_config) -> (events, items, notes)`: the two tables of the contract as polars frames, and counts
-of what was left out. Add a format by writing such a function and a row in `ADAPTERS`.
+An adapter is `f(path, data_config) -> (events, items, left_out)`: the two tables of the contract as
+polars frames, and counts of what was left out. To add a format, write such a function, put it into
+`ADAPTERS`, and say in `SOURCES` where the log is to be had.
 """
 
 from __future__ import annotations
@@ -18,31 +19,36 @@ from rolegen_jax.data.delimited import INTEGER, NUMBER, Field, coded, integer, l
 from rolegen_jax.data.events import EVENT_DTYPE, read_contract, validate
 from rolegen_jax.data.files import DataError, read_parquet
 
-Tables = tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]
+Adapted = tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]
+Adapter = Callable[[pathlib.Path, DataConfig], Adapted]
 
 ROOT_VARIABLE = 'ROLEGEN_DATA'
 SOURCES = {
-  'contract': 'your own log: events.parquet and items.parquet as rolegen_jax/data/events.py describes them',
-  'alibaba2014': 'Alibaba 2014 big-data contest, season 1, Tmall brand recommendation (t_alibaba_data.csv): '
-  'https://tianchi.aliyun.com, copy at https://github.com/yezhang/BuyingBehaviourPredict',
-  'taobao_userbehavior': 'Taobao UserBehavior (UserBehavior.csv): https://tianchi.aliyun.com/dataset/649',
-  'rees46': 'REES46 eCommerce behavior data from multi category store (2019-Oct.csv and later months): '
+  'contract': 'your own log: events.parquet and items.parquet as rolegen_jax/data/events.py '
+  'describes them',
+  'alibaba2014': 'Alibaba 2014 big-data contest, season 1, Tmall brand recommendation '
+  '(t_alibaba_data.csv): https://tianchi.aliyun.com, '
+  'copy at https://github.com/yezhang/BuyingBehaviourPredict',
+  'taobao_userbehavior': 'Taobao UserBehavior (UserBehavior.csv): '
+  'https://tianchi.aliyun.com/dataset/649',
+  'rees46': 'REES46 eCommerce behavior data from multi category store '
+  '(2019-Oct.csv and later months): '
   'https://www.kaggle.com/datasets/mkechinov/ecommerce-behavior-data-from-multi-category-store',
-  'ranked_sequences': 'Amazon Reviews 2014, Beauty 5-core, as events.parquet (with pos) and items.parquet: '
-  'https://jmcauley.ucsd.edu/data/amazon/',
+  'ranked_sequences': 'Amazon Reviews 2014, Beauty 5-core, as events.parquet (with pos) and '
+  'items.parquet: https://jmcauley.ucsd.edu/data/amazon/',
 }
 
-TAOBAO_WINDOW = (
-  1511539200,
-  1512316800,
-)  # 2017-11-25 00:00 to 2017-12-04 00:00 (exclusive), UTC+8, in seconds UTC
-ALIBABA_YEAR = 2013  # the file has no year; the contest opened in March 2014 with a log of the April to August before
+# Seconds UTC of 2017-11-25 00:00 and 2017-12-04 00:00 (exclusive) in UTC+8.
+TAOBAO_WINDOW = (1511539200, 1512316800)
+# The file has no year; the contest opened in March 2014 with a log of the April to August before.
+ALIBABA_YEAR = 2013
 
 
 def log_path(data: DataConfig) -> pathlib.Path:
-  """Where the log of `data` lies: `data.path` under $ROLEGEN_DATA (default: data/ in the working directory).
+  """Return where the log of `data` lies: `data.path` under $ROLEGEN_DATA.
 
-  Raises DataError naming the full path, the variable and where the log is to be had.
+  Without the variable the root is data/ in the working directory. Raises DataError naming the full
+  path, the variable and where the log is to be had.
   """
   root = pathlib.Path(os.environ.get(ROOT_VARIABLE) or 'data').absolute()
   path = root / data.path
@@ -54,48 +60,53 @@ def log_path(data: DataConfig) -> pathlib.Path:
   return path
 
 
-def alibaba2014(path: pathlib.Path, data: DataConfig) -> Tables:
-  """user_id,brand_id,type,visit_datetime: item = brand, days as 'M-D', taken as midnight UTC of that day in 2013."""
-  days = f'a date M-D of {ALIBABA_YEAR}'
+def alibaba2014(path: pathlib.Path, data: DataConfig) -> Adapted:
+  """Read user_id,brand_id,type,visit_datetime.
+
+  An item is a brand. Days are 'M-D', taken as midnight UTC of that day in 2013.
+  """
+  kinds = {'0': 'view', '1': 'purchase', '2': 'fav', '3': 'cart'}
+  kinds_expected = '0 (click), 1 (purchase), 2 (favorite) or 3 (cart)'
   fields = (
     Field('user_id', 'user_id', integer, INTEGER),
     Field('brand_id', 'item_id', integer, INTEGER),
-    Field(
-      'type',
-      'event',
-      coded({'0': 'view', '1': 'purchase', '2': 'fav', '3': 'cart'}, EVENT_DTYPE),
-      '0 (click), 1 (purchase), 2 (favourite) or 3 (cart)',
-    ),
-    Field('visit_datetime', 'timestamp', _alibaba_day, days),
+    Field('type', 'event', coded(kinds, EVENT_DTYPE), kinds_expected),
+    Field('visit_datetime', 'timestamp', _alibaba_day, f'a date M-D of {ALIBABA_YEAR}'),
   )
-  table, notes = delimited.read(path, fields, header=True, max_users=data.max_users)
-  return table, _catalogue(table), notes
+  table, left_out = delimited.read(path, fields, header=True, max_users=data.max_users)
+  return table, _items_of(table), left_out
 
 
-def taobao_userbehavior(path: pathlib.Path, data: DataConfig) -> Tables:
-  """user,item,category,behavior,timestamp without a header; rows outside the documented nine days are dropped."""
-  behaviours = {'pv': 'view', 'fav': 'fav', 'cart': 'cart', 'buy': 'purchase'}
+def taobao_userbehavior(path: pathlib.Path, data: DataConfig) -> Adapted:
+  """Read user,item,category,behavior,timestamp without a header.
+
+  Rows outside the nine days that the log's documentation names are dropped and counted.
+  """
+  kinds = {'pv': 'view', 'fav': 'fav', 'cart': 'cart', 'buy': 'purchase'}
+  kinds_expected = 'one of ' + ', '.join(kinds)
   fields = (
     Field('user ID', 'user_id', integer, INTEGER),
     Field('item ID', 'item_id', integer, INTEGER),
     Field('category ID', 'category_id', integer, INTEGER),
-    Field(
-      'behavior type', 'event', coded(behaviours, EVENT_DTYPE), 'one of ' + ', '.join(behaviours)
-    ),
+    Field('behavior type', 'event', coded(kinds, EVENT_DTYPE), kinds_expected),
     Field('timestamp', 'timestamp', integer, 'whole seconds UTC'),
   )
-  table, notes = delimited.read(path, fields, header=False, max_users=data.max_users)
+  table, left_out = delimited.read(path, fields, header=False, max_users=data.max_users)
   inside = table.filter(pl.col('timestamp').is_between(*TAOBAO_WINDOW, closed='left'))
-  notes['dropped_outside_window'] = table.height - inside.height
-  return inside.drop('category_id'), _catalogue(inside, 'category_id'), notes
+  left_out['dropped_outside_window'] = table.height - inside.height
+  return inside.drop('category_id'), _items_of(inside, 'category_id'), left_out
 
 
-def rees46(path: pathlib.Path, data: DataConfig) -> Tables:
-  """event_time,event_type,product_id,...: times are UTC; an item keeps its latest category, brand and price."""
+def rees46(path: pathlib.Path, data: DataConfig) -> Adapted:
+  """Read event_time,event_type,product_id,...
+
+  Times are UTC. An item has its latest category, brand and price.
+  """
   kinds = {'view': 'view', 'cart': 'cart', 'remove_from_cart': 'remove', 'purchase': 'purchase'}
+  kinds_expected = 'one of ' + ', '.join(kinds)
   fields = (
     Field('event_time', 'timestamp', _rees46_time, "a time 'YYYY-MM-DD hh:mm:ss UTC'"),
-    Field('event_type', 'event', coded(kinds, EVENT_DTYPE), 'one of ' + ', '.join(kinds)),
+    Field('event_type', 'event', coded(kinds, EVENT_DTYPE), kinds_expected),
     Field('product_id', 'item_id', integer, INTEGER),
     Field('category_id', 'category_id', integer, INTEGER),
     Field('category_code', 'category_code', label, 'text', optional=True),
@@ -104,50 +115,47 @@ def rees46(path: pathlib.Path, data: DataConfig) -> Tables:
     Field('user_id', 'user_id', integer, INTEGER),
     Field('user_session', 'session_id', label, 'text', optional=True),
   )
-  table, notes = delimited.read(path, fields, header=True, max_users=data.max_users)
-  items = _catalogue(
-    table.sort('timestamp', maintain_order=True), 'category_id', 'category_code', 'brand', 'price'
-  )
-  return (
-    table.select('user_id', 'item_id', 'event', 'timestamp', 'session_id', 'price'),
-    items,
-    notes,
-  )
+  table, left_out = delimited.read(path, fields, header=True, max_users=data.max_users)
+  in_time_order = table.sort('timestamp', maintain_order=True)
+  items = _items_of(in_time_order, 'category_id', 'category_code', 'brand', 'price')
+  events = table.select('user_id', 'item_id', 'event', 'timestamp', 'session_id', 'price')
+  return events, items, left_out
 
 
-def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Tables:
-  """A folder with events.parquet and items.parquet where `pos` is a row's chronological rank within its user.
+def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Adapted:
+  """Read a folder whose events have a chronological rank `pos` within their user.
 
-  The timestamp becomes pos + 1: order only, no durations, and no common clock between users. Use it with
-  data.split='leave_one_out'. A timestamp column in the file may have nulls and is not used.
+  The timestamp becomes pos + 1: order only, no durations, and no common clock between users. Use it
+  with data.split='leave_one_out'. A timestamp column in events.parquet may have nulls and is not
+  used.
   """
-  name = str(path / 'events.parquet')
-  events = read_parquet(name)
+  events_name, items_name = str(path / 'events.parquet'), str(path / 'items.parquet')
+  events = read_parquet(events_name)
   if 'pos' not in events.columns or not events.schema['pos'].is_integer():
     raise DataError(
-      f"{name}: column 'pos' is missing or no integer; must be the chronological rank in the user, from 0"
+      f"{events_name}: column 'pos' is missing or no integer; "
+      'must be the chronological rank in the user, from 0'
     )
   if 'user_id' in events.columns:  # its absence is the contract's to report
-    twice = events.select(
-      pl.struct('user_id', 'pos').is_first_distinct().not_().arg_true()
-    ).to_series()
-    if twice.len():
-      row = twice[0]
+    is_repeat = pl.struct('user_id', 'pos').is_first_distinct().not_()
+    repeats = events.select(is_repeat.arg_true()).to_series()
+    if repeats.len():
+      row = repeats[0]
       raise DataError(
-        f"{name}: column 'pos', row {row + 1}: {events['pos'][row]} again; must be unique within a user"
+        f"{events_name}: column 'pos', row {row + 1}: {events['pos'][row]} again; "
+        'must be unique within a user'
       )
   events = events.with_columns(timestamp=pl.col('pos').cast(pl.Int64) + 1)
-  items_name = str(path / 'items.parquet')
-  events, items = validate(events, read_parquet(items_name), name, items_name)
-  return *_keep_first_users(events, items, data.max_users), {}
+  events, items = validate(events, read_parquet(items_name), events_name, items_name)
+  return _first_users(events, data.max_users), items, {}
 
 
-def contract(path: pathlib.Path, data: DataConfig) -> Tables:
-  """A folder that follows the data contract already."""
+def contract(path: pathlib.Path, data: DataConfig) -> Adapted:
+  """Read a folder that follows the data contract already."""
   return *read_contract(path, data.max_users), {}
 
 
-ADAPTERS: dict[str, Callable[[pathlib.Path, DataConfig], Tables]] = {
+ADAPTERS: dict[str, Adapter] = {
   'contract': contract,
   'alibaba2014': alibaba2014,
   'taobao_userbehavior': taobao_userbehavior,
@@ -165,16 +173,15 @@ def _rees46_time(text: pl.Expr) -> pl.Expr:
   return text.str.to_datetime('%Y-%m-%d %H:%M:%S UTC', strict=False).dt.epoch('s')
 
 
-def _catalogue(table: pl.DataFrame, *columns: str) -> pl.DataFrame:
-  """One row per item of `table`, sorted by id, with the last value of each column that is not null."""
-  last = table.lazy().group_by('item_id').agg(pl.col(c).drop_nulls().last() for c in columns)
-  return last.sort('item_id').collect()
+def _items_of(table: pl.DataFrame, *columns: str) -> pl.DataFrame:
+  """Return one row per item of `table`, sorted by id, with the last non-null value per column."""
+  last = (pl.col(column).drop_nulls().last() for column in columns)
+  return table.lazy().group_by('item_id').agg(last).sort('item_id').collect()
 
 
-def _keep_first_users(
-  events: pl.DataFrame, items: pl.DataFrame, count: int
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-  if count:
-    kept = events['user_id'].unique(maintain_order=True).head(count)
-    events = events.filter(pl.col('user_id').is_in(kept.implode()))
-  return events, items
+def _first_users(events: pl.DataFrame, count: int) -> pl.DataFrame:
+  """Keep the events of the first `count` users in file order; 0 keeps all."""
+  if not count:
+    return events
+  users = events['user_id'].unique(maintain_order=True).head(count)
+  return events.filter(pl.col('user_id').is_in(users.implode()))

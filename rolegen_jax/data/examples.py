@@ -1,27 +1,36 @@
-"""Occasions as training and inference cases: a table of what is known of each, and its fixed-shape rows.
+"""Occasions as training and inference examples: what is known of each, and its fixed-shape rows.
 
-Shapes: N cases, M role events, P path items.
+N examples, M role events, P path items, B rows of n events.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES
-from rolegen_jax.data.batches import Examples, histories
+from rolegen_jax.data.batches import Examples, Excites, histories
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TRAIN, Occasions
-from rolegen_jax.features.excitation import Excitation
 
 PURCHASE = EVENT_NAMES.index('purchase')
 AHEAD = 64  # events after the conversion that a path is taken from
 
+_PER_EXAMPLE = ('user', 'end', 'timestamp', 'target', 'roles', 'path')
+
+
+class ExcitationLookup(Protocol):
+  """Looks up what each event of a history leads to, as `features.excitation.Excitation` does."""
+
+  def of(self, user: np.ndarray, item: np.ndarray) -> Excites:
+    """Return what the events of users [B] with items [B, n] lead to; item -1 = padding."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ExampleTable:
-  """N cases over one log. Row i's context is log[offsets[user[i]]:end[i]]."""
+  """N examples over one log. Example i's context is log rows offsets[user[i]]:end[i]."""
 
   log: InteractionLog
   user: np.ndarray  # int32 [N]
@@ -29,39 +38,32 @@ class ExampleTable:
   timestamp: np.ndarray  # int64 [N]
   target: np.ndarray  # int32 [N], -1 = unknown
   roles: np.ndarray  # int32 [N, M], -1 = unknown
-  path: np.ndarray  # int32 [N, P], -1 = nothing more
-  excitation: Excitation
+  path: np.ndarray  # int32 [N, P], -1 = no more
+  excitation: ExcitationLookup
 
   def __len__(self) -> int:
     return len(self.user)
 
   def evenly(self, most: int) -> ExampleTable:
-    """At most `most` of the cases, evenly spaced over users and times; 0 = all."""
+    """Return at most `most` of the examples, evenly spaced over users and times; 0 = all."""
     if not 0 < most < len(self):
       return self
     return self.picked(np.linspace(0, len(self) - 1, most).astype(np.int64))
 
   def picked(self, chosen: np.ndarray) -> ExampleTable:
-    """The cases of these numbers."""
-    return dataclasses.replace(
-      self,
-      **{
-        name: getattr(self, name)[chosen]
-        for name in ('user', 'end', 'timestamp', 'target', 'roles', 'path')
-      },
-    )
+    """Return the examples of these numbers."""
+    return dataclasses.replace(self, **{name: getattr(self, name)[chosen] for name in _PER_EXAMPLE})
 
   def rows(self, index: np.ndarray, width: int) -> Examples:
-    """The cases of the given numbers, histories of `width` events."""
+    """Return the examples of these numbers [B], with histories of `width` events."""
     history = histories(self.log, self.user[index], self.end[index], width)
-    excites = self.excitation.of(self.user[index], history.item)
     return Examples(
-      history,
-      self.timestamp[index].astype(np.int32),
-      excites,
-      self.target[index],
-      self.roles[index],
-      self.path[index],
+      history=history,
+      timestamp=self.timestamp[index].astype(np.int32),
+      excites=self.excitation.of(self.user[index], history.item),
+      target=self.target[index],
+      roles=self.roles[index],
+      path=self.path[index],
     )
 
 
@@ -70,54 +72,73 @@ def training_examples(
   occasions: Occasions,
   role_events: int,
   candidates: int,
-  excitation: Excitation,
+  excitation: ExcitationLookup,
 ) -> ExampleTable:
-  """One case per (training occasion with a context, bought item), roles unknown."""
+  """Return an example per (training occasion with a context, bought item), roles unknown.
+
+  role_events, candidates: the M and P of its arrays.
+  """
   first, last = occasions.target_offsets[:-1], occasions.target_offsets[1:]
-  usable = (occasions.split == TRAIN) & (occasions.context_end > log.offsets[occasions.user])
+  has_context = occasions.context_end > log.offsets[occasions.user]
+  usable = (occasions.split == TRAIN) & has_context
   occasion = np.repeat(np.arange(len(first)), (last - first) * usable)
-  pair = (
-    np.concatenate([np.arange(f, l) for f, l in zip(first[usable], last[usable])])
-    if usable.any()
-    else np.zeros(0, np.int64)
-  )
-  user, end, target = (
-    occasions.user[occasion],
-    occasions.context_end[occasion],
-    occasions.target[pair],
-  )
-  path = _paths(log, occasions.train_end(log)[user], end, target, candidates)
-  roles = np.full((len(user), role_events), -1, np.int32)
+  spans = [np.arange(begin, end) for begin, end in zip(first[usable], last[usable])]
+  target = occasions.target[np.concatenate(spans) if spans else np.zeros(0, np.int64)]
+  user, end = occasions.user[occasion], occasions.context_end[occasion]
   return ExampleTable(
-    log, user, end, occasions.timestamp[occasion], target, roles, path, excitation
+    log=log,
+    user=user,
+    end=end,
+    timestamp=occasions.timestamp[occasion],
+    target=target,
+    roles=np.full((len(user), role_events), -1, np.int32),
+    path=_paths(log, occasions.train_end(log)[user], end, target, candidates),
+    excitation=excitation,
   )
 
 
 def inference_examples(
   log: InteractionLog,
-  user,
-  end,
-  timestamp,
+  user: np.ndarray,
+  end: np.ndarray,
+  timestamp: np.ndarray,
   role_events: int,
   candidates: int,
-  excitation: Excitation,
+  excitation: ExcitationLookup,
 ) -> ExampleTable:
-  """Examples of users [N] with context up to log row `end` [N] at `timestamp` [N], with everything about their outcome left unknown."""
-  unknown = lambda *shape: np.full((len(user), *shape), -1, np.int32)
+  """Return examples whose outcome is unknown.
+
+  user, end, timestamp: [N]; contexts reach up to log row `end`, occasions are at `timestamp`.
+  role_events, candidates: the M and P of its arrays.
+  """
+
+  def unknown(*shape: int) -> np.ndarray:
+    return np.full((len(user), *shape), -1, np.int32)
+
   return ExampleTable(
-    log, user, end, timestamp, unknown(), unknown(role_events), unknown(candidates), excitation
+    log=log,
+    user=user,
+    end=end,
+    timestamp=timestamp,
+    target=unknown(),
+    roles=unknown(role_events),
+    path=unknown(candidates),
+    excitation=excitation,
   )
 
 
 def _paths(
   log: InteractionLog, train_end: np.ndarray, start: np.ndarray, target: np.ndarray, size: int
 ) -> np.ndarray:
-  """int32 [N, size]: the target, then items bought, then items touched in the next AHEAD training events; distinct."""
+  """Return distinct items, int32 [N, size]: the target, then what the user turned to next.
+
+  Of the next AHEAD training events the items bought come first, then all others.
+  """
   path = np.full((len(target), size), -1, np.int32)
   for i, (begin, end) in enumerate(zip(start, np.minimum(train_end, start + AHEAD))):
-    ahead, bought = log.item[begin:end], log.event[begin:end] == PURCHASE
-    order = np.concatenate([target[i : i + 1], ahead[bought], ahead[~bought]])
-    _, place = np.unique(order, return_index=True)
-    items = order[np.sort(place)][:size]
+    ahead, is_bought = log.item[begin:end], log.event[begin:end] == PURCHASE
+    ordered = np.concatenate([target[i : i + 1], ahead[is_bought], ahead[~is_bought]])
+    _, first_position = np.unique(ordered, return_index=True)
+    items = ordered[np.sort(first_position)][:size]
     path[i, : len(items)] = items
   return path

@@ -1,4 +1,7 @@
-"""Reading and writing of tables at the edge: every failure is a DataError, every file appears whole or not at all."""
+"""Read and write tables, JSON and arrays.
+
+Every failure to read is a DataError, and a file appears under its name only when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -9,72 +12,84 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
 
 
 class DataError(ValueError):
-  """Data is wrong. The message names the file, the row or field, what was wrong and what would be right."""
+  """Data is wrong. The message names the file, the row or field, what was found, what is right."""
 
 
 @contextlib.contextmanager
-def as_data_error(path: str | os.PathLike, right: str) -> Iterator[None]:
-  """Turns whatever a library raises about `path` into a DataError that says what would be right."""
+def as_data_error(path: object, expected: str) -> Iterator[None]:
+  """Turn whatever a library raises about `path` into a DataError that says what was expected.
+
+  path: anything whose `str` names the source of the data.
+  """
   try:
     yield
   except DataError:
     raise
   except FileNotFoundError as error:
-    raise DataError(f'{path}: no such file; must be {right}') from error
+    raise DataError(f'{path}: no such file; must be {expected}') from error
   # A panic inside polars derives from BaseException, which `except Exception` would let through.
   except (Exception, pl.exceptions.PanicException) as error:
     lines = str(error).splitlines() or ['']
     raise DataError(
-      f'{path}: cannot be read ({type(error).__name__}: {lines[0]}); must be {right}'
+      f'{path}: cannot be read ({type(error).__name__}: {lines[0]}); must be {expected}'
     ) from error
 
 
 def read_parquet(path: str | os.PathLike) -> pl.DataFrame:
-  """The table at `path`, every column. Raises DataError when the file is missing, damaged or no parquet file."""
+  """Return the table at `path`, every column.
+
+  Raises DataError when the file is missing, damaged or not a parquet file.
+  """
   with as_data_error(path, 'a readable parquet file'):
-    return pl.read_parquet(path, glob=False, hive_partitioning=False)
+    return pl.read_parquet(os.fspath(path), glob=False, hive_partitioning=False)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-  """The key-value metadata of the parquet file at `path`. Raises DataError."""
+  """Return the key-value metadata of the parquet file at `path`. Raises DataError."""
   with as_data_error(path, 'a readable parquet file'):
-    return pl.read_parquet_metadata(path)
+    return pl.read_parquet_metadata(os.fspath(path))
 
 
 def write_parquet(
-  frame: pl.DataFrame, path: str | os.PathLike, metadata: dict[str, str] | None = None, **options
+  frame: pl.DataFrame,
+  path: str | os.PathLike,
+  metadata: dict[str, str] | None = None,
+  **options: Any,
 ) -> None:
-  """Writes `frame` to `path` through a temporary name, so that a crash leaves no half file under the real one.
+  """Write `frame` to `path` through a temporary name, so that a crash leaves no partial file.
 
-  options: of polars, e.g. compression.
+  options: those of `polars.DataFrame.write_parquet`, e.g. compression.
   """
   with renamed(path) as temporary:
     frame.write_parquet(temporary, metadata=metadata, **options)
 
 
-def write_json(value, path: str | os.PathLike) -> None:
-  """Writes `value` as indented JSON to `path` through a temporary name."""
+def write_json(value: Any, path: str | os.PathLike) -> None:
+  """Write `value` as indented JSON to `path` through a temporary name."""
   with renamed(path) as temporary:
     temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
 
 
 def write_npz(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
-  """Writes the arrays by name to `path` through a temporary name."""
+  """Write the named arrays to `path` through a temporary name."""
   with renamed(path) as temporary, temporary.open('wb') as file:
-    np.savez(file, **arrays)
+    # numpy's stubs give the keywords the type of `allow_pickle`, whichever name they have.
+    named: dict[str, Any] = arrays
+    np.savez(file, **named)
 
 
-def lock(path: pathlib.Path) -> IO:
-  """Makes what the file `path` stands for this process's until the returned file is closed. What a killed process held is free.
+def lock(path: pathlib.Path) -> IO[str]:
+  """Lock the file `path` for this process until the returned file is closed.
 
-  Raises BlockingIOError, saying which process of which host has it. Where the file system knows no locks, nothing is locked.
+  The lock of a process that was killed is free again. Raises BlockingIOError naming the process and
+  host that hold the lock. On a file system without locks nothing is locked.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   file = path.open('a+', encoding='utf-8')
@@ -95,7 +110,7 @@ def lock(path: pathlib.Path) -> IO:
 
 @contextlib.contextmanager
 def renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """A temporary name beside `path`; what is written there gets the real name when the block ends without an exception."""
+  """Yield a temporary name beside `path`, renamed to `path` when the block raises nothing."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')

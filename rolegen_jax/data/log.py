@@ -1,7 +1,7 @@
-"""The indexed log: what every later room reads in place of the two tables of the contract.
+"""The indexed log, which every later stage reads in place of the two tables of the contract.
 
-U users, I items, N rows. Rows are sorted by (user, timestamp, event code, item), so those of user u are
-offsets[u]:offsets[u + 1].
+U users, I items, N rows. Rows are sorted by (user, timestamp, event code, item), so those of user u
+are offsets[u]:offsets[u + 1].
 """
 
 from __future__ import annotations
@@ -24,30 +24,33 @@ from rolegen_jax.data.files import (
   write_parquet,
 )
 
-_FILES = ('log_users.parquet', 'log_items.parquet', 'log_events.parquet')
+_USERS_FILE = 'log_users.parquet'
+_ITEMS_FILE = 'log_items.parquet'
+_EVENTS_FILE = 'log_events.parquet'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InteractionLog:
-  """Immutable; two logs are the same when their digests are.
+  """An immutable log by user and item index; two logs are the same when their digests are.
 
-  Identical (user, item, event, timestamp) rows are one row with their number in `count`: day-level logs repeat rows, and
-  within a tie there is no order that could tell them apart. Session and price of single events are not kept.
+  Identical (user, item, event, timestamp) rows are one row with their number in `count`: day-level
+  logs repeat rows, and within a tie there is no order that could tell them apart. Session and price
+  of single events are dropped.
   """
 
-  users: pl.Series  # [U] original user ids, sorted; position = user index
-  items: (
-    pl.DataFrame
-  )  # [I] rows sorted by item_id, which is the first column; position = item index
+  # [U] original user ids, sorted; position = user index
+  users: pl.Series
+  # [I] rows sorted by item_id, which is the first column; position = item index
+  items: pl.DataFrame
   offsets: np.ndarray  # int64 [U + 1]
-  item: np.ndarray  # int32 [N] item index
-  event: np.ndarray  # int8 [N] index in config.EVENT_NAMES
-  timestamp: np.ndarray  # int64 [N] seconds UTC
-  count: np.ndarray  # int32 [N] rows of the source that are this one
+  item: np.ndarray  # int32 [N], item index
+  event: np.ndarray  # int8 [N], index in config.EVENT_NAMES
+  timestamp: np.ndarray  # int64 [N], seconds UTC
+  count: np.ndarray  # int32 [N], number of source rows that this row stands for
 
   @classmethod
   def build(cls, events: pl.DataFrame, items: pl.DataFrame) -> InteractionLog:
-    """The log of two tables that `events.validate` returned."""
+    """Index two tables that `events.validate` returned."""
     users = events['user_id'].unique().sort()
     items = items.select('item_id', pl.exclude('item_id')).sort('item_id')
     indexed = pl.DataFrame(
@@ -77,7 +80,7 @@ class InteractionLog:
 
   @functools.cached_property
   def user(self) -> np.ndarray:
-    """int32 [N]: the user index of every row."""
+    """The user index of every row, int32 [N]."""
     return np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(self.offsets))
 
   @functools.cached_property
@@ -88,12 +91,15 @@ class InteractionLog:
       content.update(repr([(name, str(dtype)) for name, dtype in table.schema.items()]).encode())
       content.update(table.write_ndjson().encode())
     for array in (self.offsets, self.item, self.event, self.timestamp, self.count):
-      content.update(np.ascontiguousarray(array, array.dtype.newbyteorder('<')))
+      content.update(np.ascontiguousarray(array, array.dtype.newbyteorder('<')).data)
     return content.hexdigest()[:16]
 
   def save(self, folder: str | os.PathLike) -> None:
-    """Writes log_users, log_items and log_events.parquet into `folder`; the last one carries the digest of all."""
-    paths = [pathlib.Path(folder) / name for name in _FILES]
+    """Write three parquet files into `folder`: users, items and events.
+
+    The file of events is written last and carries the digest of all three.
+    """
+    folder = pathlib.Path(folder)
     rows = pl.DataFrame(
       {
         'user': self.user,
@@ -103,21 +109,27 @@ class InteractionLog:
         'count': self.count,
       }
     )
-    write_parquet(self.users.to_frame(), paths[0])
-    write_parquet(self.items, paths[1])
-    write_parquet(rows, paths[2], {'digest': self.digest})
+    write_parquet(self.users.to_frame(), folder / _USERS_FILE)
+    write_parquet(self.items, folder / _ITEMS_FILE)
+    write_parquet(rows, folder / _EVENTS_FILE, {'digest': self.digest})
 
   @classmethod
   def load(cls, folder: str | os.PathLike) -> InteractionLog:
-    """The log that `save` wrote into `folder`. Raises DataError when files are missing, damaged or of different logs."""
-    paths = [pathlib.Path(folder) / name for name in _FILES]
-    users, items, rows = (read_parquet(p) for p in paths)
-    want = read_metadata(paths[2]).get('digest')
-    with as_data_error(paths[2], 'a log that InteractionLog.save wrote'):
+    """Return the log that `save` wrote into `folder`.
+
+    Raises DataError when files are missing, damaged or of different logs.
+    """
+    folder = pathlib.Path(folder)
+    users = read_parquet(folder / _USERS_FILE)
+    items = read_parquet(folder / _ITEMS_FILE)
+    rows = read_parquet(folder / _EVENTS_FILE)
+    saved_digest = read_metadata(folder / _EVENTS_FILE).get('digest')
+    with as_data_error(folder / _EVENTS_FILE, 'a log that InteractionLog.save wrote'):
       log = cls._of_rows(users['user_id'], items, rows)
-      got = log.digest
-    if got != want:
+      digest = log.digest
+    if digest != saved_digest:
       raise DataError(
-        f'{folder}: the content of the log has digest {got}, saved was {want}; prepare the data again'
+        f'{folder}: the content of the log has digest {digest}, saved was {saved_digest}; '
+        'prepare the data again'
       )
     return log

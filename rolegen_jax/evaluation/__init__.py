@@ -1,2 +1,1 @@
-"""What a model is worth: ranking metrics with intervals, diversity, role agreement, the baselines every model is reported
-beside (rules and SASRec), and the self-contained report."""
+"""Evaluation: metrics, baselines, diversity, agreement with known truths, and the report."""

@@ -1,4 +1,4 @@
-"""How well inferred roles and removal effects agree with a known truth (a simulated world, or imported labels)."""
+"""How well inferred roles and removal effects agree with a known truth, such as the simulator's."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from rolegen_jax.config import ROLE_NAMES
 def role_agreement(
   true_N: np.ndarray, predicted_N: np.ndarray, names: tuple[str, ...] = ROLE_NAMES
 ) -> dict:
-  """Precision, recall and F1 of every role, macro-F1, accuracy and the confusion matrix.
+  """Return precision, recall and F1 of every role, macro-F1, accuracy and the confusion matrix.
 
-  Inputs are role indices int [N]; rows where either is negative (unknown) are left out. macro_f1 averages the roles that
-  occur in the truth. A role that is never predicted has precision 0. confusion[t][p] counts true t predicted as p.
+  Inputs are role indices int [N]; rows where either is negative (unknown) are left out. macro_f1
+  averages the roles that occur in the truth. A role that is never predicted has precision 0.
+  confusion[t][p] counts true t predicted as p.
   """
   known = (true_N >= 0) & (predicted_N >= 0)
   n = len(names)
@@ -41,7 +42,7 @@ def role_agreement(
 
 
 def effect_agreement(estimated_N: np.ndarray, true_N: np.ndarray, most: int = 1500) -> dict:
-  """Spearman correlation, mean absolute error and share of equal signs of estimated removal effects (nats).
+  """Return Spearman correlation, mean absolute error and share of equal signs of effects in nats.
 
   `estimated` and `true` hold at most `most` evenly spaced points, for the scatter plot.
   """

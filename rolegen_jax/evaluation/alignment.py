@@ -1,17 +1,21 @@
-"""Does the reasoner know what its semantic IDs stand for? Questions about every item, answered greedily.
+"""Does the reasoner know what its semantic IDs stand for? Questions about items, answered greedily.
 
-An answer is right when each of its tokens, END included, is what the reasoner would have written after the ones before: that is greedy
-decoding, told in one pass. Beside it stands chance: how often the best constant answer is right. Items whose words were held out of
-training are asked apart. `sentences` lets it speak.
+An answer is right when each of its tokens, END included, is what the reasoner would have written
+after the ones before: that is greedy decoding, checked in one pass. Beside it stands chance: how
+often the best constant answer is right. Items whose words were held out of training are asked
+about separately. `sentences` has the reasoner write.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rolegen_jax import sharding
 from rolegen_jax.reasoning import language, predict
@@ -20,7 +24,7 @@ from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.reasoning.rationales import Rationales
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
-from rolegen_jax.text.packing import Packed, in_order, pack
+from rolegen_jax.text.packing import Packed, TextExample, in_order, pack
 
 MOST = 4096  # items that are asked about, evenly spaced; all of them where there are no more
 
@@ -39,43 +43,67 @@ class _Table:
     return Packed(*(x[index] for x in self.packed))
 
 
-def questions(rolegen: RoleGen, params: dict[str, dict], alignment: Alignment, mesh) -> list[dict]:
-  """Rows of {question, items (shown | held out), number, chance, NAME: accuracy of the reasoner's parameters of that name ...}."""
+def questions(
+  rolegen: RoleGen, params: dict[str, dict], alignment: Alignment, mesh: Mesh
+) -> list[dict]:
+  """Return a row per question and kind of items, shown or held out.
+
+  Each holds question, items, number, chance, and by the name of each of `params` the accuracy of
+  those parameters of the reasoner.
+  """
   exam = alignment.exam(MOST)
-  examples = [one for _, asked, _ in exam.values() for one in asked]
-  order = in_order(examples, alignment.config.text.width)
-  table = _Table(pack([[examples[i] for i in row] for row in order], alignment.config.text.width))
-  right = {}
-
-  def batch(params, number, packed):
-    del number
-    told = language.read(rolegen.bind('reasoner', params), packed)
-    return (told.right | (told.task == 0),)
-
-  for name, held in params.items():
-    (found,) = predict.over(rolegen, batch, (held,), table, mesh, f'words, {name}')
-    right[name] = np.zeros(len(examples), bool)
-    for row, numbers in enumerate(order):
-      right[name][numbers] = [
-        found[row][table.packed.segment[row] == place].all() for place in range(1, 1 + len(numbers))
-      ]
+  examples = [example for _, asked, _ in exam.values() for example in asked]
+  right = {
+    name: _right_answers(rolegen, reasoner, alignment, examples, mesh, f'words, {name}')
+    for name, reasoner in params.items()
+  }
   rows, start = [], 0
   for question, (items, asked, answers) in exam.items():
-    here, held = slice(start, start + len(asked)), alignment.held_out[items]
-    for which, at in (('shown', ~held), ('held out', held)):
-      if at.any():
-        best = collections.Counter(answer for answer, yes in zip(answers, at) if yes).most_common(
-          1
-        )[0][1]
-        chance = (
-          best / at.sum() if question != 'text -> semantic ID' else 1 / len(alignment.held_out)
-        )
-        scores = {name: float(values[here][at].mean()) for name, values in right.items()}
-        rows.append(
-          dict(question=question, items=which, number=int(at.sum()), chance=float(chance), **scores)
-        )
+    block, held_out = slice(start, start + len(asked)), alignment.held_out[items]
+    for kind, mask in (('shown', ~held_out), ('held out', held_out)):
+      if not mask.any():
+        continue
+      chance = _best_constant(answers, mask)
+      if question == 'text -> semantic ID':
+        chance = 1 / len(alignment.held_out)
+      accuracies = {name: float(values[block][mask].mean()) for name, values in right.items()}
+      number = int(mask.sum())
+      row = dict(question=question, items=kind, number=number, chance=float(chance))
+      rows.append(row | accuracies)
     start += len(asked)
   return rows
+
+
+def _best_constant(answers: list, mask: np.ndarray) -> float:
+  """Return how often the most common answer is right."""
+  counts = collections.Counter(answer for answer, chosen in zip(answers, mask) if chosen)
+  return counts.most_common(1)[0][1] / mask.sum()
+
+
+def _right_answers(
+  rolegen: RoleGen,
+  reasoner: dict,
+  alignment: Alignment,
+  examples: list[TextExample],
+  mesh: Mesh,
+  label: str,
+) -> np.ndarray:
+  """Return which examples the reasoner answers rightly, bool [examples]."""
+  width = alignment.config.text.width
+  order = in_order(examples, width)
+  table = _Table(pack([[examples[i] for i in row] for row in order], width))
+
+  def batch(params: Any, number: jax.Array, packed: Packed) -> tuple[jax.Array]:
+    del number
+    tokens = language.read(rolegen.bind('reasoner', params), packed)
+    return (tokens.right | (tokens.task == 0),)
+
+  (token_right,) = predict.over(rolegen, batch, (reasoner,), table, mesh, label)
+  right = np.zeros(len(examples), bool)
+  for row, numbers in enumerate(order):
+    for segment, number in enumerate(numbers, 1):
+      right[number] = token_right[row][table.packed.segment[row] == segment].all()
+  return right
 
 
 def sentences(
@@ -83,45 +111,66 @@ def sentences(
   params: dict,
   alignment: Alignment,
   examples: list[int],
-  found: Predictions,
-  mesh,
+  predictions: Predictions,
+  mesh: Mesh,
 ) -> list[tuple[list[str], list[str]]]:
-  """(a sentence for each event that has a role, one for each intent) of the factual chain of each case, written greedily.
+  """Return (a sentence for each event with a role, one for each intent) of each factual chain.
 
-  `alignment` is over the table that `found` predicts; intents are those that the chain's candidates stand for.
+  They are written greedily. `alignment` is over the table that `predictions` are of; intents are
+  those that the chain's candidates stand for.
   """
-  chains, v = Rationales(alignment, alignment.table, {}), rolegen.vocab
+  assert predictions.roles is not None and predictions.candidates is not None
+  chains = Rationales(alignment, alignment.table, {})
   prompts = [chains.prompt(example) for example in examples]
   plans = [
-    chains.plan(example, found.roles[example], found.candidates[example, 0]) for example in examples
+    chains.plan(example, predictions.roles[example], predictions.candidates[example, 0])
+    for example in examples
   ]
-  rows = -len(examples) % int(np.prod([mesh.shape[axis] for axis in sharding.TRAIN['batch']]))
-  lengths = [max(map(len, some)) for some in (prompts, plans)]
-  pad = v.control('PAD')
-  prompt, plan = (np.full((len(examples) + rows, length), pad, np.int32) for length in lengths)
-  valid = np.zeros(prompt.shape, bool)
-  for row in range(len(prompt)):
-    example = min(row, len(examples) - 1)
-    (
-      prompt[row, lengths[0] - len(prompts[example]) :],
-      valid[row, lengths[0] - len(prompts[example]) :],
-    ) = prompts[example], True
-    plan[row, : len(plans[example])] = plans[example]
-  begin, end, intent = (v.control(name) for name in ('BOS', 'END', 'INTENT'))
-  limits = dict(
-    sentence=rolegen.config.text.sentence, most=max(some.count(begin) for some in plans)
-  )
-  write = lambda params, *given: language.write(rolegen.bind('reasoner', params), *given, **limits)
-  place = lambda x: sharding.global_batch(mesh, x, np.arange(len(x)), len(x))
-  with jax.set_mesh(mesh):
-    written = jax.device_get(
-      jit(write, out_shardings=sharding.sharding(mesh))(params, *map(place, (prompt, valid, plan)))
-    )
-  said = []
+  written = _write(rolegen, params, prompts, plans, mesh)
+  vocab = rolegen.vocab
+  begin, end, intent = (vocab.control(name) for name in ('BOS', 'END', 'INTENT'))
+  results = []
   for row in written[: len(examples)]:
-    told = ([], [])
+    of_events: list[str] = []
+    of_intents: list[str] = []
     for start in np.flatnonzero(row == begin):
-      text = row[start + 1 : start + 1 + np.flatnonzero(row[start:] == end)[0] - 1]
-      told[intent in row[:start]].append(alignment.text.decode(text).strip())
-    said.append(told)
-  return said
+      length = np.flatnonzero(row[start:] == end)[0]
+      sentence = alignment.text.decode(row[start + 1 : start + length]).strip()
+      (of_intents if intent in row[:start] else of_events).append(sentence)
+    results.append((of_events, of_intents))
+  return results
+
+
+def _write(
+  rolegen: RoleGen, params: dict, prompts: list[list[int]], plans: list[list[int]], mesh: Mesh
+) -> np.ndarray:
+  """Return the tokens that the reasoner writes, a row per prompt and then padding rows."""
+  vocab = rolegen.vocab
+  n_padding = -len(prompts) % int(np.prod([mesh.shape[axis] for axis in sharding.TRAIN['batch']]))
+  prompt_width, plan_width = (max(map(len, rows)) for rows in (prompts, plans))
+  n_rows, pad = len(prompts) + n_padding, vocab.control('PAD')
+  prompt = np.full((n_rows, prompt_width), pad, np.int32)
+  plan = np.full((n_rows, plan_width), pad, np.int32)
+  valid = np.zeros(prompt.shape, bool)
+  for row in range(n_rows):
+    source = min(row, len(prompts) - 1)
+    first = prompt_width - len(prompts[source])
+    prompt[row, first:], valid[row, first:] = prompts[source], True
+    plan[row, : len(plans[source])] = plans[source]
+  begin = vocab.control('BOS')
+  write = functools.partial(
+    _bind_and_write,
+    rolegen,
+    sentence=rolegen.config.text.sentence,
+    most=max(tokens.count(begin) for tokens in plans),
+  )
+  with jax.set_mesh(mesh):
+    program = jit(write, out_shardings=sharding.sharding(mesh))
+    rows = (
+      sharding.global_batch(mesh, x, np.arange(n_rows), n_rows) for x in (prompt, valid, plan)
+    )
+    return jax.device_get(program(params, *rows))
+
+
+def _bind_and_write(rolegen: RoleGen, params: dict, *rows: jax.Array, **limits: int) -> jax.Array:
+  return language.write(rolegen.bind('reasoner', params), *rows, **limits)

@@ -1,90 +1,103 @@
-"""Rules without training that every model is reported beside: popularity, personal recency, ItemKNN, item transitions.
+"""Training-free baselines: popularity, personal recency, ItemKNN and counted item transitions.
 
-Each baseline is `baseline(log, occasions, rows, config, k) -> Ranking` for the evaluation occasions `rows`. It counts co-occurrence
-and popularity over events usable for training, and reads every occasion's whole strict context (events before its own
-time), which is what a serving system would know then. Settings are picked on VALIDATION occasions, never on test. Ties are
-broken by popularity, then by item index.
+Each is `baseline(log, occasions, rows, config, k) -> Ranking` for the evaluation occasions `rows`.
+It counts over events usable for training, and reads every occasion's whole strict context (events
+before its own time), which is what a serving system would know then. Settings are chosen on
+VALIDATION occasions, never on test. Ties are broken by popularity, then by item index.
 
-Legend: O occasions, K list length, I items, U users, N log rows, E (occasion, context event) pairs.
+Shapes: O occasions, K list length, I items, U users, N log rows, E (occasion, context event) pairs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from rolegen_jax.config import EVENT_NAMES, Config
-from rolegen_jax.data.occasions import D1, D2, VALID
-from rolegen_jax.evaluation.metrics import Pairs, hit, ranges, ranks
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.occasions import D1, D2, VALID, Occasions
+from rolegen_jax.evaluation.metrics import Pairs, hit, ranges, ranks, reciprocal_rank
 from rolegen_jax.features import item_transitions as counted
 
 DAY = 86_400.0
-TAUS = tuple(
-  days * DAY for days in (0.25, 1, 3, 7, 14, 30)
-)  # seconds; grid of the recency baseline
-BEHAVIOUR = {  # weight of one event by its name; names left out weigh nothing
+TAUS = tuple(days * DAY for days in (0.25, 1, 3, 7, 14, 30))  # seconds; grid of age decays
+# Weight of one event by its name; names left out weigh nothing.
+BEHAVIOR = {
   'equal': dict(view=1, fav=1, cart=1, purchase=1),
   'graded': dict(view=1, fav=2, cart=3, purchase=5),
 }
-STEP_DECAYS = (
-  0.2,
-  0.5,
-  0.8,
-  0.95,
-  1.0,
-)  # grid of ItemKNN: weight of a context event per distinct later time
-SUCCESSOR_CONTEXT = 64  # latest events of a context that the item transitions baseline reads
+STEP_DECAYS = (0.2, 0.5, 0.8, 0.95, 1.0)  # grid of ItemKNN, per distinct later time
+TRANSITION_CONTEXT = 64  # latest events of a context that item transitions start from
 TUNING_OCCASIONS = 2000  # at most so many validation occasions decide a setting
 _CELLS = 1 << 23  # scores held at once: 64 MB
+
+# Sparse scores [o, I] of some occasions, and None or a sparse matrix [o, I] that is nonzero where
+# an item is barred.
+Scores = tuple[sp.csr_matrix, sp.csr_matrix | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-  """items int32 [O, K], -1 past the end, and the settings that made it (for the report)."""
+  """The lists of one baseline, and the settings that made them."""
 
-  items: np.ndarray
-  settings: dict
+  items: np.ndarray  # int32 [O, K], -1 past the end
+  settings: dict[str, Any]
 
 
-def popular_items(log, occasions) -> np.ndarray:
-  """int64 [I]: all items by training purchases, then other training events, then index. Repeated source rows count."""
+def popular_items(log: InteractionLog, occasions: Occasions) -> np.ndarray:
+  """Return all items, int64 [I], by training purchases, then other training events, then index.
+
+  Repeated source rows count.
+  """
   train_N = np.arange(len(log.item)) < occasions.train_end(log)[log.user]
   bought_N = log.event == EVENT_NAMES.index('purchase')
-  count_I = lambda rows_N: np.bincount(
-    log.item[rows_N], weights=log.count[rows_N], minlength=len(log.items)
-  )
+
+  def count_I(rows_N: np.ndarray) -> np.ndarray:
+    return np.bincount(log.item[rows_N], weights=log.count[rows_N], minlength=len(log.items))
+
   return np.lexsort((-count_I(train_N & ~bought_N), -count_I(train_N & bought_N)))
 
 
-def popularity(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
-  """The same list for everyone: the most bought items of training, then the most viewed."""
+def popularity(
+  log: InteractionLog, occasions: Occasions, rows: np.ndarray, config: Config, k: int
+) -> Ranking:
+  """Give everyone the same list: the most bought items of training, then the most viewed."""
   top = popular_items(log, occasions)[:k].astype(np.int32)
   padded = np.pad(top, (0, k - len(top)), constant_values=-1)
   return Ranking(np.tile(padded, (len(rows), 1)), {})
 
 
-def recency(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
-  """Personal frequency decayed by age: score(i) = sum over context events of i of w(event) exp(-age / tau), then popularity.
+def recency(
+  log: InteractionLog, occasions: Occasions, rows: np.ndarray, config: Config, k: int
+) -> Ranking:
+  """Rank by personal frequency decayed by age, then popularity.
 
-  An identical row repeated in the source (day-level logs have them) counts once or as often as it stands there. That, tau
-  (seconds) and the behavior weights are picked by validation.
+    score(i) = sum over context events of i of w(event) exp(-age / tau)
+
+  A row repeated in the source (day-level logs have such rows) counts once, or as often as it
+  occurs. That, tau (seconds) and the behavior weights are chosen on validation.
   """
   popular = popular_items(log, occasions)
-  make = lambda rows, **settings: _recency(log, occasions, rows, popular, k, **settings)
-  return _pick(
-    log, occasions, rows, make, dict(tau=TAUS, behaviour=tuple(BEHAVIOUR), repeats=(True, False))
-  )
+  rank = functools.partial(_recency, log, occasions, popular, k)
+  grid = dict(tau=TAUS, behavior=tuple(BEHAVIOR), repeats=(True, False))
+  return _choose(log, occasions, rows, rank, grid)
 
 
-def item_knn(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
-  """Neighbours of the context by cosine over training co-occurrence (users x items, binary), then popularity.
+def item_knn(
+  log: InteractionLog, occasions: Occasions, rows: np.ndarray, config: Config, k: int
+) -> Ranking:
+  """Rank by cosine over training co-occurrence (users x items, binary), then popularity.
 
-  score(j) = sum over context items i of decay^(distinct later times) cosine(i, j). The decay, and whether items of the
-  context itself may be listed, are picked by validation HI@10. Deshpande & Karypis, TOIS 2004.
+    score(j) = sum over context items i of decay^(distinct later times) cosine(i, j)
+
+  The decay, and whether items of the context itself may be listed, are chosen by validation HI@10.
+  Deshpande & Karypis, TOIS 2004.
   """
   popular = popular_items(log, occasions)
   train_N = np.arange(len(log.item)) < occasions.train_end(log)[log.user]
@@ -96,24 +109,25 @@ def item_knn(log, occasions, rows: np.ndarray, config: Config, k: int) -> Rankin
   users_UxI.data[:] = 1  # repeated engagement is one
   norm_I = np.sqrt(np.maximum(np.bincount(users_UxI.indices, minlength=len(popular)), 1))
   normed_UxI = (users_UxI @ sp.diags_array(1 / norm_I)).tocsr()
-  make = lambda rows, decay, own: _item_knn(
-    log, occasions, rows, popular, k, normed_UxI, decay, own
-  )
-  return _pick(log, occasions, rows, make, dict(decay=STEP_DECAYS, own=(True, False)))
+  rank = functools.partial(_item_knn, log, occasions, popular, k, normed_UxI)
+  return _choose(log, occasions, rows, rank, dict(decay=STEP_DECAYS, own=(True, False)))
 
 
-def item_transitions(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
-  """What users turn to after the items of the context, then popularity: `data/item transitions.py`.
+def item_transitions(
+  log: InteractionLog, occasions: Occasions, rows: np.ndarray, config: Config, k: int
+) -> Ranking:
+  """Rank by what users turn to after the items of the context, then popularity.
 
-  score(j) = sum over the latest SUCCESSOR_CONTEXT events i of exp(-age / tau) max(share of j among what follows i - share of j at large, 0).
-  tau, and whether items of the context itself may be listed, are picked by validation HI@10.
+    score(j) = sum over the latest TRANSITION_CONTEXT events i of
+               exp(-age / tau) max(share of j among what follows i - share of j at large, 0)
+
+  `features/item_transitions.py` counts them. tau, and whether items of the context itself may be
+  listed, are chosen by validation HI@10.
   """
   popular = popular_items(log, occasions)
   excess_IxI = sp.csr_matrix(counted.excess(counted.followed(log, occasions.train_end(log))))
-  make = lambda rows, tau, own: _item_transitions(
-    log, occasions, rows, popular, k, excess_IxI, tau, own
-  )
-  return _pick(log, occasions, rows, make, dict(tau=TAUS, own=(True, False)))
+  rank = functools.partial(_item_transitions, log, occasions, popular, k, excess_IxI)
+  return _choose(log, occasions, rows, rank, dict(tau=TAUS, own=(True, False)))
 
 
 BASELINES: dict[str, Callable[..., Ranking]] = {
@@ -124,117 +138,155 @@ BASELINES: dict[str, Callable[..., Ranking]] = {
 }
 
 
-def evaluation_rows(log, occasions, split: int) -> np.ndarray:
-  """int64 indices of the occasions of `split` (occasions.VALID or TEST) that have a target and a context."""
+def evaluation_rows(log: InteractionLog, occasions: Occasions, split: int) -> np.ndarray:
+  """Return the occasions of `split` (VALID or TEST) that have a target and a context, int64."""
   has_target = np.diff(occasions.target_offsets) > 0
   has_context = occasions.context_end > log.offsets[occasions.user]
   return np.flatnonzero((occasions.split == split) & has_target & has_context)
 
 
-def tuning_rows(log, occasions) -> np.ndarray:
-  """int64 indices of validation occasions that decide settings: the dormant ones, or all when no dormant one exists.
+def tuning_rows(log: InteractionLog, occasions: Occasions) -> np.ndarray:
+  """Return the validation occasions that decide settings, int64.
 
-  At most TUNING_OCCASIONS, evenly spaced, so that the choice does not depend on a seed.
+  The dormant ones, or all when no dormant one exists; at most TUNING_OCCASIONS, evenly spaced, so
+  that the choice does not depend on a seed.
   """
   valid = evaluation_rows(log, occasions, VALID)
   dormant = valid[np.isin(occasions.cohort[valid], (D1, D2))]
-  chosen = dormant if len(dormant) else valid
-  return (
-    chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), TUNING_OCCASIONS)).astype(np.int64)]
-    if len(chosen)
-    else chosen
-  )
+  candidates = dormant if len(dormant) else valid
+  if not len(candidates):
+    return candidates
+  most = min(len(candidates), TUNING_OCCASIONS)
+  return candidates[np.linspace(0, len(candidates) - 1, most).astype(np.int64)]
 
 
 def validation_score(items_OxK: np.ndarray, pairs: Pairs) -> float:
-  """HI@10, with MRR far behind it so that equal hits are decided by where they stand."""
-  place = ranks(items_OxK, pairs)
-  return float(hit(place, 10).mean() + 1e-3 * ((place > 0) / np.maximum(place, 1)).mean())
+  """Return HI@10 plus a little MRR, so that equal hits are decided by their ranks."""
+  rank = ranks(items_OxK, pairs)
+  return float(hit(rank, 10).mean() + 1e-3 * reciprocal_rank(rank).mean())
 
 
-def _pick(log, occasions, rows, make, grid: dict[str, tuple]) -> Ranking:
-  """`make(rows, **settings)` with the settings of the grid that score best on validation (the first when there is none)."""
+def _choose(
+  log: InteractionLog,
+  occasions: Occasions,
+  rows: np.ndarray,
+  rank: Callable[..., np.ndarray],
+  grid: dict[str, tuple],
+) -> Ranking:
+  """Return `rank(rows, **settings)` with the settings of the grid that score best on validation.
+
+  The first ones when there are no validation occasions.
+  """
   options = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
   tuning = tuning_rows(log, occasions)
   best = options[0]
   if len(tuning):
     pairs = Pairs.of(occasions, tuning)
-    best = max(options, key=lambda settings: validation_score(make(tuning, **settings), pairs))
-  return Ranking(make(rows, **best), best | {'validation_occasions': len(tuning)})
+    best = max(options, key=lambda settings: validation_score(rank(tuning, **settings), pairs))
+  return Ranking(rank(rows, **best), best | {'validation_occasions': len(tuning)})
 
 
-def _context(log, occasions, rows):
-  """Log rows of every occasion's strict context, and which occasion each is of: int64 [E], int64 [E]."""
+def _context(
+  log: InteractionLog, occasions: Occasions, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return the log rows of every strict context, and which occasion each is of: int64 [E] both."""
   first = log.offsets[occasions.user[rows]]
   return ranges(first, occasions.context_end[rows] - first)
 
 
-def _recency(log, occasions, rows, popular, k, tau, behaviour, repeats) -> np.ndarray:
-  weight_by_event = np.array(
-    [BEHAVIOUR[behaviour].get(name, 0) for name in EVENT_NAMES], np.float64
-  )
+# The settings that are chosen come last.
+def _recency(
+  log: InteractionLog,
+  occasions: Occasions,
+  popular: np.ndarray,
+  k: int,
+  rows: np.ndarray,
+  tau: float,
+  behavior: str,
+  repeats: bool,
+) -> np.ndarray:
+  weights = BEHAVIOR[behavior]
+  weight_by_event = np.array([weights.get(name, 0) for name in EVENT_NAMES], np.float64)
   weight_N = weight_by_event[log.event] * (log.count if repeats else 1)
 
-  def score(chunk):
+  def score(chunk: np.ndarray) -> Scores:
     source_E, owner_E = _context(log, occasions, chunk)
     age_E = occasions.timestamp[chunk][owner_E] - log.timestamp[source_E]
-    # exp(youngest age / tau) is common to an occasion: without it an old history underflows to scores of zero.
+    # exp(youngest age / tau) is common to an occasion: without it an old history underflows to
+    # scores of zero.
     youngest_O = np.full(len(chunk), np.iinfo(np.int64).max)
     np.minimum.at(youngest_O, owner_E, age_E)
     score_E = weight_N[source_E] * np.exp(-(age_E - youngest_O[owner_E]) / tau)
-    return sp.csr_matrix(
-      (score_E, (owner_E, log.item[source_E])), shape=(len(chunk), len(popular))
-    ), None
+    shape = (len(chunk), len(popular))
+    return sp.csr_matrix((score_E, (owner_E, log.item[source_E])), shape=shape), None
 
   return _rank(rows, score, popular, k)
 
 
-def _item_knn(log, occasions, rows, popular, k, normed_UxI, decay, own) -> np.ndarray:
-  def score(chunk):
+def _item_knn(
+  log: InteractionLog,
+  occasions: Occasions,
+  popular: np.ndarray,
+  k: int,
+  normed_UxI: sp.csr_matrix,
+  rows: np.ndarray,
+  decay: float,
+  own: bool,
+) -> np.ndarray:
+  def score(chunk: np.ndarray) -> Scores:
     source_E, owner_E = _context(log, occasions, chunk)
     time_E = log.timestamp[source_E]
-    # Rows of one occasion are in time order, so a change of (occasion, time) starts a group; groups count back from the newest.
-    changed_E = np.append(True, (owner_E[1:] != owner_E[:-1]) | (time_E[1:] != time_E[:-1]))[
-      : len(owner_E)
-    ]
-    group_E = np.cumsum(changed_E)
+    # Rows of one occasion are in time order, so a change of (occasion, time) starts a group; groups
+    # count back from the newest.
+    differs_E = (owner_E[1:] != owner_E[:-1]) | (time_E[1:] != time_E[:-1])
+    group_E = np.cumsum(np.append(True, differs_E)[: len(owner_E)])
     newest_O = np.zeros(len(chunk), np.int64)
     np.maximum.at(newest_O, owner_E, group_E)
     shape = (len(chunk), len(popular))
-    query = sp.csr_matrix(
-      (decay ** (newest_O[owner_E] - group_E), (owner_E, log.item[source_E])), shape=shape
-    )
+    weight_E = decay ** (newest_O[owner_E] - group_E)
+    query = sp.csr_matrix((weight_E, (owner_E, log.item[source_E])), shape=shape)
     return query @ normed_UxI.T @ normed_UxI, None if own else query
 
   return _rank(rows, score, popular, k)
 
 
-def _item_transitions(log, occasions, rows, popular, k, excess_IxI, tau, own) -> np.ndarray:
-  def score(chunk):
+def _item_transitions(
+  log: InteractionLog,
+  occasions: Occasions,
+  popular: np.ndarray,
+  k: int,
+  excess_IxI: sp.csr_matrix,
+  rows: np.ndarray,
+  tau: float,
+  own: bool,
+) -> np.ndarray:
+  def score(chunk: np.ndarray) -> Scores:
     end = occasions.context_end[chunk]
-    first = np.maximum(log.offsets[occasions.user[chunk]], end - SUCCESSOR_CONTEXT)
+    first = np.maximum(log.offsets[occasions.user[chunk]], end - TRANSITION_CONTEXT)
     source_E, owner_E = ranges(first, end - first)
     newest_O = log.timestamp[end - 1]  # as in `_recency`, a factor common to an occasion
-    faded_E = np.exp(-(newest_O[owner_E] - log.timestamp[source_E]) / tau)
-    query = sp.csr_matrix(
-      (faded_E, (owner_E, log.item[source_E])), shape=(len(chunk), len(popular))
-    )
-    known_E, of_E = _context(log, occasions, chunk)
-    known = sp.csr_matrix((np.ones(len(known_E)), (of_E, log.item[known_E])), shape=query.shape)
-    return query @ excess_IxI, None if own else known
+    decay_E = np.exp(-(newest_O[owner_E] - log.timestamp[source_E]) / tau)
+    shape = (len(chunk), len(popular))
+    query = sp.csr_matrix((decay_E, (owner_E, log.item[source_E])), shape=shape)
+    if own:
+      return query @ excess_IxI, None
+    source_E, owner_E = _context(log, occasions, chunk)
+    seen = sp.csr_matrix((np.ones(len(source_E)), (owner_E, log.item[source_E])), shape=shape)
+    return query @ excess_IxI, seen
 
   return _rank(rows, score, popular, k)
 
 
-def _rank(rows, score, popular, k: int) -> np.ndarray:
-  """int32 [O, k] of the items that score highest, then the popular ones that have no score; barred items never.
+def _rank(
+  rows: np.ndarray, score: Callable[[np.ndarray], Scores], popular: np.ndarray, k: int
+) -> np.ndarray:
+  """Return the items that score highest, int32 [O, k], then the popular ones without a score.
 
-  `score(rows)` gives sparse scores [o, I] and None or a sparse matrix [o, I] that is nonzero where an item is barred.
+  Barred items are never listed.
   """
   items = len(popular)
-  filler_I = -np.arange(
-    1.0, items + 1
-  )  # columns are put in popularity order: so are zero scores, and ties by `_top`
+  # Columns are put in popularity order: so are zero scores, and ties by `_top`.
+  filler_I = -np.arange(1.0, items + 1)
   lists = np.full((len(rows), k), -1, np.int32)
   chunk = max(1, _CELLS // items)
   for start in range(0, len(rows), chunk):
@@ -249,18 +301,19 @@ def _rank(rows, score, popular, k: int) -> np.ndarray:
 
 
 def _top(scores_OxI: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-  """Columns of the k highest scores in falling order, equal scores by column, and which of them are finite. [O, k] each."""
+  """Return the columns of the k highest scores, and which of them are finite, [O, k] each.
+
+  In falling order, equal scores by column.
+  """
   least_Ox1 = np.partition(scores_OxI, -k, axis=1)[:, [-k]]
   keep = scores_OxI >= least_Ox1
-  crowded = np.flatnonzero(
-    keep.sum(1) > k
-  )  # a tie at the end of the list: the first columns of it stay
+  # Of a tie at the end of the list, the first columns stay.
+  crowded = np.flatnonzero(keep.sum(1) > k)
   if len(crowded):
-    above, level = (
-      scores_OxI[crowded] > least_Ox1[crowded],
-      scores_OxI[crowded] == least_Ox1[crowded],
-    )
-    keep[crowded] = above | (level & (np.cumsum(level, 1) <= k - above.sum(1, keepdims=True)))
+    above = scores_OxI[crowded] > least_Ox1[crowded]
+    tied = scores_OxI[crowded] == least_Ox1[crowded]
+    left = k - above.sum(1, keepdims=True)
+    keep[crowded] = above | (tied & (np.cumsum(tied, 1) <= left))
   columns = np.nonzero(keep)[1].reshape(-1, k)
   kept = np.take_along_axis(scores_OxI, columns, 1)
   order = np.argsort(-kept, axis=1, kind='stable')

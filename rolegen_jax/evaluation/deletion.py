@@ -1,9 +1,10 @@
-"""Deletion curves: how much less likely does the backbone find a conversion without the k events that somebody calls its cause?
+"""Deletion curves: how much less likely is a conversion without the k events named as its cause?
 
-Whoever names the right events lowers log p(y) more by taking them out than chance does (as for attributions of pixels: Samek et al.,
-IEEE TNNLS 2017). The reasoner names them without knowing y. A conversion of the backbone, not of the user: see `reasoning/roles.py`.
+Whoever names the right events lowers the backbone's log p(y) more by removing them than chance does
+(as for attributions of pixels: Samek et al., IEEE TNNLS 2017). The reasoner names them without
+knowing y. This is a conversion of the backbone, not of the user: see `reasoning/roles.py`.
 
-Shapes: N cases, M last events, V variants of a case, B rows, n events.
+Shapes: N examples, M last events, V variants of an example, B rows, n events.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from rolegen_jax.reasoning.predict import over
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie
 
-DEPTHS = (1, 2, 4)  # events taken out
-DRAWS = 4  # random choices of a case, whose mean is chance
-MOST = 1000  # cases, evenly drawn from all that can be asked
+DEPTHS = (1, 2, 4)  # events removed
+DRAWS = 4  # random choices per example, whose mean is chance
+MOST = 1000  # examples, evenly drawn from all that qualify
+
+Curves = dict[str, dict[str, dict[int, Interval]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Deleted:
-  """V variants of every case, one after the other: row v * N + i is case i without some of its last M events."""
+  """V variants of every example: row v * N + i is example i without some of its last M events."""
 
   table: ExampleTable
   removed: np.ndarray  # bool [V, N, M]
@@ -39,86 +42,98 @@ class Deleted:
     return self.removed.shape[0] * len(self.table)
 
   def rows(self, index: np.ndarray, width: int) -> Examples:
+    """Return the variants of these numbers, histories of `width` events."""
     variant, example = np.divmod(index, len(self.table))
     examples = self.table.rows(example, width)
     removed = np.pad(self.removed[variant, example], ((0, 0), (width - self.removed.shape[2], 0)))
-    # Those taken out become padding, which stands first; the others keep their order.
+    # Removed events become padding, which stands first; the others keep their order.
     order = np.argsort(~removed & (examples.history.segment > 0), axis=1, kind='stable')
-    take = lambda a, none: np.take_along_axis(np.where(removed, none, a), order, axis=1)
-    item, *rest = examples.history
-    history = Trajectories(take(item, -1), *(take(a, 0) for a in rest))
-    return examples._replace(
-      history=history, excites=self.table.excitation.of(self.table.user[example], history.item)
-    )
+
+    def remove(field: np.ndarray, fill: int) -> np.ndarray:
+      return np.take_along_axis(np.where(removed, fill, field), order, axis=1)
+
+    item, *others = examples.history
+    history = Trajectories(remove(item, -1), *(remove(field, 0) for field in others))
+    excites = self.table.excitation.of(self.table.user[example], history.item)
+    return examples._replace(history=history, excites=excites)
 
 
 def highest(score_NxM: np.ndarray, k: int) -> np.ndarray:
-  """bool [N, M]: the k events of each case with the highest scores; -inf where there is none."""
+  """Return bool [N, M]: the k events of each example with the highest scores."""
   chosen = np.argsort(-score_NxM, axis=1, kind='stable')[:, :k]
-  marked = np.zeros(score_NxM.shape, bool)
-  np.put_along_axis(marked, chosen, True, axis=1)
-  return marked
+  mask = np.zeros(score_NxM.shape, bool)
+  np.put_along_axis(mask, chosen, True, axis=1)
+  return mask
 
 
 def deletion_curves(
   rolegen: RoleGen,
-  backbone,
+  backbone: dict,
   table: ExampleTable,
   scores: dict[str, np.ndarray],
   trie: Trie,
   mesh: Mesh,
   config: EvaluationConfig,
-) -> dict[str, dict[str, dict[int, Interval]]]:
-  """By name of `scores` (fp [N, M], higher = taken out earlier; last M events of `table`, whose targets are known), and 'random':
-  what taking out the first k costs, in nats of log p(y), by k; {drop, minus_random}, the second paired by case.
+) -> Curves:
+  """Return what removing the first k events costs, in nats of log p(y).
 
-  Examples with no more than max(DEPTHS) events among the last M are left out; {} when no case is left; at most MOST are asked.
+  `scores` (fp [N, M], higher = removed earlier) are of the last M events of `table`, whose targets
+  are known. For each of them, and for 'random', the result has {drop, minus_random} by k, the
+  second paired by example. Examples with no more than max(DEPTHS) events among the last M are left
+  out; {} when none is left; at most MOST are used.
   """
   m = next(iter(scores.values())).shape[1]
-  real = np.arange(m) >= m - np.minimum(table.end - table.log.offsets[table.user], m)[:, None]
-  usable = np.flatnonzero((real.sum(1) > max(DEPTHS)) & (table.target >= 0))
+  n_events = np.minimum(table.end - table.log.offsets[table.user], m)
+  exists = np.arange(m) >= m - n_events[:, None]
+  usable = np.flatnonzero((exists.sum(1) > max(DEPTHS)) & (table.target >= 0))
   if not len(usable):
     return {}
-  usable = usable[np.linspace(0, len(usable) - 1, min(len(usable), MOST)).astype(np.int64)]
-  table, real = table.picked(usable), real[usable]
+  spaced = np.linspace(0, len(usable) - 1, min(len(usable), MOST)).astype(np.int64)
+  usable = usable[spaced]
+  table, exists = table.picked(usable), exists[usable]
   rng = np.random.default_rng(config.seed)
-  ranked = {name: score[usable] for name, score in scores.items()} | {
-    f'draw {i}': rng.random(real.shape) for i in range(DRAWS)
-  }
-  variants = [np.zeros_like(real)] + [
-    highest(np.where(real, score, -np.inf), k) for score in ranked.values() for k in DEPTHS
-  ]
+  ranked = {name: score[usable] for name, score in scores.items()}
+  ranked |= {f'draw {i}': rng.random(exists.shape) for i in range(DRAWS)}
+  variants = [np.zeros_like(exists)]
+  for score in ranked.values():
+    variants += [highest(np.where(exists, score, -np.inf), k) for k in DEPTHS]
+  log_prob = _log_probs(rolegen, backbone, Deleted(table, np.stack(variants)), trie, mesh)
+  complete, *rest = log_prob.reshape(len(variants), -1)
+  drops = (complete - np.array(rest)).reshape(len(ranked), len(DEPTHS), -1)
+  return _intervals(dict(zip(ranked, drops)), list(scores), config)
 
-  def batch(params, trie, number, examples):
+
+def _log_probs(
+  rolegen: RoleGen, backbone: dict, variants: Deleted, trie: Trie, mesh: Mesh
+) -> np.ndarray:
+  """Return log p(target) of every variant, fp32 [V * N]."""
+
+  def batch(params: dict, trie: Trie, number: jax.Array, examples: Examples) -> tuple[jax.Array]:
     del number
     model = rolegen.bind('backbone', params)
     memory = model.encode(examples.history, trie.item_codes)
-    return (
-      model.log_prob(
-        rolegen.query(model, memory, examples.timestamp),
-        memory,
-        examples.target[:, None],
-        trie.item_codes,
-      )[0][:, 0],
-    )
+    query_state = rolegen.query(model, memory, examples.timestamp)
+    target = examples.target[:, None]
+    return (model.log_prob(query_state, memory, target, trie.item_codes)[0][:, 0],)
 
-  (log_prob,) = over(
-    rolegen,
-    batch,
-    (backbone, jax.device_put(trie, sharding.sharding(mesh))),
-    Deleted(table, np.stack(variants)),
-    mesh,
-    'deletion curves',
-  )
-  whole, *rest = log_prob.reshape(len(variants), -1)
-  drop = dict(zip(ranked, (whole - np.array(rest)).reshape(len(ranked), len(DEPTHS), -1)))
-  chance = np.mean([drop[f'draw {i}'] for i in range(DRAWS)], axis=0)
-  interval = lambda x: {
-    k: bootstrap(x[i], np.arange(len(table)), config.bootstrap, config.seed)
-    for i, k in enumerate(DEPTHS)
-  }
+  fixed = (backbone, jax.device_put(trie, sharding.sharding(mesh)))
+  (log_prob,) = over(rolegen, batch, fixed, variants, mesh, 'deletion curves')
+  return log_prob
+
+
+def _intervals(drops: dict[str, np.ndarray], names: list[str], config: EvaluationConfig) -> Curves:
+  """Return means with intervals of drops [depths, N], and of those minus chance."""
+  chance = np.mean([drops[f'draw {i}'] for i in range(DRAWS)], axis=0)
+  examples = np.arange(chance.shape[1])
+
+  def by_depth(values: np.ndarray) -> dict[int, Interval]:
+    return {
+      k: bootstrap(value, examples, config.bootstrap, config.seed)
+      for k, value in zip(DEPTHS, values)
+    }
+
   curves = {
-    name: dict(drop=interval(drop[name]), minus_random=interval(drop[name] - chance))
-    for name in scores
+    name: dict(drop=by_depth(drops[name]), minus_random=by_depth(drops[name] - chance))
+    for name in names
   }
-  return curves | dict(random=dict(drop=interval(chance)))
+  return curves | dict(random=dict(drop=by_depth(chance)))

@@ -1,6 +1,7 @@
 """How varied recommendations are, over lists and between counterfactual worlds. No targets are needed.
 
-Legend: O lists, K slots, I catalogue items, L codes per item, U users, W worlds, P candidates of a world. -1 = empty slot.
+Shapes: O lists, K slots, I catalogue items, L codes per item, U users, W worlds, P candidates of a
+world; -1 = empty slot.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ HEAD_SHARE = 0.2  # the most used fifth of the catalogue is the head, all else t
 
 
 def head_items(train_events_I: np.ndarray) -> np.ndarray:
-  """bool [I]: the ceil(20 %) of catalogue items with most training events; equal counts go to the smaller index."""
+  """Return the ceil(20 %) of catalogue items with most training events, bool [I].
+
+  Equal counts go to the smaller index.
+  """
   order = np.argsort(-np.asarray(train_events_I), kind='stable')
   head = np.zeros(len(order), bool)
   head[order[: int(np.ceil(HEAD_SHARE * len(order)))]] = True
@@ -19,7 +23,10 @@ def head_items(train_events_I: np.ndarray) -> np.ndarray:
 
 
 def gini(counts_I: np.ndarray) -> float:
-  """Gini coefficient of how often each catalogue item is recommended: 0 all alike, towards 1 few items take all; NaN if none."""
+  """Return the Gini coefficient of how often each catalogue item is recommended.
+
+  0: all alike; towards 1: few items take all; NaN if there are none.
+  """
   x = np.sort(np.asarray(counts_I, np.float64))
   if x.sum() == 0:
     return float('nan')
@@ -28,14 +35,17 @@ def gini(counts_I: np.ndarray) -> float:
 
 
 def entropy(labels_N: np.ndarray) -> float:
-  """Entropy in nats of the empirical distribution of integer labels; 0 when there are none."""
+  """Return the entropy in nats of the empirical distribution of integer labels; 0 without any."""
   _, counts = np.unique(labels_N, return_counts=True)
   p = counts / max(counts.sum(), 1)
   return float(-(p * np.log(p)).sum())
 
 
 def intra_list_distance(ranked_OxK: np.ndarray, codes_IxL: np.ndarray) -> float:
-  """Mean over lists of the mean pairwise distance 1 - (shared leading codes / L); lists of fewer than two items are left out."""
+  """Return the mean over lists of the mean pairwise distance 1 - (shared leading codes / L).
+
+  Lists of fewer than two items are left out.
+  """
   shared_OxKxK = np.zeros(ranked_OxK.shape + ranked_OxK.shape[-1:])
   same = np.ones_like(shared_OxKxK, bool)
   for level in range(codes_IxL.shape[1]):
@@ -52,11 +62,13 @@ def intra_list_distance(ranked_OxK: np.ndarray, codes_IxL: np.ndarray) -> float:
 def list_diversity(
   ranked_OxK: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray, k: int = 10
 ) -> dict[str, float]:
-  """Diversity of the first k of every list, all slots together.
+  """Return the diversity of the first k of every list, all slots together.
 
-  coverage: share of the catalogue recommended at least once; coarse_entropy: nats, over level-0 codes of the slots; gini:
-  over how often each catalogue item is recommended; long_tail_share: share of slots outside `head_items`;
-  intra_list_distance: see there.
+  coverage             share of the catalogue recommended at least once
+  coarse_entropy       nats, over level-0 codes of the slots
+  gini                 over how often each catalogue item is recommended
+  long_tail_share      share of slots outside `head_items`
+  intra_list_distance  of `intra_list_distance`
   """
   top = ranked_OxK[:, :k]
   slots = top[top >= 0]
@@ -65,21 +77,24 @@ def list_diversity(
     'coverage': float((counts_I > 0).mean()),
     'coarse_entropy': entropy(codes_IxL[slots, 0]),
     'gini': gini(counts_I),
-    'long_tail_share': float(1 - head_items(train_events_I)[slots].mean())
-    if len(slots)
-    else float('nan'),
+    'long_tail_share': _long_tail_share(slots, train_events_I),
     'intra_list_distance': intra_list_distance(top, codes_IxL),
   }
+
+
+def _long_tail_share(slots: np.ndarray, train_events_I: np.ndarray) -> float:
+  return float(1 - head_items(train_events_I)[slots].mean()) if len(slots) else float('nan')
 
 
 def world_diversity(
   candidates_UxWxP: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray
 ) -> dict[str, float | list]:
-  """How different the worlds of one user are, averaged over users, and what all worlds together cover.
+  """Return how different the worlds of one user are, averaged, and what all worlds cover.
 
-  jaccard_WxW: mean over users of 1 - |A & B| / |A | B| of the candidate SETS of two worlds (two empty sets: 0);
-  jaccard: its mean off the diagonal; union_size: distinct candidates of a user over all worlds; then the figures of
-  `list_diversity` for all candidates of a user as one list.
+  jaccard_WxW is the mean over users of 1 - |A & B| / |A | B| of the candidate SETS of two worlds
+  (two empty sets: 0); jaccard its mean off the diagonal; union_size the distinct candidates of a
+  user over all worlds. Then come the figures of `list_diversity` for all candidates of a user as
+  one list.
   """
   users, worlds, _ = candidates_UxWxP.shape
   distance_WxW = np.zeros((worlds, worlds))

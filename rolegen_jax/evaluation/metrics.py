@@ -1,21 +1,29 @@
 """Ranking metrics over (occasion, target item) pairs, with bootstrap intervals.
 
-Protocol. Each evaluated occasion has ONE ranked list; an occasion may have several targets, and every (occasion, target)
-pair counts once. HI@k is the share of pairs whose target is among the first k of its occasion's list; NDCG@k and MRR are
-the mean over pairs of 1 / log2(1 + rank) within k and of 1 / rank. HS@k(Ll) is the share of pairs where SOME item of the
-first k agrees with the target on its first l codes. Intervals resample occasions, since the pairs of one occasion share a
-list. Rankings are lists, not scores: whoever makes them breaks ties, deterministically.
+Each evaluated occasion has ONE ranked list; an occasion may have several targets, and every
+(occasion, target) pair counts once.
 
-Legend: O evaluated occasions, K list length, T pairs, I catalogue items, L codes per item, R resamples.
+  HI@k       hit rate: the share of pairs whose target is among the first k of the list
+  NDCG@k     the mean over pairs of 1 / log2(1 + rank) within k
+  MRR        the mean over pairs of 1 / rank
+  HS@k(Ll)   the share of pairs where SOME item of the first k has the target's first l codes
+
+Intervals resample occasions, since the pairs of one occasion share a list. Rankings are lists,
+not scores: whoever makes them breaks ties, deterministically.
+
+Shapes: O evaluated occasions, K list length, T pairs, I catalogue items, L codes per item,
+R resamples.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from rolegen_jax.config import COHORTS, EvaluationConfig
+from rolegen_jax.data.occasions import Occasions
 
 DORMANT = ('D1', 'D2')
 SLICES = ('D1', 'D2', 'dormant', 'ACTIVE', 'all', 'dormant seen', 'dormant new')
@@ -24,45 +32,48 @@ _CHUNK = 100  # resamples drawn at once, so that the weights stay small
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """The ground truth of the evaluated occasions.
+  """The ground truth of the evaluated occasions."""
 
-  occasion int32 [T]: row of the ranked lists; item int32 [T]; seen bool [T]: the user engaged with it before;
-  cohort int8 [T]: index in config.COHORTS; occasions: O.
-  """
-
-  occasion: np.ndarray
-  item: np.ndarray
-  seen: np.ndarray
-  cohort: np.ndarray
-  occasions: int
+  occasion: np.ndarray  # int32 [T], row of the ranked lists
+  item: np.ndarray  # int32 [T]
+  seen: np.ndarray  # bool [T], the user engaged with it before
+  cohort: np.ndarray  # int8 [T], index in config.COHORTS
+  occasions: int  # O
 
   @classmethod
-  def of(cls, occasions, rows: np.ndarray) -> 'Pairs':
-    """Pairs of the occasions `rows` (int [O], indices into `occasions`), in the order of `rows`."""
+  def of(cls, occasions: Occasions, rows: np.ndarray) -> Pairs:
+    """Return the pairs of the occasions `rows` (int [O], indices into `occasions`), in order."""
     rows = np.asarray(rows, np.int64)
     first = occasions.target_offsets[rows]
     sizes = occasions.target_offsets[rows + 1] - first
     source, owner = ranges(first, sizes)
-    item, seen, cohort = (
-      occasions.target[source],
-      occasions.target_seen[source],
-      occasions.cohort[rows][owner],
+    return cls(
+      occasion=owner.astype(np.int32),
+      item=occasions.target[source],
+      seen=occasions.target_seen[source],
+      cohort=occasions.cohort[rows][owner],
+      occasions=len(rows),
     )
-    return cls(owner.astype(np.int32), item, seen, cohort, len(rows))
 
   def slice(self, name: str) -> np.ndarray:
-    """bool [T]: which pairs belong to one of SLICES."""
+    """Return which pairs belong to one of SLICES, bool [T]."""
     dormant = np.isin(self.cohort, [COHORTS.index(c) for c in DORMANT])
     if name in COHORTS:
       return self.cohort == COHORTS.index(name)
-    wider = {'all': np.ones_like(dormant), 'dormant': dormant}
-    return (wider | {'dormant seen': dormant & self.seen, 'dormant new': dormant & ~self.seen})[
-      name
-    ]
+    slices = {
+      'all': np.ones_like(dormant),
+      'dormant': dormant,
+      'dormant seen': dormant & self.seen,
+      'dormant new': dormant & ~self.seen,
+    }
+    return slices[name]
 
 
 def ranges(first: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Concatenated index ranges [first, first + size) and, for each index, which range it is of. Both int64 [sum(sizes)]."""
+  """Return the concatenated ranges [first, first + size), and which range each index is of.
+
+  Both int64 [sum(sizes)].
+  """
   sizes = np.asarray(sizes, np.int64)
   owner = np.repeat(np.arange(len(sizes)), sizes)
   within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -70,14 +81,20 @@ def ranges(first: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def ranks(ranked_OxK: np.ndarray, pairs: Pairs) -> np.ndarray:
-  """int32 [T]: 1-based place of each target in its occasion's list, 0 when it is not listed. `ranked_OxK` is -1 past its end."""
+  """Return the 1-based rank of each target in its occasion's list, 0 if unlisted, int32 [T].
+
+  `ranked_OxK` is -1 past its end.
+  """
   return _first(ranked_OxK[pairs.occasion] == pairs.item[:, None])
 
 
 def prefix_ranks(
   ranked_OxK: np.ndarray, pairs: Pairs, codes_IxL: np.ndarray, level: int
 ) -> np.ndarray:
-  """int32 [T]: 1-based place of the first listed item that agrees with the target on its first `level` codes, or 0."""
+  """Return the 1-based rank of the first item with the target's first `level` codes, int32 [T].
+
+  0 if there is none.
+  """
   if not 1 <= level <= codes_IxL.shape[1]:
     raise ValueError(f'level={level}: must be 1 to {codes_IxL.shape[1]}')
   _, prefix_I = np.unique(codes_IxL[:, :level], axis=0, return_inverse=True)
@@ -91,23 +108,26 @@ def _first(match_TxK: np.ndarray) -> np.ndarray:
 
 
 def hit(rank_T: np.ndarray, k: int) -> np.ndarray:
-  """float64 [T]: 1 where the rank is 1..k."""
+  """Return 1 where the rank is 1..k, else 0, float64 [T]."""
   return ((rank_T >= 1) & (rank_T <= k)).astype(np.float64)
 
 
 def ndcg(rank_T: np.ndarray, k: int) -> np.ndarray:
-  """float64 [T]: 1 / log2(1 + rank) within k, otherwise 0 (one relevant item per pair, so the ideal gain is 1)."""
+  """Return 1 / log2(1 + rank) within k, else 0, float64 [T].
+
+  One item per pair is relevant, so the ideal gain is 1.
+  """
   return hit(rank_T, k) / np.log2(1 + np.maximum(rank_T, 1))
 
 
 def reciprocal_rank(rank_T: np.ndarray) -> np.ndarray:
-  """float64 [T]: 1 / rank, 0 when not listed."""
+  """Return 1 / rank, 0 if unlisted, float64 [T]."""
   return (rank_T > 0) / np.maximum(rank_T, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A mean over pairs with its bootstrap 95 % interval; pairs and occasions say over how many."""
+  """A mean over pairs with its bootstrap 95 % interval, and over how many pairs and occasions."""
 
   mean: float
   low: float
@@ -119,29 +139,48 @@ class Interval:
 def bootstrap(
   values_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> Interval:
-  """Mean of `values_T` and the percentile 95 % interval from resampling whole occasions with replacement.
+  """Return the mean and the percentile 95 % interval from resampling occasions with replacement.
 
-  Only occasions named in `occasion_T` are resampled. No pair gives NaN for the three figures. Efron & Tibshirani, 1993.
+  Only occasions named in `occasion_T` are resampled. Without a pair all three figures are NaN.
+  Efron & Tibshirani, 1993.
   """
-  occasion_ids, owner_T = np.unique(occasion_T, return_inverse=True)
-  n = len(occasion_ids)
+  return _bootstrap(values_T[:, None], occasion_T, resamples, seed)[0]
+
+
+def _bootstrap(
+  values_TxM: np.ndarray, occasion_T: np.ndarray, resamples: int, seed: int
+) -> list[Interval]:
+  """Return the interval of each of M metrics; all of them see the same resamples."""
+  n_metrics = values_TxM.shape[1]
+  occasions, owner_T = np.unique(occasion_T, return_inverse=True)
+  n = len(occasions)
   if n == 0:
-    return Interval(float('nan'), float('nan'), float('nan'), 0, 0)
-  sums_O = np.bincount(owner_T, weights=values_T, minlength=n)
+    return [Interval(math.nan, math.nan, math.nan, 0, 0)] * n_metrics
+  sums_OxM = np.zeros((n, n_metrics))
+  np.add.at(sums_OxM, owner_T, values_TxM)
   sizes_O = np.bincount(owner_T, minlength=n).astype(np.float64)
   rng = np.random.default_rng(seed)
-  means = []
+  chunks = []
   for start in range(0, resamples, _CHUNK):
     drawn_RxO = rng.integers(n, size=(min(_CHUNK, resamples - start), n))
-    means.append(sums_O[drawn_RxO].sum(1) / sizes_O[drawn_RxO].sum(1))
-  low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-  return Interval(float(np.mean(values_T)), float(low), float(high), len(values_T), n)
+    # How often each occasion is drawn: sums over draws become products of matrices.
+    flat = (np.arange(len(drawn_RxO))[:, None] * n + drawn_RxO).ravel()
+    times_RxO = np.bincount(flat, minlength=drawn_RxO.size).reshape(-1, n).astype(np.float64)
+    chunks.append((times_RxO @ sums_OxM) / (times_RxO @ sizes_O)[:, None])
+  low_M, high_M = np.percentile(np.concatenate(chunks), (2.5, 97.5), axis=0)
+  return [
+    Interval(float(mean), float(low), float(high), len(values_TxM), n)
+    for mean, low, high in zip(values_TxM.mean(0), low_M, high_M)
+  ]
 
 
 def paired_difference(
   a_T: np.ndarray, b_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> Interval:
-  """Interval of mean(a - b) of two systems on the SAME pairs: each resample draws the occasions once for both."""
+  """Return the interval of mean(a - b) of two systems on the SAME pairs.
+
+  Each resample draws the occasions once for both.
+  """
   if a_T.shape != b_T.shape:
     raise ValueError(
       f'two systems must be scored on the same pairs, got {a_T.shape} and {b_T.shape}'
@@ -150,7 +189,7 @@ def paired_difference(
 
 
 def verdict(difference: Interval) -> str:
-  """'beats', 'does not beat' (significantly worse) or 'undecided' by whether the interval excludes 0."""
+  """Return 'beats', 'does not beat' (significantly worse) or 'undecided' (0 is inside)."""
   if difference.low > 0:
     return 'beats'
   return 'does not beat' if difference.high < 0 else 'undecided'
@@ -162,10 +201,10 @@ def evaluate(
   config: EvaluationConfig,
   codes_IxL: np.ndarray | None = None,
 ) -> dict[str, dict[str, Interval]]:
-  """slice -> metric -> Interval for every slice that has a pair.
+  """Return slice -> metric -> Interval for every slice that has a pair.
 
-  Metrics: HI@k and NDCG@k for k in config.ks, MRR (over the list given), and with codes HS@1(Ll), HS@10(Ll) for every level.
-  Raises ValueError when the lists are not one per occasion.
+  Metrics are HI@k and NDCG@k for k in config.ks, MRR (over the list given), and with codes
+  HS@1(Ll), HS@10(Ll) for every level. Raises ValueError when the lists are not one per occasion.
   """
   if ranked_OxK.ndim != 2 or len(ranked_OxK) != pairs.occasions:
     raise ValueError(
@@ -175,27 +214,36 @@ def evaluate(
   values = {f'HI@{k}': hit(rank_T, k) for k in config.ks}
   values |= {f'NDCG@{k}': ndcg(rank_T, k) for k in config.ks if k > 1}
   values['MRR'] = reciprocal_rank(rank_T)
-  for level in range(1, 1 + (0 if codes_IxL is None else codes_IxL.shape[1])):
-    place_T = prefix_ranks(ranked_OxK, pairs, codes_IxL, level)
-    values |= {f'HS@{k}(L{level})': hit(place_T, k) for k in (1, 10)}
+  levels = 0 if codes_IxL is None else codes_IxL.shape[1]
+  for level in range(1, 1 + levels):
+    assert codes_IxL is not None
+    prefix_rank_T = prefix_ranks(ranked_OxK, pairs, codes_IxL, level)
+    values |= {f'HS@{k}(L{level})': hit(prefix_rank_T, k) for k in (1, 10)}
+  values_TxM = np.stack(list(values.values()), axis=1)
   table = {}
   for name in SLICES:
     mask_T = pairs.slice(name)
     if mask_T.any():
-      table[name] = {
-        m: bootstrap(v[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed)
-        for m, v in values.items()
-      }
+      intervals = _bootstrap(
+        values_TxM[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed
+      )
+      table[name] = dict(zip(values, intervals))
   return table
 
 
 def compare(
   a_OxK: np.ndarray, b_OxK: np.ndarray, pairs: Pairs, config: EvaluationConfig, k: int = 10
 ) -> dict[str, Interval]:
-  """slice -> paired difference of HI@k, lists `a` minus lists `b`, for every slice that has a pair."""
-  a_T, b_T = (hit(ranks(x, pairs), k) for x in (a_OxK, b_OxK))
-  masks = {name: pairs.slice(name) for name in SLICES}
-  difference = lambda m: paired_difference(
-    a_T[m], b_T[m], pairs.occasion[m], config.bootstrap, config.seed
-  )
-  return {name: difference(m) for name, m in masks.items() if m.any()}
+  """Return slice -> paired difference of HI@k, lists `a` minus lists `b`.
+
+  For every slice that has a pair.
+  """
+  a_T, b_T = (hit(ranks(lists, pairs), k) for lists in (a_OxK, b_OxK))
+  differences = {}
+  for name in SLICES:
+    mask_T = pairs.slice(name)
+    if mask_T.any():
+      differences[name] = paired_difference(
+        a_T[mask_T], b_T[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed
+      )
+  return differences

@@ -1,33 +1,42 @@
 """SASRec with cross-entropy, in the same stack as the backbone: the trained baseline.
 
-A causal transformer over item embeddings predicts the next items; input and output embeddings are tied. Kang & McAuley, ICDM
-2018 (arXiv 1808.09781), with softmax in place of its sampled binary loss (Klenitskiy & Vasilev, RecSys 2023, arXiv
-2309.07602). To respect ties, an event is predicted from the last position with a strictly smaller timestamp. Items already
-seen may be recommended: dormant users mostly buy those.
+A causal transformer over item embeddings predicts the next items; input and output embeddings are
+tied. Kang & McAuley, ICDM 2018 (arXiv 1808.09781), with softmax in place of its sampled binary loss
+(Klenitskiy & Vasilev, RecSys 2023, arXiv 2309.07602). To respect ties, an event is predicted from
+the last position with a strictly smaller timestamp. Items already seen may be recommended: dormant
+users mostly buy those.
 
-Small enough for one device: every process that calls it trains the same model on its first local device.
+It is small enough for one device: every process that calls it trains the same model on its first
+local device.
 
-Legend: B rows, n events in a row, P supervised positions of a step, S negatives, I items, D width.
+Shapes: B rows, n events in a row, P supervised positions of a step, S negatives, C candidates,
+I items, D width.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from rolegen_jax.config import EVENT_NAMES, Config, MeshConfig, TransformerConfig
 from rolegen_jax.data.batches import Trajectories, histories, pack_windows, packed_rows
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.evaluation.baselines import Ranking, popular_items, tuning_rows, validation_score
 from rolegen_jax.evaluation.metrics import Pairs
 from rolegen_jax.models import functional
-from rolegen_jax.models.backbone import dropout
-from rolegen_jax.models.transformer import Transformer, param
+from rolegen_jax.models.layers import param
+from rolegen_jax.models.numerics import NEG_INF, dropout
+from rolegen_jax.models.transformer import Transformer
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.sharding import make_mesh
 
@@ -35,31 +44,45 @@ FULL_SOFTMAX_ITEMS = 20_000  # larger catalogues use sampled softmax
 NEGATIVES = 4096  # uniform negatives of a step, beside the other targets of the step
 POSITIONS = 32  # supervised positions per row of a step, drawn in proportion to their loss weight
 LEARNING_RATE, WARMUP = 1e-3, 50  # Adam; steps
-CHECK_EVERY = 100  # steps between looks at validation
-PATIENCE = 3  # looks without a better validation before it stops
+CHECK_EVERY = 100  # steps between validations
+PATIENCE = 3  # validations without improvement before it stops
 _ROWS = 256  # occasions scored at once
 
 
 class SASRec(nnx.Module):
+  """Item embeddings, tied, and a causal transformer."""
+
   def __init__(self, items: int, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.embedding = param(rngs, (items, config.width), ('vocab', 'embed'), fan_in=config.width)
     self.transformer = Transformer(config, rngs=rngs)
 
-  def __call__(self, item_Bxn, segment_Bxn, rate: float = 0.0, key=None):
-    """States [B, n, D] after each event, causal within segments (0 = padding); `key` turns dropout on."""
+  def __call__(
+    self,
+    item_Bxn: jax.Array,
+    segment_Bxn: jax.Array,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+  ) -> jax.Array:
+    """Return states [B, n, D] after each event, causal within segments (0 = padding).
+
+    `key` turns dropout on.
+    """
     n = item_Bxn.shape[1]
-    # Scaled as in the paper: tied rows are small, and would drown in what the blocks add to the residual stream.
+    # Scaled as in the paper: tied rows are small, and would drown in what the blocks add to the
+    # residual stream.
     x = self.embedding[...][jnp.maximum(item_Bxn, 0)] * self.embedding.shape[1] ** 0.5
     x = dropout(x, rate, key)
     same = (segment_Bxn[:, :, None] == segment_Bxn[:, None, :]) & (segment_Bxn[:, None, :] > 0)
     positions = jnp.broadcast_to(jnp.arange(n), item_Bxn.shape)
-    return self.transformer(x, positions, same & jnp.tril(jnp.ones((n, n), bool))).astype(
-      jnp.float32
-    )
+    mask = same & jnp.tril(jnp.ones((n, n), bool))
+    return self.transformer(x, positions, mask).astype(jnp.float32)
 
 
 def tie_source(rows: Trajectories) -> np.ndarray:
-  """int64 [B, n]: for each event the last position of its segment with a strictly smaller timestamp; -1 where none is."""
+  """Return, for each event, the last position of its segment with a smaller timestamp, int64 [B, n].
+
+  -1 where there is none.
+  """
   n = rows.item.shape[1]
   changed = np.ones(rows.item.shape, bool)
   changed[:, 1:] = (np.diff(rows.timestamp, axis=1) != 0) | (np.diff(rows.segment, axis=1) != 0)
@@ -68,36 +91,41 @@ def tie_source(rows: Trajectories) -> np.ndarray:
   return np.where((source >= 0) & same & (rows.segment > 0), source, -1)
 
 
-def cross_entropy(state_PxD, embedding_IxD, target_P):
-  """Mean full-softmax cross-entropy over the catalogue."""
-  return optax.softmax_cross_entropy_with_integer_labels(
-    state_PxD @ embedding_IxD.T, target_P
-  ).mean()
+def cross_entropy(state_PxD: jax.Array, embedding_IxD: jax.Array, target_P: jax.Array) -> jax.Array:
+  """Return the mean full-softmax cross-entropy over the catalogue."""
+  logits = state_PxD @ embedding_IxD.T
+  return optax.softmax_cross_entropy_with_integer_labels(logits, target_P).mean()
 
 
-def sampled_cross_entropy(state_PxD, embedding_IxD, target_P, negative_S, log_share_I):
-  """The same, estimated from the step's own targets and uniform negatives (catalogues of any size).
+def sampled_cross_entropy(
+  state_PxD: jax.Array,
+  embedding_IxD: jax.Array,
+  target_P: jax.Array,
+  negative_S: jax.Array,
+  log_share_I: jax.Array,
+) -> jax.Array:
+  """Estimate `cross_entropy` from the step's own targets and uniform negatives.
 
-  A candidate's logit is lowered by the log of how often its item is expected among the candidates, P times its share of the
-  targets plus S / I, so that the sum over candidates estimates the sum over the catalogue (logQ: Yi et al., RecSys 2019).
-  The target itself is always there: its logit stands as it is, and its chance copies are masked.
+  A candidate's logit is lowered by the log of how often its item is expected among the candidates,
+  P times its share of the targets plus S / I, so that the sum over candidates estimates the sum
+  over the catalogue (logQ: Yi et al., RecSys 2019). The target itself is always there: its logit
+  stands as it is, and its chance copies are masked.
   """
   positions, items = len(target_P), len(embedding_IxD)
   candidate_C = jnp.concatenate([target_P, negative_S])
-  expected_C = jnp.logaddexp(
-    jnp.log(positions) + log_share_I[candidate_C], jnp.log(len(negative_S) / items)
-  )
-  others = jnp.where(
-    candidate_C == target_P[:, None], -1e9, state_PxD @ embedding_IxD[candidate_C].T - expected_C
-  )
+  log_targets = jnp.log(positions) + log_share_I[candidate_C]
+  log_expected_C = jnp.logaddexp(log_targets, jnp.log(len(negative_S) / items))
+  logits_PxC = state_PxD @ embedding_IxD[candidate_C].T - log_expected_C
+  others = jnp.where(candidate_C == target_P[:, None], NEG_INF, logits_PxC)
   own_Px1 = (state_PxD * embedding_IxD[target_P]).sum(-1, keepdims=True)
-  return (jax.nn.logsumexp(jnp.concatenate([own_Px1, others], 1), axis=1) - own_Px1[:, 0]).mean()
+  log_total = jax.nn.logsumexp(jnp.concatenate([own_Px1, others], 1), axis=1)
+  return (log_total - own_Px1[:, 0]).mean()
 
 
 class _Batches:
-  """Steps of training: all packed rows of the training events, and which positions of them are supervised."""
+  """All packed rows of the training events, and which positions of them are supervised."""
 
-  def __init__(self, log, occasions, config: Config):
+  def __init__(self, log: InteractionLog, occasions: Occasions, config: Config):
     width = config.backbone.context
     packed = pack_windows(log.offsets, occasions.train_end(log), width)
     if not packed.size:
@@ -110,18 +138,23 @@ class _Batches:
     self.usable = np.flatnonzero(self.weight.sum(1) > 0)
     if not len(self.usable):
       raise ValueError('SASRec: no training event has an earlier event of the same user')
+    supervised = self.source >= 0
     share = np.bincount(
-      self.rows.item[self.source >= 0], self.weight[self.source >= 0], minlength=len(log.items)
+      self.rows.item[supervised], self.weight[supervised], minlength=len(log.items)
     )
     self.log_share = jnp.log(jnp.maximum(share / share.sum(), 1e-12))
     self.size = config.warmup.batch
 
-  def draw(self, rng: np.random.Generator):
-    """(item, segment) [B, n] and (row, source, target) [P]: drawing by weight makes the plain mean the weighted loss."""
+  def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Return (item, segment) [B, n] and (row, source, target) [P] of one step.
+
+    Drawing by weight makes the plain mean the weighted loss.
+    """
     chosen = rng.choice(self.usable, self.size)
-    heap = np.cumsum(self.weight[chosen])
-    flat = np.searchsorted(heap, rng.random(self.size * POSITIONS) * heap[-1], side='right')
-    row, column = np.divmod(np.minimum(flat, len(heap) - 1), self.rows.item.shape[1])
+    cumulative = np.cumsum(self.weight[chosen])
+    drawn = rng.random(self.size * POSITIONS) * cumulative[-1]
+    flat = np.searchsorted(cumulative, drawn, side='right')
+    row, column = np.divmod(np.minimum(flat, len(cumulative) - 1), self.rows.item.shape[1])
     source, target = self.source[chosen][row, column], self.rows.item[chosen][row, column]
     return (
       self.rows.item[chosen],
@@ -133,34 +166,44 @@ class _Batches:
 
 
 class Fit(NamedTuple):
-  top: Callable  # (item, segment) [B, n], histories -> numpy int32 [B, min(k, I)], the items that follow, best first
-  settings: dict  # for the report
+  """A trained SASRec."""
+
+  # (item, segment) [B, n], histories -> int32 [B, min(k, I)], the items that follow, best first.
+  top: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  settings: dict[str, Any]  # for the report
 
 
-def sasrec(log, occasions, rows: np.ndarray, config: Config, k: int) -> Ranking:
-  """Trains on training events, keeps the best step by validation, and ranks the whole catalogue for occasions `rows`.
+def sasrec(
+  log: InteractionLog, occasions: Occasions, rows: np.ndarray, config: Config, k: int
+) -> Ranking:
+  """Train on training events, keep the best step by validation, rank the whole catalogue.
 
-  Width, layers, context, dropout and loss weights are the backbone's; `evaluation.sasrec_steps` steps at most. Occasions
-  without context get the popular items. Same contract as the baselines; raises ValueError when there is nothing to train on.
+  Width, layers, context, dropout and loss weights are the backbone's; `evaluation.sasrec_steps`
+  steps at most. Occasions without context get the popular items. The contract is that of the other
+  baselines; raises ValueError when there is nothing to train on.
   """
-  found = fit(log, occasions, config, k)
-  return Ranking(_rank(found.top, log, occasions, rows, config.backbone.context, k), found.settings)
+  fitted = fit(log, occasions, config, k)
+  lists = _rank(fitted.top, log, occasions, rows, config.backbone.context, k)
+  return Ranking(lists, fitted.settings)
 
 
-def fit(log, occasions, config: Config, k: int) -> Fit:
-  """The model of `sasrec`, for histories of any time."""
+def fit(log: InteractionLog, occasions: Occasions, config: Config, k: int) -> Fit:
+  """Return the model of `sasrec`, for histories of any time."""
   mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
   with jax.set_mesh(mesh):  # its own, whatever mesh the caller has set
     params, top, settings = _train(log, occasions, config, k, mesh)
 
-  def top_there(item, segment):
+  def top_on_mesh(item: np.ndarray, segment: np.ndarray) -> np.ndarray:
     with jax.set_mesh(mesh):
       return np.asarray(top(params, item, segment))
 
-  return Fit(top_there, settings)
+  return Fit(top_on_mesh, settings)
 
 
-def _train(log, occasions, config: Config, k: int, mesh):
+def _train(
+  log: InteractionLog, occasions: Occasions, config: Config, k: int, mesh: Mesh
+) -> tuple[Any, Callable, dict[str, Any]]:
+  """Return (parameters, (params, item, segment) -> top items, settings)."""
   batches, items = _Batches(log, occasions, config), len(log.items)
   sampled = items > FULL_SOFTMAX_ITEMS
   rng = np.random.default_rng(config.evaluation.seed)
@@ -170,7 +213,7 @@ def _train(log, occasions, config: Config, k: int, mesh):
   )
   tx = optax.adam(optax.schedules.linear_schedule(0.0, LEARNING_RATE, WARMUP))
 
-  def loss_of(params, batch, negative, key):
+  def loss_of(params: Any, batch: Any, negative: jax.Array, key: jax.Array) -> jax.Array:
     item, segment, row, source, target = batch
     model = functional.bind(graphdef, params)
     state = model(item, segment, config.backbone.dropout, key)[row, source]
@@ -178,24 +221,28 @@ def _train(log, occasions, config: Config, k: int, mesh):
       return sampled_cross_entropy(state, model.embedding[...], target, negative, batches.log_share)
     return cross_entropy(state, model.embedding[...], target)
 
-  @jax.jit
-  def step(params, opt_state, batch, index):
+  @jit
+  def step(params: Any, opt_state: Any, batch: Any, index: int) -> tuple[Any, Any, jax.Array]:
     key_drop, key_negative = jax.random.split(jax.random.fold_in(key_steps, index))
     negative = jax.random.randint(key_negative, (NEGATIVES,), 0, items)
     loss, grads = jax.value_and_grad(loss_of)(params, batch, negative, key_drop)
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss
 
-  @jax.jit
-  def top(params, item, segment):
+  @jit
+  def top(params: Any, item: jax.Array, segment: jax.Array) -> jax.Array:
     model = functional.bind(graphdef, params)
-    return jax.lax.top_k(model(item, segment)[:, -1] @ model.embedding[...].T, min(k, items))[1]
+    logits = model(item, segment)[:, -1] @ model.embedding[...].T
+    return jax.lax.top_k(logits, min(k, items))[1]
 
-  rank = lambda params, rows: _rank(
-    lambda *a: top(params, *a), log, occasions, rows, config.backbone.context, k
-  )
   tuning = tuning_rows(log, occasions)
   pairs = Pairs.of(occasions, tuning)
+
+  def validate(params: Any) -> float:
+    rank = functools.partial(top, params)
+    lists = _rank(rank, log, occasions, tuning, config.backbone.context, k)
+    return validation_score(lists, pairs)
+
   opt_state, best, best_params, losses = tx.init(params), (-1.0, 0), params, []
   for index in progress(range(1, config.evaluation.sasrec_steps + 1), 'SASRec'):
     params, opt_state, loss = step(params, opt_state, batches.draw(rng), index)
@@ -204,7 +251,7 @@ def _train(log, occasions, config: Config, k: int, mesh):
       continue
     if not len(tuning):
       best, best_params = (-1.0, index), params
-    elif (score := validation_score(rank(params, tuning), pairs)) > best[0]:
+    elif (score := validate(params)) > best[0]:
       best, best_params = (score, index), params
     elif index - best[1] >= PATIENCE * CHECK_EVERY:
       break
@@ -218,8 +265,15 @@ def _train(log, occasions, config: Config, k: int, mesh):
   return best_params, top, settings
 
 
-def _rank(top, log, occasions, rows, context: int, k: int) -> np.ndarray:
-  """int32 [O, k], in fixed-shape chunks so that one program serves all of them."""
+def _rank(
+  top: Callable,
+  log: InteractionLog,
+  occasions: Occasions,
+  rows: np.ndarray,
+  context: int,
+  k: int,
+) -> np.ndarray:
+  """Return lists int32 [O, k], in fixed-shape chunks so that one program serves all of them."""
   ranked = np.full((len(rows), k), -1, np.int32)
   listed = min(k, len(log.items))
   for start in range(0, len(rows), _ROWS):

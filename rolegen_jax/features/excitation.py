@@ -1,12 +1,15 @@
-"""What contact with an item leads to: coarse codes in which the same user acts soon after, more than users do at large.
+"""Excitation: the coarse codes in which users act soon after contact with an item, above average.
 
-This is the kernel of a self-exciting process (Hawkes, Biometrika 1971) between items and coarse codes, by counting: for every
-item, the share of each coarse code among the next events of its users, shrunk to that of the item's own coarse code, less
-the base rate; and beside it how that share moved from before the contact to after it (`interest shift.py`), which may be down; and the items
-that follow it (`item transitions.py`). Training events only, and out of fold: what a user's events lead to is counted over OTHER users, or a rare
-item would quote the very future that is to be predicted (alibaba2014: 2.1 nats on training conversions against 3.5 on test).
+This is the kernel of a self-exciting process (Hawkes, Biometrika 1971) between items and coarse
+codes, by counting. For every item: the share of each coarse code among the next events of its
+users, shrunk to that of the item's own coarse code, less the base rate; how that share moved from
+before the contact to after it (`interest_shift.py`), which may be down; and the items that follow
+it (`item_transitions.py`). Counts are over training events only, and out of fold: what a user's
+events lead to is counted over OTHER users, or a rare item would quote the very future that is to be
+predicted (alibaba2014: 2.1 nats on training conversions against 3.5 on test).
 
-Shapes: I items, K coarse codes (coarse codes), F folds of users, R coarse codes and S item transitions kept per item, n events of a history.
+I items, K coarse codes, F folds of users, R coarse codes and S item transitions kept per item, B
+histories of n events.
 """
 
 from __future__ import annotations
@@ -19,70 +22,80 @@ import scipy.sparse as sp
 from rolegen_jax.config import ReasonerConfig
 from rolegen_jax.data.batches import Excites
 from rolegen_jax.features import item_transitions
-from rolegen_jax.features.interest_shift import FOLDS, InterestShift, coarse_codes, shifts
+from rolegen_jax.features.interest_shift import FOLDS, InterestShift, share_shifts, sum_by_code
 
-SHRINK = (
-  20.0  # an item followed by so much is half-way between its own shares and its coarse code's
-)
+# An item followed by this much is half-way between its own shares and those of its coarse code.
+SHRINK = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Excitation:
-  """The coarse codes and the items that every item says most of, for each fold of users."""
+  """The coarse codes and items that contact with each item excites most, for each fold of users."""
 
   code: np.ndarray  # int32 [F, I, R]
   weight: np.ndarray  # fp32 [F, I, R], share above the base rate; 0 = nothing
-  shift: (
-    np.ndarray
-  )  # fp32 [F, I, R], share after contact less share before; 0 in the item's own coarse code
+  # fp32 [F, I, R], share after contact less share before; 0 in the item's own coarse code
+  shift: np.ndarray
   next_item: np.ndarray  # int32 [F, I, S], items that follow
   share: np.ndarray  # fp32 [F, I, S], how much more often than at large; 0 = nothing
-  opens: (
-    np.ndarray
-  )  # fp32 [I], the largest of the shifts over all users; the item's power as a trigger
+  # fp32 [I], the largest of the shifts over all users; the item's power as a trigger
+  opens: np.ndarray
 
   @classmethod
   def of_counts(
-    cls, counted: InterestShift, followed: list[sp.csr_array], config: ReasonerConfig
+    cls, shift: InterestShift, transitions: list[sp.csr_array], config: ReasonerConfig
   ) -> Excitation:
-    """`followed`: of `item transitions.followed`."""
+    """Build the tables from counts.
+
+    transitions: what `item_transitions.followed` returned.
+    """
     tables = [
-      _strongest(*counted.others(fold), counted.coarse, config.coarse_codes)
+      _strongest_codes(*shift.without_fold(fold), shift.coarse, config.coarse_codes)
       for fold in range(FOLDS)
     ]
-    return cls(
-      *(np.stack(column) for column in zip(*tables)),
-      *item_transitions.strongest(followed, config.transitions),
-      counted.opens_I,
-    )
+    code, weight, code_shift = (np.stack(table) for table in zip(*tables))
+    next_item, share = item_transitions.strongest(transitions, config.transitions)
+    return cls(code, weight, code_shift, next_item, share, shift.opens_I)
 
   def of(self, user: np.ndarray, item: np.ndarray) -> Excites:
-    """Of histories: users [B] and their items [B, n], -1 = padding."""
+    """Return what the events of users [B] with items [B, n] lead to; item -1 = padding."""
     fold = (user % len(self.code))[:, None]
-    known = (item >= 0)[..., None]
+    is_event = (item >= 0)[..., None]
     item = np.maximum(item, 0)
-    share = lambda table: np.where(known, table[fold, item], np.float32(0))
+
+    def at_events(table: np.ndarray) -> np.ndarray:
+      return np.where(is_event, table[fold, item], np.float32(0))
+
     return Excites(
-      self.code[fold, item],
-      share(self.weight),
-      share(self.shift),
-      self.next_item[fold, item],
-      share(self.share),
+      code=self.code[fold, item],
+      weight=at_events(self.weight),
+      shift=at_events(self.shift),
+      next_item=self.next_item[fold, item],
+      share=at_events(self.share),
     )
 
 
-def _strongest(after_IxK: sp.csr_array, before_IxK: sp.csr_array, coarse_I, keep: int):
-  """(code int32, weight fp32, shift fp32) [I, keep], by the larger of weight and shift up or down."""
-  codes = after_IxK.shape[1]
-  base_K = (after_IxK.sum(axis=0) + 1.0) / (after_IxK.sum() + codes)
-  own_KxK = coarse_codes(after_IxK, coarse_I) + SHRINK * base_K
-  own_KxK /= own_KxK.sum(axis=1, keepdims=True)
-  kept = []
-  for rows, shift in shifts(after_IxK, before_IxK, coarse_I):
-    count = after_IxK[rows].toarray()
-    share = (count + SHRINK * own_KxK[coarse_I[rows]]) / (count.sum(axis=1, keepdims=True) + SHRINK)
-    excess = np.maximum(share - base_K, 0.0)
-    best = np.argsort(-np.maximum(excess, np.abs(shift)), axis=1, kind='stable')[:, :keep]
-    pick = lambda x: np.take_along_axis(x, best, axis=1).astype(np.float32)
-    kept.append((best.astype(np.int32), pick(excess), pick(shift)))
-  return tuple(np.concatenate(column) for column in zip(*kept))
+def _strongest_codes(
+  after_IxK: sp.csr_array, before_IxK: sp.csr_array, coarse_I: np.ndarray, keep: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Return (code int32, weight fp32, shift fp32) [I, keep] of each item's strongest codes.
+
+  A code is as strong as the larger of its weight and its shift, up or down.
+  """
+  n_codes = after_IxK.shape[1]
+  base_K = (after_IxK.sum(axis=0) + 1.0) / (after_IxK.sum() + n_codes)
+  prior_KxK = sum_by_code(after_IxK, coarse_I) + SHRINK * base_K
+  prior_KxK /= prior_KxK.sum(axis=1, keepdims=True)
+  chunks = []
+  for items, shift in share_shifts(after_IxK, before_IxK, coarse_I):
+    count = after_IxK[items].toarray()
+    n_events = count.sum(axis=1, keepdims=True)
+    share = (count + SHRINK * prior_KxK[coarse_I[items]]) / (n_events + SHRINK)
+    weight = np.maximum(share - base_K, 0.0)
+    strength = np.maximum(weight, np.abs(shift))
+    code = np.argsort(-strength, axis=1, kind='stable')[:, :keep]
+    kept_weight = np.take_along_axis(weight, code, axis=1).astype(np.float32)
+    kept_shift = np.take_along_axis(shift, code, axis=1).astype(np.float32)
+    chunks.append((code.astype(np.int32), kept_weight, kept_shift))
+  code, weight, shift = (np.concatenate(parts) for parts in zip(*chunks))
+  return code, weight, shift

@@ -1,10 +1,13 @@
-"""Interest after contact with an item against interest before it: how often users act in each coarse code, in training events.
+"""Interest shift: interest after contact with an item less interest before it.
 
-What follows contact mixes two things, for people touch what they want already. The difference between after and before, within the
-same trajectories, tells them apart as far as a log can (a before-after comparison: Campbell & Stanley, 1963): a trigger is followed by
-interest that was not there, a distractor by less of one that was. It is a cause only where contact came by chance; see README, Limits.
+Interest is how often users act in each coarse code, counted over training events. What follows
+contact mixes two things, for people touch what they want already. The difference between after and
+before, within the same trajectories, tells them apart as far as a log can (a before-after
+comparison: Campbell & Stanley, 1963): a trigger is followed by interest that was not there, a
+distractor by less of one that was. It is a cause only where contact came by chance; see README,
+Limits.
 
-Shapes: I items, K coarse codes (coarse codes), F folds of users.
+I items, K coarse codes, U users, F folds of users.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,17 +24,24 @@ from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.log import InteractionLog
 
 FOLDS = 4
-NEAR = 12  # events of the user after a contact, and before it, that count
-DECAY_DAYS = 10.0  # one so many days away counts 1 / e
-PURCHASE_WEIGHT = 5.0  # of a purchase among them, against 1 for other events
-SHRINK = 60.0  # an item with so much around its contacts is half-way between its own shares and its coarse code's
+MAX_LAG = 12  # events of the user after a contact, and before it, that count
+DECAY_DAYS = 10.0  # an event this many days away counts 1 / e
+PURCHASE_WEIGHT = 5.0  # of a purchase, against 1 for other events
+# An item with this much around its contacts is half-way between its own shares and those of its
+# coarse code.
+SHRINK = 60.0
 CHUNK = 4096  # items whose shares over all coarse codes are held at once
 PURCHASE = EVENT_NAMES.index('purchase')
+
+_DAY = 86_400.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class InterestShift:
-  """Decayed counts of events around contacts (events that are no purchase) with each item, and around purchases in each coarse code."""
+  """Decayed counts of events around contacts with each item, and around purchases.
+
+  A contact is an event that is not a purchase.
+  """
 
   coarse: np.ndarray  # int32 [I], coarse code of each item
   after: tuple[sp.csr_array, ...]  # fp32 [I, K] of each fold of users
@@ -42,47 +53,42 @@ class InterestShift:
   def of(
     cls, log: InteractionLog, train_end: np.ndarray, coarse_I: np.ndarray, codes: int
   ) -> InterestShift:
-    """Counts over the events before `train_end` [U] (absolute log rows). `coarse_I`: below `codes`."""
-    contact, shape = log.event != PURCHASE, (len(coarse_I), codes)
-    after, before = (
-      [sp.csr_array(shape, dtype=np.float32) for _ in range(FOLDS)] for _ in range(2)
-    )
-    bought = np.zeros((2, codes, codes))
-    for first, then, fade in near(log, train_end):
-      for counts, table, of, other in (
-        (after, bought[0], first, then),
-        (before, bought[1], then, first),
-      ):
-        weight, where = (fade * worth(log, other)).astype(np.float32), coarse_I[log.item[other]]
-        for fold in range(FOLDS):
-          on = (log.user[of] % FOLDS == fold) & contact[of]
-          counts[fold] = counts[fold] + sp.csr_array(
-            (weight[on], (log.item[of[on]], where[on])), shape=shape
-          )
-        np.add.at(
-          table, (coarse_I[log.item[of[~contact[of]]]], where[~contact[of]]), weight[~contact[of]]
-        )
-    return cls(coarse_I, tuple(after), tuple(before), *bought)
+    """Count over the training events.
 
-  def others(self, fold: int) -> tuple[sp.csr_array, sp.csr_array]:
-    """(after, before) of all users outside the fold. Added up, not taken out of the total: not even rounding may tell of a user's own events."""
-    add = lambda parts: functools.reduce(
-      operator.add, (part for other, part in enumerate(parts) if other != fold)
+    train_end: [U], the log row at which each user's training events end. coarse_I: below `codes`.
+    """
+    after, before = _Counts(log, coarse_I, codes), _Counts(log, coarse_I, codes)
+    for earlier, later, decay in event_pairs(log, train_end):
+      after.add(earlier, later, decay)
+      before.add(later, earlier, decay)
+    return cls(
+      coarse_I,
+      tuple(after.by_fold),
+      tuple(before.by_fold),
+      after.around_purchases_KxK,
+      before.around_purchases_KxK,
     )
-    return add(self.after), add(self.before)
+
+  def without_fold(self, fold: int) -> tuple[sp.csr_array, sp.csr_array]:
+    """Return (after, before) of all users outside the fold.
+
+    They are added up, not subtracted from the total: not even rounding may carry a user's own
+    events.
+    """
+    return _sum_without(self.after, fold), _sum_without(self.before, fold)
 
   @functools.cached_property
   def total(self) -> tuple[sp.csr_array, sp.csr_array]:
     """(after, before) of all users."""
-    return tuple(functools.reduce(operator.add, parts) for parts in (self.after, self.before))
-
-  # How shares move
+    return functools.reduce(operator.add, self.after), functools.reduce(operator.add, self.before)
 
   @functools.cached_property
   def shift_KxK(self) -> np.ndarray:
-    """Share of each coarse code after contact with an item of a coarse code, less the share before."""
-    after, before = (_shares(coarse_codes(counts, self.coarse)) for counts in self.total)
-    return after - before
+    """The share of each coarse code after contact with an item of a code, less the share before."""
+    after_IxK, before_IxK = self.total
+    after_KxK = _shares(sum_by_code(after_IxK, self.coarse))
+    before_KxK = _shares(sum_by_code(before_IxK, self.coarse))
+    return after_KxK - before_KxK
 
   @functools.cached_property
   def complement_KxK(self) -> np.ndarray:
@@ -90,72 +96,121 @@ class InterestShift:
     return _shares(self.bought_after) - _shares(self.bought_before)
 
   def z(self, item: np.ndarray, coarse_code: np.ndarray) -> np.ndarray:
-    """Standard score, any shape, of how contact with the item moves the coarse code's share, beyond what items of its own kind do."""
-    after, before = (
-      np.asarray(counts[item.ravel(), coarse_code.ravel()]).reshape(item.shape)
-      for counts in self.total
-    )
-    n_after, n_before = (np.maximum(counts.sum(axis=1), 1.0)[item] for counts in self.total)
-    after, before = after / n_after, before / n_before
+    """Return how contact with the item moves the coarse code's share, as a standard score.
+
+    It is what the item moves beyond what items of its own coarse code do. item, coarse_code: of
+    any one shape.
+    """
+    after_IxK, before_IxK = self.total
+
+    def count(counts_IxK: sp.csr_array) -> np.ndarray:
+      return np.asarray(counts_IxK[item.ravel(), coarse_code.ravel()]).reshape(item.shape)
+
+    def total_count(counts_IxK: sp.csr_array) -> np.ndarray:
+      return np.maximum(counts_IxK.sum(axis=1), 1.0)[item]
+
+    n_after, n_before = total_count(after_IxK), total_count(before_IxK)
+    after, before = count(after_IxK) / n_after, count(before_IxK) / n_before
     share = np.maximum((after + before) / 2, 0.1 / len(self.shift_KxK))
-    return (after - before - self.shift_KxK[self.coarse[item], coarse_code]) / np.sqrt(
-      share * (1 / n_after + 1 / n_before)
-    )
+    sigma = np.sqrt(share * (1 / n_after + 1 / n_before))
+    return (after - before - self.shift_KxK[self.coarse[item], coarse_code]) / sigma
 
   @functools.cached_property
   def opens_I(self) -> np.ndarray:
-    """fp32 [I]: the share that contact with the item moves to the one other coarse code that gains most; its power as a trigger."""
-    found = [shift.max(axis=1) for _, shift in shifts(*self.total, self.coarse)]
-    return np.maximum(np.concatenate(found), 0.0).astype(np.float32)
+    """The share that contact with the item moves to the one other coarse code that gains most.
+
+    fp32 [I]; an item's power as a trigger.
+    """
+    largest = [shift.max(axis=1) for _, shift in share_shifts(*self.total, self.coarse)]
+    return np.maximum(np.concatenate(largest), 0.0).astype(np.float32)
 
 
-def near(log: InteractionLog, train_end: np.ndarray):
-  """Yields (rows, rows that follow them, fp64 fade) of one user each, a lag at a time: at most NEAR events apart, strictly later, in training."""
+def event_pairs(
+  log: InteractionLog, train_end: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Yield pairs of training events of one user, a lag at a time: (earlier, later, decay).
+
+  earlier, later: log rows, at most MAX_LAG apart and at different times. decay: fp64.
+  """
   usable = np.arange(len(log.item)) < train_end[log.user]
-  for lag in range(1, min(NEAR, len(log.item) - 1) + 1):
-    first = np.flatnonzero(
-      (log.user[lag:] == log.user[:-lag])
-      & usable[lag:]
-      & (log.timestamp[lag:] > log.timestamp[:-lag])
-    )
-    yield (
-      first,
-      first + lag,
-      np.exp(-(log.timestamp[first + lag] - log.timestamp[first]) / (86_400.0 * DECAY_DAYS)),
-    )
+  for lag in range(1, min(MAX_LAG, len(log.item) - 1) + 1):
+    same_user = log.user[lag:] == log.user[:-lag]
+    is_later = log.timestamp[lag:] > log.timestamp[:-lag]
+    earlier = np.flatnonzero(same_user & usable[lag:] & is_later)
+    later = earlier + lag
+    seconds = log.timestamp[later] - log.timestamp[earlier]
+    yield earlier, later, np.exp(-seconds / (_DAY * DECAY_DAYS))
 
 
-def worth(log: InteractionLog, rows: np.ndarray) -> np.ndarray:
-  """How much these events count."""
+def event_weights(log: InteractionLog, rows: np.ndarray) -> np.ndarray:
+  """Return how much these events count."""
   return np.where(log.event[rows] == PURCHASE, PURCHASE_WEIGHT, 1.0)
 
 
-def coarse_codes(counts_IxK: sp.csr_array, coarse_I: np.ndarray) -> np.ndarray:
-  """Counts [K, K] by the coarse code of the item."""
-  own_KxI = sp.csr_array(
-    (np.ones(len(coarse_I), np.float32), (coarse_I, np.arange(len(coarse_I)))),
-    shape=(counts_IxK.shape[1], len(coarse_I)),
+def sum_by_code(counts_IxK: sp.csr_array, coarse_I: np.ndarray) -> np.ndarray:
+  """Add up counts by the coarse code of the item, [K, K]."""
+  n_items = len(coarse_I)
+  one_hot_KxI = sp.csr_array(
+    (np.ones(n_items, np.float32), (coarse_I, np.arange(n_items))),
+    shape=(counts_IxK.shape[1], n_items),
   )
-  return (own_KxI @ counts_IxK).toarray()
+  return (one_hot_KxI @ counts_IxK).toarray()
 
 
-def shifts(after_IxK: sp.csr_array, before_IxK: sp.csr_array, coarse_I: np.ndarray):
-  """Yields (items, shift [items, K]) a CHUNK of items at a time: how contact with an item moves the shares of other coarse codes.
+def share_shifts(
+  after_IxK: sp.csr_array, before_IxK: sp.csr_array, coarse_I: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yield (items, shift [items, K]), a CHUNK of items at a time.
 
-  Shares are shrunk to those of the item's coarse code; 0 in its own, where interest rises and falls with the contact's cause.
+  The shift is how contact with an item moves the shares of other coarse codes. Shares are shrunk to
+  those of the item's coarse code. The shift is 0 in the item's own code, where interest rises and
+  falls with the contact's cause.
   """
-  own = [_shares(coarse_codes(counts, coarse_I)) for counts in (after_IxK, before_IxK)]
+  prior_after_KxK = _shares(sum_by_code(after_IxK, coarse_I))
+  prior_before_KxK = _shares(sum_by_code(before_IxK, coarse_I))
   for start in range(0, len(coarse_I), CHUNK):
-    rows = np.arange(start, min(start + CHUNK, len(coarse_I)))
-    after, before = (
-      (counts[rows].toarray() + SHRINK * shares[coarse_I[rows]])
-      / (counts[rows].sum(axis=1)[:, None] + SHRINK)
-      for counts, shares in zip((after_IxK, before_IxK), own)
-    )
+    items = np.arange(start, min(start + CHUNK, len(coarse_I)))
+    after = _shrunk_shares(after_IxK[items], prior_after_KxK[coarse_I[items]])
+    before = _shrunk_shares(before_IxK[items], prior_before_KxK[coarse_I[items]])
     shift = after - before
-    shift[np.arange(len(rows)), coarse_I[rows]] = 0.0
-    yield rows, shift
+    shift[np.arange(len(items)), coarse_I[items]] = 0.0
+    yield items, shift
+
+
+class _Counts:
+  """Decayed counts of the events on one side, after or before, of contacts and purchases."""
+
+  def __init__(self, log: InteractionLog, coarse_I: np.ndarray, codes: int) -> None:
+    self._log = log
+    self._coarse_I = coarse_I
+    self._shape = (len(coarse_I), codes)
+    self.by_fold = [sp.csr_array(self._shape, dtype=np.float32) for _ in range(FOLDS)]
+    self.around_purchases_KxK = np.zeros((codes, codes))
+
+  def add(self, center: np.ndarray, event: np.ndarray, decay: np.ndarray) -> None:
+    """Count each row of `event` at the contact or purchase in the same place of `center`."""
+    log, coarse_I = self._log, self._coarse_I
+    weight = (decay * event_weights(log, event)).astype(np.float32)
+    event_code = coarse_I[log.item[event]]
+    is_contact = log.event[center] != PURCHASE
+    for fold in range(FOLDS):
+      chosen = (log.user[center] % FOLDS == fold) & is_contact
+      position = log.item[center[chosen]], event_code[chosen]
+      added = sp.csr_array((weight[chosen], position), shape=self._shape)
+      self.by_fold[fold] = self.by_fold[fold] + added
+    bought_code = coarse_I[log.item[center[~is_contact]]]
+    position = bought_code, event_code[~is_contact]
+    np.add.at(self.around_purchases_KxK, position, weight[~is_contact])
+
+
+def _sum_without(parts: tuple[sp.csr_array, ...], fold: int) -> sp.csr_array:
+  return functools.reduce(operator.add, parts[:fold] + parts[fold + 1 :])
 
 
 def _shares(counts_KxK: np.ndarray) -> np.ndarray:
   return counts_KxK / np.maximum(counts_KxK.sum(axis=1, keepdims=True), 1e-9)
+
+
+def _shrunk_shares(counts: sp.csr_array, prior: np.ndarray) -> np.ndarray:
+  """Return the shares of counts [items, K], shrunk to `prior` [items, K]."""
+  return (counts.toarray() + SHRINK * prior) / (counts.sum(axis=1)[:, None] + SHRINK)

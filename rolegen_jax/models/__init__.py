@@ -1,1 +1,2 @@
-"""Models: the shared transformer stack, the reasoner, the backbone, and the functional boundary to plain parameters."""
+"""Models: the shared transformer stack, the reasoner, the backbone, and the boundary between
+modules and plain parameters."""

@@ -1,91 +1,118 @@
-"""The boundary between Flax modules and pure functions; the only file of the models that splits and merges.
+"""The boundary between Flax modules and pure functions; no other file splits or merges modules.
 
-A model is built once as (graphdef, axes); from then on its parameters are a plain nested dict of arrays, and
-`bind(graphdef, params)` gives the callable module back inside a pure function.
+A model is built once, as (graphdef, axes). From then on its parameters are a plain nested dict of
+arrays, and `bind(graphdef, params)` returns the callable module inside a pure function.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
-from rolegen_jax.runtime.compile import jit
+from rolegen_jax.runtime.compile import jit_once
+
+ModelFn = Callable[[nnx.Rngs], nnx.Module]  # builds a model
+Params = dict[str, Any]  # name -> array, or the Params of a submodule
+Path = tuple[str, ...]  # the names that lead to a parameter
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """What builds a model of which only some parameters are meant: those of which `holds`, asked with their names, says yes."""
+  """A model function that stands for some of its model's parameters: those whose path `holds`."""
 
-  make_model: Callable[[nnx.Rngs], nnx.Module]
-  holds: Callable[[tuple[str, ...]], bool]
+  make_model: ModelFn
+  holds: Callable[[Path], bool]
 
   def __call__(self, rngs: nnx.Rngs) -> nnx.Module:
     return self.make_model(rngs)
 
 
-def part(make_model, params: dict, names: tuple[str, ...] = ()) -> dict:
-  """Those of a model's parameters that `make_model` means: all, unless it is a Part."""
+def part(make_model: ModelFn, params: Params, path: Path = ()) -> Params:
+  """Return the parameters that `make_model` stands for: all of them, unless it is a Part."""
   if not isinstance(make_model, Part):
     return params
-  found = {}
+  chosen: Params = {}
   for name, value in params.items():
     if isinstance(value, dict):
-      value = part(make_model, value, (*names, name))
-    if value if isinstance(value, dict) else make_model.holds((*names, name)):
-      found[name] = value
-  return found
+      if inner := part(make_model, value, (*path, name)):
+        chosen[name] = inner
+    elif make_model.holds((*path, name)):
+      chosen[name] = value
+  return chosen
 
 
-def join(params: dict, others: dict) -> dict:
-  """The parameters of two parts of a model."""
-  return params | {
-    n: join(params[n], other) if n in params else other for n, other in others.items()
-  }
+def join(params: Params, others: Params) -> Params:
+  """Join the parameters of two disjoint parts of a model."""
+  joined = dict(params)
+  for name, other in others.items():
+    joined[name] = join(params[name], other) if name in params else other
+  return joined
 
 
-def abstract(make_model: Callable[[nnx.Rngs], nnx.Module]):
-  """(graphdef, shapes, axes): the module's structure, its ShapeDtypeStructs and its logical axes, computing nothing.
+def flatten(params: Params) -> dict[str, Any]:
+  """Return the leaves of nested parameters by their dotted paths, such as 'pointer.gate'."""
+  return traverse_util.flatten_dict(params, sep='.')
 
-  Of a Part, the structure is that of the whole model. Layers stacked by `nnx.vmap` have one more leading dimension than they
-  declare: it is the `layers` axis.
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+  """Return nested parameters from leaves by dotted path."""
+  return traverse_util.unflatten_dict(leaves, sep='.')
+
+
+def abstract(make_model: ModelFn) -> tuple[nnx.GraphDef, Params, Params]:
+  """Return a model's structure, shapes and logical axes without computing anything.
+
+  Shapes are `jax.ShapeDtypeStruct`s and axes tuples of names, both in the structure of the
+  parameters. Layers that `nnx.vmap` stacked have one more leading dimension than they declare: it
+  is the axis `layers`. For a Part, the structure is that of the whole model.
   """
   graphdef, state = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))), nnx.Param)
-  is_variable = lambda x: isinstance(x, nnx.Variable)
 
-  def axes_of(variable):
+  def axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:
     shape, axes = variable.get_value().shape, tuple(variable.get_metadata()['axes'])
     return ('layers',) * (len(shape) - len(axes)) + axes
 
-  axes = jax.tree.map(axes_of, nnx.to_pure_dict(state, extract_fn=lambda v: v), is_leaf=is_variable)
+  variables = nnx.to_pure_dict(state, extract_fn=lambda variable: variable)
+  axes = jax.tree.map(axes_of, variables, is_leaf=lambda x: isinstance(x, nnx.Variable))
   return graphdef, part(make_model, nnx.to_pure_dict(state)), part(make_model, axes)
 
 
-def shardings(make_model, mesh: Mesh):
-  """NamedShardings of the parameters, in their structure. Raises ConfigError naming an array that the mesh does not divide."""
+def shardings(make_model: ModelFn, mesh: Mesh) -> Params:
+  """Return the NamedShardings of a model's parameters, in their structure.
+
+  Raises ConfigError naming an array that the mesh does not divide.
+  """
   _, shapes, axes = abstract(make_model)
 
-  def one(path, shape, ax):
-    sharding.check_divisible(jax.tree_util.keystr(path), shape.shape, ax, mesh)
-    return sharding.sharding(mesh, *ax)
+  def sharding_of(
+    path: tuple[Any, ...], shape: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]
+  ) -> jax.sharding.NamedSharding:
+    sharding.check_divisible(jax.tree_util.keystr(path), shape.shape, axes, mesh)
+    return sharding.sharding(mesh, *axes)
 
-  return jax.tree_util.tree_map_with_path(one, shapes, axes, is_leaf=lambda x: hasattr(x, 'shape'))
-
-
-def init(make_model, key: jax.Array, mesh: Mesh):
-  """(graphdef, params): parameters born sharded, fp32."""
-  graphdef, _, _ = abstract(make_model)
-  create = lambda key: part(
-    make_model, nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(key)), nnx.Param)[1])
+  return jax.tree_util.tree_map_with_path(
+    sharding_of, shapes, axes, is_leaf=lambda x: hasattr(x, 'shape')
   )
+
+
+def init(make_model: ModelFn, key: jax.Array, mesh: Mesh) -> tuple[nnx.GraphDef, Params]:
+  """Return a model's structure and fresh fp32 parameters, born sharded."""
+  graphdef, _, _ = abstract(make_model)
+
+  def create(key: jax.Array) -> Params:
+    _, state = nnx.split(make_model(nnx.Rngs(key)), nnx.Param)
+    return part(make_model, nnx.to_pure_dict(state))
+
   with jax.set_mesh(mesh):
-    return graphdef, jit(create, out_shardings=shardings(make_model, mesh))(key)
+    return graphdef, jit_once(create, out_shardings=shardings(make_model, mesh))(key)
 
 
-def bind(graphdef, params) -> nnx.Module:
-  """The module over these parameters. For use inside pure functions; nothing is copied."""
+def bind(graphdef: nnx.GraphDef, params: Params) -> Any:
+  """Return the module over these parameters, for use inside pure functions; nothing is copied."""
   return nnx.merge(graphdef, nnx.State(params))

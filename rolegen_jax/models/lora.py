@@ -1,25 +1,33 @@
-"""What of the reasoner trains, and low-rank adapters (LoRA, Hu et al., arXiv 2106.09685).
+"""Which parameters of the reasoner train, and low-rank adapters.
 
-`reasoner.train` = all: everything. frozen: the rows of our tokens, as what is added to those of the tables (`tokens_delta`), and the
-equation of intent. lora: these, and adapters: a projection then computes x W + alpha / rank * (x A) B. Everything that is added starts
-at zero, so the first step meets the base bit for bit, and weight decay pulls towards the base.
+Adapters are LoRA's (Hu et al., arXiv 2106.09685). The setting `reasoner.train` says what trains:
 
-Parameters are told apart by name: adapters are NAME_lora beside the weight NAME, rows NAME_delta beside the table NAME.
+  all     everything
+  frozen  the rows of our own tokens, as increments of the tables' rows (`tokens_delta`), and the
+          structural equations of intent
+  lora    these, and adapters: a projection then computes x W + alpha / rank * (x A) B
+
+All that is added starts at zero, so the first step computes what the base does, bit for bit, and
+weight decay pulls towards the base. Parameters are told apart by name: the adapter of a weight NAME
+is NAME_lora, the increments of a table NAME are NAME_delta.
 """
 
 from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rolegen_jax.config import LoraConfig
-from rolegen_jax.models.transformer import Block, gather_fsdp, param
+from rolegen_jax.models.functional import Path
+from rolegen_jax.models.layers import gather_fsdp, param
+from rolegen_jax.models.transformer import Block
 
 
 class Lora(nnx.Module):
-  """What an adapter adds to a weight whose first `inputs` dimensions are summed over."""
+  """What an adapter adds to the product with a weight that sums over its first `inputs` axes."""
 
   def __init__(self, weight: nnx.Param, inputs: int, config: LoraConfig, *, rngs: nnx.Rngs):
     shape, axes = weight.get_value().shape, weight.get_metadata()['axes']
@@ -30,38 +38,41 @@ class Lora(nnx.Module):
       (*axes[:inputs], 'rank'),
       fan_in=math.prod(shape[:inputs]),
     )
-    self.b = nnx.Param(
-      jnp.zeros((config.rank, *shape[inputs:]), jnp.float32), axes=('rank', *axes[inputs:])
-    )
+    b = jnp.zeros((config.rank, *shape[inputs:]), jnp.float32)
+    self.b = nnx.Param(b, axes=('rank', *axes[inputs:]))
 
-  def __call__(self, x):
-    narrow = jnp.tensordot(x, gather_fsdp(self.a, x.dtype), self.inputs)
-    return self.scale * jnp.tensordot(narrow, gather_fsdp(self.b, x.dtype), 1)
+  def __call__(self, x: jax.Array) -> jax.Array:
+    low_rank = jnp.tensordot(x, gather_fsdp(self.a, x.dtype), self.inputs)
+    return self.scale * jnp.tensordot(low_rank, gather_fsdp(self.b, x.dtype), 1)
 
 
 def scale(config: LoraConfig) -> float:
+  """Return the factor of what an adapter adds."""
   return config.alpha / config.rank
 
 
 def adapt(block: Block, config: LoraConfig, *, rngs: nnx.Rngs) -> Block:
-  """A layer with adapters. They are drawn after its weights, which so are those of a layer without."""
+  """Add adapters to a layer.
+
+  They are drawn after the layer's weights, which therefore are those of a layer without adapters.
+  """
   for name in config.targets:
     layer = block.attention if hasattr(block.attention, name) else block.mlp
-    setattr(
-      layer, f'{name}_lora', Lora(getattr(layer, name), 2 if name == 'wo' else 1, config, rngs=rngs)
-    )
+    inputs = 2 if name == 'wo' else 1  # wo sums over heads and head_dim
+    setattr(layer, f'{name}_lora', Lora(getattr(layer, name), inputs, config, rngs=rngs))
   return block
 
 
-def added(path: tuple[str, ...]) -> bool:
-  """Whether a parameter of the reasoner, by its names, is an adapter or the rows of our tokens."""
+def is_added(path: Path) -> bool:
+  """Return whether a parameter of the reasoner is an adapter's or an increment of a table."""
   return any(name.endswith(('_lora', '_delta')) for name in path)
 
 
-def trains(path: tuple[str, ...]) -> bool:
-  """Whether it trains where the base is frozen."""
-  return added(path) or path[0] == 'intent'
+def trains(path: Path) -> bool:
+  """Return whether a parameter of the reasoner trains where the base is frozen."""
+  return is_added(path) or path[0] == 'intent'
 
 
-def frozen(path: tuple[str, ...]) -> bool:
+def frozen(path: Path) -> bool:
+  """Return whether a parameter of the reasoner belongs to the frozen base."""
   return not trains(path)

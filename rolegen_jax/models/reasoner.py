@@ -1,9 +1,10 @@
 """The Conversion Trajectory Reasoner: a causal language model over the one vocabulary.
 
-What it reads and writes (the FR-CoT layout) is `reasoning/frcot.py`; this file is the network alone: the structural equations
-of intent (`intent.py`), which its intents and paths start from, token embedding, the shared transformer stack, and a readout tied to
-the embedding (copying an item of the prompt is the first thing to learn; some pretrained families have a table of its own) that is
-always restricted to the block of the vocabulary that a position may hold.
+This file is the network alone: token embedding, the shared transformer stack, the structural
+equations of intent (`intent.py`) that its intents and paths start from, and a readout. What it
+reads and writes, the FR-CoT layout, is `reasoning/frcot.py`. The readout is tied to the embedding,
+because copying an item of the prompt is the first thing to learn (some pretrained families have a
+table of its own), and it is always restricted to the block of the vocabulary that a position holds.
 
 Shapes: N sequences, T tokens, W chains that share what came first, D width, V block width.
 """
@@ -14,65 +15,91 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 
 from rolegen_jax.config import ReasonerConfig
+from rolegen_jax.models.attention import KeyValues, Mask, Visible
 from rolegen_jax.models.intent import Intent
+from rolegen_jax.models.layers import gather_replicated, param
 from rolegen_jax.models.lora import adapt
-from rolegen_jax.models.transformer import Transformer, gather_replicated, param
+from rolegen_jax.models.transformer import Transformer
 from rolegen_jax.vocab import Vocabulary
 
 
 class Reasoner(nnx.Module):
+  """The reasoner's network; methods mirror those of `Transformer`, on tokens."""
+
   def __init__(self, config: ReasonerConfig, vocab: Vocabulary, *, rngs: nnx.Rngs):
     width = config.transformer.width
     self.config, self.vocab = config, vocab
     self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
-    adapters = (functools.partial(adapt, config=config.lora),) if config.train == 'lora' else ()
-    self.transformer = Transformer(config.transformer, *adapters, rngs=rngs)
+    adapters = functools.partial(adapt, config=config.lora) if config.train == 'lora' else None
+    self.transformer = Transformer(config.transformer, adapters, rngs=rngs)
     self.intent = Intent(vocab.codes, vocab.levels)
     if not config.transformer.tied:
       self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
-    if config.train != 'all':
-      for table in ('tokens',) if config.transformer.tied else ('tokens', 'readout'):
-        setattr(
-          self,
-          f'{table}_delta',
-          nnx.Param(jnp.zeros((vocab.own, width), jnp.float32), axes=(None, 'embed')),
-        )
+    if config.train != 'all':  # the tables are frozen: rows of our own tokens learn increments
+      self.tokens_delta = self._increments()
+      if not config.transformer.tied:
+        self.readout_delta = self._increments()
 
-  def embed(self, tokens):
+  def _increments(self) -> nnx.Param:
+    zeros = jnp.zeros((self.vocab.own, self.config.transformer.width), jnp.float32)
+    return nnx.Param(zeros, axes=(None, 'embed'))
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """Return embeddings [..., D] of tokens of any shape."""
     c = self.config.transformer
     rows = jnp.take(gather_replicated(self.tokens, c.dtype), tokens, axis=0)
     if hasattr(self, 'tokens_delta'):
-      rows += jnp.take(
-        gather_replicated(self.tokens_delta, c.dtype), tokens, axis=0, mode='fill', fill_value=0
-      )
+      increments = gather_replicated(self.tokens_delta, c.dtype)
+      rows += jnp.take(increments, tokens, axis=0, mode='fill', fill_value=0)
     return rows if c.embedding_scale == 1.0 else rows * jnp.asarray(c.embedding_scale, rows.dtype)
 
-  def hidden(self, tokens_NxT, positions_T, mask) -> jax.Array:
-    """Hidden states [N, T, D] of whole sequences; positions are the same in all of them."""
+  def hidden(self, tokens_NxT: jax.Array, positions_T: np.ndarray, mask: Mask) -> jax.Array:
+    """Return hidden states [N, T, D] of whole sequences, whose positions are the same in all."""
     return self.transformer(self.embed(tokens_NxT), positions_T, mask)
 
-  def prefill(self, tokens_NxT, positions_T, mask, before=None):
-    """(hidden [N, T, D], cache) of a prompt, or of more of it after the cache `before`."""
+  def prefill(
+    self,
+    tokens_NxT: jax.Array,
+    positions_T: np.ndarray,
+    mask: Mask,
+    before: KeyValues | None = None,
+  ) -> tuple[jax.Array, KeyValues]:
+    """Return hidden states [N, T, D] and cache of a prompt, or of its rest after cache `before`."""
     return self.transformer.prefill(self.embed(tokens_NxT), positions_T, mask, before)
 
-  def step(self, token_NxW, position, shared, cache, slot, sees):
-    """One more token of W chains that share what came first: (hidden [N, W, D], cache with `slot` written)."""
-    return self.transformer.step(self.embed(token_NxW), position, shared, cache, slot, sees)
+  def step(
+    self,
+    token_NxW: jax.Array,
+    position: ArrayLike,
+    shared: KeyValues,
+    cache: KeyValues,
+    slot: ArrayLike,
+    visible: Visible,
+  ) -> tuple[jax.Array, KeyValues]:
+    """Read one more token of W chains: hidden states [N, W, D], and cache with `slot` written."""
+    return self.transformer.step(self.embed(token_NxW), position, shared, cache, slot, visible)
 
-  def logits(self, hidden, start, size: int) -> jax.Array:
-    """fp32 logits [..., size] of tokens start .. start + size - 1; `start` may be traced."""
+  def logits(self, hidden: jax.Array, start: ArrayLike, size: int) -> jax.Array:
+    """Return fp32 logits [..., size] of tokens start .. start + size - 1; `start` may be traced."""
     c = self.config.transformer
-    table = 'tokens' if c.tied else 'readout'
-    rows = jax.lax.dynamic_slice_in_dim(
-      gather_replicated(getattr(self, table), hidden.dtype), start, size
-    )
+    rows = self._readout_rows(start, size, hidden.dtype)
+    logits = jnp.einsum('...d,vd->...v', hidden, rows, preferred_element_type=jnp.float32)
+    if not c.logit_softcap:
+      return logits
+    return c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+
+  def _readout_rows(self, start: ArrayLike, size: int, dtype: DTypeLike) -> jax.Array:
+    """Return rows start .. start + size - 1 of the readout, [size, D]."""
+    table = 'tokens' if self.config.transformer.tied else 'readout'
+    rows = jax.lax.dynamic_slice_in_dim(gather_replicated(getattr(self, table), dtype), start, size)
     if hasattr(self, f'{table}_delta'):
-      delta = jnp.pad(
-        gather_replicated(getattr(self, f'{table}_delta'), hidden.dtype), ((0, size), (0, 0))
-      )  # a slice beyond our tokens is all padding
-      rows += jax.lax.dynamic_slice_in_dim(delta, start, size)
-    found = jnp.einsum('...d,vd->...v', hidden, rows, preferred_element_type=jnp.float32)
-    return c.logit_softcap * jnp.tanh(found / c.logit_softcap) if c.logit_softcap else found
+      increments = gather_replicated(getattr(self, f'{table}_delta'), dtype)
+      # Padded, so that a slice beyond our own tokens is zeros.
+      padded = jnp.pad(increments, ((0, size), (0, 0)))
+      rows += jax.lax.dynamic_slice_in_dim(padded, start, size)
+    return rows

@@ -1,144 +1,286 @@
-"""The last stage of a run: RoleGen, its ablations and the baselines on the test occasions, and the report.
+"""The last stages: baselines, what every model recommends on the test occasions, and the report.
 
-An ablation is trained where it is not yet. Beside report.html and report.json stands rankings.npz: `occasion` int64 [N], which of
-the run's occasions were asked for, and by name of each system the items int32 [N, K] that it listed, best first, -1 past the end;
-under candidates/NAME the candidates int32 [N, W, P] of those that have worlds.
+Nothing is trained here but the baselines, which are a stage of their own.
 
-`run` is the `stages.Run` that the stage is part of.
+Beside report.html and report.json stands rankings.npz: `occasion` int64 [N], the rows of the run's
+occasions that were asked for; by name of each system the items int32 [N, K] that it listed, best
+first, -1 past the end; and under candidates/NAME the candidates int32 [N, W, P] of those that have
+worlds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import time
+from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import ABLATIONS
+from rolegen_jax.config import digest
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.data.files import read_parquet, write_npz
+from rolegen_jax.data.files import read_parquet, write_json, write_npz
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.evaluation import content
-from rolegen_jax.evaluation.baselines import BASELINES, evaluation_rows
+from rolegen_jax.evaluation.baselines import BASELINES, Ranking, evaluation_rows
 from rolegen_jax.evaluation.deletion import deletion_curves
 from rolegen_jax.evaluation.sasrec import sasrec
+from rolegen_jax.evaluation.trajectories import Trajectories
+from rolegen_jax.pipeline.context import Run
+from rolegen_jax.pipeline.inputs import Inputs, inference_table
+from rolegen_jax.pipeline.stages import (
+  Models,
+  Trained,
+  ablation_run,
+  ablation_switches,
+  validation_examples,
+)
 from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.slate import slates
-from rolegen_jax.training import steps
 
-PENALIZED = ('RoleGen', 'no_reasoner')  # whose lists are also reported spread
+# Systems whose lists are also reported with an exposure penalty.
+PENALIZED = ('RoleGen', 'no_reasoner')
+EFFECT_EXAMPLES = 1000  # test examples whose removal effects are computed, evenly spaced
 
 
-def predicted(run, name: str, table: ExampleTable) -> predict.Predictions:
-  """What RoleGen or the ablation of this name recommends; trains it first where it is not yet."""
-  ask = lambda of, params, **how: predict.predict(
-    of.rolegen, params, table, run.trie, run.mesh, run.config.backbone.beam, label=name, **how
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What every system recommends on the test occasions."""
+
+  rows: np.ndarray  # int64 [N], of the occasions
+  table: ExampleTable  # of those occasions, targets unknown
+  predictions: dict[str, Predictions]  # of RoleGen and its ablations
+  rankings: content.Rankings
+
+
+def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
+  """Stage `baselines`: what every baseline lists on the test occasions, SASRec trained first."""
+  config = run.config
+  rows = evaluation_rows(inputs.log, inputs.occasions, TEST)
+  k = max(config.evaluation.ks)
+  settings = (k, config.evaluation.sasrec_steps, config.evaluation.seed, config.warmup.batch)
+  stage = run.folder.begin('baselines', digest(inputs.hashes, config.backbone, *settings))
+  items_path, settings_path = stage.folder / 'rankings.npz', stage.folder / 'settings.json'
+  if not stage.is_complete:
+    rankings = {
+      name: baseline(inputs.log, inputs.occasions, rows, config, k)
+      for name, baseline in (BASELINES | {'SASRec': sasrec}).items()
+    }
+    items = {name: ranking.items for name, ranking in rankings.items()}
+    chosen = {name: ranking.settings for name, ranking in rankings.items()}
+    distributed.once(lambda: write_npz(items, items_path))
+    distributed.once(lambda: write_json(chosen, settings_path))
+    stage.finish(f'{len(rankings)} baselines on {len(rows)} occasions')
+  saved, chosen = np.load(items_path), json.loads(settings_path.read_text(encoding='utf-8'))
+  return {name: Ranking(saved[name], chosen[name]) for name in saved.files}
+
+
+def evaluate(
+  run: Run,
+  inputs: Inputs,
+  models: Models,
+  ablations: dict[str, Trained],
+  baselines: dict[str, Ranking],
+) -> Results:
+  """Rank the catalogue for every test occasion, by RoleGen, its ablations and the baselines."""
+  config, occasions = run.config.evaluation, inputs.occasions
+  rows = evaluation_rows(inputs.log, occasions, TEST)
+  table = inference_table(
+    run, inputs, occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows]
   )
-  if name == 'RoleGen':
-    return ask(run, run.trained)
+  trained = {'RoleGen': models.calibrated} | ablations
+  predictions = {name: _predict(run, inputs, table, name, model) for name, model in trained.items()}
+  k = max(config.ks)
+  rankings: content.Rankings = {
+    name: (_kind(name), prediction.item[:, :k], {}) for name, prediction in predictions.items()
+  }
+  if config.exposure_penalty:
+    for name in (name for name in PENALIZED if name in predictions):
+      items = penalize_exposure(
+        predictions[name], table.timestamp, len(inputs.codes), config.exposure_penalty
+      )
+      rankings[f'{name}_exposure_penalty'] = (_kind(name), items[:, :k], {})
+  for name, ranking in baselines.items():
+    rankings[name] = ('baseline', ranking.items, ranking.settings)
+  return Results(rows, table, predictions, rankings)
+
+
+def _kind(name: str) -> str:
+  return 'model' if name == 'RoleGen' else 'ablation'
+
+
+def _predict(
+  run: Run, inputs: Inputs, table: ExampleTable, name: str, model: Trained
+) -> Predictions:
+  reasoning, intervene = True, True
   if name == 'no_reasoner':
-    return ask(run, run.backbone_alone(f'ablations/{name}'), reasoning=False)
-  other = run.varied(**ABLATIONS[name])
-  switches = steps.Switches(
-    intervene=name != 'no_counterfactual', reflect=float(name != 'no_reflection')
+    reasoning = False
+  elif name != 'RoleGen':
+    run, intervene = ablation_run(run, name), bool(ablation_switches(name).intervene)
+  return predict.predict(
+    run.rolegen,
+    model.load(),
+    table,
+    inputs.trie,
+    run.mesh,
+    run.config.backbone.beam,
+    reasoning=reasoning,
+    intervene=intervene,
+    label=name,
   )
-  return ask(other, other.loop(f'ablations/{name}', switches), intervene=switches.intervene)
 
 
-def spread_out(
-  found: predict.Predictions, timestamp: np.ndarray, items: int, weight: float
+def penalize_exposure(
+  predictions: Predictions, timestamp: np.ndarray, items: int, penalty: float
 ) -> np.ndarray:
-  """int32 [N, k]: the lists in the order of `slates` with that spread, made one after the other as their occasions came."""
-  came = np.argsort(timestamp, kind='stable')
-  order = np.empty(found.item.shape, np.int64)
-  order[came] = slates(found.item[came], found.score[came], np.zeros(items), 0.0, weight)
-  return np.take_along_axis(found.item, order, axis=1)
+  """Return the lists int32 [N, k] reordered by `slates`, made one after the other by time."""
+  by_time = np.argsort(timestamp, kind='stable')
+  order = np.empty(predictions.item.shape, np.int64)
+  order[by_time] = slates(
+    predictions.item[by_time], predictions.score[by_time], np.zeros(items), 0.0, penalty
+  )
+  return np.take_along_axis(predictions.item, order, axis=1)
 
 
-def report(run, print_tables: bool = False) -> pathlib.Path:
-  """Evaluates RoleGen, its ablations and the baselines on the test occasions; writes and returns report.html."""
-  log, occasions = run.data
-  c, started = run.config, time.monotonic()
-  rows = evaluation_rows(log, occasions, TEST)
-  table = run.inference_examples(
-    occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows]
+def report(
+  run: Run, inputs: Inputs, models: Models, results: Results, print_tables: bool = False
+) -> pathlib.Path:
+  """Write report.html, report.json and rankings.npz; return the path of report.html."""
+  started = time.monotonic()
+  config, log, occasions = run.config, inputs.log, inputs.occasions
+  _write_rankings(run, results)
+  systems, differences = content.systems(
+    config, log, occasions, results.rows, inputs.codes, results.rankings
   )
-  k = max(c.evaluation.ks)
-  models = {name: predicted(run, name, table) for name in ('RoleGen', *c.evaluation.ablations)}
-  found, kind = models['RoleGen'], lambda name: 'model' if name == 'RoleGen' else 'ablation'
-  rankings = {name: (kind(name), of.item[:, :k], {}) for name, of in models.items()}
-  if c.evaluation.exposure_penalty:
-    wide = {
-      name: spread_out(models[name], table.timestamp, len(run.codes), c.evaluation.exposure_penalty)
-      for name in PENALIZED
-      if name in models
-    }
-    rankings |= {
-      f'{name}_exposure_penalty': (kind(name), items[:, :k], {}) for name, items in wide.items()
-    }
-  candidates = {name: of.candidates for name, of in models.items() if of.candidates is not None}
-  for name, baseline in (BASELINES | {'SASRec': sasrec}).items():
-    made = baseline(log, occasions, rows, c, k)
-    rankings[name] = ('baseline', made.items, made.settings)
-  listed = (
-    dict(occasion=rows)
-    | {name: items for name, (_, items, _) in rankings.items()}
-    | {f'candidates/{name}': items for name, items in candidates.items()}
+  roles, notes = _roles(run, inputs, models, results)
+  words, tell = _words(run, inputs, models, results)
+  candidates = _candidates(results)
+  trajectories = Trajectories(
+    log, occasions, results.rows, results.table, results.predictions['RoleGen']
   )
-  distributed.once(lambda: write_npz(listed, run.workdir / 'rankings.npz'))
-  systems, differences = content.systems(c, log, occasions, rows, run.codes, rankings)
-  known = dataclasses.replace(table, target=occasions.target[occasions.target_offsets[rows]])
-  hindsight = predict.hindsight_roles(run.rolegen, known, run.interest_shift)
-  effects = predict.effects(run.rolegen, run.trained, known, run.trie, run.mesh)
-  planted = run.workdir / 'data' / 'planted.parquet'
-  truth = (
-    content.planted_truth(table, read_parquet(planted), c.reasoner.role_events)
-    if planted.exists()
-    else None
+  ablations = (f'ablations/{name}' for name in config.evaluation.ablations)
+  stages = ('warmup', 'align', 'reason', 'loop', *ablations)
+  page = dict(
+    title=f'RoleGen-JAX: {config.name}',
+    notes=notes,
+    systems=systems,
+    differences=differences,
+    roles=roles,
+    training=content.training_rows(run.workdir, stages),
+    worlds=content.worlds(config, log, occasions, results.rows, inputs.codes, candidates),
+    semantic_ids=inputs.catalogue.report,
+    trajectories=trajectories.draw(tell),
+    provenance=content.provenance(config, inputs.hashes, time.monotonic() - started),
+    **words,
   )
-  roles, notes = content.roles(hindsight, effects, found.roles, truth)
-  scores = {'pivots of the reasoner': found.pivotal, 'removal effects in hindsight': effects.intent}
-  roles['deletion'] = deletion_curves(
-    run.rolegen, run.trained['backbone'], known, scores, run.trie, run.mesh, c.evaluation
-  )
-  notes.append(content.role_gains(run.trained['reasoner']['intent']['role_gain']))
-  if c.calibration.steps and len(run.validation):
-    notes.append(
-      f'RoleGen and its ablations weigh their sources as {len(run.validation)} conversions of the validation period would have it; the baselines chose their settings there too.'
-    )
-  stages = (
-    'backbone',
-    'align',
-    'reason',
-    'loop',
-    *(f'ablations/{name}' for name in c.evaluation.ablations),
-  )
-  from rolegen_jax.evaluation.report import write_report
+  from rolegen_jax.evaluation.report import write_report  # brings matplotlib, slow to import
 
-  words, tell = run.words.report(table, found)
-  page = distributed.once(
-    lambda: write_report(
-      run.workdir,
-      dict(
-        title=f'RoleGen-JAX: {c.name}',
-        notes=notes,
-        systems=systems,
-        differences=differences,
-        roles=roles,
-        training=content.training_rows(run.workdir, stages),
-        worlds=content.worlds(c, log, occasions, rows, run.codes, candidates),
-        semantic_ids=run.catalogue.report,
-        trajectories=content.trajectories(log, occasions, rows, table, found, tell),
-        provenance=content.provenance(c, run.artifacts, time.monotonic() - started),
-        **words,
-      ),
-    )
-  )
+  path = distributed.once(lambda: write_report(run.workdir, page))
   if print_tables:
-    print(content.table(systems, differences, [*c.evaluation.ks]))
+    print(content.table(systems, differences, [*config.evaluation.ks]))
     print('\n'.join(notes))
-  say(f'report -> {page}')
-  return page
+  print(headline(systems))
+  say(f'report -> {path}')
+  say(f'next: rolegen recommend --workdir={run.workdir} --output=recommendations.parquet')
+  return path
+
+
+def headline(systems: dict[str, dict]) -> str:
+  """Return five lines: hit rates of RoleGen, its backbone alone and the two best baselines."""
+  tested = systems['RoleGen']['metrics']
+  part = 'dormant' if 'dormant' in tested else 'all'
+  ks = [name for name in tested[part] if name.startswith('HI@')]
+  k = 'HI@10' if 'HI@10' in ks else ks[-1]
+
+  def mean(name: str, metric: str) -> float:
+    return 100 * systems[name]['metrics'][part][metric].mean
+
+  baselines = [name for name, system in systems.items() if system['kind'] == 'baseline']
+  best = sorted(baselines, key=lambda name: -mean(name, k))[:2]
+  shown = ['RoleGen', *(['no_reasoner'] if 'no_reasoner' in systems else []), *best]
+  width = max(map(len, shown))
+  title = f'{part}, hit rate in %'.ljust(width + 10)
+  lines = [title + ''.join(f'{name:>8}' for name in ks)]
+  for name in shown:
+    kind = '' if systems[name]['kind'] == 'model' else f' ({systems[name]["kind"]})'
+    values = ''.join(f'{mean(name, metric):8.2f}' for metric in ks)
+    lines.append((name + kind).ljust(max(width + 10, len(title))) + values)
+  return '\n'.join(lines)
+
+
+def _candidates(results: Results) -> dict[str, np.ndarray]:
+  predictions = results.predictions.items()
+  return {name: p.candidates for name, p in predictions if p.candidates is not None}
+
+
+def _write_rankings(run: Run, results: Results) -> None:
+  arrays = dict(occasion=results.rows)
+  arrays |= {name: items for name, (_, items, _) in results.rankings.items()}
+  arrays |= {f'candidates/{name}': items for name, items in _candidates(results).items()}
+  distributed.once(lambda: write_npz(arrays, run.workdir / 'rankings.npz'))
+
+
+def _roles(
+  run: Run, inputs: Inputs, models: Models, results: Results
+) -> tuple[dict[str, Any], list[str]]:
+  """Return the report's section on roles, and notes."""
+  config, occasions, table = run.config, inputs.occasions, results.table
+  prediction, params = results.predictions['RoleGen'], models.calibrated.load()
+  first_target = occasions.target[occasions.target_offsets[results.rows]]
+  known = dataclasses.replace(table, target=first_target)
+  hindsight = predict.hindsight_roles(run.rolegen, known, inputs.interest_shift)
+  sample = np.linspace(0, len(known) - 1, min(len(known), EFFECT_EXAMPLES)).astype(np.int64)
+  sampled = known.picked(sample)
+  effects = predict.effects(run.rolegen, params, sampled, inputs.trie, run.mesh)
+  planted, truth = run.workdir / 'data' / 'planted.parquet', None
+  if planted.exists():
+    truth = content.planted_truth(table, read_parquet(planted), config.reasoner.role_events)
+  assert prediction.roles is not None and prediction.pivotal is not None  # RoleGen reasons
+  roles, notes = content.roles(hindsight, prediction.roles, truth, effects, sample)
+  scores = {
+    'pivots of the reasoner': prediction.pivotal[sample],
+    'removal effects in hindsight': effects.intent,
+  }
+  roles['deletion'] = deletion_curves(
+    run.rolegen, params['backbone'], sampled, scores, inputs.trie, run.mesh, config.evaluation
+  )
+  notes.append(content.role_gains(params['reasoner']['intent']['role_gain']))
+  n_validation = len(validation_examples(run, inputs))
+  if config.calibration.steps and n_validation:
+    notes.append(
+      f'RoleGen and its ablations fitted their mixing weights to {n_validation} conversions of '
+      'the validation period; the baselines chose their settings there too.'
+    )
+  return roles, notes
+
+
+def _words(
+  run: Run, inputs: Inputs, models: Models, results: Results
+) -> tuple[dict[str, Any], Any]:
+  """Return the report's sections on words, and what tells an example in words, or None."""
+  if not inputs.words:
+    return {}, None
+  from rolegen_jax.evaluation.alignment import questions, sentences
+
+  stages = dict(align=models.aligned, reason=models.reasoned, loop=models.calibrated)
+  reasoners = {name: stage.load()['reasoner'] for name, stage in stages.items()}
+  alignment = inputs.words.alignment
+  sections = dict(alignment=questions(run.rolegen, reasoners, alignment, run.mesh))
+  if not run.config.text.rationales:
+    return sections, None
+
+  def tell(examples: list[int]) -> list[tuple[list[str], list[str]]]:
+    return sentences(
+      run.rolegen,
+      reasoners['loop'],
+      alignment.over(results.table),
+      examples,
+      results.predictions['RoleGen'],
+      run.mesh,
+    )
+
+  return sections, tell

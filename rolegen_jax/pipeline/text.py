@@ -1,17 +1,22 @@
-"""What a run does in words, beside its other stages: the tokenizer, the tasks of `align`, chains with sentences, and what the report says.
+"""The words of a run: the tokenizer, the tasks of stage `align`, and chains with sentences.
 
-All of it is off, and nothing of it imported, where the vocabulary has no text or the items have no words.
+All of it is off, and none of it imported, where the vocabulary has no text or the items have no
+words.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
+import pathlib
 from typing import TYPE_CHECKING
 
-from rolegen_jax import sharding
+import numpy as np
+
 from rolegen_jax.config import digest
-from rolegen_jax.data.loader import Batches
+from rolegen_jax.data.examples import ExampleTable
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.pipeline.context import Run, pretrained_folder
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.text import prompts
@@ -23,85 +28,68 @@ if TYPE_CHECKING:
   from rolegen_jax.text.tokenizers import Tokenizer
 
 
+@dataclasses.dataclass(frozen=True)
 class Words:
-  def __init__(self, run):
-    self.run = run  # the `stages.Run` that it is part of
+  """What the reasoner learns to read and write beside semantic IDs."""
 
-  @functools.cached_property
-  def items(self) -> ItemWords | None:
-    """What can be said of the items; None when the reasoner knows no text or the log has none."""
-    if not self.run.config.reasoner.text_pieces:
-      return None
-    found = ItemWords.of(self.run.data[0].items)
-    if found is None:
-      say(
-        'align: items of this log have no title, category or brand; tasks with text are off, next event stays'
-      )
-    return found
+  tokenizer: Tokenizer
+  alignment: Alignment  # the tasks of stage `align`, over the training conversions
 
-  @functools.cached_property
-  def tokenizer(self) -> Tokenizer:
-    """That of the pretrained folder, or one trained on the words of the items."""
-    from rolegen_jax.text.tokenizers import open_tokenizer, save
 
-    run, r = self.run, self.run.config.reasoner
-    folder, done = run.begin(
-      'tokenizer', digest(r.tokenizer or [run.data[0].digest, r.text_pieces, prompts.digest()])
+def learn_words(
+  run: Run, log: InteractionLog, codes: np.ndarray, conversions: ExampleTable
+) -> Words | None:
+  """Stage `tokenizer`; None where the reasoner knows no text or the items have no words."""
+  if not run.config.reasoner.text_pieces:
+    return None
+  items = ItemWords.of(log.items)
+  if items is None:
+    say(
+      'align: the items of this log have no title, category or brand; '
+      'tasks with text are off, next event stays'
     )
-    if not done:
-      distributed.once(lambda: save(self._made(), folder))
-      run.end(folder, f'{open_tokenizer(folder).size} pieces')
-    return open_tokenizer(folder)
+    return None
+  tokenizer = _train_tokenizer(run, log, items)
+  from rolegen_jax.reasoning.alignment import Alignment
 
-  def _made(self) -> Tokenizer:
-    r = self.run.config.reasoner
-    if not r.pretrained:
-      return self.items.tokenizer(r.text_pieces)
-    from rolegen_jax.pretrained.folder import Folder
+  alignment = Alignment(run.config, run.rolegen.vocab, items, tokenizer, codes, conversions)
+  return Words(tokenizer, alignment)
 
-    return Folder(r.pretrained).tokenizer
 
-  @functools.cached_property
-  def alignment(self) -> Alignment | None:
-    """The tasks of stage `align`, over the cases that the reasoner learns from; None when there are no words."""
-    if self.items is None:
-      return None
-    from rolegen_jax.reasoning.alignment import Alignment
+def _train_tokenizer(run: Run, log: InteractionLog, items: ItemWords) -> Tokenizer:
+  """Return that of the pretrained folder, or one trained on the words of the items."""
+  from rolegen_jax.text.tokenizers import open_tokenizer, save
 
-    run = self.run
-    return Alignment(
-      run.config, run.rolegen.vocab, self.items, self.tokenizer, run.codes, run.bare_examples
-    )
+  reasoner = run.config.reasoner
+  trained_on = [log.digest, reasoner.text_pieces, prompts.digest()]
+  stage = run.folder.begin('tokenizer', digest(reasoner.tokenizer or trained_on))
 
-  @functools.cached_property
-  def rationales(self) -> Rationales | None:
-    """Chains with sentences; None when the reasoner writes none."""
-    if not self.alignment or not self.run.config.text.rationales:
-      return None
-    from rolegen_jax.reasoning.rationales import Rationales
+  def make() -> Tokenizer:
+    if reasoner.pretrained:
+      return pretrained_folder().Folder(reasoner.pretrained).tokenizer
+    return items.tokenizer(reasoner.text_pieces)
 
-    examples, imported = self.run.examples, self.run.workdir / 'roles' / 'rationales.json'
-    said = json.loads(imported.read_text(encoding='utf-8')) if imported.exists() else []
-    return Rationales(self.alignment, examples, {(case, row): why for case, row, why in said})
+  if not stage.is_complete:
+    distributed.once(lambda: save(make(), stage.folder))
+    stage.finish(f'{open_tokenizer(stage.folder).size} pieces')
+  return open_tokenizer(stage.folder)
 
-  def batches(self, stage) -> Batches:
-    """Of stage `align`; every row of every step is another one."""
-    here = sharding.rows_here(self.run.mesh, stage.batch)
-    return Batches(
-      stage.steps * stage.batch, stage.batch, self.run.config.seed + 1, self.alignment.rows, here
-    )
 
-  def report(self, table, found):
-    """(sections of the report, what tells a case of `table` in sentences or None) of predictions `found`."""
-    if not self.alignment:
-      return {}, None
-    from rolegen_jax.evaluation.alignment import questions, sentences
+def chains_with_sentences(
+  run: Run, words: Words | None, examples: ExampleTable
+) -> Rationales | None:
+  """Return the labeled chains with their sentences; None when the reasoner writes none."""
+  if not words or not run.config.text.rationales:
+    return None
+  from rolegen_jax.reasoning.rationales import Rationales
 
-    run = self.run
-    after = dict(align=run.aligned, reason=run.reasoned, loop=run.trained['reasoner'])
-    tell = lambda examples: sentences(
-      run.rolegen, after['loop'], self.alignment.over(table), examples, found, run.mesh
-    )
-    return dict(
-      alignment=questions(run.rolegen, after, self.alignment, run.mesh)
-    ), tell if self.rationales else None
+  sentences = _imported_sentences(run.workdir / 'roles' / 'rationales.json')
+  return Rationales(words.alignment, examples, sentences)
+
+
+def _imported_sentences(path: pathlib.Path) -> dict[tuple[int, int], str]:
+  """Return {(example, row of the log): sentence}, as far as annotations came with any."""
+  if not path.exists():
+    return {}
+  rows = json.loads(path.read_text(encoding='utf-8'))
+  return {(example, row): sentence for example, row, sentence in rows}

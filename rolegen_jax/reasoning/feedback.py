@@ -1,58 +1,74 @@
 """Feedback and reflection: what each world's chain was worth, and how the reasoner learns from it.
 
-Shapes: B users, W worlds, P candidates per world, T completion positions, L levels.
+Shapes: B users, W worlds, P candidates per world, T completion length, L levels.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rolegen_jax.config import LoopConfig
 
 
-def prefix_share(candidates_BxWxP, target_B, codes_IxL) -> jax.Array:
-  """fp32 [B, W, P]: share of leading codes that a candidate has in common with the target; 1 = the item itself."""
-  same = (
-    jnp.take(codes_IxL, candidates_BxWxP, axis=0)
-    == jnp.take(codes_IxL, target_B, axis=0)[:, None, None]
-  )
-  return jnp.cumprod(same, axis=-1).mean(-1)
+def prefix_share(
+  candidates_BxWxP: jax.Array, target_B: jax.Array, codes_IxL: ArrayLike
+) -> jax.Array:
+  """Return the share of leading codes that candidates have in common with the target, [B, W, P].
+
+  1 is the target itself.
+  """
+  candidate_codes = jnp.take(codes_IxL, candidates_BxWxP, axis=0)
+  target_codes = jnp.take(codes_IxL, target_B, axis=0)[:, None, None]
+  return jnp.cumprod(candidate_codes == target_codes, axis=-1).mean(-1)
 
 
-def repeats(candidates_BxWxP) -> jax.Array:
-  """fp32 [B, W]: share of a path's candidates that repeat an earlier one of the same path (the malformed share)."""
-  same = candidates_BxWxP[..., :, None] == candidates_BxWxP[..., None, :]
-  return (same & jnp.tril(jnp.ones(same.shape[-2:], bool), -1)).any(-1).mean(-1)
+def repeats(candidates_BxWxP: jax.Array) -> jax.Array:
+  """Return the malformed share of each path, fp32 [B, W].
+
+  A candidate is malformed when it repeats an earlier one of the same path.
+  """
+  return _repeats_earlier(candidates_BxWxP).mean(-1)
 
 
-def novelty(candidates_BxWxP) -> jax.Array:
-  """fp32 [B, W]: share of a world's candidates that no other world of the user has."""
-  w = candidates_BxWxP.shape[1]
+def _repeats_earlier(candidates: jax.Array) -> jax.Array:
+  """Return which candidates [..., P] repeat an earlier one of the same path."""
+  same = candidates[..., :, None] == candidates[..., None, :]
+  return (same & jnp.tril(jnp.ones(same.shape[-2:], bool), -1)).any(-1)
+
+
+def novelty(candidates_BxWxP: jax.Array) -> jax.Array:
+  """Return the share of a world's candidates that no other world of the user has, fp32 [B, W]."""
+  worlds = candidates_BxWxP.shape[1]
   same = candidates_BxWxP[:, :, :, None, None] == candidates_BxWxP[:, None, None]  # [B, W, P, W, P]
-  elsewhere = same.any(-1) & ~jnp.eye(w, dtype=bool)[:, None]
+  elsewhere = same.any(-1) & ~jnp.eye(worlds, dtype=bool)[:, None]
   return 1.0 - elsewhere.any(-1).mean(-1)
 
 
-def jaccard_distance(candidates_BxWxP) -> jax.Array:
-  """fp32 [B]: mean over pairs of worlds of 1 - |A and B| / |A or B| of their candidate sets."""
-  c, w = candidates_BxWxP, candidates_BxWxP.shape[1]
-  repeated = (c[..., :, None] == c[..., None, :]) & jnp.tril(jnp.ones((c.shape[-1],) * 2, bool), -1)
-  first = ~repeated.any(-1)
-  both = (
-    (c[:, :, None, :, None] == c[:, None, :, None, :])
-    & first[:, :, None, :, None]
-    & first[:, None, :, None, :]
-  ).sum((-1, -2))
-  size = first.sum(-1)
-  distance = 1.0 - both / (size[:, :, None] + size[:, None] - both)
-  return distance.sum((1, 2)) / (w * (w - 1))
+def jaccard_distance(candidates_BxWxP: jax.Array) -> jax.Array:
+  """Return the mean over pairs of worlds of 1 - |A & B| / |A | B| of candidate sets, fp32 [B]."""
+  c, worlds = candidates_BxWxP, candidates_BxWxP.shape[1]
+  is_first = ~_repeats_earlier(c)  # of its path: a set has it once
+  same = c[:, :, None, :, None] == c[:, None, :, None, :]
+  both = same & is_first[:, :, None, :, None] & is_first[:, None, :, None, :]
+  n_both = both.sum((-1, -2))
+  size = is_first.sum(-1)
+  distance = 1.0 - n_both / (size[:, :, None] + size[:, None] - n_both)
+  return distance.sum((1, 2)) / (worlds * (worlds - 1))
 
 
 def rewards(
-  candidates_BxWxP, target_B, gain_BxW, codes_IxL, config: LoopConfig
+  candidates_BxWxP: jax.Array,
+  target_B: jax.Array,
+  gain_BxW: jax.Array,
+  codes_IxL: ArrayLike,
+  config: LoopConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Reward [B, W] of every world, and the mean of its parts. Gain: log p(y | h, c_w) - log p(y | h), nats, clipped to [-2, 2]."""
+  """Return the reward [B, W] of every world, and the means of its parts.
+
+  The gain is log p(y | h, c_w) - log p(y | h) in nats; it is clipped to [-2, 2].
+  """
   hit = prefix_share(candidates_BxWxP, target_B, codes_IxL).max(-1)
   parts = dict(
     hit=hit,
@@ -62,44 +78,50 @@ def rewards(
   )
   reward = config.reward_hit * parts['hit'] + config.reward_gain * parts['gain']
   reward += config.reward_novelty * parts['novelty'] - config.reward_malformed * parts['malformed']
-  return jax.lax.stop_gradient(reward), {f'reward_{k}': v.mean() for k, v in parts.items()}
+  metrics = {f'reward_{name}': part.mean() for name, part in parts.items()}
+  return jax.lax.stop_gradient(reward), metrics
 
 
-def advantages(reward_BxW) -> jax.Array:
-  """Group-relative advantage over a user's worlds; the spread is floored so that near-ties stay small."""
-  centred = reward_BxW - reward_BxW.mean(1, keepdims=True)
-  return centred / (reward_BxW.std(1, keepdims=True) + 0.1)
+def advantages(reward_BxW: jax.Array) -> jax.Array:
+  """Return group-relative advantages over each user's worlds, fp32 [B, W].
 
-
-def reflection_loss(
-  log_prob_BxWxT,
-  rollout_log_prob,
-  reference_log_prob,
-  sampled_mask,
-  advantage_BxW,
-  reward_BxW,
-  config: LoopConfig,
-):
-  """(loss, metrics) of the reasoner's own rollouts; positions that are not free carry no gradient.
-
-  policy_gradient: clipped ratio objective (PPO, arXiv 1707.06347) on group advantages (GRPO, 2402.03300) plus
-  kl * KL(policy || reference) by the low-variance estimator exp(d) - d - 1. weighted: softmax(reward / beta)-weighted
-  log-likelihood of the chains.
+  A constant beside the standard deviation keeps near-ties small.
   """
-  sampled_mask = sampled_mask.astype(jnp.float32)
-  mean = lambda x: jnp.sum(x * sampled_mask) / jnp.maximum(sampled_mask.sum(), 1.0)
-  log_ratio = log_prob_BxWxT - rollout_log_prob
+  centered = reward_BxW - reward_BxW.mean(1, keepdims=True)
+  return centered / (reward_BxW.std(1, keepdims=True) + 0.1)
+
+
+def policy_loss(
+  log_prob_BxWxT: jax.Array,
+  rollout_log_prob_BxWxT: jax.Array,
+  reference_log_prob_BxWxT: jax.Array,
+  sampled_mask_BxWxT: jax.Array,
+  advantage_BxW: jax.Array,
+  reward_BxW: jax.Array,
+  config: LoopConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Return the loss of the reasoner's own rollouts plus kl * KL(policy || reference), and metrics.
+
+  The objective `policy_gradient` is the clipped ratio of PPO (arXiv 1707.06347) on the group
+  advantages of GRPO (2402.03300); `weighted` is the likelihood of the chains weighted by
+  softmax(reward / weight_beta). The KL divergence is estimated by exp(d) - d - 1, which has low
+  variance. Positions that were not sampled carry no gradient.
+  """
+  sampled = sampled_mask_BxWxT.astype(jnp.float32)
+
+  def mean(x: jax.Array) -> jax.Array:
+    return jnp.sum(x * sampled) / jnp.maximum(sampled.sum(), 1.0)
+
+  log_ratio = log_prob_BxWxT - rollout_log_prob_BxWxT
   if config.objective == 'policy_gradient':
-    ratio, a = jnp.exp(log_ratio), advantage_BxW[..., None]
+    ratio, advantage = jnp.exp(log_ratio), advantage_BxW[..., None]
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
-    objective, clipped_share = (
-      jnp.minimum(ratio * a, clipped * a),
-      mean(jnp.abs(ratio - 1.0) > config.clip),
-    )
+    objective = jnp.minimum(ratio * advantage, clipped * advantage)
+    clipped_share = mean(jnp.abs(ratio - 1.0) > config.clip)
   else:
     weight = jax.nn.softmax(reward_BxW / config.weight_beta, axis=1) * reward_BxW.shape[1]
     objective, clipped_share = weight[..., None] * log_prob_BxWxT, jnp.zeros(())
-  d = reference_log_prob - log_prob_BxWxT
-  kl = mean(jnp.exp(d) - d - 1.0)
+  difference = reference_log_prob_BxWxT - log_prob_BxWxT
+  kl = mean(jnp.exp(difference) - difference - 1.0)
   metrics = dict(kl=kl, clipped_share=clipped_share, logp_difference=mean(jnp.abs(log_ratio)))
   return -mean(objective) + config.kl * kl, metrics

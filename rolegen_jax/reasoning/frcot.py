@@ -1,12 +1,15 @@
 """FR-CoT: what the reasoner reads and writes, at fixed positions.
 
   prompt      event, gap, code_1 .. code_L  of each of the last E events;  gap to now;  REASON
-  completion  role of each of the last M events;  INTENT;  I coarse prefixes;  PATH;  P items of L codes;  END
+  completion  role of each of the last M events;  INTENT;  I coarse prefixes;
+              PATH;  P items of L codes;  END
 
-Every position of a completion belongs to one block of the vocabulary, known beforehand, and to a constraint: roles fit the
-event (CONVERT exactly on purchases), codes continue to an item that exists.
+Every position of a completion belongs to one block of the vocabulary, known beforehand, and to a
+constraint: roles fit the event (CONVERT exactly on purchases), codes continue to an item that
+exists.
 
-Shapes: B users, N sequences, E prompt events, M role events, I intents, P candidates, L levels, T completion length, K codes.
+Shapes: B users, N sequences, n events of a history, E prompt events, R prompt length, M role
+events, I intents, P candidates, L levels, T completion length, K codes.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ReasonerConfig
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
-from rolegen_jax.models.backbone import gap_bucket
 from rolegen_jax.models.intent import Evidence
+from rolegen_jax.models.memory import gap_bucket
 from rolegen_jax.vocab import Vocabulary
 
 CONVERT = ROLE_NAMES.index('CONVERT')
@@ -31,37 +34,41 @@ PURCHASE = EVENT_NAMES.index('purchase')
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Static positions of a completion. Arrays are numpy, [T]."""
+  """The static positions of a prompt and its completion. Arrays are numpy, [T]."""
 
   config: ReasonerConfig
   vocab: Vocabulary
 
   @property
   def per_event(self) -> int:
+    """Tokens that an event of the prompt takes."""
     return 2 + self.vocab.levels
 
   @property
   def prompt_length(self) -> int:
+    """Tokens of a prompt, R."""
     return self.config.events * self.per_event + 2
 
   @functools.cached_property
   def level(self) -> np.ndarray:
-    """SID level of each position; -1 where it holds no code."""
-    c, delimiter = self.config, [-1]
-    levels = [-1] * c.role_events + delimiter + list(range(c.intent_levels)) * c.intents
-    return np.array(
-      levels + delimiter + list(range(self.vocab.levels)) * c.candidates + delimiter, np.int32
-    )
+    """Level of the code that each position holds; -1 where it holds none."""
+    c, none = self.config, [-1]
+    roles = none * c.role_events
+    intents = list(range(c.intent_levels)) * c.intents
+    path = list(range(self.vocab.levels)) * c.candidates
+    return np.array(roles + none + intents + none + path + none, np.int32)
 
   @property
   def length(self) -> int:
+    """Tokens of a completion, T."""
     return len(self.level)
 
   @functools.cached_property
   def start(self) -> np.ndarray:
-    """First token of the block that each position holds; the mark itself at marks."""
-    c, v, block = self.config, self.vocab, lambda name: self.vocab.blocks[name][0]
-    start = [block('role') if level < 0 else block(f'sid{level}') for level in self.level]
+    """First token of the block that each position holds; at delimiters, the delimiter itself."""
+    c, v = self.config, self.vocab
+    blocks = ['role' if level < 0 else f'sid{level}' for level in self.level]
+    start = [v.blocks[name][0] for name in blocks]
     intent = c.role_events
     path = intent + 1 + c.intents * c.intent_levels
     start[intent], start[path], start[-1] = v.control('INTENT'), v.control('PATH'), v.control('END')
@@ -69,114 +76,127 @@ class Layout:
 
   @functools.cached_property
   def is_role(self) -> np.ndarray:
+    """Where a position holds a role."""
     return np.arange(self.length) < self.config.role_events
 
   @functools.cached_property
   def is_delimiter(self) -> np.ndarray:
+    """Where a position holds INTENT, PATH or END."""
     return (self.level < 0) & ~self.is_role
 
   @functools.cached_property
   def intent_slots(self) -> np.ndarray:
-    """Positions [I, intent_levels]."""
-    first = self.config.role_events + 1
-    return first + np.arange(self.config.intents * self.config.intent_levels).reshape(
-      self.config.intents, -1
-    )
+    """Positions of the intents' codes, [I, intent_levels]."""
+    c, first = self.config, self.config.role_events + 1
+    return first + np.arange(c.intents * c.intent_levels).reshape(c.intents, -1)
 
   @functools.cached_property
   def path_slots(self) -> np.ndarray:
-    """Positions [P, L]."""
-    first = self.length - 1 - self.config.candidates * self.vocab.levels
-    return first + np.arange(self.config.candidates * self.vocab.levels).reshape(
-      self.config.candidates, -1
-    )
+    """Positions of the path's codes, [P, L]."""
+    c, codes = self.config, self.config.candidates * self.vocab.levels
+    return self.length - 1 - codes + np.arange(codes).reshape(c.candidates, -1)
 
 
-def at_slots(x_NxTx, slots: np.ndarray) -> jax.Array:
-  """x[:, slots] for evenly spaced static positions: a strided slice, never partitioned (and differentiated) as a gather."""
+def at_slots(x_NxTx: jax.Array, slots: np.ndarray) -> jax.Array:
+  """Return x[:, slots] for evenly spaced static positions.
+
+  A strided slice is never partitioned, and never differentiated, as a gather would be.
+  """
   step = int(slots[1] - slots[0]) if len(slots) > 1 else 1
   assert (np.diff(slots) == step).all()
   return x_NxTx[:, int(slots[0]) : int(slots[-1]) + 1 : step]
 
 
 class Prompt(NamedTuple):
-  tokens: jax.Array  # int32 [N, prompt_length]
-  valid: jax.Array  # bool [N, prompt_length]; padding and removed events are not
-  role_allowed: jax.Array  # bool [N, M, roles]; nothing allowed = the slot has no event
-  evidence: Evidence  # [N, n], of the whole history: intents and items start from what it says
+  """Everything that the completions of N sequences depend on."""
+
+  tokens: jax.Array  # int32 [N, R]
+  valid: jax.Array  # bool [N, R]; False for padding and removed events
+  role_allowed: jax.Array  # bool [N, M, roles]; where none is allowed, the slot has no event
+  evidence: Evidence  # [N, n], of the whole history: intents and items start from it
 
 
 def build_prompt(
-  layout: Layout, history: Trajectories, excites: Excites, now_B: jax.Array, codes_IxL
+  layout: Layout,
+  history: Trajectories,
+  excites: Excites,
+  now_B: jax.Array,
+  codes_IxL: jax.Array,
 ) -> Prompt:
-  """Prompts of right-aligned histories [B, n >= E] at the occasion's time. Targets are no argument: they cannot leak in."""
+  """Build the prompts of right-aligned histories [B, n >= E] at the times of their occasions.
+
+  Targets are no argument, so they cannot leak in.
+  """
   v, events = layout.vocab, layout.config.events
-  item, event, time, real = (
-    a[:, -events:] for a in (history.item, history.event, history.timestamp, history.segment > 0)
-  )
-  before = jnp.pad(time, ((0, 0), (1, 0)))[:, :-1]
-  gap = jnp.where(jnp.pad(real, ((0, 0), (1, 0)))[:, :-1], time - before, 0)
+  item, event, time = (a[:, -events:] for a in (history.item, history.event, history.timestamp))
+  real = history.segment[:, -events:] > 0
+  previous_time = jnp.pad(time, ((0, 0), (1, 0)))[:, :-1]
+  has_previous = jnp.pad(real, ((0, 0), (1, 0)))[:, :-1]
+  gap = jnp.where(has_previous, time - previous_time, 0)
   sid = v.sid(jnp.take(codes_IxL, jnp.maximum(item, 0), axis=0))
-  tokens = jnp.concatenate(
-    [v.event(event)[..., None], v.gap(gap_bucket(gap))[..., None], sid], axis=-1
-  )
+  of_event = [v.event(event)[..., None], v.gap(gap_bucket(gap))[..., None], sid]
+  tokens = jnp.where(real[..., None], jnp.concatenate(of_event, axis=-1), v.control('PAD'))
+
   b = item.shape[0]
   since = jnp.where(real[:, -1], now_B - time[:, -1], 0)
   tail = jnp.stack([v.gap(gap_bucket(since)), jnp.full((b,), v.control('REASON'))], axis=1)
-  tokens = jnp.concatenate(
-    [jnp.where(real[..., None], tokens, v.control('PAD')).reshape(b, -1), tail], axis=1
-  )
-  valid = jnp.concatenate(
-    [jnp.repeat(real, layout.per_event, axis=1), jnp.ones((b, 2), bool)], axis=1
-  )
+  tokens = jnp.concatenate([tokens.reshape(b, -1), tail], axis=1)
+  valid = jnp.repeat(real, layout.per_event, axis=1)
+  valid = jnp.concatenate([valid, jnp.ones((b, 2), bool)], axis=1)
+
   last = -layout.config.role_events
   is_convert = jnp.arange(len(ROLE_NAMES)) == CONVERT
-  allowed = (event[:, last:, None] == PURCHASE) == is_convert
+  fits = (event[:, last:, None] == PURCHASE) == is_convert
+  role_allowed = fits & real[:, last:, None]
+  evidence = _evidence(history, excites, now_B, codes_IxL)
+  return Prompt(tokens.astype(jnp.int32), valid, role_allowed, evidence)
+
+
+def _evidence(
+  history: Trajectories, excites: Excites, now_B: jax.Array, codes_IxL: jax.Array
+) -> Evidence:
+  """Return whole histories as causes of intent, without an intervention."""
   present = history.segment > 0
-  age = jnp.where(present, now_B[:, None] - history.timestamp, 0)
-  own = jnp.take(codes_IxL, jnp.maximum(history.item, 0), axis=0)[..., 0]
-  evidence = Evidence(
+  codes = jnp.take(codes_IxL, jnp.maximum(history.item, 0), axis=0)
+  return Evidence(
     *excites,
-    history.item,
-    age,
-    history.event,
-    present,
-    own,
-    jnp.full_like(history.event, -1),
-    jnp.full_like(now_B, -1),
+    item=history.item,
+    age=jnp.where(present, now_B[:, None] - history.timestamp, 0),
+    event=history.event,
+    present=present,
+    own_code=codes[..., 0],
+    role=jnp.full_like(history.event, -1),
+    intent=jnp.full_like(now_B, -1),
   )
-  return Prompt(tokens.astype(jnp.int32), valid, allowed & real[:, last:, None], evidence)
 
 
 class Demonstration(NamedTuple):
-  """A completion to imitate."""
+  """Completions to imitate."""
 
   tokens: jax.Array  # int32 [B, T]
-  weight: jax.Array  # fp32 [B, T], 0 where nothing is known or nothing is chosen
+  weight: jax.Array  # fp32 [B, T]; 0 where nothing is known or nothing is chosen
 
 
-def demonstration(layout: Layout, examples: Examples, codes_IxL) -> Demonstration:
-  """FR-CoT in hindsight: labelled roles, the intents of the path (target's first), the path that the user really took."""
+def demonstration(layout: Layout, examples: Examples, codes_IxL: jax.Array) -> Demonstration:
+  """Return FR-CoT in hindsight: labeled roles, intents of the path, and the path really taken.
+
+  Intents are the path's distinct coarse prefixes in its order, the target's first. An imported role
+  that no chain can hold counts as unknown.
+  """
   v, c = layout.vocab, layout.config
   b = examples.target.shape[0]
-  purchase = examples.history.event[:, -c.role_events :] == PURCHASE
-  known = (examples.roles >= 0) & (
-    (examples.roles == CONVERT) == purchase
-  )  # an imported role that no chain can hold is none
-  roles = jnp.where(known, v.role(jnp.maximum(examples.roles, 0)), v.control('UNKNOWN_ROLE'))
+  is_purchase = examples.history.event[:, -c.role_events :] == PURCHASE
+  role_known = (examples.roles >= 0) & ((examples.roles == CONVERT) == is_purchase)
+  roles = jnp.maximum(examples.roles, 0)
+  roles = jnp.where(role_known, v.role(roles), v.control('UNKNOWN_ROLE'))
   path_codes = jnp.take(codes_IxL, jnp.maximum(examples.path, 0), axis=0)  # [B, P, L]
   on_path = examples.path >= 0
-  coarse = path_codes[..., : c.intent_levels]
-  same = (coarse[:, :, None] == coarse[:, None]).all(-1)  # [B, P, P]
-  earlier = jnp.tril(jnp.ones(same.shape[1:], bool), -1)
-  fresh = on_path & ~(same & earlier & on_path[:, None]).any(-1)  # first item of its coarse prefix
-  order = jnp.argsort(~fresh, axis=1, stable=True)[:, : c.intents]
-  intents = jnp.take_along_axis(coarse, order[..., None], axis=1)
-  intent_known = jnp.take_along_axis(fresh, order, axis=1)
-  missing = c.intents - order.shape[1]
-  intents = jnp.pad(intents, ((0, 0), (0, missing), (0, 0)))
-  intent_known = jnp.pad(intent_known, ((0, 0), (0, missing)))
-  delimiter = lambda name: jnp.full((b, 1), v.control(name), jnp.int32)
+  intents, intent_known = _path_intents(path_codes[..., : c.intent_levels], on_path, c.intents)
+
+  def delimiter(name: str) -> jax.Array:
+    return jnp.full((b, 1), v.control(name), jnp.int32)
+
+  unweighted = jnp.zeros((b, 1), bool)
   tokens = [
     roles,
     delimiter('INTENT'),
@@ -185,15 +205,32 @@ def demonstration(layout: Layout, examples: Examples, codes_IxL) -> Demonstratio
     v.sid(path_codes).reshape(b, -1),
     delimiter('END'),
   ]
-  none = jnp.zeros((b, 1), bool)
   weight = [
-    known,
-    none,
+    role_known,
+    unweighted,
     jnp.repeat(intent_known, c.intent_levels, axis=1),
-    none,
+    unweighted,
     jnp.repeat(on_path, v.levels, axis=1),
-    none,
+    unweighted,
   ]
   return Demonstration(
     jnp.concatenate(tokens, 1).astype(jnp.int32), jnp.concatenate(weight, 1).astype(jnp.float32)
+  )
+
+
+def _path_intents(
+  prefix_BxPxl: jax.Array, on_path_BxP: jax.Array, intents: int
+) -> tuple[jax.Array, jax.Array]:
+  """Return the first distinct prefixes of paths [B, I, l], and which of them exist, bool [B, I]."""
+  same = (prefix_BxPxl[:, :, None] == prefix_BxPxl[:, None]).all(-1)  # [B, P, P]
+  is_earlier = jnp.tril(jnp.ones(same.shape[1:], bool), -1)
+  repeated = (same & is_earlier & on_path_BxP[:, None]).any(-1)
+  is_first = on_path_BxP & ~repeated
+  order = jnp.argsort(~is_first, axis=1, stable=True)[:, :intents]
+  chosen = jnp.take_along_axis(prefix_BxPxl, order[..., None], axis=1)
+  exists = jnp.take_along_axis(is_first, order, axis=1)
+  missing = intents - order.shape[1]
+  return (
+    jnp.pad(chosen, ((0, 0), (0, missing), (0, 0))),
+    jnp.pad(exists, ((0, 0), (0, missing))),
   )

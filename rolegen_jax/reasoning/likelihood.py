@@ -1,9 +1,11 @@
-"""How likely the reasoner thinks what it reads and writes, and the losses made of that.
+"""How likely the reasoner finds what it reads and writes, and the losses made of that.
 
-Sampling (`rollout.py`) and likelihood use the same constrained softmax over the block of the vocabulary that a position holds, so
-log-probs of rollout and training agree but for rounding. No logits are kept for the backward pass.
+Sampling (`rollout.py`) and likelihood use the same constrained softmax over the block of the
+vocabulary that a position holds, so their log-probs agree up to rounding. No logits are kept for
+the backward pass.
 
-Shapes: B users, N = B * chains sequences, M role events, I intents, P candidates, L levels, A items called for, T completion length, K codes, D width.
+Shapes: B users, N = B * chains sequences, M role events, R prompt length, I intents, P candidates,
+L levels, A retrieved items, T completion length, K codes, D width.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models.attention import causal
-from rolegen_jax.models.backbone import NEG_INF
-from rolegen_jax.models.intent import Retrieved
+from rolegen_jax.models.intent import Priors, Retrieved
+from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
 from rolegen_jax.reasoning.worlds import Tree
@@ -26,161 +29,230 @@ from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend
 from rolegen_jax.sharding import constrain_rows
 
 
-def constrained_log_softmax(logits, allowed, temperature):
-  """log-softmax over allowed entries at a temperature; NEG_INF elsewhere, and everywhere where nothing is allowed."""
+def constrained_log_softmax(
+  logits: jax.Array, allowed: jax.Array, temperature: ArrayLike
+) -> jax.Array:
+  """Return the log-softmax over allowed entries at a temperature, NEG_INF elsewhere.
+
+  Where nothing is allowed, all entries are NEG_INF.
+  """
   masked = jnp.where(allowed, logits / temperature, NEG_INF)
   return jnp.where(allowed, jax.nn.log_softmax(masked, axis=-1), NEG_INF)
 
 
 class Likelihood(NamedTuple):
-  log_prob: jax.Array  # fp32 [N, T]; 0 at marks and at slots without an event
-  entropy: jax.Array  # fp32 [N, T], nats; 0 likewise
+  """Of N completions; values are 0 at delimiters and at slots without an event."""
+
+  log_prob: jax.Array  # fp32 [N, T]
+  entropy: jax.Array  # fp32 [N, T], nats
   role_log_prob: jax.Array  # fp32 [N, M, roles]
 
 
-def likelihood(
-  reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT, trie: Trie, temperature=None
-) -> Likelihood:
-  """Teacher-forced log-probs of the completions of all chains of B users, N = B * chains, in one forward pass.
+class Choice(NamedTuple):
+  """What a chain chose at some positions."""
 
-  `prompt`: of every chain, as `world_prompts` gives them. Temperature: number or fp32 [N]; default: that of rollouts.
+  log_prob: jax.Array  # fp32 [N, positions]; 0 where nothing is chosen
+  entropy: jax.Array  # fp32 [N, positions], of the distribution it was chosen from
+
+
+def likelihood(
+  reasoner: Reasoner,
+  tree: Tree,
+  prompt: Prompt,
+  tokens_NxT: jax.Array,
+  trie: Trie,
+  temperature: ArrayLike | None = None,
+) -> Likelihood:
+  """Return teacher-forced log-probs of the completions of all chains, in one forward pass.
+
+  Args:
+    reasoner: with bound parameters.
+    tree: how the chains of a user share a row, N = B * tree.chains.
+    prompt: of every chain, as `world_prompts` gives them.
+    tokens_NxT: the completions.
+    trie: the catalogue.
+    temperature: a number or fp32 [N]; by default that of rollouts.
   """
-  layout, v = tree.layout, tree.layout.vocab
-  temperature = jnp.reshape(
-    jnp.asarray(layout.config.temperature if temperature is None else temperature, jnp.float32),
-    (-1, 1, 1),
-  )
-  # Pinned: what this has in common with a rollout would otherwise take over the layout of rollouts.
+  layout = tree.layout
+  if temperature is None:
+    temperature = layout.config.temperature
+  temperature = jnp.reshape(jnp.asarray(temperature, jnp.float32), (-1, 1, 1))
+  # Pinned: what this has in common with a rollout would otherwise take over the rollout's layout.
   prompt, tokens_NxT = constrain_rows((prompt, tokens_NxT))
   hidden = constrain_rows(_hidden(reasoner, tree, prompt, tokens_NxT))
 
-  def choose(log_probs, choice, exists):
-    """(log-prob of the choice, entropy), 0 where nothing is chosen."""
-    picked = jnp.take_along_axis(log_probs, choice[..., None], axis=-1)[..., 0]
-    spread = -jnp.sum(
-      jnp.where(log_probs > NEG_INF / 2, jnp.exp(log_probs) * log_probs, 0.0), axis=-1
-    )
-    return jnp.where(exists, picked, 0.0), spread
-
-  @functools.partial(jax.checkpoint, static_argnums=0)
-  def choose_code(level, hidden, retrieved, below, exists, choice):
-    """`choose` among the codes of a level; logits are computed again in the backward pass, none are kept for it."""
-    said = reasoner.intent.next_code(level, retrieved, below) if level else intent[:, None]
-    logits = reasoner.logits(hidden, *v.blocks[f'sid{level}']) + said
-    return choose(constrained_log_softmax(logits, exists, temperature), choice, True)
-
-  start, size = v.blocks['role']
+  start, size = layout.vocab.blocks['role']
   m = layout.config.role_events
-  role_log_prob = constrained_log_softmax(
-    reasoner.logits(hidden[:, :m], start, size), prompt.role_allowed, temperature
+  role_logits = reasoner.logits(hidden[:, :m], start, size)
+  role_log_prob = constrained_log_softmax(role_logits, prompt.role_allowed, temperature)
+  role = jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1)
+  roles = _choose(role_log_prob, role, prompt.role_allowed.any(-1))
+
+  priors = reasoner.intent.priors(prompt.evidence, layout.config.retrieved, trie.item_codes)
+  choose_codes = functools.partial(
+    _code_choices, reasoner, layout, priors, trie, temperature, hidden, tokens_NxT
   )
-  found = [
-    choose(
-      role_log_prob, jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1), prompt.role_allowed.any(-1)
-    )
-  ]
-  delimiter = (jnp.zeros((tokens_NxT.shape[0], 1)),) * 2
-  intent, retrieved = (
-    reasoner.intent(prompt.evidence),
-    reasoner.intent.retrieve(prompt.evidence, layout.config.retrieved, trie.item_codes),
-  )
-  for slots in (layout.intent_slots, layout.path_slots):
-    node, levels = jnp.zeros((tokens_NxT.shape[0], slots.shape[0]), jnp.int32), []
-    below = _ahead(retrieved, layout, tokens_NxT, slots)
-    for level in range(slots.shape[1]):
-      start, size = v.blocks[f'sid{level}']
-      at = slots[:, level]
-      choice = jnp.clip(at_slots(tokens_NxT, at) - start, 0, size - 1)
-      exists, _ = children_mask(trie, level, node)
-      levels.append(choose_code(level, at_slots(hidden, at), retrieved, below, exists, choice))
-      node = jnp.maximum(descend(trie, level, node, choice), 0)
-      below &= retrieved.codes[:, None, :, level] == choice[..., None]
-    found += [
-      delimiter,
-      tuple(jnp.stack(part, axis=-1).reshape(tokens_NxT.shape[0], -1) for part in zip(*levels)),
-    ]
-  log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*found, delimiter))
+  zeros = jnp.zeros((tokens_NxT.shape[0], 1))
+  delimiter = Choice(zeros, zeros)
+  intents, path = choose_codes(layout.intent_slots), choose_codes(layout.path_slots)
+  parts = roles, delimiter, intents, delimiter, path, delimiter
+  log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*parts))
   return Likelihood(log_prob, entropy, role_log_prob)
 
 
-def _ahead(retrieved: Retrieved, layout: Layout, tokens_NxT, slots: np.ndarray) -> jax.Array:
-  """bool [N, slots, A]: the items called for that the path has not come to before each of the slots. An intent is no item."""
-  starts = np.array([layout.vocab.blocks[f'sid{level}'][0] for level in range(slots.shape[1])])
+def _choose(log_probs: jax.Array, choice: jax.Array, exists: ArrayLike) -> Choice:
+  """Pick the log-prob of each choice, and the entropy of its distribution."""
+  picked = jnp.take_along_axis(log_probs, choice[..., None], axis=-1)[..., 0]
+  terms = jnp.where(is_possible(log_probs), jnp.exp(log_probs) * log_probs, 0.0)
+  entropy = -jnp.sum(terms, axis=-1)
+  return Choice(jnp.where(exists, picked, 0.0), entropy)
+
+
+def _code_choices(
+  reasoner: Reasoner,
+  layout: Layout,
+  priors: Priors,
+  trie: Trie,
+  temperature: jax.Array,
+  hidden_NxTxD: jax.Array,
+  tokens_NxT: jax.Array,
+  slots: np.ndarray,
+) -> Choice:
+  """Return the choices of codes at slots [items, levels], level by level, [N, items * levels]."""
+  n, (items, levels) = tokens_NxT.shape[0], slots.shape
+
+  @functools.partial(jax.checkpoint, static_argnums=0)
+  def choose_code(
+    level: int,
+    hidden: jax.Array,
+    priors: Priors,
+    matches: jax.Array,
+    exists: jax.Array,
+    choice: jax.Array,
+  ) -> Choice:
+    """Choose among the codes of a level; the backward pass computes the logits again."""
+    logits = reasoner.logits(hidden, *layout.vocab.blocks[f'sid{level}'])
+    logits = logits + reasoner.intent.code_prior(level, priors, matches)
+    return _choose(constrained_log_softmax(logits, exists, temperature), choice, True)
+
+  node = jnp.zeros((n, items), jnp.int32)
+  matches = _unused_before(priors.retrieved, layout, tokens_NxT, slots)
+  by_level = []
+  for level in range(levels):
+    start, size = layout.vocab.blocks[f'sid{level}']
+    at = slots[:, level]
+    choice = jnp.clip(at_slots(tokens_NxT, at) - start, 0, size - 1)
+    exists, _ = children_mask(trie, level, node)
+    by_level.append(choose_code(level, at_slots(hidden_NxTxD, at), priors, matches, exists, choice))
+    node = jnp.maximum(descend(trie, level, node, choice), 0)
+    matches &= priors.retrieved.codes[:, None, :, level] == choice[..., None]
+  return Choice(*(jnp.stack(part, axis=-1).reshape(n, -1) for part in zip(*by_level)))
+
+
+def _unused_before(
+  retrieved: Retrieved, layout: Layout, tokens_NxT: jax.Array, slots: np.ndarray
+) -> jax.Array:
+  """Return the retrieved items that no item of the path before each slot is, bool [N, slots, A].
+
+  An intent is no item: its slots use none.
+  """
+  levels = slots.shape[1]
+  starts = np.array([layout.vocab.blocks[f'sid{level}'][0] for level in range(levels)])
   path = tokens_NxT[:, slots] - starts
-  here = (retrieved.codes[:, None, :, : slots.shape[1]] == path[:, :, None]).all(-1) & (
-    slots.shape[1] == layout.vocab.levels
-  )
-  return jnp.cumsum(here, axis=1) - here == 0
+  same = (retrieved.codes[:, None, :, :levels] == path[:, :, None]).all(-1)
+  is_here = same & (levels == layout.vocab.levels)
+  return jnp.cumsum(is_here, axis=1) - is_here == 0
 
 
-def _hidden(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT):
-  """Hidden states [N, T, D] from which the tokens of all chains are predicted: what chains share is computed once."""
-  apart = lambda x: x.reshape(-1, tree.chains, x.shape[1])
-  tokens = tree.lay(apart(prompt.tokens), apart(tokens_NxT))
-  valid = tree.lay(apart(prompt.valid), jnp.ones(apart(tokens_NxT).shape, bool))
+def _hidden(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT: jax.Array) -> jax.Array:
+  """Return the states [N, T, D] from which the tokens of all chains are predicted.
+
+  What chains share is computed once.
+  """
+
+  def by_user(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, tree.chains, x.shape[1])
+
+  completions = by_user(tokens_NxT)
+  tokens = tree.lay(by_user(prompt.tokens), completions)
+  valid = tree.lay(by_user(prompt.valid), jnp.ones(completions.shape, bool))
   hidden = reasoner.hidden(tokens, tree.positions, tree.mask(valid.astype(jnp.int32)))
-  before = lambda end, own: jnp.concatenate(
-    [hidden[:, end : end + 1], hidden[:, own][:, :-1]], axis=1
-  )
-  found = jnp.stack([before(end, own) for end, own in zip(tree.ends, tree.completions)], axis=1)
-  return found.reshape(tokens_NxT.shape + hidden.shape[-1:])
+
+  def before(end: int, completion: slice) -> jax.Array:
+    """Return the states one position before each token of a completion."""
+    last_of_prompt = hidden[:, end : end + 1]
+    return jnp.concatenate([last_of_prompt, hidden[:, completion][:, :-1]], axis=1)
+
+  chains = [before(end, own) for end, own in zip(tree.ends, tree.completions)]
+  return jnp.stack(chains, axis=1).reshape(tokens_NxT.shape + hidden.shape[-1:])
 
 
 class EquationLoss(NamedTuple):
-  """NLL in nats of the target under the structural equations alone, the language model unheard."""
+  """NLL in nats of the target under the structural equations alone, without the language model."""
 
   intent: jax.Array  # of its coarse code
-  by_role: jax.Array  # the same with hindsight roles done. They know the target, so this teaches what a role is worth and nothing else
+  # The same, given hindsight roles. They know the target, so this teaches what a role is worth and
+  # nothing else.
+  by_role: jax.Array
   retrieved: jax.Array  # of its further codes
 
 
 def equation_loss(
   reasoner: Reasoner, layout: Layout, prompt: Prompt, examples: Examples, trie: Trie
 ) -> EquationLoss:
-  """Means over the cases. Further codes are told among those that the tree has; an item that is not in it counts as 0."""
-  m, evidence, equation = examples.roles.shape[1], prompt.evidence, reasoner.intent
-  told = evidence._replace(role=evidence.role.at[:, -m:].set(examples.roles))
+  """Return means over the examples.
+
+  Further codes are predicted among those that the trie has; an item that is not in it counts as 0.
+  """
+  evidence, equation = prompt.evidence, reasoner.intent
+  m = examples.roles.shape[1]
+  with_roles = evidence._replace(role=evidence.role.at[:, -m:].set(examples.roles))
   retrieved = equation.retrieve(evidence, layout.config.retrieved, trie.item_codes)
-  target = jnp.take(trie.item_codes, examples.target, axis=0)
+  target_codes = jnp.take(trie.item_codes, examples.target, axis=0)
 
-  def of(log_probs, level):
-    found = jnp.take_along_axis(log_probs, target[:, level : level + 1], axis=1)
-    return -jnp.mean(jnp.where(found > NEG_INF / 2, found, 0.0))
+  def nll(log_probs: jax.Array, level: int) -> jax.Array:
+    log_prob = jnp.take_along_axis(log_probs, target_codes[:, level : level + 1], axis=1)
+    return -jnp.mean(jnp.where(is_possible(log_prob), log_prob, 0.0))
 
-  further, node, below = 0.0, jnp.zeros_like(examples.target), jnp.ones(retrieved.item.shape, bool)
+  further, node = jnp.zeros(()), jnp.zeros_like(examples.target)
+  matches = jnp.ones(retrieved.item.shape, bool)
   for level in range(1, layout.vocab.levels):
-    node = jnp.maximum(descend(trie, level - 1, node, target[:, level - 1]), 0)
-    below &= retrieved.codes[..., level - 1] == target[:, level - 1 : level]
+    node = jnp.maximum(descend(trie, level - 1, node, target_codes[:, level - 1]), 0)
+    matches &= retrieved.codes[..., level - 1] == target_codes[:, level - 1 : level]
     exists, _ = children_mask(trie, level, node)
-    further += of(
-      constrained_log_softmax(
-        equation.next_code(level, retrieved, below[:, None])[:, 0], exists, 1.0
-      ),
-      level,
-    )
-  return EquationLoss(of(equation(evidence), 0), of(equation(told, only_roles=True), 0), further)
+    logits = equation.next_code(level, retrieved, matches[:, None])[:, 0]
+    further += nll(constrained_log_softmax(logits, exists, 1.0), level)
+  return EquationLoss(
+    intent=nll(equation(evidence), 0),
+    by_role=nll(equation(with_roles, only_roles=True), 0),
+    retrieved=further,
+  )
 
 
 def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.Array:
-  """Mean next-token cross-entropy in nats over the prompt's events: the `align` stage on a log without text."""
-  v, k = layout.vocab, layout.per_event
-  body = layout.config.events * k
-  tokens, valid = prompt.tokens[:, :body], prompt.valid[:, :body]
-  hidden = reasoner.hidden(tokens, np.arange(body), causal(valid.astype(jnp.int32)))[:, :-1]
+  """Return the mean next-token cross-entropy over the prompt's events, in nats.
+
+  It is the loss of stage `align` on a log without text.
+  """
+  v, per_event = layout.vocab, layout.per_event
+  length = layout.config.events * per_event
+  tokens, valid = prompt.tokens[:, :length], prompt.valid[:, :length]
+  hidden = reasoner.hidden(tokens, np.arange(length), causal(valid.astype(jnp.int32)))[:, :-1]
   blocks = ['event', 'gap'] + [f'sid{level}' for level in range(v.levels)]
 
   @functools.partial(jax.checkpoint, static_argnums=0)
-  def nll(name, hidden, target):
-    """[B, positions]; logits are computed again in the backward pass, none are kept for it."""
-    log_probs = jax.nn.log_softmax(reasoner.logits(hidden, *v.blocks[name]), axis=-1)
+  def nll(block: str, hidden: jax.Array, target: jax.Array) -> jax.Array:
+    """Return [B, positions]; the backward pass computes the logits again."""
+    log_probs = jax.nn.log_softmax(reasoner.logits(hidden, *v.blocks[block]), axis=-1)
     return -jnp.take_along_axis(log_probs, target[..., None], axis=-1)[..., 0]
 
-  total, count = 0.0, 0.0
-  for i, name in enumerate(blocks):  # position j predicts token j + 1, whose kind is (j + 1) mod k
-    start, size = v.blocks[name]
-    at = np.arange((i - 1) % k, body - 1, k)
+  total, count = jnp.zeros(()), jnp.zeros(())
+  # Position j predicts token j + 1, which holds block (j + 1) mod per_event.
+  for kind, block in enumerate(blocks):
+    start, size = v.blocks[block]
+    at = np.arange((kind - 1) % per_event, length - 1, per_event)
     target = jnp.clip(at_slots(tokens, at + 1) - start, 0, size - 1)
     weight = (at_slots(valid, at) & at_slots(valid, at + 1)).astype(jnp.float32)
-    total += jnp.sum(nll(name, at_slots(hidden, at), target) * weight)
+    total += jnp.sum(nll(block, at_slots(hidden, at), target) * weight)
     count += jnp.sum(weight)
   return total / jnp.maximum(count, 1.0)

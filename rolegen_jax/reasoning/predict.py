@@ -1,10 +1,13 @@
-"""RoleGen over a table of cases: fixed-size batches on the device, results gathered on the host."""
+"""RoleGen over a table of examples: fixed-size batches on the device, results gathered on the host.
+
+Shapes: N examples, M role events, W worlds, P candidates per world, k recommended items.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -15,39 +18,51 @@ from rolegen_jax.data.batches import Examples
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.models.decode import Ranking
+from rolegen_jax.models.functional import Params
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import intent_effects, label_roles, removal_effects
-from rolegen_jax.runtime.compile import jit, together
+from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.trie import Trie
 
+LABEL_ROWS = 1024  # examples whose hindsight roles are computed at once, for memory
+
 
 class Predictions(NamedTuple):
-  """Of N cases; the reasoner's part is None for the backbone alone."""
+  """What RoleGen says of N examples; the reasoner's part is None for the backbone alone."""
 
   item: np.ndarray  # int32 [N, k], best first; -1 = fewer than k exist
   score: np.ndarray  # fp32 [N, k], log p
-  roles: np.ndarray | None  # int32 [N, M], factual world
-  candidates: np.ndarray | None  # int32 [N, W, P]
-  forced_role: np.ndarray | None  # int32 [N, W, M], do(role); -1 = none
-  removed: np.ndarray | None  # bool [N, W, M], do(remove)
-  forced_intent: np.ndarray | None  # int32 [N, W], do(first code of the first intent); -1 = none
-  pivotal: np.ndarray | None  # fp32 [N, M], how much of the intent each event moves
+  roles: np.ndarray | None = None  # int32 [N, M], of the factual world
+  candidates: np.ndarray | None = None  # int32 [N, W, P]
+  forced_role: np.ndarray | None = None  # int32 [N, W, M], do(role); -1 = none
+  removed: np.ndarray | None = None  # bool [N, W, M], do(remove)
+  # int32 [N, W], do(first code of the first intent); -1 = none
+  forced_intent: np.ndarray | None = None
+  pivotal: np.ndarray | None = None  # fp32 [N, M], how much of the intent each event moves
 
 
 class Effects(NamedTuple):
-  """What the last M events of N cases did for their conversions, nats."""
+  """What the last M events of N examples did for their conversions, nats."""
 
-  intent: (
-    np.ndarray
-  )  # fp32 [N, M], by the structural equation: on the log-probability of the target's coarse code
-  backbone: np.ndarray  # fp32 [N, M], by the backbone alone: on the target's
+  # fp32 [N, M], by the structural equation: on the log-probability of the target's coarse code
+  intent: np.ndarray
+  backbone: np.ndarray  # fp32 [N, M], by the backbone alone: on that of the target
 
 
+class Table(Protocol):
+  """Rows by number, such as an ExampleTable."""
+
+  def __len__(self) -> int: ...
+
+  def rows(self, index: np.ndarray, width: int) -> Any: ...
+
+
+# The first six say what runs on what, the others are what ablations and progress differ in.
 def predict(
   rolegen: RoleGen,
-  params,
+  params: dict[str, Params],
   table: ExampleTable,
   trie: Trie,
   mesh: Mesh,
@@ -55,121 +70,141 @@ def predict(
   reasoning: bool = True,
   intervene: bool = True,
   label: str = 'recommend',
-  noise: float = 1.0,
 ) -> Predictions:
-  """Recommends for every case. The noise of a case depends on the seed and its place in the table only."""
+  """Recommend for every example.
 
-  def batch(params, trie, number, examples, intervene):
-    key = jax.random.fold_in(jax.random.key(rolegen.config.evaluation.seed), number)
-    found = rolegen.recommend(params, examples, trie, key, beams, reasoning, intervene, noise)
-    if found.rollout is None:
-      return found.ranking.item, found.ranking.score
-    r = found.rollout
-    return (
-      found.ranking.item,
-      found.ranking.score,
-      r.roles[:, 0],
-      r.candidates,
-      *r.interventions,
-      r.pivotal,
-    )
+  The noise of an example depends on the seed and on its place in the table only.
+  """
+  seed = rolegen.config.evaluation.seed
 
-  columns = over(
-    rolegen,
-    batch,
-    (params, jax.device_put(trie, sharding.sharding(mesh))),
-    table,
-    mesh,
-    label,
-    np.bool_(intervene),
-  )
-  return Predictions(*columns, *(None,) * (len(Predictions._fields) - len(columns)))
+  def batch(
+    params: dict[str, Params],
+    trie: Trie,
+    number: jax.Array,
+    examples: Examples,
+    intervene: jax.Array,
+  ) -> tuple[jax.Array | None, ...]:
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    ranking, rollout = rolegen.recommend(params, examples, trie, key, beams, reasoning, intervene)
+    if rollout is None:
+      return ranking.item, ranking.score
+    factual_roles, done = rollout.roles[:, 0], rollout.interventions
+    return (ranking.item, ranking.score, factual_roles, rollout.candidates, *done, rollout.pivotal)
+
+  fixed = params, jax.device_put(trie, sharding.sharding(mesh))
+  return Predictions(*over(rolegen, batch, fixed, table, mesh, label, np.bool_(intervene)))
 
 
 class Online:
-  """RoleGen for cases that come a batch at a time: one program of `evaluation.batch` cases, compiled at the first of them."""
+  """RoleGen for examples that come a batch at a time.
+
+  It is one program for `evaluation.batch` examples, compiled at the first batch.
+  """
 
   def __init__(
-    self, rolegen: RoleGen, params, trie: Trie, mesh: Mesh, beams: int, reasoning: bool = True
+    self,
+    rolegen: RoleGen,
+    params: dict[str, Params],
+    trie: Trie,
+    mesh: Mesh,
+    beams: int,
+    reasoning: bool = True,
   ):
-    def batch(params, trie, examples, place):
-      key = functools.reduce(
-        jax.random.fold_in, place, jax.random.key(rolegen.config.evaluation.seed)
-      )
+    seed = rolegen.config.evaluation.seed
+
+    def batch(
+      params: dict[str, Params], trie: Trie, examples: Examples, place: jax.Array
+    ) -> Ranking:
+      key = functools.reduce(jax.random.fold_in, place, jax.random.key(seed))
       return rolegen.recommend(params, examples, trie, key, beams, reasoning).ranking
 
     self.size, self._mesh = rolegen.config.evaluation.batch, mesh
     self._fixed = params, jax.device_put(trie, sharding.sharding(mesh))
-    self._jitted, self._compiled = jit(batch, out_shardings=sharding.sharding(mesh)), None
+    self._jitted = jit(batch, out_shardings=sharding.sharding(mesh))
+    self._compiled: jax.stages.Compiled | None = None
 
   def __call__(self, examples: Examples, place: tuple[int, ...]) -> Ranking:
-    """[size, beams], best first, on the device. `place` says which noise: as many numbers each time."""
-    put = lambda x: sharding.global_batch(
-      self._mesh, np.asarray(x), np.arange(self.size), self.size
-    )
+    """Return the ranking [size, beams] on the device.
+
+    `place` selects the noise; it has the same length in every call.
+    """
     with jax.set_mesh(self._mesh):
-      given = (*self._fixed, jax.tree.map(put, examples), np.array(place, np.uint32))
-      self._compiled = self._compiled or together(self._jitted, *given)
-      return self._compiled(*given)
+      batch = _on_device(examples, self._mesh, self.size)
+      args = (*self._fixed, batch, np.array(place, np.uint32))
+      if self._compiled is None:
+        self._compiled = compile_in_step(self._jitted, *args)
+      return self._compiled(*args)
 
 
-def hindsight_roles(rolegen: RoleGen, table: ExampleTable, found: InterestShift) -> np.ndarray:
-  """Roles int32 [N, M] of every case whose target is known."""
+def hindsight_roles(rolegen: RoleGen, table: ExampleTable, shift: InterestShift) -> np.ndarray:
+  """Return the roles int32 [N, M] of every example, whose targets are known."""
   config, roles = rolegen.config, []
-  for start in range(0, len(table), 1024):  # in parts, for memory
-    part = np.arange(start, min(start + 1024, len(table)))
-    history = table.rows(part, config.backbone.context).history
-    roles.append(
-      label_roles(history, table.target[part], config.reasoner.role_events, found, config.roles)
-    )
+  for start in range(0, len(table), LABEL_ROWS):
+    rows = np.arange(start, min(start + LABEL_ROWS, len(table)))
+    history = table.rows(rows, config.backbone.context).history
+    last, target = config.reasoner.role_events, table.target[rows]
+    roles.append(label_roles(history, target, last, shift, config.roles))
   return np.concatenate(roles)
 
 
 def effects(
-  rolegen: RoleGen, params, table: ExampleTable, trie: Trie, mesh: Mesh, label: str = 'effects'
+  rolegen: RoleGen,
+  params: dict[str, Params],
+  table: ExampleTable,
+  trie: Trie,
+  mesh: Mesh,
+  label: str = 'effects',
 ) -> Effects:
-  """Of every case; targets are known."""
+  """Return the effects of the last events of every example, whose targets are known."""
   last = rolegen.config.reasoner.role_events
 
-  def batch(params, trie, number, examples):
+  def batch(
+    params: dict[str, Params], trie: Trie, number: jax.Array, examples: Examples
+  ) -> tuple[jax.Array, jax.Array]:
     del number
     prompt = build_prompt(
       rolegen.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
     )
-    by_intent = intent_effects(
-      rolegen.bind('reasoner', params['reasoner']).intent,
-      prompt.evidence,
-      examples.target,
-      trie.item_codes,
-      last,
-    )
-    return by_intent, removal_effects(
-      rolegen.bind('backbone', params['backbone']), examples, trie.item_codes, last
-    )
+    equation = rolegen.bind('reasoner', params['reasoner']).intent
+    backbone = rolegen.bind('backbone', params['backbone'])
+    target, codes = examples.target, trie.item_codes
+    by_intent = intent_effects(equation, prompt.evidence, target, codes, last)
+    return by_intent, removal_effects(backbone, examples, codes, last)
 
-  return Effects(
-    *over(
-      rolegen, batch, (params, jax.device_put(trie, sharding.sharding(mesh))), table, mesh, label
-    )
-  )
+  fixed = params, jax.device_put(trie, sharding.sharding(mesh))
+  return Effects(*over(rolegen, batch, fixed, table, mesh, label))
 
 
-def over(rolegen: RoleGen, function: Callable, fixed: tuple, table, mesh: Mesh, label: str, *extra):
-  """`function(*fixed, batch number, rows, *extra)` over a table with a length and `rows(index, width)`, such as a ExampleTable; the last
-  batch is filled up and cut. Returns what the function does, of all rows."""
+def over(
+  rolegen: RoleGen,
+  function: Callable[..., Any],
+  fixed: tuple,
+  table: Table,
+  mesh: Mesh,
+  label: str,
+  *extra: Any,
+) -> Any:
+  """Return `function(*fixed, batch number, rows, *extra)` of all rows of a table, on the host.
+
+  Batches have `evaluation.batch` rows: the last one is filled up with copies of the last row, whose
+  results are cut off.
+  """
   size, width = rolegen.config.evaluation.batch, rolegen.config.backbone.context
   results = []
-  place = lambda x: sharding.global_batch(
-    mesh, np.asarray(x), np.arange(size), size
-  )  # every process holds the whole table
   with jax.set_mesh(mesh):
     jitted = jit(function, out_shardings=sharding.sharding(mesh))
     for number, start in enumerate(progress(range(0, len(table), size), label)):
       index = np.minimum(np.arange(start, start + size), len(table) - 1)
-      examples = jax.tree.map(place, table.rows(index, width))
-      given = (*fixed, np.int32(number), examples, *extra)
+      rows = _on_device(table.rows(index, width), mesh, size)
+      args = (*fixed, np.int32(number), rows, *extra)
       if number == 0:
-        compiled = together(jitted, *given)
-      results.append(compiled(*given))
+        compiled = compile_in_step(jitted, *args)
+      results.append(compiled(*args))
   host = jax.device_get(results)
   return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(table)], *host)
+
+
+def _on_device(rows: Any, mesh: Mesh, size: int) -> Any:
+  """Spread `size` rows over the mesh; every process holds all of them."""
+  places = np.arange(size)
+  return jax.tree.map(lambda x: sharding.global_batch(mesh, np.asarray(x), places, size), rows)

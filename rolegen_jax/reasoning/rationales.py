@@ -1,16 +1,21 @@
-"""FR-CoT in words: the chain of a case with a sentence after every role and every intent, between the marks BOS and END.
+"""FR-CoT in words: an example's chain with a sentence after every role and every intent.
 
-  event gap SID ..  gap REASON  |  role SID BOS why END ..  INTENT  prefix BOS what END ..  PATH  items  END
+  event gap SID ..  gap REASON  |  role SID BOS why END ..  INTENT  prefix BOS what END ..
+                                |  PATH  items  END
 
-It is read and written as text of any length, so it stands beside the chain of fixed positions (`frcot.py`), which rollouts sample and
-the loop rewards: there words would cost a position each and decide nothing. The semantic ID says which event a sentence is of: without
-it a small reasoner says of every event what fits the intent. Sentences are imported (`text/annotations.py`) or come from
-the templates of prompts.toml, by the role that a case has. Hindsight roles know the conversion, and so do the sentences that teach.
+It is read and written as text of any length, so it stands beside the chain of fixed positions
+(`frcot.py`), which rollouts sample and the loop rewards: there, words would cost a position each
+and decide nothing. The semantic ID says which event a sentence is about; without it, a small
+reasoner says of every event what fits the intent. Sentences are imported (`text/annotations.py`) or
+come from the templates of prompts.toml, by the role that an example has. Hindsight roles know the
+conversion, and so do the sentences that teach.
 
-Shapes: N cases, M role events, I intents, P path items.
+Shapes: N examples, M role events, I intents, P path items.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,118 +25,123 @@ from rolegen_jax.reasoning.alignment import Alignment
 from rolegen_jax.text import prompts
 from rolegen_jax.text.packing import Packed, TextExample, pack, text_example
 
-SOMETHING = dict(title='an item', category='something else')  # what is said where nothing is known
+# The words for an attribute of which nothing is known.
+UNKNOWN = dict(title='an item', category='something else')
 
 
 class Rationales:
-  def __init__(self, alignment: Alignment, table: ExampleTable, said: dict[tuple[int, int], str]):
-    """`said`: (case, row of the log) -> an imported sentence, in place of the template's."""
-    self.alignment, self.table, self.said = alignment.over(table), table, said
+  """The chains in words of a table of examples.
+
+  `imported` maps (example, row of the log) to a sentence that replaces the template's.
+  """
+
+  def __init__(
+    self,
+    alignment: Alignment,
+    table: ExampleTable,
+    imported: dict[tuple[int, int], str],
+  ):
+    self.alignment, self.table, self.imported = alignment.over(table), table, imported
 
   def why(self, example: int, row: int, role: int) -> str:
-    """The sentence of an event, a row of the log, that plays `role` in a case."""
-    if (example, row) in self.said:
-      return self.said[example, row]
+    """Return the sentence of an event, a row of the log, that plays `role` in an example."""
+    if (example, row) in self.imported:
+      return self.imported[example, row]
     template = prompts.templates()['rationale']['role'][ROLE_NAMES[role]]
     item, target = self.table.log.item[row], self.table.target[example]
     return template.format(
-      title=self._say(item, 'title'),
-      category=self._say(item, 'category'),
-      wanted=self._say(target, 'category'),
+      title=self._words(item, 'title'),
+      category=self._words(item, 'category'),
+      wanted=self._words(target, 'category'),
     )
 
   def wanted(self, item: int) -> str:
-    """The sentence of an intent that an item of the path stands for."""
-    return prompts.templates()['rationale']['intent']['intent'].format(
-      category=self._say(item, 'category')
-    )
+    """Return the sentence of an intent that an item of the path stands for."""
+    template = prompts.templates()['rationale']['intent']['intent']
+    return template.format(category=self._words(item, 'category'))
 
-  def _say(self, item: int, attribute: str) -> str:
-    """Items whose words are held out stay without words here too."""
-    return (
-      SOMETHING[attribute]
-      if self.alignment.held_out[item]
-      else self.alignment.words.say(int(item), attribute, SOMETHING[attribute])
-    )
+  def _words(self, item: int, attribute: str) -> str:
+    """Return an attribute in words; items whose words are held out have none here either."""
+    if self.alignment.held_out[item]:
+      return UNKNOWN[attribute]
+    return self.alignment.words.say(int(item), attribute, UNKNOWN[attribute])
 
-  def intents(self, path) -> list[int]:
-    """Items of a path [P] that stand for its intents: the first of each coarse prefix."""
-    first, levels = {}, self.alignment.config.reasoner.intent_levels
+  def intents(self, path: Sequence[int] | np.ndarray) -> list[int]:
+    """Return the items of a path [P] that stand for its intents, the first of each prefix."""
+    config = self.alignment.config.reasoner
+    first: dict[tuple[int, ...], int] = {}
     for item in path:
       if item >= 0:
-        first.setdefault(tuple(self.alignment.sid[item][:levels]), int(item))
-    return list(first.values())[: self.alignment.config.reasoner.intents]
+        first.setdefault(tuple(self._prefix(item)), int(item))
+    return list(first.values())[: config.intents]
+
+  def _prefix(self, item: int) -> list[int]:
+    """Return the tokens of the coarse prefix that names an intent."""
+    levels = self.alignment.config.reasoner.intent_levels
+    return self.alignment.sid[item][:levels].tolist()
 
   def prompt(self, example: int) -> list[int]:
-    """What the chain is an answer to: the trajectory, the time since, REASON."""
+    """Return what the chain answers: the trajectory, the time since, and REASON."""
     a = self.alignment
-    events = a.config.reasoner.events * (2 + a.vocab.levels)
-    return [*a.trajectory(example, events), a.until(example), a.vocab.control('REASON')]
+    room = a.config.reasoner.events * (2 + a.vocab.levels)
+    return [*a.trajectory(example, room), a.until(example), a.vocab.control('REASON')]
 
   def chain(self, example: int) -> TextExample:
-    """A case's history and its chain, which is taught."""
+    """Return an example's history and its chain, which is taught."""
     a, v, table = self.alignment, self.alignment.vocab, self.table
-    begin, m = v.control('BOS'), table.roles.shape[1]
-    answer = []
-    for slot, row in enumerate(range(table.end[example] - m, table.end[example])):
-      if (role := int(table.roles[example, slot])) >= 0:
-        answer += [
-          v.role(role),
-          *a.sid[table.log.item[row]].tolist(),
-          begin,
-          *a.sentence(self.why(example, row, role)),
-        ]
+    begin, m, end = v.control('BOS'), table.roles.shape[1], table.end[example]
+    answer: list[int] = []
+    for row, role in zip(range(end - m, end), table.roles[example]):
+      if role < 0:
+        continue
+      why = self.why(example, row, int(role))
+      item = a.sid[table.log.item[row]].tolist()
+      answer += [v.role(int(role)), *item, begin, *a.sentence(why)]
     answer.append(v.control('INTENT'))
     for item in self.intents(table.path[example]):
-      answer += [
-        *a.sid[item][: a.config.reasoner.intent_levels],
-        begin,
-        *a.sentence(self.wanted(item)),
-      ]
+      answer += [*self._prefix(item), begin, *a.sentence(self.wanted(item))]
     answer.append(v.control('PATH'))
     for item in table.path[example][table.path[example] >= 0]:
       answer += a.sid[item].tolist()
-    return text_example(
-      self.prompt(example), [*answer, v.control('END')], WORD_TASKS.index('rationale')
-    )
+    answer.append(v.control('END'))
+    return text_example(self.prompt(example), answer, WORD_TASKS.index('rationale'))
 
-  def plan(self, example: int, roles, path) -> list[int]:
-    """Tokens of a case's chain without its sentences, as `language.write` takes them: roles [M] of events, -1 = no event, and a path's intents."""
-    a, v = self.alignment, self.alignment.vocab
-    begin, rows = v.control('BOS'), self.table.end[example] - len(roles) + np.arange(len(roles))
-    items = self.table.log.item[np.maximum(rows, 0)]  # those before the first event have no role
-    found = [
-      token
-      for role, item in zip(roles, items)
-      if role >= 0
-      for token in (v.role(int(role)), *a.sid[item].tolist(), begin)
-    ] + [v.control('INTENT')]
-    return found + [
-      token
-      for item in self.intents(path)
-      for token in (*a.sid[item][: a.config.reasoner.intent_levels].tolist(), begin)
-    ]
+  def plan(self, example: int, roles: np.ndarray, path: Sequence[int] | np.ndarray) -> list[int]:
+    """Return an example's chain without its sentences, as `language.write` takes it.
+
+    The chain has the roles [M] of the last events (-1 = no event) and the intents of a path.
+    """
+    a, v, log = self.alignment, self.alignment.vocab, self.table.log
+    begin, end = v.control('BOS'), self.table.end[example]
+    tokens: list[int] = []
+    for row, role in zip(range(end - len(roles), end), roles):
+      if role >= 0:
+        tokens += [v.role(int(role)), *a.sid[log.item[row]].tolist(), begin]
+    tokens.append(v.control('INTENT'))
+    for item in self.intents(path):
+      tokens += [*self._prefix(item), begin]
+    return tokens
 
   def rows(self, examples: np.ndarray) -> Packed:
-    """The chain of each case as a row; the room that is left holds examples of the stage `align`, so that what was learnt there is kept."""
-    width, seed, made = self.width, self.alignment.config.seed, []
+    """Return the chain of each example as a row.
+
+    The room that is left holds examples of the stage `align`, so that what was learned there is
+    kept.
+    """
+    seed, rows = self.alignment.config.seed, []
     for example in examples:
       chain = self.chain(int(example))
-      made.append(
-        [
-          chain,
-          *self.alignment.fill(
-            np.random.default_rng((seed, 1, int(example))), width - len(chain.tokens)
-          ),
-        ]
-      )
-    return pack(made, width)
+      rng = np.random.default_rng((seed, 1, int(example)))
+      rows.append([chain, *self.alignment.fill(rng, self.width - len(chain.tokens))])
+    return pack(rows, self.width)
 
   @property
   def width(self) -> int:
     """Tokens of a row: those of the longest chain that there may be."""
-    c, levels = self.alignment.config, self.alignment.vocab.levels
-    spoken = c.reasoner.role_events * (2 + levels + c.text.sentence) + c.reasoner.intents * (
-      c.reasoner.intent_levels + 1 + c.text.sentence
-    )
-    return c.reasoner.events * (2 + levels) + 2 + spoken + c.reasoner.candidates * levels + 3
+    c, levels = self.alignment.config.reasoner, self.alignment.vocab.levels
+    sentence = self.alignment.config.text.sentence
+    prompt = c.events * (2 + levels) + 2
+    roles = c.role_events * (2 + levels + sentence)
+    intents = c.intents * (c.intent_levels + 1 + sentence)
+    delimiters = 3
+    return prompt + roles + intents + c.candidates * levels + delimiters

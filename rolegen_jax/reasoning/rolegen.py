@@ -1,162 +1,196 @@
 """RoleGen: both models, what they share, and what they do together at inference.
 
-`RoleGen(config)` holds structure only (config, vocabulary, layout, graph definitions); parameters are passed in as
-`{'backbone': ..., 'reasoner': ...}`, so every method is a pure function.
+`RoleGen(config)` holds structure only: config, vocabulary, layout and graph definitions. Parameters
+are passed in, as `{'backbone': ..., 'reasoner': ...}` where both models are needed, so every method
+is a pure function.
+
+Shapes: B users, W worlds, P candidates per world, A retrieved items.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
+from rolegen_jax import sharding
 from rolegen_jax.config import Config
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional, lora
-from rolegen_jax.models.backbone import NEG_INF, PURCHASE, Backbone, Memory, QueryState
+from rolegen_jax.models.backbone import PURCHASE, Backbone, QueryState
 from rolegen_jax.models.decode import Ranking, beam_search
+from rolegen_jax.models.functional import ModelFn, Params
+from rolegen_jax.models.memory import Candidates, Conditioning, Memory, RetrievedShares
+from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, build_prompt
 from rolegen_jax.reasoning.rollout import Rollout, sample_rollout
+from rolegen_jax.reasoning.sampling import RolloutSettings
 from rolegen_jax.semantic_ids.trie import Trie
-from rolegen_jax.sharding import ROLLOUTS, constrain_rows, layout, rollout_layout
+from rolegen_jax.sharding import rollout_layout
 from rolegen_jax.vocab import Vocabulary
 
 
 class Recommendation(NamedTuple):
+  """Items for B users, and what was reasoned about them."""
+
   ranking: Ranking  # [B, k]
-  rollout: Rollout | None  # the chains behind it; None without a reasoner
+  rollout: Rollout | None  # None without a reasoner
 
 
 class RoleGen:
+  """The structure of both models under one config.
+
+  `model_fns` builds each model, `trained` and `frozen` the parts of them that stages train and the
+  rest. Nothing is frozen unless `reasoner.train` says so.
+  """
+
   def __init__(self, config: Config):
     self.config = config
     self.vocab = Vocabulary.of(config)
     self.layout = Layout(config.reasoner, self.vocab)
-    self.model_fns = {
+    self.model_fns: dict[str, ModelFn] = {
       'backbone': lambda rngs: Backbone(config.backbone, self.vocab, rngs=rngs),
       'reasoner': lambda rngs: Reasoner(config.reasoner, self.vocab, rngs=rngs),
     }
-    # What builds the parts that stages train, and the rest of those models: nothing, unless `reasoner.train` says so.
-    self.trained, self.frozen = dict(self.model_fns), {}
+    self.trained: dict[str, ModelFn] = dict(self.model_fns)
+    self.frozen: dict[str, ModelFn] = {}
     if config.reasoner.train != 'all':
-      part = functools.partial(functional.Part, self.model_fns['reasoner'])
-      self.trained['reasoner'], self.frozen['reasoner'] = part(lora.trains), part(lora.frozen)
+      reasoner = self.model_fns['reasoner']
+      self.trained['reasoner'] = functional.Part(reasoner, lora.trains)
+      self.frozen['reasoner'] = functional.Part(reasoner, lora.frozen)
     structures = {name: functional.abstract(make) for name, make in self.model_fns.items()}
-    self.graphdefs = {name: graphdef for name, (graphdef, _, _) in structures.items()}
-    self.axes = {name: axes for name, (_, _, axes) in structures.items()}
+    self.graphdefs: dict[str, nnx.GraphDef] = {
+      name: graphdef for name, (graphdef, _, _) in structures.items()
+    }
+    self.axes: dict[str, Params] = {name: axes for name, (_, _, axes) in structures.items()}
 
-  def bind(self, name: str, params) -> nnx.Module:
+  def bind(self, name: str, params: Params) -> Any:
+    """Return the module of this name over parameters."""
     return functional.bind(self.graphdefs[name], params)
 
   @property
-  def decoding(self) -> dict:
-    """The layout table of everything that decodes."""
-    return ROLLOUTS[self.config.mesh.rollout]
+  def decoding(self) -> sharding.Table:
+    """The layout of everything that decodes."""
+    return sharding.ROLLOUTS[self.config.mesh.rollout]
 
-  def gathered(self, name: str, params) -> nnx.Module:
-    """The module over parameters in the layout in force, to decode with: they carry no gradient."""
+  def gathered(self, name: str, params: Params) -> Any:
+    """Return the module to decode with, parameters in the layout in force and without gradients."""
     sizes = dict(backbone=self.config.backbone.temporal, reasoner=self.config.reasoner.transformer)[
       name
     ]
-    return self.bind(
-      name, rollout_layout(jax.lax.stop_gradient(params), self.axes[name], sizes.dtype)
-    )
+    params = jax.lax.stop_gradient(params)
+    return self.bind(name, rollout_layout(params, self.axes[name], sizes.dtype))
 
   def rollout(
-    self, reasoner_params, examples: Examples, trie: Trie, key, intervene=True, noise: float = 1.0
+    self,
+    reasoner_params: Params,
+    examples: Examples,
+    trie: Trie,
+    key: jax.Array,
+    intervene: ArrayLike = True,
+    noise: ArrayLike = 1.0,
   ) -> Rollout:
-    """W worlds per user from a reasoner whose parameters carry no gradient, gathered once before the decoding loop."""
+    """Sample W worlds per user.
+
+    The parameters carry no gradient and are gathered once before the decoding loop. `intervene` and
+    `noise` are those of `sample_rollout` and `RolloutSettings`.
+    """
     loop = self.config.loop
-    with jax.named_scope('rollout'), layout(self.decoding):
+    settings = RolloutSettings(loop.worlds, loop.interventions, noise, loop.noise == 'common')
+    with jax.named_scope('rollout'), sharding.layout(self.decoding):
       reasoner = self.gathered('reasoner', reasoner_params)
       prompt = build_prompt(
         self.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
       )
-      rollout = sample_rollout(
-        reasoner,
-        self.layout,
-        prompt,
-        trie,
-        key,
-        loop.worlds,
-        loop.interventions,
-        intervene,
-        noise,
-        loop.noise == 'common',
-      )
-    return constrain_rows(rollout)
+      rollout = sample_rollout(reasoner, self.layout, prompt, trie, key, settings, intervene)
+    return sharding.constrain_rows(rollout)
 
   def add_reasoning(
-    self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B, trie: Trie
+    self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B: jax.Array, trie: Trie
   ) -> Memory:
-    """Memory with the factual roles, intent and calls and the candidates of all worlds, as far as `loop.backbone_inputs` has them; rows where `keep` is
-    False get nothing."""
+    """Condition memory on the candidates of all worlds, and on what the factual one says else.
+
+    Rows where `keep` is False get nothing.
+    """
     b, w, p = rollout.candidates.shape
     worlds = jnp.broadcast_to(jnp.repeat(jnp.arange(w), p), (b, w * p))
-    flat = lambda x: x.reshape(b, w * p)
-    told = flat(rollout.candidates), worlds, flat(rollout.candidate_log_prob)
-    return self._add(backbone, memory, rollout, 0, told, keep_B, trie)
+    candidates = Candidates(
+      item=rollout.candidates.reshape(b, w * p),
+      world=worlds,
+      log_prob=rollout.candidate_log_prob.reshape(b, w * p),
+    )
+    conditioning = self._conditioning(rollout, 0, candidates, keep_B)
+    return backbone.condition(memory, conditioning, trie.item_codes)
 
   def add_world(
-    self, backbone: Backbone, memory: Memory, rollout: Rollout, world, trie: Trie
+    self, backbone: Backbone, memory: Memory, rollout: Rollout, world: jax.Array, trie: Trie
   ) -> Memory:
-    """Memory with what one world alone says (index may be traced)."""
-    items, log_prob = rollout.candidates[:, world], rollout.candidate_log_prob[:, world]
-    told = items, jnp.broadcast_to(world, items.shape).astype(jnp.int32), log_prob
-    return self._add(backbone, memory, rollout, world, told, jnp.ones(items.shape[:1], bool), trie)
+    """Condition memory on what one world alone says; its index may be traced."""
+    item = rollout.candidates[:, world]
+    candidates = Candidates(
+      item=item,
+      world=jnp.broadcast_to(world, item.shape).astype(jnp.int32),
+      log_prob=rollout.candidate_log_prob[:, world],
+    )
+    keep = jnp.ones(item.shape[:1], bool)
+    conditioning = self._conditioning(rollout, world, candidates, keep)
+    return backbone.condition(memory, conditioning, trie.item_codes)
 
-  def _add(
-    self, backbone: Backbone, memory: Memory, rollout: Rollout, world, told, keep_B, trie: Trie
-  ) -> Memory:
-    """Candidates as `told`, the rest as that world has it."""
-    kept = lambda x, otherwise: jnp.where(keep_B[:, None], x, otherwise)
-    backbone_inputs = self.config.loop.backbone_inputs
-    if 'roles' in backbone_inputs:
-      memory = backbone.add_roles(memory, kept(rollout.roles[:, world], -1))
-    if 'candidates' in backbone_inputs:
-      items, *about = told
-      memory = backbone.add_candidates(memory, kept(items, -1), *about, trie.item_codes)
-    if 'retrieved' in backbone_inputs:
-      memory = backbone.add_retrieved(
-        memory, kept(rollout.retrieved[:, world], -1), rollout.retrieved_share[:, world]
-      )
-    if 'intent' in backbone_inputs:
-      memory = backbone.add_intent(memory, kept(rollout.intent[:, world], NEG_INF), trie.item_codes)
-    return memory
+  def _conditioning(
+    self, rollout: Rollout, world: ArrayLike, candidates: Candidates, keep_B: jax.Array
+  ) -> Conditioning:
+    """Return the parts that `loop.backbone_inputs` names: given candidates, the rest of a world."""
+    inputs = self.config.loop.backbone_inputs
+
+    def masked(x: jax.Array, nothing: float) -> jax.Array:
+      return jnp.where(keep_B[:, None], x, nothing)
+
+    conditioning = Conditioning()
+    if 'roles' in inputs:
+      conditioning = conditioning._replace(roles=masked(rollout.roles[:, world], -1))
+    if 'candidates' in inputs:
+      candidates = candidates._replace(item=masked(candidates.item, -1))
+      conditioning = conditioning._replace(candidates=candidates)
+    if 'retrieved' in inputs:
+      item = masked(rollout.retrieved[:, world], -1)
+      retrieved = RetrievedShares(item, rollout.retrieved_share[:, world])
+      conditioning = conditioning._replace(retrieved=retrieved)
+    if 'intent' in inputs:
+      conditioning = conditioning._replace(intent=masked(rollout.intent[:, world], NEG_INF))
+    return conditioning
 
   @staticmethod
-  def query(backbone: Backbone, memory: Memory, timestamp_B, key=None) -> QueryState:
-    """One query a row: which item is purchased at `timestamp`."""
+  def query(
+    backbone: Backbone, memory: Memory, timestamp_B: jax.Array, key: jax.Array | None = None
+  ) -> QueryState:
+    """Ask one query a row: which item is purchased at this time? `key` turns dropout on."""
     event = jnp.full_like(timestamp_B, PURCHASE)[:, None]
     return backbone.attend(memory, event, timestamp_B[:, None], jnp.ones_like(event), key)
 
   def recommend(
     self,
-    params,
+    params: dict[str, Params],
     examples: Examples,
     trie: Trie,
-    key,
+    key: jax.Array,
     beams: int,
     reasoning: bool = True,
-    intervene=True,
-    noise: float = 1.0,
+    intervene: ArrayLike = True,
   ) -> Recommendation:
-    """The top `beams` items of every case. `reasoning` (static) False: the backbone alone."""
-    with layout(self.decoding):
+    """Return the top `beams` items of every user.
+
+    With `reasoning` (static) False, the backbone stands alone.
+    """
+    with sharding.layout(self.decoding):
       backbone = self.gathered('backbone', params['backbone'])
       memory, rollout = backbone.encode(examples.history, trie.item_codes), None
       if reasoning:
-        rollout = self.rollout(params['reasoner'], examples, trie, key, intervene, noise)
-        memory = self.add_reasoning(
-          backbone, memory, rollout, jnp.ones(examples.timestamp.shape, bool), trie
-        )
-      return Recommendation(
-        beam_search(
-          backbone, self.query(backbone, memory, examples.timestamp), memory, trie, beams
-        ),
-        rollout,
-      )
+        rollout = self.rollout(params['reasoner'], examples, trie, key, intervene)
+        keep = jnp.ones(examples.timestamp.shape, bool)
+        memory = self.add_reasoning(backbone, memory, rollout, keep, trie)
+      query_state = self.query(backbone, memory, examples.timestamp)
+      return Recommendation(beam_search(backbone, query_state, memory, trie, beams), rollout)

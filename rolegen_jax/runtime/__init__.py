@@ -1,1 +1,1 @@
-"""The process around a run: distributed start-up, heartbeats, progress, provenance and compilation."""
+"""The process around a run: distributed start-up, heartbeats, progress, provenance, compilation."""

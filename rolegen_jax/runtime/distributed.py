@@ -1,10 +1,11 @@
 """Several processes as one job: start-up, agreement, and work that one of them does for all.
 
-The invariant of everything that runs in several processes: every process takes the same path to every collective. What only
-process 0 may do (write files) goes through `once`, which brings its result, or its failure, to all.
+The invariant of everything that runs in several processes: every process takes the same path to
+every collective. What only process 0 may do (write files) goes through `once`, which brings its
+result, or its failure, to all.
 
-The exchange goes through jax's coordination service, not through devices: it works before the first device is touched, and
-process 0 may take hours.
+The exchange goes through jax's coordination service, not through devices: it works before the
+first device is touched, and process 0 may take hours.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ PROCESSES, PROCESS_ID, COORDINATOR = (
   'ROLEGEN_PROCESS_ID',
   'ROLEGEN_COORDINATOR',
 )
-# Variables by which a cluster says that there are several processes: a number, or hosts separated by commas.
+# Variables by which a cluster says that there are several processes: a number, or host names
+# separated by commas.
 CLUSTERS = ('SLURM_STEP_NUM_TASKS', 'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES')
 START_S = 600  # a process that has not joined by then is missing
-LEAVE_S = 60  # at the end the others are waited for so long
+LEAVE_S = 60  # how long the others are waited for at the end
 POLL_S = 20
-# What the runtime says then: status codes, and the names of the libraries that lost a connection.
+# How the runtime reports a lost peer: status codes, and libraries that lost a connection.
 LOST = (
   'UNAVAILABLE',
   'DEADLINE_EXCEEDED',
@@ -44,17 +46,16 @@ LOST = (
   'NCCL',
   'Connection closed',
 )
-_exchanges, _polls = (
-  itertools.count(1),
-  itertools.count(1),
-)  # equal on all processes, which take the same path
+# Equal on all processes, which take the same path.
+_exchanges, _polls = itertools.count(1), itertools.count(1)
 
 
 def initialize() -> None:
-  """Joins the job that the launcher describes in the environment; without a launcher this process is the job.
+  """Join the job that the launcher describes in the environment.
 
-  Raises ConfigError when a cluster runs several processes that no launcher told of each other, or when fewer or more of them
-  joined than the launcher started: each would train alone, and all would write the same files.
+  Without a launcher this process is the job. Raises ConfigError when a cluster runs several
+  processes that no launcher told of each other, or when fewer or more of them joined than the
+  launcher started: each would train alone, and all would write the same files.
   """
   expected = os.environ.get(PROCESSES)
   if expected is None:
@@ -62,41 +63,46 @@ def initialize() -> None:
       value = os.environ.get(name, '')
       if (int(value) if value.isdigit() else len(value.split(','))) > 1:
         raise ConfigError(
-          f'{name}={value}: several processes, and none was told of the others; start them with launch.run or launch.host_entry'
+          f'{name}={value}: several processes, and none was told of the others; '
+          'start them with launch.run or launch.host_entry'
         )
     return
   import jax
 
   count = int(expected)
   if count > 1:
-    given = {}
+    coordinator: dict[str, Any] = {}
     if COORDINATOR in os.environ:
-      given = dict(
+      coordinator = dict(
         coordinator_address=os.environ[COORDINATOR],
         num_processes=count,
         process_id=int(os.environ[PROCESS_ID]),
       )
     jax.distributed.initialize(
-      **given, initialization_timeout=START_S, shutdown_timeout_seconds=LEAVE_S
+      **coordinator, initialization_timeout=START_S, shutdown_timeout_seconds=LEAVE_S
     )
   if jax.process_count() != count:
     raise ConfigError(
-      f'--processes={count}: {jax.process_count()} joined; must be the number of processes that the launcher starts'
+      f'--processes={count}: {jax.process_count()} joined; '
+      'must be the number of processes that the launcher starts'
     )
 
 
 def several() -> bool:
-  """Whether this process is one of several."""
+  """Return whether this process is one of several."""
   return int(os.environ.get(PROCESSES, 1)) > 1
 
 
 def lost_peer(error: Exception) -> bool:
-  """Whether `error` is how a collective ends when another process died or hangs. The same job, started again, may go on."""
+  """Return whether `error` is how a collective ends when another process died or hangs.
+
+  The same job, started again, may continue.
+  """
   return type(error).__name__ == 'JaxRuntimeError' and any(word in str(error) for word in LOST)
 
 
 def gather(value: Any) -> list[tuple[str, Any]]:
-  """(host, value) of every process, in their order, on all of them."""
+  """Return (host, value) of every process, in their order, on all of them."""
   client, index, count = _client()
   if client is None:
     return [(socket.gethostname(), value)]
@@ -108,19 +114,25 @@ def gather(value: Any) -> list[tuple[str, Any]]:
 
 
 def agree(values: dict[str, str]) -> None:
-  """Checks that every process holds equal `values`. Raises ConfigError on all of them, naming who differs in what."""
+  """Check that every process holds equal `values`.
+
+  Raises ConfigError on all of them, naming who differs in what.
+  """
   (first_host, first), *others = gather(values)
   for other, (host, theirs) in enumerate(others, 1):
     for field in sorted(set(first) | set(theirs)):
       if theirs.get(field) != first.get(field):
         raise ConfigError(
-          f'{field}: process {other} ({host}) has {theirs.get(field)}, process 0 ({first_host}) has {first.get(field)}; '
-          'must be the same on all hosts'
+          f'{field}: process {other} ({host}) has {theirs.get(field)}, '
+          f'process 0 ({first_host}) has {first.get(field)}; must be the same on all hosts'
         )
 
 
 def once(work: Callable[[], T]) -> T:
-  """Process 0 does `work`, which has nothing collective in it; all return its (pickled) result or raise its exception."""
+  """Have process 0 do `work`, which has nothing collective in it.
+
+  All processes return its (pickled) result or raise its exception.
+  """
   client, index, _ = _client()
   if client is None:
     return work()
@@ -140,43 +152,45 @@ def once(work: Callable[[], T]) -> T:
 
 
 def preempted() -> bool:
-  """Whether to save and leave now: a SIGTERM reached some process, and all have come to the same call of this function.
+  """Return whether to save and leave now.
 
+  That is when a SIGTERM reached some process, and all have come to the same call of this function.
   False in a single process, which looks for its own signal. Call it once a step, on every process.
   """
   if _client()[0] is None:
     return False
   from jax.experimental import multihost_utils
 
-  # The step at which all stop is agreed as a number that must come: steps of a stage begin again at 0, these do not.
+  # The step at which all stop is agreed as a number that must come: steps of a stage begin again
+  # at 0, these do not.
   return multihost_utils.reached_preemption_sync_point(next(_polls))
 
 
 def code_digest() -> str:
-  """16 hex digits over the sources of this package: what runs here, with or without a git checkout."""
-  root = pathlib.Path(__file__).parent
-  found = hashlib.sha256()
+  """Return 16 hex digits over the sources of this package, with or without a git checkout."""
+  root = pathlib.Path(__file__).parents[1]
+  sources = hashlib.sha256()
   for path in sorted(root.rglob('*.py')):
-    found.update(path.relative_to(root).as_posix().encode() + b'\0' + path.read_bytes())
-  return found.hexdigest()[:16]
+    sources.update(path.relative_to(root).as_posix().encode() + b'\0' + path.read_bytes())
+  return sources.hexdigest()[:16]
 
 
 def _client() -> tuple[Any, int, int]:
-  """(client of the coordination service, process, processes); no client in a single process."""
+  """Return (client of the coordination service, process, processes); no client in a single one."""
   if not several():
     return None, 0, 1
-  # Not public, and what orbax uses too: jax's public exchanges go through devices, which cannot wait for hours.
+  # Not public, and what orbax uses too: jax's public exchanges go through devices, which cannot
+  # wait for hours.
   from jax._src import distributed
 
   state = distributed.global_state
   return state.client, state.process_id, state.num_processes
 
 
-def _get(client, key: str):
+def _get(client: Any, key: str) -> Any:
   while True:
-    heartbeat.beat(
-      heartbeat.START
-    )  # waiting is not hanging: the watchdog of the process that is waited for decides
+    # Waiting is not hanging: the watchdog of the process that is waited for decides.
+    heartbeat.beat(heartbeat.START)
     try:
       return pickle.loads(client.blocking_key_value_get_bytes(key, POLL_S * 1000))
     except Exception as error:

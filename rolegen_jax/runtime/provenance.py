@@ -1,4 +1,4 @@
-"""What a number must carry to be believed: when, on which devices, with which versions, from which commit."""
+"""What a number must carry to be believed: when, on which devices, which versions, which commit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'nump
 
 
 def machine(*packages: str) -> dict:
-  """when (UTC), device_kind, commit, versions of Python, PACKAGES and `packages` (null: not installed)."""
+  """Return when (UTC), device_kind, commit and versions.
+
+  Versions are those of Python, PACKAGES and `packages`; None: not installed.
+  """
+  versions: dict[str, str | None] = {'python': platform.python_version()}
+  versions |= {name: _version(name) for name in PACKAGES + packages}
   return dict(
     when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
     device_kind=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
     commit=_commit(),
-    versions={'python': platform.python_version()}
-    | {name: _version(name) for name in PACKAGES + packages},
+    versions=versions,
   )
 
 
@@ -32,14 +36,15 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-  """Twelve digits, with +changes where tracked files differ from it."""
-  here = pathlib.Path(__file__).parent
-  ask = lambda *args: subprocess.run(
-    ['git', *args], cwd=here, capture_output=True, text=True, check=False
-  )
-  found = ask('rev-parse', '--short=12', 'HEAD')
-  if found.returncode:
+  """Return twelve digits of the commit, with +changes where tracked files differ from it."""
+  head = _git('rev-parse', '--short=12', 'HEAD')
+  if head is None:
     return 'unknown (no git checkout)'
-  return found.stdout.strip() + (
-    '+changes' if ask('status', '--porcelain', '--untracked-files=no').stdout.strip() else ''
-  )
+  return head + ('+changes' if _git('status', '--porcelain', '--untracked-files=no') else '')
+
+
+def _git(*args: str) -> str | None:
+  """Return what a git command prints; None when it fails."""
+  here = pathlib.Path(__file__).parent
+  result = subprocess.run(['git', *args], cwd=here, capture_output=True, text=True, check=False)
+  return None if result.returncode else result.stdout.strip()

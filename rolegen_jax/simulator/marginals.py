@@ -1,6 +1,11 @@
-"""Five marginals of a log as curves on a fixed grid, so that a simulated log can be compared with summaries of a real one."""
+"""Five marginals of a log as curves on a fixed grid.
+
+With them a simulated log can be compared with summaries of a real one.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,41 +20,51 @@ MARGINALS = (
 )
 SCALARS = ('conversion rate', 'repeat share', 'purchases seen before')
 
+_DAY = 86_400  # seconds
+
 
 def summary(
   events: pl.DataFrame,
   bin_days: float = 1.0,
   day_level: bool = False,
   per_item: float | None = None,
-) -> dict:
-  """Curves of the MARGINALS on GRID and the SCALARS of a log with columns user_id, item_id, event, timestamp.
+) -> dict[str, Any]:
+  """Return the curves of the MARGINALS on GRID and the SCALARS of a log.
 
-  `bin_days`: width of the time bin in which a user is active or not (gaps are counted in bins). `day_level`: timestamps
-  are floored to days first, as in a log that knows days only. Identical rows count once. Popularity is the share of
-  events (y) held by the top share of items (x); with `per_item` it is taken on random users, so few that events per
-  distinct item are as in the log compared with (a small sample has a longer tail). No noise: fixed seed.
+  Identical rows count once. Popularity is the share of events (y) held by the top share of items
+  (x). No noise: the seed is fixed.
+
+  events: columns user_id, item_id, event, timestamp. bin_days: width of the time bin in which a
+  user is active or not (gaps are counted in bins). day_level: floor timestamps to days first, as in
+  a log that knows days only. per_item: take popularity on random users, so few that events per
+  distinct item are as in the log compared with (a small sample has a longer tail).
   """
   if day_level:
-    events = events.with_columns(pl.col('timestamp') // 86_400 * 86_400)
+    events = events.with_columns(pl.col('timestamp') // _DAY * _DAY)
   events = (
     events.select('user_id', 'item_id', 'event', 'timestamp')
     .unique()
     .sort('user_id', 'timestamp', 'item_id', 'event')
   )
   start = events['timestamp'].min()
+  first_contact = pl.col('timestamp').min().over('user_id', 'item_id')
   events = events.with_columns(
-    seen=pl.col('timestamp') > pl.col('timestamp').min().over('user_id', 'item_id'),
+    seen=pl.col('timestamp') > first_contact,
     bought=pl.col('event') == 'purchase',
-    bin=((pl.col('timestamp') - start) / (86_400 * bin_days)).baseline().cast(pl.Int64),
+    bin=((pl.col('timestamp') - start) / (_DAY * bin_days)).floor().cast(pl.Int64),
   )
   users = events.group_by('user_id', maintain_order=True).agg(
     pl.len(), pl.col('bought').mean(), pl.col('seen').mean()
   )
   bins = events.select('user_id', 'bin').unique().sort('user_id', 'bin')
   gaps = bins.with_columns(gap=pl.col('bin').diff().over('user_id')).drop_nulls()['gap']
-  samples = (users['len'], gaps, users['bought'], None, users['seen'])
-  curves = {name: quantiles(s.to_numpy()) for name, s in zip(MARGINALS, samples) if s is not None}
-  curves['item popularity'] = popularity(events, per_item)
+  curves = {
+    'events per user': quantiles(users['len'].to_numpy()),
+    'gap between active bins': quantiles(gaps.to_numpy()),
+    'conversion rate per user': quantiles(users['bought'].to_numpy()),
+    'repeat share per user': quantiles(users['seen'].to_numpy()),
+    'item popularity': popularity(events, per_item),
+  }
   scalars = events['bought'].mean(), events['seen'].mean(), events.filter('bought')['seen'].mean()
   return {
     'curves': curves,
@@ -59,55 +74,71 @@ def summary(
 
 
 def quantiles(values: np.ndarray) -> np.ndarray:
-  """Mid-level quantiles on GRID: the ends are the 0.5 % and 99.5 % points, so that one odd user does not set them."""
+  """Return quantiles on GRID.
+
+  The ends are the 0.5 % and 99.5 % points, so that one odd user does not set them.
+  """
   return np.quantile(values, np.clip(GRID, 0.005, 0.995))
 
 
 def popularity(events: pl.DataFrame, per_item: float | None, draws: int = 8) -> np.ndarray:
-  """Lorenz curve from the top, on GRID; mean over `draws` random user samples if `per_item` is given."""
-  rng, curves = np.random.default_rng(0), []
+  """Return the Lorenz curve from the top, on GRID.
+
+  per_item: if given, the mean over `draws` random samples of users, see `summary`.
+  """
+  rng = np.random.default_rng(0)
   users, items = (
-    np.unique(events[c].to_numpy(), return_inverse=True)[1] for c in ('user_id', 'item_id')
+    np.unique(events[column].to_numpy(), return_inverse=True)[1]
+    for column in ('user_id', 'item_id')
   )
-  for _ in range(draws if per_item else 1):
-    if per_item:
-      order = np.argsort(rng.permutation(users.max() + 1)[users], kind='stable')
-      first = np.zeros(len(items), bool)
-      first[np.unique(items[order], return_index=True)[1]] = True
-      ratio = np.arange(1, len(items) + 1) / np.cumsum(first)
-      below = np.flatnonzero(
-        ratio < per_item
-      )  # the last time that the growing sample is still sparser than asked
-      kept = items[order[: below[-1] + 1]]
-    else:
-      kept = items
-    counts = np.sort(np.bincount(kept)[np.unique(kept)])[::-1]
-    held = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
-    curves.append(np.interp(GRID, np.linspace(0, 1, len(held)), held))
+  if not per_item:
+    return _lorenz(items)
+  curves = []
+  for _ in range(draws):
+    order = np.argsort(rng.permutation(users.max() + 1)[users], kind='stable')
+    curves.append(_lorenz(_sparse_sample(items[order], per_item)))
   return np.mean(curves, axis=0)
 
 
-def distances(simulated: dict, real: dict) -> dict[str, float]:
-  """Area between simulated and real curve per marginal.
+def _sparse_sample(items: np.ndarray, per_item: float) -> np.ndarray:
+  """Return the longest prefix of `items` with fewer than `per_item` events per distinct item."""
+  is_first = np.zeros(len(items), bool)
+  is_first[np.unique(items, return_index=True)[1]] = True
+  events_per_item = np.arange(1, len(items) + 1) / np.cumsum(is_first)
+  sparse = np.flatnonzero(events_per_item < per_item)
+  return items[: sparse[-1] + 1]
 
-  For quantile curves this is the Wasserstein-1 distance over the mean of the real log (0.1 = an average user is off by a
-  tenth of the mean); for popularity the area between two curves in the unit square.
+
+def _lorenz(items: np.ndarray) -> np.ndarray:
+  counts = np.sort(np.bincount(items)[np.unique(items)])[::-1]
+  event_share = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+  return np.interp(GRID, np.linspace(0, 1, len(event_share)), event_share)
+
+
+def distances(simulated: dict[str, Any], real: dict[str, Any]) -> dict[str, float]:
+  """Return the area between the simulated and the real curve of each marginal.
+
+  For quantile curves this is the Wasserstein-1 distance over the mean of the real log (0.1 = an
+  average user is off by a tenth of the mean); for popularity the area between two curves in the
+  unit square.
   """
-  out = {}
+  areas = {}
   for name in MARGINALS:
-    a, b = (np.asarray(s['curves'][name]) for s in (simulated, real))
-    gap = np.trapezoid(np.abs(a - b), GRID)
-    out[name] = float(gap if name == 'item popularity' else gap / np.trapezoid(b, GRID))
-  return out
+    simulated_curve = np.asarray(simulated['curves'][name])
+    real_curve = np.asarray(real['curves'][name])
+    area = np.trapezoid(np.abs(simulated_curve - real_curve), GRID)
+    if name != 'item popularity':
+      area = area / np.trapezoid(real_curve, GRID)
+    areas[name] = float(area)
+  return areas
 
 
-def view_of(preset: str, days: int) -> dict:
-  """How a simulated log is read to compare it with a real one: keyword arguments of `summary`.
+def view_of(preset: str, days: int) -> dict[str, Any]:
+  """Return how a simulated log is read to compare it with a real one: arguments of `summary`.
 
-  alibaba2014 knows days only. taobao_userbehavior_1k covers 9 days: its day stands for a ninth of the simulated period.
+  alibaba2014 knows days only. taobao_userbehavior_1k covers 9 days: its day stands for a ninth of
+  the simulated period.
   """
-  return (
-    {'bin_days': 1.0, 'day_level': True}
-    if preset == 'alibaba2014'
-    else {'bin_days': days / 9, 'day_level': False}
-  )
+  if preset == 'alibaba2014':
+    return {'bin_days': 1.0, 'day_level': True}
+  return {'bin_days': days / 9, 'day_level': False}

@@ -1,95 +1,142 @@
-"""Planted roles of the simulated world, with the true removal effect of every (occasion, recent event) pair."""
+"""Planted roles of the simulated world, with the true removal effect of every planted pair.
+
+A pair is an occasion and one of the M = RECENT events before it. N events of the log, O occasions.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 
+if TYPE_CHECKING:
+  from rolegen_jax.simulator.world import World
+
 RECENT = 24  # events before an occasion that get a role
 CHUNK = 1024  # occasions whose states are held at once
 PURCHASE = EVENT_NAMES.index('purchase')
-ANCHOR, COMPARE, REINFORCE = (ROLE_NAMES.index(r) for r in ('ANCHOR', 'COMPARE', 'REINFORCE'))
+ANCHOR, COMPARE, REINFORCE = map(ROLE_NAMES.index, ('ANCHOR', 'COMPARE', 'REINFORCE'))
+
+_DAY = 86_400  # seconds
 
 
-def contact_roles(world, users, items, codes, times) -> np.ndarray:
-  """Role code of every event inside the intent of its own category: ANCHOR, COMPARE or REINFORCE.
+def contact_roles(
+  world: World, users: np.ndarray, items: np.ndarray, codes: np.ndarray, times: np.ndarray
+) -> np.ndarray:
+  """Return the role of every event inside the intent of its own category, [N].
 
-  An intent of a user in a category begins with the first event there, ends with a purchase there, and is over after
-  `intent_gap_days` without an event there. Its first event is the ANCHOR; an item met for the first time later is
-  COMPARE; any further event on an item already met in this intent is REINFORCE. Arrays sorted by user and time.
+  An intent of a user in a category begins with the first event there, ends with a purchase there,
+  and is over after `intent_gap_days` without an event there. Its first event is the ANCHOR; an item
+  met for the first time later is COMPARE; any further event on an item already met in this intent
+  is REINFORCE.
+
+  users, items, codes, times: [N], sorted by user and time.
   """
   category = world.traits.category_I[items]
   order = np.lexsort((times, category, users))
-  u, c, t, bought = users[order], category[order], times[order], codes[order] == PURCHASE
-  begins = np.ones(len(u), bool)
-  begins[1:] = (
-    (np.diff(u) != 0)
-    | (np.diff(c) != 0)
-    | bought[:-1]
-    | (np.diff(t) > world.rules.intent_gap_days * 86_400)
+  user, category, item, time = users[order], category[order], items[order], times[order]
+  is_purchase = codes[order] == PURCHASE
+  is_anchor = np.ones(len(user), bool)
+  is_anchor[1:] = (
+    (np.diff(user) != 0)
+    | (np.diff(category) != 0)
+    | is_purchase[:-1]
+    | (np.diff(time) > world.rules.intent_gap_days * _DAY)
   )
-  intent = np.cumsum(begins)
-  by_item = np.lexsort((t, items[order], intent))
-  first = np.ones(len(u), bool)
-  first[1:] = (np.diff(intent[by_item]) != 0) | (np.diff(items[order][by_item]) != 0)
-  meets = np.empty(len(u), bool)
-  meets[by_item] = first
-  roles = np.empty(len(u), int)
-  roles[order] = np.where(begins, ANCHOR, np.where(meets, COMPARE, REINFORCE))
+  intent = np.cumsum(is_anchor)
+  by_item = np.lexsort((time, item, intent))
+  is_first = np.ones(len(user), bool)
+  is_first[1:] = (np.diff(intent[by_item]) != 0) | (np.diff(item[by_item]) != 0)
+  is_first_meeting = np.empty(len(user), bool)
+  is_first_meeting[by_item] = is_first
+  roles = np.empty(len(user), int)
+  roles[order] = np.where(is_anchor, ANCHOR, np.where(is_first_meeting, COMPARE, REINFORCE))
   return roles
 
 
-def relative_roles(world, items, codes, contacts, bought) -> np.ndarray:
-  """Role codes of events relative to the purchase of `bought`; broadcasts. First rule that holds wins, as documented."""
-  t = world.traits
-  # An item cannot be an alternative to itself: meeting the bought item for the first time is its entry, an ANCHOR.
+def relative_roles(
+  world: World, items: np.ndarray, codes: np.ndarray, contacts: np.ndarray, bought: np.ndarray
+) -> np.ndarray:
+  """Return the roles of events relative to the purchase of `bought`.
+
+  The first rule that holds wins, in the order of docs/simulated_world.md. All arrays broadcast;
+  contacts: what `contact_roles` returned for the events.
+  """
+  traits = world.traits
+  # An item cannot be an alternative to itself: meeting the bought item for the first time is its
+  # entry, an ANCHOR.
   contacts = np.where((contacts == COMPARE) & (items == bought), ANCHOR, contacts)
-  own, target = t.category_I[items], t.category_I[bought]
+  category, target = traits.category_I[items], traits.category_I[bought]
   rules = {
     'CONVERT': codes == PURCHASE,
-    'TRIGGER': t.trigger_I[items] == target,
-    'DISTRACT': t.distracts_I[items] == t.department_C[target],
-    'contact': own == target,
-    'COMPLEMENT': t.complement_C[own] == target,
+    'TRIGGER': traits.trigger_I[items] == target,
+    'DISTRACT': traits.distracts_I[items] == traits.department_C[target],
+    'contact': category == target,
+    'COMPLEMENT': traits.complement_C[category] == target,
   }
   values = [contacts if name == 'contact' else ROLE_NAMES.index(name) for name in rules]
   return np.select(list(rules.values()), values, ROLE_NAMES.index('EXPLORE'))
 
 
-def planted(world, users, items, codes, times) -> pl.DataFrame:
-  """One row per purchase and each of the RECENT events before it. Arrays sorted by user and time."""
+def planted(
+  world: World, users: np.ndarray, items: np.ndarray, codes: np.ndarray, times: np.ndarray
+) -> pl.DataFrame:
+  """Return one row per purchase and each of the RECENT events before it.
+
+  users, items, codes, times: [N], sorted by user and time.
+  """
   contacts = contact_roles(world, users, items, codes, times)
   first = np.searchsorted(users, users)  # row of each event's user's first event
   occasions = np.flatnonzero((codes == PURCHASE) & (np.arange(len(users)) > first))
   frames = []
-  for at in np.array_split(occasions, max(1, -(-len(occasions) // CHUNK))):
-    recent = at[:, None] - np.arange(RECENT, 0, -1)
-    here = recent >= first[at, None]
-    recent = np.where(here, recent, 0)
-    # Every earlier event of the occasion's user, flattened: lengths -> row numbers -> positions in the log.
-    lengths = at - first[at]
-    row = np.repeat(np.arange(len(at)), lengths)
-    past = (
-      np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + first[at][row]
+  for rows_O in np.array_split(occasions, max(1, -(-len(occasions) // CHUNK))):
+    recent_OxM = rows_O[:, None] - np.arange(RECENT, 0, -1)
+    is_event = recent_OxM >= first[rows_O, None]
+    recent_OxM = np.where(is_event, recent_OxM, 0)
+    occasion, past = _past_events(rows_O, first[rows_O])
+    state = world.state_of_rows(users[rows_O], occasion, items[past], codes[past], times[past])
+    effect = world.removal_effects(
+      state,
+      timestamps=times[rows_O],
+      bought=items[rows_O],
+      items=np.where(is_event, items[recent_OxM], -1),
+      codes=codes[recent_OxM],
+      times=times[recent_OxM],
     )
-    state = world.state_of_rows(users[at], row, items[past], codes[past], times[past])
-    shown = np.where(here, items[recent], -1)
-    effect = world.removal_effects(state, times[at], items[at], shown, codes[recent], times[recent])
-    role = relative_roles(world, items[recent], codes[recent], contacts[recent], items[at][:, None])
-    event, repeat = recent[here], np.broadcast_to(at[:, None], here.shape)[here]
+    role = relative_roles(
+      world,
+      items[recent_OxM],
+      codes[recent_OxM],
+      contacts[recent_OxM],
+      bought=items[rows_O][:, None],
+    )
+    event_row = recent_OxM[is_event]
+    occasion_row = np.broadcast_to(rows_O[:, None], is_event.shape)[is_event]
     frames.append(
       pl.DataFrame(
         {
-          'user_id': users[repeat],
-          'occasion_timestamp': times[repeat],
-          'timestamp': times[event],
-          'item_id': items[event],
-          'event': np.array(EVENT_NAMES)[codes[event]],
-          'role': np.array(ROLE_NAMES)[role[here]],
-          'effect': effect[here],
+          'user_id': users[occasion_row],
+          'occasion_timestamp': times[occasion_row],
+          'timestamp': times[event_row],
+          'item_id': items[event_row],
+          'event': np.array(EVENT_NAMES)[codes[event_row]],
+          'role': np.array(ROLE_NAMES)[role[is_event]],
+          'effect': effect[is_event],
         }
       )
     )
   return pl.concat(frames)
+
+
+def _past_events(rows_O: np.ndarray, first_O: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Return every earlier event of each occasion's user, flattened: (occasion, log row).
+
+  rows_O: log rows of the occasions. first_O: the first log rows of their users.
+  """
+  lengths = rows_O - first_O
+  occasion = np.repeat(np.arange(len(rows_O)), lengths)
+  position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+  return occasion, position + first_O[occasion]

@@ -1,8 +1,10 @@
-"""The simulated world: a seeded structural causal model of shoppers whose conversion probabilities are in closed form.
+"""The simulated world: a seeded structural causal model of shoppers with closed-form conversions.
 
-`simulate(config)` gives a log with planted roles and true removal effects; `World` answers what-if questions about any
-history and plays A/B tests. Rules, equations and constants: docs/simulated_world.md. SIMULATED DATA: no real shopper.
-Shapes: U users of the world, N rows of a state, C categories, I items, M recent events, K shown items.
+`simulate(config)` gives a log with planted roles and true removal effects; `World` answers what-if
+questions about any history and plays A/B tests. Rules, equations and constants are in
+docs/simulated_world.md. SIMULATED DATA: no real shopper.
+
+U users of the world, N rows of a state, C categories, I items, M recent events, K shown items.
 """
 
 from __future__ import annotations
@@ -11,62 +13,38 @@ import dataclasses
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, ConfigError, SimulatorConfig
 from rolegen_jax.simulator import behavior, roles
-from rolegen_jax.simulator.rules import (
-  STYLES,
-  Fitted,
-  Rules,
-  category_names,
-  load_fitted,
-  rules_of,
-  stream,
-)
+from rolegen_jax.simulator.rules import STYLES, Fitted, Rules, Uniforms, load_fitted, rules_of
+from rolegen_jax.simulator.traits import Traits, draw_traits, item_table
 
-VIEW, FAV, CART, PURCHASE = (
-  EVENT_NAMES.index(name) for name in ('view', 'fav', 'cart', 'purchase')
-)
+VIEW, FAV, CART, PURCHASE = map(EVENT_NAMES.index, ('view', 'fav', 'cart', 'purchase'))
 DAY = 86_400
 
 
 @dataclasses.dataclass(frozen=True)
-class Traits:
-  """Fixed properties. User and item ids of the log are the indices into these arrays."""
-
-  base_UxC: np.ndarray  # base preference, rows sum to 1
-  style_UxS: np.ndarray  # utility of a style
-  rate_U: np.ndarray  # ceiling of the purchase hazard; 0 = never buys
-  kind_U: np.ndarray  # 0 never buys, 1 dormant browser, 2 active
-  visits_U: np.ndarray  # visits per day
-  session_U: np.ndarray  # events per visit
-  category_I: np.ndarray
-  style_I: np.ndarray
-  popularity_I: np.ndarray  # log weight inside the category
-  trigger_I: np.ndarray  # category that the item wakes, -1 = none
-  distracts_I: np.ndarray  # department that the item damps, -1 = none
-  complement_C: np.ndarray  # complement of a category
-  department_C: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class State:
-  """Latent state of N users: sums of the kicks of their events, each scaled by exp(+event day / decay_days).
+  """Latent state of N users: sums of the kicks of their events, each times exp(+day / decay_days).
 
-  The value on day d is the stored value times exp(-d / decay_days), so the state needs no clock and is additive in events.
+  The value on day d is the stored value times exp(-d / decay_days), so the state needs no clock and
+  is additive in events.
   """
 
-  users: np.ndarray  # [N] user indices
-  excitation: np.ndarray  # [N, C] adds to intensity
-  inhibition: np.ndarray  # [N, C] lowers log intensity
-  consideration: np.ndarray  # [N, I] contacts by item
+  users: np.ndarray  # [N], user indices
+  excitation: np.ndarray  # [N, C], adds to intensity
+  inhibition: np.ndarray  # [N, C], lowers log intensity
+  consideration: np.ndarray  # [N, I], contacts by item
 
   def copy(self) -> State:
+    """Return a state that shares no memory with this one."""
     return State(
       self.users.copy(), self.excitation.copy(), self.inhibition.copy(), self.consideration.copy()
     )
 
   def rows(self, index: np.ndarray) -> State:
+    """Return the state of these rows."""
     return State(
       self.users[index], self.excitation[index], self.inhibition[index], self.consideration[index]
     )
@@ -74,6 +52,8 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class SimulatedLog:
+  """A log of the world, and the world that made it."""
+
   events: pl.DataFrame  # user_id, item_id, event, timestamp, sorted by user and time
   items: pl.DataFrame  # item_id, title, category_code, brand, price
   planted: pl.DataFrame  # user_id, occasion_timestamp, timestamp, item_id, event, role, effect
@@ -88,57 +68,63 @@ class World:
   rules: Rules
   fitted: Fitted
   traits: Traits
-  excite: np.ndarray  # [2, I, C] intensity added per strength by a contact (0) and a purchase (1)
-  inhibit: np.ndarray  # [2, I, C] the same for log intensity taken away
-  strength: np.ndarray  # [event codes] strength of an event
-  normaliser_UxC: np.ndarray  # sum over a category's items of exp(popularity + style)
+  excite: np.ndarray  # [2, I, C], intensity added per strength by a contact (0) and a purchase (1)
+  inhibit: np.ndarray  # [2, I, C], the same for log intensity taken away
+  strength: np.ndarray  # [event codes], strength of an event
+  normalizer_UxC: np.ndarray  # sum over a category's items of exp(popularity + style)
 
   @classmethod
   def build(cls, config: SimulatorConfig, fitted: Fitted | None = None) -> World:
-    """The world of `config`; `fitted` replaces the preset's parameters (for the fit itself)."""
+    """Return the world of `config`.
+
+    fitted: replaces the preset's parameters (for the fit itself). Raises ConfigError when there are
+    too few categories or items.
+    """
     rules = rules_of(config.preset)
-    if config.categories < 2 * rules.department_size or config.items < 4 * config.categories:
-      raise ConfigError(f'world: {config.items} items in {config.categories} categories: need at least '
-                        f'{2 * rules.department_size} categories and 4 items in each')  # fmt: skip
+    least = 2 * rules.department_size
+    if config.categories < least or config.items < 4 * config.categories:
+      raise ConfigError(
+        f'simulator.items={config.items}, simulator.categories={config.categories}: '
+        f'must be at least {least} categories and 4 items in each'
+      )
     fitted = fitted or load_fitted(config.preset)
-    traits = _traits(config, rules, fitted)
-    categories, items = config.categories, np.arange(config.items)
-    excite, inhibit = np.zeros((2, 2, config.items, categories))
-    complement = traits.complement_C[traits.category_I]
-    excite[0, items, traits.category_I] += rules.view_kick
-    excite[0, items, complement] += rules.complement_kick
-    excite[1, items, complement] += rules.purchase_complement_kick
-    trigger = traits.trigger_I >= 0
-    excite[0, items[trigger], traits.trigger_I[trigger]] += rules.trigger_kick
-    inhibit[0] = rules.distractor_damp * (traits.department_C[None] == traits.distracts_I[:, None])
-    inhibit[1, items, traits.category_I] = rules.purchase_damp
+    traits = draw_traits(config, rules, fitted)
+    excite, inhibit = _kicks(rules, traits)
     strength = np.zeros(len(EVENT_NAMES))
     strength[[VIEW, FAV, CART, PURCHASE]] = 1, rules.fav_strength, rules.cart_strength, 1
-    mass = np.zeros((len(STYLES), categories))
-    np.add.at(mass, (traits.style_I, traits.category_I), np.exp(traits.popularity_I))
-    return cls(
-      config, rules, fitted, traits, excite, inhibit, strength, np.exp(traits.style_UxS) @ mass
-    )
+    mass_SxC = np.zeros((len(STYLES), config.categories))
+    np.add.at(mass_SxC, (traits.style_I, traits.category_I), np.exp(traits.popularity_I))
+    normalizer_UxC = np.exp(traits.style_UxS) @ mass_SxC
+    return cls(config, rules, fitted, traits, excite, inhibit, strength, normalizer_UxC)
 
-  def day(self, timestamps: np.ndarray) -> np.ndarray:
-    """Days since the start of the world, as floats."""
+  def day(self, timestamps: ArrayLike) -> np.ndarray:
+    """Return days since the start of the world, as floats."""
     return (np.asarray(timestamps) - self.rules.start) / DAY
 
-  def decay(self, timestamps: np.ndarray) -> np.ndarray:
-    """What a stored kick is worth at these times; its inverse scales a kick that happens then."""
+  def decay(self, timestamps: ArrayLike) -> np.ndarray:
+    """Return what a stored kick is worth at these times.
+
+    Its inverse scales a kick that happens then.
+    """
     return np.exp(-self.day(timestamps) / self.rules.decay_days)
 
   def attraction(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Choice share of `items` in their categories before any contact; broadcasts, sums to 1 over a category."""
-    t = self.traits
-    weight = np.exp(t.popularity_I[items] + t.style_UxS[users, t.style_I[items]])
-    return weight / self.normaliser_UxC[users, t.category_I[items]]
+    """Return the choice share of `items` in their categories before any contact.
+
+    users, items: broadcast. Shares sum to 1 over a category.
+    """
+    traits = self.traits
+    utility = traits.popularity_I[items] + traits.style_UxS[users, traits.style_I[items]]
+    return np.exp(utility) / self.normalizer_UxC[users, traits.category_I[items]]
 
   def empty(self, users: np.ndarray) -> State:
-    """State of users without history, [N]."""
-    n, c = len(users), self.config.categories
+    """Return the state of users [N] without history."""
+    n, categories = len(users), self.config.categories
     return State(
-      np.asarray(users), np.zeros((n, c)), np.zeros((n, c)), np.zeros((n, self.config.items))
+      users=np.asarray(users),
+      excitation=np.zeros((n, categories)),
+      inhibition=np.zeros((n, categories)),
+      consideration=np.zeros((n, self.config.items)),
     )
 
   def add(
@@ -149,209 +135,218 @@ class World:
     codes: np.ndarray,
     timestamps: np.ndarray,
   ) -> None:
-    """Adds one event to each of `rows` IN PLACE; a row may occur once only."""
+    """Add one event to each of `rows` IN PLACE; a row may occur once only."""
     scale = self.strength[codes] / self.decay(timestamps)
-    bought = (codes == PURCHASE).astype(int)
-    state.excitation[rows] += scale[:, None] * self.excite[bought, items]
-    state.inhibition[rows] += scale[:, None] * self.inhibit[bought, items]
+    is_purchase = (codes == PURCHASE).astype(int)
+    state.excitation[rows] += scale[:, None] * self.excite[is_purchase, items]
+    state.inhibition[rows] += scale[:, None] * self.inhibit[is_purchase, items]
     state.consideration[rows, items] += scale
 
-  def state(self, histories: pl.DataFrame, users: np.ndarray | None = None) -> State:
-    """State after any histories, edited ones too: columns user_id, item_id, event, timestamp in any order.
+  def state(self, histories: pl.DataFrame, users: ArrayLike | None = None) -> State:
+    """Return the state after any histories, edited ones too.
 
-    Rows follow `users` [N] (default: every user of the world); events of other users are ignored.
+    histories: columns user_id, item_id, event, timestamp, in any order. users: [N], the rows of the
+    state; None = every user of the world. Events of other users are ignored.
     """
     users = np.arange(self.config.users) if users is None else np.asarray(users)
-    place = pl.DataFrame(
+    row_of_user = pl.DataFrame(
       {'user_id': users, 'row': np.arange(len(users))}, schema_overrides={'user_id': pl.Int64}
     )
-    h = histories.join(place, on='user_id')
-    codes = event_codes(h['event'])
+    events = histories.join(row_of_user, on='user_id')
     return self.state_of_rows(
-      users, *(h[c].to_numpy() for c in ('row', 'item_id')), codes, h['timestamp'].to_numpy()
+      users,
+      events['row'].to_numpy(),
+      events['item_id'].to_numpy(),
+      event_codes(events['event']),
+      events['timestamp'].to_numpy(),
     )
 
-  def state_of_rows(self, users, rows, items, codes, timestamps) -> State:
-    """The same from flat arrays, one element per event; `rows` index into `users` [N] and may repeat."""
-    n, size = len(users), self.config.items
+  def state_of_rows(
+    self,
+    users: ArrayLike,
+    rows: np.ndarray,
+    items: np.ndarray,
+    codes: np.ndarray,
+    timestamps: np.ndarray,
+  ) -> State:
+    """Return the same from flat arrays, one element per event.
+
+    rows: indices into `users` [N]; may repeat.
+    """
+    users = np.asarray(users)
+    shape = len(users), self.config.items
     scale = self.strength[codes] / self.decay(timestamps)
-    mass = [
-      np.bincount(rows[on] * size + items[on], scale[on], n * size).reshape(n, size)
-      for on in (codes != PURCHASE, codes == PURCHASE)
-    ]
+
+    def strength_by_item(chosen: np.ndarray) -> np.ndarray:
+      flat = rows[chosen] * shape[1] + items[chosen]
+      return np.bincount(flat, scale[chosen], shape[0] * shape[1]).reshape(shape)
+
+    contacts = strength_by_item(codes != PURCHASE)
+    purchases = strength_by_item(codes == PURCHASE)
     return State(
-      np.asarray(users),
-      *(mass[0] @ k[0] + mass[1] @ k[1] for k in (self.excite, self.inhibit)),
-      mass[0] + mass[1],
+      users=users,
+      excitation=contacts @ self.excite[0] + purchases @ self.excite[1],
+      inhibition=contacts @ self.inhibit[0] + purchases @ self.inhibit[1],
+      consideration=contacts + purchases,
     )
 
-  def intensity(self, state: State, timestamps: np.ndarray) -> np.ndarray:
-    """lambda [N, C] = (base + excitation) * exp(-inhibition) at `timestamps` [N]."""
+  def intensity(self, state: State, timestamps: ArrayLike) -> np.ndarray:
+    """Return lambda = (base + excitation) * exp(-inhibition) at `timestamps` [N], [N, C]."""
     now = self.decay(timestamps)[:, None]
-    return (self.traits.base_UxC[state.users] + now * state.excitation) * np.exp(
-      -now * state.inhibition
-    )
+    raised = self.traits.base_UxC[state.users] + now * state.excitation
+    return raised * np.exp(-now * state.inhibition)
 
-  def hazard(self, state: State, timestamps: np.ndarray) -> np.ndarray:
-    """Probability [N] that an event at `timestamps` is a purchase."""
+  def hazard(self, state: State, timestamps: ArrayLike) -> np.ndarray:
+    """Return the probability that an event at `timestamps` [N] is a purchase, [N]."""
     total = self.intensity(state, timestamps).sum(1)
     return self.traits.rate_U[state.users] * total / (total + self.rules.hazard_half)
 
-  def item_weights(self, state: State, timestamps: np.ndarray) -> np.ndarray:
-    """Attraction times (1 + contacts)^consideration, [N, I]: choice weights inside categories."""
+  def item_weights(self, state: State, timestamps: ArrayLike) -> np.ndarray:
+    """Return choice weights in categories: attraction * (1 + contacts)^consideration, [N, I]."""
     contacts = 1 + self.decay(timestamps)[:, None] * state.consideration
-    return (
-      self.attraction(state.users[:, None], np.arange(self.config.items))
-      * contacts**self.fitted.consideration
-    )
+    attraction = self.attraction(state.users[:, None], np.arange(self.config.items))
+    return attraction * contacts**self.fitted.consideration
 
-  def log_p_conversion(self, state: State, timestamps: np.ndarray) -> np.ndarray:
-    """log p(item | a purchase happens at `timestamps` [N], history), [N, I]; each row sums to one in probability."""
-    share = self.intensity(state, timestamps) ** self.rules.focus
-    weight = share[:, self.traits.category_I] * self.item_weights(state, timestamps)
+  def log_p_conversion(self, state: State, timestamps: ArrayLike) -> np.ndarray:
+    """Return log p(item | a purchase happens at `timestamps` [N], history), [N, I].
+
+    Each row sums to one in probability.
+    """
+    category_share = self.intensity(state, timestamps) ** self.rules.focus
+    item_weights = self.item_weights(state, timestamps)
+    weight = category_share[:, self.traits.category_I] * item_weights
     return np.log(weight) - np.log(weight.sum(1, keepdims=True))
 
-  def removal_effects(self, state: State, timestamps, bought, items, codes, times) -> np.ndarray:
-    """True effects [N, M] in nats: log p(bought | h) - log p(bought | h without the event), exact.
+  def removal_effects(
+    self,
+    state: State,
+    timestamps: np.ndarray,
+    bought: np.ndarray,
+    items: np.ndarray,
+    codes: np.ndarray,
+    times: np.ndarray,
+  ) -> np.ndarray:
+    """Return the true effects of events, [N, M] in nats, exact.
 
-    `timestamps`, `bought` [N]: when and what is bought; `items`, `codes`, `times` [N, M]: events of the history that
-    `state` holds, -1 in `items` = none there (effect NaN). The state is additive, so a removal is a subtraction.
+    The effect is log p(bought | h) - log p(bought | h without the event). The state is additive, so
+    a removal is a subtraction.
+
+    timestamps, bought: [N], when and what is bought. items, codes, times: [N, M], events of the
+    history that `state` holds; -1 in `items` = none there (effect NaN).
     """
-    category, n = self.traits.category_I, np.arange(len(bought))
-    now, lam = self.decay(timestamps), self.intensity(state, timestamps) ** self.rules.focus
+    category = self.traits.category_I
+    now = self.decay(timestamps)
+    lam = self.intensity(state, timestamps) ** self.rules.focus
     weight = self.item_weights(state, timestamps)
-    order = np.argsort(category, kind='stable')
-    starts = np.searchsorted(category[order], np.arange(self.config.categories))
-    share_NxC = np.add.reduceat(weight[:, order], starts, axis=1)
-    log_p = np.log(lam[n, category[bought]] * weight[n, bought]) - np.log((lam * share_NxC).sum(1))
+    by_category = np.argsort(category, kind='stable')
+    starts = np.searchsorted(category[by_category], np.arange(self.config.categories))
+    category_weight_NxC = np.add.reduceat(weight[:, by_category], starts, axis=1)
+    n = np.arange(len(bought))
+    numerator = lam[n, category[bought]] * weight[n, bought]
+    log_p = np.log(numerator) - np.log((lam * category_weight_NxC).sum(1))
     effects = np.full(items.shape, np.nan)
     for m in range(items.shape[1]):
-      on = np.flatnonzero(items[:, m] >= 0)
-      item, code, user = items[on, m], codes[on, m], state.users[on]
-      scale = self.strength[code] / self.decay(times[on, m])
-      kind = (code == PURCHASE).astype(int)
-      excitation = np.maximum(state.excitation[on] - scale[:, None] * self.excite[kind, item], 0)
-      inhibition = np.maximum(state.inhibition[on] - scale[:, None] * self.inhibit[kind, item], 0)
-      less = (self.traits.base_UxC[user] + now[on, None] * excitation) * np.exp(
-        -now[on, None] * inhibition
+      rows = np.flatnonzero(items[:, m] >= 0)
+      item, target, user = items[rows, m], bought[rows], state.users[rows]
+      excitation, inhibition, consideration = self._without(
+        state, rows, item, codes[rows, m], times[rows, m]
       )
-      less **= self.rules.focus
-      contacts = 1 + now[on] * np.maximum(state.consideration[on, item] - scale, 0)
-      changed = self.attraction(user, item) * contacts**self.fitted.consideration
-      total = (less * share_NxC[on]).sum(1) + less[np.arange(len(on)), category[item]] * (
-        changed - weight[on, item]
-      )
-      own = np.where(item == bought[on], changed, weight[on, bought[on]])
-      effects[on, m] = (
-        log_p[on] - np.log(less[np.arange(len(on)), category[bought[on]]] * own) + np.log(total)
-      )
+      raised = self.traits.base_UxC[user] + now[rows, None] * excitation
+      new_lam = raised * np.exp(-now[rows, None] * inhibition)
+      new_lam **= self.rules.focus
+      contacts = 1 + now[rows] * consideration
+      item_weight = self.attraction(user, item) * contacts**self.fitted.consideration
+      i = np.arange(len(rows))
+      weight_change = item_weight - weight[rows, item]
+      total = (new_lam * category_weight_NxC[rows]).sum(1)
+      total = total + new_lam[i, category[item]] * weight_change
+      target_weight = np.where(item == target, item_weight, weight[rows, target])
+      new_numerator = new_lam[i, category[target]] * target_weight
+      effects[rows, m] = log_p[rows] - np.log(new_numerator) + np.log(total)
     return effects
 
-  def act(
-    self, state: State, user_indices, shown_items, day: int, rng
-  ) -> tuple[pl.DataFrame, State]:
-    """One day of an A/B test: who visits sees `shown_items` [N, K] (-1 = nothing), then browses on as ever.
+  def _without(
+    self,
+    state: State,
+    rows: np.ndarray,
+    item: np.ndarray,
+    code: np.ndarray,
+    timestamp: np.ndarray,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the state of `rows` [R] without one event of each.
 
-    `user_indices` [N] are distinct and in `state.users`, else ValueError; `state` is not changed. Returns the events of the day (user_id,
-    item_id, event, timestamp, shown: bool, position: 0.. or -1) and the state after them. Pure given `rng`; two arms
-    with equal generators share the noise of each user and slot.
+    Returns (excitation [R, C], inhibition [R, C], consideration of the event's item [R]).
+    """
+    scale = self.strength[code] / self.decay(timestamp)
+    is_purchase = (code == PURCHASE).astype(int)
+    excite = scale[:, None] * self.excite[is_purchase, item]
+    inhibit = scale[:, None] * self.inhibit[is_purchase, item]
+    return (
+      np.maximum(state.excitation[rows] - excite, 0),
+      np.maximum(state.inhibition[rows] - inhibit, 0),
+      np.maximum(state.consideration[rows, item] - scale, 0),
+    )
+
+  def act(
+    self,
+    state: State,
+    user_indices: ArrayLike,
+    shown_items: ArrayLike,
+    day: int,
+    rng: Uniforms,
+  ) -> tuple[pl.DataFrame, State]:
+    """Play one day of an A/B test: who visits sees the items shown, then browses as always.
+
+    user_indices: [N], distinct and in `state.users`, else ValueError. shown_items: [N, K], -1 =
+    nothing.
+
+    Returns the events of the day (user_id, item_id, event, timestamp, shown: bool, position: 0.. or
+    -1) and the state after them; `state` is not changed. Pure given `rng`; two arms with equal
+    generators share the noise of each user and slot.
     """
     return behavior.act(self, state, np.asarray(user_indices), np.asarray(shown_items), day, rng)
 
-  def visitors(self, user_indices, rng) -> np.ndarray:
-    """bool [N]: who comes on the day that `act` plays with an equal generator; whatever is shown to the others is not seen."""
+  def visitors(self, user_indices: ArrayLike, rng: Uniforms) -> np.ndarray:
+    """Return who visits on the day that `act` plays with an equal generator, bool [N].
+
+    The others see nothing of what is shown to them.
+    """
     return behavior.arrivals(self, np.asarray(user_indices), rng)[0]
 
 
 def event_codes(events: pl.Series) -> np.ndarray:
-  """Index into EVENT_NAMES; raises polars.exceptions.InvalidOperationError on an unknown name."""
-  return (
-    events.cast(pl.String)
-    .replace_strict(list(EVENT_NAMES), range(len(EVENT_NAMES)), return_dtype=pl.Int64)
-    .to_numpy()
+  """Return indices into EVENT_NAMES.
+
+  Raises polars.exceptions.InvalidOperationError for an unknown name.
+  """
+  codes = events.cast(pl.String).replace_strict(
+    list(EVENT_NAMES), range(len(EVENT_NAMES)), return_dtype=pl.Int64
   )
+  return codes.to_numpy()
 
 
 def simulate(config: SimulatorConfig, fitted: Fitted | None = None) -> SimulatedLog:
-  """The whole simulated log of `config`: about 5 s for 3000 users on one core."""
+  """Simulate the full log of `config`: about 5 s for 3000 users on one core."""
   world = World.build(config, fitted)
   users, items, codes, times = behavior.draw_log(world)
   events = pl.DataFrame(
     {'user_id': users, 'item_id': items, 'event': np.array(EVENT_NAMES)[codes], 'timestamp': times}
   )
-  return SimulatedLog(
-    events, _item_table(world), roles.planted(world, users, items, codes, times), world
-  )
+  planted = roles.planted(world, users, items, codes, times)
+  return SimulatedLog(events, item_table(config, world.rules, world.traits), planted, world)
 
 
-def _traits(config: SimulatorConfig, rules: Rules, fitted: Fitted) -> Traits:
-  rng = stream(config.seed, 'items')
-  n, categories, styles = config.items, config.categories, len(STYLES)
-  category = rng.permutation(n) % categories
-  rank = np.zeros(n)
-  for c in range(categories):
-    rank[category == c] = 1 + rng.permutation((category == c).sum())
-  department = np.arange(categories) // rules.department_size
-  special = rng.random(n)
-  # A trigger wakes a category that is neither its own nor its complement: those have roles of their own.
-  pairs = rng.permutation(categories)
-  complement = np.empty(categories, int)
-  complement[pairs] = np.roll(pairs, 1)
-  target = rng.integers(0, categories, n)
-  while (
-    bad := (target == category)
-    | (target == complement[category])
-    | (complement[target] == category)
-  ).any():
-    target[bad] = rng.integers(0, categories, bad.sum())
-  away = (department[category] + rng.integers(1, department[-1] + 1, n)) % (department[-1] + 1)
-  is_trigger = special < rules.trigger_share
-  is_distractor = ~is_trigger & (special < rules.trigger_share + rules.distractor_share)
-  style_I = rng.integers(0, styles, n)
-
-  rng = stream(config.seed, 'users')
-  u = config.users
-  base = rng.gamma(rules.base_concentration, size=(u, categories)) + 1e-12
-  base = (1 - rules.base_floor) * base / base.sum(1, keepdims=True) + rules.base_floor / categories
-  style = rules.style_weight * rng.standard_normal((u, styles))
-  who = rng.random(u)
-  kind = np.where(who < fitted.never_share, 0, np.where(rng.random(u) < rules.dormant_share, 1, 2))
-  rate = fitted.purchase_rate * np.exp(fitted.purchase_spread * rng.standard_normal(u))
-  rate = np.minimum(rate * np.array([0, rules.dormant_rate, 1])[kind], 0.9)
-  mean = fitted.events_mean * config.events_per_user_scale
-  many = np.where(kind == 1, rules.dormant_events, 1)
-  dormant = (1 - fitted.never_share) * rules.dormant_share
-  many = many / (
-    1 + dormant * (rules.dormant_events - 1)
-  )  # the mean over users stays the fitted one
-  events = np.maximum(many * rng.gamma(fitted.events_shape, mean / fitted.events_shape, u), 1)
-  session = np.clip(fitted.session_events * np.exp(0.4 * rng.standard_normal(u)), 1, events)
-  visits = events / session / rules.days
-  trigger, distracts = np.where(is_trigger, target, -1), np.where(is_distractor, away, -1)
-  popularity = -fitted.tail * np.log(rank)
-  of_items = (category, style_I, popularity, trigger, distracts, complement, department)
-  return Traits(base, style, rate, kind, visits, session, *of_items)
-
-
-def _item_table(world: World) -> pl.DataFrame:
-  """Text, brand and price of every item, made of category and style words."""
-  rules, t = world.rules, world.traits
-  rng = stream(world.config.seed, 'text')
-  names = np.array(category_names(world.config.categories, rules.department_size))[t.category_I]
-  maker = rng.integers(0, rules.brands, world.config.items)
-  brand = [f'{STYLES[s][:3]}{d[:3]}{m}' for s, d, m in zip(t.style_I, names, maker)]
-  level = np.exp(rng.normal(3.5, 0.8, world.config.categories))[t.category_I]
-  price = np.round(level * np.exp(0.35 * rng.standard_normal(world.config.items)), 2)
-  title = [
-    f'{b} {STYLES[s]} {n.split(".")[1]} {n.split(".")[0]}'
-    for b, s, n in zip(brand, t.style_I, names)
-  ]
-  return pl.DataFrame(
-    {
-      'item_id': np.arange(world.config.items),
-      'title': title,
-      'category_code': names,
-      'brand': brand,
-      'price': price,
-    }
-  )
+def _kicks(rules: Rules, traits: Traits) -> tuple[np.ndarray, np.ndarray]:
+  """Return (excite, inhibit) of a `World`."""
+  items = np.arange(len(traits.category_I))
+  own, complement = traits.category_I, traits.complement_C[traits.category_I]
+  is_trigger = traits.trigger_I >= 0
+  excite, inhibit = np.zeros((2, 2, len(items), len(traits.department_C)))
+  excite[0, items, own] += rules.view_kick
+  excite[0, items, complement] += rules.complement_kick
+  excite[0, items[is_trigger], traits.trigger_I[is_trigger]] += rules.trigger_kick
+  excite[1, items, complement] += rules.purchase_complement_kick
+  is_damped_IxC = traits.department_C[None] == traits.distracts_I[:, None]
+  inhibit[0] = rules.distractor_damp * is_damped_IxC
+  inhibit[1, items, own] = rules.purchase_damp
+  return excite, inhibit

@@ -1,1 +1,2 @@
-"""Training: state born sharded, the losses and the joint train step, and the host loop around it with data, metrics and checkpoints."""
+"""Training: losses, the steps that apply them, the state born sharded, and the host loop around a
+stage with its checkpoints and metrics."""

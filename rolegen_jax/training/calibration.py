@@ -1,14 +1,18 @@
-"""Calibration: how much the backbone trusts each of its sources, fitted to validation conversions once training is over.
+"""Calibration: how much the backbone trusts each of its sources, fitted once training is over.
 
-History, candidates, calls, intent and the decoder are mixed by a few scalars: how the pointer weighs ages and event types, and the biases of
-its gates. Training learns them on users whose rows the backbone has memorised, and in their past. Here these scalars alone, two
-dozen, are fitted to conversions that it was not trained on, as temperature scaling does (Guo et al., ICML 2017): the memory of
-every case is computed once, then full-batch Adam on the NLL of what was bought. The test occasions stay unseen.
+History, candidates, retrieved items, intent and the decoder are mixed by a few scalars: how the
+pointer weighs ages and event types, and the biases of its gates. Training learns them on users
+whose rows the backbone has memorized, and in their past. Here these scalars alone, two dozen, are
+fitted to validation conversions, as temperature scaling does (Guo et al., ICML 2017): the memory
+of every example is computed once, then full-batch Adam runs on the NLL of what was bought. The
+test occasions stay unseen.
 
-Shapes: N cases, B rows, S memory slots.
+Shapes: N examples, B rows, S memory slots.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,84 +21,116 @@ import optax
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
+from rolegen_jax.data.batches import Examples
 from rolegen_jax.data.examples import ExampleTable
+from rolegen_jax.models import functional
+from rolegen_jax.models.memory import Memory
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.runtime.compile import jit, together
+from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.semantic_ids.trie import Trie
+from rolegen_jax.training.losses import Params
 
-VECTORS = (
-  'pointer_age',
-  'pointer_event',
-  'intent_appeal',
-)  # parameters of the backbone that are fitted
-BIASES = ('gate', 'intent_gate', 'counted_gate')  # of which the last entry is
+# Paths of the backbone's parameters that are fitted: whole, and their last entry only.
+VECTORS = ('pointer.slot_age', 'pointer.slot_event', 'pointer.intent_appeal')
+BIASES = ('pointer.gate', 'pointer.intent_gate', 'counted_gate')
 
 
 def calibrate(
   rolegen: RoleGen,
-  params,
+  params: dict[str, Params],
   table: ExampleTable,
   trie: Trie,
   mesh: Mesh,
   reasoning: bool = True,
   intervene: bool = True,
-) -> tuple[dict, np.ndarray]:
-  """({name: array} that replace the backbone's parameters of these names, NLL in nats before each step and after the last).
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Return the fitted arrays of the backbone by path, and the NLL before each step and at the end.
 
-  `table`: cases whose targets are known. `reasoning` and `intervene` as in `predict.predict`, with the same noise.
+  NLLs are in nats. Targets of `table` are known. `reasoning` and `intervene` are as in
+  `predict.predict`, with the same noise.
   """
-  config = rolegen.config
-  c, fixed = config.calibration, jax.device_put(trie, sharding.sharding(mesh))
+  replicated = sharding.sharding(mesh)
+  device_trie = jax.device_put(trie, replicated)
+  memory = _memories(rolegen, params, table, device_trie, mesh, reasoning, intervene)
+  # Every device gets as many rows: those that fill up weigh nothing.
+  n_padding = -len(table) % mesh.size
+  size = len(table) + n_padding
 
-  def remembered(params, trie, number, examples, intervene):
+  def pad(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x, np.repeat(x[:1], n_padding, axis=0)])
+
+  def put(x: np.ndarray) -> jax.Array:
+    return sharding.global_batch(mesh, np.asarray(x), np.arange(size), size)
+
+  weight = (np.arange(size) < len(table)).astype(np.float32)
+  timestamp = pad(table.timestamp.astype(np.int32))
+  rows = (jax.tree.map(pad, memory), timestamp, pad(table.target), weight)
+  with jax.set_mesh(mesh):
+    args = (params['backbone'], device_trie, *jax.tree.map(put, rows))
+    program = compile_in_step(jit(_fit_program(rolegen), out_shardings=replicated), *args)
+    return jax.device_get(program(*args))
+
+
+def _memories(
+  rolegen: RoleGen,
+  params: dict[str, Params],
+  table: ExampleTable,
+  trie: Trie,
+  mesh: Mesh,
+  reasoning: bool,
+  intervene: bool,
+) -> Memory:
+  """Return the memory of every example, on the host."""
+  seed = rolegen.config.evaluation.seed
+
+  def encode(
+    params: Any, trie: Trie, number: jax.Array, examples: Examples, intervene: jax.Array
+  ) -> Memory:
     backbone = rolegen.bind('backbone', params['backbone'])
     memory = backbone.encode(examples.history, trie.item_codes)
-    if reasoning:
-      key = jax.random.fold_in(jax.random.key(config.evaluation.seed), number)
-      rollout = rolegen.rollout(params['reasoner'], examples, trie, key, intervene)
-      memory = rolegen.add_reasoning(
-        backbone, memory, rollout, jnp.ones(examples.timestamp.shape, bool), trie
-      )
-    return memory
+    if not reasoning:
+      return memory
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    rollout = rolegen.rollout(params['reasoner'], examples, trie, key, intervene)
+    keep = jnp.ones(examples.timestamp.shape, bool)
+    return rolegen.add_reasoning(backbone, memory, rollout, keep, trie)
 
-  def nll(chosen, params, trie, memory, timestamp, target, weight):
-    biases = {name: jnp.concatenate([params[name][:-1], chosen[name][-1:]]) for name in BIASES}
-    backbone = rolegen.bind('backbone', params | chosen | biases)
-    log_prob, _ = backbone.log_prob(
-      rolegen.query(backbone, memory, timestamp), memory, target[:, None], trie.item_codes
-    )
+  fixed = (params, trie)
+  return predict.over(rolegen, encode, fixed, table, mesh, 'calibration', np.bool_(intervene))
+
+
+def _fit_program(rolegen: RoleGen) -> Any:
+  """Return the function (backbone, trie, memory, timestamp, target, weight) -> (fitted, NLLs)."""
+  config = rolegen.config.calibration
+  tx = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+
+  def nll(
+    fitted: Params,
+    backbone_params: Params,
+    trie: Trie,
+    memory: Memory,
+    timestamp: jax.Array,
+    target: jax.Array,
+    weight: jax.Array,
+  ) -> jax.Array:
+    leaves = functional.flatten(backbone_params)
+    biases = {name: jnp.concatenate([leaves[name][:-1], fitted[name][-1:]]) for name in BIASES}
+    backbone = rolegen.bind('backbone', functional.unflatten(leaves | fitted | biases))
+    query_state = rolegen.query(backbone, memory, timestamp)
+    log_prob, _ = backbone.log_prob(query_state, memory, target[:, None], trie.item_codes)
     return -jnp.sum(log_prob[:, 0] * weight) / jnp.sum(weight)
 
-  tx = optax.adam(optax.cosine_decay_schedule(c.learning_rate, c.steps))
+  def fit(backbone_params: Params, trie: Trie, *rows: Any) -> tuple[Params, jax.Array]:
+    def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], jax.Array]:
+      fitted, opt = carry
+      value, grads = jax.value_and_grad(nll)(fitted, backbone_params, trie, *rows)
+      updates, opt = tx.update(grads, opt, fitted)
+      return (optax.apply_updates(fitted, updates), opt), value
 
-  def fit(params, trie, *examples):
-    def step(carry, _):
-      chosen, opt = carry
-      value, grads = jax.value_and_grad(lambda chosen: nll(chosen, params, trie, *examples))(chosen)
-      updates, opt = tx.update(grads, opt, chosen)
-      return (optax.apply_updates(chosen, updates), opt), value
+    leaves = functional.flatten(backbone_params)
+    start = {name: leaves[name] for name in (*VECTORS, *BIASES)}
+    (fitted, _), values = jax.lax.scan(step, (start, tx.init(start)), length=config.steps)
+    return fitted, jnp.append(values, nll(fitted, backbone_params, trie, *rows))
 
-    start = {name: params[name] for name in (*VECTORS, *BIASES)}
-    (chosen, _), values = jax.lax.scan(step, (start, tx.init(start)), length=c.steps)
-    return chosen, jnp.append(values, nll(chosen, params, trie, *examples))
-
-  memory = predict.over(
-    rolegen, remembered, (params, fixed), table, mesh, 'calibration', np.bool_(intervene)
-  )
-  # Rows for every device: those that fill up count nothing.
-  rows = -len(table) % mesh.size
-  fill = lambda x: np.concatenate([x, np.repeat(x[:1], rows, axis=0)])
-  size = len(table) + rows
-  weight = (np.arange(size) < len(table)).astype(np.float32)
-  place = lambda x: sharding.global_batch(mesh, np.asarray(x), np.arange(size), size)
-  known = (
-    jax.tree.map(fill, memory),
-    fill(table.timestamp.astype(np.int32)),
-    fill(table.target),
-    weight,
-  )
-  with jax.set_mesh(mesh):
-    given = (params['backbone'], fixed, *jax.tree.map(place, known))
-    compiled = together(jit(fit, out_shardings=sharding.sharding(mesh)), *given)
-    return jax.device_get(compiled(*given))
+  return fit

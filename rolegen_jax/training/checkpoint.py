@@ -1,8 +1,9 @@
-"""Checkpoints: the state, the data position, and the hashes of everything that the state depends on.
+"""Checkpoints: the state, the data position, and the hashes of all that the state depends on.
 
-Restoring is onto any mesh and process count. A checkpoint of other artifacts is refused, both hashes named. A damaged one is set
-aside, saying what is wrong, and the one before it is taken. Storage that flips a bit inside an array gives no error on reading
-(the array comes back with another value), so every checkpoint carries a fingerprint of each array.
+A checkpoint restores onto any mesh and process count. One of other artifacts is refused with both
+hashes named. A damaged one is set aside, saying what is wrong, and the one before it is taken.
+Storage that flips a bit inside an array raises no error on reading (the array comes back with
+another value), so every checkpoint carries a fingerprint of each array.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +20,12 @@ import orbax.checkpoint as ocp
 
 from rolegen_jax.config import digest
 from rolegen_jax.runtime import distributed
-from rolegen_jax.runtime.compile import jit
+from rolegen_jax.runtime.compile import jit_once
 from rolegen_jax.training.state import State
 
 
 class ArtifactMismatch(ValueError):
-  """A checkpoint was made from other data, vocabulary, semantic IDs, settings or model code than the run that wants it."""
+  """A checkpoint comes from other data, vocabulary, semantic IDs, settings or model code."""
 
 
 class Damaged(ValueError):
@@ -31,7 +33,10 @@ class Damaged(ValueError):
 
 
 class Checkpoints:
-  """Asynchronous checkpoints of one training stage under `folder`, the newest two kept. Damaged ones go to `FOLDER_damaged`."""
+  """Asynchronous checkpoints of one stage under `folder`, of which the newest two are kept.
+
+  Damaged ones move to `FOLDER_damaged`.
+  """
 
   def __init__(self, folder: str | os.PathLike, hashes: dict[str, str]):
     self.hashes, self._folder = hashes, pathlib.Path(folder).absolute()
@@ -39,9 +44,14 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
   def save(self, state: State, position: dict) -> None:
-    """Starts to save `state`, whose step names it. The arrays are copied before this returns, so they may be donated."""
+    """Start to save `state`, whose step names it.
+
+    The arrays are copied before this returns, so they may be donated.
+    """
     meta = dict(
-      position=position, hashes=self._hashes_for(state), arrays=_named(jit(_fingerprints)(state))
+      position=position,
+      hashes=self._hashes_for(state),
+      arrays=_named(jit_once(_fingerprints)(state)),
     )
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state._asdict()),
@@ -50,120 +60,120 @@ class Checkpoints:
     self._manager.save(int(state.step), args=args)
 
   def restore(self, abstract: State) -> tuple[State, dict] | None:
-    """(state, data position) of the newest good checkpoint in the shardings of `abstract`; None when there is none."""
+    """Return (state, data position) of the newest good checkpoint; None when there is none.
+
+    The state comes in the shardings of `abstract`.
+    """
     for step in distributed.once(lambda: sorted(self._manager.all_steps(), reverse=True)):
       try:
         return self._read(step, abstract)
       except Damaged as error:
-        self._set_aside_everywhere(step, error)
+        self._set_aside_once(step, error)
         self._manager.reload()
     return None
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Wait for what is being written."""
     self._manager.wait_until_finished()
     self._manager.close()
 
   def _read(self, step: int, abstract: State) -> tuple[State, dict]:
-    meta = distributed.once(lambda: _meta(self._folder / str(step) / 'meta'))
-    for name, ours in self._hashes_for(abstract).items():
-      theirs = meta['hashes'].get(name)
-      if theirs != ours:
-        raise ArtifactMismatch(
-          f'checkpoint {step}: its {name} is {theirs}, this run has {ours}; use another --workdir, or the same settings and code'
-        )
-    state, why = None, ''
-    try:  # not through the manager, which would wait for the others here: one of them may have failed
-      args = ocp.args.StandardRestore(abstract._asdict())
-      state = State(
-        **ocp.StandardCheckpointHandler().restore(self._folder / str(step) / 'state', args=args)
-      )
-    except (
-      Exception
-    ) as error:  # the layout is known to fit, so whatever it is, this checkpoint cannot be read
-      why = f'{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}'
-    for host, said in distributed.gather(why):
-      if said:
-        raise Damaged(f'{host} cannot read it: {said}')
-    changed = [
-      name
-      for name, value in _named(jit(_fingerprints)(state)).items()
-      if value != meta['arrays'][name]
-    ]
+    meta = distributed.once(lambda: _read_meta(self._folder / str(step) / 'meta'))
+    self._check_hashes(step, meta, abstract)
+    state: Any = None
+    failure = ''
+    # Not through the manager, which would wait for the others here: one of them may have failed.
+    handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract._asdict())
+    try:
+      state = State(**handler.restore(self._folder / str(step) / 'state', args=args))
+    except Exception as error:  # the layout fits, so whatever it is, this one cannot be read
+      failure = f'{type(error).__name__}: {_first_line(error)}'
+    for host, host_failure in distributed.gather(failure):
+      if host_failure:
+        raise Damaged(f'{host} cannot read it: {host_failure}')
+    saved = meta['arrays']
+    restored = _named(jit_once(_fingerprints)(state))
+    changed = [name for name, value in restored.items() if value != saved[name]]
     if changed:
       raise Damaged(
-        f'the values of {len(changed)} of {len(meta["arrays"])} arrays are not those that were saved, first {changed[0]}'
+        f'the values of {len(changed)} of {len(saved)} arrays are not those that were saved, '
+        f'first {changed[0]}'
       )
     return state, meta['position']
 
-  def _hashes_for(self, state: State) -> dict[str, str]:
-    return self.hashes | dict(
-      layout=digest(_named(jax.tree.map(lambda x: f'{x.dtype}{x.shape}', state)))
-    )
+  def _check_hashes(self, step: int, meta: dict, abstract: State) -> None:
+    for name, expected in self._hashes_for(abstract).items():
+      actual = meta['hashes'].get(name)
+      if actual != expected:
+        raise ArtifactMismatch(
+          f'checkpoint {step}: its {name} is {actual}, this run has {expected}; '
+          'use another --workdir, or the same settings and code'
+        )
 
-  def _set_aside_everywhere(self, step: int, damage: Damaged) -> None:
+  def _hashes_for(self, state: State) -> dict[str, str]:
+    layout = jax.tree.map(lambda x: f'{x.dtype}{x.shape}', state)
+    return self.hashes | dict(layout=digest(_named(layout)))
+
+  def _set_aside_once(self, step: int, damage: Damaged) -> None:
     distributed.once(lambda: self._set_aside(step, damage))
 
   def _set_aside(self, step: int, damage: Damaged) -> None:
     aside = self._folder.with_name(f'{self._folder.name}_damaged')
     aside.mkdir(exist_ok=True)
-    to = next(path for n in range(10**6) if not (path := aside / f'{step}.{n}').exists())
-    os.replace(self._folder / str(step), to)
-    print(
-      f'checkpoint {step} is damaged: {damage}; set aside -> {to}; taking the one before, or the start of the stage',
-      file=sys.stderr,
-      flush=True,
+    target = next(path for n in range(10**6) if not (path := aside / f'{step}.{n}').exists())
+    os.replace(self._folder / str(step), target)
+    message = (
+      f'checkpoint {step} is damaged: {damage}; set aside -> {target}; '
+      'taking the one before, or the start of the stage'
     )
+    print(message, file=sys.stderr, flush=True)
 
 
-def fingerprint(params) -> str:
-  """16 hex digits over the names, shapes and values of a tree of arrays, the same on every mesh."""
-  return digest(
-    _named(jax.tree.map(lambda x: f'{x.dtype}{x.shape}', params)),
-    _named(jit(_fingerprints)(params)),
-  )
+def fingerprint(params: Any) -> str:
+  """Return 16 hex digits over the names, shapes and values of a tree, the same on every mesh."""
+  layout = jax.tree.map(lambda x: f'{x.dtype}{x.shape}', params)
+  return digest(_named(layout), _named(jit_once(_fingerprints)(params)))
 
 
-def _meta(folder: pathlib.Path) -> dict:
-  """What stands beside the arrays. Raises Damaged."""
+def _first_line(error: Exception) -> str:
+  return str(error).partition('\n')[0][:300]
+
+
+def _read_meta(folder: pathlib.Path) -> dict:
+  """Return what was saved beside the arrays. Raises Damaged."""
   try:
     meta = ocp.JsonCheckpointHandler().restore(folder)
-    said = meta.pop('digest')
+    saved_digest = meta.pop('digest')
   except Exception as error:
     raise Damaged(f'{folder.name}: {type(error).__name__}: {str(error)[:300]}') from error
-  if said != digest(meta):
+  if saved_digest != digest(meta):
     raise Damaged(f'{folder.name}: not what was saved')
   return meta
 
 
-def _fingerprints(state):
-  """uint32 [] of each array: sum over its bit patterns, each times an odd number of its place, modulo 2**32.
+def _fingerprints(state: Any) -> Any:
+  """Return uint32 [] of each array: the sum of bit patterns, each times an odd number of its place.
 
-  Integer sums do not depend on their order, so the value is the same on every mesh.
+  Integer sums modulo 2**32 do not depend on their order, so the value is the same on every mesh.
   """
 
-  def of(x):
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}')).astype(
-      jnp.uint32
-    )
-    strides = [math.prod(x.shape[axis + 1 :]) % 2**32 for axis in range(x.ndim)]
-    place = sum(
-      (
-        jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(s)
-        for axis, s in enumerate(strides)
-      ),
-      jnp.uint32(0),
-    )
+  def fingerprint_array(x: jax.Array) -> jax.Array:
+    unsigned = jnp.dtype(f'uint{8 * x.dtype.itemsize}')
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    place = jnp.uint32(0)
+    for axis in range(x.ndim):
+      stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+      place = place + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
     return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
-  return jax.tree.map(of, state)
+  return jax.tree.map(fingerprint_array, state)
 
 
-def _named(tree) -> dict:
-  """{path of a leaf: leaf}, arrays as integers."""
-  found = jax.tree_util.tree_flatten_with_path(tree)[0]
-  values = jax.device_get([leaf for _, leaf in found])
+def _named(tree: Any) -> dict[str, str | int]:
+  """Return {path of a leaf: leaf}, arrays as integers."""
+  paths_and_leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  values = jax.device_get([leaf for _, leaf in paths_and_leaves])
   return {
     jax.tree_util.keystr(path): value if isinstance(value, str) else int(value)
-    for (path, _), value in zip(found, values)
+    for (path, _), value in zip(paths_and_leaves, values)
   }

@@ -1,121 +1,102 @@
-"""The host loop of a training stage: batches in, metrics out, checkpoints on the way, resume by the same command."""
+"""The host loop of one stage: batches in, metrics out, checkpoints on the way.
+
+The same call resumes where it was cut off.
+"""
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import functools
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
 from rolegen_jax.config import StageConfig
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.runtime import distributed, heartbeat
-from rolegen_jax.runtime.compile import jit, together
+from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training import state as states
 from rolegen_jax.training.checkpoint import Checkpoints
+from rolegen_jax.training.losses import Metrics, Params
 from rolegen_jax.training.metrics import Clock, MetricsLog
+from rolegen_jax.training.state import State
 
 
 class Preempted(RuntimeError):
-  """SIGTERM came; the state is saved and the same command continues."""
+  """SIGTERM arrived; the state is saved and the same command continues."""
 
 
-class _Sigterm:
-  """Notes a SIGTERM instead of dying of it, while a stage runs. Several processes leave at the same step, whoever got it."""
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What one stage trains, and how."""
 
-  def __enter__(self):
-    self._came = False
-    if not distributed.several():  # else jax has its own handler, which a Python one would replace
-      self._before = signal.signal(signal.SIGTERM, self._note)
-    return self
-
-  def _note(self, *_):
-    self._came = True
-
-  def came(self) -> bool:
-    """To be asked once a step, on every process."""
-    return self._came or distributed.preempted()
-
-  def __exit__(self, *_):
-    if not distributed.several():
-      signal.signal(signal.SIGTERM, self._before)
+  name: str
+  # (state, batch, trie, *extra) -> (state, metrics); a pure function.
+  step: Callable[..., tuple[State, Metrics]]
+  model_fns: dict[str, Callable]
+  optimizers: dict[str, optax.GradientTransformation]
+  # Parameters that models start from, by name; called only when the stage begins.
+  initial_params: Callable[[], dict[str, Params]]
+  # Called only when there is something left to train.
+  batches: Callable[[], Batches]
+  config: StageConfig
+  # Further arguments of `step`, the same at every step.
+  extra: tuple[Any, ...] = ()
 
 
-def run(
-  name: str,
-  step: Callable,  # (state, batch, trie, *extra) -> (state, metrics); pure
-  model_fns: dict,
-  optimizers: dict,
-  given: Callable[
-    [], dict
-  ],  # parameters that models start from, by name; asked only when the stage begins
-  trie: Trie,
-  batches: Callable[[], Batches],  # asked only when there is something to train
-  stage: StageConfig,
-  mesh: Mesh,
-  seed: int,
-  hashes: dict[str, str],
-  folder: str | os.PathLike,
-  tensorboard: str | os.PathLike,
-  extra: tuple = (),  # further arguments of `step`, the same at every step
-) -> dict:
-  """Trains until `stage.steps` and returns the parameters. Order of a start:
+@dataclasses.dataclass(frozen=True)
+class Site:
+  """Where a stage runs and what it writes."""
+
+  mesh: Mesh
+  seed: int
+  folder: pathlib.Path
+  tensorboard: pathlib.Path
+  # What a checkpoint depends on; one of other hashes is refused.
+  hashes: dict[str, str]
+
+
+def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
+  """Train until `task.config.steps` and return the parameters of each model. Order of a start:
 
   1. the newest good checkpoint of this stage, if there is one, with its data position; else
-  2. a fresh state: `given` parameters, the rest initialised from `seed`.
+  2. a fresh state: `initial_params`, and the rest initialized from the seed.
 
-  Raises Preempted after saving, Diverged, ArtefactMismatch.
+  Raises:
+    Preempted: after saving.
+    Diverged: the loss is no longer finite.
+    ArtifactMismatch: a checkpoint of other hashes.
   """
-  folder, clock = pathlib.Path(folder), Clock(folder)
-  checkpoints = Checkpoints(folder / 'checkpoints', hashes)
-  with jax.set_mesh(mesh):
-    restored = checkpoints.restore(states.abstract(model_fns, optimizers, mesh))
-    state, position = restored or (
-      states.create(model_fns, optimizers, mesh, jax.random.key(seed), given()),
-      None,
-    )
+  clock = Clock(site.folder)
+  checkpoints = Checkpoints(site.folder / 'checkpoints', site.hashes)
+  with jax.set_mesh(site.mesh):
+    state, position = _restore_or_create(task, site, checkpoints)
     start = int(state.step)
-    if start == stage.steps:
+    if start == task.config.steps:
       checkpoints.close()
       return state.params
-    batches = batches()
+    batches = task.batches()
     if position is not None:
       batches.seek(position)
-    layout = states.shardings(model_fns, optimizers, mesh)
-    rows = sharding.sharding(mesh, 'batch')
-    trie = jax.device_put(trie, sharding.sharding(mesh))
-    jitted = jit(
-      step,
-      donate_argnums=0,
-      in_shardings=(layout, rows, None, *(None,) * len(extra)),
-      out_shardings=(layout, None),
-    )
-    to_device = lambda batch: jax.tree.map(
-      lambda x: sharding.global_batch(mesh, np.asarray(x), batches.here, batches.batch), batch
-    )
-    log = MetricsLog(folder, tensorboard, start)
     clock.lap('restore')
     clock.start(start)
-    with _Sigterm() as sigterm, heartbeat.saves():
+    log = MetricsLog(site.folder, site.tensorboard, start)
+    with _SigtermNotice() as sigterm, heartbeat.saves():
       try:
-        for i in progress(range(start, stage.steps), name, total=stage.steps, initial=start):
-          batch = to_device(next(batches))
-          clock.lap('data')
-          if i == start:
-            compiled = together(jitted, state, batch, trie, *extra)
-            clock.lap('compile')
-          state, metrics = compiled(state, batch, trie, *extra)
+        for i, (state, metrics) in _steps(task, site, state, batches, trie, clock):
           log.add(i, metrics)
-          last = i + 1 == stage.steps
-          leave = sigterm.came() and not last
-          save = last or leave or (i + 1) % stage.save_every == 0
+          is_last = i + 1 == task.config.steps
+          leave = sigterm.arrived() and not is_last
+          save = is_last or leave or (i + 1) % task.config.save_every == 0
           if save:
             log.flush()  # a checkpoint never holds a step whose loss was not looked at
           clock.lap('step')
@@ -124,9 +105,80 @@ def run(
             clock.lap('checkpoint')
           clock.row(i)
           if leave:
-            raise Preempted(f'{name}: saved at step {i + 1}')
+            raise Preempted(f'{task.name}: saved at step {i + 1}')
       finally:
         log.close()
         checkpoints.close()
         clock.end()
   return state.params
+
+
+def _restore_or_create(
+  task: Task, site: Site, checkpoints: Checkpoints
+) -> tuple[State, dict | None]:
+  """Return the state to start from, and its data position if it was restored."""
+  restored = checkpoints.restore(states.abstract(task.model_fns, task.optimizers, site.mesh))
+  if restored:
+    return restored
+  key = jax.random.key(site.seed)
+  initial = task.initial_params()
+  return states.create(task.model_fns, task.optimizers, site.mesh, key, initial), None
+
+
+def _steps(
+  task: Task, site: Site, state: State, batches: Batches, trie: Trie, clock: Clock
+) -> Iterator[tuple[int, tuple[State, Metrics]]]:
+  """Yield (step number, (state, metrics)) of every step that is left; compiles at the first."""
+  layout = states.shardings(task.model_fns, task.optimizers, site.mesh)
+  rows = sharding.sharding(site.mesh, 'batch')
+  trie = jax.device_put(trie, sharding.sharding(site.mesh))
+  jitted = jit(
+    task.step,
+    donate_argnums=0,
+    in_shardings=(layout, rows, None, *(None,) * len(task.extra)),
+    out_shardings=(layout, None),
+  )
+  put = functools.partial(_put_batch, site.mesh, batches)
+  start, end = int(state.step), task.config.steps
+  compiled = None
+  for i in progress(range(start, end), task.name, total=end, initial=start):
+    batch = put(next(batches))
+    clock.lap('data')
+    if compiled is None:
+      compiled = compile_in_step(jitted, state, batch, trie, *task.extra)
+      clock.lap('compile')
+    state, metrics = compiled(state, batch, trie, *task.extra)
+    yield i, (state, metrics)
+
+
+def _put_batch(mesh: Mesh, batches: Batches, batch: Any) -> Any:
+  """Return the global batch on the devices, of the rows that this process holds."""
+
+  def put(x: np.ndarray) -> jax.Array:
+    return sharding.global_batch(mesh, np.asarray(x), batches.here, batches.batch)
+
+  return jax.tree.map(put, batch)
+
+
+class _SigtermNotice:
+  """Notes a SIGTERM while a stage runs, instead of dying of it.
+
+  Of several processes all leave at the same step, whichever got the signal.
+  """
+
+  def __enter__(self) -> _SigtermNotice:
+    self._arrived = False
+    if not distributed.several():  # else jax has its own handler, which ours would replace
+      self._previous = signal.signal(signal.SIGTERM, self._note)
+    return self
+
+  def _note(self, *_: Any) -> None:
+    self._arrived = True
+
+  def arrived(self) -> bool:
+    """Return whether to leave; to be asked once a step, on every process."""
+    return self._arrived or distributed.preempted()
+
+  def __exit__(self, *_: Any) -> None:
+    if not distributed.several():
+      signal.signal(signal.SIGTERM, self._previous)

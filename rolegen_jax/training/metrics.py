@@ -1,4 +1,7 @@
-"""Metrics of a stage, written one step late so that the device never waits for the host, and where the host's time went."""
+"""Metrics of a stage, written one step late so that the device never waits for the host.
+
+Beside them, where the wall time of each host went.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import pathlib
 import socket
 import time
+from typing import IO, Any
 
 import jax
 import tensorboardX
@@ -21,39 +25,48 @@ class MetricsLog:
   """Rows {step, time_s, name: value...} in `folder/metrics.jsonl`, and the same to TensorBoard."""
 
   def __init__(self, folder: str | os.PathLike, tensorboard: str | os.PathLike, start: int):
-    """Rows of step `start` and later, left by a run that was cut off after its last checkpoint, are dropped."""
+    """Open the log for steps from `start` on.
+
+    Later rows, left by a run that was cut off after its last checkpoint, are dropped.
+    """
     self.path = pathlib.Path(folder) / 'metrics.jsonl'
     self._cut(start)
     # Process 0 writes; nothing here is collective.
-    self._file = self.path.open('a') if jax.process_index() == 0 else None
-    self._board = tensorboardX.SummaryWriter(str(tensorboard)) if self._file else None
-    self._pending: tuple[int, dict] | None = None
+    self._file: IO[str] | None = None
+    self._board: Any = None
+    if jax.process_index() == 0:
+      self._file = self.path.open('a')
+      self._board = tensorboardX.SummaryWriter(str(tensorboard))
+    self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._started = time.monotonic()
     self.last: dict[str, float] = {}
 
   def _cut(self, start: int) -> None:
     if jax.process_index() == 0 and self.path.exists():
       lines = [line for line in self.path.read_text().splitlines() if line.endswith('}')]
-      kept = [line for line in lines if json.loads(line)['step'] < start]
+      earlier = [line for line in lines if json.loads(line)['step'] < start]
       temporary = self.path.with_suffix('.tmp')
-      temporary.write_text(''.join(line + '\n' for line in kept))
+      temporary.write_text(''.join(line + '\n' for line in earlier))
       os.replace(temporary, self.path)
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of `step`, writes those of the step before. Raises Diverged naming the step of a loss that is not finite."""
+    """Take the metrics of `step` and write those of the step before.
+
+    Raises Diverged naming the step of a loss that is not finite.
+    """
     pending, self._pending = self._pending, (step, metrics)
     if pending is not None:
       self._write(*pending)
 
   def flush(self) -> None:
-    """Writes what is pending."""
+    """Write what is pending."""
     pending, self._pending = self._pending, None
     if pending is not None:
       self._write(*pending)
     if self._file:
       self._file.flush()
 
-  def _write(self, step: int, metrics) -> None:
+  def _write(self, step: int, metrics: dict[str, jax.Array]) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     self.last = values
     if self._file:
@@ -67,6 +80,7 @@ class MetricsLog:
       raise Diverged(f'step {step}: not finite: {", ".join(bad)}; see {self.path}')
 
   def close(self) -> None:
+    """Write what is pending and close the files."""
     self.flush()
     if self._file:
       self._file.close()
@@ -74,15 +88,22 @@ class MetricsLog:
 
 
 class Clock:
-  """Where this host's wall time in a stage went: `folder/time.PROCESS.jsonl`, read by `launch.status`.
+  """Where this host's wall time in a stage went: `folder/time.PROCESS.jsonl`.
 
-  A first row {at, start, host, pid, processes} when a process enters the stage at step `start`, then one row {at, step,
-  KIND_s ...} a step and a last one {at, end}; `at` is unix time at the row's end. Kinds: restore (state born or restored), compile (the first call),
-  data (the host's wait for its batch), step (the rest: mostly the wait for the metrics of the step before), checkpoint.
+  `launch.status` reads it. A first row {at, start, host, pid, processes} marks that a process
+  entered the stage at step `start`; then comes one row {at, step, KIND_s ...} per step and a last
+  one {at, end}; `at` is the unix time at the row's end. Kinds:
+
+    restore      the state is created or restored
+    compile      the first call
+    data         the host waits for its batch
+    step         the rest, mostly the wait for the metrics of the step before
+    checkpoint   a checkpoint is handed over, or the last one written
+
   Rows are never cut: a step that stands there twice was lost once.
   """
 
-  WRITE_EVERY_S = 1.0  # a killed process loses about so much of its account
+  WRITE_EVERY_S = 1.0  # what a killed process loses of its account, about
 
   def __init__(self, folder: str | os.PathLike):
     self.path = pathlib.Path(folder) / f'time.{jax.process_index()}.jsonl'
@@ -91,35 +112,33 @@ class Clock:
     self._lapped = self._written = time.monotonic()
 
   def lap(self, kind: str) -> None:
-    """What passed since the last lap was spent on `kind`."""
+    """Count the time since the last lap as `kind`."""
     now = time.monotonic()
     self._spent[f'{kind}_s'] = self._spent.get(f'{kind}_s', 0.0) + now - self._lapped
     self._lapped = now
 
   def start(self, step: int) -> None:
+    """Note that this process entered the stage at `step`."""
     self._row(start=step, host=socket.gethostname(), pid=os.getpid(), processes=jax.process_count())
     self._write()  # the first step may compile for long
 
   def row(self, step: int) -> None:
-    """Ends the row of `step`."""
+    """End the row of `step`."""
     self._row(step=step)
     if self._lapped - self._written > self.WRITE_EVERY_S:
       self._write()
 
   def end(self) -> None:
-    """After the last checkpoint is on disk."""
+    """Note that the last checkpoint is on disk."""
     self.lap('checkpoint')
     self._row(end=True)
     self._write()
 
-  def _row(self, **fields) -> None:
-    spent, self._spent = self._spent, {}
-    self._lines.append(
-      json.dumps(
-        dict(at=round(time.time(), 3)) | fields | {kind: round(s, 5) for kind, s in spent.items()}
-      )
-      + '\n'
-    )
+  def _row(self, **fields: str | int | bool) -> None:
+    spent = {kind: round(seconds, 5) for kind, seconds in self._spent.items()}
+    self._spent = {}
+    row = dict(at=round(time.time(), 3)) | fields | spent
+    self._lines.append(json.dumps(row) + '\n')
 
   def _write(self) -> None:
     lines, self._lines = self._lines, []

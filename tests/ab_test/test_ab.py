@@ -1,4 +1,7 @@
-"""A/B tests in a tiny simulated world: common noise, an oracle ahead, no compiling over days, intervals. The command: test_commands.py."""
+"""A/B tests on a tiny simulated shop: common noise, an oracle ahead, no compiling over days.
+
+The command is tested in tests/cli/test_commands.py.
+"""
 
 import dataclasses
 import functools
@@ -14,7 +17,8 @@ from rolegen_jax.cli import entry
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.batches import Trajectories, append, histories
 from rolegen_jax.evaluation import baselines
-from rolegen_jax.pipeline.run import Run
+from rolegen_jax.pipeline.context import open_run
+from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.simulator.world import DAY, World
 from tests import tiny
 
@@ -42,7 +46,7 @@ SMALL = [
 def test(tmp_path_factory):
   """Over a run that has a log and no more."""
   return Untrained(
-    Run(entry.experiment('demo', SMALL), tmp_path_factory.mktemp('ab')), days=4, slate=5
+    open_run(entry.experiment('demo', SMALL), tmp_path_factory.mktemp('ab')), days=4, slate=5
   )
 
 
@@ -52,10 +56,8 @@ class Untrained(simulation.Test):
   @functools.cached_property
   def models(self):
     model_fns = self.run.rolegen.model_fns
-    return dict.fromkeys(
-      ('RoleGen', 'no_reasoner'),
-      {name: tiny.random_params(make) for name, make in model_fns.items()},
-    )
+    params = {name: tiny.random_params(fn) for name, fn in model_fns.items()}
+    return dict.fromkeys(('RoleGen', 'no_reasoner'), Trained('random', lambda: params))
 
 
 def sold(test, policy, seed=0, days=4) -> Played:
@@ -100,7 +102,7 @@ def test_the_oracle_sells_more_than_popularity(test):
     name: [sold(test, test.policy(name), seed, 10) for seed in range(8)]
     for name in ('oracle', 'popularity')
   }
-  found = summary.summarise(arms, 'oracle', 200, 0)
+  found = summary.summarize(arms, 'oracle', 200, 0)
   assert found['lifts']['popularity']['orders']['low'] > 0
   assert found['arms']['oracle']['shown_view_rate'] > found['arms']['popularity']['shown_view_rate']
 
@@ -127,7 +129,7 @@ def test_the_oracles_state_is_that_of_the_world(test):
     row = np.searchsorted(state.users, events['user_id'].to_numpy())
     codes = np.array([EVENT_NAMES.index(name) for name in events['event']])
     oracle.observe(
-      policies.Happened(row, events['item_id'].to_numpy(), codes, events['timestamp'].to_numpy())
+      policies.Events(row, events['item_id'].to_numpy(), codes, events['timestamp'].to_numpy())
     )
   for name in ('excitation', 'inhibition', 'consideration'):
     np.testing.assert_allclose(getattr(seen[-1], name), getattr(state, name), rtol=1e-9, atol=1e-9)
@@ -143,13 +145,13 @@ def test_recency_and_histories_kept_up_to_date_equal_those_of_the_longer_log(tes
   # A recency policy of the whole log, and one whose sums begin without the last ten days.
   whole = policies.Recency(setting)
   whole.begin(0)
-  told = policies.Recency(setting)
-  told.begin(0)
-  told._score = np.zeros_like(told._score)
+  observer = policies.Recency(setting)
+  observer.begin(0)
+  observer._score = np.zeros_like(observer._score)
   for part in (before, after):
-    told.observe(policies.Happened(*(a[part] for a in past)))
+    observer.observe(policies.Events(*(a[part] for a in past)))
   assert np.array_equal(
-    whole.recommend(np.arange(len(users)), now), told.recommend(np.arange(len(users)), now)
+    whole.recommend(np.arange(len(users)), now), observer.recommend(np.arange(len(users)), now)
   )
   end = log.offsets[users] + np.bincount(past.row[before], minlength=len(users))
   grown = append(histories(log, users, end, 16), *(a[after] for a in past))
@@ -175,16 +177,19 @@ def test_recency_is_the_floor_of_the_report(test):
   want = baselines._recency(
     setting.log,
     occasions,
-    np.arange(len(setting.users)),
     popular,
     5,
-    *(picked[k] for k in ('tau', 'behaviour', 'repeats')),
+    np.arange(len(setting.users)),
+    *(picked[k] for k in ('tau', 'behavior', 'repeats')),
   )
   assert np.array_equal(policy.recommend(np.arange(len(setting.users)), now), want)
 
 
 def test_more_events_than_a_window_holds():
-  row = lambda *x: np.array([x], np.int32)
+
+  def row(*values):
+    return np.array([values], np.int32)
+
   history = Trajectories(row(-1, 5, 6), row(0, 1, 1), row(0, 1, 1), row(0, 10, 20), row(0, 1, 1))
   grown = append(
     history, np.zeros(4, int), np.array([1, 2, 3, 4]), np.ones(4, int), np.array([30, 40, 50, 60])
@@ -193,30 +198,34 @@ def test_more_events_than_a_window_holds():
   assert append(history, *(np.zeros(0, int),) * 4).item.tolist() == [[-1, 5, 6]]
 
 
-def test_models_compile_once_and_see_what_happens(test):
-  """All programs of a policy are compiled on its first day; what users do then changes what they are shown."""
+@pytest.mark.parametrize(
+  'name', [pytest.param('RoleGen', marks=pytest.mark.slow), 'no_reasoner', 'SASRec']
+)
+def test_models_compile_once_and_see_what_happens(test, name):
+  """All programs of a policy are compiled on its first day; what users do changes its slates."""
   compiled = []
-  listen = lambda name, *_, **__: (
-    compiled.append(name) if name.endswith('backend_compile_duration') else None
-  )
+
+  def listen(event, *_, **__):
+    if event.endswith('backend_compile_duration'):
+      compiled.append(event)
+
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    for name in ('RoleGen', 'no_reasoner', 'SASRec'):
-      policy = test.policy(name)
-      sold(test, policy, days=1)
-      compiled.clear()
-      policy.begin(0)
-      now = test.world.rules.start + 125 * DAY
-      rows = np.arange(len(test.state.users))
-      before = policy.recommend(rows, now)
-      sold(test, policy, days=4)
-      after = policy.recommend(rows, now)
-      assert not compiled, f'{name}: compiled again'
-      assert (
-        before.shape == (len(rows), 5)
-        and (np.sort(before, 1)[:, 1:] > np.sort(before, 1)[:, :-1]).all()
-      )
-      assert (before != after).any()
+    policy = test.policy(name)
+    sold(test, policy, days=1)
+    compiled.clear()
+    policy.begin(0)
+    now = test.world.rules.start + 125 * DAY
+    rows = np.arange(len(test.state.users))
+    before = policy.recommend(rows, now)
+    sold(test, policy, days=4)
+    after = policy.recommend(rows, now)
+    assert not compiled, f'{name}: compiled again'
+    assert (
+      before.shape == (len(rows), 5)
+      and (np.sort(before, 1)[:, 1:] > np.sort(before, 1)[:, :-1]).all()
+    )
+    assert (before != after).any()
     jax.jit(lambda x: 3 * x - 5)(np.float32(1))
     assert compiled
   finally:
@@ -231,7 +240,7 @@ def test_intervals_hold_the_truth_and_lifts_are_paired(tmp_path):
     return [Played(rng.poisson(rate, (400, 10)), blank, blank, blank, blank + 1) for _ in range(4)]
 
   base = arm(0.2)
-  found = summary.summarise(
+  found = summary.summarize(
     {'RoleGen': arm(0.3), 'recency': base, 'no_reasoner': base}, 'RoleGen', 500, 0
   )
   orders = found['arms']['recency']['orders']
@@ -242,11 +251,11 @@ def test_intervals_hold_the_truth_and_lifts_are_paired(tmp_path):
   lift = found['lifts']['no_reasoner']['orders']
   assert 0 < lift['low'] < 0.5 < lift['high'] and found['lifts']['no_reasoner']['gmv'] is None
   assert found['lifts']['no_reasoner']['orders_by_day'][-1] == lift
-  nothing = summary.summarise({'RoleGen': base, 'no_reasoner': base}, 'RoleGen', 500, 0)['lifts'][
+  nothing = summary.summarize({'RoleGen': base, 'no_reasoner': base}, 'RoleGen', 500, 0)['lifts'][
     'no_reasoner'
   ]['orders']
   assert nothing == dict(mean=0, low=0, high=0)
-  found |= dict(world='a world')
+  found |= dict(simulator='a simulator')
   assert 'RoleGen over no_reasoner' in summary.table(found)
   draw(found, tmp_path / 'ab.png')
   assert 1000 < (tmp_path / 'ab.png').stat().st_size < 200_000

@@ -1,5 +1,7 @@
 """A whole run at the smallest size, and what the commands say about wrong input."""
 
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -7,10 +9,12 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
 
+from rolegen_jax import sharding
 from rolegen_jax.ab_test import simulation
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ROLE_NAMES, ConfigError
@@ -18,10 +22,15 @@ from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.files import DataError, lock
 from rolegen_jax.data.shards import build
 from rolegen_jax.data.shards.convert import make_plan
-from rolegen_jax.pipeline.run import RUN_LOCK, Run, saved_config
+from rolegen_jax.pipeline import stages
+from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, saved_config
+from rolegen_jax.pipeline.context import Run, open_run
+from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
+from rolegen_jax.pipeline.run import train, train_models
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.simulator import world
 from tests import tiny
+from tests.runs import open_inputs
 
 SMALL = [
   f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES
@@ -29,11 +38,14 @@ SMALL = [
   'simulator.users=200',
   'simulator.items=64',
   'simulator.categories=8',
-  'semantic_ids.codes=8',
+  'semantic_ids.codes=16',
+  'semantic_ids.levels=2',
   'backbone.context=16',
   'backbone.beam=20',
   'reasoner.events=6',
   'reasoner.role_events=4',
+  'reasoner.candidates=2',
+  'loop.worlds=2',
   'warmup.steps=4',
   'align.steps=2',
   'reason.steps=2',
@@ -49,16 +61,52 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
+@dataclasses.dataclass(frozen=True)
+class Finished:
   """A run with its report."""
-  made = Run(entry.experiment('demo', SMALL), tmp_path_factory.mktemp('run'))
-  made.report()
-  return made
+
+  run: Run
+  inputs: Inputs
+  params: dict
+
+  @property
+  def workdir(self):
+    return self.run.workdir
+
+  def recommend(self, users: str, output, top: int = 10) -> pl.DataFrame:
+    run, inputs = self.run, self.inputs
+    return recommend(
+      run.rolegen,
+      self.params,
+      inputs.log,
+      inputs.excitation,
+      inputs.trie,
+      run.mesh,
+      users,
+      output,
+      top,
+    )
 
 
-def test_the_report_compares_with_floors_and_ablations(run):
-  report = json.loads((run.workdir / 'report.json').read_text())
+@pytest.fixture(scope='module')
+def one_device():
+  """Runs use a mesh of one device, which compiles faster; stages on eight have other tests."""
+  make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(sharding, 'make_mesh', make_mesh)
+    yield
+
+
+@pytest.fixture(scope='module')
+def finished(one_device, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  train(entry.experiment('demo', SMALL), folder)
+  run, inputs = open_inputs(saved_config(folder), folder, may_train=False)
+  return Finished(run, inputs, train_models(run, inputs).calibrated.load())
+
+
+def test_the_report_compares_with_baselines_and_ablations(finished):
+  report = json.loads((finished.workdir / 'report.json').read_text())
   assert set(report['systems']) == {
     'RoleGen',
     'no_reasoner',
@@ -73,40 +121,39 @@ def test_the_report_compares_with_floors_and_ablations(run):
   assert report['provenance']['simulated'] is True
   assert 0 <= report['roles']['agreement']['macro_f1'] <= 1
   assert {row['stage'] for row in report['training']} == {
-    'backbone',
+    'warmup',
     'align',
     'reason',
     'loop',
     'ablations/no_reasoner',
   }
-  assert 'SIMULATED' in (run.workdir / 'report.html').read_text()
+  assert 'SIMULATED' in (finished.workdir / 'report.html').read_text()
 
 
-def test_the_report_says_how_many_targets_are_among_the_candidates(run):
-  listed, (_, occasions) = np.load(run.workdir / 'rankings.npz'), run.data
+def test_the_report_says_how_many_targets_are_among_the_candidates(finished):
+  listed, occasions = np.load(finished.workdir / 'rankings.npz'), finished.inputs.occasions
   candidates, held = listed['candidates/RoleGen'], []
   assert (
-    candidates.shape == (len(listed['occasion']), 4, 4)
+    candidates.shape == (len(listed['occasion']), 2, 2)
     and 'candidates/no_reasoner' not in listed.files
   )
   for row, occasion in enumerate(listed['occasion']):
     first, last = occasions.target_offsets[occasion : occasion + 2]
     held += [target in candidates[row] for target in occasions.target[first:last]]
-  found = json.loads((run.workdir / 'report.json').read_text())['worlds']['systems']
+  found = json.loads((finished.workdir / 'report.json').read_text())['worlds']['systems']
   assert set(found) == {'RoleGen'} and found['RoleGen']['hits']['all']['mean'] == pytest.approx(
     np.mean(held)
   )
   assert 0 < np.mean(held) < 1 and found['RoleGen']['difference']['all']['high'] == 0
 
 
-def test_a_second_start_trains_nothing(run, capfd):
-  again = Run(saved_config(run.workdir), run.workdir)
-  again.trained
-  said = capfd.readouterr().err
-  assert all(
-    f'{stage}: up to date' in said
-    for stage in ('data', 'semantic_ids', 'backbone', 'roles', 'align', 'reason', 'loop')
-  )
+def test_a_second_start_trains_nothing(finished, capfd):
+  train(saved_config(finished.workdir), finished.workdir)
+  lines = capfd.readouterr().err.splitlines()
+  before_training = ('data', 'semantic_ids', 'warmup', 'roles')
+  training = ('align', 'reason', 'loop', 'loop/calibration', 'ablations/no_reasoner', 'baselines')
+  for stage in before_training + training:
+    assert f'{stage}: up to date' in lines
 
 
 def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
@@ -115,28 +162,18 @@ def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
     lock(tmp_path / RUN_LOCK),
     pytest.raises(ConfigError, match=f'another run is at work there .process {os.getpid()} on '),
   ):
-    Run(config, tmp_path).data
+    prepare_inputs(open_run(config, tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == [RUN_LOCK]
 
 
-def test_recommendations_carry_their_reasons(run, tmp_path):
+def test_recommendations_carry_their_reasons(finished, tmp_path):
   output = tmp_path / 'out.parquet'
-  recommend(
-    run.rolegen,
-    run.trained,
-    run.data[0],
-    run.excitation,
-    run.trie,
-    run.mesh,
-    'dormant',
-    output,
-    top=5,
-  )
+  finished.recommend('dormant', output, top=5)
   table = pl.read_parquet(output)
-  log = run.data[0]
+  run, log = finished.run, finished.inputs.log
   assert set(table['item_id']) <= set(log.items['item_id'])
   assert table.group_by('user_id').len()['len'].to_list() == [5] * table['user_id'].n_unique()
-  worth = np.log(table['opens'] + np.median(run.excitation.opens))
+  worth = np.log(table['opens'] + np.median(finished.inputs.excitation.opens))
   value = table.with_columns(value=pl.col('score') + run.config.serving.exploration_weight * worth)
   assert (
     value.group_by('user_id').agg(pl.col('value').is_sorted(descending=True))['value'].all()
@@ -149,33 +186,21 @@ def test_recommendations_carry_their_reasons(run, tmp_path):
   )
 
 
-def test_users_of_a_file_and_an_unknown_one(run, tmp_path):
+def test_users_of_a_file_and_an_unknown_one(finished, tmp_path):
   users, output = tmp_path / 'users.txt', tmp_path / 'out.parquet'
-  known = run.data[0].users[3]
+  known = finished.inputs.log.users[3]
   users.write_text(f'{known}\n')
-  assert set(
-    recommend(
-      run.rolegen,
-      run.trained,
-      run.data[0],
-      run.excitation,
-      run.trie,
-      run.mesh,
-      str(users),
-      output,
-      top=3,
-    )['user_id']
-  ) == {known}
+  assert set(finished.recommend(str(users), output, top=3)['user_id']) == {known}
   output.unlink()
   users.write_text(f'{known}\n\n999999\n')
   with pytest.raises(DataError, match=r"users.txt: line 3: user_id '999999' is not in the log"):
-    recommend(
-      run.rolegen, run.trained, run.data[0], run.excitation, run.trie, run.mesh, str(users), output
-    )
+    finished.recommend(str(users), output)
   assert not output.exists()
 
 
-def test_the_warm_up_reads_shards_as_it_reads_the_log(tmp_path, monkeypatch):
+@pytest.fixture
+def same_rows(tmp_path, monkeypatch):
+  """Two runs of one shop by name: one reads the log, the other shards of it."""
   monkeypatch.setenv('ROLEGEN_DATA', str(tmp_path))
   simulated = world.simulate(entry.experiment('demo', SMALL).simulator)
   (tmp_path / 'shop').mkdir()
@@ -184,16 +209,35 @@ def test_the_warm_up_reads_shards_as_it_reads_the_log(tmp_path, monkeypatch):
   settings = [s for s in SMALL if not s.startswith('simulator.')] + ['data.path=shop']
   config = entry.experiment('contract', settings)
   build.build(make_plan(config, log_path(config.data), 1), tmp_path / 'shards', 1)
+  of_shards = entry.experiment('contract', [*settings, f'data.shards={tmp_path / "shards"}'])
+  return {'log': config, 'shards': of_shards}
 
-  def curve(name, *more):
-    run = Run(entry.experiment('contract', [*settings, *more]), tmp_path / name)
-    run.backbone
-    return [
-      json.loads(line)['loss']
-      for line in (run.workdir / 'backbone' / 'metrics.jsonl').read_text().splitlines()
-    ]
 
-  assert curve('shards', f'data.shards={tmp_path / "shards"}') == curve('log')
+def test_the_warmup_reads_shards_as_it_reads_the_log(same_rows, one_device, tmp_path, monkeypatch):
+  read = []
+
+  def read_batches(task, site, trie):
+    batches = task.batches()
+    read.append([next(batches) for _ in range(task.config.steps)])
+    return {}
+
+  monkeypatch.setattr(stages, 'fit', read_batches)
+  for name, config in same_rows.items():
+    stages.warm_up(*open_inputs(config, tmp_path / name))
+  of_log, of_shards = read
+  jax.tree.map(np.testing.assert_array_equal, of_log, of_shards)
+
+
+@pytest.mark.slow
+def test_the_warmup_learns_from_shards_as_from_the_log(same_rows, tmp_path):
+  """On eight devices."""
+
+  def curve(name):
+    stages.warm_up(*open_inputs(same_rows[name], tmp_path / name))
+    metrics = (tmp_path / name / 'warmup' / 'metrics.jsonl').read_text()
+    return [json.loads(line)['loss'] for line in metrics.splitlines()]
+
+  assert curve('shards') == curve('log')
 
 
 def test_unknown_experiments_and_fields_name_what_is_right():
@@ -201,8 +245,20 @@ def test_unknown_experiments_and_fields_name_what_is_right():
     entry.experiment('dmo', [])
   with pytest.raises(ConfigError, match='no such field; the nearest is loop.worlds'):
     entry.experiment('demo', ['loop.wrlds=3'])
-  with pytest.raises(ConfigError, match='fit_world.py is a command'):
+  with pytest.raises(ConfigError, match='fit_world.py has no get_config'):
     entry.experiment('fit_world', [])
+
+
+def test_an_experiment_may_be_a_file_anywhere(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from rolegen_jax import config as c\n'
+    'def get_config(arg):\n'
+    '  return c.Config(name=f"mine_{arg}")\n'
+  )
+  assert entry.experiment(f'{path}:wide', ['seed=3']).name == 'mine_wide'
+  with pytest.raises(ConfigError, match='there is no file .*absent.py'):
+    entry.experiment(f'{tmp_path}/absent.py', [])
 
 
 def test_a_wrong_setting_exits_with_two_and_one_line(tmp_path):
@@ -221,27 +277,34 @@ def test_a_wrong_setting_exits_with_two_and_one_line(tmp_path):
   assert done.stderr.strip() == '--set warmup.stps: no such field; the nearest is warmup.steps'
 
 
-def copy(run, to):
+def copy(finished, to):
   """The run's folder as its training left it."""
   shutil.copytree(
-    run.workdir, to, ignore=shutil.ignore_patterns(RUN_LOCK, 'ab', 'compilation_cache')
+    finished.workdir, to, ignore=shutil.ignore_patterns(RUN_LOCK, 'ab', 'compilation_cache')
   )
   return to
 
 
-def test_a_cut_off_ab_test_continues_to_the_same_numbers(run, tmp_path, capfd):
-  arms = dict(days=2, seeds=2, arms=['popularity', 'recency', 'no_reasoner'], slate=5)
-  folder = copy(run, tmp_path / 'whole')
+@pytest.mark.parametrize(
+  'names',
+  [
+    ('popularity', 'recency'),
+    pytest.param(('popularity', 'recency', 'no_reasoner'), marks=pytest.mark.slow),
+  ],
+)
+def test_a_cut_off_ab_test_continues_to_the_same_numbers(finished, tmp_path, capfd, names):
+  *others, last = names
+  arms = dict(days=2, seeds=2, arms=list(names), slate=5)
+  folder = copy(finished, tmp_path / 'whole')
   whole = simulation.simulate_ab(folder, **arms)
   assert set(whole['lifts']) == set() and (folder / 'ab.png').stat().st_size > 1000
-  path, text = folder / 'ab' / 'no_reasoner_1.npz', (folder / 'ab.json').read_text()
+  path, text = folder / 'ab' / f'{last}_1.npz', (folder / 'ab.json').read_text()
   path.write_bytes(path.read_bytes()[:100])  # cut off
   capfd.readouterr()
   again = simulation.simulate_ab(folder, **arms)
   said = capfd.readouterr().err
-  assert (
-    'no_reasoner, seed 1' in said and 'no_reasoner, seed 0' not in said and 'recency' not in said
-  )
+  assert f'{last}, seed 1' in said and f'{last}, seed 0' not in said
+  assert not any(name in said for name in others)
   assert again['arms'] == whole['arms'] == json.loads(text)['arms']
   longer = simulation.simulate_ab(folder, **arms | dict(days=3))
   assert (
@@ -251,8 +314,8 @@ def test_a_cut_off_ab_test_continues_to_the_same_numbers(run, tmp_path, capfd):
   )
 
 
-def test_an_ab_test_exits_with_42_on_sigterm(run, tmp_path):
-  folder = copy(run, tmp_path / 'run')
+def test_an_ab_test_exits_with_42_on_sigterm(finished, tmp_path):
+  folder = copy(finished, tmp_path / 'run')
   command = [
     sys.executable,
     '-m',
@@ -273,13 +336,13 @@ def test_an_ab_test_exits_with_42_on_sigterm(run, tmp_path):
   assert 'the same command continues' in child.stderr.read()
 
 
-def test_what_an_ab_test_refuses(run, tmp_path):
+def test_what_an_ab_test_refuses(finished, tmp_path):
   with pytest.raises(ConfigError, match='no config.json there'):
     simulation.simulate_ab(tmp_path)
   real, untrained = tmp_path / 'real', tmp_path / 'untrained'
   for folder, settings in ((real, dict(format='contract', path='shop')), (untrained, {})):
     folder.mkdir()
-    config = json.loads((run.workdir / 'config.json').read_text())
+    config = json.loads((finished.workdir / 'config.json').read_text())
     config['data'] |= settings
     (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
   with pytest.raises(ConfigError, match='its log is contract; must be simulated'):
@@ -288,26 +351,27 @@ def test_what_an_ab_test_refuses(run, tmp_path):
     simulation.simulate_ab(untrained)
   assert not (untrained / 'data').exists()
   with pytest.raises(ConfigError, match='--arms=oracle,best: must be different ones of popularity'):
-    simulation.simulate_ab(run.workdir, arms=['oracle', 'best'])
+    simulation.simulate_ab(finished.workdir, arms=['oracle', 'best'])
   with pytest.raises(ConfigError, match='--slate=21: must be 1 to backbone.beam=20'):
-    simulation.simulate_ab(run.workdir, slate=21)
+    simulation.simulate_ab(finished.workdir, slate=21)
   with lock(untrained / RUN_LOCK), pytest.raises(ConfigError, match='another run is at work'):
-    Run(entry.experiment('demo', SMALL), untrained).hold()
+    RunFolder(untrained).lock()
 
 
-def test_the_held_back_world_is_trained_and_played_in_a_folder_of_its_own(run, tmp_path):
-  folder = copy(run, tmp_path / 'run')
-  found = simulation.simulate_ab(
+@pytest.mark.parametrize('trained', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_held_back_simulator_is_trained_and_played_in_a_folder_of_its_own(
+  finished, tmp_path, monkeypatch, trained
+):
+  if not trained:  # the arms need no model
+    monkeypatch.setattr(simulation.Test, 'models', {})
+  folder = copy(finished, tmp_path / 'run')
+  result = simulation.simulate_ab(
     folder, 'held_back', days=1, seeds=1, arms=['popularity', 'oracle'], slate=5
   )
-  assert (
-    found['world'] == 'world held_back, seed 1'
-    and (folder / 'held_back' / 'ab.json').exists()
-    and not (folder / 'ab.json').exists()
-  )
-  log = Run(
-    entry.experiment('demo', SMALL + ['simulator.preset=held_back', 'simulator.seed=1']),
-    folder / 'held_back',
-    may_run=False,
-  ).data[0]
-  assert log.digest != run.data[0].digest
+  assert result['simulator'] == 'simulator held_back, seed 1'
+  assert (folder / 'held_back' / 'ab.json').exists()
+  assert not (folder / 'ab.json').exists()
+  assert (folder / 'held_back' / 'loop').exists() == trained
+  other = entry.experiment('demo', SMALL + ['simulator.preset=held_back', 'simulator.seed=1'])
+  _, inputs = open_inputs(other, folder / 'held_back', may_train=False)
+  assert inputs.log.digest != finished.inputs.log.digest

@@ -16,8 +16,11 @@ def random_tables(
   items: int = 12,
   days: int = 90,
   text_ids: bool = False,
-):
-  """(events, items) at day resolution, validated. The last users never buy; a few rows repeat."""
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+  """Return validated (events, items) at day resolution.
+
+  The last four users never buy; a few rows repeat.
+  """
   rng = np.random.default_rng(seed)
   user = rng.integers(0, users, rows)
   event = rng.choice(EVENT_NAMES, rows, p=[0.1, 0.75, 0.03, 0.03, 0.02, 0.07])
@@ -34,8 +37,7 @@ def random_tables(
     title=pl.col('item_id').cast(pl.String)
   )
   if text_ids:
-    events, catalogue = (
-      t.with_columns(pl.col('item_id').cast(pl.String)) for t in (events, catalogue)
-    )
+    text_item = pl.col('item_id').cast(pl.String)
+    events, catalogue = events.with_columns(text_item), catalogue.with_columns(text_item)
     events = events.with_columns('u' + pl.col('user_id').cast(pl.String))
   return validate(events, catalogue)

@@ -1,4 +1,4 @@
-"""Where the real logs are, for the tests that read them in their original formats."""
+"""The real logs, for tests that read them in their original formats."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ RAW = {
 
 
 def need(path: str) -> pathlib.Path:
-  """The full path of `path` under $ROLEGEN_DATA; skips the test where it is not there."""
+  """Return the full path of `path` under $ROLEGEN_DATA; skip the test where it is absent."""
   root = os.environ.get('ROLEGEN_DATA')
   if not root:
     pytest.skip(

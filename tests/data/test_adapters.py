@@ -1,4 +1,7 @@
-"""Adapters: small files in each original format, and the real logs against tables made of them by other code."""
+"""Adapters: small files in each original format, and the real logs.
+
+Real logs are compared with tables that other code made of them.
+"""
 
 import calendar
 
@@ -6,8 +9,7 @@ import polars as pl
 import pytest
 import real_logs
 
-from rolegen_jax import config
-from rolegen_jax.config import DataConfig
+from rolegen_jax.config import Config, DataConfig
 from rolegen_jax.data import adapters
 from rolegen_jax.data.adapters import ADAPTERS
 from rolegen_jax.data.events import DataError, validate
@@ -22,17 +24,17 @@ REES46 = (
 def adapt(tmp_path, kind, text, **fields):
   path = tmp_path / 'log.csv'
   path.write_text(text)
-  events, items, notes = ADAPTERS[kind](path, DataConfig(format=kind, **fields))
-  return *validate(events, items), notes
+  events, items, left_out = ADAPTERS[kind](path, DataConfig(format=kind, **fields))
+  return *validate(events, items), left_out
 
 
 def seconds(*date):
   return calendar.timegm((*date, 0, 0, 0)[:6])
 
 
-def test_every_format_of_the_config_but_the_simulated_one_has_an_adapter_and_a_source():
+def test_every_real_format_of_the_config_has_an_adapter_and_a_source():
   for kind in ADAPTERS:
-    config.validate(config.Config(data=DataConfig(format=kind, path='x')))
+    Config(data=DataConfig(format=kind, path='x')).validated()
   assert set(ADAPTERS) == set(adapters.SOURCES)
 
 
@@ -49,7 +51,7 @@ def test_alibaba2014(tmp_path):
   assert items['item_id'].to_list() == [4, 5]
 
 
-def test_taobao_userbehavior_drops_and_counts_what_is_outside_the_window(tmp_path):
+def test_taobao_userbehavior_drops_and_counts_rows_outside_the_window(tmp_path):
   first, end = adapters.TAOBAO_WINDOW
   assert (first, end) == (seconds(2017, 11, 24, 16), seconds(2017, 12, 3, 16))
   lines = [
@@ -59,9 +61,9 @@ def test_taobao_userbehavior_drops_and_counts_what_is_outside_the_window(tmp_pat
     (3, 7, 70, 'cart', -4),
   ]
   text = ''.join(','.join(map(str, line)) + '\n' for line in lines)
-  events, items, notes = adapt(tmp_path, 'taobao_userbehavior', text)
+  events, items, left_out = adapt(tmp_path, 'taobao_userbehavior', text)
   assert events.select(EVENT).rows() == [(1, 7, 'view', first), (1, 8, 'purchase', end - 1)]
-  assert items.rows() == [(7, 70), (8, 80)] and notes['dropped_outside_window'] == 2
+  assert items.rows() == [(7, 70), (8, 80)] and left_out['dropped_outside_window'] == 2
 
 
 def test_rees46_keeps_the_latest_attributes(tmp_path):
@@ -115,10 +117,10 @@ def test_rees46_keeps_the_latest_attributes(tmp_path):
   ],
   ids=range(8),
 )
-def test_wrong_lines_are_named(tmp_path, kind, text, words):
+def test_errors_name_the_wrong_line(tmp_path, kind, text, words):
   with pytest.raises(DataError) as error:
     adapt(tmp_path, kind, text)
-  assert all(w in str(error.value) for w in words), str(error.value)
+  assert all(word in str(error.value) for word in words), str(error.value)
 
 
 def ranked(tmp_path, **columns):
@@ -136,7 +138,7 @@ def ranked(tmp_path, **columns):
   return ADAPTERS['ranked_sequences'](tmp_path, DataConfig(max_users=1))
 
 
-def test_ranked_sequences_take_the_rank_for_a_clock(tmp_path):
+def test_ranked_sequences_use_the_rank_as_timestamp(tmp_path):
   events, items, _ = ranked(tmp_path)
   assert events.rows() == [(1, 5, 'purchase', 2), (1, 6, 'purchase', 1)]
   assert items.columns == ['item_id', 'text']
@@ -158,11 +160,11 @@ def test_contract_keeps_the_first_users(tmp_path):
   assert events['user_id'].to_list() == ['b', 'b']
 
 
-def test_an_absent_log_says_where_it_was_looked_for_and_where_to_get_it(tmp_path, monkeypatch):
-  wanted = DataConfig(format='taobao_userbehavior', path='sub/UserBehavior.csv')
+def test_absent_log_error_says_where_it_must_be_and_where_to_get_it(tmp_path, monkeypatch):
+  data = DataConfig(format='taobao_userbehavior', path='sub/UserBehavior.csv')
   monkeypatch.setenv('ROLEGEN_DATA', str(tmp_path))
   with pytest.raises(DataError) as error:
-    adapters.log_path(wanted)
+    adapters.log_path(data)
   for word in (
     str(tmp_path / 'sub/UserBehavior.csv'),
     '$ROLEGEN_DATA',
@@ -173,7 +175,7 @@ def test_an_absent_log_says_where_it_was_looked_for_and_where_to_get_it(tmp_path
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'data/sub').mkdir(parents=True)
   (tmp_path / 'data/sub/UserBehavior.csv').touch()
-  assert adapters.log_path(wanted) == tmp_path / 'data/sub/UserBehavior.csv'
+  assert adapters.log_path(data) == tmp_path / 'data/sub/UserBehavior.csv'
 
 
 @pytest.mark.parametrize(
@@ -184,23 +186,21 @@ def test_an_absent_log_says_where_it_was_looked_for_and_where_to_get_it(tmp_path
     ('rees46', 'rees46_oct_head', [*EVENT, 'session_id', 'price']),
   ],
 )
-def test_real_log_equals_the_table_made_of_it_elsewhere(kind, folder, columns):
+def test_real_logs_equal_the_tables_that_other_code_made(kind, folder, columns):
   data = real_logs.RAW[kind]
-  events, items, notes = ADAPTERS[kind](real_logs.need(data.path), data)
-  want = pl.read_parquet(real_logs.need(f'{folder}/events.parquet')).select(columns)
-  want_items = pl.read_parquet(real_logs.need(f'{folder}/items.parquet'))
-  if (
-    kind == 'rees46'
-  ):  # the head was cut inside its last line, which that table has with half a user id
-    assert notes['cut_last_line'] == 1
-    cut = want.filter(pl.col('session_id').is_null())
-    assert cut.height == 1
-    want = want.filter(pl.col('session_id').is_not_null())
-  got = events.select(columns).with_columns(pl.col('event').cast(pl.String))
-  assert got.sort(columns).equals(want.sort(columns))
+  events, items, left_out = ADAPTERS[kind](real_logs.need(data.path), data)
+  expected = pl.read_parquet(real_logs.need(f'{folder}/events.parquet')).select(columns)
+  expected_items = pl.read_parquet(real_logs.need(f'{folder}/items.parquet'))
   if kind == 'rees46':
-    assert items.equals(want_items.select(items.columns).sort('item_id'))
-  assert items['item_id'].sort().equals(want_items['item_id'].sort())
+    # The head was cut inside its last line, which that table has with half a user id.
+    assert left_out['cut_last_line'] == 1
+    assert expected.filter(pl.col('session_id').is_null()).height == 1
+    expected = expected.filter(pl.col('session_id').is_not_null())
+  found = events.select(columns).with_columns(pl.col('event').cast(pl.String))
+  assert found.sort(columns).equals(expected.sort(columns))
+  if kind == 'rees46':
+    assert items.equals(expected_items.select(items.columns).sort('item_id'))
+  assert items['item_id'].sort().equals(expected_items['item_id'].sort())
   if kind == 'taobao_userbehavior':
-    assert notes['dropped_outside_window'] == 44
+    assert left_out['dropped_outside_window'] == 44
     assert events['user_id'].n_unique() == data.max_users

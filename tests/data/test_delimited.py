@@ -1,4 +1,4 @@
-"""Line reader: typed columns from good lines, the number of the line from bad ones."""
+"""The reader of comma-separated logs: typed columns, and errors that name the line."""
 
 import polars as pl
 import pytest
@@ -24,20 +24,20 @@ def read(tmp_path, content, **options):
 
 @pytest.mark.parametrize('end', ['\n', '\r\n'])
 @pytest.mark.parametrize('closed', [True, False])
-def test_good_lines(tmp_path, end, closed):
+def test_good_lines_become_typed_columns(tmp_path, end, closed):
   text = end.join(['user,kind,cost,note', '5,0,1.5,"x', '4,1,,']) + end * closed
-  table, notes = read(tmp_path, text, header=True)
+  table, left_out = read(tmp_path, text, header=True)
   assert table.rows() == [(5, 'a', 1.5, '"x'), (4, 'b', None, None)]
   assert table.schema == {'user_id': pl.Int64, 'kind': KINDS, 'cost': pl.Float64, 'note': pl.String}
-  assert notes == {'cut_last_line': 0}
+  assert left_out == {'cut_last_line': 0}
 
 
 def test_a_line_cut_at_the_end_of_the_file_is_left_out_and_counted(tmp_path):
-  table, notes = read(tmp_path, '5,0,1,x\n6,1,2')
-  assert table['user_id'].to_list() == [5] and notes == {'cut_last_line': 1}
+  table, left_out = read(tmp_path, '5,0,1,x\n6,1,2')
+  assert table['user_id'].to_list() == [5] and left_out == {'cut_last_line': 1}
 
 
-def test_first_users_in_file_order_with_all_their_lines(tmp_path):
+def test_max_users_keeps_the_first_users_with_all_their_lines(tmp_path):
   table, _ = read(tmp_path, '5,0,,\n3,0,,\n5,1,,\n4,0,,\n3,1,,\n', max_users=2)
   assert table['user_id'].to_list() == [5, 3, 5, 3]
 
@@ -58,21 +58,22 @@ def test_first_users_in_file_order_with_all_their_lines(tmp_path):
   ],
   ids=range(10),
 )
-def test_bad_lines_are_named(tmp_path, content, words):
+def test_errors_name_the_bad_line(tmp_path, content, words):
   with pytest.raises(DataError) as error:
     read(tmp_path, content)
-  assert all(w in str(error.value) for w in ['log.csv', 'must', *words]), str(error.value)
+  expected = ['log.csv', 'must', *words]
+  assert all(word in str(error.value) for word in expected), str(error.value)
 
 
 @pytest.mark.parametrize(
   'content', ['', 'user,kind\n5,0,1,x\n', '5,0,1,x\n', 'user,kind,cost,note\n']
 )
-def test_wrong_header_or_nothing_after_it(tmp_path, content):
+def test_wrong_header_or_no_lines_after_it_is_refused(tmp_path, content):
   with pytest.raises(DataError, match='must (be|have)'):
     read(tmp_path, content, header=True)
 
 
-def test_absent_file_and_folder(tmp_path):
+def test_absent_file_or_folder_is_refused(tmp_path):
   for path in (tmp_path / 'absent.csv', tmp_path):
     with pytest.raises(DataError, match='must be text lines of 4 fields: user,kind,cost,note'):
       delimited.read(path, FIELDS, header=False)

@@ -1,4 +1,7 @@
-"""The data contract: good tables pass, every wrong one gives one DataError that says where and what would be right."""
+"""The data contract: good tables pass, a wrong one gives a DataError.
+
+The error says where the fault is and what would be right.
+"""
 
 import random
 
@@ -37,8 +40,8 @@ def test_good_tables_come_back_in_canonical_types():
   events = events.with_columns(
     pl.col('user_id').cast(pl.UInt8), secret=pl.lit('not in the contract')
   )
-  got_events, got_items = validate(events, items)
-  assert got_events.schema == {
+  valid_events, valid_items = validate(events, items)
+  assert valid_events.schema == {
     'user_id': pl.Int64,
     'item_id': pl.Int64,
     'event': EVENT_DTYPE,
@@ -46,11 +49,11 @@ def test_good_tables_come_back_in_canonical_types():
     'session_id': pl.String,
     'price': pl.Float64,
   }
-  assert got_events['event'].to_physical().to_list() == [
+  assert valid_events['event'].to_physical().to_list() == [
     EVENT_NAMES.index(e) for e in ('view', 'purchase', 'view')
   ]
-  assert got_items['item_id'].to_list() == [31, 30]  # rows keep their order
-  assert validate(got_events, got_items)[0].equals(got_events)
+  assert valid_items['item_id'].to_list() == [31, 30]  # rows keep their order
+  assert validate(valid_events, valid_items)[0].equals(valid_events)
 
 
 @pytest.mark.parametrize('column', ['user_id', 'item_id', 'event'])
@@ -140,7 +143,7 @@ WRONG_EVENTS = {
 
 
 @pytest.mark.parametrize('corrupt, words', WRONG_EVENTS.values(), ids=WRONG_EVENTS)
-def test_wrong_events_are_named(corrupt, words):
+def test_errors_name_the_fault_in_events(corrupt, words):
   events, items = tables()
   with pytest.raises(DataError) as error:
     validate(corrupt(events), items, 'events.parquet', 'items.parquet')
@@ -171,7 +174,7 @@ WRONG_ITEMS = {
 
 
 @pytest.mark.parametrize('corrupt, words', WRONG_ITEMS.values(), ids=WRONG_ITEMS)
-def test_wrong_items_are_named(corrupt, words):
+def test_errors_name_the_fault_in_items(corrupt, words):
   events, items = tables()
   with pytest.raises(DataError) as error:
     validate(events, corrupt(items), 'events.parquet', 'items.parquet')
@@ -179,7 +182,7 @@ def test_wrong_items_are_named(corrupt, words):
   assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def test_unreadable_files_are_named(tmp_path):
+def test_errors_name_the_unreadable_file(tmp_path):
   events, items = tables()
   with pytest.raises(DataError, match='events.parquet: no such file; must be'):
     read_contract(tmp_path)
@@ -194,7 +197,7 @@ def test_unreadable_files_are_named(tmp_path):
 
 
 def random_values(rng: random.Random, count: int) -> pl.Series:
-  """A column of a random type, in or outside the contract."""
+  """Return a column of a random type, in or outside the contract."""
   integers = [rng.choice((-1, 0, 1, 100, 2**31, 2**40)) for _ in range(count)]
   text = [rng.choice(('view', 'VIEW', '', 'purchase', '\ud7ff\u0000', '12')) for _ in range(count)]
   kinds = {
@@ -226,27 +229,22 @@ def corrupt_table(rng: random.Random, events: pl.DataFrame) -> pl.DataFrame:
     return events.rename({column: column.upper()})
   if kind == 2:
     return events.with_columns(random_values(rng, events.height).alias(column))
-  if kind == 3:  # nulls
-    return events.with_columns(
-      pl.when(pl.int_range(pl.len()) != rng.randrange(events.height))
-      .then(pl.col(column))
-      .alias(column)
-    )
+  if kind == 3:  # one null
+    is_kept = pl.int_range(pl.len()) != rng.randrange(events.height)
+    return events.with_columns(pl.when(is_kept).then(pl.col(column)).alias(column))
   if kind == 4:
-    return (
-      events.clear()
-      if rng.random() < 0.3
-      else events.sample(5, with_replacement=True, seed=rng.randrange(99))
-    )
+    if rng.random() < 0.3:
+      return events.clear()
+    return events.sample(5, with_replacement=True, seed=rng.randrange(99))
   value = rng.choice((-7, 0, 2**31, 10**12))
   row = rng.randrange(events.height)
   target = rng.choice(('timestamp', 'item_id', 'price'))
   if target not in events.columns:
     return events
   changed = pl.when(pl.int_range(pl.len()) == row).then(pl.lit(value)).otherwise(pl.col(target))
-  return (
-    events.with_columns(changed.alias(target)) if events.schema[target].is_numeric() else events
-  )
+  if not events.schema[target].is_numeric():
+    return events
+  return events.with_columns(changed.alias(target))
 
 
 def corrupt_bytes(rng: random.Random, content: bytes) -> bytes:
@@ -263,7 +261,8 @@ def corrupt_bytes(rng: random.Random, content: bytes) -> bytes:
   return bytes(changed)
 
 
-def test_a_thousand_malformed_files_give_data_errors_only(tmp_path):
+@pytest.mark.parametrize('files', [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_malformed_files_give_data_errors_only(tmp_path, files):
   rng, draws = random.Random(0), np.random.default_rng(0)
   good = pl.DataFrame(
     {
@@ -278,7 +277,7 @@ def test_a_thousand_malformed_files_give_data_errors_only(tmp_path):
   pl.DataFrame({'item_id': range(9)}).write_parquet(tmp_path / 'items.parquet')
   path = tmp_path / 'events.parquet'
   refused = 0
-  for number in range(1000):
+  for number in range(files):
     events = good
     for _ in range(rng.randint(0, 2) if number % 2 else rng.randint(1, 3)):
       events = corrupt_table(rng, events) if events.height and events.width else events
@@ -292,4 +291,4 @@ def test_a_thousand_malformed_files_give_data_errors_only(tmp_path):
       assert 'must' in str(error) and 'parquet' in str(error), str(error)
     else:
       assert read.height and read.schema['event'] == EVENT_DTYPE and read['timestamp'].min() >= 1
-  assert refused > 700
+  assert refused > 0.7 * files

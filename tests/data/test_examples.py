@@ -1,3 +1,5 @@
+"""Training examples: one per target with a context, and paths of later training items."""
+
 import numpy as np
 import pytest
 
@@ -15,15 +17,14 @@ from tests.data import random_logs
 def table():
   log = InteractionLog.build(*random_logs.random_tables(0))
   occasions = find_occasions(log, DataConfig())
-  none = np.zeros(len(log.items), np.int32)
+  one_code = np.zeros(len(log.items), np.int32)
   end = occasions.train_end(log)
-  excitation = Excitation.of_counts(
-    InterestShift.of(log, end, none, 2), followed(log, end), ReasonerConfig(coarse_codes=1)
-  )
+  shift = InterestShift.of(log, end, one_code, 2)
+  excitation = Excitation.of_counts(shift, followed(log, end), ReasonerConfig(coarse_codes=1))
   return log, occasions, training_examples(log, occasions, 4, 3, excitation)
 
 
-def test_every_training_target_with_a_context_is_a_case(table):
+def test_every_training_target_with_a_context_is_an_example(table):
   log, occasions, examples = table
   usable = (occasions.split == TRAIN) & (occasions.context_end > log.offsets[occasions.user])
   assert len(examples) == np.diff(occasions.target_offsets)[usable].sum() > 20
@@ -36,18 +37,16 @@ def test_paths_hold_distinct_later_training_items(table):
   ends = occasions.train_end(log)
   for i in range(len(examples)):
     path = examples.path[i][examples.path[i] >= 0]
-    assert len(set(path)) == len(path) and set(path) <= set(
-      log.item[examples.end[i] : ends[examples.user[i]]]
-    )
+    later_items = log.item[examples.end[i] : ends[examples.user[i]]]
+    assert len(set(path)) == len(path) and set(path) <= set(later_items)
 
 
-def test_evenly_keeps_rows_whole_and_first_and_last(table):
+def test_evenly_keeps_full_rows_with_the_first_and_the_last(table):
   *_, examples = table
   few = examples.evenly(7)
-  assert (
-    len(few) == 7 and examples.evenly(0) is examples and examples.evenly(len(examples)) is examples
-  )
-  whole = {(u, t, y) for u, t, y in zip(examples.user, examples.timestamp, examples.target)}
-  assert {(u, t, y) for u, t, y in zip(few.user, few.timestamp, few.target)} <= whole
+  assert len(few) == 7
+  assert examples.evenly(0) is examples and examples.evenly(len(examples)) is examples
+  all_rows = set(zip(examples.user, examples.timestamp, examples.target))
+  assert set(zip(few.user, few.timestamp, few.target)) <= all_rows
   assert few.target[0] == examples.target[0] and few.target[-1] == examples.target[-1]
   assert few.rows(np.arange(7), 8).history.item.shape == (7, 8)

@@ -1,4 +1,4 @@
-"""Planted leaks are caught, each by its own message; untouched occasions pass."""
+"""The leak check: planted leaks are caught, each by its own message; untouched occasions pass."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ CONFIGS = {
 }
 
 
-def case(rule):
+def log_and_occasions(rule):
   log = InteractionLog.build(*random_tables(0))
   return log, find_occasions(log, CONFIGS[rule])
 
@@ -31,15 +31,15 @@ def changed(occasions, field, where, value):
 
 @pytest.mark.parametrize('rule', CONFIGS)
 @pytest.mark.parametrize('split', [TRAIN, VALID, TEST])
-def test_a_context_that_reaches_the_occasion_itself(rule, split):
-  log, occasions = case(rule)
+def test_context_that_reaches_the_occasion_itself_is_refused(rule, split):
+  log, occasions = log_and_occasions(rule)
   one = np.flatnonzero(occasions.split == split)[0]
   with pytest.raises(DataError, match=f'occasion {one} .*not strictly before'):
     check_no_leak(log, changed(occasions, 'context_end', one, occasions.context_end[one] + 1))
 
 
-def test_a_context_that_is_of_another_user_or_too_short():
-  log, occasions = case('time')
+def test_context_of_another_user_or_too_short_is_refused():
+  log, occasions = log_and_occasions('time')
   one = np.flatnonzero(occasions.context_end > log.offsets[occasions.user])[0]
   with pytest.raises(DataError, match='lacks rows'):
     check_no_leak(log, changed(occasions, 'context_end', one, occasions.context_end[one] - 1))
@@ -47,8 +47,8 @@ def test_a_context_that_is_of_another_user_or_too_short():
     check_no_leak(log, changed(occasions, 'context_end', one, log.offsets[occasions.user[one]] - 1))
 
 
-def test_a_cut_moved_into_held_out_time():
-  log, occasions = case('time')
+def test_cut_moved_into_held_out_time_is_refused():
+  log, occasions = log_and_occasions('time')
   first = occasions.timestamp[occasions.split == VALID].min()
   check_no_leak(log, dataclasses.replace(occasions, train_cut=int(first) - 1))
   for later in (first, occasions.timestamp[occasions.split == TEST].min(), log.timestamp.max()):
@@ -59,8 +59,8 @@ def test_a_cut_moved_into_held_out_time():
 
 
 @pytest.mark.parametrize('rule', CONFIGS)
-def test_a_trainer_that_takes_one_row_more(rule):
-  log, occasions = case(rule)
+def test_training_rows_beyond_train_end_are_refused(rule):
+  log, occasions = log_and_occasions(rule)
   end = occasions.train_end(log)
   check_no_leak(log, occasions, end)
   held_out = occasions.user[occasions.split == TEST][0]
@@ -70,27 +70,20 @@ def test_a_trainer_that_takes_one_row_more(rule):
 
 
 @pytest.mark.parametrize('rule', CONFIGS)
-def test_training_and_validation_occasions_in_later_time(rule):
-  log, occasions = case(rule)
+def test_training_and_validation_occasions_in_later_time_are_refused(rule):
+  log, occasions = log_and_occasions(rule)
   latest = np.flatnonzero(occasions.split == TEST)[-1]
-  with pytest.raises(DataError, match='training occasion at or after'):
-    check_no_leak(
-      log,
-      changed(occasions, 'split', latest, TRAIN)
-      if rule == 'time'
-      else changed_order(occasions, TRAIN),
-    )
-  with pytest.raises(DataError, match='validation occasion at or after'):
-    check_no_leak(
-      log,
-      changed(occasions, 'split', latest, VALID)
-      if rule == 'time'
-      else changed_order(occasions, VALID),
-    )
+  for split, message in ((TRAIN, 'training occasion at'), (VALID, 'validation occasion at')):
+    if rule == 'time':
+      moved = changed(occasions, 'split', latest, split)
+    else:
+      moved = with_swapped_order(occasions, split)
+    with pytest.raises(DataError, match=f'{message} or after'):
+      check_no_leak(log, moved)
 
 
-def changed_order(occasions, split):
-  """Under leave_one_out the order counts within a user: swaps the last and an earlier occasion of one user."""
+def with_swapped_order(occasions, split):
+  """Swap the last and an earlier occasion of one user, within which leave_one_out has an order."""
   for user in np.unique(occasions.user):
     mine = np.flatnonzero(occasions.user == user)
     if len(mine) >= 4 and len(np.unique(occasions.timestamp[mine])) == len(mine):
@@ -99,8 +92,8 @@ def changed_order(occasions, split):
   raise AssertionError('no user with four purchases at different times')
 
 
-def test_occasions_of_another_log():
-  log, occasions = case('time')
+def test_occasions_of_another_log_are_refused():
+  log, occasions = log_and_occasions('time')
   other = InteractionLog.build(*random_tables(1))
   with pytest.raises(DataError, match=f'log {log.digest}, this log is {other.digest}'):
     check_no_leak(other, occasions)

@@ -1,4 +1,4 @@
-"""The indexed log: nothing lost, order and indexes as promised, files that tell when they do not fit."""
+"""The indexed log: nothing is lost, rows are in order, and files that do not fit are refused."""
 
 import collections
 import dataclasses
@@ -14,36 +14,28 @@ from rolegen_jax.data.log import InteractionLog
 
 
 @pytest.mark.parametrize('text_ids', [False, True])
-def test_rows_of_the_source_are_all_there_counted_and_sorted(text_ids):
+def test_rows_of_the_source_are_all_kept_counted_and_sorted(text_ids):
   events, items = random_tables(0, text_ids=text_ids)
   log = InteractionLog.build(events, items)
-  want = collections.Counter(
-    events.select('user_id', 'item_id', pl.col('event').cast(pl.String), 'timestamp').iter_rows()
-  )
-  got = {
-    (log.users[int(u)], log.items['item_id'][int(i)], EVENT_NAMES[e], t): n
-    for u, i, e, t, n in zip(
-      log.user, log.item, log.event, log.timestamp.tolist(), log.count.tolist()
-    )
+  rows = events.select('user_id', 'item_id', pl.col('event').cast(pl.String), 'timestamp')
+  expected = collections.Counter(rows.iter_rows())
+  columns = log.user, log.item, log.event, log.timestamp.tolist(), log.count.tolist()
+  found = {
+    (log.users[int(user)], log.items['item_id'][int(item)], EVENT_NAMES[event], time): count
+    for user, item, event, time, count in zip(*columns)
   }
-  assert got == want and max(want.values()) > 1
-  assert (
-    log.users.is_sorted() and log.items['item_id'].is_sorted() and log.items.columns[0] == 'item_id'
-  )
+  assert found == expected and max(expected.values()) > 1
+  assert log.users.is_sorted()
+  assert log.items['item_id'].is_sorted() and log.items.columns[0] == 'item_id'
   assert log.items.height == items.height  # items that nobody touched stay
   keys = np.stack([log.user, log.timestamp, log.event, log.item])
   assert (np.lexsort(keys[::-1]) == np.arange(len(log.item))).all()
   assert [(log.user == u).sum() for u in range(len(log.users))] == np.diff(log.offsets).tolist()
-  assert [a.dtype for a in (log.offsets, log.item, log.event, log.timestamp, log.count)] == [
-    'i8',
-    'i4',
-    'i1',
-    'i8',
-    'i4',
-  ]
+  columns = log.offsets, log.item, log.event, log.timestamp, log.count
+  assert [column.dtype for column in columns] == ['i8', 'i4', 'i1', 'i8', 'i4']
 
 
-def test_the_order_of_the_source_changes_nothing_and_any_content_changes_the_digest():
+def test_digest_depends_on_all_content_and_not_on_the_order_of_the_source():
   events, items = random_tables(1)
   digest = InteractionLog.build(events, items).digest
   shuffled = InteractionLog.build(events.sample(fraction=1, shuffle=True, seed=3), items.reverse())
@@ -61,17 +53,14 @@ def test_the_order_of_the_source_changes_nothing_and_any_content_changes_the_dig
   assert len({digest, *(InteractionLog.build(*tables).digest for tables in others)}) == 6
 
 
-def test_files_come_back_and_wrong_ones_are_refused(tmp_path):
+def test_saved_logs_load_again_and_wrong_files_are_refused(tmp_path):
   log, other = (
     InteractionLog.build(*random_tables(0, users=users, text_ids=True)) for users in (25, 20)
   )
   log.save(tmp_path / 'a')
   loaded = InteractionLog.load(tmp_path / 'a')
-  assert (
-    loaded.digest == log.digest
-    and loaded.items.equals(log.items)
-    and loaded.users.equals(log.users)
-  )
+  assert loaded.digest == log.digest
+  assert loaded.items.equals(log.items) and loaded.users.equals(log.users)
   for field in dataclasses.fields(log)[2:]:
     np.testing.assert_array_equal(getattr(loaded, field.name), getattr(log, field.name))
   assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == [

@@ -2,7 +2,7 @@
 # rolegen: v5e, 4x4, 4 hosts of 4 chips.
 set -euo pipefail
 
-# A function: bash has read all of it before ssh could take the rest of a script that comes from a pipe for its input.
+# In a function, so that bash has read all of the script before ssh reads from the same pipe.
 main() {
 gcloud compute tpus queued-resources describe rolegen --project=my-project --zone=us-west4-a > /dev/null 2>&1 ||
   gcloud compute tpus queued-resources create rolegen --node-id=rolegen --project=my-project --zone=us-west4-a \
@@ -33,17 +33,17 @@ python3 -m pip install --quiet --user uv
 test -d venv || python3 -m uv venv --quiet --python=3.12 venv
 python3 -m uv pip install --quiet --python=venv/bin/python -r rolegen/requirements.txt 'jax[tpu]'
 INSTALL
-# Each host restarts its own process; at start-up it waits for the others, which the loss of one has ended too.
+# Each host restarts its own process, which then waits for the others: losing one ends them all.
 cat > "$files/train.sh" <<'TRAIN'
 set -uo pipefail
 export PATH="$HOME/venv/bin:$PATH"
 cd rolegen || exit
 for attempt in $(seq 0 3); do
   echo "attempt $attempt of 3"
-  python -m launch.host_entry --processes=4 --workdir=/mnt/nfs/runs/v5e --grace_s=120 --watchdog_s=600 --first_step_s=3600 --xla_flags=tpu_latency_hiding,tpu_async_all_gather -- python -m rolegen_jax.train --experiment=demo --workdir=/mnt/nfs/runs/v5e
+  python -m launch.host_entry --processes=4 --workdir=/mnt/nfs/runs/v5e --grace_s=120 --watchdog_s=600 --first_step_s=3600 --xla_flags=tpu_latency_hiding,tpu_async_all_gather -- python -m rolegen_jax train --experiment=demo --workdir=/mnt/nfs/runs/v5e
   code=$?
   case "$code" in
-    134 | 137 | 139) ;;  # watchdog, lost peer or killed: again, counted
+    134 | 137 | 139) ;;  # watchdog, lost peer or killed: another attempt, counted
     *) exit "$code" ;;
   esac
 done
@@ -51,7 +51,7 @@ exit "$code"
 TRAIN
 gcloud compute tpus tpu-vm scp "$files"/* rolegen: --project=my-project --zone=us-west4-a --worker=all
 gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='bash install.sh'
-# Detached: it outlives this connection.
+# Detached, so that it outlives this connection.
 gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='setsid nohup flock -n rolegen.lock bash train.sh > rolegen.log 2>&1 < /dev/null &'
 echo "Started. Follow it: gcloud compute tpus tpu-vm ssh rolegen --project=my-project --zone=us-west4-a --worker=all --command='tail -n 5 rolegen.log'"
 }

@@ -1,4 +1,7 @@
-"""The watcher of one process and the supervisor of several: exit codes, SIGTERM, the watchdog, restarts."""
+"""The watcher of one process and the supervisor of several.
+
+Exit codes, SIGTERM, the watchdog and restarts.
+"""
 
 import os
 import pathlib
@@ -13,18 +16,24 @@ from launch import supervise
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHILD = str(pathlib.Path(__file__).parent / 'child.py')
+LIMITS = ('--watchdog_s=1.5', '--first_step_s=20', '--grace_s=5')
 
 
-def command(folder, *what, number=0, flags=()):
-  return [
-      sys.executable, '-m', 'launch.host_entry', f'--workdir={folder}', f'--process_id={number}', '--watchdog_s=1.5', '--first_step_s=20',
-      '--grace_s=5', *flags, '--', sys.executable, CHILD, *map(str, what),
-  ]
+def command(folder, behavior, *args, process_id=0, flags=()):
+  own = [f'--workdir={folder}', f'--process_id={process_id}', *LIMITS, *flags]
+  child = [sys.executable, CHILD, str(behavior), *map(str, args)]
+  return [sys.executable, '-m', 'launch.host_entry', *own, '--', *child]
 
 
 def start(*args, **kwargs):
-  env = os.environ | {'PYTHONPATH': str(ROOT)}
-  return subprocess.Popen(command(*args, **kwargs), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  return subprocess.Popen(
+    command(*args, **kwargs),
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
 
 
 def terminate_when_ready(process):
@@ -34,27 +43,29 @@ def terminate_when_ready(process):
       return
 
 
-def wait_for(met, seconds=60):
+def wait_for(condition, seconds=60):
   end = time.monotonic() + seconds
-  while not met():
-    assert time.monotonic() < end
+  while not condition():
+    assert time.monotonic() < end, 'timed out'
     time.sleep(0.05)
 
 
 @pytest.mark.parametrize('code', [0, 2, 42])
-def test_the_exit_code_is_the_child_s_and_every_line_carries_the_process(tmp_path, code):
-  said = start(tmp_path, code, number=3)
-  output = said.communicate()[0].splitlines()
-  assert said.returncode == code
-  assert all(line.startswith('[3] ') for line in output) and f'[3] about to exit {code}' in output
-  assert (tmp_path / 'logs' / 'process_3.log').read_text().splitlines() == output
+def test_the_exit_code_is_the_childs_and_every_line_names_the_process(tmp_path, code):
+  process = start(tmp_path, code, process_id=3)
+  lines = process.communicate()[0].splitlines()
+  assert process.returncode == code
+  assert all(line.startswith('[3] ') for line in lines)
+  assert f'[3] about to exit {code}' in lines
+  assert (tmp_path / 'logs' / 'process_3.log').read_text().splitlines() == lines
 
 
 def test_a_hung_step_ends_with_stacks_and_134(tmp_path):
   process = start(tmp_path, 'hang')
   output = process.communicate()[0]
   assert process.returncode == 134
-  assert 'no sign of life' in output and 'inside a loop' in output and 'in hang_in_the_third_step' in output
+  assert 'no heartbeat' in output and 'inside a loop' in output
+  assert 'in hang_in_the_third_step' in output
 
 
 def test_a_stopped_process_cannot_dump_and_ends_with_134(tmp_path):
@@ -64,18 +75,19 @@ def test_a_stopped_process_cannot_dump_and_ends_with_134(tmp_path):
   assert 'stopped (SIGSTOP) and cannot dump its stacks' in output
 
 
-def test_when_the_launcher_is_killed_its_processes_save_and_leave(tmp_path):
-  # A launcher that starts one and sleeps; the output of the host is in its log.
-  launcher = 'import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)'
+def test_when_the_launcher_is_killed_its_processes_save_and_exit(tmp_path):
+  # A launcher that starts one host and sleeps; the host's output is in its log.
+  code = 'import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)'
   host = command(tmp_path, 'save', tmp_path / 'saved', flags=['--follow_parent'])
+  env = os.environ | {'PYTHONPATH': str(ROOT)}
+  launcher = subprocess.Popen([sys.executable, '-c', code, *host], cwd=ROOT, env=env)
   log = tmp_path / 'logs' / 'process_0.log'
-  read = lambda: log.read_text() if log.exists() else ''
-  process = subprocess.Popen([sys.executable, '-c', launcher, *host], cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)})
-  wait_for(lambda: 'ready' in read())
-  process.kill()
-  process.wait()
-  wait_for(lambda: 'exit 42' in read())
-  assert 'the launcher is gone: stopping' in read() and (tmp_path / 'saved').exists()
+  wait_for(lambda: log.exists() and 'ready' in log.read_text())
+  launcher.kill()
+  launcher.wait()
+  wait_for(lambda: 'exit 42' in log.read_text())
+  assert 'the launcher has ended: stopping' in log.read_text()
+  assert (tmp_path / 'saved').exists()
 
 
 def test_before_the_first_step_the_longer_limit_holds(tmp_path):
@@ -91,54 +103,65 @@ def test_sigterm_reaches_the_child_which_saves(tmp_path):
   assert process.returncode == 42 and (tmp_path / 'saved').exists()
 
 
-@pytest.mark.parametrize('child', ['wait', 'deaf'])
-def test_sigterm_where_there_is_nothing_to_save_is_a_preemption_at_once(tmp_path, child):
-  process = start(tmp_path, child, flags=['--grace_s=50'])
+@pytest.mark.parametrize('behavior', ['wait', 'deaf'])
+def test_sigterm_with_nothing_to_save_is_a_preemption_at_once(tmp_path, behavior):
+  process = start(tmp_path, behavior, flags=['--grace_s=50'])
   terminate_when_ready(process)
-  began = time.monotonic()
+  started = time.monotonic()
   process.communicate()
-  assert process.returncode == 42 and time.monotonic() - began < 20
+  assert process.returncode == 42 and time.monotonic() - started < 20
+
+
+def test_the_process_continues_when_nobody_reads_its_output(tmp_path):
+  process = start(tmp_path, 'talk', tmp_path / 'done')
+  process.stdout.close()
+  assert process.wait(timeout=60) == 0 and (tmp_path / 'done').exists()
+  assert (tmp_path / 'logs' / 'process_0.log').read_text().count('a line') == 20_000
 
 
 def test_job_codes():
   assert supervise.job_code([0, 0]) == 0
   assert supervise.job_code([134, 137]) == 134
   assert supervise.job_code([137, 2]) == 2
-  assert [code for code in (0, 1, 2, 3, 42, 134, 137, 143) if supervise.retryable(code)] == [42, 134, 137, 143]
+  codes = (0, 1, 2, 3, 42, 134, 137, 143)
+  assert [code for code in codes if supervise.retryable(code)] == [42, 134, 137, 143]
 
 
 @pytest.fixture
-def root(monkeypatch):
-  """Children find the package; the handlers of the supervisor do not outlive the test."""
+def supervisor(monkeypatch):
+  """Let children find the package; restore the signal handlers after the test."""
   monkeypatch.chdir(ROOT)
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
-  before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
-  yield
-  for name, handler in before.items():
-    signal.signal(name, handler)
+  handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+  yield lambda commands, max_restarts: supervise.run(commands, max_restarts, grace_s=5)
+  for number, handler in handlers.items():
+    signal.signal(number, handler)
 
 
-def test_restarts_are_bounded_and_never_after_2(tmp_path, root):
-  tries = tmp_path / 'tries'
-  assert supervise.run(lambda: [command(tmp_path, 'fails_twice', tries)], max_restarts=3, grace_s=5) == 0
-  assert len(tries.read_text()) == 3
-  tries.unlink()
-  assert supervise.run(lambda: [command(tmp_path, 'fails_twice', tries)], max_restarts=1, grace_s=5) == 134
-  assert len(tries.read_text()) == 2
-  started = []
-  assert supervise.run(lambda: started.append(1) or [command(tmp_path, 2), command(tmp_path, 0, number=1)], max_restarts=3, grace_s=5) == 2
-  assert len(started) == 1
+def test_restarts_are_bounded(tmp_path, supervisor):
+  starts = tmp_path / 'starts'
+  commands = [command(tmp_path, 'fail_twice', starts)]
+  assert supervisor(lambda: commands, max_restarts=3) == 0
+  assert len(starts.read_text()) == 3
+  starts.unlink()
+  assert supervisor(lambda: commands, max_restarts=1) == 134
+  assert len(starts.read_text()) == 2
 
 
-def test_one_process_lost_ends_the_others(tmp_path, root, monkeypatch):
+def test_exit_code_2_is_never_retried(tmp_path, supervisor):
+  attempts = []
+
+  def commands():
+    attempts.append(1)
+    return [command(tmp_path, 2), command(tmp_path, 0, process_id=1)]
+
+  assert supervisor(commands, max_restarts=3) == 2
+  assert len(attempts) == 1
+
+
+def test_a_lost_process_ends_the_others(tmp_path, supervisor, monkeypatch):
   monkeypatch.setattr(supervise, 'PEERS_S', 0.5)
-  began = time.monotonic()
-  assert supervise.run(lambda: [command(tmp_path, 134), command(tmp_path, 'wait', number=1)], max_restarts=0, grace_s=5) == 134
-  assert time.monotonic() - began < 15
-
-
-def test_the_process_goes_on_when_nobody_reads_what_it_says(tmp_path):
-  process = start(tmp_path, 'talks', tmp_path / 'done')
-  process.stdout.close()
-  assert process.wait(timeout=60) == 0 and (tmp_path / 'done').exists()
-  assert (tmp_path / 'logs' / 'process_0.log').read_text().count('a line') == 20_000
+  commands = [command(tmp_path, 134), command(tmp_path, 'wait', process_id=1)]
+  started = time.monotonic()
+  assert supervisor(lambda: commands, max_restarts=0) == 134
+  assert time.monotonic() - started < 15

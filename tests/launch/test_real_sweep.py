@@ -1,4 +1,4 @@
-"""Sweeps through rolegen_jax.train, at the smallest size: what it says when it fails or is stopped, and what it reports."""
+"""Sweeps of real training runs at the smallest size: failures, stops, kills and the summary."""
 
 import csv
 import faulthandler
@@ -14,79 +14,82 @@ import threading
 import time
 
 import pytest
+import small
 
 from launch import overview, points
+from launch.pool import Limits
 
 ROOT = pathlib.Path(__file__).parents[2]
-SIZES = ('layers=1', 'width=16', 'heads=2', 'kv_heads=2', 'head_dim=8', 'mlp=16')
-SMALL = [f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in SIZES] + [
-    'world.users=120', 'world.items=48', 'world.categories=8', 'semantic_ids.codes=8', 'semantic_ids.levels=2', 'semantic_ids.iterations=2',
-    'backbone.context=16', 'backbone.beam=10', 'reasoner.events=6', 'reasoner.role_events=4', 'reasoner.candidates=2', 'loop.worlds=2',
-    'warmup.steps=2', 'align.steps=1', 'reason.steps=1', 'loop_stage.steps=2', 'warmup.batch=8', 'align.batch=8', 'reason.batch=8',
-    'loop_stage.batch=8', 'evaluation.ks=(1,10)', 'evaluation.sasrec_steps=1', 'evaluation.bootstrap=20', 'evaluation.ablations=()',
-]
-
-# rolegen_jax.train compiled as conftest.py has it: much is compiled here and little is run.
-TRAIN = '''
-import runpy
-from rolegen_jax import compile
-compile.OPTIONS['cpu'] = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-runpy.run_module('rolegen_jax.train', run_name='__main__', alter_sys=True)
-'''
+FAST_SWEEP = str(pathlib.Path(__file__).with_name('fast_sweep.py'))
+SETTINGS = small.settings(
+  'simulator.users=120',
+  'simulator.items=48',
+  'warmup.steps=2',
+  'align.steps=1',
+  'reason.steps=1',
+  'loop_stage.steps=2',
+  *(f'{section}.batch=8' for section in small.STAGE_SECTIONS),
+  'evaluation.sasrec_steps=1',
+  'evaluation.ablations=()',
+)
+STAGES = ['data', 'semantic_ids', 'warmup', 'roles', 'align', 'reason', 'loop', 'baselines']
 
 
-def test_a_run_that_fails_says_why_and_one_that_is_stopped_may_continue(tmp_path):
-  found = dict(good=SMALL, bad=['data.format=contract', f'data.path={tmp_path / "nowhere"}'])
-  wanted = [points.local('demo', name, found[name], tmp_path) for name in found]
-  over = threading.Event()
+def test_a_run_that_fails_says_why_and_a_stopped_one_may_continue(tmp_path):
+  missing_data = ['data.format=contract', f'data.path={tmp_path / "nowhere"}']
+  assignments = dict(good=SETTINGS, bad=missing_data)
+  selected = [points.local_point('demo', name, assignments[name], tmp_path) for name in assignments]
+  log, ledger = tmp_path / 'points' / 'good' / 'log.txt', tmp_path / 'ledger.json'
+  finished = threading.Event()
 
-  def stop():
-    log, ledger = tmp_path / 'points' / 'good' / 'log.txt', tmp_path / 'ledger.json'
+  def both_happened() -> bool:
+    return (
+      log.exists()
+      and 'semantic_ids: running' in log.read_text()
+      and '"failed"' in ledger.read_text()
+    )
+
+  def stop_sweep() -> None:
     end = time.monotonic() + 120
-    while time.monotonic() < end and not over.is_set() and not ('semantic_ids: running' in log.read_text() and '"failed"' in ledger.read_text() if log.exists() else False):
+    while time.monotonic() < end and not finished.is_set() and not both_happened():
       time.sleep(0.1)
-    if not over.is_set():
+    if not finished.is_set():
       os.kill(os.getpid(), signal.SIGTERM)
 
-  threading.Thread(target=stop).start()
+  threading.Thread(target=stop_sweep).start()
   try:
-    assert points.run('demo', found, wanted, tmp_path, [], parallel=2) == 42
+    assert points.run('demo', assignments, selected, tmp_path, [], Limits(parallel=2)) == 42
   finally:
-    over.set()
-  ledger = json.loads((tmp_path / 'ledger.json').read_text())['points']
-  assert ledger['bad']['state'] == 'failed' and ledger['bad']['exit_code'] == 2
-  assert ledger['bad']['why'].startswith('exit code 2 (bad setting or data)\n') and 'nowhere' in ledger['bad']['why']
-  assert ledger['good']['state'] in ('stopped', 'done') and ledger['good']['exit_code'] in (42, -signal.SIGTERM, 0)
-
-
-# launch.sweep itself, its points compiled as above.
-SWEEP = f'''
-import dataclasses, runpy
-from launch import points
-local = points.local
-def quickly(*args):
-  point = local(*args)
-  return dataclasses.replace(point, command=[point.command[0], '-c', {TRAIN!r}, *point.command[3:]])
-points.local = quickly
-runpy.run_module('launch.sweep', run_name='__main__', alter_sys=True)
-'''
-STAGES = ['data', 'semantic_ids', 'backbone', 'roles', 'align', 'reason', 'loop']
+    finished.set()
+  entries = json.loads(ledger.read_text())['points']
+  good, bad = entries['good'], entries['bad']
+  assert bad['state'] == 'failed' and bad['exit_code'] == 2
+  assert bad['why'].startswith('exit code 2 (bad setting or data)\n') and 'nowhere' in bad['why']
+  assert good['state'] in ('stopped', 'done')
+  assert good['exit_code'] in (42, -signal.SIGTERM, 0)
 
 
 class Sweep:
-  """The six points of the demo's sweep in one folder, and what is to be seen there."""
+  """The six points of the demo's sweep in one folder, and what can be observed there."""
 
   def __init__(self, workdir):
     self.workdir = workdir
-    sets = [part for assignment in SMALL for part in ('--set', assignment)]
-    self._command = [sys.executable, '-c', SWEEP, '--experiment=demo', f'--workdir={workdir}', '--parallel=2', *sets]
+    flags = ['--experiment=demo', f'--workdir={workdir}', '--parallel=2']
+    self._command = [sys.executable, FAST_SWEEP, *flags, *small.set_flags(SETTINGS)]
 
   def start(self):
-    with (self.workdir / 'said.txt').open('w') as file:
-      return subprocess.Popen(self._command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    with (self.workdir / 'output.txt').open('w') as file:
+      return subprocess.Popen(
+        self._command,
+        cwd=ROOT,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=file,
+        stderr=subprocess.STDOUT,
+      )
 
-  def said(self):
-    return (self.workdir / 'said.txt').read_text()
+  def output(self):
+    """Return what the latest start printed."""
+    return (self.workdir / 'output.txt').read_text()
 
   def ledger(self):
     path = self.workdir / 'ledger.json'
@@ -98,67 +101,97 @@ class Sweep:
   def log(self, name):
     return (self.workdir / 'points' / name / 'log.txt').read_text()
 
-  def between(self):
-    """Points that run and have some training stages behind and some before them."""
-    return [name for name in self.names('running') if 'backbone: done' in self.log(name) and 'loop: done' not in self.log(name)]
+  def report(self, name):
+    return json.loads((self.workdir / 'points' / name / 'report.json').read_text())
 
-  def kept(self):
-    """What must never change again of the points that are done now."""
-    written = lambda name: (self.workdir / 'points' / name / 'report.json').stat().st_mtime_ns
-    return {name: (self.ledger()[name], written(name), self.log(name)) for name in self.names('done')}
+  def mid_training(self):
+    """Return the points that run, and have done some training stages but not all."""
+    return [
+      name
+      for name in self.names('running')
+      if 'warmup: done' in self.log(name) and 'loop: done' not in self.log(name)
+    ]
 
-  def keeps(self, before):
-    now = self.kept()
-    return {name: now[name] for name in before} == before
+  def done_points(self):
+    """Return what must never change again of the points that are done now."""
+    state = {}
+    for name in self.names('done'):
+      report = self.workdir / 'points' / name / 'report.json'
+      state[name] = (self.ledger()[name], report.stat().st_mtime_ns, self.log(name))
+    return state
 
-  def wait(self, condition):
+  def preserves(self, earlier):
+    now = self.done_points()
+    return {name: now[name] for name in earlier} == earlier
+
+  def wait_for(self, condition):
+    """Wait until the condition holds, and then for a random moment."""
     end = time.monotonic() + 1800
     while not condition():
-      assert time.monotonic() < end, self.said()
+      assert time.monotonic() < end, self.output()
       time.sleep(0.2)
-    time.sleep(random.uniform(0, 3))  # then at any moment
+    time.sleep(random.uniform(0, 3))
 
 
-@pytest.mark.skipif('ROLEGEN_SLOW' not in os.environ, reason='compiles every program of six runs, a quarter of an hour: ROLEGEN_SLOW=1 runs it')
-def test_six_points_are_trained_once_through_two_kills_and_summarised(tmp_path):
-  faulthandler.cancel_dump_traceback_later()  # pytest.ini's, after ten minutes: this takes longer and is no hang
+@pytest.mark.slow
+def test_six_points_are_trained_once_through_two_kills_and_summarized(tmp_path):
+  # This takes longer than pytest's faulthandler_timeout and is no hang.
+  faulthandler.cancel_dump_traceback_later()
   sweep = Sweep(tmp_path)
+
+  # Kill the sweep and one of its two running points; the other keeps running unwatched.
   process = sweep.start()
-  sweep.wait(lambda: len(sweep.names('done')) >= 2 and len(sweep.between()) == 2)
+  sweep.wait_for(lambda: len(sweep.names('done')) >= 2 and len(sweep.mid_training()) == 2)
   process.kill()
   process.wait()
-  done, (cut, left) = sweep.kept(), sweep.names('running')
-  os.kill(int((tmp_path / 'points' / cut / '.lock').read_text()), signal.SIGKILL)  # the other one works on, though no sweep watches
+  done, (killed, orphan) = sweep.done_points(), sweep.names('running')
+  lock = tmp_path / 'points' / killed / '.lock'
+  os.kill(int(lock.read_text()), signal.SIGKILL)
 
+  # Stop the second sweep once the orphan is done and another point is in the middle.
   process = sweep.start()
-  sweep.wait(lambda: left in sweep.names('done') and sweep.between())
+  sweep.wait_for(lambda: orphan in sweep.names('done') and sweep.mid_training())
   process.terminate()
-  assert process.wait() == 42, sweep.said()
-  assert f'{left}: still runs as process' in sweep.said() and f'{left}: done, while no sweep watched' in sweep.said()
-  stopped, advanced = sweep.names('stopped'), {name for name in sweep.names('stopped') if 'backbone: done' in sweep.log(name)}
-  assert stopped and advanced and sweep.keeps(done)
-  done = sweep.kept()
+  assert process.wait() == 42, sweep.output()
+  assert f'{orphan}: still runs as process' in sweep.output()
+  assert f'{orphan}: done, while no sweep watched' in sweep.output()
+  stopped = sweep.names('stopped')
+  advanced = {name for name in stopped if 'warmup: done' in sweep.log(name)}
+  assert stopped and advanced and sweep.preserves(done)
+  done = sweep.done_points()
 
-  assert sweep.start().wait() == 0, sweep.said()
-  assert sweep.keeps(done) and all(f'{name}: done\n' in sweep.said() for name in done)
+  assert sweep.start().wait() == 0, sweep.output()
+  assert sweep.preserves(done)
+  assert all(f'{name}: done\n' in sweep.output() for name in done)
   for name, entry in sweep.ledger().items():
     log = sweep.log(name)
-    assert re.findall('^(\\w+): done', log, re.MULTILINE) == STAGES, log  # each of them once
-    assert entry['starts'] == log.count('== start') == 1 + (name == cut) + (name in stopped)
-    assert 'backbone: up to date' in log or name not in {cut, *advanced}
-  rows = list(csv.DictReader((tmp_path / 'summary.csv').open()))
-  whole = next(name for name, entry in sweep.ledger().items() if entry['starts'] == 1)
-  assert len(rows) == len(json.loads((tmp_path / 'summary.json').read_text())) == 6 and (tmp_path / 'summary.png').stat().st_size > 1000
-  for row in rows:
-    report = json.loads((tmp_path / 'points' / row['point'] / 'report.json').read_text())
-    interval = report['systems']['RoleGen']['metrics'][row['slice']]['HI@10']
-    assert (float(row['HI@10']), float(row['HI@10 low'])) == (interval['mean'], interval['low'])
-    assert float(row['wall_s']) > 0 and row['state'] == 'done' and row['best floor'] in report['systems']
-    assert re.search(rf'^{row["point"]} +done ', sweep.said(), re.MULTILINE)
-    if row['point'] == whole:
-      seconds = overview.run_status(tmp_path / 'points' / whole, 0.0)['seconds'][0]
-      assert seconds['compile'] > seconds['step'] > 0 and seconds['evaluation'] > 0 and seconds['lost'] == seconds['down'] == 0
-      assert sum(seconds.values()) < float(row['wall_s'])
+    assert re.findall(r'^(\w+): done', log, re.MULTILINE) == STAGES, log  # each of them once
+    restarts = (name == killed) + (name in stopped)
+    assert entry['starts'] == log.count('== start') == 1 + restarts
+    assert 'warmup: up to date' in log or name not in {killed, *advanced}
+  check_summary(sweep)
 
-  everything = sweep.kept()
-  assert sweep.start().wait() == 0 and sweep.kept() == everything
+  final = sweep.done_points()
+  assert sweep.start().wait() == 0 and sweep.done_points() == final
+
+
+def check_summary(sweep: Sweep) -> None:
+  """Check the summary against the reports, and the account of time of an undisturbed point."""
+  with (sweep.workdir / 'summary.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == len(json.loads((sweep.workdir / 'summary.json').read_text())) == 6
+  assert (sweep.workdir / 'summary.png').stat().st_size > 1000
+  for row in rows:
+    systems = sweep.report(row['point'])['systems']
+    interval = systems['RoleGen']['metrics'][row['slice']]['HI@10']
+    assert float(row['HI@10']) == interval['mean']
+    assert float(row['HI@10 low']) == interval['low']
+    assert float(row['wall_s']) > 0 and row['state'] == 'done'
+    assert row['best baseline'] in systems
+    assert re.search(rf'^{row["point"]} +done ', sweep.output(), re.MULTILINE)
+  undisturbed = next(row for row in rows if int(row['starts']) == 1)
+  folder = sweep.workdir / 'points' / undisturbed['point']
+  seconds = overview.run_status(folder, 0.0)['seconds'][0]
+  assert seconds['compile'] > seconds['step'] > 0 and seconds['evaluation'] > 0
+  assert seconds['lost'] == seconds['down'] == 0
+  assert sum(seconds.values()) < float(undisturbed['wall_s'])

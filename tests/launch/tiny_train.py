@@ -1,6 +1,8 @@
-"""A stand-in for rolegen_jax.train at the smallest size: data, semantic IDs, and the backbone's warm-up.
+"""Train the warmup at the smallest size: data, semantic IDs and the backbone.
 
-  python tests/launch/tiny_train.py --workdir=DIR [--terminate_at=3] [--differ] [--set a.b=c ...]
+  python tests/launch/tiny_train.py --workdir=DIR [--signal=SIGTERM] [--differ] [--set a.b=c ...]
+
+It compiles fast and stops before the other stages.
 """
 
 import os
@@ -8,54 +10,73 @@ import signal
 import time
 
 from absl import flags
+from compile_fast import compile_fast
 
-from rolegen_jax import commands, distributed
-from rolegen_jax import compile as compile_lib
+from rolegen_jax.cli import entry
+from rolegen_jax.runtime import distributed
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
-_TERMINATE_AT = flags.DEFINE_integer('terminate_at', -1, 'The last process sends itself SIGTERM before this step; steps are slow then.')
-_SET = flags.DEFINE_multi_string('set', [], 'As rolegen_jax.train has it.')
-_DIFFER = flags.DEFINE_bool('differ', False, 'Only agree on a config, and the last process has another one.')
+_SIGNAL = flags.DEFINE_string(
+  'signal', '', 'Signal that the last process sends to itself before its third step.'
+)
+_SET = flags.DEFINE_multi_string('set', [], 'Replace one field of the config.')
+_DIFFER = flags.DEFINE_bool(
+  'differ', False, 'Only compare configs; that of the last process is different.'
+)
 
+SIGNAL_STEP = 2
+STEP_S = 0.4  # long enough that a signal arrives between two steps
 STEPS = 16
 SETTINGS = (
-    'world.users=200', 'world.items=64', 'world.categories=8', f'warmup.steps={STEPS}', 'warmup.batch=8', 'warmup.save_every=100', 'mesh.fsdp=2',
-    'backbone.temporal.layers=1', 'backbone.temporal.kv_heads=4',
+  'simulator.users=200',
+  'simulator.items=64',
+  'simulator.categories=8',
+  f'warmup.steps={STEPS}',
+  'warmup.batch=8',
+  'warmup.save_every=100',
+  'mesh.fsdp=2',
+  'backbone.temporal.layers=1',
+  'backbone.temporal.kv_heads=4',
 )
 
 
-def last() -> bool:
-  return int(os.environ.get(distributed.PROCESS_ID, 0)) == int(os.environ[distributed.PROCESSES]) - 1
+def is_last_process() -> bool:
+  process = int(os.environ.get(distributed.PROCESS_ID, 0))
+  return process == int(os.environ[distributed.PROCESSES]) - 1
 
 
-def disturb(batches_class) -> None:
-  hand_out, number = batches_class.__next__, 0
+def send_signal_while_training(batches_class: type, number: signal.Signals) -> None:
+  """Make each step slow, and send the signal before one of them."""
+  next_batch, n_batches = batches_class.__next__, 0
 
-  def slow(self):
-    nonlocal number
-    if number == _TERMINATE_AT.value and last():
-      os.kill(os.getpid(), signal.SIGTERM)
-    number += 1
-    time.sleep(0.4)
-    return hand_out(self)
+  def slow_next(self):
+    nonlocal n_batches
+    if n_batches == SIGNAL_STEP and is_last_process():
+      os.kill(os.getpid(), number)
+    n_batches += 1
+    time.sleep(STEP_S)
+    return next_batch(self)
 
-  batches_class.__next__ = slow
+  batches_class.__next__ = slow_next
 
 
 def main() -> None:
-  if _DIFFER.value:  # before anything heavy is imported
-    distributed.agree(dict(code='same', config='b' if last() else 'a'))
+  if _DIFFER.value:
+    distributed.agree(dict(code='same', config='b' if is_last_process() else 'a'))
     return
-  from rolegen_jax.data.pipeline import Batches
-  from rolegen_jax.stages import Run
+  # After the comparison, which needs none of these heavy modules.
+  from rolegen_jax.data.loader import Batches
+  from rolegen_jax.pipeline import stages
+  from rolegen_jax.pipeline.context import open_run
+  from rolegen_jax.pipeline.inputs import prepare_inputs
   from tests import tiny
 
-  # As tests/conftest.py: compile fast, run slowly.
-  compile_lib.OPTIONS['cpu'] = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-  if _TERMINATE_AT.value >= 0:
-    disturb(Batches)
-  Run(tiny.config(*SETTINGS, *_SET.value), _WORKDIR.value).backbone
+  compile_fast()
+  if _SIGNAL.value:
+    send_signal_while_training(Batches, signal.Signals[_SIGNAL.value])
+  run = open_run(tiny.config(*SETTINGS, *_SET.value), _WORKDIR.value)
+  stages.warm_up(run, prepare_inputs(run))
 
 
 if __name__ == '__main__':
-  commands.run(main)
+  entry.run(main)

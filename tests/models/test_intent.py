@@ -1,3 +1,5 @@
+"""The structural equations against loops over their terms."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,155 +9,157 @@ from rolegen_jax.models import functional
 from rolegen_jax.models import intent as lib
 from tests import tiny
 
-GRAPHDEF = functional.abstract(lambda rngs: lib.Intent(tiny.CODES, tiny.LEVELS))[0]
-PARAMS = tiny.random_params(lambda rngs: lib.Intent(tiny.CODES, tiny.LEVELS))
-N, EVENTS, KEEP, RETRIEVED = 3, 5, 2, 3
+
+def intent(rngs):
+  del rngs  # nothing is drawn
+  return lib.Intent(tiny.CODES, tiny.LEVELS)
+
+
+GRAPHDEF, PARAMS = functional.abstract(intent)[0], tiny.random_params(intent)
+# Sequences, events, coarse codes and item transitions per event, and items.
+N, EVENTS, COARSE, TRANSITIONS, ITEMS = 3, 5, 2, 3, 12
 
 
 def evidence(seed: int = 0) -> lib.Evidence:
   rng = np.random.default_rng(seed)
-  draw = lambda high, *shape: rng.integers(0, high, (N, EVENTS, *shape)).astype(np.int32)
-  weight, shift = rng.random((2, N, EVENTS, KEEP)).astype(np.float32)
+
+  def draw(high, *shape):
+    return rng.integers(0, high, (N, EVENTS, *shape)).astype(np.int32)
+
+  weight, shift = rng.random((2, N, EVENTS, COARSE)).astype(np.float32)
   present = rng.random((N, EVENTS)) < 0.7
-  retrieved = draw(12, RETRIEVED), rng.random((N, EVENTS, RETRIEVED)).astype(np.float32)
+  next_item = draw(ITEMS, TRANSITIONS)
+  share = rng.random((N, EVENTS, TRANSITIONS)).astype(np.float32)
   return lib.Evidence(
-    draw(tiny.CODES, KEEP),
-    weight,
-    shift - 0.5,
-    *retrieved,
-    draw(12),
-    draw(40 * tiny.DAY),
-    draw(6),
-    present,
-    draw(tiny.CODES),
-    draw(9) - 1,
-    np.full(N, -1, np.int32),
+    code=draw(tiny.CODES, COARSE),
+    weight=weight,
+    shift=shift - 0.5,
+    next_item=next_item,
+    share=share,
+    item=draw(ITEMS),
+    age=draw(40 * tiny.DAY),
+    event=draw(6),
+    present=present,
+    own_code=draw(tiny.CODES),
+    role=draw(9) - 1,
+    intent=np.full(N, -1, np.int32),
   )
 
 
-def run(e: lib.Evidence) -> np.ndarray:
-  return np.array(functional.bind(GRAPHDEF, PARAMS)(jax.tree.map(jnp.asarray, e)))
+def bound() -> lib.Intent:
+  return functional.bind(GRAPHDEF, PARAMS)
 
 
-def faded_by_hand(e: lib.Evidence, n: int, i: int) -> np.ndarray:
-  by = lambda age, scale: np.exp(-age / np.array(scale))
-  return np.concatenate(
-    [by(e.age[n, i] / tiny.DAY, lib.FADE_DAYS), by(e.present[n, i + 1 :].sum(), lib.FADE_EVENTS)]
-  )
+def log_probs(e: lib.Evidence) -> np.ndarray:
+  return np.array(bound()(jax.tree.map(jnp.asarray, e)))
+
+
+def mixture(name: str) -> np.ndarray:
+  return np.exp(PARAMS[name]) / np.exp(PARAMS[name]).sum()
+
+
+def fades(e: lib.Evidence, n: int, i: int) -> np.ndarray:
+  """The exponentials of an event's age."""
+  days, events_since = e.age[n, i] / tiny.DAY, e.present[n, i + 1 :].sum()
+  by_time = np.exp(-days / np.array(lib.FADE_DAYS))
+  return np.concatenate([by_time, np.exp(-events_since / np.array(lib.FADE_EVENTS))])
+
+
+def gain(e: lib.Evidence, n: int, i: int) -> float:
+  """role_gain * event_gain of an event."""
+  of_role = PARAMS['role_gain'][e.role[n, i]] if e.role[n, i] >= 0 else 0.0
+  return np.exp(PARAMS['event_gain'][e.event[n, i]] + of_role)
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_the_equation_term_by_term(seed):
+def test_the_first_equation_term_by_term(seed):
   e = evidence(seed)
-  mix = lambda name: np.exp(PARAMS[name]) / np.exp(PARAMS[name]).sum()
   opens, draws, satisfies = np.exp(PARAMS['strength'])
-  excited = np.tile(lib.BASE / tiny.CODES * np.exp(PARAMS['base']), (N, 1)).astype(np.float64)
+  base = lib.BASE / tiny.CODES * np.exp(PARAMS['base'])
+  excited = np.tile(base, (N, 1)).astype(np.float64)
   damped = np.zeros((N, tiny.CODES))
   for n, i in np.argwhere(e.present):
-    faded = faded_by_hand(e, n, i)
-    gain = np.exp(
-      PARAMS['event_gain'][e.event[n, i]]
-      + (PARAMS['role_gain'][e.role[n, i]] if e.role[n, i] >= 0 else 0.0)
-    )
+    fade = mixture('fade') @ fades(e, n, i)
+    damp_fade = mixture('damp_fade') @ fades(e, n, i)
     for code, weight, shift in zip(e.code[n, i], e.weight[n, i], e.shift[n, i]):
-      excited[n, code] += mix('fade') @ faded * gain * (weight + opens * max(shift, 0))
-      damped[n, code] += mix('damp_fade') @ faded * draws * max(-shift, 0)
+      excited[n, code] += fade * gain(e, n, i) * (weight + opens * max(shift, 0))
+      damped[n, code] += damp_fade * draws * max(-shift, 0)
     if e.event[n, i] == tiny.PURCHASE:
-      damped[n, e.own[n, i]] += mix('damp_fade') @ faded * satisfies
+      damped[n, e.own_code[n, i]] += damp_fade * satisfies
   expected = np.exp(PARAMS['focus'] * (np.log(excited) - damped))
-  np.testing.assert_allclose(run(e), np.log(expected / expected.sum(1, keepdims=True)), atol=1e-5)
+  expected /= expected.sum(1, keepdims=True)
+  np.testing.assert_allclose(log_probs(e), np.log(expected), atol=1e-5)
 
 
 def test_removing_an_event_equals_never_having_seen_it():
   e = evidence(1)
   removed = e._replace(present=e.present & (np.arange(EVENTS) != 2))
   shorter = lib.Evidence(*(np.delete(x, 2, axis=1) for x in e[:-1]), e.intent)
-  np.testing.assert_allclose(run(removed), run(shorter), atol=1e-6)
+  np.testing.assert_allclose(log_probs(removed), log_probs(shorter), atol=1e-6)
 
 
-def test_without_any_event_the_base_speaks():
+def test_without_any_event_the_base_decides():
   e = evidence()._replace(present=np.zeros((N, EVENTS), bool))
-  np.testing.assert_allclose(
-    run(e), np.tile(jax.nn.log_softmax(PARAMS['focus'] * PARAMS['base']), (N, 1)), atol=1e-6
-  )
+  expected = jax.nn.log_softmax(PARAMS['focus'] * PARAMS['base'])
+  np.testing.assert_allclose(log_probs(e), np.tile(expected, (N, 1)), atol=1e-6)
 
 
-def test_another_intent_and_the_likeliest_change_places():
+def test_do_intent_lets_it_and_the_likeliest_change_places():
   e = evidence(2)
-  plain = run(e)
+  plain = log_probs(e)
   first, last = plain.argmax(1), plain.argmin(1)
-  done = run(e._replace(intent=np.where(np.arange(N) == 1, last, -1).astype(np.int32)))
+  in_one = np.where(np.arange(N) == 1, last, -1).astype(np.int32)
+  done = log_probs(e._replace(intent=in_one))
   np.testing.assert_array_equal(done[[0, 2]], plain[[0, 2]])
   expected = plain[1].copy()
   expected[[first[1], last[1]]] = plain[1, [last[1], first[1]]]
   np.testing.assert_array_equal(done[1], expected)
-  np.testing.assert_array_equal(run(e._replace(intent=first.astype(np.int32))), plain)
+  np.testing.assert_array_equal(log_probs(e._replace(intent=first.astype(np.int32))), plain)
 
 
-def retrieved_by_hand(e: lib.Evidence, n: int) -> dict[int, float]:
-  """What each item is called for with."""
-  mix, retrieved = np.exp(PARAMS['counted_fade']) / np.exp(PARAMS['counted_fade']).sum(), {}
+def retrieved_by_loops(e: lib.Evidence, n: int) -> dict[int, float]:
+  """The weight with which each item is retrieved."""
+  weights: dict[int, float] = {}
+  self_transition = float(np.exp(PARAMS['self_transition'][0]))
   for i in np.flatnonzero(e.present[n]):
-    gain = np.exp(
-      PARAMS['event_gain'][e.event[n, i]]
-      + (PARAMS['role_gain'][e.role[n, i]] if e.role[n, i] >= 0 else 0.0)
-    )
-    self_transition = float(np.exp(PARAMS['self_transition'][0]))
-    for item, share in zip((e.item[n, i], *e.next_item[n, i]), (self_transition, *e.share[n, i])):
-      retrieved[int(item)] = (
-        retrieved.get(int(item), 0.0) + mix @ faded_by_hand(e, n, i) * gain * share
-      )
-  return retrieved
+    fade = mixture('counted_fade') @ fades(e, n, i)
+    items, shares = (e.item[n, i], *e.next_item[n, i]), (self_transition, *e.share[n, i])
+    for item, share in zip(items, shares):
+      weights[int(item)] = weights.get(int(item), 0.0) + fade * gain(e, n, i) * share
+  return weights
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_calls_for_items_code_by_code(seed):
-  """Items 0 .. 11 share codes: evidence for a code is that of all items below it."""
-  e, codes = (
-    evidence(seed),
-    np.stack([np.arange(12) // 6, np.arange(12) // 3 % 2, np.arange(12) % 3], axis=1).astype(
-      np.int32
-    ),
-  )
-  equation = functional.bind(GRAPHDEF, PARAMS)
+def test_retrieved_items_as_logits_code_by_code(seed):
+  """Items share codes: the logit of a code rests on all items below it."""
+  e, item = evidence(seed), np.arange(ITEMS)
+  codes = np.stack([item // 6, item // 3 % 2, item % 3], axis=1).astype(np.int32)
+  equation = bound()
   retrieved = equation.retrieve(jax.tree.map(jnp.asarray, e), 20, codes)
   prefixes = [codes[5], codes[8]]
   for level in (1, 2):
-    below = jnp.stack(
-      [(retrieved.codes[..., :level] == prefix[:level]).all(-1) for prefix in prefixes], axis=1
-    )
-    found = np.array(equation.next_code(level, retrieved, below))
+    matches = [(retrieved.codes[..., :level] == p[:level]).all(-1) for p in prefixes]
+    logits = np.array(equation.next_code(level, retrieved, jnp.stack(matches, axis=1)))
+    focus, prior = (PARAMS[f'counted_{name}'][level - 1] for name in ('focus', 'prior'))
     for n in range(N):
-      retrieved = retrieved_by_hand(e, n)
       for p, prefix in enumerate(prefixes):
         total = np.zeros(tiny.CODES)
-        for item, value in retrieved.items():
+        for item, weight in retrieved_by_loops(e, n).items():
           if (codes[item, :level] == prefix[:level]).all():
-            total[codes[item, level]] += value
-        expected = PARAMS['counted_focus'][level - 1] * np.log(
-          np.exp(PARAMS['counted_prior'][level - 1]) + total
-        )
-        np.testing.assert_allclose(found[n, p], expected, atol=1e-5)
+            total[codes[item, level]] += weight
+        expected = focus * np.log(np.exp(prior) + total)
+        np.testing.assert_allclose(logits[n, p], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('keep', (4, 20))
-def test_items_called_for_most(keep):
-  e = evidence(4)
-  codes = np.arange(36).reshape(12, 3)
-  found = jax.device_get(
-    functional.bind(GRAPHDEF, PARAMS).retrieve(jax.tree.map(jnp.asarray, e), keep, codes)
-  )
-  assert found.item.shape == found.weight.shape == (N, keep)
+@pytest.mark.parametrize('keep', [4, 20])
+def test_the_most_strongly_retrieved_items_are_kept(keep):
+  e, codes = evidence(4), np.arange(3 * ITEMS).reshape(ITEMS, 3)
+  retrieved = jax.device_get(bound().retrieve(jax.tree.map(jnp.asarray, e), keep, codes))
+  assert retrieved.item.shape == retrieved.weight.shape == (N, keep)
   for n in range(N):
-    retrieved = sorted(((v, item) for item, v in retrieved_by_hand(e, n).items()), reverse=True)[
-      :keep
-    ]
-    assert found.item[n].tolist() == [item for _, item in retrieved] + [-1] * (
-      keep - len(retrieved)
-    )
-    np.testing.assert_allclose(
-      found.weight[n], [v for v, _ in retrieved] + [0.0] * (keep - len(retrieved)), rtol=1e-5
-    )
-    np.testing.assert_array_equal(
-      found.codes[n, : len(retrieved)], codes[[item for _, item in retrieved]]
-    )
+    by_weight = sorted(((w, item) for item, w in retrieved_by_loops(e, n).items()), reverse=True)
+    items, weights = [i for _, i in by_weight[:keep]], [w for w, _ in by_weight[:keep]]
+    missing = keep - len(items)
+    assert retrieved.item[n].tolist() == items + [-1] * missing
+    np.testing.assert_allclose(retrieved.weight[n], weights + [0.0] * missing, rtol=1e-5)
+    np.testing.assert_array_equal(retrieved.codes[n, : len(items)], codes[items])

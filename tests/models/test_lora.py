@@ -1,4 +1,7 @@
-"""What trains by `reasoner.train`: adapters and rows of our tokens that change nothing at first, and then what weights of their sum would."""
+"""What trains under each `reasoner.train`, and what adapters and increments compute.
+
+They change nothing at first, and then what weights with their products added would.
+"""
 
 import functools
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax import sharding
-from rolegen_jax.config import ConfigError, LoraConfig, MeshConfig, validate
+from rolegen_jax.config import ConfigError, LoraConfig, MeshConfig
 from rolegen_jax.models import functional, lora
 from rolegen_jax.models.attention import causal
 from rolegen_jax.runtime.compile import jit
@@ -27,17 +30,19 @@ def rolegen(train: str, *assignments: str):
   )
 
 
-def names(tree) -> set[str]:
-  return {
-    '.'.join(p.key for p in path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
+def paths(model_fn) -> set[str]:
+  return set(functional.flatten(functional.abstract(model_fn)[1]))
 
 
 @functools.cache
 def program(train: str, *assignments: str):
-  """All logits of some tokens, those of the text, and those of the last level of codes and what follows it, from a place known at run time."""
+  """params -> logits of some tokens: all, the text's, and some from a start known at run time.
+
+  The last are those of the last level of codes and of what follows it.
+  """
   r = rolegen(train, *assignments)
 
+  @jit
   def run(params, start):
     reasoner = r.bind('reasoner', params)
     tokens = jnp.arange(4 * 12).reshape(4, 12) * 7 % r.vocab.size
@@ -48,8 +53,7 @@ def program(train: str, *assignments: str):
       reasoner.logits(hidden, start, 2 * tiny.CODES),
     )
 
-  compiled = jit(run)
-  return lambda params: jax.device_get(compiled(params, r.vocab.blocks['sid2'][0]))
+  return lambda params: jax.device_get(run(params, r.vocab.blocks['sid2'][0]))
 
 
 @functools.cache
@@ -58,94 +62,92 @@ def base(*assignments: str):
 
 
 def with_base(r, trained):
-  """Parameters of a reasoner whose frozen part is that of `base`."""
-  held = base(*(UNTIED,) * (not r.config.reasoner.transformer.tied))
-  return functional.join(functional.part(r.frozen['reasoner'], held), trained)
+  """The parameters of a reasoner whose frozen part is that of `base`."""
+  params = base() if r.config.reasoner.transformer.tied else base(UNTIED)
+  return functional.join(functional.part(r.frozen['reasoner'], params), trained)
 
 
-def merged(params) -> dict:
-  """The sums, as the reasoner without adapters has them."""
-  found = {}
+def merged(params: dict) -> dict:
+  """The sums of weights and what is added to them, as a reasoner without adapters has them."""
+  sums = {}
   for name, leaf in params.items():
+    if name.endswith(('_lora', '_delta')):
+      continue
+    adapter, increments = params.get(f'{name}_lora'), params.get(f'{name}_delta')
     if isinstance(leaf, dict):
       leaf = merged(leaf)
-    elif adapter := params.get(f'{name}_lora'):
-      a, b = adapter['a'], adapter['b']
-      leaf = leaf + 3.0 * np.einsum(
-        'lir,lro->lio', a.reshape(len(a), -1, 2), b.reshape(len(b), 2, -1)
-      ).reshape(leaf.shape)
-    elif (delta := params.get(f'{name}_delta')) is not None:
-      leaf = leaf + np.pad(delta, ((0, len(leaf) - len(delta)), (0, 0)))
-    found[name] = leaf
-  return {name: leaf for name, leaf in found.items() if not name.endswith(('_lora', '_delta'))}
+    elif adapter is not None:
+      a, b = adapter['a'], adapter['b']  # of stacked layers
+      a, b = a.reshape(len(a), -1, 2), b.reshape(len(b), 2, -1)
+      leaf = leaf + 3.0 * np.einsum('lir,lro->lio', a, b).reshape(leaf.shape)
+    elif increments is not None:
+      leaf = leaf + np.pad(increments, ((0, len(leaf) - len(increments)), (0, 0)))
+    sums[name] = leaf
+  return sums
 
 
-@pytest.mark.parametrize('train, assignments', [('lora', ()), ('frozen', (UNTIED,))])
+@pytest.mark.parametrize(
+  'train, assignments',
+  [('lora', ()), pytest.param('frozen', (UNTIED,), marks=pytest.mark.slow)],
+)
 def test_nothing_changes_at_first_and_then_what_the_sums_would(train, assignments):
   r = rolegen(train, *assignments)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   fresh = jax.device_get(functional.init(r.trained['reasoner'], jax.random.key(1), mesh)[1])
   fresh['intent'] = base(*assignments)['intent']
-  run, plain = program(train, *assignments), program('all', *assignments)
-  without = plain(base(*assignments))
-  jax.tree.map(np.testing.assert_array_equal, run(with_base(r, fresh)), without)
+  run, run_plain = program(train, *assignments), program('all', *assignments)
+  plain = run_plain(base(*assignments))
+  jax.tree.map(np.testing.assert_array_equal, run(with_base(r, fresh)), plain)
   first, size = r.vocab.blocks['text']
-  np.testing.assert_allclose(
-    without[1], without[0][..., first : first + size], atol=1e-5
-  )  # sums of another order
+  # Sums of another order.
+  np.testing.assert_allclose(plain[1], plain[0][..., first : first + size], atol=1e-5)
 
   moved = tiny.random_params(r.trained['reasoner'], seed=5) | {'intent': fresh['intent']}
-  found = run(with_base(r, moved))
-  for a, b in zip(found, plain(merged(with_base(r, moved)))):
-    np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b).max())
-  assert np.abs(found[0] - without[0]).max() > 0.1
+  params = with_base(r, moved)
+  logits = run(params)
+  for actual, expected in zip(logits, run_plain(merged(params))):
+    np.testing.assert_allclose(actual, expected, atol=2e-4 * np.abs(expected).max())
+  assert np.abs(logits[0] - plain[0]).max() > 0.1
 
 
 def test_what_trains():
   targets = {'attention': ('wq', 'wk', 'wv', 'wo'), 'mlp': ('gate', 'up', 'down')}
-  rows, intent = {'tokens_delta', 'readout_delta'}, {f'intent.{n}' for n in base()['intent']}
-  adapters = {
-    f'transformer.blocks.{layer}.{w}_lora.{x}'
-    for layer, ws in targets.items()
-    for w in ws
-    for x in 'ab'
-  }
-  shapes = lambda train, part, *more: functional.abstract(
-    getattr(rolegen(train, UNTIED, *more), part)['reasoner']
-  )[1]
-  assert names(shapes('frozen', 'trained')) == rows | intent
-  assert names(shapes('lora', 'trained')) == rows | intent | adapters
-  some = names(shapes('lora', 'trained', "reasoner.lora.targets=('wq', 'down')"))
-  assert some == rows | intent | {n for n in adapters if '.wq_' in n or '.down_' in n}
-  whole = names(functional.abstract(rolegen('all', UNTIED).model_fns['reasoner'])[1])
-  assert names(shapes('lora', 'frozen')) == names(shapes('frozen', 'frozen')) == whole - intent
+  weights = [f'{layer}.{name}' for layer, names in targets.items() for name in names]
+  adapters = {f'transformer.blocks.{weight}_lora.{factor}' for weight in weights for factor in 'ab'}
+  increments = {'tokens_delta', 'readout_delta'}
+  intent = {f'intent.{name}' for name in base()['intent']}
+  frozen, adapted = rolegen('frozen', UNTIED), rolegen('lora', UNTIED)
+  assert paths(frozen.trained['reasoner']) == increments | intent
+  assert paths(adapted.trained['reasoner']) == increments | intent | adapters
+  two = rolegen('lora', UNTIED, "reasoner.lora.targets=('wq', 'down')")
+  adapters_of_two = {path for path in adapters if '.wq_' in path or '.down_' in path}
+  assert paths(two.trained['reasoner']) == increments | intent | adapters_of_two
+  everything = paths(rolegen('all', UNTIED).model_fns['reasoner'])
+  for r in (frozen, adapted):
+    assert paths(r.frozen['reasoner']) == everything - intent
   assert rolegen('all').frozen == {} and rolegen('all').trained == rolegen('all').model_fns
 
 
 def test_the_base_is_drawn_as_without_adapters_and_parts_join_to_the_whole():
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-  plain = functional.init(rolegen('all').model_fns['reasoner'], jax.random.key(3), mesh)[1]
-  r = rolegen('lora')
-  whole = functional.init(r.model_fns['reasoner'], jax.random.key(3), mesh)[1]
-  parts = [
-    functional.init(part['reasoner'], jax.random.key(3), mesh)[1] for part in (r.trained, r.frozen)
-  ]
-  jax.tree.map(np.testing.assert_array_equal, functional.join(*parts), whole)
-  jax.tree.map(
-    np.testing.assert_array_equal, parts[1], {n: p for n, p in plain.items() if n != 'intent'}
-  )
-  adapter = parts[0]['transformer']['blocks']['attention']['wq_lora']
-  spec = lambda x: tuple(x.sharding.spec)
-  assert (
-    adapter['a'].shape == (2, 32, 2)
-    and spec(adapter['a'])[1] == 'fsdp'
-    and spec(adapter['b'])[2] == 'tensor'
-  )
+
+  def init(model_fn):
+    return functional.init(model_fn, jax.random.key(3), mesh)[1]
+
+  r, plain = rolegen('lora'), init(rolegen('all').model_fns['reasoner'])
+  trained, frozen = init(r.trained['reasoner']), init(r.frozen['reasoner'])
+  whole = init(r.model_fns['reasoner'])
+  jax.tree.map(np.testing.assert_array_equal, functional.join(trained, frozen), whole)
+  plain.pop('intent')  # which always trains
+  jax.tree.map(np.testing.assert_array_equal, frozen, plain)
+  adapter = trained['transformer']['blocks']['attention']['wq_lora']
+  assert adapter['a'].shape == (2, 32, 2)
+  assert adapter['a'].sharding.spec[1] == 'fsdp' and adapter['b'].sharding.spec[2] == 'tensor'
   assert 0.5 < np.std(adapter['a']) * 32**0.5 < 1.2 and not np.asarray(adapter['b']).any()
 
 
 @pytest.mark.parametrize(
-  'assignment, says',
+  'assignment, message',
   [
     ('reasoner.train=adapters', "one of 'all', 'lora', 'frozen'"),
     ('reasoner.lora.rank=0', 'at least 1'),
@@ -153,9 +155,9 @@ def test_the_base_is_drawn_as_without_adapters_and_parts_join_to_the_whole():
     ('reasoner.lora.alpha=0.0', 'positive'),
   ],
 )
-def test_wrong_settings(assignment, says):
-  with pytest.raises(ConfigError, match=says):
-    validate(tiny.config(assignment))
+def test_wrong_settings_are_refused(assignment, message):
+  with pytest.raises(ConfigError, match=message):
+    tiny.config(assignment).validated()
 
 
 def test_scale():

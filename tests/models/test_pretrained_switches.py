@@ -1,4 +1,4 @@
-"""The switches of pretrained families inside our own programs: what a rollout samples token by token is what one pass over all worlds says."""
+"""The switches of pretrained families inside our own programs."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ from rolegen_jax.reasoning.worlds import Tree, removing, world_prompts
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
+WINDOW = 9
 GEMMA = (
   'layer_pattern=LG',
-  'window=9',
+  f'window={WINDOW}',
   'local_rope_theta=50.0',
   'rope_scaling.kind=linear',
   'rope_scaling.factor=4',
@@ -30,31 +31,30 @@ GEMMA = (
 
 
 def test_rollouts_and_likelihoods_agree_in_layers_with_windows():
+  """What a rollout samples token by token is what one pass over all worlds scores."""
   rolegen = tiny.rolegen(*(f'reasoner.transformer.{switch}' for switch in GEMMA))
-  params, examples, trie, loop = (
-    tiny.random_params(rolegen.model_fns['reasoner']),
-    tiny.examples(),
-    tiny.trie(),
-    rolegen.config.loop,
-  )
-  tree = Tree(rolegen.layout, tiny.WORLDS, removing(tiny.WORLDS, loop.interventions))
-  assert tree.layout.prompt_length > 9 and 'readout' in params
+  params = tiny.random_params(rolegen.model_fns['reasoner'])
+  interventions = rolegen.config.loop.interventions
+  tree = Tree(rolegen.layout, tiny.WORLDS, removing(tiny.WORLDS, interventions))
+  assert tree.layout.prompt_length > WINDOW and 'readout' in params
 
   @jit
-  def both(params, examples, trie, key):
+  def sample_and_score(params, examples, trie, key):
     rollout = rolegen.rollout(params, examples, trie, key)
     prompt = build_prompt(
       rolegen.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
     )
     prompts = world_prompts(rolegen.layout, prompt, rollout.interventions)
-    flat = rollout.tokens.reshape(-1, rollout.tokens.shape[-1])
-    return rollout, likelihood(rolegen.bind('reasoner', params), tree, prompts, flat, trie).log_prob
+    tokens = rollout.tokens.reshape(-1, rolegen.layout.length)
+    reasoner = rolegen.bind('reasoner', params)
+    return rollout, likelihood(reasoner, tree, prompts, tokens, trie).log_prob
 
-  rollout, found = jax.device_get(both(params, examples, trie, jax.random.key(0)))
-  assert rollout.interventions.removed.any() and rollout.log_prob.min() < -1
-  np.testing.assert_allclose(
-    np.where(rollout.free, found.reshape(rollout.log_prob.shape), 0.0), rollout.log_prob, atol=1e-4
+  rollout, log_prob = jax.device_get(
+    sample_and_score(params, tiny.examples(), tiny.trie(), jax.random.key(0))
   )
+  assert rollout.interventions.removed.any() and rollout.log_prob.min() < -1
+  log_prob = np.where(rollout.sampled_mask, log_prob.reshape(rollout.log_prob.shape), 0.0)
+  np.testing.assert_allclose(log_prob, rollout.log_prob, atol=1e-4)
 
 
 @pytest.mark.parametrize('forks', [0, 2])
@@ -62,29 +62,27 @@ def test_a_window_over_a_trunk_and_its_branches(forks):
   a, z, shared, window = 30, 12, 10, 7
   positions = np.concatenate([np.arange(a), np.tile(np.arange(shared, shared + z), forks)])
   segment = jnp.asarray(np.arange(len(positions))[None] >= np.array([[0], [3]]), jnp.int32)
-  mask = lib.Branched(np.tri(a, dtype=bool), np.tri(z, dtype=bool), shared, segment)
+  mask = lib.BranchedMask(np.tri(a, dtype=bool), np.tri(z, dtype=bool), shared, segment)
   q, k, v = jax.random.normal(jax.random.key(0), (3, 2, len(positions), 2, 8))
   dense = np.zeros((len(positions),) * 2, bool)
   dense[:a, :a] = np.tri(a)
   for start in range(a, len(dense), z):
-    dense[start : start + z, :shared], dense[start : start + z, start : start + z] = True, np.tri(z)
+    branch = slice(start, start + z)
+    dense[branch, :shared], dense[branch, branch] = True, np.tri(z)
   dense &= positions[:, None] - positions[None] < window
-  seen = jnp.asarray(dense) & (segment[:, :, None] == segment[:, None])
-  found = lib.attend(q, k, v, lib.windowed(mask, positions, 0, window))
-  np.testing.assert_allclose(found, lib.attend(q, k, v, seen), atol=1e-6)
-  assert np.abs(found - lib.attend(q, k, v, mask)).max() > 0.1
-  assert (
-    lib.windowed(mask, positions, 0, a) is mask
-  )  # a window that reaches everything changes nothing
+  expected_mask = jnp.asarray(dense) & (segment[:, :, None] == segment[:, None])
+  attended = lib.attend(q, k, v, lib.windowed(mask, positions, 0, window))
+  np.testing.assert_allclose(attended, lib.attend(q, k, v, expected_mask), atol=1e-6)
+  assert np.abs(attended - lib.attend(q, k, v, mask)).max() > 0.1
+  assert lib.windowed(mask, positions, 0, a) is mask  # a window over everything changes nothing
 
 
-def test_windows_of_masks_known_beforehand_and_of_those_that_are_not():
-  segment = jnp.ones((2, 6), jnp.int32)
-  positions, known = (
-    np.arange(4, 10),
-    lib.Seen(np.tri(6, 10, 4, dtype=bool), segment, jnp.ones((2, 10), jnp.int32)),
-  )
-  narrow = lib.windowed(known, positions, 4, 3)
-  assert isinstance(narrow, lib.Seen) and (narrow.pattern.sum(axis=1) == 3).all()
-  traced = lib.windowed(known, jnp.broadcast_to(positions, (2, 6)), 4, 3)
-  np.testing.assert_array_equal(traced, narrow.dense())
+def test_windows_at_static_and_at_traced_positions():
+  segment, before = jnp.ones((2, 6), jnp.int32), 4
+  positions = np.arange(before, before + 6)
+  pattern = np.tri(6, before + 6, before, dtype=bool)
+  mask = lib.SegmentMask(pattern, segment, jnp.ones((2, before + 6), jnp.int32))
+  static = lib.windowed(mask, positions, before, window=3)
+  assert isinstance(static, lib.SegmentMask) and (static.pattern.sum(axis=1) == 3).all()
+  traced = lib.windowed(mask, jnp.broadcast_to(positions, (2, 6)), before, window=3)
+  np.testing.assert_array_equal(traced, static.dense())

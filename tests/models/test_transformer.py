@@ -7,7 +7,9 @@ import pytest
 
 from rolegen_jax.config import TransformerConfig
 from rolegen_jax.models import functional
-from rolegen_jax.models.transformer import REMAT, Transformer, frequencies, rope
+from rolegen_jax.models.attention import Visible
+from rolegen_jax.models.layers import frequencies, rope
+from rolegen_jax.models.transformer import REMAT, Transformer
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
@@ -15,30 +17,26 @@ CONFIG = TransformerConfig(layers=2, width=32, heads=4, kv_heads=2, head_dim=8, 
 B, T = 3, 7
 
 
-def make(**changes):
+def model_fn(**changes):
   config = dataclasses.replace(CONFIG, **changes)
   return lambda rngs: Transformer(config, rngs=rngs)
 
 
 @pytest.fixture(scope='module')
 def params():
-  return tiny.random_params(make())
+  return tiny.random_params(model_fn())
 
 
 def inputs(seed: int = 0):
-  """x, positions and a causal mask in which the first two positions of row 0 are padding."""
+  """x, positions, a causal mask and what is valid: the first two positions of row 0 are padding."""
   x = jax.random.normal(jax.random.key(seed), (B, T, CONFIG.width))
   valid = np.arange(T) >= np.array([[2], [0], [0]])
-  return (
-    x,
-    jnp.broadcast_to(jnp.arange(T), (B, T)),
-    jnp.asarray(np.tril(np.ones((T, T), bool)) & valid[:, None]),
-    jnp.asarray(valid),
-  )
+  mask = np.tril(np.ones((T, T), bool)) & valid[:, None]
+  return x, jnp.broadcast_to(jnp.arange(T), (B, T)), jnp.asarray(mask), jnp.asarray(valid)
 
 
 def runner(**changes):
-  graphdef = functional.abstract(make(**changes))[0]
+  graphdef = functional.abstract(model_fn(**changes))[0]
   return lambda params, x, positions, mask: functional.bind(graphdef, params)(x, positions, mask)
 
 
@@ -49,45 +47,50 @@ def full():
 
 @pytest.mark.parametrize('parts', [(4,), (2, 2)])
 def test_cached_decoding_equals_the_full_pass(params, full, parts):
-  """Two chains go on from one prompt, of which they share two positions; it is read at once or in two parts."""
+  """Two chains continue one prompt, of which they share two positions.
+
+  The prompt is read at once or in two parts.
+  """
   x, positions, mask, valid = inputs()
   other = x.at[:, 4:].set(inputs(1)[0][:, 4:])
-  graphdef = functional.abstract(make())[0]
+  graphdef = functional.abstract(model_fn())[0]
+  shared_slots, prompt_length, slots = 2, sum(parts), T - 2
+
+  def prefill(model, x):
+    """(hidden, cache) of the prompt, part by part."""
+    hidden, cache, start = [], None, 0
+    for end in np.cumsum(parts):
+      at = slice(start, end)
+      part, more = model.prefill(x[:, at], positions[:, at], mask[:, at, :end], cache)
+      if cache is not None:
+        more = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), cache, more)
+      hidden, cache, start = [*hidden, part], more, end
+    return jnp.concatenate(hidden, axis=1), cache
+
+  def own_slots(cache):
+    """Of two chains, with room for the positions to come."""
+    own = jnp.stack([cache[:, :, shared_slots:]] * 2, axis=2)
+    return jnp.pad(own, ((0, 0),) * 3 + ((0, T - prompt_length), (0, 0), (0, 0)))
 
   @jit
   def decode(params, x, other):
     model = functional.bind(graphdef, params)
-    prompt, hidden, start = None, [], 0
-    for end in np.cumsum(parts):
-      at = slice(start, end)
-      part, more = model.prefill(x[:, at], positions[:, at], mask[:, at, :end], prompt)
-      prompt = (
-        more
-        if prompt is None
-        else jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), prompt, more)
-      )
-      hidden, start = hidden + [jnp.stack([part, part], axis=1)], end
-    shared = tuple(c[:, :, :2] for c in prompt)
-    cache = tuple(
-      jnp.pad(jnp.stack([c[:, :, 2:]] * 2, axis=2), ((0, 0),) * 3 + ((0, T - 4), (0, 0), (0, 0)))
-      for c in prompt
-    )
-    for slot in range(2, T - 2):
-      sees = (
-        valid[:, :2],
-        jnp.broadcast_to((valid[:, 2:] & (jnp.arange(T - 2) <= slot))[:, None], (B, 2, T - 2)),
-      )
-      step, cache = model.step(
-        jnp.stack([x[:, 2 + slot], other[:, 2 + slot]], axis=1), 2 + slot, shared, cache, slot, sees
-      )
-      hidden.append(step[:, :, None])
-    return jnp.concatenate(hidden, axis=2)
+    hidden, cache = prefill(model, x)
+    shared = jax.tree.map(lambda c: c[:, :, :shared_slots], cache)
+    cache, states = jax.tree.map(own_slots, cache), [jnp.stack([hidden, hidden], axis=1)]
+    for slot in range(prompt_length - shared_slots, slots):
+      position = shared_slots + slot
+      own = valid[:, shared_slots:] & (jnp.arange(slots) <= slot)
+      visible = Visible(valid[:, :shared_slots], jnp.broadcast_to(own[:, None], (B, 2, slots)))
+      chains = jnp.stack([x[:, position], other[:, position]], axis=1)
+      step, cache = model.step(chains, position, shared, cache, slot, visible)
+      states.append(step[:, :, None])
+    return jnp.concatenate(states, axis=2)
 
-  found = np.array(decode(params, x, other))
-  for chain, given in enumerate((x, other)):
-    np.testing.assert_allclose(
-      found[:, chain][valid], np.array(full(params, given, positions, mask))[valid], atol=2e-6
-    )
+  decoded = np.array(decode(params, x, other))
+  for chain, embedded in enumerate((x, other)):
+    expected = np.array(full(params, embedded, positions, mask))[valid]
+    np.testing.assert_allclose(decoded[:, chain][valid], expected, atol=2e-6)
 
 
 def test_later_positions_change_nothing_before_them(params, full):
@@ -101,45 +104,45 @@ def test_later_positions_change_nothing_before_them(params, full):
 def test_padding_is_seen_by_nobody(params, full):
   x, positions, mask, valid = inputs()
   changed = jnp.where(valid[..., None], x, x + 3.0)
-  np.testing.assert_array_equal(
-    np.array(full(params, x, positions, mask))[valid],
-    np.array(full(params, changed, positions, mask))[valid],
-  )
+  before, after = (np.array(full(params, a, positions, mask))[valid] for a in (x, changed))
+  np.testing.assert_array_equal(before, after)
 
 
 def test_rotary_scores_depend_on_the_distance_only():
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-  turns = frequencies(4, 100.0)
-  score = lambda at_q, at_k: float(
-    jnp.sum(rope(q, jnp.array([[at_q]]), turns) * rope(k, jnp.array([[at_k]]), turns))
-  )
+  frequency = frequencies(4, 100.0)
+
+  def score(q_position: int, k_position: int) -> float:
+    rotated_q = rope(q, jnp.array([[q_position]]), frequency)
+    return float(jnp.sum(rotated_q * rope(k, jnp.array([[k_position]]), frequency)))
+
   assert score(3, 1) == pytest.approx(score(12, 10), abs=1e-5)
   assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
-  np.testing.assert_array_equal(rope(q, jnp.array([[0]]), turns), q)
+  np.testing.assert_array_equal(rope(q, jnp.array([[0]]), frequency), q)
 
 
 @pytest.fixture(scope='module')
 def gradients(params):
+  """A function from changes of the config to the gradient of some loss."""
   x, positions, mask, _ = inputs()
 
-  def of(**changes):
+  def gradients_of(**changes):
     run = runner(**changes)
-    return jit(
-      jax.grad(
-        lambda p: jnp.mean(
-          jnp.square(run(p, x, positions, mask).astype(jnp.float32)) * jnp.arange(32)
-        )
-      )
-    )(params)
 
-  return of
+    def loss(params):
+      hidden = run(params, x, positions, mask).astype(jnp.float32)
+      return jnp.mean(jnp.square(hidden) * jnp.arange(32))
+
+    return jit(jax.grad(loss))(params)
+
+  return gradients_of
 
 
 @pytest.mark.parametrize('remat', [name for name in REMAT if name != 'none'])
-def test_rematerialisation_keeps_the_gradient(gradients, remat):
-  plain, again = gradients(), gradients(remat=remat)
+def test_rematerialization_keeps_the_gradient(gradients, remat):
+  plain, recomputed = gradients(), gradients(remat=remat)
   assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(plain)) > 1e-2
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, recomputed)
 
 
 def test_bfloat16_computes_near_float32_with_float32_gradients(params, full, gradients):

@@ -1,4 +1,4 @@
-"""Runs with words: from the log to a reasoner that writes sentences, roles from outside, and a log that has no words."""
+"""Runs with words: a reasoner that writes sentences, imported roles, and a log without words."""
 
 import dataclasses
 import json
@@ -7,10 +7,12 @@ import pytest
 
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ROLE_NAMES, ConfigError
-from rolegen_jax.pipeline.run import Run
+from rolegen_jax.pipeline import stages, text
+from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.simulator import world
 from rolegen_jax.text import annotations
 from tests import tiny
+from tests.runs import open_inputs, run_to_reason
 
 SMALL = [
   f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES
@@ -36,23 +38,25 @@ SMALL = [
 ]
 
 
-def test_a_run_learns_words_and_takes_roles_and_reasons_from_outside(tmp_path):
+@pytest.mark.slow
+def test_a_run_learns_words(tmp_path):
   config = entry.experiment('demo_llm', SMALL)
-  run = Run(config, tmp_path / 'run')
-  assert (
-    config.reasoner.transformer.qk_norm
-    and 'tokens' in run.reasoned
-    and 'tokenizer' in run.artifacts
-  )
-  logged = lambda stage: json.loads(
-    (tmp_path / 'run' / stage / 'metrics.jsonl').read_text().splitlines()[-1]
-  )
-  assert {'text_to_sid_nll', 'next_event_nll'} <= set(logged('align')) and {
-    'rationale_nll',
-    'frcot_nll',
-  } <= set(logged('reason'))
+  trained = run_to_reason(config, tmp_path / 'run')
+  assert config.reasoner.transformer.qk_norm
+  assert 'tokens' in trained.reasoned.load()['reasoner']
+  assert 'tokenizer' in trained.inputs.hashes
 
-  table = run.bare_examples
+  def logged(stage):
+    lines = (tmp_path / 'run' / stage / 'metrics.jsonl').read_text().splitlines()
+    return set(json.loads(lines[-1]))
+
+  assert {'text_to_sid_nll', 'next_event_nll'} <= logged('align')
+  assert {'rationale_nll', 'frcot_nll'} <= logged('reason')
+
+
+def test_a_run_takes_roles_and_rationales_from_outside(tmp_path):
+  config = entry.experiment('demo_llm', SMALL)
+  table = stages.label_roles(*open_inputs(config, tmp_path / 'run')).table
   example = next(i for i in range(len(table)) if table.log.event[table.end[i] - 1] != tiny.PURCHASE)
   row = int(table.end[example]) - 1
   user, item = (
@@ -69,13 +73,12 @@ def test_a_run_learns_words_and_takes_roles_and_reasons_from_outside(tmp_path):
   )
   annotations.write_lines([told], tmp_path / 'annotations.jsonl')
   with_roles = dataclasses.replace(config.roles, annotations=str(tmp_path / 'annotations.jsonl'))
-  again = Run(dataclasses.replace(config, roles=with_roles), tmp_path / 'run')
-  before = run.examples.roles
-  assert (
-    again.examples.roles[example, -1] == ROLE_NAMES.index('DISTRACT')
-    and (again.examples.roles != before).sum() <= 2
-  )
-  assert again.words.rationales.said[example, row] == 'too dear'
+  run, inputs = open_inputs(dataclasses.replace(config, roles=with_roles), tmp_path / 'run')
+  labeled = stages.label_roles(run, inputs).table
+  assert labeled.roles[example, -1] == ROLE_NAMES.index('DISTRACT')
+  assert (labeled.roles != table.roles).sum() <= 2
+  chains = text.chains_with_sentences(run, inputs.words, labeled)
+  assert chains.why(example, row, ROLE_NAMES.index('DISTRACT')) == 'too dear'
 
 
 def test_a_log_without_words_says_that_the_tasks_with_text_are_off(tmp_path, capfd):
@@ -84,15 +87,12 @@ def test_a_log_without_words_says_that_the_tasks_with_text_are_off(tmp_path, cap
   (tmp_path / 'shop').mkdir()
   made.events.write_parquet(tmp_path / 'shop' / 'events.parquet')
   made.items.select('item_id').write_parquet(tmp_path / 'shop' / 'items.parquet')
-  run = Run(config, tmp_path / 'run')
-  assert (
-    run.words.alignment is None
-    and run.words.rationales is None
-    and run.words.report(None, None) == ({}, None)
-  )
+  run, inputs = open_inputs(config, tmp_path / 'run')
+  assert inputs.words is None
+  assert text.chains_with_sentences(run, inputs.words, inputs.conversions) is None
   assert capfd.readouterr().err.count('tasks with text are off, next event stays') == 1
 
 
 def test_annotations_that_are_not_there(tmp_path):
   with pytest.raises(ConfigError, match='roles.annotations=nothing.jsonl: no such file'):
-    Run(entry.experiment('demo_llm', [*SMALL, 'roles.annotations=nothing.jsonl']), tmp_path)
+    open_run(entry.experiment('demo_llm', [*SMALL, 'roles.annotations=nothing.jsonl']), tmp_path)

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rolegen_jax.pipeline.run import Run, saved_config
+from rolegen_jax.pipeline.artifacts import saved_config
+from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.pretrained.export import export, export_adapters
 from rolegen_jax.text.tokenizers import open_tokenizer
 from rolegen_jax.training.checkpoint import ArtifactMismatch
 from tests.pretrained import runs
 from tests.pretrained.checkpoints import TINY_QWEN3, read_tensors, write_folder
 from tests.pretrained.loaded import LoadedReasoner
+from tests.runs import run_to_reason
 
 ROOT = pathlib.Path(__file__).parents[2]
 LORA = (
@@ -90,9 +92,9 @@ def assert_adapters_give_the_merged_weights(folder):
 def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
   write_folder(tmp_path / 'model', TINY_QWEN3)
   loop = ('loop_stage.steps=1', 'loop_stage.batch=8', 'loop.worlds=2')
-  run = Run(runs.config(tmp_path / 'model', *LORA, *loop), tmp_path / 'run')
-  reasoned = jax.device_get(run.reasoned)
-  base = jax.device_get(run.base)
+  trained = run_to_reason(runs.config(tmp_path / 'model', *LORA, *loop), tmp_path / 'run')
+  reasoned = jax.device_get(trained.reasoned.load()['reasoner'])
+  base = jax.device_get(trained.run.base())
   for name in ('tokens', 'transformer'):
     changed = jax.tree_util.tree_map_with_path(
       lambda path, trained, initial: bool((trained != initial).any()), reasoned[name], base[name]
@@ -102,13 +104,14 @@ def test_a_run_keeps_adapters_beside_the_hash_of_its_base(tmp_path):
   assert np.abs(reasoned['tokens_delta']).max() > 0
   assert_checkpoint_has_no_base(tmp_path / 'run')
 
-  again = Run(saved_config(tmp_path / 'run'), tmp_path / 'run')
-  jax.tree.map(np.testing.assert_array_equal, reasoned, jax.device_get(again.reasoned))
+  again = run_to_reason(saved_config(tmp_path / 'run'), tmp_path / 'run')
+  restored = jax.device_get(again.reasoned.load()['reasoner'])
+  jax.tree.map(np.testing.assert_array_equal, reasoned, restored)
   assert_exports(tmp_path, again)
 
   write_folder(tmp_path / 'model', TINY_QWEN3, seed=1)
   with pytest.raises(ArtifactMismatch, match='its base is'):
-    Run(saved_config(tmp_path / 'run'), tmp_path / 'run').reasoned
+    run_to_reason(saved_config(tmp_path / 'run'), tmp_path / 'run').reasoned.load()
 
 
 def assert_checkpoint_has_no_base(workdir):
@@ -119,7 +122,7 @@ def assert_checkpoint_has_no_base(workdir):
   assert not any(path[-1] in ('tokens', 'wq', 'gate') for path in names)
 
 
-def assert_exports(folder, run):
+def assert_exports(folder, reasoned):
   """`rolegen export` refuses a run that is not complete, then exports adapters or the whole."""
   command = [sys.executable, '-m', 'rolegen_jax', 'export']
   command += [f'--workdir={folder / "run"}', f'--output={folder / "out"}']
@@ -128,7 +131,8 @@ def assert_exports(folder, run):
   assert refused.returncode == 2 and 'is not complete' in refused.stderr
   assert not (folder / 'out').exists()
 
-  trained = jax.device_get(run.trained['reasoner'])
+  models = train_models(reasoned.run, reasoned.inputs)
+  trained = jax.device_get(models.calibrated.load()['reasoner'])
   subprocess.run(only_adapters, cwd=ROOT, check=True)
   exported = load_file(folder / 'out' / 'rolegen_trained.safetensors')
   np.testing.assert_array_equal(exported['tokens_delta'], trained['tokens_delta'])

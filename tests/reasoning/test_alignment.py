@@ -1,9 +1,11 @@
-"""Alignment examples say what the log says; packed rows do not depend on their neighbours; a few steps teach the catalogue."""
+"""Alignment examples say what the log says, packed rows do not depend on their neighbors, and a few
+steps teach the catalogue."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from rolegen_jax.config import ALIGN_TASKS, MeshConfig
 from rolegen_jax.evaluation.alignment import questions
@@ -17,169 +19,178 @@ from rolegen_jax.text.packing import pack
 from tests import tiny
 from tests.text import catalogue
 
+END = '<|control_end|>'
+
+
+def squeeze(text: str) -> str:
+  return text.replace(' ', '')
+
 
 def test_examples_say_what_the_items_are():
   a = catalogue.alignment()
-  words, end, v = a.words, '<|control_end|>', a.vocab
-  asked = a.sid_to_text(5, 'brand')
-  name = ''.join(v.named[token][0] for token in v.sid(catalogue.log_and_examples()[1][5]))
-  read = lambda tokens: a.text.decode(tokens).replace(' ', '')
-  assert (
-    read(asked.tokens[~asked.taught]) == f'{name}ismadeby'
-    and read(asked.tokens[asked.taught]) == words.say(5, 'brand') + end
-  )
-  back = a.text_to_sid(5)
-  assert back.tokens[back.taught].tolist() == a.sid[5].tolist() and words.say(5, 'title').replace(
-    ' ', ''
-  ) in read(back.tokens)
-  hidden = a.masked_attribute(5, 'category')
-  question = read(hidden.tokens[~hidden.taught])
-  assert (
-    'category:?' in question
-    and 'category:' + words.say(5, 'category').replace(' ', '') not in question
-  )
-  assert read(hidden.tokens[hidden.taught]) == words.say(5, 'category').replace(' ', '') + end
+  words, v = a.words, a.vocab
+
+  def read(tokens) -> str:
+    return squeeze(a.text.decode(tokens))
+
+  codes = catalogue.log_and_examples()[1]
+  item_name = ''.join(v.named[token][0] for token in v.sid(codes[5]))
+  brand = a.sid_to_text(5, 'brand')
+  assert read(brand.tokens[~brand.taught]) == f'{item_name}ismadeby'
+  assert read(brand.tokens[brand.taught]) == words.say(5, 'brand') + END
+  item = a.text_to_sid(5)
+  assert item.tokens[item.taught].tolist() == a.sid[5].tolist()
+  assert squeeze(words.say(5, 'title')) in read(item.tokens)
+  masked = a.masked_attribute(5, 'category')
+  category = squeeze(words.say(5, 'category'))
+  question = read(masked.tokens[~masked.taught])
+  assert 'category:?' in question and 'category:' + category not in question
+  assert read(masked.tokens[masked.taught]) == category + END
 
 
 def test_trajectories_read_as_frcot_prompts_do():
-  a, (_, codes, examples) = catalogue.alignment(), catalogue.log_and_examples()
-  layout, index = RoleGen(catalogue.config()).layout, np.arange(0, len(examples), 7)
-  rows = examples.rows(index, tiny.WIDTH)
-  prompt = build_prompt(layout, rows.history, rows.excites, rows.timestamp, codes)
+  a, (_, codes, table) = catalogue.alignment(), catalogue.log_and_examples()
+  layout, index = RoleGen(catalogue.config()).layout, np.arange(0, len(table), 7)
+  examples = table.rows(index, tiny.WIDTH)
+  prompt = build_prompt(layout, examples.history, examples.excites, examples.timestamp, codes)
+  reason = a.vocab.control('REASON')
   for row, example in enumerate(index):
-    shown = np.asarray(prompt.tokens[row])[np.asarray(prompt.valid[row])]
-    np.testing.assert_array_equal(
-      [*a.trajectory(example, 1000), a.until(example), a.vocab.control('REASON')], shown
-    )
+    expected = np.asarray(prompt.tokens[row])[np.asarray(prompt.valid[row])]
+    tokens = [*a.trajectory(example, 1000), a.until(example), reason]
+    np.testing.assert_array_equal(tokens, expected)
     bought = a.next_purchase(example, 1000)
-    assert bought.tokens[bought.taught].tolist() == a.sid[examples.target[example]].tolist()
+    assert bought.tokens[bought.taught].tolist() == a.sid[table.target[example]].tolist()
   assert len(a.trajectory(index[-1], 12)) <= 12
 
 
-def test_rows_are_functions_of_their_number_and_hold_no_held_out_words():
+def test_rows_depend_on_their_number_alone():
   a = catalogue.alignment()
-  rows, again = a.rows(np.arange(40)), a.rows(np.arange(39, 40))
-  np.testing.assert_array_equal(rows.token[39:], again.token)
+  rows, one = a.rows(np.arange(40)), a.rows(np.arange(39, 40))
+  np.testing.assert_array_equal(rows.token[39:], one.token)
   assert len(np.unique(rows.token, axis=0)) == 40 and (rows.segment > 0).mean() > 0.8
   assert set(np.unique(rows.task)) == set(range(1 + len(ALIGN_TASKS)))
-  sid = a.vocab.blocks['sid0'][0]
-  first = (
-    (rows.token >= sid)
-    & (rows.token < sid + tiny.CODES)
-    & (rows.task == 1 + ALIGN_TASKS.index('text_to_sid'))
-  )
-  shown = {tuple(rows.token[row, at : at + 3]) for row, at in zip(*np.nonzero(first))}
-  held = {tuple(a.sid[item]) for item in np.flatnonzero(a.held_out)}
-  assert len(held) == 16 and shown and not shown & held
-  only = catalogue.alignment(
-    'text.sid_to_text=0', 'text.text_to_sid=0', 'text.masked_attribute=0', 'text.next_event=0'
-  ).rows(np.arange(4))
-  assert set(np.unique(only.task)) == {0, 1 + ALIGN_TASKS.index('next_purchase')}
 
 
-def _reasoner(params=None):
+def test_rows_hold_no_held_out_words():
+  """No item whose words are held out is the answer to a description."""
+  a = catalogue.alignment()
+  rows, start = a.rows(np.arange(40)), a.vocab.blocks['sid0'][0]
+  is_first_code = (rows.token >= start) & (rows.token < start + tiny.CODES)
+  is_answer = is_first_code & (rows.task == 1 + ALIGN_TASKS.index('text_to_sid'))
+  shown = {tuple(rows.token[row, at : at + 3]) for row, at in zip(*np.nonzero(is_answer))}
+  held_out = {tuple(a.sid[item]) for item in np.flatnonzero(a.held_out)}
+  assert len(held_out) == 16 and shown and not shown & held_out
+
+
+def test_tasks_of_weight_zero_are_not_drawn():
+  others = [task for task in ALIGN_TASKS if task != 'next_purchase']
+  rows = catalogue.alignment(*(f'text.{task}=0' for task in others)).rows(np.arange(4))
+  assert set(np.unique(rows.task)) == {0, 1 + ALIGN_TASKS.index('next_purchase')}
+
+
+@pytest.fixture(scope='module')
+def reasoner():
   rolegen = RoleGen(catalogue.config())
-  params = params or tiny.random_params(rolegen.model_fns['reasoner'])
-  return rolegen, functional.bind(rolegen.graphdefs['reasoner'], params)
+  params = tiny.random_params(rolegen.model_fns['reasoner'])
+  return functional.bind(rolegen.graphdefs['reasoner'], params)
 
 
-def test_examples_of_a_row_do_not_see_each_other():
-  a, (_, reasoner) = catalogue.alignment(), _reasoner()
+def causal_hidden(reasoner, tokens):
+  """Hidden states of whole sequences without segments, [N, T, D]."""
+  width = np.shape(tokens)[1]
+  mask = jnp.asarray(np.tri(width, dtype=bool)[None])
+  return reasoner.hidden(jnp.asarray(tokens), np.arange(width), mask)
+
+
+def test_examples_of_a_row_do_not_see_each_other(reasoner):
+  a = catalogue.alignment()
   one, two, three = a.text_to_sid(1), a.sid_to_text(2, 'title'), a.next_event(3, 40)
   together, alone = pack([[one, two, three]], 160), pack([[two], [three]], 160)
   read = jit(lambda packed: language.read(reasoner, packed))
-  here, there = read(together), read(alone)
+  scores, scores_alone = read(together), read(alone)
   for number, row in ((2, 0), (3, 1)):
-    at, own = (
-      np.asarray(together.segment[0] == number) & (np.asarray(here.task[0]) > 0),
-      np.asarray(there.task[row]) > 0,
-    )
-    assert at.sum() == own.sum() > 0
-    np.testing.assert_allclose(here.nll[0][at], there.nll[row][own], rtol=2e-5, atol=2e-5)
+    in_example = np.asarray(together.segment[0] == number) & (np.asarray(scores.task[0]) > 0)
+    taught = np.asarray(scores_alone.task[row]) > 0
+    assert in_example.sum() == taught.sum() > 0
+    expected = scores_alone.nll[row][taught]
+    np.testing.assert_allclose(scores.nll[0][in_example], expected, rtol=2e-5, atol=2e-5)
 
 
-def test_tokens_are_told_among_their_own_block():
-  a, (_, reasoner) = catalogue.alignment(), _reasoner()
-  found, v = a.text_to_sid(4), a.vocab
-  packed = pack([[found]], 96)
-  told = language.read(reasoner, packed)
-  n = len(found.tokens)
-  hidden = reasoner.hidden(
-    jnp.asarray(packed.token), np.arange(96), jnp.asarray(np.tri(96, dtype=bool)[None])
-  )
+def test_tokens_are_predicted_among_their_own_block(reasoner):
+  a = catalogue.alignment()
+  example, v = a.text_to_sid(4), a.vocab
+  packed, n = pack([[example]], 96), len(example.tokens)
+  scores = language.read(reasoner, packed)
+  hidden = causal_hidden(reasoner, packed.token)
   for level, at in enumerate(range(n - 3, n)):
     start, size = v.blocks[f'sid{level}']
     log_probs = jax.nn.log_softmax(reasoner.logits(hidden[0, at - 1], start, size))
-    np.testing.assert_allclose(
-      told.nll[0, at], -log_probs[found.tokens[at] - start], rtol=1e-4, atol=1e-5
-    )
-    assert bool(told.right[0, at]) == (int(jnp.argmax(log_probs)) == found.tokens[at] - start)
+    code = example.tokens[at] - start
+    np.testing.assert_allclose(scores.nll[0, at], -log_probs[code], rtol=1e-4, atol=1e-5)
+    assert bool(scores.right[0, at]) == (int(jnp.argmax(log_probs)) == code)
 
 
-def test_what_is_written_is_what_one_pass_would_write():
-  a, (_, reasoner) = catalogue.alignment(), _reasoner()
+def test_what_is_written_is_what_one_pass_would_write(reasoner):
+  a, sentence = catalogue.alignment(), 5
   v, end, begin = a.vocab, a.vocab.control('END'), a.vocab.control('BOS')
   prompts = [a.trajectory(example, 20) for example in (0, 1)]
   width = max(map(len, prompts))
   prompt = np.stack([np.pad(p, (width - len(p), 0)) for p in prompts])
   valid = np.stack([np.arange(width) >= width - len(p) for p in prompts])
   plan = np.array([[v.role(2), begin, v.role(1), begin], [v.role(0), begin, 0, 0]], np.int32)
-  written = np.asarray(
-    jit(lambda *x: language.write(reasoner, *x, sentence=5, most=2))(prompt, valid, plan)
-  )
-  for row, (before, planned) in enumerate(zip(prompts, plan)):
-    tokens = written[row][written[row] != 0].tolist()
-    assert [t for t in tokens if t in (v.role(0), v.role(1), v.role(2))] == [
-      p for p in planned if p not in (0, begin)
-    ]
-    assert (
-      tokens.count(begin) == tokens.count(end) == (planned == begin).sum() and tokens[-1] == end
-    )
-    whole, inside = [*before, *tokens], 0
-    hidden = reasoner.hidden(
-      jnp.asarray([whole]), np.arange(len(whole)), jnp.asarray(np.tri(len(whole), dtype=bool)[None])
-    )
-    logits = np.array(reasoner.logits(hidden[0], 0, v.size))
-    text = v.blocks['text'][0]
-    logits[
-      :, [t for t in range(v.size) if (t < text and t != end) or t >= text + catalogue.PIECES]
-    ] = -np.inf
-    for at in range(len(before), len(whole)):
-      if inside:
-        assert whole[at] == (end if inside == 5 else logits[at - 1].argmax())
-      inside = 0 if whole[at] == end else 1 if whole[at] == begin else inside + 1 if inside else 0
+  write = jit(lambda *x: language.write(reasoner, *x, sentence=sentence, most=2))
+  written = np.asarray(write(prompt, valid, plan))
+  for prompt_tokens, planned, row in zip(prompts, plan, written):
+    tokens = row[row != 0].tolist()
+    roles = [t for t in tokens if t in (v.role(0), v.role(1), v.role(2))]
+    assert roles == [t for t in planned if t not in (0, begin)]
+    assert tokens.count(begin) == tokens.count(end) == (planned == begin).sum()
+    assert tokens[-1] == end
+    assert_greedy(reasoner, [*prompt_tokens], tokens, sentence)
+
+
+def assert_greedy(reasoner, prompt: list[int], written: list[int], sentence: int):
+  """Every token of a sentence is the likeliest of the text after all tokens before it."""
+  v, tokens = reasoner.vocab, [*prompt, *written]
+  begin, end, text = v.control('BOS'), v.control('END'), v.blocks['text'][0]
+  logits = np.array(reasoner.logits(causal_hidden(reasoner, [tokens])[0], 0, v.size))
+  may_follow = [t == end or text <= t < text + catalogue.PIECES for t in range(v.size)]
+  logits[:, ~np.array(may_follow)] = -np.inf
+  n_tokens = 0  # of the open sentence, BOS included; 0 = none is open
+  for at in range(len(prompt), len(tokens)):
+    token = tokens[at]
+    if n_tokens:
+      assert token == (end if n_tokens == sentence else logits[at - 1].argmax())
+    if token == end:
+      n_tokens = 0
+    elif token == begin or n_tokens:
+      n_tokens += 1
 
 
 def test_a_few_steps_teach_the_catalogue_and_the_exam_shows_it():
-  a, rolegen, mesh = (
-    catalogue.alignment(),
-    RoleGen(catalogue.config()),
-    make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)),
-  )
-  tx = optax.adam(1e-2)
-  loss = lambda p, packed: language.mean_nll(
-    language.read(rolegen.bind('reasoner', p), packed), ALIGN_TASKS
-  )
+  a, rolegen = catalogue.alignment(), RoleGen(catalogue.config())
+  mesh, tx = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), optax.adam(1e-2)
+
+  def loss(params, packed):
+    scores = language.read(rolegen.bind('reasoner', params), packed)
+    return language.mean_nll(scores, ALIGN_TASKS)
+
+  @jit
+  def step(params, opt, packed):
+    (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, packed)
+    updates, opt = tx.update(grads, opt, params)
+    return optax.apply_updates(params, updates), opt, metrics
+
   with jax.set_mesh(mesh):
-    params = start = functional.init(rolegen.model_fns['reasoner'], jax.random.key(0), mesh)[1]
-    opt = tx.init(params)
-
-    @jit
-    def step(params, opt, packed):
-      (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, packed)
-      updates, opt = tx.update(grads, opt, params)
-      return optax.apply_updates(params, updates), opt, metrics
-
+    start = functional.init(rolegen.model_fns['reasoner'], jax.random.key(0), mesh)[1]
+    params, opt = start, tx.init(start)
     for number in range(60):
       params, opt, metrics = step(params, opt, a.rows(np.arange(8 * number, 8 * number + 8)))
   assert set(metrics) == {f'{task}_nll' for task in ALIGN_TASKS}
-  rows = {
-    (row['question'], row['items']): row
-    for row in questions(rolegen, dict(before=start, after=params), a, mesh)
-  }
+  answers = questions(rolegen, dict(before=start, after=params), a, mesh)
+  rows = {(row['question'], row['items']): row for row in answers}
   category, sid = rows['semantic ID -> category', 'shown'], rows['text -> semantic ID', 'shown']
-  assert (
-    category['number'] == sid['number'] == 48
-    and rows['semantic ID -> title', 'held out']['number'] == 16
-  )
-  assert category['before'] < category['chance'] < category['after'] and sid['chance'] == 1 / 64
+  assert category['number'] == sid['number'] == 48
+  assert rows['semantic ID -> title', 'held out']['number'] == 16
+  assert category['before'] < category['chance'] < category['after']
+  assert sid['chance'] == 1 / 64

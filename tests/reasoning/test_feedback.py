@@ -13,11 +13,8 @@ CANDIDATES = jnp.array([[[0, 1], [2, 3], [1, 1]]])  # one user, three worlds of 
 
 
 def test_prefix_share_counts_leading_codes():
-  np.testing.assert_allclose(
-    lib.prefix_share(CANDIDATES, jnp.array([1]), CODES),
-    [[[2 / 3, 1], [1 / 3, 0], [1, 1]]],
-    rtol=1e-6,
-  )
+  share = lib.prefix_share(CANDIDATES, jnp.array([1]), CODES)
+  np.testing.assert_allclose(share, [[[2 / 3, 1], [1 / 3, 0], [1, 1]]], rtol=1e-6)
 
 
 def test_repeats_are_within_a_path():
@@ -26,12 +23,10 @@ def test_repeats_are_within_a_path():
 
 
 def test_novelty_is_against_the_other_worlds():
-  assert lib.novelty(CANDIDATES).tolist() == [
-    [0.5, 1.0, 0.0]
-  ]  # world 0 shares item 1 with world 2, world 1 shares nothing
-  assert lib.novelty(jnp.array([[[3, 3], [4, 5]]])).tolist() == [
-    [1, 1]
-  ]  # an own repeat is no other world
+  # World 0 shares item 1 with world 2; world 1 shares nothing.
+  assert lib.novelty(CANDIDATES).tolist() == [[0.5, 1.0, 0.0]]
+  # A repeat of its own is no other world.
+  assert lib.novelty(jnp.array([[[3, 3], [4, 5]]])).tolist() == [[1, 1]]
 
 
 def test_jaccard_distance_is_between_sets():
@@ -43,16 +38,12 @@ def test_jaccard_distance_is_between_sets():
 
 def test_reward_is_the_weighted_sum_of_its_parts():
   config = LoopConfig(reward_hit=1.0, reward_gain=0.5, reward_novelty=0.1, reward_malformed=2.0)
-  reward, parts = lib.rewards(
-    CANDIDATES, jnp.array([1]), jnp.array([[0.4, -1.0, 30.0]]), CODES, config
-  )
-  expected = [
-    1 + 0.2 + 0.05,
-    1 / 3 - 0.5 + 0.1,
-    1 + 0.5 * 2 - 2.0 * 0.5,
-  ]  # a gain of 30 nats is clipped to 2
+  gain = jnp.array([[0.4, -1.0, 30.0]])
+  reward, metrics = lib.rewards(CANDIDATES, jnp.array([1]), gain, CODES, config)
+  # A gain of 30 nats is clipped to 2.
+  expected = [1 + 0.2 + 0.05, 1 / 3 - 0.5 + 0.1, 1 + 0.5 * 2 - 2.0 * 0.5]
   np.testing.assert_allclose(reward[0], expected, rtol=1e-5)
-  assert float(parts['reward_gain']) == pytest.approx((0.4 - 1 + 2) / 3)
+  assert float(metrics['reward_gain']) == pytest.approx((0.4 - 1 + 2) / 3)
 
 
 def test_advantages_are_relative_to_the_users_worlds():
@@ -65,28 +56,31 @@ def test_advantages_are_relative_to_the_users_worlds():
 
 B, W, T = 2, 3, 4
 REWARD = jnp.array([[1.0, 0.0, 0.2], [0.0, 0.0, 1.0]])
+EVERYWHERE = jnp.ones((B, W, T), bool)
 
 
-def loss_of(objective: str, sampled_mask=None, advantage=None, reference=None, **changes):
-  """(loss and metrics as a function of log-probs, the rollout's log-probs)."""
+def make_loss(objective: str, sampled_mask=EVERYWHERE, advantage=None, reference=None, **changes):
+  """(log-probs -> (loss, metrics), gradient of the loss, the rollout's log-probs)."""
   config = dataclasses.replace(LoopConfig(), objective=objective, **changes)
   rollout = -1.0 - jax.random.uniform(jax.random.key(0), (B, W, T))
-  sampled_mask = jnp.ones((B, W, T), bool) if sampled_mask is None else sampled_mask
   advantage = lib.advantages(REWARD) if advantage is None else advantage
   reference = rollout if reference is None else reference
-  return lambda log_prob: lib.reflection_loss(
-    log_prob, rollout, reference, sampled_mask, advantage, REWARD, config
-  ), rollout
+
+  def loss(log_prob):
+    return lib.policy_loss(log_prob, rollout, reference, sampled_mask, advantage, REWARD, config)
+
+  def gradient(log_prob):
+    return np.array(jax.grad(lambda x: loss(x)[0])(log_prob))
+
+  return loss, gradient, rollout
 
 
 @pytest.mark.parametrize('objective', ['policy_gradient', 'weighted'])
-def test_reflection_raises_the_better_worlds(objective):
-  loss, rollout = loss_of(objective)
-  push = -np.array(jax.grad(lambda x: loss(x)[0])(rollout))
-  assert (
-    push[0, 0].min() > max(push[0, 1].max(), push[0, 2].max())
-    and push[1, 2].min() > push[1, :2].max()
-  )
+def test_the_better_worlds_become_likelier(objective):
+  _, gradient, rollout = make_loss(objective)
+  push = -gradient(rollout)
+  assert push[0, 0].min() > max(push[0, 1].max(), push[0, 2].max())
+  assert push[1, 2].min() > push[1, :2].max()
   if objective == 'policy_gradient':
     assert (push[0, 0] > 0).all() and (push[0, 1] < 0).all()  # the worse world is pushed down
   else:
@@ -95,52 +89,42 @@ def test_reflection_raises_the_better_worlds(objective):
 
 @pytest.mark.parametrize('objective', ['policy_gradient', 'weighted'])
 def test_forced_positions_carry_no_gradient_and_no_loss(objective):
-  sampled_mask = jnp.ones((B, W, T), bool).at[:, 1, 2].set(False)
-  loss, rollout = loss_of(objective, sampled_mask=sampled_mask, reference=jnp.full((B, W, T), -3.0))
-  gradient = np.array(jax.grad(lambda x: loss(x)[0])(rollout))
-  assert (gradient[:, 1, 2] == 0).all() and (gradient[np.array(sampled_mask)] != 0).all()
+  mask = EVERYWHERE.at[:, 1, 2].set(False)
+  reference = jnp.full((B, W, T), -3.0)
+  loss, gradient, rollout = make_loss(objective, sampled_mask=mask, reference=reference)
+  at_rollout = gradient(rollout)
+  assert (at_rollout[:, 1, 2] == 0).all() and (at_rollout[np.array(mask)] != 0).all()
   assert float(loss(rollout)[0]) == float(loss(rollout.at[:, 1, 2].set(-50.0))[0])
 
 
 def test_the_ratio_is_clipped_on_the_side_of_its_advantage():
-  loss, rollout = loss_of('policy_gradient', kl=0.0)
-  far = (
-    rollout.at[0, 0].add(1.0).at[0, 1].add(-1.0)
-  )  # the better world already much likelier, the worse much less
-  gradient = np.array(jax.grad(lambda x: loss(x)[0])(far))
-  assert (gradient[0, :2] == 0).all() and (gradient[0, 2] != 0).all()
+  loss, gradient, rollout = make_loss('policy_gradient', kl=0.0)
+  # The better world is much likelier already, the worse one much less likely.
+  far = rollout.at[0, 0].add(1.0).at[0, 1].add(-1.0)
+  assert (gradient(far)[0, :2] == 0).all() and (gradient(far)[0, 2] != 0).all()
   assert float(loss(far)[1]['clipped_share']) == pytest.approx(2 * T / (B * W * T))
   wrong_way = rollout.at[0, 0].add(-1.0)
-  assert (
-    np.array(jax.grad(lambda x: loss(x)[0])(wrong_way))[0, 0] < 0
-  ).all()  # and back again is not clipped
+  assert (gradient(wrong_way)[0, 0] < 0).all()  # the way back is not clipped
 
 
 def test_the_reference_pulls_back():
-  loss, rollout = loss_of(
-    'policy_gradient', advantage=jnp.zeros((B, W)), reference=jnp.full((B, W, T), -1.5), kl=1.0
+  reference = jnp.full((B, W, T), -1.5)
+  loss, gradient, _ = make_loss(
+    'policy_gradient', advantage=jnp.zeros((B, W)), reference=reference, kl=1.0
   )
-  value, metrics = loss(jnp.full((B, W, T), -1.5))
-  assert float(value) == pytest.approx(0.0, abs=1e-6) and float(metrics['kl']) == pytest.approx(
-    0.0, abs=1e-6
-  )
-  gradient = jax.grad(lambda x: loss(x)[0])
-  assert (gradient(jnp.full((B, W, T), -1.0)) > 0).all() and (
-    gradient(jnp.full((B, W, T), -2.0)) < 0
-  ).all()
+  value, metrics = loss(reference)
+  assert float(value) == pytest.approx(0.0, abs=1e-6)
+  assert float(metrics['kl']) == pytest.approx(0.0, abs=1e-6)
+  assert (gradient(jnp.full((B, W, T), -1.0)) > 0).all()
+  assert (gradient(jnp.full((B, W, T), -2.0)) < 0).all()
 
 
 def test_metrics_of_an_unchanged_policy():
-  loss, rollout = loss_of('policy_gradient')
-  _, metrics = loss(rollout)
-  assert {k: float(v) for k, v in metrics.items()} == {
-    'kl': 0.0,
-    'clipped_share': 0.0,
-    'logp_difference': 0.0,
-  }
+  loss, _, rollout = make_loss('policy_gradient')
+  metrics = {name: float(value) for name, value in loss(rollout)[1].items()}
+  assert metrics == dict(kl=0.0, clipped_share=0.0, logp_difference=0.0)
 
 
-def test_nothing_free_is_no_loss():
-  loss, rollout = loss_of('weighted', sampled_mask=jnp.zeros((B, W, T), bool))
-  value, _ = loss(rollout)
-  assert float(value) == 0.0 and not np.array(jax.grad(lambda x: loss(x)[0])(rollout)).any()
+def test_without_sampled_positions_there_is_no_loss():
+  loss, gradient, rollout = make_loss('weighted', sampled_mask=~EVERYWHERE)
+  assert float(loss(rollout)[0]) == 0.0 and not gradient(rollout).any()

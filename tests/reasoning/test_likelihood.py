@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.models.attention import causal
-from rolegen_jax.models.backbone import NEG_INF
+from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.reasoning import frcot
 from rolegen_jax.reasoning import likelihood as lib
 from rolegen_jax.reasoning.worlds import Interventions, Tree, world_prompts
@@ -22,313 +22,293 @@ M = LAYOUT.config.role_events
 def test_constrained_log_softmax():
   logits = jnp.array([[1.0, 2.0, 3.0, 50.0]] * 2)
   allowed = jnp.array([[True, True, True, False], [False] * 4])
-  found = np.array(lib.constrained_log_softmax(logits, allowed, 2.0))
-  expected = np.array([0.5, 1.0, 1.5]) - np.log(np.exp([0.5, 1.0, 1.5]).sum())
-  np.testing.assert_allclose(found[0, :3], expected, rtol=1e-6)
-  assert found[0, 3] == np.float32(NEG_INF) and (found[1] == np.float32(NEG_INF)).all()
+  log_probs = np.array(lib.constrained_log_softmax(logits, allowed, 2.0))
+  halved = np.array([0.5, 1.0, 1.5])
+  np.testing.assert_allclose(log_probs[0, :3], halved - np.log(np.exp(halved).sum()), rtol=1e-6)
+  assert log_probs[0, 3] == np.float32(NEG_INF) and (log_probs[1] == np.float32(NEG_INF)).all()
   gradient = jax.grad(lambda x: lib.constrained_log_softmax(x, allowed, 2.0)[:, 0].sum())(logits)
   assert np.isfinite(gradient).all() and (gradient[1] == 0).all() and gradient[0, 3] == 0
 
 
+@jit
+def build_prompt(examples, codes):
+  return frcot.build_prompt(LAYOUT, examples.history, examples.excites, examples.timestamp, codes)
+
+
 def prompts(examples):
-  return frcot.build_prompt(
-    LAYOUT, examples.history, examples.excites, examples.timestamp, jnp.asarray(tiny.codes())
-  )
+  return build_prompt(examples, jnp.asarray(tiny.codes()))
 
 
-def gradients(loss):
-  """(value, gradient) by the tiny reasoner's parameters."""
-  of = lambda params: loss(tiny.rolegen().bind('reasoner', params))
-  return jit(jax.value_and_grad(of))(tiny.params('reasoner'))
+@jit
+def demonstration(examples, codes):
+  return frcot.demonstration(LAYOUT, examples, codes)
 
 
-def assert_close(plain, found):
-  assert float(found[0]) == pytest.approx(float(plain[0]), rel=1e-5, abs=1e-4)
-  largest = max(np.abs(g).max() for g in jax.tree.leaves(plain[1]))
+def demonstrated(examples) -> np.ndarray:
+  """Completions [B, T] with a full path."""
+  examples = examples._replace(path=np.abs(examples.path))
+  return np.array(demonstration(examples, tiny.codes()).tokens)
+
+
+def value_and_gradient(loss):
+  """Of a function of the reasoner, by the tiny reasoner's parameters."""
+
+  @jit
+  @jax.value_and_grad
+  def run(params):
+    return loss(tiny.rolegen().bind('reasoner', params))
+
+  return run(tiny.params('reasoner'))
+
+
+def assert_same(loss, plain):
+  """Values and gradients of two losses agree."""
+  (value, gradient), (expected, expected_gradient) = map(value_and_gradient, (loss, plain))
+  assert float(value) == pytest.approx(float(expected), rel=1e-5, abs=1e-4)
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(expected_gradient))
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(b, a, atol=1e-5 * largest), plain[1], found[1]
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest),
+    gradient,
+    expected_gradient,
   )
 
 
 def test_next_event_loss_equals_the_plain_form():
-  """Against a softmax over all kinds of tokens at once, of which those of the block are taken, renormalised."""
-  prompt = prompts(tiny.examples(3))
-  body, per_event = LAYOUT.config.events * LAYOUT.per_event, LAYOUT.per_event
-  tokens, valid = prompt.tokens[:, :body], prompt.valid[:, :body]
-  names = ['event', 'gap', 'sid0', 'sid1', 'sid2']
-  member = np.zeros((per_event, V.size), bool)
-  for kind, name in enumerate(names):
+  """The plain form takes a softmax over tokens of all kinds and renormalizes within the block."""
+  prompt, per_event = prompts(tiny.examples(3)), LAYOUT.per_event
+  length = LAYOUT.config.events * per_event
+  tokens, valid = prompt.tokens[:, :length], prompt.valid[:, :length]
+  in_block = np.zeros((per_event, V.size), bool)
+  for kind, name in enumerate(['event', 'gap', 'sid0', 'sid1', 'sid2']):
     start, size = V.blocks[name]
-    member[kind, start : start + size] = True
+    in_block[kind, start : start + size] = True
 
   def plain(reasoner):
-    hidden = reasoner.hidden(tokens, np.arange(body), causal(valid.astype(jnp.int32)))
+    hidden = reasoner.hidden(tokens, np.arange(length), causal(valid.astype(jnp.int32)))
     log_probs = jax.nn.log_softmax(reasoner.logits(hidden, 0, V.size), axis=-1)[:, :-1]  # [B, T, V]
-    own = jax.nn.logsumexp(
-      jnp.where(member[np.arange(1, body) % per_event], log_probs, NEG_INF), axis=-1
-    )
-    found = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0] - own
+    of_block = jnp.where(in_block[np.arange(1, length) % per_event], log_probs, NEG_INF)
+    own = jnp.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1)[..., 0]
     weight = valid[:, 1:] & valid[:, :-1]
-    return -jnp.sum(found * weight) / weight.sum()
+    return -jnp.sum((own - jax.nn.logsumexp(of_block, axis=-1)) * weight) / weight.sum()
 
-  assert_close(
-    gradients(plain), gradients(lambda reasoner: lib.next_event_loss(reasoner, LAYOUT, prompt))
-  )
+  assert_same(lambda reasoner: lib.next_event_loss(reasoner, LAYOUT, prompt), plain)
+
+
+def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
+  """[2, N, T] log-probs and entropies, every chain a sequence of its own, token by token."""
+  n, config = tokens.shape[0], LAYOUT.config
+  sequence = jnp.concatenate([prompt.tokens, tokens], axis=1)
+  valid = jnp.concatenate([prompt.valid, jnp.ones(tokens.shape, bool)], axis=1)
+  positions = np.arange(sequence.shape[1])
+  hidden = reasoner.hidden(sequence, positions, causal(valid.astype(jnp.int32)))
+  hidden = hidden[:, LAYOUT.prompt_length - 1 : -1]
+  priors = reasoner.intent.priors(prompt.evidence, config.retrieved, trie.item_codes)
+  node = jnp.zeros(n, jnp.int32)
+  matches = unused = jnp.ones(priors.retrieved.weight.shape, bool)
+  scores = []
+  for at, (start, level) in enumerate(zip(LAYOUT.start.tolist(), LAYOUT.level.tolist())):
+    if LAYOUT.is_delimiter[at]:
+      scores.append(jnp.zeros((2, n)))
+      continue
+    size = len(frcot.ROLE_NAMES) if level < 0 else tiny.CODES
+    if level <= 0:
+      node, matches = jnp.zeros_like(node), unused
+    allowed = prompt.role_allowed[:, at] if level < 0 else children_mask(trie, level, node)[0]
+    logits = reasoner.logits(hidden[:, at], start, size)
+    if level >= 0:
+      logits += reasoner.intent.code_prior(level, priors, matches[:, None])[:, 0]
+    log_probs = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEG_INF), axis=-1)
+    choice = jnp.clip(tokens[:, at] - start, 0, size - 1)
+    picked = jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0]
+    entropy = -jnp.sum(jnp.where(allowed, jnp.exp(log_probs) * log_probs, 0.0), axis=1)
+    scores.append(jnp.where(allowed.any(-1), jnp.stack([picked, entropy]), 0.0))
+    if level >= 0:
+      node = jnp.maximum(descend(trie, level, node, choice), 0)
+    matches = matches & (priors.retrieved.codes[..., max(level, 0)] == choice[:, None])
+    if level == tiny.LEVELS - 1:
+      unused = unused & ~matches
+  return jnp.stack(scores, axis=-1)
 
 
 def test_likelihood_equals_the_plain_form():
-  """Every chain as a sequence of its own, every distribution kept: log-probs, entropies and the gradient of a mixture of both."""
-  examples, trie = tiny.examples(2), tiny.trie()
-  prompt, temperature, rng = prompts(examples), 0.7, np.random.default_rng(0)
-  tokens = frcot.demonstration(
-    LAYOUT, examples._replace(path=np.abs(examples.path)), tiny.codes()
-  ).tokens
-  weight = jnp.asarray(rng.normal(size=(2, *tokens.shape)), jnp.float32)
+  examples, trie, temperature = tiny.examples(2), tiny.trie(), 0.7
+  prompt, tokens = prompts(examples), demonstrated(examples)
+  weight = np.random.default_rng(0).normal(size=(2, *tokens.shape)).astype(np.float32)
 
   def plain(reasoner):
-    sequence = jnp.concatenate([prompt.tokens, tokens], axis=1)
-    segment = jnp.concatenate([prompt.valid, jnp.ones(tokens.shape, bool)], axis=1).astype(
-      jnp.int32
-    )
-    hidden = reasoner.hidden(sequence, np.arange(sequence.shape[1]), causal(segment))[
-      :, LAYOUT.prompt_length - 1 : -1
-    ]
-    intent, found, node = (
-      reasoner.intent(prompt.evidence),
-      [],
-      jnp.zeros(tokens.shape[0], jnp.int32),
-    )
-    retrieved = reasoner.intent.retrieve(prompt.evidence, LAYOUT.config.retrieved, trie.item_codes)
-    below = ahead = jnp.ones(retrieved.weight.shape, bool)
-    for at, (start, level) in enumerate(zip(LAYOUT.start.tolist(), LAYOUT.level.tolist())):
-      if LAYOUT.is_delimiter[at]:
-        found.append(jnp.zeros((2, tokens.shape[0])))
-        continue
-      size = len(frcot.ROLE_NAMES) if level < 0 else tiny.CODES
-      node, below = (node, below) if level > 0 else (jnp.zeros_like(node), ahead)
-      allowed = prompt.role_allowed[:, at] if level < 0 else children_mask(trie, level, node)[0]
-      logits = reasoner.logits(hidden[:, at], start, size) + (
-        0.0
-        if level < 0
-        else intent
-        if level == 0
-        else reasoner.intent.next_code(level, retrieved, below[:, None])[:, 0]
-      )
-      log_probs = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEG_INF), axis=-1)
-      choice = jnp.clip(tokens[:, at] - start, 0, size - 1)
-      picked = jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0]
-      entropy = -jnp.sum(jnp.where(allowed, jnp.exp(log_probs) * log_probs, 0.0), axis=1)
-      found.append(jnp.where(allowed.any(-1), jnp.stack([picked, entropy]), 0.0))
-      node = jnp.maximum(descend(trie, level, node, choice), 0) if level >= 0 else node
-      below = below & (retrieved.codes[..., max(level, 0)] == choice[:, None])
-      ahead = ahead & ~below if level == tiny.LEVELS - 1 else ahead
-    return jnp.sum(jnp.stack(found, axis=-1) * weight)
+    return jnp.sum(plain_likelihood(reasoner, prompt, tokens, trie, temperature) * weight)
 
-  def used(reasoner):
-    found = lib.likelihood(reasoner, Tree(LAYOUT), prompt, tokens, trie, temperature)
-    return jnp.sum(jnp.stack([found.log_prob, found.entropy]) * weight)
+  def loss(reasoner):
+    scores = lib.likelihood(reasoner, Tree(LAYOUT), prompt, tokens, trie, temperature)
+    return jnp.sum(jnp.stack([scores.log_prob, scores.entropy]) * weight)
 
-  assert_close(gradients(plain), gradients(used))
+  assert_same(loss, plain)
 
 
 def test_chains_that_share_their_prompt_are_as_likely_as_alone():
-  """Four chains a user, two of which remove an event: together, and each as a sequence of its own; values and gradients."""
+  """Four chains a user, two of which remove an event: together, and as sequences of their own."""
   examples, trie, rng = tiny.examples(5), tiny.trie(), np.random.default_rng(1)
   chains, may_remove = 4, (1, 3)
-  role, removed = (
-    np.full((tiny.USERS, chains, M), -1, np.int32),
-    np.zeros((tiny.USERS, chains, M), bool),
-  )
+  role = np.full((tiny.USERS, chains, M), -1, np.int32)
+  removed = np.zeros((tiny.USERS, chains, M), bool)
   removed[:, 1, 0], removed[:, 3, 2], role[:, 2, 1] = True, True, 4
-  prompt = world_prompts(
-    LAYOUT,
-    prompts(examples),
-    Interventions(jnp.asarray(role), jnp.asarray(removed), jnp.asarray(role[..., 0])),
-  )
-  demo = frcot.demonstration(
-    LAYOUT, examples._replace(path=np.abs(examples.path)), tiny.codes()
-  ).tokens
-  tokens = jnp.repeat(demo, chains, axis=0)  # the same in all chains: only prompts differ
+  interventions = Interventions(jnp.asarray(role), jnp.asarray(removed), jnp.asarray(role[..., 0]))
+  prompt = jit(functools.partial(world_prompts, LAYOUT))(prompts(examples), interventions)
+  # Completions are the same in all chains: only prompts differ.
+  tokens = jnp.repeat(demonstrated(examples), chains, axis=0)
   temperature = jnp.asarray(rng.uniform(0.5, 1.0, len(tokens)), jnp.float32)
   weight = jnp.asarray(rng.normal(size=(2, *tokens.shape)), jnp.float32)
 
-  def loss(tree):
-    def of(reasoner):
-      found = lib.likelihood(reasoner, tree, prompt, tokens, trie, temperature)
-      return jnp.sum(
-        jnp.where(found.log_prob > NEG_INF / 2, jnp.stack([found.log_prob, found.entropy]), 0.0)
-        * weight
-      )
+  def loss(reasoner, tree):
+    scores = lib.likelihood(reasoner, tree, prompt, tokens, trie, temperature)
+    stacked = jnp.stack([scores.log_prob, scores.entropy])
+    return jnp.sum(jnp.where(is_possible(scores.log_prob), stacked, 0.0) * weight)
 
-    return of
-
-  assert_close(gradients(loss(Tree(LAYOUT))), gradients(loss(Tree(LAYOUT, chains, may_remove))))
+  assert_same(
+    functools.partial(loss, tree=Tree(LAYOUT, chains, may_remove)),
+    functools.partial(loss, tree=Tree(LAYOUT)),
+  )
 
 
 @functools.cache
-def teacher():
+def scorer():
 
   @jit
-  def run(params, examples, tokens, trie):
-    prompt = frcot.build_prompt(
-      LAYOUT, examples.history, examples.excites, examples.timestamp, trie.item_codes
-    )
+  def score(params, examples, tokens, trie):
+    prompt = build_prompt(examples, trie.item_codes)
     reasoner = tiny.rolegen().bind('reasoner', params)
-    return lib.likelihood(reasoner, Tree(LAYOUT), prompt, tokens, trie), lib.next_event_loss(
-      reasoner, LAYOUT, prompt
-    )
+    scores = lib.likelihood(reasoner, Tree(LAYOUT), prompt, tokens, trie)
+    return scores, lib.next_event_loss(reasoner, LAYOUT, prompt)
 
-  return run
+  return score
 
 
-def test_without_preferences_every_choice_is_uniform_over_what_may_come():
-  """Token embeddings (and so the readout) of zeros, intent without focus: log-prob -log(choices) and entropy log(choices) at every choice, by counting the catalogue."""
+def log_probs(examples, tokens, params=None) -> np.ndarray:
+  params = tiny.params('reasoner') if params is None else params
+  return np.array(scorer()(params, examples, tokens, tiny.trie())[0].log_prob)
+
+
+def without_preferences():
+  """Token embeddings, and so the readout, of zeros, and equations without focus."""
+  params = tiny.params('reasoner')
+  zeros = jax.tree.map(np.zeros_like, {name: params[name] for name in ('tokens', 'intent')})
+  return params | zeros
+
+
+def test_without_preferences_choices_are_uniform_over_what_may_come():
+  """Log-prob is -log(choices) and entropy log(choices), by counting the catalogue."""
   examples, codes = tiny.examples(), tiny.codes()
-  blank = tiny.params('reasoner') | jax.tree.map(
-    np.zeros_like, {name: tiny.params('reasoner')[name] for name in ('tokens', 'intent')}
-  )
-  tokens = np.array(
-    frcot.demonstration(LAYOUT, examples._replace(path=np.abs(examples.path)), codes).tokens
-  )
-  found, next_event = jax.device_get(teacher()(blank, examples, tokens, tiny.trie()))
-  np.testing.assert_allclose(found.entropy, -found.log_prob, atol=1e-5)
+  tokens = demonstrated(examples)
+  scores, _ = jax.device_get(scorer()(without_preferences(), examples, tokens, tiny.trie()))
+  np.testing.assert_allclose(scores.entropy, -scores.log_prob, atol=1e-5)
   events, real = examples.history.event[:, -4:], examples.history.segment[:, -4:] > 0
-  np.testing.assert_allclose(
-    found.log_prob[:, :4], np.where(real & (events != tiny.PURCHASE), -np.log(7), 0.0), atol=1e-5
-  )
-  assert (found.log_prob[:, LAYOUT.is_delimiter] == 0).all()
-  path = tokens[:, LAYOUT.path_slots] - V.sid(np.zeros(3, np.int32))
-  for chains, log_probs in zip(path, found.log_prob[:, LAYOUT.path_slots]):
-    for item, log_prob in zip(chains, log_probs):
-      count = [
-        len(set(codes[(codes[:, :level] == item[:level]).all(1), level])) for level in range(3)
-      ]
-      np.testing.assert_allclose(log_prob, -np.log(count), atol=1e-5)
-  # Next event: a token's loss is the log of its block's size; every event but the first has all of them, the first has no event token.
+  of_roles = np.where(real & (events != tiny.PURCHASE), -np.log(7), 0.0)
+  np.testing.assert_allclose(scores.log_prob[:, :4], of_roles, atol=1e-5)
+  assert (scores.log_prob[:, LAYOUT.is_delimiter] == 0).all()
+  paths = tokens[:, LAYOUT.path_slots] - V.sid(np.zeros(3, np.int32))
+  for item, of_codes in zip(
+    paths.reshape(-1, 3), scores.log_prob[:, LAYOUT.path_slots].reshape(-1, 3)
+  ):
+    below = [codes[(codes[:, :level] == item[:level]).all(1), level] for level in range(3)]
+    expected = [-np.log(len(set(next_codes))) for next_codes in below]
+    np.testing.assert_allclose(of_codes, expected, atol=1e-5)
+
+
+def test_without_preferences_the_next_event_is_uniform_over_its_blocks():
+  """Every event has all five tokens but the first, which has no event token."""
+  examples = tiny.examples()
+  tokens = demonstrated(examples)
+  _, loss = jax.device_get(scorer()(without_preferences(), examples, tokens, tiny.trie()))
   events = np.minimum((examples.history.segment > 0).sum(1), 6)
   sizes = np.log([V.blocks[name][1] for name in ('event', 'gap', 'sid0', 'sid1', 'sid2')])
   total = (events * sizes[1:].sum() + (events - 1) * sizes[0]).sum()
-  assert next_event == pytest.approx(total / (events * 5 - 1).sum(), rel=1e-5)
+  assert loss == pytest.approx(total / (events * 5 - 1).sum(), rel=1e-5)
 
 
-def test_evidence_moves_the_first_codes_of_intents_and_items_only():
-  """The same tokens with and without evidence: log-probs of first codes change, all others stay."""
+def replace_excites(examples, **fields):
+  return examples._replace(excites=examples.excites._replace(**fields))
+
+
+def test_evidence_of_intent_moves_first_codes_only():
   examples = tiny.examples(1)
-  tokens = np.array(
-    frcot.demonstration(LAYOUT, examples._replace(path=np.abs(examples.path)), tiny.codes()).tokens
+  tokens, excites = demonstrated(examples), examples.excites
+  none = replace_excites(
+    examples, weight=np.zeros_like(excites.weight), shift=np.zeros_like(excites.shift)
   )
-  none = examples._replace(
-    excites=examples.excites._replace(
-      weight=np.zeros_like(examples.excites.weight), shift=np.zeros_like(examples.excites.shift)
-    )
-  )
-  params = tiny.params('reasoner') | {
-    'intent': tiny.params('reasoner')['intent'] | {'focus': np.ones(1, np.float32)}
-  }
-  with_it, without = (
-    np.array(teacher()(params, c, tokens, tiny.trie())[0].log_prob) for c in (examples, none)
-  )
-  same = np.isclose(with_it, without, atol=1e-6).all(0)
+  params = tiny.params('reasoner')
+  params = params | {'intent': params['intent'] | {'focus': np.ones(1, np.float32)}}
+  with_evidence, without = (log_probs(e, tokens, params) for e in (examples, none))
+  same = np.isclose(with_evidence, without, atol=1e-6).all(0)
   np.testing.assert_array_equal(same, LAYOUT.level != 0)
 
 
-def test_calls_move_the_further_codes_of_items_only():
+def test_retrieved_items_move_further_codes_only():
   examples = tiny.examples(1)
-  tokens = np.array(
-    frcot.demonstration(LAYOUT, examples._replace(path=np.abs(examples.path)), tiny.codes()).tokens
-  )
-  none = examples._replace(
-    excites=examples.excites._replace(share=np.zeros_like(examples.excites.share))
-  )
-  with_it, without = (
-    np.array(teacher()(tiny.params('reasoner'), c, tokens, tiny.trie())[0].log_prob)
-    for c in (examples, none)
-  )
-  moved = ~np.isclose(with_it, without, atol=1e-6)
-  assert (
-    not moved[:, LAYOUT.level <= 0].any()
-    and moved[:, LAYOUT.level == 1].any()
-    and moved[:, LAYOUT.level == 2].any()
-  )
+  tokens = demonstrated(examples)
+  none = replace_excites(examples, share=np.zeros_like(examples.excites.share))
+  with_evidence, without = (log_probs(e, tokens) for e in (examples, none))
+  moved = ~np.isclose(with_evidence, without, atol=1e-6)
+  assert not moved[:, LAYOUT.level <= 0].any()
+  assert all(moved[:, LAYOUT.level == level].any() for level in (1, 2))
 
 
-def test_an_item_on_the_path_is_called_for_no_more():
-  """A catalogue called for as a whole: a path's second item is as likely as when the first one's calls had never been."""
+def test_an_item_on_the_path_is_retrieved_no_more():
+  """A path's second item is as likely as if the first one had never been retrieved."""
   examples = tiny.examples(4)
   path = np.tile(np.array([7, 9, 11, 13], np.int32), (tiny.USERS, 1))
-  tokens = np.array(frcot.demonstration(LAYOUT, examples._replace(path=path), tiny.codes()).tokens)
-  next_item = np.where(
-    np.arange(examples.excites.next_item.size).reshape(examples.excites.next_item.shape) % 2, 7, 9
-  ).astype(np.int32)
-  share = np.where(examples.history.segment[..., None] > 0, 1.0, 0.0) * np.ones(next_item.shape)
-  both = examples._replace(
-    excites=examples.excites._replace(next_item=next_item, share=share.astype(np.float32))
-  )
-  second = examples._replace(
-    excites=examples.excites._replace(
-      next_item=next_item, share=np.where(next_item == 9, share, 0.0).astype(np.float32)
-    )
-  )
-  a, b = (
-    np.array(teacher()(tiny.params('reasoner'), c, tokens, tiny.trie())[0].log_prob)[
-      :, LAYOUT.path_slots
-    ]
-    for c in (both, second)
-  )
-  assert (np.abs(a[:, 0, 1:] - b[:, 0, 1:]) > 1e-3).any()
-  np.testing.assert_allclose(a[:, 1:], b[:, 1:], atol=1e-5)
+  tokens = demonstrated(examples._replace(path=path))
+  shape = examples.excites.next_item.shape
+  next_item = np.where(np.arange(np.prod(shape)).reshape(shape) % 2, 7, 9).astype(np.int32)
+  is_event = (examples.history.segment > 0)[..., None] & np.ones(shape, bool)
+
+  def scored(retrieved: np.ndarray) -> np.ndarray:
+    share = (is_event & retrieved).astype(np.float32)
+    return log_probs(replace_excites(examples, next_item=next_item, share=share), tokens)
+
+  both = scored(np.ones(shape, bool))[:, LAYOUT.path_slots]
+  second = scored(next_item == 9)[:, LAYOUT.path_slots]
+  assert (np.abs(both[:, 0, 1:] - second[:, 0, 1:]) > 1e-3).any()
+  np.testing.assert_allclose(both[:, 1:], second[:, 1:], atol=1e-5)
 
 
-def test_hindsight_roles_teach_the_gains_of_roles_and_nothing_else():
-  examples = tiny.examples(2)
+def test_each_equation_loss_trains_its_own_parameters():
+  """Hindsight roles teach the gains of roles and nothing else."""
+  examples, params = tiny.examples(2), tiny.params('reasoner')
 
   def losses(intent):
-    reasoner = tiny.rolegen().bind('reasoner', tiny.params('reasoner') | {'intent': intent})
-    prompt = frcot.build_prompt(
-      LAYOUT, examples.history, examples.excites, examples.timestamp, tiny.codes()
-    )
-    return jnp.stack(lib.equation_loss(reasoner, LAYOUT, prompt, examples, tiny.trie()))
+    reasoner = tiny.rolegen().bind('reasoner', params | {'intent': intent})
+    prompt = build_prompt(examples, tiny.codes())
+    return lib.equation_loss(reasoner, LAYOUT, prompt, examples, tiny.trie())
 
+  jacobians = jit(jax.jacrev(losses))(params['intent'])
   intent, by_role, retrieved = (
-    jax.tree.map(
-      lambda g: np.abs(g[i]).max() > 0, jax.jacrev(losses)(tiny.params('reasoner')['intent'])
-    )
-    for i in range(3)
+    {name for name, gradient in jacobian.items() if np.abs(gradient).max() > 0}
+    for jacobian in jacobians
   )
-  none, of_retrieved = (
-    dict.fromkeys(intent, False),
-    dict.fromkeys(('counted_fade', 'counted_focus', 'counted_prior', 'stays'), True),
-  )
-  assert intent == dict.fromkeys(intent, True) | dict(role_gain=False) | dict.fromkeys(
-    of_retrieved, False
-  )
-  assert by_role == none | dict(role_gain=True)
-  assert retrieved == none | of_retrieved | dict(event_gain=True)
+  counted = {'counted_fade', 'counted_focus', 'counted_prior', 'self_transition'}
+  assert intent == set(params['intent']) - counted - {'role_gain'}
+  assert by_role == {'role_gain'}
+  assert retrieved == counted | {'event_gain'}
 
 
-def test_calls_alone_name_the_target_by_its_codes():
-  """Against every item's probability by the calls: the sum over the tree of what its codes say is one, and the target's is the loss."""
-  examples = tiny.examples(5, users=1)
-  codes, trie = tiny.codes(), tiny.trie()
+def test_the_second_equation_alone_is_a_distribution_over_the_items_of_a_coarse_code():
+  """Retrieved items are likelier than the others."""
+  example, codes, trie = tiny.examples(5, users=1), tiny.codes(), tiny.trie()
 
   @jit
-  def nll(params, examples, trie):
+  def retrieved_nll(params, example, trie):
     reasoner = tiny.rolegen().bind('reasoner', params)
-    prompt = frcot.build_prompt(
-      LAYOUT, examples.history, examples.excites, examples.timestamp, trie.item_codes
-    )
-    return lib.equation_loss(reasoner, LAYOUT, prompt, examples, trie).retrieved
+    prompt = build_prompt(example, trie.item_codes)
+    return lib.equation_loss(reasoner, LAYOUT, prompt, example, trie).retrieved
 
-  of = lambda item: float(
-    nll(tiny.params('reasoner'), examples._replace(target=np.array([item], np.int32)), trie)
-  )
-  for first in np.unique(codes[:, 0]):
-    assert sum(np.exp(-of(item)) for item in np.flatnonzero(codes[:, 0] == first)) == pytest.approx(
-      1.0, abs=1e-4
-    )
-  retrieved = np.flatnonzero(
-    np.isin(np.arange(tiny.ITEMS), examples.excites.next_item[examples.history.segment > 0])
-  )
-  assert np.mean([of(item) for item in retrieved]) < np.mean(
-    [of(item) for item in np.setdiff1d(np.arange(tiny.ITEMS), retrieved)]
-  )
+  def nll(item: int) -> float:
+    target = np.array([item], np.int32)
+    return float(retrieved_nll(tiny.params('reasoner'), example._replace(target=target), trie))
+
+  nlls = np.array([nll(item) for item in range(tiny.ITEMS)])
+  for coarse_code in np.unique(codes[:, 0]):
+    total = np.exp(-nlls[codes[:, 0] == coarse_code]).sum()
+    assert total == pytest.approx(1.0, abs=1e-4)
+  next_items = example.excites.next_item[example.history.segment > 0]
+  is_retrieved = np.isin(np.arange(tiny.ITEMS), next_items)
+  assert nlls[is_retrieved].mean() < nlls[~is_retrieved].mean()

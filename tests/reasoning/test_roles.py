@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -15,46 +13,50 @@ from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
 WITHOUT = jax.jit(lib.without)
+LAST = 4  # events that get a role
+VIEW, CART = EVENT_NAMES.index('view'), EVENT_NAMES.index('cart')
 
 
 def delete(history: Trajectories, position: int) -> Trajectories:
-  """By hand: the column leaves, a column of padding comes in on the left."""
-  drop = lambda a, fill: np.concatenate(
-    [np.full((len(a), 1), fill, a.dtype), np.delete(a, position, axis=1)], axis=1
-  )
-  return Trajectories(drop(history.item, -1), *(drop(a, 0) for a in history[1:]))
+  """A column leaves, a column of padding comes in on the left."""
+
+  def drop(field, padding):
+    left = np.full((len(field), 1), padding, field.dtype)
+    return np.concatenate([left, np.delete(field, position, axis=1)], axis=1)
+
+  return Trajectories(drop(history.item, -1), *(drop(field, 0) for field in history[1:]))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, tiny.WIDTH - 1))
 def test_without_an_event(seed, position):
   history = tiny.histories(np.random.default_rng(seed))
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    jax.device_get(WITHOUT(history, position)),
-    delete(history, position),
-  )
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(WITHOUT(history, -1)), history)
+  shorter, same = (jax.device_get(WITHOUT(history, p)) for p in (position, -1))
+  jax.tree.map(np.testing.assert_array_equal, shorter, delete(history, position))
+  jax.tree.map(np.testing.assert_array_equal, same, history)
 
 
 def test_removal_effects_are_those_of_histories_with_the_event_deleted():
   examples, codes, params = tiny.examples(), tiny.codes(), tiny.params('backbone')
-  bind = functools.partial(tiny.rolegen().bind, 'backbone')
-  effect = jax.device_get(
-    jit(lambda p, c, t: lib.removal_effects(bind(p), c, t, 4))(params, examples, codes)
-  )
+  rolegen = tiny.rolegen()
 
   @jit
-  def alone(params, history):
-    backbone = bind(params)
+  def effects(params, examples, codes):
+    return lib.removal_effects(rolegen.bind('backbone', params), examples, codes, LAST)
+
+  @jit
+  def log_prob(params, history):
+    backbone = rolegen.bind('backbone', params)
     memory = backbone.encode(history, codes)
-    query_state = tiny.rolegen().ask(backbone, memory, examples.timestamp)
+    query_state = rolegen.query(backbone, memory, examples.timestamp)
     return backbone.log_prob(query_state, memory, examples.target[:, None], codes)[0][:, 0]
 
-  full = np.array(alone(params, examples.history))
-  for m in range(4):
-    expected = full - np.array(alone(params, delete(examples.history, tiny.WIDTH - 4 + m)))
-    real = examples.history.segment[:, tiny.WIDTH - 4 + m] > 0
+  effect = jax.device_get(effects(params, examples, codes))
+  full = np.array(log_prob(params, examples.history))
+  for m in range(LAST):
+    position = tiny.WIDTH - LAST + m
+    expected = full - np.array(log_prob(params, delete(examples.history, position)))
+    real = examples.history.segment[:, position] > 0
     np.testing.assert_allclose(effect[:, m], np.where(real, expected, 0.0), atol=2e-5)
   assert np.abs(effect).max() > 1e-3
 
@@ -64,63 +66,59 @@ def test_effects_on_intent_are_those_of_evidence_without_the_event():
   evidence = build_prompt(
     tiny.rolegen().layout, examples.history, examples.excites, examples.timestamp, codes
   ).evidence
-  without = [
-    Evidence(*(np.delete(x, tiny.WIDTH - 4 + m, axis=1) for x in evidence[:-1]), evidence.intent)
-    for m in range(4)
+  positions = range(tiny.WIDTH - LAST, tiny.WIDTH)
+  shorter = [
+    Evidence(*(np.delete(x, position, axis=1) for x in evidence[:-1]), evidence.intent)
+    for position in positions
   ]
 
   @jit
-  def run(params, evidence, without):
+  def run(params, evidence, shorter):
     equation = tiny.rolegen().bind('reasoner', params).intent
-    return lib.intent_effects(equation, evidence, examples.target, codes, 4), [
-      equation(e) for e in (evidence, *without)
-    ]
+    effect = lib.intent_effects(equation, evidence, examples.target, codes, LAST)
+    return effect, [equation(e) for e in (evidence, *shorter)]
 
-  effect, log_probs = jax.device_get(run(params, evidence, without))
-  full, *less = np.take_along_axis(np.array(log_probs), codes[examples.target, :1][None], axis=2)[
-    ..., 0
-  ]
+  effect, log_probs = jax.device_get(run(params, evidence, shorter))
+  coarse_code = codes[examples.target, :1][None]
+  full, *less = np.take_along_axis(np.array(log_probs), coarse_code, axis=2)[..., 0]
   np.testing.assert_allclose(effect, np.stack([full - part for part in less], axis=1), atol=1e-5)
   assert np.abs(effect).max() > 1e-2
 
 
-class Counted:
-  """Items 0 and 1 are in the target's coarse code 0 (the target is item 0), item 2 in coarse code 1, which its purchases complement.
-  Of the others, contact with item 4 raises interest in coarse code 0, with item 5 lowers it, item 3 leaves it as it is."""
+class Shift:
+  """An interest shift in which the target is item 0.
+
+  Items 0 and 1 are in the target's coarse code 0, item 2 in coarse code 1, which its purchases
+  complement. Contact with item 4 raises interest in coarse code 0, with item 5 lowers it, and with
+  item 3 leaves it as it is.
+  """
 
   coarse = np.array([0, 0, 1, 2, 3, 2], np.int32)
   complement_KxK = np.where(np.arange(64).reshape(8, 8) == 8, 0.03, 0.0)
 
   @staticmethod
   def z(item, coarse_code):
-    return np.where(coarse_code == 0, np.array([9.0, -9.0, 3.9, -2.9, 4.0, -3.0])[item], 0.0)
-
-
-VIEW, CART = EVENT_NAMES.index('view'), EVENT_NAMES.index('cart')
+    of_item = np.array([9.0, -9.0, 3.9, -2.9, 4.0, -3.0])[item]
+    return np.where(coarse_code == 0, of_item, 0.0)
 
 
 @pytest.mark.parametrize(
   'before, item, event, role',
   [
-    (
-      [(3, VIEW, 1)],
-      0,
-      tiny.PURCHASE,
-      'CONVERT',
-    ),  # a purchase is a conversion, whatever else it is
-    (
-      [(1, VIEW, 1)],
-      1,
-      VIEW,
-      'REINFORCE',
-    ),  # the same item of y's coarse code again, whatever it does at large
+    # A purchase is a conversion, whatever else it is.
+    ([(3, VIEW, 1)], 0, tiny.PURCHASE, 'CONVERT'),
+    # The same item of the target's coarse code again, whatever it does at large.
+    ([(1, VIEW, 1)], 1, VIEW, 'REINFORCE'),
     ([(0, VIEW, 1)], 0, CART, 'REINFORCE'),
-    ([(3, VIEW, 1)], 1, VIEW, 'ANCHOR'),  # first contact with the coarse code
-    ([(1, VIEW, 1)], 0, VIEW, 'ANCHOR'),  # first contact with y itself
-    ([(1, tiny.PURCHASE, 1)], 1, VIEW, 'ANCHOR'),  # a purchase ended the intent: a new one begins
-    ([(1, VIEW, -5)], 1, VIEW, 'ANCHOR'),  # so did 14 days of silence
-    ([(1, VIEW, -4)], 1, VIEW, 'REINFORCE'),  # 14 days are not yet more than 14
-    ([(0, VIEW, 1)], 1, VIEW, 'COMPARE'),  # an alternative within the intent
+    # First contact with the coarse code, and with the target itself.
+    ([(3, VIEW, 1)], 1, VIEW, 'ANCHOR'),
+    ([(1, VIEW, 1)], 0, VIEW, 'ANCHOR'),
+    # A purchase ended the intent, and a new one begins; so does more than 14 days of silence.
+    ([(1, tiny.PURCHASE, 1)], 1, VIEW, 'ANCHOR'),
+    ([(1, VIEW, -5)], 1, VIEW, 'ANCHOR'),
+    ([(1, VIEW, -4)], 1, VIEW, 'REINFORCE'),
+    # An alternative within the intent.
+    ([(0, VIEW, 1)], 1, VIEW, 'COMPARE'),
     ([(3, VIEW, 1)], 2, VIEW, 'COMPLEMENT'),
     ([(3, VIEW, 1)], 4, VIEW, 'TRIGGER'),
     ([(4, VIEW, 1)], 4, VIEW, 'TRIGGER'),
@@ -130,15 +128,19 @@ VIEW, CART = EVENT_NAMES.index('view'), EVENT_NAMES.index('cart')
   ],
 )
 def test_label_rules(before, item, event, role):
+  """Events are (item, event, day); the one to label is on day 10."""
   items, events, days = zip(*before, (item, event, 10))
-  pad = lambda values, fill: np.array([[fill] * (4 - len(values)) + [*values]], np.int32)
-  time = [tiny.NOW + day * tiny.DAY for day in days]
-  history = Trajectories(
-    pad(items, -1), pad(events, 0), pad([1] * len(items), 0), pad(time, 0), pad([1] * len(items), 0)
-  )
-  label = lambda target: lib.label_roles(
-    history, np.array([target], np.int32), 2, Counted, RolesConfig()
-  )
+
+  def row(values, padding):
+    return np.array([[padding] * (4 - len(values)) + [*values]], np.int32)
+
+  ones = [1] * len(items)
+  times = [tiny.NOW + day * tiny.DAY for day in days]
+  history = Trajectories(row(items, -1), row(events, 0), row(ones, 0), row(times, 0), row(ones, 0))
+
+  def label(target: int) -> np.ndarray:
+    return lib.label_roles(history, np.array([target], np.int32), 2, Shift, RolesConfig())
+
   assert ROLE_NAMES[label(0)[0, 1]] == role
   assert (label(0)[0, 0] == -1) == (len(before) == 0)
   assert label(-1).tolist() == [[-1, -1]]  # without a conversion there is no hindsight

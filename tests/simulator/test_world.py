@@ -1,11 +1,16 @@
-"""The simulated world: seeds, closed forms against brute force, planted roles, A/B responses, marginals."""
+"""The simulated world: seeds, closed forms, planted roles, A/B responses, marginals.
+
+Closed forms are compared with brute force.
+"""
+
+import dataclasses
 
 import numpy as np
 import polars as pl
 import pytest
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ConfigError, SimulatorConfig
-from rolegen_jax.simulator import behavior, marginals, rules, world
+from rolegen_jax.simulator import behavior, marginals, roles, rules, world
 
 CONFIG = SimulatorConfig(users=500)
 
@@ -16,13 +21,9 @@ def log():
 
 
 def occasion(log, number):
-  """(user, time, bought item, earlier events of the user) of one planted occasion."""
-  planted = (
-    log.planted.select('user_id', 'occasion_timestamp')
-    .unique()
-    .sort('user_id', 'occasion_timestamp')
-  )
-  user, time = planted.row(number)
+  """Return (user, time, bought item, earlier events of the user) of one planted occasion."""
+  occasions = log.planted.select('user_id', 'occasion_timestamp').unique()
+  user, time = occasions.sort('user_id', 'occasion_timestamp').row(number)
   mine = log.events.filter(pl.col('user_id') == user)
   bought = mine.filter(pl.col('timestamp') == time)['item_id'].item()
   return user, time, bought, mine.filter(pl.col('timestamp') < time)
@@ -32,16 +33,18 @@ def log_p(log, user, time, history):
   return log.world.log_p_conversion(log.world.state(history, np.array([user])), np.array([time]))[0]
 
 
-def test_same_seed_same_log_other_seed_other_log():
-  small = SimulatorConfig(users=60, items=200)
-  a, b, c = (world.simulate(SimulatorConfig(users=60, items=200, seed=s)) for s in (0, 0, 1))
+def test_equal_seeds_give_equal_logs_and_other_seeds_other_logs():
+  config = SimulatorConfig(users=60, items=200)
+  first, same, other = (world.simulate(dataclasses.replace(config, seed=s)) for s in (0, 0, 1))
   for name in ('events', 'items', 'planted'):
-    assert getattr(a, name).equals(getattr(b, name))
-    assert not getattr(a, name).equals(getattr(c, name))
-  rebuilt = world.World.build(small)
-  assert np.array_equal(rebuilt.traits.base_UxC, a.world.traits.base_UxC)
+    assert getattr(first, name).equals(getattr(same, name))
+    assert not getattr(first, name).equals(getattr(other, name))
+  rebuilt = world.World.build(config)
+  assert np.array_equal(rebuilt.traits.base_UxC, first.world.traits.base_UxC)
 
-  with pytest.raises(ConfigError, match='categories'):
+
+def test_a_world_of_too_few_items_is_refused():
+  with pytest.raises(ConfigError, match='simulator.items=30, simulator.categories=24'):
     world.World.build(SimulatorConfig(users=10, items=30))
 
 
@@ -53,15 +56,11 @@ def test_contract_columns_and_strictly_increasing_times(log):
     'timestamp': pl.Int64,
   }
   assert {'item_id', 'title', 'category_code', 'brand', 'price'} == set(log.items.columns)
-  assert (
-    log.items['item_id'].n_unique() == CONFIG.items
-    and log.items.null_count().sum_horizontal().item() == 0
-  )
-  steps = log.events.select(pl.col('timestamp').diff().over('user_id')).to_series().drop_nulls()
-  assert steps.min() > 0
-  assert (
-    set(log.events['event'].unique()) == {'view', 'fav', 'cart', 'purchase'} <= set(EVENT_NAMES)
-  )
+  assert log.items['item_id'].n_unique() == CONFIG.items
+  assert log.items.null_count().sum_horizontal().item() == 0
+  gaps = log.events.select(pl.col('timestamp').diff().over('user_id')).to_series().drop_nulls()
+  assert gaps.min() > 0
+  assert set(log.events['event']) == {'view', 'fav', 'cart', 'purchase'} <= set(EVENT_NAMES)
   days = log.world.day(log.events['timestamp'].to_numpy())
   assert days.min() >= 0 and days.max() < log.world.rules.days
 
@@ -75,104 +74,104 @@ def test_every_planted_pair_is_an_event_before_its_occasion(log):
   assert log.planted.group_by('user_id', 'occasion_timestamp').len()['len'].max() == 24
 
 
-def test_roles_all_occur_and_effects_have_their_sign(log):
+def test_all_roles_occur_and_mean_effects_have_the_expected_sign(log):
   share = dict(log.planted['role'].value_counts(normalize=True).iter_rows())
   assert set(share) == set(ROLE_NAMES) and min(share.values()) >= 0.015
   effect = dict(log.planted.group_by('role').agg(pl.col('effect').mean()).iter_rows())
   assert effect['TRIGGER'] > 0.3 and effect['DISTRACT'] < -0.2 and abs(effect['EXPLORE']) < 0.06
-  assert (
-    effect['REINFORCE'] > effect['COMPARE'] > 0.05
-    and effect['ANCHOR'] > 0.1
-    and effect['COMPLEMENT'] > 0
-  )
+  assert effect['REINFORCE'] > effect['COMPARE'] > 0.05
+  assert effect['ANCHOR'] > 0.1 and effect['COMPLEMENT'] > 0
 
 
 def test_intent_roles_on_a_history_worked_by_hand(log):
-  w = log.world
-  a, b = np.flatnonzero(w.traits.category_I == 3)[:2]
-  other = np.flatnonzero(w.traits.category_I == 4)[0]
-  day, view, cart, buy = 86_400, world.VIEW, world.CART, world.PURCHASE
-  items = np.array([a, other, b, a, a, b, a])
+  category_I = log.world.traits.category_I
+  first, second = np.flatnonzero(category_I == 3)[:2]
+  other = np.flatnonzero(category_I == 4)[0]
+  view, cart, buy = world.VIEW, world.CART, world.PURCHASE
+  items = np.array([first, other, second, first, first, second, first])
   codes = np.array([view, view, view, cart, buy, view, view])
-  times = np.array([0, 1, 2, 3, 4, 5, 25]) * day
-  roles = world.world_roles.contact_roles(w, np.zeros(7, int), items, codes, times)
-  names = [ROLE_NAMES[r] for r in roles]
+  times = np.array([0, 1, 2, 3, 4, 5, 25]) * world.DAY
+  role_codes = roles.contact_roles(log.world, np.zeros(7, int), items, codes, times)
+  names = [ROLE_NAMES[code] for code in role_codes]
   assert names[:4] == ['ANCHOR', 'ANCHOR', 'COMPARE', 'REINFORCE']
   assert names[5:] == ['ANCHOR', 'ANCHOR']  # after the purchase, and after more than 14 days
 
 
 def test_conversion_probabilities_sum_to_one_for_any_history(log):
-  w, times = log.world, np.full(CONFIG.users, log.world.rules.start + 100 * 86_400)
+  times = np.full(CONFIG.users, log.world.rules.start + 100 * world.DAY)
   edited = log.events.filter(pl.col('timestamp') < times[0]).sample(fraction=0.5, seed=3)
-  p = np.exp(w.log_p_conversion(w.state(edited), times))
+  state = log.world.state(edited)
+  p = np.exp(log.world.log_p_conversion(state, times))
   assert p.shape == (CONFIG.users, CONFIG.items) and (p > 0).all()
   np.testing.assert_allclose(p.sum(1), 1, rtol=1e-10)
-  assert ((w.hazard(w.state(edited), times) >= 0) & (w.hazard(w.state(edited), times) < 1)).all()
+  hazard = log.world.hazard(state, times)
+  assert ((hazard >= 0) & (hazard < 1)).all()
 
 
 @pytest.mark.parametrize('number', [3, 150, 700])
 def test_removal_effects_equal_brute_force(log, number):
   user, time, bought, history = occasion(log, number)
-  rows = log.planted.filter((pl.col('user_id') == user) & (pl.col('occasion_timestamp') == time))
-  full = log_p(log, user, time, history)[bought]
-  for row in rows.iter_rows(named=True):
-    without = log_p(log, user, time, history.filter(pl.col('timestamp') != row['timestamp']))[
-      bought
-    ]
-    assert row['effect'] == pytest.approx(full - without, abs=1e-8)
+  planted = log.planted.filter((pl.col('user_id') == user) & (pl.col('occasion_timestamp') == time))
+  log_p_with = log_p(log, user, time, history)[bought]
+  for row in planted.iter_rows(named=True):
+    others = history.filter(pl.col('timestamp') != row['timestamp'])
+    log_p_without = log_p(log, user, time, others)[bought]
+    assert row['effect'] == pytest.approx(log_p_with - log_p_without, abs=1e-8)
 
 
-def test_state_of_the_whole_log_equals_event_by_event_additions(log):
+def test_state_of_a_history_equals_adding_event_by_event(log):
   user, _, _, history = occasion(log, 10)
-  built = log.world.state(history, np.array([user]))
-  step = log.world.empty(np.array([user]))
+  expected = log.world.state(history, np.array([user]))
+  state = log.world.empty(np.array([user]))
   for row in history.iter_rows(named=True):
-    one = (
-      np.array([x]) for x in (0, row['item_id'], EVENT_NAMES.index(row['event']), row['timestamp'])
-    )
-    log.world.add(step, *one)
+    event = 0, row['item_id'], EVENT_NAMES.index(row['event']), row['timestamp']
+    log.world.add(state, *(np.array([value]) for value in event))
   for field in ('excitation', 'inhibition', 'consideration'):
-    np.testing.assert_allclose(getattr(built, field), getattr(step, field), rtol=1e-9, atol=1e-9)
+    values, expected_values = getattr(state, field), getattr(expected, field)
+    np.testing.assert_allclose(values, expected_values, rtol=1e-9, atol=1e-9)
 
 
 def test_showing_the_active_intent_sells_more_than_random_items(log):
-  w, day = log.world, log.world.rules.days
-  state = w.state(log.events)
-  times = np.full(CONFIG.users, w.rules.start + day * 86_400)
-  users = np.arange(CONFIG.users)
-  intent = np.argsort(-w.log_p_conversion(state, times), axis=1)[:, :10]
-  difference = []
+  users, day = np.arange(CONFIG.users), log.world.rules.days
+  state = log.world.state(log.events)
+  times = np.full(CONFIG.users, log.world.rules.start + day * world.DAY)
+  intent = np.argsort(-log.world.log_p_conversion(state, times), axis=1)[:, :10]
+
+  def orders(shown, seed):
+    events, _ = log.world.act(state, users, shown, day, np.random.default_rng(seed))
+    return events.filter(pl.col('event') == 'purchase').height
+
+  differences = []
   for seed in range(12):
     random = np.random.default_rng(100 + seed).integers(0, CONFIG.items, intent.shape)
-    orders = [w.act(state, users, shown, day, np.random.default_rng(seed))[0].filter(pl.col('event') == 'purchase').height
-              for shown in (intent, random)]  # fmt: skip
-    difference.append(orders[0] - orders[1])
-  half = 2.2 * np.std(difference, ddof=1) / np.sqrt(len(difference))  # t interval, 95 %
-  assert np.mean(difference) - half > 0
+    differences.append(orders(intent, seed) - orders(random, seed))
+  half = 2.2 * np.std(differences, ddof=1) / np.sqrt(len(differences))  # t interval, 95 %
+  assert np.mean(differences) - half > 0
 
 
 def test_act_is_pure_and_a_shown_trigger_wakes_its_target(log):
-  w = log.world
-  state, users = w.state(log.events), np.arange(CONFIG.users)
+  users, day = np.arange(CONFIG.users), log.world.rules.days
+  state, trigger_I = log.world.state(log.events), log.world.traits.trigger_I
   before = state.excitation.copy()
-  item = np.flatnonzero(w.traits.trigger_I >= 0)[0]
+  item = np.flatnonzero(trigger_I >= 0)[0]
   shown = np.full((CONFIG.users, 1), item)
-  events, after = w.act(state, users, shown, w.rules.days, np.random.default_rng(5))
-  again, _ = w.act(state, users, shown, w.rules.days, np.random.default_rng(5))
+  events, after = log.world.act(state, users, shown, day, np.random.default_rng(5))
+  again, _ = log.world.act(state, users, shown, day, np.random.default_rng(5))
   assert events.equals(again) and np.array_equal(state.excitation, before)
-  seen = events.filter(pl.col('shown') & (pl.col('event') == 'view'))['user_id'].to_numpy()
-  assert len(seen) and (after.excitation > before)[seen, w.traits.trigger_I[item]].all()
+  viewers = events.filter(pl.col('shown') & (pl.col('event') == 'view'))['user_id'].to_numpy()
+  assert len(viewers) and (after.excitation > before)[viewers, trigger_I[item]].all()
+  two_users = state.rows(np.array([0, 1]))
   with pytest.raises(ValueError, match='not in the state'):
-    w.act(
-      state.rows(np.array([0, 1])), np.array([7]), shown[:1], w.rules.days, np.random.default_rng(5)
-    )
+    log.world.act(two_users, np.array([7]), shown[:1], day, np.random.default_rng(5))
 
 
-def test_visitors_are_told_ahead(log):
-  w, users, shown = log.world, np.arange(100, CONFIG.users), np.zeros((CONFIG.users - 100, 2), int)
-  events, _ = w.act(w.state(log.events), users, shown, w.rules.days, np.random.default_rng(7))
-  told = users[w.visitors(users, np.random.default_rng(7))]
-  assert 0 < len(told) < len(users) and set(told) == set(events['user_id'])
+def test_visitors_are_those_who_act_that_day(log):
+  users, day = np.arange(100, CONFIG.users), log.world.rules.days
+  shown = np.zeros((len(users), 2), int)
+  state = log.world.state(log.events)
+  events, _ = log.world.act(state, users, shown, day, np.random.default_rng(7))
+  visitors = users[log.world.visitors(users, np.random.default_rng(7))]
+  assert 0 < len(visitors) < len(users) and set(visitors) == set(events['user_id'])
 
 
 def test_the_held_back_world_has_other_strengths_and_the_same_marginals():
@@ -181,30 +180,27 @@ def test_the_held_back_world_has_other_strengths_and_the_same_marginals():
     for preset in ('alibaba2014', rules.HELD_BACK)
   )
   assert other.fitted == default.fitted
-  changed = {
-    name for name, value in vars(other.rules).items() if value != getattr(default.rules, name)
-  }
+  default_rules, other_rules = vars(default.rules), vars(other.rules)
+  changed = {name for name, value in other_rules.items() if value != default_rules[name]}
   assert changed == set(rules.HELD_BACK_STRENGTHS) - {'complement_kick'}
-  drawn = [
-    other.rules.__dict__[name] / default.rules.__dict__[name] for name in rules.HELD_BACK_STRENGTHS
-  ]
-  factors = np.exp(np.random.default_rng(2026).uniform(-np.log(1.5), np.log(1.5), len(drawn)))
-  np.testing.assert_allclose(drawn, factors, rtol=0.05)
+  factors = [other_rules[name] / default_rules[name] for name in rules.HELD_BACK_STRENGTHS]
+  limit = np.log(1.5)
+  drawn = np.exp(np.random.default_rng(2026).uniform(-limit, limit, len(factors)))
+  np.testing.assert_allclose(factors, drawn, rtol=0.05)
 
 
 @pytest.mark.parametrize('preset', ['alibaba2014', 'taobao_userbehavior_1k'])
 def test_marginals_stay_near_the_real_log(preset):
-  entry = rules.load_presets()[preset]
-  w = world.World.build(
-    SimulatorConfig(preset=preset, users=900, events_per_user_scale=1.0, seed=1)
-  )  # not the seed of the fit
-  user, item, code, time = behavior.draw_log(w)
+  fit = rules.load_presets()[preset]
+  # Not the seed of the fit.
+  config = SimulatorConfig(preset=preset, users=900, events_per_user_scale=1.0, seed=1)
+  simulated = world.World.build(config)
+  user, item, code, time = behavior.draw_log(simulated)
   events = pl.DataFrame(
     {'user_id': user, 'item_id': item, 'event': np.array(EVENT_NAMES)[code], 'timestamp': time}
   )
-  view = marginals.view_of(preset, w.rules.days)
-  found = marginals.distances(
-    marginals.summary(events, per_item=entry['target']['per_item'], **view), entry['target']
-  )
-  for name, distance in entry['distance'].items():
-    assert found[name] < distance + 0.1, name
+  view = marginals.view_of(preset, simulated.rules.days)
+  summary = marginals.summary(events, per_item=fit['target']['per_item'], **view)
+  distances = marginals.distances(summary, fit['target'])
+  for name, fitted_distance in fit['distance'].items():
+    assert distances[name] < fitted_distance + 0.1, name

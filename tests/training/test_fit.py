@@ -1,4 +1,4 @@
-"""The host loop: resume equals an unbroken run, SIGTERM saves, a loss that is not finite stops, other artifacts are refused."""
+"""The host loop: a resumed run equals an unbroken one, and what stops or refuses a run."""
 
 import functools
 import json
@@ -13,8 +13,9 @@ import pytest
 from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig, OptimizerConfig, StageConfig
 from rolegen_jax.data.loader import Batches
-from rolegen_jax.training import fit, state, steps
+from rolegen_jax.training import losses, state, steps
 from rolegen_jax.training.checkpoint import ArtifactMismatch
+from rolegen_jax.training.fit import Preempted, Site, Task, fit
 from rolegen_jax.training.metrics import Diverged
 from tests import tiny
 
@@ -31,7 +32,7 @@ def run(
   hashes=None,
   mesh=MeshConfig(data=2, fsdp=2, tensor=2),
 ):
-  """Trains the reasoner on hindsight chains; `disturb(batch number)` is called before each batch is handed out."""
+  """Train the reasoner; `disturb(batch number)` is called before each batch is handed out."""
   rolegen = tiny.rolegen()
   tx = state.optimizer(stage.optimizer, stage.steps)
   handed = iter(range(10**6))
@@ -42,21 +43,23 @@ def run(
       return super().__next__()
 
   devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
-  return fit.run(
-    'reason',
-    functools.partial(steps.supervised_step, rolegen, 'reasoner', steps.reason_loss, tx),
-    {'reasoner': rolegen.model_fns['reasoner']},
-    {'reasoner': tx},
-    dict,
-    tiny.trie(),
-    lambda: Disturbed(32, 8, 0, lambda rows: jax.tree.map(lambda x: x[rows], POOL)),
-    stage,
-    sharding.make_mesh(mesh, devices),
-    0,
-    hashes or {'settings': 'a'},
-    folder,
-    folder / 'tensorboard',
+  task = Task(
+    name='align',
+    step=functools.partial(steps.supervised_step, rolegen, 'reasoner', losses.align_loss, tx),
+    model_fns={'reasoner': rolegen.model_fns['reasoner']},
+    optimizers={'reasoner': tx},
+    initial_params=dict,
+    batches=lambda: Disturbed(32, 8, 0, lambda rows: jax.tree.map(lambda x: x[rows], POOL)),
+    config=stage,
   )
+  site = Site(
+    mesh=sharding.make_mesh(mesh, devices),
+    seed=0,
+    folder=folder,
+    tensorboard=folder / 'tensorboard',
+    hashes=hashes or {'settings': 'a'},
+  )
+  return fit(task, site, tiny.trie())
 
 
 def curve(folder):
@@ -86,7 +89,7 @@ def test_a_crash_between_saves_resumes_to_the_same_curve(unbroken, tmp_path):
   params = run(tmp_path)
   assert curve(tmp_path) == curve(unbroken[1])
   jax.tree.map(np.testing.assert_array_equal, params, unbroken[0])
-  # The host's clock keeps what the curve does not show: step 4 was trained, lost, and trained again.
+  # The host's clock keeps what the curve does not show: step 4 was trained, lost, trained again.
   rows = [json.loads(line) for line in (tmp_path / 'time.0.jsonl').read_text().splitlines()]
   assert [row['start'] for row in rows if 'start' in row] == [0, 4]
   assert [row['step'] for row in rows if 'step' in row] == [0, 1, 2, 3, 4, 4, 5]
@@ -110,7 +113,7 @@ def test_sigterm_saves_and_the_same_call_continues(unbroken, tmp_path):
     if number == 2:
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with pytest.raises(fit.Preempted, match='saved at step 3'):
+  with pytest.raises(Preempted, match='saved at step 3'):
     run(tmp_path, terminate)
   run(tmp_path)
   assert curve(tmp_path) == curve(unbroken[1])
@@ -137,14 +140,14 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
   wild = StageConfig(
     steps=6,
     batch=8,
-    optimizer=OptimizerConfig(learning_rate=1e38, warmup=1, clip_norm=1e38),
+    optimizer=OptimizerConfig(learning_rate=1e38, warmup_steps=1, clip_norm=1e38),
     save_every=100,
   )
   with pytest.raises(Diverged, match='not finite: .*loss'):
     run(tmp_path, stage=wild)
 
 
-def test_other_artefacts_are_refused_with_both_hashes(unbroken):
+def test_other_artifacts_are_refused_with_both_hashes(unbroken):
   with pytest.raises(ArtifactMismatch, match='settings is a, this run has b'):
     run(unbroken[1], hashes={'settings': 'b'})
 

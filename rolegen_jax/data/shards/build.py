@@ -1,11 +1,18 @@
-"""Shards made by the processes of one machine, out of core, continued by the same call after any interruption.
+"""Build shards in the processes of one machine, out of core.
 
-  DIR/shard-00000.npy ...   ROW [N] each, see `shards.row_type`
-  DIR/index.json            written last: a folder with it is complete
-  DIR/building/             until then: KEY.json, split/CHUNK.parquet, part/SHARD/ (logs), clock/SHARD.npz, entry/SHARD.json
+The same call continues after any interruption.
 
-Every file appears under its real name when it is complete, and is what its step returned: a step whose file is there is not
-run again.
+  DIR/shard-00000.npy ...  ROW [N] each, see `convert.row_type`
+  DIR/index.json           written last: a folder with it is complete
+  DIR/building/            until then:
+    KEY.json               what the folder is being built from
+    split/CHUNK.parquet    the rows of a chunk, by shard
+    part/SHARD/            the log of a shard
+    times/SHARD.npz        times of its occasions
+    entry/SHARD.json       what the index will say of it
+
+Every file appears under its name when it is complete, and is what its step returned: a step whose
+file is there is not run again.
 """
 
 from __future__ import annotations
@@ -18,45 +25,50 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
 
 from rolegen_jax.config import ConfigError
-from rolegen_jax.data.files import lock, renamed, write_json, write_parquet
+from rolegen_jax.data.files import lock, renamed, write_json, write_npz, write_parquet
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import Clock, Cuts
+from rolegen_jax.data.occasions import Cuts, OccasionTimes
 from rolegen_jax.data.shards import convert
 from rolegen_jax.runtime.progress import progress
 
 INDEX, BUILDING = 'index.json', 'building'
 SPLIT_ROWS = 65_536  # of a row group: a shard's rows of one chunk lie in one or two of them
 
+_THREADS = 'POLARS_MAX_THREADS'
 
-def build(plan: convert.Plan, output: str | os.PathLike, workers: int = 0) -> dict:
-  """Makes the shards of `plan` in `output` and returns the index; workers=0: one per core.
 
-  Memory is that of one chunk or one shard per worker. Raises DataError for the first thing that is wrong with the log, and
-  ConfigError when `output` holds something else.
+def build(plan: convert.Plan, output: str | os.PathLike, workers: int = 0) -> dict[str, Any]:
+  """Make the shards of `plan` in `output` and return the index.
+
+  workers: number of processes; 0 = one per core. Each holds one chunk or one shard in memory.
+
+  Raises DataError for the first fault of the log, and ConfigError when `output` holds something
+  else.
   """
   output = pathlib.Path(output)
   with hold(output):
     return begin(plan, output) or _build(plan, output, workers)
 
 
-def _build(plan: convert.Plan, output: pathlib.Path, workers: int) -> dict:
+def _build(plan: convert.Plan, output: pathlib.Path, workers: int) -> dict[str, Any]:
   building = output / BUILDING
+  shards = range(plan.shards)
   with _Pool(workers or len(os.sched_getaffinity(0))) as pool:
-    pool.run(_split, [(plan, building, i) for i in range(len(plan.chunks))], 'split')
-    pool.run(_part, [(plan, building, shard) for shard in range(plan.shards)], 'sort')
-    cuts = convert.whole_cuts(plan, (_load_clock(building, shard) for shard in range(plan.shards)))
-    found = pool.run(_pack, [(plan, output, shard, cuts) for shard in range(plan.shards)], 'pack')
-  return finish(convert.make_index(plan, cuts, filter(None, found)), output)
+    pool.run(_split, [(plan, building, number) for number in range(len(plan.chunks))], 'split')
+    pool.run(_sort, [(plan, building, shard) for shard in shards], 'sort')
+    cuts = convert.global_cuts(plan, (_load_times(building, shard) for shard in shards))
+    entries = pool.run(_pack, [(plan, output, shard, cuts) for shard in shards], 'pack')
+  return finish(convert.make_index(plan, cuts, filter(None, entries)), output)
 
 
-def hold(output: pathlib.Path) -> IO:
-  """A lock on `output` until it is closed. Raises ConfigError."""
+def hold(output: pathlib.Path) -> IO[str]:
+  """Return a lock on `output`, held until it is closed. Raises ConfigError."""
   try:
     return lock(output / '.lock')
   except BlockingIOError as error:
@@ -65,127 +77,134 @@ def hold(output: pathlib.Path) -> IO:
     ) from error
 
 
-def begin(plan: convert.Plan, output: pathlib.Path) -> dict | None:
-  """The index of a complete folder of the same plan; else None, and `output` holds at most what the same plan began."""
-  index, key = output / INDEX, output / BUILDING / 'KEY.json'
-  found, begun = read(index), read(key)
-  ours = found is not None and 'key' in found or begun is not None
-  if not ours and any(path.name != '.lock' for path in output.glob('*')):
+def begin(plan: convert.Plan, output: pathlib.Path) -> dict[str, Any] | None:
+  """Return the index if `output` is complete for `plan`; else prepare it and return None.
+
+  A prepared folder holds at most what the same plan began. Raises ConfigError for a folder of other
+  files.
+  """
+  index_path, key_path = output / INDEX, output / BUILDING / 'KEY.json'
+  index, key = read(index_path), read(key_path)
+  is_ours = index is not None and 'key' in index or key is not None
+  if not is_ours and any(path.name != '.lock' for path in output.glob('*')):
     raise ConfigError(
-      f'--output={output}: holds files that are no shards; must be a new or empty folder, or one of an earlier run'
+      f'--output={output}: holds files that are no shards; '
+      'must be a new or empty folder, or one of an earlier run'
     )
-  for left in output.glob('.shard-*.tmp'):  # of a process that was killed
-    left.unlink()
-  if found is not None and found['key'] == plan.key:
+  for temporary in output.glob('.shard-*.tmp'):  # of a process that was killed
+    temporary.unlink()
+  if index is not None and index['key'] == plan.key:
     shutil.rmtree(output / BUILDING, ignore_errors=True)  # cut off while cleaning up
-    return found
-  if begun != {'key': plan.key}:
-    index.unlink(missing_ok=True)  # first: without it nothing else counts
+    return index
+  if key != {'key': plan.key}:
+    index_path.unlink(missing_ok=True)  # first: without it nothing else counts
     shutil.rmtree(output / BUILDING, ignore_errors=True)
     for old in output.glob('shard-*.npy'):
       old.unlink()
-    write_json({'key': plan.key}, key)
+    write_json({'key': plan.key}, key_path)
   return None
 
 
-def finish(index: dict, output: pathlib.Path) -> dict:
-  """Writes the index, which makes the folder complete, and drops what was only for building it."""
+def finish(index: dict[str, Any], output: pathlib.Path) -> dict[str, Any]:
+  """Write the index, which makes the folder complete, and drop what was only for building it."""
   write_json(index, output / INDEX)
   shutil.rmtree(output / BUILDING)
   return index
 
 
 def write_rows(rows: np.ndarray, path: pathlib.Path) -> None:
+  """Write ROW [N] to `path` through a temporary name."""
   with renamed(path) as temporary, temporary.open('wb') as file:
     np.save(file, rows)
 
 
-def read(path: pathlib.Path) -> dict | None:
-  """A JSON file, None where there is none."""
+def read(path: pathlib.Path) -> dict[str, Any] | None:
+  """Return the content of a JSON file, or None where there is none."""
   return json.loads(path.read_text()) if path.exists() else None
 
 
 def _split(plan: convert.Plan, building: pathlib.Path, number: int) -> None:
   path = building / 'split' / f'{number:05}.parquet'
   if not path.exists():
-    write_parquet(
-      convert.split(plan, plan.chunks[number]), path, row_group_size=SPLIT_ROWS, compression='lz4'
-    )
+    rows = convert.split(plan, plan.chunks[number])
+    write_parquet(rows, path, row_group_size=SPLIT_ROWS, compression='lz4')
 
 
-def _part(plan: convert.Plan, building: pathlib.Path, shard: int) -> None:
-  path = building / 'clock' / f'{shard:05}.npz'
+def _sort(plan: convert.Plan, building: pathlib.Path, shard: int) -> None:
+  path = building / 'times' / f'{shard:05}.npz'
   if path.exists():
     return
   # Sorted by shard, so that the statistics of their row groups leave all others unread.
-  rows = (
-    pl.scan_parquet(sorted((building / 'split').glob('*.parquet')), glob=False)
-    .filter(pl.col('shard') == shard)
-    .drop('shard')
-    .collect()
-  )
-  times = Clock(*(np.zeros(0, np.int64),) * 2)
+  chunks = pl.scan_parquet(sorted((building / 'split').glob('*.parquet')), glob=False)
+  rows = chunks.filter(pl.col('shard') == shard).drop('shard').collect()
+  times = OccasionTimes(np.zeros(0, np.int64), np.zeros(0, np.int64))
   if rows.height:
-    log = convert.part_log(plan, rows)
-    times = convert.part_clock(plan, log)
+    log = convert.shard_log(plan, rows)
+    times = convert.shard_times(plan, log)
     log.save(building / 'part' / f'{shard:05}')
-  with renamed(path) as temporary, temporary.open('wb') as file:
-    np.savez(file, **times._asdict())
+  write_npz(times._asdict(), path)
 
 
-def _load_clock(building: pathlib.Path, shard: int) -> Clock:
-  with np.load(building / 'clock' / f'{shard:05}.npz') as found:
-    return Clock(**found)
+def _load_times(building: pathlib.Path, shard: int) -> OccasionTimes:
+  with np.load(building / 'times' / f'{shard:05}.npz') as arrays:
+    return OccasionTimes(**arrays)
 
 
-def _pack(plan: convert.Plan, output: pathlib.Path, shard: int, cuts: Cuts | None) -> dict | None:
-  """The shard's entry, or None when no user is in it."""
-  part, path = (
-    output / BUILDING / 'part' / f'{shard:05}',
-    output / BUILDING / 'entry' / f'{shard:05}.json',
-  )
-  if not part.exists():
+def _pack(
+  plan: convert.Plan, output: pathlib.Path, shard: int, cuts: Cuts | None
+) -> dict[str, Any] | None:
+  """Write the shard's rows and return its entry; None when no user is in it."""
+  log_folder = output / BUILDING / 'part' / f'{shard:05}'
+  entry_path = output / BUILDING / 'entry' / f'{shard:05}.json'
+  if not log_folder.exists():
     return None
-  if not path.exists():
-    log = InteractionLog.load(part)
+  if not entry_path.exists():
+    log = InteractionLog.load(log_folder)
     rows = convert.make_rows(plan, log, cuts)
-    found = convert.entry(shard, log, rows)
+    entry = convert.entry(shard, log, rows)
     if len(rows):
-      write_rows(rows, output / found['file'])
-    write_json(found, path)
-  return read(path)
+      write_rows(rows, output / entry['file'])
+    write_json(entry, entry_path)
+  return read(entry_path)
 
 
 class _Pool:
   """Processes that each take one call at a time, and leave when this one is gone."""
 
-  def __init__(self, workers: int):
+  def __init__(self, workers: int) -> None:
     self._workers = workers
+    self._threads = os.environ.get(_THREADS)
 
   def __enter__(self) -> _Pool:
-    threads = os.environ.get('POLARS_MAX_THREADS')
-    os.environ['POLARS_MAX_THREADS'] = '1'  # cores are shared out to processes: numpy uses one each
-    self._restore = lambda: (
-      os.environ.pop('POLARS_MAX_THREADS')
-      if threads is None
-      else os.environ.update(POLARS_MAX_THREADS=threads)
-    )
-    self._pool = ProcessPoolExecutor(
-      self._workers, multiprocessing.get_context('spawn'), _leave_with_parent
-    )
+    # Cores are shared out to processes; numpy uses one thread in each.
+    os.environ[_THREADS] = '1'
+    context = multiprocessing.get_context('spawn')
+    self._pool = ProcessPoolExecutor(self._workers, context, _leave_with_parent)
     return self
 
-  def run(self, work: Callable, calls: list[tuple], label: str) -> list:
-    """What `work(*call)` returned for each. The first call that raised decides what is raised; calls not begun are dropped."""
+  def run(self, work: Callable[..., Any], calls: list[tuple], label: str) -> list[Any]:
+    """Return what `work(*call)` returned for each call.
+
+    The first call that raised decides what is raised; calls that have not begun are dropped.
+    """
     futures = [self._pool.submit(work, *call) for call in calls]
     return [future.result() for future in progress(futures, label)]
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self._pool.shutdown(cancel_futures=True)
-    self._restore()
+    if self._threads is None:
+      os.environ.pop(_THREADS)
+    else:
+      os.environ[_THREADS] = self._threads
 
 
 def _leave_with_parent() -> None:
-  """A process pool's workers outlive a killed parent: this thread ends them with it."""
+  """End this worker with its parent: without that, workers outlive a parent that was killed."""
   parent = multiprocessing.parent_process()
-  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+  assert parent is not None, 'runs in the workers of a pool only'
+
+  def leave() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=leave, daemon=True).start()

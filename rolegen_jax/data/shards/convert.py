@@ -1,14 +1,18 @@
-"""Training rows of a log that memory does not hold: what is done to each part of it, whoever runs the parts.
+"""Convert a log that does not fit in memory to packed training rows, part by part.
 
-A log of the contract goes through three steps, each a function of its arguments alone. `shard_build` runs them in the
-processes of one machine, `shard_beam` on a cluster; both write the same bytes.
+A log of the contract goes through three steps, each a function of its arguments alone. `build` runs
+them in the processes of one machine, `beam` on a cluster; both write the same bytes.
 
-  split      chunk of an event file -> its rows, validated, items as indices, grouped by the shard of their user
-  part_log   all rows of one shard  -> its `InteractionLog`: sorted by user and time, equal rows counted
-  make_rows  that log               -> fixed-shape rows of the users' training windows, packed as `rows.pack_windows` does
+  split      chunk of an event file -> its rows, validated, items as indices, grouped by the shard
+             of their user
+  shard_log  all rows of one shard  -> its `InteractionLog`: sorted by user and time, equal rows
+             counted
+  make_rows  that log               -> fixed-shape rows of the users' training windows, packed by
+             `batches.pack_windows`
 
-Between the last two the cuts between the splits are found over all parts. Nothing depends on the order of the files or of
-their rows, nor on the number of workers; only how windows share a row depends on the number of shards.
+Between the last two, the cuts between the splits are found over all shards. Nothing depends on the
+order of the files or of their rows, nor on the number of workers; only how windows share a row
+depends on the number of shards.
 
 N rows of packed windows of at most n events each; ROW is the record of one of them.
 """
@@ -22,6 +26,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -32,9 +37,17 @@ from rolegen_jax.data.events import Chunk, event_chunks, read_events, read_items
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import Clock, Cuts, clock, find_cuts, find_occasions
+from rolegen_jax.data.occasions import (
+  Cuts,
+  OccasionTimes,
+  find_cuts,
+  find_occasions,
+  occasion_times,
+)
 
-EVENTS_PER_SHARD = 2_000_000  # on average: what one worker sorts in a few hundred MB
+# On average: what one worker sorts in a few hundred MB.
+EVENTS_PER_SHARD = 2_000_000
+# Fields of DataConfig that the content of shards depends on.
 SETTINGS = (
   'split',
   'test_fraction',
@@ -43,7 +56,10 @@ SETTINGS = (
   'reactivation_min_days',
   'reactivation_min_views',
 )
-FORMAT = 1  # of the files; another format is another key
+# Of the files; another format is another key.
+FORMAT = 1
+
+_TOTALS = ('rows', 'events', 'users', 'events_after_collapse')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +73,26 @@ class Plan:
 
   @property
   def events(self) -> int:
-    """Rows of the event files."""
+    """The number of rows of the event files."""
     return sum(chunk.rows for chunk in self.chunks)
 
   @functools.cached_property
   def key(self) -> str:
-    """16 hex digits: changes with the settings that matter and with the files of the log (name, size, time)."""
-    paths = sorted(
-      {chunk.path for chunk in self.chunks} | {str(pathlib.Path(self.folder) / 'items.parquet')}
-    )
-    files = [(pathlib.Path(p).name, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in paths]
+    """16 hex digits over the settings that matter and the log's files (name, size, time)."""
+    items_path = str(pathlib.Path(self.folder) / 'items.parquet')
+    paths = sorted({chunk.path for chunk in self.chunks} | {items_path})
+    stats = [(pathlib.Path(path).name, os.stat(path)) for path in paths]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     return digest(FORMAT, files, self.shards, settings(self.config))
 
 
 def make_plan(config: Config, folder: str | os.PathLike, shards: int = 0) -> Plan:
-  """The plan for the log in `folder`; shards=0: as many as keep each near EVENTS_PER_SHARD.
+  """Return the plan for the log in `folder`.
 
-  Raises DataError when the log is absent or malformed, as far as that shows without reading rows, and ConfigError when
-  `config` names another format than the contract's.
+  shards: their number; 0 = as many as keep each near EVENTS_PER_SHARD.
+
+  Raises DataError when the log is absent or malformed, as far as that shows without reading rows,
+  and ConfigError when `config` names another format than the contract's.
   """
   if config.data.format != 'contract':
     raise ConfigError(
@@ -85,33 +103,35 @@ def make_plan(config: Config, folder: str | os.PathLike, shards: int = 0) -> Pla
       f'data.max_users={config.data.max_users}: must be 0 here, shards hold all users'
     )
   chunks = event_chunks(folder)
-  catalogue(str(folder))
-  wanted = -(-sum(chunk.rows for chunk in chunks) // EVENTS_PER_SHARD)
-  return Plan(str(folder), tuple(chunks), shards or wanted, config)
+  catalogue(str(folder))  # checks the items
+  n_events = sum(chunk.rows for chunk in chunks)
+  return Plan(str(folder), tuple(chunks), shards or -(-n_events // EVENTS_PER_SHARD), config)
 
 
-def settings(config: Config) -> dict:
-  """The fields of `config` that the content of shards depends on, by their full names."""
-  return {f'data.{name}': getattr(config.data, name) for name in SETTINGS} | {
-    'backbone.context': config.backbone.context
-  }
+def settings(config: Config) -> dict[str, Any]:
+  """Return the fields of `config` that the content of shards depends on, by their full names."""
+  data_settings = {f'data.{name}': getattr(config.data, name) for name in SETTINGS}
+  return data_settings | {'backbone.context': config.backbone.context}
 
 
 @functools.lru_cache(maxsize=1)  # once per worker
 def catalogue(folder: str) -> pl.DataFrame:
-  """Column item_id, sorted: position = item index, as in `InteractionLog`."""
+  """Return column item_id, sorted: position = item index, as in `InteractionLog`."""
   return read_items(folder).select('item_id').sort('item_id')
 
 
 def catalogue_digest(item_ids: pl.Series) -> str:
-  """16 hex digits over sorted item ids: what an index into them means."""
+  """Return 16 hex digits over sorted item ids: what an index into them means."""
   content = hashlib.sha256(str(item_ids.dtype).encode())
   content.update(item_ids.rename('item_id').to_frame().write_ndjson().encode())
   return content.hexdigest()[:16]
 
 
 def split(plan: Plan, chunk: Chunk) -> pl.DataFrame:
-  """The rows of `chunk`, sorted by column shard: shard, user_id, item_id (an index), event, timestamp. Raises DataError."""
+  """Return the rows of `chunk` sorted by shard: shard, user_id, item_id, event, timestamp.
+
+  item_id is an index. Raises DataError.
+  """
   items = catalogue(plan.folder)
   events = read_events(plan.folder, chunk, items)
   return events.select(
@@ -124,38 +144,47 @@ def split(plan: Plan, chunk: Chunk) -> pl.DataFrame:
 
 
 def shard_of(users: pl.Series, shards: int) -> pl.Series:
-  """UInt32 [.]: the shard of each user, from the CRC-32 of the id as text: the same on every machine and in every version."""
+  """Return the shard of each user, UInt32 [.].
+
+  It is the CRC-32 of the id as text: the same on every machine and in every version.
+  """
   text = users.cast(pl.String)
   distinct = text.unique()
-  hashed = pl.Series([zlib.crc32(user.encode()) % shards for user in distinct], dtype=pl.UInt32)
-  return text.replace_strict(distinct, hashed).rename('shard')
+  hashes = pl.Series([zlib.crc32(user.encode()) % shards for user in distinct], dtype=pl.UInt32)
+  return text.replace_strict(distinct, hashes).rename('shard')
 
 
-def part_log(plan: Plan, rows: pl.DataFrame) -> InteractionLog:
-  """The log of one shard from all its rows, in any order. Its users are those of the shard, its items are numbered as in the whole."""
+def shard_log(plan: Plan, rows: pl.DataFrame) -> InteractionLog:
+  """Return the log of one shard from all its rows, in any order.
+
+  Its users are those of the shard, its items are numbered as in the full log.
+  """
   items = pl.DataFrame({'item_id': pl.int_range(catalogue(plan.folder).height, eager=True)})
   return InteractionLog.build(rows, items)
 
 
-def part_clock(plan: Plan, log: InteractionLog) -> Clock:
-  """What this part adds to the times from which the cuts are taken."""
-  return clock(find_occasions(log, plan.config.data))
+def shard_times(plan: Plan, log: InteractionLog) -> OccasionTimes:
+  """Return the times that this shard adds to those from which the cuts are taken."""
+  return occasion_times(find_occasions(log, plan.config.data))
 
 
-def whole_cuts(plan: Plan, clocks: Iterable[Clock]) -> Cuts | None:
-  """The cuts of the whole log; None under leave_one_out, which cuts by user. Raises DataError for a log without a purchase."""
-  dormant, every = (np.concatenate(times) for times in zip(*clocks))
-  if not len(every):
+def global_cuts(plan: Plan, times: Iterable[OccasionTimes]) -> Cuts | None:
+  """Return the cuts of the full log; None under leave_one_out, which cuts by user.
+
+  times: of every shard. Raises DataError for a log without a purchase.
+  """
+  dormant, all_cohorts = (np.concatenate(parts) for parts in zip(*times))
+  if not len(all_cohorts):
     raise DataError(
       f'{plan.folder}: has no event purchase; must have one with an earlier event of the same user'
     )
-  return (
-    find_cuts(Clock(dormant, every), plan.config.data) if plan.config.data.split == 'time' else None
-  )
+  if plan.config.data.split != 'time':
+    return None
+  return find_cuts(OccasionTimes(dormant, all_cohorts), plan.config.data)
 
 
 def row_type(width: int) -> np.dtype:
-  """ROW: the fields of `Trajectories` for one row, as they lie in a file."""
+  """Return ROW: the fields of `Trajectories` for one row of `width` events, as files hold them."""
   return np.dtype(
     [
       ('item', '<i4', width),
@@ -168,19 +197,24 @@ def row_type(width: int) -> np.dtype:
 
 
 def make_rows(plan: Plan, log: InteractionLog, cuts: Cuts | None) -> np.ndarray:
-  """ROW [N]: what training may use of the users of `log`. N may be 0."""
-  width, occasions = plan.config.backbone.context, find_occasions(log, plan.config.data, cuts)
+  """Return what training may use of the users of `log`, ROW [N]. N may be 0."""
+  width = plan.config.backbone.context
+  occasions = find_occasions(log, plan.config.data, cuts)
   check_no_leak(log, occasions)
   packed = pack_windows(log.offsets, occasions.train_end(log), width)
-  count = int(packed[0].max()) + 1 if packed.shape[1] else 0
-  found = np.empty(count, row_type(width))
-  for name, values in zip(Trajectories._fields, packed_rows(log, packed, np.arange(count), width)):
-    found[name] = values
-  return found
+  n_rows = int(packed[0].max()) + 1 if packed.shape[1] else 0
+  trajectories = packed_rows(log, packed, np.arange(n_rows), width)
+  rows = np.empty(n_rows, row_type(width))
+  for name, values in zip(Trajectories._fields, trajectories):
+    rows[name] = values
+  return rows
 
 
-def entry(shard: int, log: InteractionLog, rows: np.ndarray) -> dict:
-  """What the index says of a shard: file name, rows, training events (overlaps of windows counted twice), users, SHA-256 of the rows."""
+def entry(shard: int, log: InteractionLog, rows: np.ndarray) -> dict[str, Any]:
+  """Return what the index says of a shard.
+
+  events: training events, those in the overlaps of windows counted twice. sha256: of the rows.
+  """
   return dict(
     file=f'shard-{shard:05}.npy',
     rows=len(rows),
@@ -191,26 +225,24 @@ def entry(shard: int, log: InteractionLog, rows: np.ndarray) -> dict:
   )
 
 
-def make_index(plan: Plan, cuts: Cuts | None, entries: Iterable[dict]) -> dict:
-  """The content of index.json. Raises DataError when there is nothing to train on."""
-  entries = sorted(entries, key=lambda e: e['file'])
-  total = {
-    name: sum(e[name] for e in entries)
-    for name in ('rows', 'events', 'users', 'events_after_collapse')
-  }
-  if not total['rows']:
+def make_index(plan: Plan, cuts: Cuts | None, entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
+  """Return the content of index.json. Raises DataError when there is nothing to train on."""
+  ordered = sorted(entries, key=lambda entry: entry['file'])
+  totals = {name: sum(entry[name] for entry in ordered) for name in _TOTALS}
+  if not totals['rows']:
     raise DataError(
       f'{plan.folder}: no user has two events before the first held-out occasion; use a longer log'
     )
+  items = catalogue(plan.folder)
   content = dict(
     format=FORMAT,
     width=plan.config.backbone.context,
     settings=settings(plan.config),
     cuts=cuts and cuts._asdict(),
-    items=catalogue(plan.folder).height,
-    items_digest=catalogue_digest(catalogue(plan.folder)['item_id']),
+    items=items.height,
+    items_digest=catalogue_digest(items['item_id']),
     source_events=plan.events,
-    **total,
-    shards=[e for e in entries if e['rows']],
+    **totals,
+    shards=[entry for entry in ordered if entry['rows']],
   )
   return dict(digest=digest(content), key=plan.key) | content

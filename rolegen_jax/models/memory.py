@@ -1,0 +1,171 @@
+"""What the backbone's queries attend to: slots of memory, what the reasoner adds, and what is seen.
+
+Slot 0 is a start slot. The events of the history follow, then the reasoner's candidates, then the
+items that it retrieves; those are copied from and attended to by nobody.
+
+Shapes: B rows, n events, M role events, C candidates, A retrieved items, S = 1 + n + C + A slots,
+Q queries, D width, K coarse codes, E event types and NO_EVENT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.models.numerics import is_possible
+from rolegen_jax.vocab import COUNTS, GAPS
+
+NO_EVENT = len(EVENT_NAMES)  # event type of slots that are no event
+VISIBLE, INVISIBLE = -1, 0  # segments of slots that every query sees, and that none sees
+AGE_FEATURES = 9
+
+
+class Candidates(NamedTuple):
+  """Items that the reasoner names."""
+
+  item: jax.Array  # int32 [B, C]; -1 = none
+  world: jax.Array  # int32 [B, C], the counterfactual world that named it; 0 = factual
+  log_prob: jax.Array  # fp32 [B, C], the reasoner's
+
+
+class RetrievedShares(NamedTuple):
+  """Items that the reasoner's second equation retrieves (`intent.py`)."""
+
+  item: jax.Array  # int32 [B, A]; -1 = no more
+  share: jax.Array  # fp32 [B, A], of what is retrieved; sums to 1
+
+
+class Conditioning(NamedTuple):
+  """What the reasoner says about each row. A part that is None is not given."""
+
+  roles: jax.Array | None = None  # int32 [B, M], of the last M events; -1 = none
+  candidates: Candidates | None = None
+  retrieved: RetrievedShares | None = None
+  # fp32 [B, K], log-probabilities of coarse codes; NEG_INF throughout in rows that get none
+  intent: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """The slots that queries attend to and copy from."""
+
+  hidden: jax.Array  # [B, S, D]
+  item: jax.Array  # int32 [B, S]; -1 = no item
+  event: jax.Array  # int32 [B, S]; NO_EVENT where the slot is no event
+  timestamp: jax.Array  # int32 [B, S], seconds
+  segment: jax.Array  # int32 [B, S], the window of the row; or VISIBLE, or INVISIBLE
+  count: jax.Array  # int32 [B, S], repeats of the event; 1 where the slot is no event
+  # Set by conditioning:
+  retrieved_share: jax.Array | None = None  # fp32 [B, S]; 0 in slots that are not retrieved
+  intent: jax.Array | None = None  # fp32 [B, K], see Conditioning
+  # fp32 [B, S], log-probability of the slot's coarse code over that under a uniform intent
+  appeal: jax.Array | None = None
+  conditioned: bool = dataclasses.field(default=False, metadata=dict(static=True))
+
+
+def append_slots(memory: Memory, hidden: jax.Array, item: jax.Array, segment: jax.Array) -> Memory:
+  """Append slots that are no events: hidden [B, more, D], item and segment [B, more]."""
+
+  def join(slots: jax.Array, more: jax.Array) -> jax.Array:
+    return jnp.concatenate([slots, more.astype(slots.dtype)], axis=1)
+
+  return dataclasses.replace(
+    memory,
+    hidden=join(memory.hidden, hidden),
+    item=join(memory.item, item),
+    event=join(memory.event, jnp.full_like(item, NO_EVENT)),
+    timestamp=join(memory.timestamp, jnp.zeros_like(item)),
+    segment=join(memory.segment, segment),
+    count=join(memory.count, jnp.ones_like(item)),
+  )
+
+
+def append_retrieved(memory: Memory, retrieved: RetrievedShares) -> Memory:
+  """Append retrieved items as slots that nobody attends to."""
+  item, width = retrieved.item, memory.hidden.shape[-1]
+  share = jnp.where(item >= 0, retrieved.share, 0.0)
+  share = jnp.concatenate([jnp.zeros(memory.item.shape, share.dtype), share], axis=1)
+  hidden = jnp.zeros((*item.shape, width), memory.hidden.dtype)
+  memory = append_slots(memory, hidden, item, jnp.full_like(item, INVISIBLE))
+  return dataclasses.replace(memory, retrieved_share=share)
+
+
+def with_intent(memory: Memory, intent_BxK: jax.Array, codes_IxL: jax.Array) -> Memory:
+  """Set the intent and each slot's appeal under it. All slots must be there already."""
+  coarse_code = jnp.take(codes_IxL, jnp.maximum(memory.item, 0), axis=0)[..., 0]
+  log_codes = jnp.log(1.0 * intent_BxK.shape[1])  # a uniform intent gives each code 1 / codes
+  appeal = jnp.take_along_axis(intent_BxK, coarse_code, axis=1) + log_codes
+  appeal = jnp.where((memory.item >= 0) & is_possible(appeal), appeal, 0.0)
+  return dataclasses.replace(memory, intent=intent_BxK, appeal=appeal)
+
+
+class View(NamedTuple):
+  """What each query sees of the memory."""
+
+  visible: jax.Array  # bool [B, Q, S]
+  last: jax.Array  # int32 [B, Q], slot of the latest visible event; 0, the start slot, without any
+  gap: jax.Array  # int32 [B, Q], seconds since that event; 0 without any
+  age: jax.Array  # [B, Q, S, AGE_FEATURES]; 0 where the slot is no event
+  event: jax.Array  # [B, S, E], one-hot
+
+
+def view_memory(memory: Memory, timestamp_BxQ: jax.Array, segment_BxQ: jax.Array) -> View:
+  """Return what queries at a time and in a segment see: their segment's strictly earlier events.
+
+  Slots of segment VISIBLE are seen by every query.
+  """
+  is_event = memory.event[:, None] != NO_EVENT
+  in_segment = memory.segment[:, None] == segment_BxQ[..., None]
+  is_earlier = memory.timestamp[:, None] < timestamp_BxQ[..., None]
+  past = is_event & in_segment & is_earlier
+  visible = past | (memory.segment == VISIBLE)[:, None]
+  slots = jnp.arange(memory.item.shape[1])
+  last = jnp.max(jnp.where(past, slots, 0), axis=-1)
+  since = timestamp_BxQ - jnp.take_along_axis(memory.timestamp, last, axis=1)
+  gap = jnp.where(last > 0, since, 0)
+  age_s = jnp.where(past, timestamp_BxQ[..., None] - memory.timestamp[:, None], 0)
+  rank = jnp.where(past, last[..., None] - slots, 0)
+  count = jnp.broadcast_to(memory.count[:, None], age_s.shape)
+  dtype = memory.hidden.dtype
+  age = (age_features(age_s, rank, count) * is_event[..., None]).astype(dtype)
+  event = jax.nn.one_hot(memory.event, NO_EVENT + 1, dtype=dtype)
+  return View(visible, last, gap, age, event)
+
+
+def gap_bucket(seconds: ArrayLike) -> jax.Array:
+  """Return the bucket of a time gap, three per octave from one minute; see vocab.GAPS."""
+  minutes = jnp.maximum(seconds, 0).astype(jnp.float32) / 60.0
+  return jnp.clip(jnp.floor(3.0 * jnp.log2(1.0 + minutes)), 0, GAPS - 1).astype(jnp.int32)
+
+
+def count_bucket(count: ArrayLike) -> jax.Array:
+  """Return the bucket of a repeat count, one per octave; see vocab.COUNTS."""
+  octave = jnp.floor(jnp.log2(jnp.maximum(count, 1).astype(jnp.float32)))
+  return jnp.clip(octave, 0, COUNTS - 1).astype(jnp.int32)
+
+
+def age_features(age_s: jax.Array, rank: jax.Array, count: jax.Array) -> jax.Array:
+  """Return [..., AGE_FEATURES] of age in seconds, age in events, and repeats.
+
+  The exponential recency rule is linear in them.
+  """
+  days = jnp.maximum(age_s, 0).astype(jnp.float32) / 86_400.0
+  rank = jnp.maximum(rank, 0).astype(jnp.float32)
+  features = [
+    jnp.log1p(24.0 * days) / 4.0,
+    jnp.minimum(days / 7.0, 8.0),
+    jnp.exp(-24.0 * days),
+    jnp.exp(-days),
+    jnp.exp(-days / 3.0),
+    jnp.exp(-days / 10.0),
+    jnp.log1p(rank) / 2.0,
+    jnp.minimum(rank / 16.0, 8.0),
+    jnp.log(jnp.maximum(count, 1).astype(jnp.float32)),
+  ]
+  return jnp.stack(features, axis=-1)

@@ -1,0 +1,154 @@
+"""The stages before training: the log, its semantic IDs, and what is counted on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from rolegen_jax import config as configs
+from rolegen_jax import sharding
+from rolegen_jax.config import Config, MeshConfig, digest
+from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.events import validate
+from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.occasions import Occasions
+from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
+from rolegen_jax.data.shards.reader import Shards
+from rolegen_jax.features.excitation import Excitation
+from rolegen_jax.features.interest_shift import InterestShift
+from rolegen_jax.features.item_transitions import followed
+from rolegen_jax.pipeline import text
+from rolegen_jax.pipeline.artifacts import file_fingerprint
+from rolegen_jax.pipeline.context import Run
+from rolegen_jax.pipeline.text import Words
+from rolegen_jax.runtime import distributed
+from rolegen_jax.semantic_ids.catalogue import Catalogue
+from rolegen_jax.semantic_ids.stage import build_semantic_ids
+from rolegen_jax.semantic_ids.trie import Trie, build_trie
+from rolegen_jax.simulator import world
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The prepared log."""
+
+  log: InteractionLog
+  occasions: Occasions
+  # Training rows on disk, of a log that does not fit in memory.
+  shards: Shards | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """All that the training stages and the evaluation read."""
+
+  log: InteractionLog
+  occasions: Occasions
+  shards: Shards | None
+  catalogue: Catalogue
+  codes: np.ndarray  # int32 [I, L], of the log's items
+  trie: Trie
+  interest_shift: InterestShift
+  excitation: Excitation
+  conversions: ExampleTable  # training conversions that are labeled, roles unknown
+  words: Words | None  # None where the reasoner or the items have no text
+  hashes: dict[str, str]  # of all of it; every checkpoint carries them
+
+
+def prepare_inputs(run: Run) -> Inputs:
+  """Run the stages before training, in order."""
+  data = prepare_data(run)
+  catalogue = assign_semantic_ids(run, data)
+  codes = catalogue.codes_of(data.log.items['item_id'])
+  interest_shift, excitation = count_features(run, data, codes)
+  reasoner = run.config.reasoner
+  conversions = training_examples(
+    data.log, data.occasions, reasoner.role_events, reasoner.candidates, excitation
+  ).evenly(run.config.roles.max_conversions)
+  words = text.learn_words(run, data.log, codes, conversions)
+  hashes = dict(
+    log=data.log.digest,
+    occasions=data.occasions.digest,
+    semantic_ids=catalogue.digest,
+    vocabulary=run.rolegen.vocab.digest,
+  )
+  if words:
+    hashes |= dict(tokenizer=words.tokenizer.digest)
+  return Inputs(
+    log=data.log,
+    occasions=data.occasions,
+    shards=data.shards,
+    catalogue=catalogue,
+    codes=codes,
+    trie=build_trie(codes, run.config.semantic_ids.codes),
+    interest_shift=interest_shift,
+    excitation=excitation,
+    conversions=conversions,
+    words=words,
+    hashes=hashes,
+  )
+
+
+def prepare_data(run: Run) -> Data:
+  """Stage `data`: any log -> the indexed log and its occasions."""
+  config = run.config.data
+  shards = Shards(config.shards) if config.shards else None
+  source: Any
+  if config.format == 'simulated':
+    source = configs.to_dict(run.config.simulator)
+  else:
+    source = file_fingerprint(log_path(config))
+  stage = run.folder.begin('data', digest(config, source, shards and shards.digest))
+  if not stage.is_complete:
+    cuts = shards.cuts if shards else None
+    notes = distributed.once(
+      lambda: prepare(config, _raw_tables(run.config), stage.folder, cuts)[2]
+    )
+    stage.finish(f'{notes["users"]} users, {notes["items"]} items')
+  log, occasions = load_prepared(stage.folder)
+  return Data(log, occasions, shards)
+
+
+def _raw_tables(config: Config) -> RawTables:
+  """Return the simulated log, or the real one that `config.data` names."""
+  if config.data.format != 'simulated':
+    return read_tables(config.data)
+  simulated = world.simulate(config.simulator)
+  events, items = validate(simulated.events, simulated.items, 'simulated events', 'simulated items')
+  return RawTables(events, items, left_out={}, planted=simulated.planted)
+
+
+def assign_semantic_ids(run: Run, data: Data) -> Catalogue:
+  """Stage `semantic_ids`: every item's codes."""
+  config, log, occasions = run.config.semantic_ids, data.log, data.occasions
+  stage = run.folder.begin('semantic_ids', digest(log.digest, occasions.digest, config))
+  if not stage.is_complete:
+    local = sharding.make_mesh(MeshConfig(), jax.local_devices())  # process 0 builds it alone
+    report = distributed.once(
+      lambda: build_semantic_ids(log, occasions, config, local, stage.folder).report
+    )
+    rate = report.get('collision_rate', float('nan'))
+    stage.finish(f'collisions before resolution {rate:.3f}')
+  return Catalogue.load(stage.folder)
+
+
+def count_features(run: Run, data: Data, codes: np.ndarray) -> tuple[InterestShift, Excitation]:
+  """Count, on training events, what contact with every item leads to."""
+  train_end = data.occasions.train_end(data.log)
+  shift = InterestShift.of(data.log, train_end, codes[:, 0], run.config.semantic_ids.codes)
+  transitions = followed(data.log, train_end)
+  return shift, Excitation.of_counts(shift, transitions, run.config.reasoner)
+
+
+def inference_table(
+  run: Run, inputs: Inputs, user: np.ndarray, end: np.ndarray, timestamp: np.ndarray
+) -> ExampleTable:
+  """Return examples of users [N] with context up to log row `end` [N] at `timestamp` [N]."""
+  reasoner = run.config.reasoner
+  return inference_examples(
+    inputs.log, user, end, timestamp, reasoner.role_events, reasoner.candidates, inputs.excitation
+  )

@@ -1,0 +1,374 @@
+"""The training stages in order: warmup, roles, align, reason, the closed loop, calibration.
+
+Each is a plain function of what it reads; what it returns is loaded when it is first needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from rolegen_jax import sharding
+from rolegen_jax.config import ABLATIONS, StageConfig, digest
+from rolegen_jax.data.examples import ExampleTable
+from rolegen_jax.data.files import write_json, write_npz
+from rolegen_jax.data.loader import Batches
+from rolegen_jax.data.occasions import VALID
+from rolegen_jax.data.shards.reader import training_rows
+from rolegen_jax.evaluation.baselines import evaluation_rows
+from rolegen_jax.evaluation.metrics import ranges
+from rolegen_jax.models import functional
+from rolegen_jax.pipeline import text
+from rolegen_jax.pipeline.artifacts import file_fingerprint
+from rolegen_jax.pipeline.context import Run, load_pretrained
+from rolegen_jax.pipeline.inputs import Inputs, inference_table
+from rolegen_jax.reasoning import predict
+from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime.progress import say
+from rolegen_jax.text import annotations as imported_labels
+from rolegen_jax.text import prompts
+from rolegen_jax.training import checkpoint, losses, steps
+from rolegen_jax.training.calibration import calibrate as fit_mixing_weights
+from rolegen_jax.training.fit import Site, Task, fit
+from rolegen_jax.training.losses import Params
+from rolegen_jax.training.state import optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What a training stage leaves: its key, and the parameters of each model, read on demand."""
+
+  key: str
+  load: Callable[[], dict[str, Params]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabeledExamples:
+  """Training conversions with their roles, and the key of the stage that labeled them."""
+
+  key: str
+  table: ExampleTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """What every training stage leaves."""
+
+  warm: Trained  # backbone
+  labeled: LabeledExamples
+  aligned: Trained  # reasoner
+  reasoned: Trained  # reasoner
+  looped: Trained  # backbone, reasoner and its reference
+  calibrated: Trained  # the same with fitted mixing weights: what recommends
+
+
+def warm_up(run: Run, inputs: Inputs) -> Trained:
+  """Stage `warmup`: the backbone alone, on packed trajectories."""
+  config = run.config
+  n_rows, rows = training_rows(config, inputs.log, inputs.occasions, inputs.shards)
+  key = digest(inputs.hashes, config.backbone, inputs.shards and inputs.shards.digest)
+  batches = functools.partial(_batches, run, n_rows, config.warmup.batch, rows, seed=config.seed)
+  return _train(run, inputs, 'warmup', 'backbone', losses.warmup_loss, config.warmup, batches, key)
+
+
+def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
+  """Stage `roles`: the functional role of every event before a conversion, by hindsight.
+
+  Imported annotations, where there are any, replace those of hindsight.
+  """
+  config, table = run.config, inputs.conversions
+  path = config.roles.annotations
+  imported = [file_fingerprint(pathlib.Path(path))] if path else []
+  sizes = (config.reasoner.role_events, config.backbone.context)
+  stage = run.folder.begin('roles', digest(inputs.hashes, config.roles, *sizes, *imported))
+  saved = stage.folder / 'roles.npz'
+  if not stage.is_complete:
+    roles = predict.hindsight_roles(run.rolegen, table, inputs.interest_shift)
+    if imported:
+      labels = imported_labels.read_annotations(table, path)
+      say(imported_labels.summary(labels.rejected, int((labels.roles >= 0).sum())))
+      roles = np.where(labels.roles >= 0, labels.roles, roles)
+      sentences = [[*place, sentence] for place, sentence in labels.said.items()]
+      distributed.once(lambda: write_json(sentences, stage.folder / 'rationales.json'))
+    distributed.once(lambda: write_npz(dict(roles=roles), saved))
+    stage.finish(f'{len(table)} conversions labeled')
+  labeled = dataclasses.replace(table, roles=np.load(saved)['roles'])
+  return LabeledExamples(stage.key, labeled)
+
+
+def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
+  """Stage `align`: the reasoner as a language model of trajectories and, with text, of words."""
+  config, reasoner = run.config, run.config.reasoner
+  key = digest(inputs.hashes, reasoner)
+  loss_fn: Callable = losses.align_loss
+  batches = functools.partial(_example_batches, run, labeled.table, config.align.batch)
+  if inputs.words:
+    key = digest(key, config.text, prompts.digest())
+    loss_fn = losses.align_words_loss
+    # Every row of every step is another one.
+    batches = functools.partial(
+      _batches,
+      run,
+      config.align.steps * config.align.batch,
+      config.align.batch,
+      inputs.words.alignment.rows,
+      seed=config.seed + 1,
+    )
+
+  def initial() -> dict[str, Params]:
+    if run.rolegen.frozen:
+      return {'reasoner': run.base()}
+    return {'reasoner': load_pretrained(run.rolegen, run.mesh)} if reasoner.pretrained else {}
+
+  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, key, initial)
+
+
+def reason(run: Run, inputs: Inputs, labeled: LabeledExamples, aligned: Trained) -> Trained:
+  """Stage `reason`: the reasoner on the hindsight chains of roles, intents and paths."""
+  config = run.config
+  sentences = text.chains_with_sentences(run, inputs.words, labeled.table)
+  loss_fn: Callable = losses.reason_words_loss if sentences else losses.reason_loss
+  beside = sentences.rows if sentences else None
+  batches = functools.partial(_example_batches, run, labeled.table, config.reason.batch, beside)
+  key = digest(aligned.key, labeled.key)
+  return _train(
+    run, inputs, 'reason', 'reasoner', loss_fn, config.reason, batches, key, aligned.load
+  )
+
+
+def close_loop(
+  run: Run,
+  inputs: Inputs,
+  labeled: LabeledExamples,
+  warm: Trained,
+  reasoned: Trained,
+  name: str = 'loop',
+  switches: steps.Switches = steps.Switches(),
+) -> Trained:
+  """Stage `loop`: both models by the joint train step; an ablation sets `name` and `switches`."""
+  config = run.config
+  model_fns, optimizers = steps.joint_parts(run.rolegen)
+  key = digest(
+    warm.key,
+    reasoned.key,
+    config.loop,
+    config.loop_stage,
+    [float(switches.intervene), float(switches.reflect)],
+  )
+
+  def initial() -> dict[str, Params]:
+    reasoner = reasoned.load()['reasoner']
+    backbone = warm.load()['backbone']
+    return {'backbone': backbone, 'reasoner': reasoner, 'reference': reasoner}
+
+  task = Task(
+    name=name,
+    step=functools.partial(steps.joint_train_step, run.rolegen, optimizers),
+    model_fns=model_fns,
+    optimizers=optimizers,
+    initial_params=initial,
+    batches=functools.partial(_example_batches, run, labeled.table, config.loop_stage.batch),
+    config=config.loop_stage,
+    extra=(jax.tree.map(np.float32, switches),),
+  )
+  return _fit(run, inputs, task, key)
+
+
+def train_backbone_alone(
+  run: Run, inputs: Inputs, labeled: LabeledExamples, warm: Trained, name: str
+) -> Trained:
+  """Train the backbone for as many steps on the same examples as the loop, without a reasoner."""
+  config = run.config
+  key = digest(warm.key, config.loop_stage)
+  batches = functools.partial(_example_batches, run, labeled.table, config.loop_stage.batch)
+  return _train(
+    run,
+    inputs,
+    name,
+    'backbone',
+    losses.execution_only_loss,
+    config.loop_stage,
+    batches,
+    key,
+    warm.load,
+  )
+
+
+def calibrate(
+  run: Run,
+  inputs: Inputs,
+  trained: Trained,
+  name: str = 'loop',
+  reasoning: bool = True,
+  intervene: bool = True,
+) -> Trained:
+  """Fit the weights by which the backbone mixes its sources to the validation conversions.
+
+  Return `trained` as it is where `calibration.steps` is 0 or nothing was bought at a validation
+  occasion.
+  """
+  config = run.config
+  table = validation_examples(run, inputs)
+  if not config.calibration.steps or not len(table):
+    return trained
+  evaluation = (config.evaluation.seed, config.evaluation.batch)
+  stage = run.folder.begin(
+    f'{name}/calibration', digest(trained.key, config.calibration, *evaluation)
+  )
+  path = stage.folder / 'backbone.npz'
+  if not stage.is_complete:
+    fitted, nll = fit_mixing_weights(
+      run.rolegen, trained.load(), table, inputs.trie, run.mesh, reasoning, intervene
+    )
+    distributed.once(lambda: write_npz(fitted | dict(nll=nll), path))
+    stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
+
+  def load() -> dict[str, Params]:
+    saved = np.load(path)
+    shardings = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)
+    where = functional.flatten(shardings)
+    fitted = {n: jax.device_put(saved[n], where[n]) for n in saved.files if n != 'nll'}
+    params = trained.load()
+    leaves = functional.flatten(params['backbone']) | fitted
+    return params | {'backbone': functional.unflatten(leaves)}
+
+  return Trained(stage.key, functools.cache(load))
+
+
+def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:
+  """Return at most `calibration.examples` examples of what was bought in the validation period."""
+  occasions = inputs.occasions
+  rows = evaluation_rows(inputs.log, occasions, VALID)
+  first = occasions.target_offsets[rows]
+  bought, occasion = ranges(first, occasions.target_offsets[rows + 1] - first)
+  rows = rows[occasion]
+  table = inference_table(
+    run, inputs, occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows]
+  )
+  known = dataclasses.replace(table, target=occasions.target[bought])
+  return known.evenly(run.config.calibration.examples)
+
+
+def train_ablations(run: Run, inputs: Inputs, models: Models) -> dict[str, Trained]:
+  """Train and calibrate what `evaluation.ablations` names."""
+  names = run.config.evaluation.ablations
+  return {name: train_ablation(run, inputs, models, name) for name in names}
+
+
+def train_ablation(run: Run, inputs: Inputs, models: Models, ablation: str) -> Trained:
+  """Train and calibrate RoleGen with one part turned off (`config.ABLATIONS`)."""
+  name, labeled, warm = f'ablations/{ablation}', models.labeled, models.warm
+  if ablation == 'no_reasoner':
+    alone = train_backbone_alone(run, inputs, labeled, warm, name)
+    return calibrate(run, inputs, alone, name, reasoning=False)
+  varied, switches = ablation_run(run, ablation), ablation_switches(ablation)
+  looped = close_loop(varied, inputs, labeled, warm, models.reasoned, name, switches)
+  return calibrate(varied, inputs, looped, name, intervene=bool(switches.intervene))
+
+
+def ablation_run(run: Run, ablation: str) -> Run:
+  """Return the run with the settings of the closed loop that make an ablation."""
+  return run.with_loop(**ABLATIONS[ablation])
+
+
+def ablation_switches(ablation: str) -> steps.Switches:
+  """Return what an ablation turns off in the joint train step."""
+  return steps.Switches(
+    intervene=ablation != 'no_counterfactual', reflect=float(ablation != 'no_reflection')
+  )
+
+
+# What the stages have in common
+
+
+def _batches(
+  run: Run,
+  n_rows: int,
+  batch: int,
+  assemble: Callable[[np.ndarray], Any],
+  seed: int,
+) -> Batches:
+  return Batches(n_rows, batch, seed, assemble, sharding.rows_here(run.mesh, batch))
+
+
+def _example_batches(
+  run: Run,
+  table: ExampleTable,
+  batch: int,
+  beside: Callable[[np.ndarray], Any] | None = None,
+) -> Batches:
+  """Return batches of examples; with `beside`, of pairs with what it makes of the same rows."""
+  width = run.config.backbone.context
+
+  def assemble(rows: np.ndarray) -> Any:
+    examples = table.rows(rows, width)
+    return (examples, beside(rows)) if beside else examples
+
+  return _batches(run, len(table), batch, assemble, seed=run.config.seed + 1)
+
+
+# A supervised stage is told by all of these; a dataclass would only name them once more.
+def _train(
+  run: Run,
+  inputs: Inputs,
+  name: str,
+  model: str,
+  loss_fn: Callable,
+  config: StageConfig,
+  batches: Callable[[], Batches],
+  key: str,
+  initial: Callable[[], dict[str, Params]] = dict,
+) -> Trained:
+  """Run a supervised stage of one model."""
+  tx = optimizer(config.optimizer, config.steps)
+  task = Task(
+    name=name,
+    step=functools.partial(steps.supervised_step, run.rolegen, model, loss_fn, tx),
+    model_fns={model: run.rolegen.trained[model]},
+    optimizers={model: tx},
+    initial_params=initial,
+    batches=batches,
+    config=config,
+  )
+  return _fit(run, inputs, task, digest(key, config, run.config.seed))
+
+
+def _fit(run: Run, inputs: Inputs, task: Task, key: str) -> Trained:
+  """Run a training stage where it is not complete; parameters of a complete one load on demand."""
+  stage = run.folder.begin(task.name, key)
+
+  @functools.cache
+  def load() -> dict[str, Params]:
+    frozen = {
+      name: functional.part(model_fn, run.base())
+      for name, model_fn in run.rolegen.frozen.items()
+      if name in task.model_fns
+    }
+    hashes, extra = inputs.hashes | {'settings': key}, task.extra
+    if frozen:
+      hashes, extra = hashes | {'base': checkpoint.fingerprint(frozen)}, (*extra, frozen)
+
+    def initial() -> dict[str, Params]:
+      params = task.initial_params()
+      return {name: functional.part(task.model_fns[name], p) for name, p in params.items()}
+
+    site = Site(
+      run.mesh,
+      run.config.seed,
+      stage.folder,
+      run.workdir / 'tensorboard' / task.name,
+      hashes,
+    )
+    params = fit(dataclasses.replace(task, initial_params=initial, extra=extra), site, inputs.trie)
+    return functional.join(params, frozen)
+
+  if not stage.is_complete:
+    load()
+    stage.finish(f'{task.config.steps} steps')
+  return Trained(key, load)

@@ -1,0 +1,339 @@
+"""The losses of all stages, pure functions of parameters and one batch; log-probabilities in nats.
+
+Each returns (loss, metrics). `training/steps.py` differentiates them and updates the models.
+
+Shapes: B users or rows, n events, W worlds, P candidates per world, T completion length.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from rolegen_jax.config import ALIGN_TASKS, WORD_TASKS
+from rolegen_jax.data.batches import Examples, Trajectories
+from rolegen_jax.models.backbone import PURCHASE, Backbone
+from rolegen_jax.models.memory import Memory
+from rolegen_jax.models.numerics import is_possible
+from rolegen_jax.reasoning import feedback, language
+from rolegen_jax.reasoning.frcot import Demonstration, build_prompt, demonstration
+from rolegen_jax.reasoning.likelihood import (
+  EquationLoss,
+  Likelihood,
+  equation_loss,
+  likelihood,
+  next_event_loss,
+)
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.reasoning.rollout import Rollout
+from rolegen_jax.reasoning.worlds import Tree, no_interventions, removing, world_prompts
+from rolegen_jax.semantic_ids.trie import Trie
+from rolegen_jax.sharding import constrain_rows
+from rolegen_jax.text.packing import Packed
+
+Params = dict[str, Any]
+Metrics = dict[str, jax.Array]
+LATEST_S = 2**31 - 1  # a timestamp later than any
+
+
+class Feedback(NamedTuple):
+  """What each world's rollout was worth; constants of the policy loss."""
+
+  reward: jax.Array  # fp32 [B, W]
+  advantage: jax.Array  # fp32 [B, W], relative to the other worlds of the user
+
+
+# Backbone
+
+
+def sequence_loss(
+  rolegen: RoleGen,
+  backbone: Backbone,
+  memory: Memory,
+  rows: Trajectories,
+  codes_IxL: jax.Array,
+  key: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+  """Return the weighted mean NLL of the events of rows [B, n], given what is strictly earlier."""
+  config = rolegen.config.backbone
+  query_state = backbone.attend(memory, rows.event, rows.timestamp, rows.segment, key)
+  log_prob, generated = backbone.log_prob(query_state, memory, rows.item, codes_IxL)
+  same_segment = rows.segment[:, :, None] == rows.segment[:, None]
+  first_s = jnp.min(jnp.where(same_segment, rows.timestamp[:, None], LATEST_S), axis=-1)
+  # The first events of a window have nothing before them to be predicted from.
+  predictable = (rows.segment > 0) & (rows.timestamp > first_s)
+  purchase = predictable & (rows.event == PURCHASE)
+  other_weight = jnp.where(predictable, config.view_weight, 0.0)
+  weight = jnp.where(purchase, config.purchase_weight, other_weight)
+  # The generated part is supervised on its own as well: where the pointer explains an item, the
+  # mixture would not teach its codes.
+  loss = -_weighted_mean(log_prob + config.generation_loss * generated, weight)
+  metrics = dict(
+    sequence_nll=-_weighted_mean(log_prob, weight), purchase_nll=-_weighted_mean(log_prob, purchase)
+  )
+  return loss, metrics
+
+
+def _weighted_mean(x: jax.Array, weight: jax.Array) -> jax.Array:
+  return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1e-6)
+
+
+def warmup_loss(
+  rolegen: RoleGen, params: Params, rows: Trajectories, trie: Trie, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+  """Return the loss of the backbone alone on packed rows."""
+  backbone = rolegen.bind('backbone', params)
+  encode_key, query_key = jax.random.split(key)
+  memory = backbone.encode(rows, trie.item_codes, encode_key)
+  return sequence_loss(rolegen, backbone, memory, rows, trie.item_codes, query_key)
+
+
+def execution_loss(
+  rolegen: RoleGen,
+  params: Params,
+  examples: Examples,
+  rollout: Rollout | None,
+  trie: Trie,
+  key: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array | None, Metrics]]:
+  """Return the backbone's loss of the true conversion given the reasoning, plus `sequence_loss`.
+
+  The auxiliary output is (gain [B, W] of `execution_gain`, metrics). With `rollout` None the
+  backbone stands alone and the gain is None.
+  """
+  config = rolegen.config
+  backbone = rolegen.bind('backbone', params)
+  encode_key, sequence_key, keep_key, query_key = jax.random.split(key, 4)
+  memory = backbone.encode(examples.history, trie.item_codes, encode_key)
+  loss, metrics = sequence_loss(
+    rolegen, backbone, memory, examples.history, trie.item_codes, sequence_key
+  )
+  gain, conditioned = None, memory
+  if rollout is not None:
+    keep_share = 1.0 - config.loop.candidate_dropout
+    keep = jax.random.bernoulli(keep_key, keep_share, examples.target.shape)
+    conditioned = rolegen.add_reasoning(backbone, memory, rollout, keep, trie)
+    gain = execution_gain(rolegen, params, memory, examples, rollout, trie)
+  query_state = rolegen.query(backbone, conditioned, examples.timestamp, query_key)
+  target = examples.target[:, None]
+  log_prob, generated = backbone.log_prob(query_state, conditioned, target, trie.item_codes)
+  log_prob, generated = log_prob[:, 0], generated[:, 0]
+  execution = -jnp.mean(log_prob + config.backbone.generation_loss * generated)
+  metrics |= dict(execution_nll=-jnp.mean(log_prob))
+  return loss + execution, (gain, metrics)
+
+
+def execution_gain(
+  rolegen: RoleGen,
+  params: Params,
+  memory: Memory,
+  examples: Examples,
+  rollout: Rollout,
+  trie: Trie,
+) -> jax.Array:
+  """Return fp32 [B, W]: log p(target) given what each world says, less log p(target) without it.
+
+  Nothing here carries a gradient: the gain is a reward of the reasoner, no loss of the backbone.
+  """
+  backbone = rolegen.bind('backbone', jax.lax.stop_gradient(params))
+  memory = jax.lax.stop_gradient(memory)
+  target = examples.target[:, None]
+
+  def log_prob(memory: Memory) -> jax.Array:
+    query_state = rolegen.query(backbone, memory, examples.timestamp)
+    return backbone.log_prob(query_state, memory, target, trie.item_codes)[0][:, 0]
+
+  def with_world(world: jax.Array) -> jax.Array:
+    return log_prob(rolegen.add_world(backbone, memory, rollout, world, trie))
+
+  without = log_prob(memory)
+  worlds = jnp.arange(rollout.candidates.shape[1])
+  gain = jax.lax.map(with_world, worlds).T - without[:, None]
+  return jax.lax.stop_gradient(gain)
+
+
+def execution_only_loss(
+  rolegen: RoleGen, params: Params, examples: Examples, trie: Trie, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+  """Return `execution_loss` without a reasoner, which the ablation `no_reasoner` trains on."""
+  loss, (_, metrics) = execution_loss(rolegen, params, examples, None, trie, key)
+  return loss, metrics
+
+
+# Reasoner
+
+
+def align_loss(
+  rolegen: RoleGen, params: Params, examples: Examples, trie: Trie, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+  """Return the next-token loss of the reasoner as a language model of trajectories."""
+  del key
+  reasoner, layout = rolegen.bind('reasoner', params), rolegen.layout
+  prompt = build_prompt(
+    layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+  )
+  loss = next_event_loss(reasoner, layout, prompt)
+  return loss, dict(next_token_nll=loss)
+
+
+def align_words_loss(
+  rolegen: RoleGen, params: Params, packed: Packed, trie: Trie, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+  """Return the next-token loss on packed examples of words, semantic IDs and trajectories."""
+  del trie, key
+  reasoner = rolegen.bind('reasoner', params)
+  return language.mean_nll(language.read(reasoner, packed), ALIGN_TASKS)
+
+
+def reason_loss(
+  rolegen: RoleGen, params: Params, examples: Examples, trie: Trie, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+  """Return the supervised FR-CoT loss on hindsight labels."""
+  del key
+  reasoner, layout = rolegen.bind('reasoner', params), rolegen.layout
+  prompt = build_prompt(
+    layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+  )
+  demo = demonstration(layout, examples, trie.item_codes)
+  chain = likelihood(reasoner, Tree(layout), prompt, demo.tokens, trie, temperature=1.0)
+  equations = equation_loss(reasoner, layout, prompt, examples, trie)
+  return imitation_loss(equations, chain.log_prob, chain.role_log_prob, demo, examples)
+
+
+def reason_words_loss(
+  rolegen: RoleGen, params: Params, batch: tuple[Examples, Packed], trie: Trie, key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+  """Return `reason_loss` plus the loss of the same chains with a sentence after each role."""
+  examples, packed = batch
+  loss, metrics = reason_loss(rolegen, params, examples, trie, key)
+  reasoner = rolegen.bind('reasoner', params)
+  word_loss, word_metrics = language.mean_nll(language.read(reasoner, packed), WORD_TASKS)
+  return loss + rolegen.config.text.rationales * word_loss, metrics | word_metrics
+
+
+def imitation_loss(
+  equations: EquationLoss,
+  log_prob_BxT: jax.Array,
+  role_log_prob_BxMxR: jax.Array,
+  demo: Demonstration,
+  examples: Examples,
+) -> tuple[jax.Array, Metrics]:
+  """Return the loss of imitating the hindsight chain, plus that of the structural equations.
+
+  A label that the constraints rule out, as imported roles may, teaches nothing.
+  """
+  weight = jnp.where(is_possible(log_prob_BxT), demo.weight, 0.0)
+  loss = -jnp.sum(log_prob_BxT * weight) / jnp.maximum(weight.sum(), 1.0)
+  labeled = examples.roles >= 0
+  correct = (jnp.argmax(role_log_prob_BxMxR, axis=-1) == examples.roles) & labeled
+  metrics = dict(
+    frcot_nll=loss,
+    intent_nll=equations.intent,
+    intent_nll_by_role=equations.by_role,
+    retrieved_nll=equations.retrieved,
+    role_accuracy=correct.sum() / jnp.maximum(labeled.sum(), 1),
+  )
+  return loss + sum(equations), metrics
+
+
+def reflection_loss(
+  rolegen: RoleGen,
+  params: Params,
+  reference: Params,
+  examples: Examples,
+  rollout: Rollout,
+  worth: Feedback,
+  trie: Trie,
+  weight: ArrayLike,
+) -> tuple[jax.Array, Metrics]:
+  """Return `weight` times the policy loss of the rollouts, plus the imitation loss.
+
+  Both come from one forward pass: a user's demonstration is one more chain beside those of the
+  worlds, without an intervention.
+  """
+  layout, config = rolegen.layout, rolegen.config.loop
+  worlds = rollout.tokens.shape[1]
+  demo = demonstration(layout, examples, trie.item_codes)
+  policy, reference_log_prob = _chain_likelihoods(
+    rolegen, params, reference, examples, rollout, demo, trie
+  )
+  policy_loss, policy_metrics = feedback.policy_loss(
+    policy.log_prob[:, :worlds],
+    rollout.log_prob,
+    reference_log_prob,
+    rollout.sampled_mask,
+    worth.advantage,
+    worth.reward,
+    config,
+  )
+  reasoner = rolegen.bind('reasoner', params)
+  prompt = build_prompt(
+    layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+  )
+  equations = equation_loss(reasoner, layout, prompt, examples, trie)
+  imitation, metrics = imitation_loss(
+    equations, policy.log_prob[:, worlds], policy.role_log_prob[:, worlds], demo, examples
+  )
+  n_sampled = jnp.maximum(rollout.sampled_mask.sum(), 1)
+  entropy = jnp.sum(policy.entropy[:, :worlds] * rollout.sampled_mask) / n_sampled
+  metrics = policy_metrics | metrics | dict(reflection_loss=policy_loss, entropy=entropy)
+  return jnp.multiply(weight, policy_loss) + config.imitation * imitation, metrics
+
+
+def _chain_likelihoods(
+  rolegen: RoleGen,
+  params: Params,
+  reference: Params,
+  examples: Examples,
+  rollout: Rollout,
+  demo: Demonstration,
+  trie: Trie,
+) -> tuple[Likelihood, jax.Array]:
+  """Return likelihoods under the policy and log-probs under the reference.
+
+  The first are [B, W + 1, ...], of the rollouts and then of the demonstration; the second
+  [B, W, T], of the rollouts alone.
+  """
+  layout, config = rolegen.layout, rolegen.config.loop
+  users, worlds, length = rollout.tokens.shape
+  prompt = build_prompt(
+    layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+  )
+
+  def append(worlds_axis: jax.Array, extra: jax.Array) -> jax.Array:
+    return constrain_rows(jnp.concatenate([worlds_axis, extra], axis=1))
+
+  def flatten(tokens: jax.Array) -> jax.Array:
+    return constrain_rows(tokens.reshape(-1, length))
+
+  def per_user(x: jax.Array, chains: int) -> jax.Array:
+    return x.reshape(users, chains, *x.shape[1:])
+
+  factual = no_interventions(users, 1, layout.config.role_events)
+  interventions = jax.tree.map(append, rollout.interventions, factual)
+  tokens = append(rollout.tokens, demo.tokens[:, None])
+  may_remove = removing(worlds, config.interventions)
+  # Rollouts are colder than the distribution that demonstrations fit: a path is a best guess, not
+  # a sample of the market.
+  temperatures = jnp.array([layout.config.temperature] * worlds + [1.0])
+  temperature = constrain_rows(jnp.tile(temperatures, users))
+  policy = likelihood(
+    rolegen.bind('reasoner', params),
+    Tree(layout, worlds + 1, may_remove),
+    world_prompts(layout, prompt, interventions),
+    flatten(tokens),
+    trie,
+    temperature,
+  )
+  fixed = likelihood(
+    rolegen.bind('reasoner', jax.lax.stop_gradient(reference)),
+    Tree(layout, worlds, may_remove),
+    world_prompts(layout, prompt, rollout.interventions),
+    flatten(rollout.tokens),
+    trie,
+  )
+  by_user = jax.tree.map(lambda x: per_user(x, worlds + 1), policy)
+  return by_user, per_user(fixed.log_prob, worlds)

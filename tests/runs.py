@@ -1,0 +1,40 @@
+"""Runs at the smallest size, opened as far as a test needs them."""
+
+import dataclasses
+import os
+
+from rolegen_jax.config import Config
+from rolegen_jax.pipeline import stages
+from rolegen_jax.pipeline.context import Run, open_run
+from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
+from rolegen_jax.pipeline.stages import LabeledExamples, Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Reasoned:
+  """A run up to the stage `reason`."""
+
+  run: Run
+  inputs: Inputs
+  warm: Trained
+  labeled: LabeledExamples
+  aligned: Trained
+  reasoned: Trained
+
+
+def open_inputs(
+  config: Config, folder: str | os.PathLike, may_train: bool = True
+) -> tuple[Run, Inputs]:
+  """Return a run and its inputs, prepared where they are not yet."""
+  run = open_run(config, folder, may_train)
+  return run, prepare_inputs(run)
+
+
+def run_to_reason(config: Config, folder: str | os.PathLike) -> Reasoned:
+  """Run the stages up to `reason`."""
+  run, inputs = open_inputs(config, folder)
+  warm = stages.warm_up(run, inputs)
+  labeled = stages.label_roles(run, inputs)
+  aligned = stages.align(run, inputs, labeled)
+  reasoned = stages.reason(run, inputs, labeled, aligned)
+  return Reasoned(run, inputs, warm, labeled, aligned, reasoned)
