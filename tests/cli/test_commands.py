@@ -1,7 +1,6 @@
 """A whole run at the smallest size, and what the commands say about wrong input."""
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -88,17 +87,23 @@ class Finished:
     )
 
 
-@pytest.fixture(scope='module')
+make_mesh = sharding.make_mesh
+
+
+@pytest.fixture(scope='module', autouse=True)
 def one_device():
   """Runs use a mesh of one device, which compiles faster; stages on eight have other tests."""
-  make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+
+  def make_small_mesh(config, devices=None):
+    return make_mesh(config, devices or jax.devices()[:1])
+
   with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.setattr(sharding, 'make_mesh', make_mesh)
+    monkeypatch.setattr(sharding, 'make_mesh', make_small_mesh)
     yield
 
 
 @pytest.fixture(scope='module')
-def finished(one_device, tmp_path_factory):
+def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   train(entry.experiment('demo', SMALL), folder)
   run, inputs = open_inputs(saved_config(folder), folder, may_train=False)
@@ -213,7 +218,7 @@ def same_rows(tmp_path, monkeypatch):
   return {'log': config, 'shards': of_shards}
 
 
-def test_the_warmup_reads_shards_as_it_reads_the_log(same_rows, one_device, tmp_path, monkeypatch):
+def test_the_warmup_reads_shards_as_it_reads_the_log(same_rows, tmp_path, monkeypatch):
   read = []
 
   def read_batches(task, site, trie):
@@ -229,8 +234,8 @@ def test_the_warmup_reads_shards_as_it_reads_the_log(same_rows, one_device, tmp_
 
 
 @pytest.mark.slow
-def test_the_warmup_learns_from_shards_as_from_the_log(same_rows, tmp_path):
-  """On eight devices."""
+def test_the_warmup_learns_from_shards_as_from_the_log(same_rows, tmp_path, monkeypatch):
+  monkeypatch.setattr(sharding, 'make_mesh', make_mesh)  # on eight devices
 
   def curve(name):
     stages.warm_up(*open_inputs(same_rows[name], tmp_path / name))
