@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from rolegen_jax.cli import entry
-from rolegen_jax.config import ConfigError, digest
+from rolegen_jax.config import ConfigError, digest, to_dict
 from rolegen_jax.perf.aot import topology
 
 _EXPERIMENT = flags.DEFINE_string(
@@ -67,6 +67,7 @@ def main() -> None:
     experiment=config.name,
     topology=place.text,
     items=_ITEMS.value,
+    config=to_dict(config),
     chip_source=place.chip.source,
     when=known['when'],
     commit=known['commit'],
