@@ -236,7 +236,12 @@ def weighted_score(log_prob_fn, queries: int, with_intent: bool, codes: int = ti
 
 
 @pytest.mark.parametrize(
-  'queries, with_intent', [(16, False), (5, True), (1, True)], ids=['8 parts', '5 parts', 'whole']
+  'queries, with_intent',
+  [
+    pytest.param(16, False, id='8 parts', marks=pytest.mark.slow),
+    pytest.param(5, True, id='5 parts'),
+    pytest.param(1, True, id='whole', marks=pytest.mark.slow),
+  ],
 )
 def test_log_probs_in_parts_equal_the_plain_form(queries, with_intent):
   results = []

@@ -1,6 +1,8 @@
 """Alignment examples say what the log says, packed rows do not depend on their neighbors, and a few
 steps teach the catalogue."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,8 @@ def test_trajectories_read_as_frcot_prompts_do():
   a, (_, codes, table) = catalogue.alignment(), catalogue.log_and_examples()
   layout, index = RoleGen(catalogue.config()).layout, np.arange(0, len(table), 7)
   examples = table.rows(index, tiny.WIDTH)
-  prompt = build_prompt(layout, examples.history, examples.excites, examples.timestamp, codes)
+  build = jit(functools.partial(build_prompt, layout))
+  prompt = build(examples.history, examples.excites, examples.timestamp, codes)
   reason = a.vocab.control('REASON')
   for row, example in enumerate(index):
     expected = np.asarray(prompt.tokens[row])[np.asarray(prompt.valid[row])]
@@ -99,14 +102,14 @@ def causal_hidden(reasoner, tokens):
   """Hidden states of whole sequences without segments, [N, T, D]."""
   width = np.shape(tokens)[1]
   mask = jnp.asarray(np.tri(width, dtype=bool)[None])
-  return reasoner.hidden(jnp.asarray(tokens), np.arange(width), mask)
+  return jit(lambda tokens: reasoner.hidden(tokens, np.arange(width), mask))(np.asarray(tokens))
 
 
 def test_examples_of_a_row_do_not_see_each_other(reasoner):
   a = catalogue.alignment()
   one, two, three = a.text_to_sid(1), a.sid_to_text(2, 'title'), a.next_event(3, 40)
   together, alone = pack([[one, two, three]], 160), pack([[two], [three]], 160)
-  read = jit(lambda packed: language.read(reasoner, packed))
+  read = jit(functools.partial(language.read, reasoner))
   scores, scores_alone = read(together), read(alone)
   for number, row in ((2, 0), (3, 1)):
     in_example = np.asarray(together.segment[0] == number) & (np.asarray(scores.task[0]) > 0)
@@ -120,7 +123,7 @@ def test_tokens_are_predicted_among_their_own_block(reasoner):
   a = catalogue.alignment()
   example, v = a.text_to_sid(4), a.vocab
   packed, n = pack([[example]], 96), len(example.tokens)
-  scores = language.read(reasoner, packed)
+  scores = jit(functools.partial(language.read, reasoner))(packed)
   hidden = causal_hidden(reasoner, packed.token)
   for level, at in enumerate(range(n - 3, n)):
     start, size = v.blocks[f'sid{level}']
@@ -167,6 +170,7 @@ def assert_greedy(reasoner, prompt: list[int], written: list[int], sentence: int
       n_tokens += 1
 
 
+@pytest.mark.slow
 def test_a_few_steps_teach_the_catalogue_and_the_exam_shows_it():
   a, rolegen = catalogue.alignment(), RoleGen(catalogue.config())
   mesh, tx = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), optax.adam(1e-2)

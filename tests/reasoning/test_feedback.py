@@ -7,33 +7,37 @@ import pytest
 
 from rolegen_jax.config import LoopConfig
 from rolegen_jax.reasoning import feedback as lib
+from rolegen_jax.runtime.compile import jit
 
 CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]], np.int32)
 CANDIDATES = jnp.array([[[0, 1], [2, 3], [1, 1]]])  # one user, three worlds of two candidates
 
+prefix_share, repeats, novelty = jit(lib.prefix_share), jit(lib.repeats), jit(lib.novelty)
+jaccard_distance = jit(lib.jaccard_distance)
+
 
 def test_prefix_share_counts_leading_codes():
-  share = lib.prefix_share(CANDIDATES, jnp.array([1]), CODES)
+  share = prefix_share(CANDIDATES, jnp.array([1]), CODES)
   np.testing.assert_allclose(share, [[[2 / 3, 1], [1 / 3, 0], [1, 1]]], rtol=1e-6)
 
 
 def test_repeats_are_within_a_path():
-  assert lib.repeats(CANDIDATES).tolist() == [[0, 0, 0.5]]
-  assert lib.repeats(jnp.array([[[5, 5, 5, 7]]])).tolist() == [[0.5]]
+  assert repeats(CANDIDATES).tolist() == [[0, 0, 0.5]]
+  assert repeats(jnp.array([[[5, 5, 5, 7]]])).tolist() == [[0.5]]
 
 
 def test_novelty_is_against_the_other_worlds():
   # World 0 shares item 1 with world 2; world 1 shares nothing.
-  assert lib.novelty(CANDIDATES).tolist() == [[0.5, 1.0, 0.0]]
+  assert novelty(CANDIDATES).tolist() == [[0.5, 1.0, 0.0]]
   # A repeat of its own is no other world.
-  assert lib.novelty(jnp.array([[[3, 3], [4, 5]]])).tolist() == [[1, 1]]
+  assert novelty(jnp.array([[[3, 3], [4, 5]]])).tolist() == [[1, 1]]
 
 
 def test_jaccard_distance_is_between_sets():
   # {0,1} {2,3}: 1; {0,1} {1}: 1 - 1/2; {2,3} {1}: 1
-  assert float(lib.jaccard_distance(CANDIDATES)[0]) == pytest.approx((1 + 0.5 + 1) / 3)
-  assert float(lib.jaccard_distance(jnp.array([[[1, 2], [2, 1], [1, 2]]]))[0]) == 0
-  assert float(lib.jaccard_distance(jnp.array([[[1, 1], [2, 2]]]))[0]) == 1
+  assert float(jaccard_distance(CANDIDATES)[0]) == pytest.approx((1 + 0.5 + 1) / 3)
+  assert float(jaccard_distance(jnp.array([[[1, 2], [2, 1], [1, 2]]]))[0]) == 0
+  assert float(jaccard_distance(jnp.array([[[1, 1], [2, 2]]]))[0]) == 1
 
 
 def test_reward_is_the_weighted_sum_of_its_parts():
@@ -66,13 +70,12 @@ def make_loss(objective: str, sampled_mask=EVERYWHERE, advantage=None, reference
   advantage = lib.advantages(REWARD) if advantage is None else advantage
   reference = rollout if reference is None else reference
 
+  @jit
   def loss(log_prob):
     return lib.policy_loss(log_prob, rollout, reference, sampled_mask, advantage, REWARD, config)
 
-  def gradient(log_prob):
-    return np.array(jax.grad(lambda x: loss(x)[0])(log_prob))
-
-  return loss, gradient, rollout
+  gradient = jit(jax.grad(lambda log_prob: loss(log_prob)[0]))
+  return loss, lambda log_prob: np.array(gradient(log_prob)), rollout
 
 
 @pytest.mark.parametrize('objective', ['policy_gradient', 'weighted'])

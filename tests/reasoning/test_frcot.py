@@ -1,14 +1,21 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rolegen_jax.data.batches import Excites, Trajectories
 from rolegen_jax.reasoning import frcot
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.vocab import Vocabulary
 from tests import tiny
 
 V = tiny.rolegen().vocab
 LAYOUT = tiny.rolegen().layout
+
+
+build_prompt = jit(functools.partial(frcot.build_prompt, LAYOUT))
+demonstration = jit(functools.partial(frcot.demonstration, LAYOUT))
 
 
 def sid(item: int) -> list[int]:
@@ -46,7 +53,7 @@ def test_a_prompt_token_by_token():
   )
   share, number = np.zeros((1, tiny.WIDTH, 3), np.float32), np.zeros((1, tiny.WIDTH, 3), np.int32)
   excites = Excites(number, share, share, number, share)
-  prompt = frcot.build_prompt(LAYOUT, history, excites, jnp.array([tiny.NOW]), tiny.codes())
+  prompt = build_prompt(history, excites, jnp.array([tiny.NOW]), tiny.codes())
   view = [V.event(1), V.gap(0), *sid(7)]
   purchase = [V.event(tiny.PURCHASE), V.gap(3), *sid(9)]
   expected = [V.control('PAD')] * 20 + view + purchase + [V.gap(17), V.control('REASON')]
@@ -71,7 +78,7 @@ def test_a_demonstration_token_by_token():
     roles=np.array([[-1, 2, 7, 0]], np.int32),
     path=np.array([[first, near, far, -1]], np.int32),
   )
-  demo = frcot.demonstration(LAYOUT, example, codes)
+  demo = demonstration(example, codes)
   roles = [V.control('UNKNOWN_ROLE'), V.role(2), V.role(7), V.role(0)]
   intents = [V.control('INTENT'), sid(first)[0], sid(far)[0]]
   path = [V.control('PATH'), *sid(first), *sid(near), *sid(far)]
@@ -86,14 +93,14 @@ def test_an_imported_role_that_no_chain_can_hold_is_none():
   missing, wrong = (
     examples._replace(roles=np.where(is_purchase, role, examples.roles)) for role in (-1, 0)
   )
-  demos = [frcot.demonstration(LAYOUT, e, tiny.codes()) for e in (missing, wrong)]
+  demos = [demonstration(e, tiny.codes()) for e in (missing, wrong)]
   jax.tree.map(np.testing.assert_array_equal, *demos)
 
 
 def test_an_intent_that_the_path_does_not_have_weighs_nothing():
   example = jax.tree.map(lambda x: x[:1], tiny.examples())
   example = example._replace(path=np.array([[3, -1, -1, -1]], np.int32))
-  demo = frcot.demonstration(LAYOUT, example, tiny.codes())
+  demo = demonstration(example, tiny.codes())
   assert demo.weight[0, 5:7].tolist() == [1, 0]
 
 

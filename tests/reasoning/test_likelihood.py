@@ -30,6 +30,7 @@ def test_constrained_log_softmax():
   assert np.isfinite(gradient).all() and (gradient[1] == 0).all() and gradient[0, 3] == 0
 
 
+@jit
 def build_prompt(examples, codes):
   return frcot.build_prompt(LAYOUT, examples.history, examples.excites, examples.timestamp, codes)
 
@@ -38,10 +39,15 @@ def prompts(examples):
   return build_prompt(examples, jnp.asarray(tiny.codes()))
 
 
+@jit
+def demonstrate(examples, codes):
+  return frcot.demonstration(LAYOUT, examples, codes)
+
+
 def demonstrated(examples) -> np.ndarray:
   """Completions [B, T] with a full path."""
   examples = examples._replace(path=np.abs(examples.path))
-  return frcot.demonstration(LAYOUT, examples, tiny.codes()).tokens
+  return demonstrate(examples, tiny.codes()).tokens
 
 
 def value_and_gradient(loss):
@@ -139,6 +145,7 @@ def test_likelihood_equals_the_plain_form():
   assert_same(loss, plain)
 
 
+@pytest.mark.slow
 def test_chains_that_share_their_prompt_are_as_likely_as_alone():
   """Four chains a user, two of which remove an event: together, and as sequences of their own."""
   examples, trie, rng = tiny.examples(5), tiny.trie(), np.random.default_rng(1)
@@ -276,7 +283,7 @@ def test_each_equation_loss_trains_its_own_parameters():
     prompt = build_prompt(examples, tiny.codes())
     return lib.equation_loss(reasoner, LAYOUT, prompt, examples, tiny.trie())
 
-  jacobians = jax.jacrev(losses)(params['intent'])
+  jacobians = jit(jax.jacrev(losses))(params['intent'])
   intent, by_role, retrieved = (
     {name for name, gradient in jacobian.items() if np.abs(gradient).max() > 0}
     for jacobian in jacobians

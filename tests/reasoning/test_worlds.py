@@ -6,6 +6,7 @@ import pytest
 from rolegen_jax.config import INTERVENTIONS
 from rolegen_jax.reasoning import frcot
 from rolegen_jax.reasoning import worlds as lib
+from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
 NONE = -1
@@ -13,9 +14,12 @@ NONE = -1
 
 def choose(role_allowed, pivotal, intent, worlds: int) -> lib.Interventions:
   prompt = frcot.Prompt(None, None, jnp.asarray(role_allowed), None)
-  return jax.device_get(
-    lib.choose_interventions(prompt, pivotal, intent, worlds, INTERVENTIONS, jax.random.key(0))
-  )
+
+  @jit
+  def run(prompt, pivotal, intent, key):
+    return lib.choose_interventions(prompt, pivotal, intent, worlds, INTERVENTIONS, key)
+
+  return jax.device_get(run(prompt, pivotal, intent, jax.random.key(0)))
 
 
 def test_worlds_take_turns_and_pivots_are_the_most_pivotal_events():
