@@ -15,8 +15,11 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 # The stamps carry the Python version: another PYTHON means another environment, never a mixed one.
 INSTALLED := $(VENV)/installed-$(VERSION)
 INSTALLED_TEST := $(VENV)/installed-test-$(VERSION)
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
-PYTEST := $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# Bytecode is compiled when a module is first imported: most of what is installed never is.
+PIP := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
+# The longest files start first, so that no worker is left with one at the end.
+PYTEST := $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
+  --no-loadscope-reorder
 
 .PHONY: demo test test-all lint clean
 

@@ -20,10 +20,11 @@ def get_config(arg: str = '') -> c.Config:
     semantic_ids=c.SemanticIdConfig(levels=3, codes=32, text='hashed_ngrams'),
     backbone=c.BackboneConfig(temporal=model, context=64, beam=50),
     reasoner=c.ReasonerConfig(transformer=model, events=16, role_events=12),
+    # The losses are flat from about there on; that of the warmup is not.
     warmup=_stage(300),
-    align=_stage(150),
-    reason=_stage(240),
-    loop_stage=c.StageConfig(100, 16, loop_optimizer, save_every=40),
+    align=_stage(90),
+    reason=_stage(130),
+    loop_stage=c.StageConfig(60, 16, loop_optimizer, save_every=60),
     evaluation=c.EvaluationConfig(
       # no_counterfactual and no_reflection cost a closed loop each.
       ablations=('no_reasoner',),

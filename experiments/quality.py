@@ -30,8 +30,20 @@ def get_config(arg: str = 'demo') -> c.Config:
   base = importlib.import_module(f'experiments.{name}').get_config()
   if name in OWN_ABLATIONS:
     return base
+  if name == 'demo':
+    base = _longer(base)
   evaluation = dataclasses.replace(base.evaluation, ablations=tuple(c.ABLATIONS))
   return dataclasses.replace(base, evaluation=evaluation)
+
+
+def _longer(demo: c.Config) -> c.Config:
+  """Return the demo with the numbers of steps that the published figures are of."""
+  return dataclasses.replace(
+    demo,
+    align=dataclasses.replace(demo.align, steps=150),
+    reason=dataclasses.replace(demo.reason, steps=240),
+    loop_stage=dataclasses.replace(demo.loop_stage, steps=100, save_every=40),
+  )
 
 
 def sweep(add: Callable[..., None], arg: str = '') -> None:

@@ -111,7 +111,7 @@ def _require_one_of(job: Job, flag: str, values: Collection[str]) -> None:
 def _validate_common(job: Job) -> None:
   workdir_rule = 'a folder that every host mounts under this path (mount a bucket first)'
   name_rule = 'lower-case letters, digits and dashes, at most 40, starting with a letter'
-  _require(job, 'experiment', job.experiment, 'the name of a file in experiments/')
+  _require(job, 'experiment', job.experiment, 'the name of a file in experiments/, or a path')
   _require(job, 'workdir', job.workdir and '://' not in job.workdir, workdir_rule)
   _require(job, 'name', NAME.fullmatch(job.name), name_rule)
   _require(job, 'processes', job.processes >= 1, 'at least 1')

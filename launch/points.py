@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pathlib
 import re
 import sys
@@ -29,10 +28,9 @@ def enumerate_points(experiment: str, arg: str, common: list[str]) -> Assignment
   `common` assignments come before a point's own. Raises ConfigError.
   """
   cli.experiment(experiment, common)
-  module = importlib.import_module(f'experiments.{experiment.partition(":")[0]}')
+  module, _ = cli.load_experiment(experiment)
   if not hasattr(module, 'sweep'):
-    file = module.__name__.split('.')[-1]
-    raise ConfigError(f'--experiment={experiment}: experiments/{file}.py has no sweep(add, arg)')
+    raise ConfigError(f'--experiment={experiment}: {module.__file__} has no sweep(add, arg)')
   points: Assignments = {}
 
   def add(name: str, *assignments: str) -> None:

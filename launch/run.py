@@ -33,7 +33,7 @@ _string, _integer = flags.DEFINE_string, flags.DEFINE_integer
 # Every flag is a field of Job.
 _JOB_FLAGS = [
   flags.DEFINE_enum('target', 'local', TARGETS, 'Where to run.'),
-  _string('experiment', 'demo', 'Name of a file in experiments/, or NAME:ARG.'),
+  _string('experiment', 'demo', 'Name of a file in experiments/ or path of one; NAME:ARG.'),
   _string('workdir', None, 'Run folder, under the same path on every host.', required=True),
   flags.DEFINE_multi_string(
     'set', [], 'Replace one field of the config: section.field=value. May be repeated.'

@@ -29,7 +29,7 @@ from launch.pool import Limits, Point
 from rolegen_jax.config import ConfigError
 
 _EXPERIMENT = flags.DEFINE_string(
-  'experiment', 'demo', 'Name of a file in experiments/ that has a sweep, or NAME:ARG.'
+  'experiment', 'demo', 'Name of a file in experiments/ that has a sweep, or path of one; NAME:ARG.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir',

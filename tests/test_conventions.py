@@ -36,11 +36,11 @@ PACKAGES = (
   'pretrained',
   'reasoning',
   'training',
-  'perf',
   'serving',
   'evaluation',
   'pipeline',
   'ab_test',
+  'perf',
   'cli',
   '__main__',
 )
@@ -53,7 +53,8 @@ WITHOUT_JAX = (
   'launch/',
 )
 
-# An absolute path of one machine, and a link to where packages come from: the project names neither.
+# An absolute path of one machine and a link to where packages come from: the project names
+# neither.
 MACHINE_PATH = re.compile(
   r'(?<![\w.$}>/-])/(?:work|root|tmp|home)(?=[/\s\'"`),:;]|$)', re.MULTILINE
 )
@@ -259,5 +260,5 @@ def test_tests_import_no_two_modules_that_define_one_flag():
   for name in sources():
     if name.removesuffix('.py').replace('/', '.') in imported:
       text = (ROOT / name).read_text(encoding='utf-8')
-      for flag in re.findall(r"flags\.DEFINE_\w+\(\s*'(\w+)'", text):
+      for flag in re.findall(r"(?m)^\w+ = flags\.DEFINE_\w+\(\s*'(\w+)'", text):
         assert owners.setdefault(flag, name) == name, f'--{flag}: {name} and {owners[flag]}'

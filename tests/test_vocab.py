@@ -20,7 +20,10 @@ def test_blocks_follow_each_other_without_gap_or_overlap():
 
 @pytest.mark.parametrize('levels, codes', [(2, 2), (6, 3), (3, 5), (8, 7), (3, 256)])
 def test_a_window_as_wide_as_the_widest_choice_fits_behind_every_code_block(levels, codes):
-  """A rollout reads max(codes, roles) rows from the start of any block; a slice over the end would be moved silently."""
+  """A rollout reads max(codes, roles) rows from the start of any block.
+
+  A slice over the end would be moved silently.
+  """
   vocab = Vocabulary(levels=levels, codes=codes)
   assert all(
     start + max(codes, len(ROLE_NAMES)) <= vocab.size
@@ -30,7 +33,10 @@ def test_a_window_as_wide_as_the_widest_choice_fits_behind_every_code_block(leve
 
 
 def test_tokens_lie_in_their_blocks_for_scalars_and_arrays():
-  inside = lambda token, block: VOCAB.blocks[block][0] <= token < sum(VOCAB.blocks[block])
+
+  def inside(token, block):
+    return VOCAB.blocks[block][0] <= token < sum(VOCAB.blocks[block])
+
   assert (
     inside(VOCAB.role(7), 'role')
     and inside(VOCAB.event(5), 'event')

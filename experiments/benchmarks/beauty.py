@@ -147,7 +147,7 @@ def config() -> c.Config:
   constant = dataclasses.replace(base.warmup.optimizer, final_share=1.0)
   warmup = dataclasses.replace(base.warmup, steps=1_000_000, optimizer=constant)
   sized = dataclasses.replace(base, semantic_ids=ids, backbone=backbone, warmup=warmup)
-  return c.validate(sized)
+  return sized.validated()
 
 
 class Work(NamedTuple):

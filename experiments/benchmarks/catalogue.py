@@ -47,7 +47,8 @@ def measure(store: harness.Store, *, sizes: tuple = SIZES, repeats: int = 20) ->
     raise ConfigError(f'--sizes={min(sizes)}: must be at least 1000')
   for items in sorted(sizes):
     store.point(str(items), dict(repeats=repeats), functools.partial(measure_size, items, repeats))
-  return dict(levels=LEVELS, codes=CODES, requests=REQUESTS, beams=BEAMS)
+  sizes_of_search = dict(levels=LEVELS, codes=CODES, requests=REQUESTS, beams=BEAMS)
+  return sizes_of_search | dict(points=store.points)
 
 
 def measure_size(items: int, repeats: int) -> dict:

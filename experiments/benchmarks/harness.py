@@ -46,7 +46,7 @@ MAX_FIGURE_BYTES = 200_000  # figures are committed
 
 # Okabe & Ito, distinguishable without color vision.
 BLUE, SKY, ORANGE, GREEN = '#0072B2', '#56B4E9', '#E69F00', '#009E73'
-VERMILION, YELLOW, PURPLE, GRAY = '#D55E00', '#F0C808', '#CC79A7', '#8A8A8A'
+VERMILION, YELLOW, GRAY = '#D55E00', '#F0C808', '#8A8A8A'
 
 
 # Command line

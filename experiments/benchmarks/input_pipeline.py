@@ -62,7 +62,7 @@ def measure(
     store.point(f'prepare {count}', [files], functools.partial(prepare, log, shards))
   loops = functools.partial(measure_reading, shards, steps)
   store.point('read', [events[-1], files, steps], loops)
-  return {}
+  return dict(points=store.points)
 
 
 def simulate(folder: pathlib.Path, events: int, files: int, seed: int = 0) -> None:

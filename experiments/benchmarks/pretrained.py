@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import math
 import pathlib
 import tempfile
 import threading
@@ -51,7 +52,7 @@ QWEN3_06B = dict(  # its published sizes: 1.19 GB of bfloat16
   tie_word_embeddings=True,
   eos_token_id=0,
 )
-DTYPES = dict(F32=np.float32, BF16=ml_dtypes.bfloat16)
+FILES = 2
 MESH = MeshConfig(data=1, fsdp=4, tensor=2)
 DEVICES = MESH.fsdp * MESH.tensor
 SIDES = dict(streamed='streamed into shards', at_once='read whole, then spread')
@@ -78,9 +79,12 @@ def measure(store: harness.Store, *, rounds: int = 3, layers: int = 28) -> dict:
 
 def load_side(folder: str, side: str) -> dict:
   """Load the checkpoint in `folder` one way, in this process."""
-  config = configure_pretrained(pathlib.Path(folder), MESH)
+  path = pathlib.Path(folder)
+  default = Config(mesh=MESH)
+  reasoner = dataclasses.replace(default.reasoner, pretrained=folder)
+  config = configure(dataclasses.replace(default, reasoner=reasoner))
   loaders = dict(streamed=streamed_loader, at_once=at_once_loader)
-  return measure_load(loaders[side](pathlib.Path(folder), config), pathlib.Path(folder))
+  return measure_load(loaders[side](path, config), path)
 
 
 def measure_load(load_arrays: Callable[[], object], folder: pathlib.Path) -> dict:
@@ -110,13 +114,6 @@ def measure_load(load_arrays: Callable[[], object], folder: pathlib.Path) -> dic
 # The two ways to load
 
 
-def configure_pretrained(folder: pathlib.Path, mesh: MeshConfig) -> Config:
-  """Return a config whose reasoner is the checkpoint in `folder`."""
-  default = Config(mesh=mesh)
-  reasoner = dataclasses.replace(default.reasoner, pretrained=str(folder))
-  return configure(dataclasses.replace(default, reasoner=reasoner))
-
-
 def streamed_loader(folder: pathlib.Path, config: Config) -> Callable[[], dict]:
   """Return the library's way to load."""
   rolegen, mesh = RoleGen(config), make_mesh(config.mesh)
@@ -130,7 +127,8 @@ def at_once_loader(folder: pathlib.Path, config: Config) -> Callable[[], list]:
   c = config.reasoner.transformer
 
   def load_arrays() -> list:
-    weights = read_tensors(folder)
+    files = sorted(folder.glob('*.safetensors'))
+    weights = {name: array for file in files for name, array in load_file(file).items()}
     embedding = weights[families.tables(c)['tokens']].astype(np.float32)
     placed = [(shardings['tokens'], embedding)]
     for path, tensor in families.layer_tensors(c).items():
@@ -140,7 +138,7 @@ def at_once_loader(folder: pathlib.Path, config: Config) -> Callable[[], list]:
       names = [families.layer_name(layer, tensor) for layer in range(c.layers)]
       stacked = np.stack([weights[name].astype(np.float32) for name in names])
       order = [axis for group in tensor.groups for axis in group]
-      sizes = load._sizes(c)[path]
+      sizes = load.layer_shapes(c)[path]
       stacked = stacked.reshape(c.layers, *(sizes[axis] for axis in order))
       stacked = stacked.transpose(0, *(1 + np.argsort(order)))
       placed.append((sharding, np.ascontiguousarray(stacked)))
@@ -152,32 +150,24 @@ def at_once_loader(folder: pathlib.Path, config: Config) -> Callable[[], list]:
 # Checkpoints of random numbers
 
 
-def write_folder(
-  folder: pathlib.Path, hf_config: dict, files: int = 2, dtype: str = 'BF16', seed: int = 0
-) -> None:
-  """Write a checkpoint of random weights, in `files` of about one size, and a small tokenizer.
+def write_folder(folder: pathlib.Path, hf_config: dict) -> None:
+  """Write a checkpoint of random bfloat16, in FILES of about one size, and a small tokenizer.
 
   hf_config: the content of config.json.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   shapes = load.shapes(families.read_config(hf_config), hf_config['vocab_size'])
-  rng = np.random.default_rng(seed)
-
-  def draw(shape: tuple[int, ...]) -> np.ndarray:
-    mean = len(shape) == 1  # norms
-    return (0.1 * rng.standard_normal(shape, np.float32) + mean).astype(DTYPES[dtype])
-
-  total, before = sum(map(np.prod, shapes.values())), 0
-  names_of_file = [[] for _ in range(files)]
+  rng = np.random.default_rng(0)
+  total, before = sum(map(math.prod, shapes.values())), 0
+  names_of_file = [[] for _ in range(FILES)]
   for name, shape in shapes.items():
-    names_of_file[min(files - 1, int(before * files // total))].append(name)
-    before += np.prod(shape)
+    names_of_file[before * FILES // total].append(name)
+    before += math.prod(shape)
   weight_map = {}
   for number, names in enumerate(names_of_file):
-    file = f'model-{number + 1:05}-of-{files:05}.safetensors'
-    save_file(
-      {name: draw(shapes[name]) for name in names}, folder / file, metadata={'format': 'pt'}
-    )
+    file = f'model-{number + 1:05}-of-{FILES:05}.safetensors'
+    normal = {name: 0.1 * rng.standard_normal(shapes[name], np.float32) for name in names}
+    tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in normal.items()}
+    save_file(tensors, folder / file, metadata={'format': 'pt'})
     weight_map |= dict.fromkeys(names, file)
   write_json(dict(metadata={}, weight_map=weight_map), folder / INDEX)
   write_json(hf_config, folder / 'config.json')
@@ -185,12 +175,6 @@ def write_folder(
   sentences = ['item code a b c, days later'] * 20
   tokenizer.train_from_iterator(sentences, vocab_size=300, special_tokens=['<|endoftext|>'])
   tokenizer.save(str(folder / 'tokenizer.json'))
-
-
-def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """Return all tensors of the checkpoint, in memory."""
-  files = sorted(folder.glob('*.safetensors'))
-  return {name: array for file in files for name, array in load_file(file).items()}
 
 
 # Memory of this process

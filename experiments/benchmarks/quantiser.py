@@ -81,7 +81,8 @@ def measure(store: harness.Store, *, sizes: tuple = tuple(SIZES), repeats: int =
     raise ConfigError(f'{error}: faiss is an extra, {install}') from error
   for size in sizes:
     store.point(size, [repeats, SIZES[size]], functools.partial(measure_size, size, repeats))
-  return dict(simulated=dict(topics=TOPICS, subtopics=SUBTOPICS, subtopic=SUBTOPIC, noise=NOISE))
+  simulated = dict(topics=TOPICS, subtopics=SUBTOPICS, subtopic=SUBTOPIC, noise=NOISE)
+  return dict(simulated=simulated, points=store.points)
 
 
 def measure_size(size: str, repeats: int) -> dict:

@@ -73,7 +73,7 @@ def measure(
   for width, batch, k in itertools.product(histories, batches, beams):
     items = sequences.full_histories(max(batches), width)[:batch]
     name = f'history {width}, batch {batch}, beams {k}'
-    store.point(name, [settings, budget], functools.partial(time_cell, sides, items, k, budget))
+    store.point(name, [*settings, budget], functools.partial(time_cell, sides, items, k, budget))
   ours, items = sides[OURS], sequences.full_histories(users, CHECK_HISTORY)
   checks = {
     'covered': lambda: dict(catalogues=check_covered(ours, items)),
@@ -81,8 +81,9 @@ def measure(
     'found trained': lambda: check_trained(ours, items, updates),
   }
   for name, check in checks.items():
-    store.point(name, [settings, users, updates], check)
-  return dict(parameters={name: side.parameters for name, side in sides.items()})
+    store.point(name, [*settings, users, updates], check)
+  parameters = {name: side.parameters for name, side in sides.items()}
+  return dict(parameters=parameters, points=store.points)
 
 
 def time_cell(sides: dict, item_Bxn: np.ndarray, beams: int, budget_s: float) -> dict:

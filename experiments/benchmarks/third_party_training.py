@@ -71,7 +71,7 @@ def measure(
   )
   run_race = functools.partial(measure_race, model_fns, rates, sequences, budget, users, beams)
   store.point('race', [*settings, budget, users, beams], run_race)
-  return {}
+  return dict(points=store.points)
 
 
 def make_model_fns(

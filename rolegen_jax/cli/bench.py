@@ -1,10 +1,11 @@
-"""Throughput per chip of every phase of a config on the devices at hand, as JSON with provenance.
+"""Measure the throughput per chip of every phase of a config, as JSON with provenance.
 
-  python -m rolegen_jax bench --experiment=demo --workdir=runs/demo --json=experiments/benchmarks/demo_cpu.json
-  python -m rolegen_jax bench --compare=before.json,after.json
+  rolegen bench --experiment=demo --workdir=runs/demo --json=demo_cpu.json
+  rolegen bench --compare=before.json,after.json
 
-The log is prepared in --workdir if it is not there yet; models are freshly initialised, since fixed shapes take as long whatever
-the weights. --input=random needs no log: batches of the right shapes over a catalogue of --items.
+The log is prepared in --workdir if it is not there yet. Models are freshly initialized: fixed
+shapes take as long whatever the weights. --input=random needs no log: batches of the right shapes
+over a catalogue of --items.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError
 
 _EXPERIMENT = flags.DEFINE_string(
-  'experiment', 'demo', 'Name of a file in experiments/, or NAME:ARG.'
+  'experiment', 'demo', 'Name of a file in experiments/, or the path of one; NAME:ARG passes ARG.'
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'Run folder that holds, or gets, the prepared log; needed with --input=log.'
@@ -40,23 +41,23 @@ _COMPARE = flags.DEFINE_list(
 
 
 def main() -> None:
+  """Measure, or compare two measurements."""
+  from rolegen_jax.perf import throughput
+
   if _COMPARE.value:
     if len(_COMPARE.value) != 2:
       raise ConfigError('--compare: must be two files, FIRST,SECOND')
-    from rolegen_jax.perf import throughput
-
     print(throughput.compare(*map(throughput.read, _COMPARE.value)))
     return
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
   if _INPUT.value == 'log' and not _WORKDIR.value:
     raise ConfigError('--workdir: must name a run folder with --input=log')
   from rolegen_jax.data.files import write_json
-  from rolegen_jax.perf import throughput
 
-  found = throughput.measure(
+  result = throughput.measure(
     config, _WORKDIR.value, _PHASES.value, _INPUT.value, _ITEMS.value, _REPEATS.value
   )
-  print(throughput.show(found))
+  print(throughput.show(result))
   if _JSON.value:
-    write_json(found, pathlib.Path(_JSON.value))
+    write_json(result, pathlib.Path(_JSON.value))
     print(f'-> {_JSON.value}')

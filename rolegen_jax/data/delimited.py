@@ -106,7 +106,7 @@ def _lines(path: str | os.PathLike) -> pl.LazyFrame:
   The separator is a control character, which leaves each line one field.
   """
   return pl.scan_csv(
-    path,
+    os.fspath(path),
     separator='\x1f',
     has_header=False,
     quote_char=None,

@@ -174,7 +174,7 @@ def _event_paths(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _scan(path: str | os.PathLike) -> pl.LazyFrame:
   with as_data_error(path, _PARQUET):
-    return pl.scan_parquet(path, glob=False, hive_partitioning=False)
+    return pl.scan_parquet(os.fspath(path), glob=False, hive_partitioning=False)
 
 
 def _id_type(dtype: pl.DataType) -> str:

@@ -48,13 +48,13 @@ def read_parquet(path: str | os.PathLike) -> pl.DataFrame:
   Raises DataError when the file is missing, damaged or not a parquet file.
   """
   with as_data_error(path, 'a readable parquet file'):
-    return pl.read_parquet(path, glob=False, hive_partitioning=False)
+    return pl.read_parquet(os.fspath(path), glob=False, hive_partitioning=False)
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   """Return the key-value metadata of the parquet file at `path`. Raises DataError."""
   with as_data_error(path, 'a readable parquet file'):
-    return pl.read_parquet_metadata(path)
+    return pl.read_parquet_metadata(os.fspath(path))
 
 
 def write_parquet(

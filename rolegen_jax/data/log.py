@@ -91,7 +91,7 @@ class InteractionLog:
       content.update(repr([(name, str(dtype)) for name, dtype in table.schema.items()]).encode())
       content.update(table.write_ndjson().encode())
     for array in (self.offsets, self.item, self.event, self.timestamp, self.count):
-      content.update(np.ascontiguousarray(array, array.dtype.newbyteorder('<')))
+      content.update(np.ascontiguousarray(array, array.dtype.newbyteorder('<')).data)
     return content.hexdigest()[:16]
 
   def save(self, folder: str | os.PathLike) -> None:

@@ -75,7 +75,7 @@ class Occasions:
     content = hashlib.sha256(json.dumps([self.rule, self.train_cut, self.log_digest]).encode())
     for name in (*_PER_OCCASION, 'target_offsets', *_PER_TARGET):
       array = getattr(self, name)
-      content.update(np.ascontiguousarray(array, array.dtype.newbyteorder('<')))
+      content.update(np.ascontiguousarray(array, array.dtype.newbyteorder('<')).data)
     return content.hexdigest()[:16]
 
   def train_end(self, log: InteractionLog) -> np.ndarray:

@@ -162,19 +162,20 @@ def planted_truth(
 
 def roles(
   hindsight: np.ndarray,
-  effects: Effects,
   predicted: np.ndarray,
   truth: tuple[np.ndarray, np.ndarray] | None,
+  effects: Effects,
+  effect_rows: np.ndarray,
 ) -> tuple[dict, list[str]]:
   """Return (the section on roles, notes).
 
   It holds the shares of roles in hindsight and as predicted, and their agreement with the planted
-  truth where there is one.
+  truth where there is one; `effects` are those of the examples `effect_rows`.
   """
   shares = dict(hindsight=_shares(hindsight), predicted=_shares(predicted))
   if truth is None:
     return dict(shares=shares), []
-  role, effect = (values.ravel() for values in truth)
+  role, effect = truth[0].ravel(), truth[1][effect_rows].ravel()
   known = np.isfinite(effect)
   section = dict(
     shares=shares,
@@ -186,8 +187,8 @@ def roles(
   note = (
     f'Roles against the planted ones: macro-F1 {section["agreement"]["macro_f1"]:.3f} in hindsight '
     f'(the conversion known), {section["foresight"]["macro_f1"]:.3f} as predicted by the reasoner '
-    'from the history alone. Removal effects against the true ones: Spearman '
-    f'{section["effects"]["spearman"]:.3f} by the equation of intent, '
+    f'from the history alone. Removal effects of {len(effect_rows)} examples against the true '
+    f'ones: Spearman {section["effects"]["spearman"]:.3f} by the equation of intent, '
     f'{backbone["spearman"]:.3f} by the backbone alone.'
   )
   return section, [note]

@@ -18,6 +18,7 @@ R resamples.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -143,19 +144,34 @@ def bootstrap(
   Only occasions named in `occasion_T` are resampled. Without a pair all three figures are NaN.
   Efron & Tibshirani, 1993.
   """
-  occasion_ids, owner_T = np.unique(occasion_T, return_inverse=True)
-  n = len(occasion_ids)
+  return _bootstrap(values_T[:, None], occasion_T, resamples, seed)[0]
+
+
+def _bootstrap(
+  values_TxM: np.ndarray, occasion_T: np.ndarray, resamples: int, seed: int
+) -> list[Interval]:
+  """Return the interval of each of M metrics; all of them see the same resamples."""
+  n_metrics = values_TxM.shape[1]
+  occasions, owner_T = np.unique(occasion_T, return_inverse=True)
+  n = len(occasions)
   if n == 0:
-    return Interval(float('nan'), float('nan'), float('nan'), 0, 0)
-  sums_O = np.bincount(owner_T, weights=values_T, minlength=n)
+    return [Interval(math.nan, math.nan, math.nan, 0, 0)] * n_metrics
+  sums_OxM = np.zeros((n, n_metrics))
+  np.add.at(sums_OxM, owner_T, values_TxM)
   sizes_O = np.bincount(owner_T, minlength=n).astype(np.float64)
   rng = np.random.default_rng(seed)
-  means = []
+  chunks = []
   for start in range(0, resamples, _CHUNK):
     drawn_RxO = rng.integers(n, size=(min(_CHUNK, resamples - start), n))
-    means.append(sums_O[drawn_RxO].sum(1) / sizes_O[drawn_RxO].sum(1))
-  low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-  return Interval(float(np.mean(values_T)), float(low), float(high), len(values_T), n)
+    # How often each occasion is drawn: sums over draws become products of matrices.
+    flat = (np.arange(len(drawn_RxO))[:, None] * n + drawn_RxO).ravel()
+    times_RxO = np.bincount(flat, minlength=drawn_RxO.size).reshape(-1, n).astype(np.float64)
+    chunks.append((times_RxO @ sums_OxM) / (times_RxO @ sizes_O)[:, None])
+  low_M, high_M = np.percentile(np.concatenate(chunks), (2.5, 97.5), axis=0)
+  return [
+    Interval(float(mean), float(low), float(high), len(values_TxM), n)
+    for mean, low, high in zip(values_TxM.mean(0), low_M, high_M)
+  ]
 
 
 def paired_difference(
@@ -203,14 +219,15 @@ def evaluate(
     assert codes_IxL is not None
     prefix_rank_T = prefix_ranks(ranked_OxK, pairs, codes_IxL, level)
     values |= {f'HS@{k}(L{level})': hit(prefix_rank_T, k) for k in (1, 10)}
+  values_TxM = np.stack(list(values.values()), axis=1)
   table = {}
   for name in SLICES:
     mask_T = pairs.slice(name)
     if mask_T.any():
-      table[name] = {
-        metric: bootstrap(value[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed)
-        for metric, value in values.items()
-      }
+      intervals = _bootstrap(
+        values_TxM[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed
+      )
+      table[name] = dict(zip(values, intervals))
   return table
 
 

@@ -36,6 +36,7 @@ from rolegen_jax.models import functional
 from rolegen_jax.models.layers import param
 from rolegen_jax.models.numerics import NEG_INF, dropout
 from rolegen_jax.models.transformer import Transformer
+from rolegen_jax.runtime.compile import jit
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.sharding import make_mesh
 
@@ -220,7 +221,7 @@ def _train(
       return sampled_cross_entropy(state, model.embedding[...], target, negative, batches.log_share)
     return cross_entropy(state, model.embedding[...], target)
 
-  @jax.jit
+  @jit
   def step(params: Any, opt_state: Any, batch: Any, index: int) -> tuple[Any, Any, jax.Array]:
     key_drop, key_negative = jax.random.split(jax.random.fold_in(key_steps, index))
     negative = jax.random.randint(key_negative, (NEGATIVES,), 0, items)
@@ -228,7 +229,7 @@ def _train(
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss
 
-  @jax.jit
+  @jit
   def top(params: Any, item: jax.Array, segment: jax.Array) -> jax.Array:
     model = functional.bind(graphdef, params)
     logits = model(item, segment)[:, -1] @ model.embedding[...].T

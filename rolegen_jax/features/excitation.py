@@ -50,7 +50,7 @@ class Excitation:
     transitions: what `item_transitions.followed` returned.
     """
     tables = [
-      _strongest_codes(*shift.others(fold), shift.coarse, config.coarse_codes)
+      _strongest_codes(*shift.without_fold(fold), shift.coarse, config.coarse_codes)
       for fold in range(FOLDS)
     ]
     code, weight, code_shift = (np.stack(table) for table in zip(*tables))

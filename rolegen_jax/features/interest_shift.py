@@ -69,7 +69,7 @@ class InterestShift:
       before.around_purchases_KxK,
     )
 
-  def others(self, fold: int) -> tuple[sp.csr_array, sp.csr_array]:
+  def without_fold(self, fold: int) -> tuple[sp.csr_array, sp.csr_array]:
     """Return (after, before) of all users outside the fold.
 
     They are added up, not subtracted from the total: not even rounding may carry a user's own

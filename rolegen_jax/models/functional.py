@@ -15,7 +15,7 @@ from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
-from rolegen_jax.runtime.compile import jit
+from rolegen_jax.runtime.compile import jit_once
 
 ModelFn = Callable[[nnx.Rngs], nnx.Module]  # builds a model
 Params = dict[str, Any]  # name -> array, or the Params of a submodule
@@ -110,7 +110,7 @@ def init(make_model: ModelFn, key: jax.Array, mesh: Mesh) -> tuple[nnx.GraphDef,
     return part(make_model, nnx.to_pure_dict(state))
 
   with jax.set_mesh(mesh):
-    return graphdef, jit(create, out_shardings=shardings(make_model, mesh))(key)
+    return graphdef, jit_once(create, out_shardings=shardings(make_model, mesh))(key)
 
 
 def bind(graphdef: nnx.GraphDef, params: Params) -> Any:

@@ -1,12 +1,14 @@
 """Floating-point operations of every phase and stage, from the config alone.
 
-A compiler's count is of no use for a step made of loops: it counts a loop's body once. Here a product of [m, k] and [k, n] is
-2 m k n; a backward pass costs twice its forward (gradients by weights and by inputs), or once where the weights are frozen;
-rematerialisation adds the forward of what it computes again. Attention counts all pairs, masked or not, as the program computes
-them. Not counted: elementwise work, gathers, the structural equation of intent, optimizers. `model` leaves the recomputation out, as MFU does (PaLM, arXiv
-2204.02311, appendix B); `hardware` has it.
+A compiler's count is of no use for a step made of loops: it counts a loop's body once. Here a
+product of [m, k] and [k, n] is 2 m k n; a backward pass costs twice its forward (gradients by
+weights and by inputs), or once where the weights are frozen; rematerialization adds the forward of
+what it computes again. Attention counts all pairs, masked or not, as the program computes them. Not
+counted: elementwise work, gathers, the structural equations, optimizers. `model` leaves the
+recomputation out, as MFU does (PaLM, arXiv 2204.02311, appendix B); `hardware` has it.
 
-Shapes: B users or rows, n events of context, S memory slots, Q queries, W worlds, T completion, R prompt, L levels, K codes.
+Shapes: B users or rows, n events of context, S memory slots, Q queries, W worlds, T completion,
+R prompt, L levels, K codes.
 """
 
 from __future__ import annotations
@@ -37,10 +39,12 @@ class Work:
 
   @property
   def model(self) -> float:
+    """FLOPs of the model, without recomputation."""
     return self.forward + self.backward
 
   @property
   def hardware(self) -> float:
+    """FLOPs that the hardware executes."""
     return self.model + self.recompute
 
   def __add__(self, other: Work) -> Work:
@@ -49,26 +53,28 @@ class Work:
     )
 
   def times(self, n: float) -> Work:
+    """Return this work n times."""
     return Work(n * self.forward, n * self.backward, n * self.recompute)
 
   def only_forward(self) -> Work:
+    """Return the forward pass alone."""
     return Work(self.forward)
 
 
 def product(m: float, k: float, n: float) -> Work:
+  """Return the work of a product of [m, k] and [k, n]."""
   forward = 2.0 * m * k * n
   return Work(forward, 2 * forward)
 
 
 def attention(c: TransformerConfig, queries: float, memory: float) -> Work:
-  """Scores and weighted values of one layer."""
-  return product(queries * c.heads, c.head_dim, memory) + product(
-    queries * c.heads, memory, c.head_dim
-  )
+  """Return the work of scores and weighted values of one layer."""
+  scores = product(queries * c.heads, c.head_dim, memory)
+  return scores + product(queries * c.heads, memory, c.head_dim)
 
 
 def projections(c: TransformerConfig, queries: float, memory: float) -> Work:
-  """Q, K, V, O and the gated MLP of one layer."""
+  """Return the work of Q, K, V, O and the gated MLP of one layer."""
   return (
     product(queries, c.width, c.heads * c.head_dim).times(2)
     + product(memory, c.width, c.kv_heads * c.head_dim).times(2)
@@ -77,7 +83,7 @@ def projections(c: TransformerConfig, queries: float, memory: float) -> Work:
 
 
 def reasoner_projections(r: ReasonerConfig, tokens: float) -> Work:
-  """Those of one layer of the reasoner, by what of it trains."""
+  """Return the work of the projections of one layer of the reasoner, by what of it trains."""
   work = projections(r.transformer, tokens, tokens)
   if r.train == 'all':
     return work
@@ -86,7 +92,7 @@ def reasoner_projections(r: ReasonerConfig, tokens: float) -> Work:
 
 
 def _sides(c: TransformerConfig) -> dict[str, tuple[int, int]]:
-  """Numbers that go into and come out of each projection."""
+  """Return the numbers that go into and come out of each projection."""
   q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
   return dict(
     wq=(c.width, q),
@@ -100,11 +106,11 @@ def _sides(c: TransformerConfig) -> dict[str, tuple[int, int]]:
 
 
 def adapters(c: TransformerConfig, lora: LoraConfig, tokens: float) -> Work:
-  """Those of one layer."""
-  sides = [_sides(c)[name] for name in lora.targets]
-  return sum(
-    (product(tokens, a, lora.rank) + product(tokens, lora.rank, b) for a, b in sides), Work()
-  )
+  """Return the work of the adapters of one layer."""
+  work = Work()
+  for inputs, outputs in (_sides(c)[name] for name in lora.targets):
+    work += product(tokens, inputs, lora.rank) + product(tokens, lora.rank, outputs)
+  return work
 
 
 def stack(
@@ -114,8 +120,11 @@ def stack(
   pairs: Work | None = None,
   dots: Work | None = None,
 ) -> Work:
-  """One sequence of `tokens` through a whole stack, with what `remat` computes again. `pairs`, `dots`: attention of a layer, if not of all
-  tokens to all; and its projections, if not all of them train."""
+  """Return the work of one sequence of `tokens` through a stack, with what `remat` repeats.
+
+  `pairs`: attention of a layer, if not of all tokens to all; `dots`: its projections, if not all of
+  them train.
+  """
   dots, pairs = dots or projections(c, tokens, tokens), pairs or attention(c, tokens, tokens)
   again = dict(none=0.0, full=dots.forward + pairs.forward, dots=pairs.forward)[c.remat]
   one = dots + pairs + Work(recompute=again)
@@ -129,26 +138,24 @@ class Flops:
     self.config, self.vocab = config, Vocabulary.of(config)
     self.layout = Layout(config.reasoner, self.vocab)
     self.b, self.r, self.loop = config.backbone, config.reasoner, config.loop
-    self.worlds, self.history = (
-      config.loop.worlds,
-      config.backbone.context + 1,
-    )  # the start slot is memory too
-    self.reasoned = (
-      self.worlds * config.reasoner.candidates + config.reasoner.retrieved
-    )  # slots that the reasoning of all worlds adds
+    self.worlds = config.loop.worlds
+    self.history = config.backbone.context + 1  # the start slot is memory too
+    # Slots that the reasoning of all worlds adds.
+    self.reasoned = self.worlds * config.reasoner.candidates + config.reasoner.retrieved
     self.tree = Tree(self.layout, self.worlds, removing(self.worlds, self.loop.interventions))
 
   # Backbone
 
   def encode(self) -> Work:
+    """Return the work of encoding a row."""
     return stack(self.b.temporal, self.b.context)
 
-  def query_state(self, queries: int, slots: int) -> Work:
+  def attend(self, queries: int, slots: int) -> Work:
+    """Return the work of queries attending to memory, and of the pointer."""
     c = self.b.temporal
     layer = projections(c, queries, slots) + attention(c, queries, slots)
-    layer += Work(
-      2.0 * queries * slots * AGE_FEATURES * c.heads, 2.0 * queries * slots * AGE_FEATURES * c.heads
-    )
+    age_bias = 2.0 * queries * slots * AGE_FEATURES * c.heads
+    layer += Work(age_bias, age_bias)
     layer += product(slots, NO_EVENT + 1, c.heads)
     pointer = (
       product(queries, c.width, c.width)
@@ -158,32 +165,34 @@ class Flops:
     return layer.times(self.b.query_layers) + pointer + Work(2.0 * queries * slots * AGE_FEATURES)
 
   def generate(self, items: float, length: int) -> Work:
-    """Log-probs of the first `length` codes of items."""
+    """Return the work of the log-probs of the first `length` codes of items."""
     c = dataclasses.replace(self.b.temporal, remat='none')
-    return (
-      stack(c, length, self.b.depth_layers) + product(length, c.width, self.vocab.codes)
-    ).times(items)
+    readout = product(length, c.width, self.vocab.codes)
+    return (stack(c, length, self.b.depth_layers) + readout).times(items)
 
   def supervised(self, items: float) -> Work:
-    """Log-probs of the codes of given items; the backward pass computes them again."""
+    """Return the work of the log-probs of given items; the backward pass repeats them."""
     work = self.generate(items, self.vocab.levels)
     return work + Work(recompute=work.forward)
 
   def query(self, slots: int) -> Work:
+    """Return the work of one query and the log-prob of its target."""
     return self.attend(1, slots) + self.supervised(1)
 
   def sequence(self) -> Work:
-    """Encoding a row and predicting each of its events."""
+    """Return the work of encoding a row and predicting each of its events."""
     n = self.b.context
     return self.encode() + self.attend(n, self.history) + self.supervised(n)
 
   def beam_search(self) -> Work:
-    """A level is one position of the depth decoder a beam, against the cache of the codes before it."""
+    """Return the work of a beam search.
+
+    A level is one position of the depth decoder per beam, against the cache of the codes before it.
+    """
     c, total, beams = self.b.temporal, Work(), 1
     for level in range(self.vocab.levels):
-      position = (projections(c, 1, 1) + attention(c, 1, level + 1)).times(
-        self.b.depth_layers
-      ) + product(1, c.width, self.vocab.codes)
+      layer = projections(c, 1, 1) + attention(c, 1, level + 1)
+      position = layer.times(self.b.depth_layers) + product(1, c.width, self.vocab.codes)
       total += position.times(beams)
       beams = min(self.b.beam, beams * self.vocab.codes)
     return total.only_forward()
@@ -191,73 +200,64 @@ class Flops:
   # Reasoner
 
   def prefill(self) -> Work:
+    """Return the work of reading one prompt."""
     r, n = self.r, self.layout.prompt_length
     return stack(r.transformer, n, dots=reasoner_projections(r, n)).only_forward()
 
   def branches(self) -> Work:
-    """What the worlds that remove an event read again."""
+    """Return the work of what the worlds that remove an event read again."""
     c, rest = self.r.transformer, self.tree.rest
     one = reasoner_projections(self.r, rest) + attention(c, rest, self.layout.prompt_length)
     return one.times(c.layers * len(self.tree.removing)).only_forward()
 
   def decode(self) -> Work:
-    """The tokens of one chain, one at a time, each against prompt and whole cache."""
+    """Return the work of one chain's tokens, one at a time, against prompt and whole cache."""
     c, length = self.r.transformer, self.layout.length
     slots = self.layout.prompt_length + length
     one = (reasoner_projections(self.r, 1) + attention(c, 1, slots)).times(c.layers)
-    return (
-      (one + product(1, c.width, max(self.vocab.codes, len(ROLE_NAMES))))
-      .times(length)
-      .only_forward()
-    )
+    readout = product(1, c.width, max(self.vocab.codes, len(ROLE_NAMES)))
+    return (one + readout).times(length).only_forward()
 
   def likelihood(self, tree: Tree) -> Work:
-    """All chains of one user; the backward pass computes the readout of codes again."""
+    """Return the work of all chains of one user; the backward pass repeats the codes' readout."""
     c = self.r.transformer
-    codes = product(
-      self.r.intents * self.r.intent_levels + self.r.candidates * self.vocab.levels,
-      c.width,
-      self.vocab.codes,
-    )
-    readout = (
-      product(self.r.role_events, c.width, len(ROLE_NAMES)) + codes + Work(recompute=codes.forward)
-    )
-    pairs = attention(c, tree.trunk, tree.trunk) + attention(
-      c, tree.branch, tree.shared + tree.branch
-    ).times(len(tree.removing))
-    return stack(
-      c, tree.length, pairs=pairs, dots=reasoner_projections(self.r, tree.length)
-    ) + readout.times(tree.chains)
+    n_codes = self.r.intents * self.r.intent_levels + self.r.candidates * self.vocab.levels
+    codes = product(n_codes, c.width, self.vocab.codes)
+    roles = product(self.r.role_events, c.width, len(ROLE_NAMES))
+    readout = roles + codes + Work(recompute=codes.forward)
+    branches = attention(c, tree.branch, tree.shared + tree.branch).times(len(tree.removing))
+    pairs = attention(c, tree.trunk, tree.trunk) + branches
+    dots = reasoner_projections(self.r, tree.length)
+    return stack(c, tree.length, pairs=pairs, dots=dots) + readout.times(tree.chains)
 
   def next_event(self) -> Work:
+    """Return the work of stage `align` on one example, without text."""
     c, kinds = self.r.transformer, len(EVENT_NAMES) + GAPS + self.vocab.levels * self.vocab.codes
     readout = product(self.r.events, c.width, kinds)
     n = self.r.events * self.layout.per_event
-    return (
-      stack(c, n, dots=reasoner_projections(self.r, n)) + readout + Work(recompute=readout.forward)
-    )
+    work = stack(c, n, dots=reasoner_projections(self.r, n))
+    return work + readout + Work(recompute=readout.forward)
 
   # Phases of the joint train step, over a batch
 
   def phases(self, users: int | None = None) -> dict[str, Work]:
+    """Return the work of each phase over `users`, by default a batch of the loop."""
     w, tree = self.worlds, self.tree
+    without = self.query(self.history)
+    with_world = self.query(self.history + self.r.candidates + self.r.retrieved)
+    policy = self.likelihood(dataclasses.replace(tree, chains=w + 1))
     per_user = {
       'rollout prefill': self.prefill() + self.branches(),
       'rollout decode': self.decode().times(w),
       'execution': self.sequence() + self.query(self.history + self.reasoned),
-      'feedback': (
-        self.query(self.history)
-        + self.query(self.history + self.r.candidates + self.r.retrieved).times(w)
-      ).only_forward(),
-      'reflection': self.likelihood(dataclasses.replace(tree, chains=w + 1))
-      + self.likelihood(tree).only_forward(),
+      'feedback': (without + with_world.times(w)).only_forward(),
+      'reflection': policy + self.likelihood(tree).only_forward(),
     }
-    return {
-      name: work.times(users or self.config.loop_stage.batch) for name, work in per_user.items()
-    }
+    batch = users or self.config.loop_stage.batch
+    return {name: work.times(batch) for name, work in per_user.items()}
 
   def stages(self) -> dict[str, Work]:
-    """One step of each training stage, and one batch of recommendations."""
+    """Return the work of one step of each stage, and of one batch of recommendations."""
     c, phases = self.config, self.phases()
     reason = self.phases(1)
     recommend = reason['rollout prefill'] + reason['rollout decode'] + self.encode().only_forward()
@@ -272,20 +272,26 @@ class Flops:
 
 
 def parameters(config: Config) -> dict[str, int]:
-  """Numbers of parameters, matrices only: vectors are a few parts in ten thousand. Without what is added to a frozen base."""
+  """Return the numbers of parameters, without what is added to a frozen base.
+
+  Only matrices count: vectors are a few parts in ten thousand.
+  """
   vocab = Vocabulary.of(config)
-  block = lambda c: c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
   b, r = config.backbone, config.reasoner.transformer
   t = b.temporal
   tables = vocab.without_text.size * t.width + vocab.levels * vocab.codes * t.width + 2 * t.width**2
   return dict(
-    backbone=(t.layers + b.query_layers + b.depth_layers) * block(t) + tables,
-    reasoner=r.layers * block(r) + (2 - r.tied) * vocab.size * r.width,
+    backbone=(t.layers + b.query_layers + b.depth_layers) * _block(t) + tables,
+    reasoner=r.layers * _block(r) + (2 - r.tied) * vocab.size * r.width,
   )
 
 
+def _block(c: TransformerConfig) -> int:
+  return c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
+
+
 def trained(config: Config) -> dict[str, int]:
-  """How many of them train; those of the reasoner that do have moments and a reference."""
+  """Return how many parameters train: those that have moments and, in the reasoner, a reference."""
   count, r, vocab = parameters(config), config.reasoner, Vocabulary.of(config)
   if r.train == 'all':
     return count

@@ -44,6 +44,7 @@ from rolegen_jax.serving.slate import slates
 
 # Systems whose lists are also reported with an exposure penalty.
 PENALIZED = ('RoleGen', 'no_reasoner')
+EFFECT_EXAMPLES = 1000  # test examples whose removal effects are computed, evenly spaced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,18 +233,20 @@ def _roles(
   first_target = occasions.target[occasions.target_offsets[results.rows]]
   known = dataclasses.replace(table, target=first_target)
   hindsight = predict.hindsight_roles(run.rolegen, known, inputs.interest_shift)
-  effects = predict.effects(run.rolegen, params, known, inputs.trie, run.mesh)
+  sample = np.linspace(0, len(known) - 1, min(len(known), EFFECT_EXAMPLES)).astype(np.int64)
+  sampled = known.picked(sample)
+  effects = predict.effects(run.rolegen, params, sampled, inputs.trie, run.mesh)
   planted, truth = run.workdir / 'data' / 'planted.parquet', None
   if planted.exists():
     truth = content.planted_truth(table, read_parquet(planted), config.reasoner.role_events)
   assert prediction.roles is not None and prediction.pivotal is not None  # RoleGen reasons
-  roles, notes = content.roles(hindsight, effects, prediction.roles, truth)
+  roles, notes = content.roles(hindsight, prediction.roles, truth, effects, sample)
   scores = {
-    'pivots of the reasoner': prediction.pivotal,
+    'pivots of the reasoner': prediction.pivotal[sample],
     'removal effects in hindsight': effects.intent,
   }
   roles['deletion'] = deletion_curves(
-    run.rolegen, params['backbone'], known, scores, inputs.trie, run.mesh, config.evaluation
+    run.rolegen, params['backbone'], sampled, scores, inputs.trie, run.mesh, config.evaluation
   )
   notes.append(content.role_gains(params['reasoner']['intent']['role_gain']))
   n_validation = len(validation_examples(run, inputs))

@@ -164,8 +164,7 @@ def build_trie(
   """Build the tables of codes int [I, L] as numpy arrays, which move to the device when used.
 
   Args:
-    codes: int [I, L].
-    codes_per_level: K.
+    codes, codes_per_level: [I, L] and K.
     capacity: items that the tables have room for; default `default_capacity(I)`.
     allowed: bool [I]; other items are left out of the tree. Default: all.
     regions: uint32 [I], see the module docstring. Default: no request masks.

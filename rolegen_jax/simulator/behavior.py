@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import EVENT_NAMES
-from rolegen_jax.simulator.rules import stream
+from rolegen_jax.simulator.rules import Uniforms, stream
 
 if TYPE_CHECKING:
   from rolegen_jax.simulator.world import State, World
@@ -191,7 +191,7 @@ def draw_log(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 def arrivals(
-  world: World, user_indices: np.ndarray, rng: np.random.Generator
+  world: World, user_indices: np.ndarray, rng: Uniforms
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draw who visits on a day, bool [N], and return the uniforms [N, 3] behind it.
 
@@ -207,7 +207,7 @@ def act(
   user_indices: np.ndarray,
   shown_NxK: np.ndarray,
   day: int,
-  rng: np.random.Generator,
+  rng: Uniforms,
 ) -> tuple[pl.DataFrame, State]:
   """Play one day; see `World.act`."""
   rules = world.rules

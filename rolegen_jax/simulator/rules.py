@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -91,7 +91,7 @@ HELD_BACK = 'held_back'
 HELD_BACK_MARGINALS = 'alibaba2014'
 # Drawn, not chosen: the default times exp(x), x uniform in +-log 1.5, drawn once in this order by
 # default_rng(2026), to two digits.
-HELD_BACK_STRENGTHS = dict(
+HELD_BACK_STRENGTHS: dict[str, Any] = dict(
   view_kick=0.46,
   trigger_kick=2.7,
   complement_kick=0.15,
@@ -144,7 +144,7 @@ def load_fitted(preset: str) -> Fitted:
 def rules_of(preset: str) -> Rules:
   """Return the rules of `preset`."""
   if preset == HELD_BACK:
-    return dataclasses.replace(Rules(), **HELD_BACK_STRENGTHS)
+    return Rules(**HELD_BACK_STRENGTHS)
   return Rules()
 
 
@@ -154,6 +154,14 @@ def category_names(categories: int, department_size: int) -> list[str]:
   numbered = range(len(named), categories)
   more = [f'department{c // department_size}.category{c}' for c in numbered]
   return (named + more)[:categories]
+
+
+class Uniforms(Protocol):
+  """A source of uniforms on [0, 1), as numpy's Generator is one."""
+
+  def random(self, shape: tuple[int, ...], /) -> np.ndarray:
+    """Return uniforms of this shape."""
+    ...
 
 
 def stream(seed: int, name: str) -> np.random.Generator:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, ConfigError, SimulatorConfig
 from rolegen_jax.simulator import behavior, roles
-from rolegen_jax.simulator.rules import STYLES, Fitted, Rules, load_fitted, rules_of
+from rolegen_jax.simulator.rules import STYLES, Fitted, Rules, Uniforms, load_fitted, rules_of
 from rolegen_jax.simulator.traits import Traits, draw_traits, item_table
 
 VIEW, FAV, CART, PURCHASE = map(EVENT_NAMES.index, ('view', 'fav', 'cart', 'purchase'))
@@ -293,7 +293,7 @@ class World:
     user_indices: ArrayLike,
     shown_items: ArrayLike,
     day: int,
-    rng: np.random.Generator,
+    rng: Uniforms,
   ) -> tuple[pl.DataFrame, State]:
     """Play one day of an A/B test: who visits sees the items shown, then browses as always.
 
@@ -306,7 +306,7 @@ class World:
     """
     return behavior.act(self, state, np.asarray(user_indices), np.asarray(shown_items), day, rng)
 
-  def visitors(self, user_indices: ArrayLike, rng: np.random.Generator) -> np.ndarray:
+  def visitors(self, user_indices: ArrayLike, rng: Uniforms) -> np.ndarray:
     """Return who visits on the day that `act` plays with an equal generator, bool [N].
 
     The others see nothing of what is shown to them.

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from rolegen_jax.config import digest
 from rolegen_jax.runtime import distributed
-from rolegen_jax.runtime.compile import jit
+from rolegen_jax.runtime.compile import jit_once
 from rolegen_jax.training.state import State
 
 
@@ -49,7 +49,9 @@ class Checkpoints:
     The arrays are copied before this returns, so they may be donated.
     """
     meta = dict(
-      position=position, hashes=self._hashes_for(state), arrays=_named(jit(_fingerprints)(state))
+      position=position,
+      hashes=self._hashes_for(state),
+      arrays=_named(jit_once(_fingerprints)(state)),
     )
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state._asdict()),
@@ -90,7 +92,7 @@ class Checkpoints:
       if host_failure:
         raise Damaged(f'{host} cannot read it: {host_failure}')
     saved = meta['arrays']
-    restored = _named(jit(_fingerprints)(state))
+    restored = _named(jit_once(_fingerprints)(state))
     changed = [name for name, value in restored.items() if value != saved[name]]
     if changed:
       raise Damaged(
@@ -130,7 +132,7 @@ class Checkpoints:
 def fingerprint(params: Any) -> str:
   """Return 16 hex digits over the names, shapes and values of a tree, the same on every mesh."""
   layout = jax.tree.map(lambda x: f'{x.dtype}{x.shape}', params)
-  return digest(_named(layout), _named(jit(_fingerprints)(params)))
+  return digest(_named(layout), _named(jit_once(_fingerprints)(params)))
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from rolegen_jax.config import OptimizerConfig
 from rolegen_jax.models import functional
-from rolegen_jax.runtime.compile import jit
+from rolegen_jax.runtime.compile import jit_once
 
 ModelFns = dict[str, Callable]
 Optimizers = dict[str, optax.GradientTransformation]
@@ -124,12 +124,12 @@ def create(
   for i, (name, model_fn) in enumerate(model_fns.items()):
     if name in initial_params:
       # A copy: the step donates its state, and the caller's parameters must survive it.
-      copy = jit(_copied, out_shardings=layout.params[name])
+      copy = jit_once(_copied, out_shardings=layout.params[name])
       params[name] = copy(initial_params[name])
     else:
       params[name] = functional.init(model_fn, jax.random.fold_in(key, i), mesh)[1]
   opt = {
-    name: jit(tx.init, out_shardings=layout.opt[name])(params[name])
+    name: jit_once(tx.init, out_shardings=layout.opt[name])(params[name])
     for name, tx in optimizers.items()
   }
   step = jax.device_put(jnp.zeros((), jnp.int32), layout.step)

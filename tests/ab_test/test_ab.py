@@ -1,4 +1,7 @@
-"""A/B tests in a tiny simulated world: common noise, an oracle ahead, no compiling over days, intervals. The command: test_commands.py."""
+"""A/B tests on a tiny simulated shop: common noise, an oracle ahead, no compiling over days.
+
+The command is tested in tests/cli/test_commands.py.
+"""
 
 import dataclasses
 import functools
@@ -183,7 +186,10 @@ def test_recency_is_the_floor_of_the_report(test):
 
 
 def test_more_events_than_a_window_holds():
-  row = lambda *x: np.array([x], np.int32)
+
+  def row(*values):
+    return np.array([values], np.int32)
+
   history = Trajectories(row(-1, 5, 6), row(0, 1, 1), row(0, 1, 1), row(0, 10, 20), row(0, 1, 1))
   grown = append(
     history, np.zeros(4, int), np.array([1, 2, 3, 4]), np.ones(4, int), np.array([30, 40, 50, 60])
@@ -192,30 +198,34 @@ def test_more_events_than_a_window_holds():
   assert append(history, *(np.zeros(0, int),) * 4).item.tolist() == [[-1, 5, 6]]
 
 
-def test_models_compile_once_and_see_what_happens(test):
-  """All programs of a policy are compiled on its first day; what users do then changes what they are shown."""
+@pytest.mark.parametrize(
+  'name', [pytest.param('RoleGen', marks=pytest.mark.slow), 'no_reasoner', 'SASRec']
+)
+def test_models_compile_once_and_see_what_happens(test, name):
+  """All programs of a policy are compiled on its first day; what users do changes its slates."""
   compiled = []
-  listen = lambda name, *_, **__: (
-    compiled.append(name) if name.endswith('backend_compile_duration') else None
-  )
+
+  def listen(event, *_, **__):
+    if event.endswith('backend_compile_duration'):
+      compiled.append(event)
+
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    for name in ('RoleGen', 'no_reasoner', 'SASRec'):
-      policy = test.policy(name)
-      sold(test, policy, days=1)
-      compiled.clear()
-      policy.begin(0)
-      now = test.world.rules.start + 125 * DAY
-      rows = np.arange(len(test.state.users))
-      before = policy.recommend(rows, now)
-      sold(test, policy, days=4)
-      after = policy.recommend(rows, now)
-      assert not compiled, f'{name}: compiled again'
-      assert (
-        before.shape == (len(rows), 5)
-        and (np.sort(before, 1)[:, 1:] > np.sort(before, 1)[:, :-1]).all()
-      )
-      assert (before != after).any()
+    policy = test.policy(name)
+    sold(test, policy, days=1)
+    compiled.clear()
+    policy.begin(0)
+    now = test.world.rules.start + 125 * DAY
+    rows = np.arange(len(test.state.users))
+    before = policy.recommend(rows, now)
+    sold(test, policy, days=4)
+    after = policy.recommend(rows, now)
+    assert not compiled, f'{name}: compiled again'
+    assert (
+      before.shape == (len(rows), 5)
+      and (np.sort(before, 1)[:, 1:] > np.sort(before, 1)[:, :-1]).all()
+    )
+    assert (before != after).any()
     jax.jit(lambda x: 3 * x - 5)(np.float32(1))
     assert compiled
   finally:

@@ -20,9 +20,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def measured(folder) -> dict:
-  store = harness.Store()
-  input_pipeline.measure(store, folder=str(folder), events=(EVENTS,), files=3, steps=3)
-  return json.loads(json.dumps(dict(points=store.points)))
+  sizes = dict(events=(EVENTS,), files=3, steps=3)
+  results = input_pipeline.measure(harness.Store(), folder=str(folder), **sizes)
+  return json.loads(json.dumps(results))
 
 
 def test_the_log_is_valid_seeded_and_heavy_tailed(measured, folder, tmp_path):

@@ -52,16 +52,20 @@ def test_eight_devices_find_what_one_finds(sharded):
   np.testing.assert_allclose(one, eight, rtol=1e-3)
 
 
-def test_all_sides_are_measured_and_drawn(sharded, tmp_path):
+def test_all_sides_are_measured_and_drawn(sharded, monkeypatch, tmp_path):
   pytest.importorskip('faiss')
+  size = f'{ROWS}x{WIDTH}'
+  monkeypatch.setattr(quantiser, 'SIZES', {size: ITERATIONS})
+  monkeypatch.setattr(harness, 'call_in_process', lambda *_, **__: sharded)
   # One thread: several that wait for each other crawl on a busy machine.
-  point = quantiser.compare(ROWS, WIDTH, ITERATIONS, repeats=1, threads=1)
+  monkeypatch.setattr(quantiser.os, 'sched_getaffinity', lambda _: {0})
+  results = quantiser.measure(harness.Store(), sizes=(size,), repeats=1)
+  point = results['points'][size]
   assert set(point['sides']) == {'rolegen', 'rolegen_default', *quantiser.FAISS}
   for side in point['sides'].values():
     assert side['n'] == 1 and side['median_s'] > 0
     assert (np.diff(side['error']) < 0).all() and 0 < side['error'][-1] < 0.6
   assert all(ratio['error'] < 1.1 for ratio in point['faster'].values())
-  results = dict(points={f'{ROWS}x{WIDTH}': point | dict(sharded=sharded)})
   plot_and_tabulate(json.loads(json.dumps(results)), tmp_path)
 
 

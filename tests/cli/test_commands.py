@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
 
+from rolegen_jax import sharding
 from rolegen_jax.ab_test import simulation
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ROLE_NAMES, ConfigError
@@ -35,11 +37,14 @@ SMALL = [
   'simulator.users=200',
   'simulator.items=64',
   'simulator.categories=8',
-  'semantic_ids.codes=8',
+  'semantic_ids.codes=16',
+  'semantic_ids.levels=2',
   'backbone.context=16',
   'backbone.beam=20',
   'reasoner.events=6',
   'reasoner.role_events=4',
+  'reasoner.candidates=2',
+  'loop.worlds=2',
   'warmup.steps=4',
   'align.steps=2',
   'reason.steps=2',
@@ -82,6 +87,21 @@ class Finished:
     )
 
 
+make_mesh = sharding.make_mesh
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  """Runs use a mesh of one device, which compiles faster; stages on eight have other tests."""
+
+  def make_small_mesh(config, devices=None):
+    return make_mesh(config, devices or jax.devices()[:1])
+
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(sharding, 'make_mesh', make_small_mesh)
+    yield
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
@@ -119,7 +139,7 @@ def test_the_report_says_how_many_targets_are_among_the_candidates(finished):
   listed, occasions = np.load(finished.workdir / 'rankings.npz'), finished.inputs.occasions
   candidates, held = listed['candidates/RoleGen'], []
   assert (
-    candidates.shape == (len(listed['occasion']), 4, 4)
+    candidates.shape == (len(listed['occasion']), 2, 2)
     and 'candidates/no_reasoner' not in listed.files
   )
   for row, occasion in enumerate(listed['occasion']):
@@ -183,7 +203,9 @@ def test_users_of_a_file_and_an_unknown_one(finished, tmp_path):
   assert not output.exists()
 
 
-def test_the_warmup_reads_shards_as_it_reads_the_log(tmp_path, monkeypatch):
+@pytest.fixture
+def same_rows(tmp_path, monkeypatch):
+  """Two runs of one shop by name: one reads the log, the other shards of it."""
   monkeypatch.setenv('ROLEGEN_DATA', str(tmp_path))
   simulated = world.simulate(entry.experiment('demo', SMALL).simulator)
   (tmp_path / 'shop').mkdir()
@@ -192,13 +214,35 @@ def test_the_warmup_reads_shards_as_it_reads_the_log(tmp_path, monkeypatch):
   settings = [s for s in SMALL if not s.startswith('simulator.')] + ['data.path=shop']
   config = entry.experiment('contract', settings)
   build.build(make_plan(config, log_path(config.data), 1), tmp_path / 'shards', 1)
+  of_shards = entry.experiment('contract', [*settings, f'data.shards={tmp_path / "shards"}'])
+  return {'log': config, 'shards': of_shards}
 
-  def curve(name, *more):
-    stages.warm_up(*open_inputs(entry.experiment('contract', [*settings, *more]), tmp_path / name))
+
+def test_the_warmup_reads_shards_as_it_reads_the_log(same_rows, tmp_path, monkeypatch):
+  read = []
+
+  def read_batches(task, site, trie):
+    batches = task.batches()
+    read.append([next(batches) for _ in range(task.config.steps)])
+    return {}
+
+  monkeypatch.setattr(stages, 'fit', read_batches)
+  for name, config in same_rows.items():
+    stages.warm_up(*open_inputs(config, tmp_path / name))
+  of_log, of_shards = read
+  jax.tree.map(np.testing.assert_array_equal, of_log, of_shards)
+
+
+@pytest.mark.slow
+def test_the_warmup_learns_from_shards_as_from_the_log(same_rows, tmp_path, monkeypatch):
+  monkeypatch.setattr(sharding, 'make_mesh', make_mesh)  # on eight devices
+
+  def curve(name):
+    stages.warm_up(*open_inputs(same_rows[name], tmp_path / name))
     metrics = (tmp_path / name / 'warmup' / 'metrics.jsonl').read_text()
     return [json.loads(line)['loss'] for line in metrics.splitlines()]
 
-  assert curve('shards', f'data.shards={tmp_path / "shards"}') == curve('log')
+  assert curve('shards') == curve('log')
 
 
 def test_unknown_experiments_and_fields_name_what_is_right():
@@ -246,19 +290,26 @@ def copy(finished, to):
   return to
 
 
-def test_a_cut_off_ab_test_continues_to_the_same_numbers(finished, tmp_path, capfd):
-  arms = dict(days=2, seeds=2, arms=['popularity', 'recency', 'no_reasoner'], slate=5)
+@pytest.mark.parametrize(
+  'names',
+  [
+    ('popularity', 'recency'),
+    pytest.param(('popularity', 'recency', 'no_reasoner'), marks=pytest.mark.slow),
+  ],
+)
+def test_a_cut_off_ab_test_continues_to_the_same_numbers(finished, tmp_path, capfd, names):
+  *others, last = names
+  arms = dict(days=2, seeds=2, arms=list(names), slate=5)
   folder = copy(finished, tmp_path / 'whole')
   whole = simulation.simulate_ab(folder, **arms)
   assert set(whole['lifts']) == set() and (folder / 'ab.png').stat().st_size > 1000
-  path, text = folder / 'ab' / 'no_reasoner_1.npz', (folder / 'ab.json').read_text()
+  path, text = folder / 'ab' / f'{last}_1.npz', (folder / 'ab.json').read_text()
   path.write_bytes(path.read_bytes()[:100])  # cut off
   capfd.readouterr()
   again = simulation.simulate_ab(folder, **arms)
   said = capfd.readouterr().err
-  assert (
-    'no_reasoner, seed 1' in said and 'no_reasoner, seed 0' not in said and 'recency' not in said
-  )
+  assert f'{last}, seed 1' in said and f'{last}, seed 0' not in said
+  assert not any(name in said for name in others)
   assert again['arms'] == whole['arms'] == json.loads(text)['arms']
   longer = simulation.simulate_ab(folder, **arms | dict(days=3))
   assert (
@@ -312,16 +363,20 @@ def test_what_an_ab_test_refuses(finished, tmp_path):
     RunFolder(untrained).lock()
 
 
-def test_the_held_back_simulator_is_trained_and_played_in_a_folder_of_its_own(finished, tmp_path):
+@pytest.mark.parametrize('trained', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_held_back_simulator_is_trained_and_played_in_a_folder_of_its_own(
+  finished, tmp_path, monkeypatch, trained
+):
+  if not trained:  # the arms need no model
+    monkeypatch.setattr(simulation.Test, 'models', {})
   folder = copy(finished, tmp_path / 'run')
-  found = simulation.simulate_ab(
+  result = simulation.simulate_ab(
     folder, 'held_back', days=1, seeds=1, arms=['popularity', 'oracle'], slate=5
   )
-  assert (
-    found['simulator'] == 'simulator held_back, seed 1'
-    and (folder / 'held_back' / 'ab.json').exists()
-    and not (folder / 'ab.json').exists()
-  )
+  assert result['simulator'] == 'simulator held_back, seed 1'
+  assert (folder / 'held_back' / 'ab.json').exists()
+  assert not (folder / 'ab.json').exists()
+  assert (folder / 'held_back' / 'loop').exists() == trained
   other = entry.experiment('demo', SMALL + ['simulator.preset=held_back', 'simulator.seed=1'])
   _, inputs = open_inputs(other, folder / 'held_back', may_train=False)
   assert inputs.log.digest != finished.inputs.log.digest

@@ -9,8 +9,7 @@ import polars as pl
 import pytest
 import real_logs
 
-from rolegen_jax import config
-from rolegen_jax.config import DataConfig
+from rolegen_jax.config import Config, DataConfig
 from rolegen_jax.data import adapters
 from rolegen_jax.data.adapters import ADAPTERS
 from rolegen_jax.data.events import DataError, validate

@@ -17,7 +17,7 @@ import pytest
 from random_logs import random_tables
 
 from rolegen_jax.config import BackboneConfig, Config, ConfigError, DataConfig
-from rolegen_jax.data.events import event_chunks, read_contract
+from rolegen_jax.data.events import CHUNK_ROWS, event_chunks, read_contract
 from rolegen_jax.data.files import DataError, read_parquet
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.log import InteractionLog
@@ -69,6 +69,20 @@ def windows(rows) -> collections.Counter:
 
 def all_rows(shards: Shards):
   return shards.rows(np.arange(len(shards)))
+
+
+def index_of(plan: convert.Plan) -> dict:
+  """Run the steps of `convert` in this process and return the index."""
+  rows = pl.concat([convert.split(plan, chunk) for chunk in plan.chunks])
+  logs = {
+    shard: convert.shard_log(plan, rows.filter(pl.col('shard') == shard).drop('shard'))
+    for shard in sorted(rows['shard'].unique())
+  }
+  cuts = convert.global_cuts(plan, [convert.shard_times(plan, log) for log in logs.values()])
+  entries = [
+    convert.entry(shard, log, convert.make_rows(plan, log, cuts)) for shard, log in logs.items()
+  ]
+  return convert.make_index(plan, cuts, entries)
 
 
 @pytest.fixture(scope='module')
@@ -130,9 +144,9 @@ def test_content_depends_on_neither_order_nor_files_nor_chunks(log, built, tmp_p
   for number, (files, rows) in enumerate([(1, 10_000), (7, 999)]):
     folder = write_log(tmp_path / f'log{number}', files, order=number + 5)
     other = make_plan(folder, event_chunks(folder, rows))
-    assert build.build(other, tmp_path / f'shards{number}', workers=1)['digest'] == built.digest
+    assert index_of(other)['digest'] == built.digest
   fewer = make_plan(log, event_chunks(log, 300)[:-1])
-  assert build.build(fewer, tmp_path / 'fewer', workers=1)['digest'] != built.digest
+  assert index_of(fewer)['digest'] != built.digest
 
 
 def test_beam_writes_the_same_bytes(plan, built, tmp_path):
@@ -222,12 +236,12 @@ def spoil(folder):
   return folder
 
 
-def test_errors_name_the_file_and_row(tmp_path):
+@pytest.mark.parametrize('rows', [300, pytest.param(CHUNK_ROWS, marks=pytest.mark.slow)])
+def test_errors_name_the_file_and_row(tmp_path, rows):
   folder = spoil(write_log(tmp_path / 'log'))
-  plan = convert.make_plan(config(), folder, 2)
-  for chunks in (plan.chunks, tuple(event_chunks(folder, 300))):
-    with pytest.raises(DataError, match=SPOILED):
-      build.build(dataclasses.replace(plan, chunks=chunks), tmp_path / 'shards', workers=2)
+  plan = make_plan(folder, event_chunks(folder, rows))
+  with pytest.raises(DataError, match=SPOILED):
+    build.build(plan, tmp_path / 'shards', workers=2)
   assert not (tmp_path / 'shards/index.json').exists()
 
 
@@ -280,7 +294,7 @@ def test_a_log_without_purchases_or_training_rows_is_refused(tmp_path):
   ):
     views.with_columns(event=pl.lit(event)).write_parquet(tmp_path / 'log/events.parquet')
     with pytest.raises(DataError, match=message):
-      build.build(convert.make_plan(config(), tmp_path / 'log'), tmp_path / event, workers=1)
+      index_of(convert.make_plan(config(), tmp_path / 'log'))
 
 
 def test_other_settings_or_events_start_afresh(log, plan, tmp_path):

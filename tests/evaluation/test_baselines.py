@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from rolegen_jax.config import Config
 from rolegen_jax.data.adapters import ADAPTERS, log_path
@@ -14,7 +15,10 @@ from tests.evaluation import tiny_log
 
 
 def tiny():
-  """Training (user 1): 2 bought twice, 3 once, 1 and 0 viewed. User 2 is tested on day 60 with a history of 0 old, 1 new."""
+  """User 1 is training: 2 bought twice, 3 once, 1 and 0 viewed.
+
+  User 2 is tested on day 60, with old views of 0 and a new one of 1.
+  """
   bought = [(1, 2, 'purchase', 1), (1, 2, 'purchase', 2), (1, 3, 'purchase', 3)]
   bought += [(1, 1, 'view', 3), (1, 1, 'view', 2), (1, 0, 'view', 2)]
   late = [(2, 0, 'view', d) for d in (30, 31, 32)]
@@ -37,9 +41,11 @@ def test_recency_decays_and_fills_with_popular_items():
   log, occasions = tiny()
   rows = baselines.evaluation_rows(log, occasions, TEST)
   popular = baselines.popular_items(log, occasions)
-  rank = lambda days: baselines._recency(
-    log, occasions, popular, 4, rows, days * 86_400.0, 'equal', True
-  ).tolist()
+
+  def rank(days):
+    tau = days * 86_400.0
+    return baselines._recency(log, occasions, popular, 4, rows, tau, 'equal', True).tolist()
+
   assert rank(1) == [[1, 0, 2, 3]], 'one fresh view beats three old ones'
   assert rank(1e6) == [[0, 1, 2, 3]], (
     'without decay three views beat one; item 4 is of the same day and unknown'
@@ -83,9 +89,13 @@ def test_successors_of_newer_events_come_first():
   )  # nothing else is training
   test = baselines.evaluation_rows(log, occasions, TEST)
   nine = test[log.users.gather(occasions.user[test]).to_numpy() == 9][:1]
-  rank = lambda days, own: baselines._item_transitions(
-    log, occasions, baselines.popular_items(log, occasions), 6, follow, nine, days * 86_400.0, own
-  )[0].tolist()
+  popular = baselines.popular_items(log, occasions)
+
+  def rank(days, own):
+    tau = days * 86_400.0
+    items = baselines._item_transitions(log, occasions, popular, 6, follow, nine, tau, own)
+    return items[0].tolist()
+
   assert rank(1, True)[:2] == [3, 1], 'the view of 2 is newer'
   assert not {0, 2} & set(rank(1, False))
 
@@ -136,9 +146,10 @@ def figures(items, pairs, part) -> list[float]:
 
 
 def test_alibaba_known_numbers():
-  """Against an independent measurement of the same rules, whose popularity counted all events before the test period.
+  """Against an independent measurement of the same rules.
 
-  Training ends before validation, which costs popularity a little.
+  Its popularity counted all events before the test period; here training ends before validation,
+  which costs popularity a little.
   """
   config, log, occasions = real('alibaba2014')
   rows = baselines.evaluation_rows(log, occasions, TEST)
@@ -146,9 +157,11 @@ def test_alibaba_known_numbers():
   dormant = pairs.slice('dormant')
   assert (len(np.unique(pairs.occasion[dormant])), dormant.sum()) == (428, 488)
   popular = baselines.popular_items(log, occasions)
-  rule = lambda days: baselines._recency(
-    log, occasions, popular, 50, rows, days * 86_400.0, 'graded', True
-  )
+
+  def rule(days):
+    tau = days * 86_400.0
+    return baselines._recency(log, occasions, popular, 50, rows, tau, 'graded', True)
+
   np.testing.assert_allclose(
     figures(rule(1), pairs, 'dormant'), [15.98, 26.84, 29.92, 36.89], atol=0.25
   )
@@ -173,11 +186,11 @@ def test_taobao_known_numbers():
   np.testing.assert_allclose(figures(recency, pairs, 'D1'), [17.45, 46.31, 53.69, 60.40], atol=3.0)
 
 
+@pytest.mark.slow
 def test_beauty_known_numbers():
   config, log, occasions = real('ranked_sequences')
-  rows = baselines.evaluation_rows(log, occasions, TEST)[
-    ::3
-  ]  # a third of the users: 7455, standard error about 0.003
+  # A third of the users: 7455, standard error about 0.003.
+  rows = baselines.evaluation_rows(log, occasions, TEST)[::3]
   pairs = Pairs.of(occasions, rows)
   place = ranks(baselines.item_knn(log, occasions, rows, config, 10).items, pairs)
   got = [hit(place, 5).mean(), ndcg(place, 5).mean(), hit(place, 10).mean(), ndcg(place, 10).mean()]

@@ -1,4 +1,4 @@
-"""Deletion curves: which rows the backbone reads, and that the events whose removal costs most cost most."""
+"""Deletion curves: which rows the backbone reads, and that costly events cost most."""
 
 import dataclasses
 
@@ -38,13 +38,13 @@ def test_rows_lack_what_was_taken_out_and_nothing_else(table):
   np.testing.assert_array_equal(rows.history.segment[len(table) :] > 0, real)
 
 
-def test_highest_marks_k_of_each_case():
+def test_highest_marks_k_of_each_example():
   score = np.array([[0.1, 0.9, -np.inf], [3.0, 2.0, 1.0]])
   np.testing.assert_array_equal(highest(score, 2), [[True, True, False], [True, True, False]])
 
 
 def test_events_that_matter_cost_more_than_chance(table):
-  """The first step of the curve by removal effects is the largest effect of each case, and more than chance can do."""
+  """The curve begins with the largest removal effect of each example, which beats chance."""
   rolegen, mesh = (
     tiny.rolegen(f'reasoner.role_events={M}', 'evaluation.batch=64'),
     sharding.make_mesh(MeshConfig()),

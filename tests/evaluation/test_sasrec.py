@@ -56,7 +56,10 @@ def test_learns_a_cycle(full, monkeypatch):
 
 
 def test_source_is_strictly_earlier_and_of_the_same_window():
-  row = lambda *x: np.array([x], np.int32)
+
+  def row(*values):
+    return np.array([values], np.int32)
+
   time, segment = row(1, 1, 2, 2, 5, 1, 3, 0), row(1, 1, 1, 1, 1, 2, 2, 0)
   rows = Trajectories(time, time, time, time, segment)
   assert sasrec.tie_source(rows).tolist() == [[-1, -1, 1, 1, 3, -1, 5, -1]]
@@ -68,9 +71,10 @@ def test_states_read_nothing_later_and_nothing_of_others():
     lambda r: sasrec.SASRec(ITEMS, SMALL.backbone.temporal, rngs=r), jax.random.key(0), mesh
   )
   unchanged = np.array([0, 1, 3, 4])
-  states = lambda item, segment: functional.bind(graphdef, params)(
-    jnp.array([item]), jnp.array([segment])
-  )[0]
+
+  def states(item, segment):
+    return functional.bind(graphdef, params)(jnp.array([item]), jnp.array([segment]))[0]
+
   base = states([1, 2, 3, 4, 5], [1, 1, 1, 2, 2])
   other = states([1, 2, 9, 4, 5], [1, 1, 1, 2, 2])
   np.testing.assert_array_equal(base[unchanged], other[unchanged])

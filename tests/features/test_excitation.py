@@ -56,7 +56,7 @@ def shares(count, coarse, shrink, least=0.0):
 def test_weights_and_shifts_of_shares(seed):
   log, _, coarse, counts, excitation = estimate(seed)
   for fold in range(FOLDS):
-    after, before = (part.toarray().astype(np.float64) for part in counts.others(fold))
+    after, before = (part.toarray().astype(np.float64) for part in counts.without_fold(fold))
     base = (after.sum(0) + 1) / (after.sum() + CODES)
     weight = np.maximum(shares(after, coarse, lib.SHRINK, lib.SHRINK * base) - base, 0)
     np.testing.assert_allclose(dense(excitation, fold, 'weight'), weight, atol=1e-5)

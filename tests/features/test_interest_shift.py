@@ -24,7 +24,7 @@ def test_counts_equal_counting_one_by_one(seed):
           if log.event[contact] != lib.PURCHASE:
             weight = lib.PURCHASE_WEIGHT if log.event[other] == lib.PURCHASE else 1.0
             expected[table, log.item[contact], coarse[log.item[other]]] += weight * decay
-    counted = [counts.toarray() for counts in shift.others(fold)]
+    counted = [counts.toarray() for counts in shift.without_fold(fold)]
     np.testing.assert_allclose(counted, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -129,7 +129,11 @@ def test_chains_over_shared_and_own_slots_equal_one_memory_each():
     np.testing.assert_allclose(attended[:, chain], alone, atol=2e-6)
 
 
-@pytest.mark.parametrize('queries', [T, 128, 20])  # 128: queries need no padding, memory does
+@pytest.mark.parametrize(
+  'queries',
+  # 128: queries need no padding, memory does.
+  [pytest.param(T, marks=pytest.mark.slow), pytest.param(128, marks=pytest.mark.slow), 20],
+)
 def test_splash_equals_xla(queries):
   pattern, query_segment, segment = segment_mask()
   mask = lib.SegmentMask(pattern[-queries:], query_segment[:, -queries:], segment)
@@ -137,7 +141,11 @@ def test_splash_equals_xla(queries):
 
 
 @pytest.mark.parametrize(
-  'table', [sharding.TRAIN, sharding.ROLLOUTS['tensor']], ids=['train', 'rollout']
+  'table',
+  [
+    pytest.param(sharding.TRAIN, id='train'),
+    pytest.param(sharding.ROLLOUTS['tensor'], id='rollout', marks=pytest.mark.slow),
+  ],
 )
 def test_splash_equals_xla_on_eight_devices(table):
   """Rows over four devices, heads over two: each device runs the kernel for its own."""

@@ -49,22 +49,22 @@ def evidence(seed: int = 0) -> lib.Evidence:
 
 
 @jit
-def equation(evidence):
-  return functional.bind(GRAPHDEF, PARAMS)(evidence)
-
-
-@functools.partial(jit, static_argnums=1)
-def retrieve(evidence, keep, codes):
-  return functional.bind(GRAPHDEF, PARAMS).retrieve(evidence, keep, codes)
-
-
-@functools.partial(jit, static_argnums=0)
-def next_code(level, retrieved, matches):
-  return functional.bind(GRAPHDEF, PARAMS).next_code(level, retrieved, matches)
+def log_intent(params, e):
+  return functional.bind(GRAPHDEF, params)(e)
 
 
 def log_probs(e: lib.Evidence) -> np.ndarray:
-  return np.array(equation(e))
+  return np.array(log_intent(PARAMS, e))
+
+
+@functools.partial(jit, static_argnums=2)
+def retrieve(params, e, keep, codes):
+  return functional.bind(GRAPHDEF, params).retrieve(e, keep, codes)
+
+
+@functools.partial(jit, static_argnums=1)
+def next_code(params, level, retrieved, matches):
+  return functional.bind(GRAPHDEF, params).next_code(level, retrieved, matches)
 
 
 def mixture(name: str) -> np.ndarray:
@@ -147,11 +147,11 @@ def test_retrieved_items_as_logits_code_by_code(seed):
   """Items share codes: the logit of a code rests on all items below it."""
   e, item = evidence(seed), np.arange(ITEMS)
   codes = np.stack([item // 6, item // 3 % 2, item % 3], axis=1).astype(np.int32)
-  retrieved = jax.device_get(retrieve(e, 20, codes))
+  retrieved = jax.device_get(retrieve(PARAMS, e, 20, codes))
   prefixes = [codes[5], codes[8]]
   for level in (1, 2):
     matches = [(retrieved.codes[..., :level] == p[:level]).all(-1) for p in prefixes]
-    logits = np.array(next_code(level, retrieved, np.stack(matches, axis=1)))
+    logits = np.array(next_code(PARAMS, level, retrieved, np.stack(matches, axis=1)))
     focus, prior = (PARAMS[f'counted_{name}'][level - 1] for name in ('focus', 'prior'))
     for n in range(N):
       for p, prefix in enumerate(prefixes):
@@ -166,7 +166,7 @@ def test_retrieved_items_as_logits_code_by_code(seed):
 @pytest.mark.parametrize('keep', [4, 20])
 def test_the_most_strongly_retrieved_items_are_kept(keep):
   e, codes = evidence(4), np.arange(3 * ITEMS).reshape(ITEMS, 3)
-  retrieved = jax.device_get(retrieve(e, keep, codes))
+  retrieved = jax.device_get(retrieve(PARAMS, e, keep, codes))
   assert retrieved.item.shape == retrieved.weight.shape == (N, keep)
   for n in range(N):
     by_weight = sorted(((w, item) for item, w in retrieved_by_loops(e, n).items()), reverse=True)

@@ -86,7 +86,10 @@ def merged(params: dict) -> dict:
   return sums
 
 
-@pytest.mark.parametrize('train, assignments', [('lora', ()), ('frozen', (UNTIED,))])
+@pytest.mark.parametrize(
+  'train, assignments',
+  [('lora', ()), pytest.param('frozen', (UNTIED,), marks=pytest.mark.slow)],
+)
 def test_nothing_changes_at_first_and_then_what_the_sums_would(train, assignments):
   r = rolegen(train, *assignments)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])

@@ -51,14 +51,14 @@ def test_no_part_takes_the_effect_of_another_away(part):
   assert np.abs(log_probs(full) - log_probs(changed)).max() > 1e-3
 
 
-def test_parts_that_say_nothing_are_as_none():
-  expected = log_probs(Conditioning())
-  np.testing.assert_allclose(log_probs(conditioning.NEUTRAL), expected, atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('first, second', [*itertools.combinations(PARTS, 2)])
-def test_beside_two_parts_the_others_may_say_nothing(first, second):
+@pytest.mark.parametrize(
+  'first, second',
+  [
+    pair if pair == PARTS[:2] else pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in itertools.combinations(PARTS, 2)
+  ],
+)
+def test_a_part_that_says_nothing_is_as_none(first, second):
   given = only((first, second), conditioning.random())
   padded = conditioning.NEUTRAL._replace(**{name: getattr(given, name) for name in (first, second)})
   np.testing.assert_allclose(log_probs(padded), log_probs(given), atol=1e-5)

@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import jax
 import pytest
@@ -8,47 +9,44 @@ from rolegen_jax.perf import throughput
 from rolegen_jax.perf.flops import Flops
 from tests import tiny
 
-
-@pytest.fixture(scope='module')
-def found():
-  config = tiny.config('loop_stage.batch=8', 'mesh.data=8')
-  return config, throughput.measure(config, '', ['step'], 'random', 60, 3)
+CONFIG = tiny.config('loop_stage.batch=8', 'mesh.data=8')
 
 
-def test_rates_follow_from_the_medians(found):
-  config, result = found
-  phase = result['phases']['step']
-  assert (
-    phase['users'] == 8
-    and len(phase['seconds']) == 3
-    and sorted(phase['seconds'])[1] == phase['median_s'] > 0
-  )
+@functools.cache
+def measured(phase: str):
+  return throughput.measure(CONFIG, '', [phase], 'random', 60, 3)
+
+
+@pytest.mark.parametrize('name', ['rollout', pytest.param('step', marks=pytest.mark.slow)])
+def test_rates_follow_from_the_medians(name):
+  result = measured(name)
+  phase = result['phases'][name]
+  assert phase['users'] == 8 and len(phase['seconds']) == 3
+  assert sorted(phase['seconds'])[1] == phase['median_s'] > 0
   rates, chips = phase['per_second_per_chip'], jax.device_count()
   assert rates['rollouts'] == pytest.approx(8 * tiny.WORLDS / phase['median_s'] / chips)
-  layout = tiny.rolegen().layout
-  scored = (2 * tiny.WORLDS + 1) * (
-    layout.prompt_length + layout.length
-  )  # chains by policy and reference, and a demonstration
-  assert rates['tokens'] == pytest.approx(
-    rates['trajectories'] * (tiny.WORLDS * layout.length + scored)
+  layout, tokens = tiny.rolegen().layout, tiny.WORLDS * tiny.rolegen().layout.length
+  if name == 'step':  # scores chains by policy and reference, and a demonstration
+    tokens += (2 * tiny.WORLDS + 1) * (layout.prompt_length + layout.length)
+  assert rates['tokens'] == pytest.approx(rates['trajectories'] * tokens)
+  of_phases = Flops(CONFIG).phases(8).items()
+  assert phase['model_flops'] == sum(
+    work.model for of_phase, work in of_phases if name == 'step' or of_phase.startswith('rollout')
   )
-  assert phase['model_flops'] == sum(work.model for work in Flops(config).phases(8).values())
   memory = phase['memory_per_device']
-  assert (
-    memory['temporaries'] > 0 and memory['arguments'] > memory['aliased'] > 0
-  )  # the state is donated, the batch is not
+  assert memory['temporaries'] > 0 and memory['arguments'] > memory['aliased']
+  assert (memory['aliased'] > 0) == (name == 'step')  # its state is donated, its batch is not
   assert phase['mfu'] is None and phase['hbm_share'] is None  # no peak is known for a CPU
   assert result['provenance']['device_kind'] == '8 x cpu'
-  assert 'step ' in throughput.show(result) and 'peak memory' in throughput.show(result)
+  assert f'{name} ' in throughput.show(result) and 'peak memory' in throughput.show(result)
 
 
-def test_comparing_refuses_other_devices_and_gives_ratios(found):
-  first = found[1]
+def test_comparing_refuses_other_devices_and_gives_ratios():
+  first = measured('rollout')
   second = copy.deepcopy(first)
-  second['phases']['step']['median_s'] = first['phases']['step']['median_s'] / 2
-  assert (
-    throughput.compare(first, second).split() == 'step the second is 2.00 times as fast'.split()
-  )
+  second['phases']['rollout']['median_s'] = first['phases']['rollout']['median_s'] / 2
+  words = throughput.compare(first, second).split()
+  assert words == 'rollout the second is 2.00 times as fast'.split()
   second['provenance']['device_kind'] = '8 x NVIDIA H100 80GB HBM3'
   with pytest.raises(ConfigError, match='the first ran on 8 x cpu, the second on 8 x NVIDIA H100'):
     throughput.compare(first, second)

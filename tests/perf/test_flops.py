@@ -1,4 +1,7 @@
-"""Analytic counts against XLA's own, on a small model with every loop unrolled (XLA counts a loop's body once)."""
+"""Analytic counts against XLA's own, on a small model.
+
+Every loop is unrolled, because XLA counts a loop's body once.
+"""
 
 import functools
 
@@ -57,10 +60,8 @@ def plain(tree):
 
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
-CASES, TRIE = (
-  plain(programs.examples_like(CONFIG, USERS, MESH)),
-  plain(programs.trie_like(CONFIG, 1000, MESH)),
-)
+EXAMPLES = plain(programs.examples_like(CONFIG, USERS, MESH))
+TRIE = plain(programs.trie_like(CONFIG, 1000, MESH))
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
@@ -75,9 +76,14 @@ def counted(function, *args) -> float:
 
 def rollout_like() -> Rollout:
   w, t, m, p, k, a = CONFIG.loop.worlds, ROLEGEN.layout.length, 4, 2, 64, CONFIG.reasoner.retrieved
-  like = lambda shape, dtype=jnp.int32: jax.ShapeDtypeStruct((USERS, w, *shape), dtype)
+
+  def like(shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct((USERS, w, *shape), dtype)
+
+  def real(*shape):
+    return like(shape, jnp.float32)
+
   done = Interventions(like((m,)), like((m,), bool), like(()))
-  real = lambda *shape: like(shape, jnp.float32)
   return Rollout(
     like((t,)),
     real(t),
@@ -96,26 +102,28 @@ def gradient(loss, params, *args):
   return counted(lambda p, *a: jax.grad(lambda p: loss(p, *a)[0])(p), params, *args)
 
 
+@pytest.mark.slow
 def test_execution_and_feedback():
-  loss = lambda p, examples, rollout, trie, key: losses.execution_loss(
-    ROLEGEN, p, examples, rollout, trie, key
-  )
-  both = lambda p, *a: jax.value_and_grad(lambda p: loss(p, *a), has_aux=True)(p)
-  xla = counted(both, shapes('backbone'), CASES, rollout_like(), TRIE, KEY)
+  step = jax.value_and_grad(functools.partial(losses.execution_loss, ROLEGEN), has_aux=True)
+  xla = counted(step, shapes('backbone'), EXAMPLES, rollout_like(), TRIE, KEY)
   phases = OURS.phases()
   assert (phases['execution'] + phases['feedback']).hardware == pytest.approx(xla, rel=0.02)
 
 
+@pytest.mark.slow
 def test_reflection():
   worth = losses.Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
 
   def loss(p, reference, examples, rollout, worth, trie):
     return losses.reflection_loss(ROLEGEN, p, reference, examples, rollout, worth, trie, 1.0)
 
-  xla = gradient(loss, shapes('reasoner'), shapes('reasoner'), CASES, rollout_like(), worth, TRIE)
+  xla = gradient(
+    loss, shapes('reasoner'), shapes('reasoner'), EXAMPLES, rollout_like(), worth, TRIE
+  )
   assert OURS.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('train', ['lora', 'frozen'])
 def test_no_gradient_of_what_is_frozen_is_computed(train):
   config = overrides.apply(CONFIG, [f'reasoner.train={train}', 'reasoner.lora.rank=32'])
@@ -125,13 +133,11 @@ def test_no_gradient_of_what_is_frozen_is_computed(train):
   )
 
   def loss(p, frozen, reference, examples, rollout, worth, trie):
-    whole = lambda part: functional.join(part, frozen)
-    return losses.reflection_loss(
-      rolegen, whole(p), whole(reference), examples, rollout, worth, trie, 1.0
-    )
+    policy, fixed = (functional.join(part, frozen) for part in (p, reference))
+    return losses.reflection_loss(rolegen, policy, fixed, examples, rollout, worth, trie, 1.0)
 
   worth = losses.Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
-  xla = gradient(loss, trained, frozen, trained, CASES, rollout_like(), worth, TRIE)
+  xla = gradient(loss, trained, frozen, trained, EXAMPLES, rollout_like(), worth, TRIE)
   assert ours.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
   assert (
     xla < (0.95 if train == 'lora' else 0.8) * OURS.phases()['reflection'].hardware
@@ -145,7 +151,7 @@ def test_rollout():
   xla = counted(
     lambda p, examples, trie, key: ROLEGEN.rollout(p, examples, trie, key),
     shapes('reasoner'),
-    CASES,
+    EXAMPLES,
     TRIE,
     KEY,
   )
@@ -163,7 +169,7 @@ def test_prefill():
     return prefill_prompt(ROLEGEN.bind('reasoner', params), Tree(ROLEGEN.layout), prompt)
 
   assert OURS.prefill().times(USERS).model == pytest.approx(
-    counted(prefill, shapes('reasoner'), CASES, TRIE), rel=0.02
+    counted(prefill, shapes('reasoner'), EXAMPLES, TRIE), rel=0.02
   )
 
 
@@ -176,13 +182,14 @@ def test_prefill():
   ],
 )
 def test_supervised_stages(stage, model, loss):
-  batch = CASES.history if stage == 'warmup' else CASES
+  batch = EXAMPLES.history if stage == 'warmup' else EXAMPLES
   xla = gradient(
     lambda p, batch, trie, key: loss(ROLEGEN, p, batch, trie, key), shapes(model), batch, TRIE, KEY
   )
   assert OURS.stages()[stage].hardware == pytest.approx(xla, rel=0.02)
 
 
+@pytest.mark.slow
 def test_recommend():
   params = {name: shapes(name) for name in ('backbone', 'reasoner')}
   xla = counted(
@@ -190,7 +197,7 @@ def test_recommend():
       ROLEGEN.recommend(p, examples, trie, key, CONFIG.backbone.beam).ranking
     ),
     params,
-    CASES,
+    EXAMPLES,
     TRIE,
     KEY,
   )
@@ -198,14 +205,14 @@ def test_recommend():
 
 
 @pytest.mark.parametrize('remat, again', [('none', 0.0), ('full', 1.0)])
-def test_rematerialisation_repeats_the_forward_of_the_stack(remat, again):
+def test_rematerialization_repeats_the_forward_of_the_stack(remat, again):
   config = overrides.apply(CONFIG, [f'reasoner.transformer.remat={remat}'])
   tree = Tree(ROLEGEN.layout)
   stack = flops.stack(
     CONFIG.reasoner.transformer, ROLEGEN.layout.prompt_length + ROLEGEN.layout.length
   ).forward
-  of = lambda c: flops.Flops(c).likelihood(tree).recompute
-  assert of(config) - of(CONFIG) == pytest.approx(again * stack)
+  remat_flops, default_flops = (flops.Flops(c).likelihood(tree).recompute for c in (config, CONFIG))
+  assert remat_flops - default_flops == pytest.approx(again * stack)
 
 
 def test_parameters_are_those_of_the_models():

@@ -1,5 +1,7 @@
-"""Alignment examples say what the log says, packed rows do not depend on their neighbors, and a few
-steps teach the catalogue."""
+"""Alignment examples say what the log says, and a few steps teach the catalogue.
+
+Packed rows do not depend on their neighbors.
+"""
 
 import functools
 
@@ -101,8 +103,13 @@ def reasoner():
 def causal_hidden(reasoner, tokens):
   """Hidden states of whole sequences without segments, [N, T, D]."""
   width = np.shape(tokens)[1]
-  mask = jnp.asarray(np.tri(width, dtype=bool)[None])
-  return jit(lambda tokens: reasoner.hidden(tokens, np.arange(width), mask))(np.asarray(tokens))
+
+  @jit
+  def hidden(tokens):
+    mask = jnp.asarray(np.tri(width, dtype=bool)[None])
+    return reasoner.hidden(tokens, np.arange(width), mask)
+
+  return hidden(jnp.asarray(tokens))
 
 
 def test_examples_of_a_row_do_not_see_each_other(reasoner):

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +13,26 @@ from rolegen_jax.runtime.compile import jit
 CODES = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]], np.int32)
 CANDIDATES = jnp.array([[[0, 1], [2, 3], [1, 1]]])  # one user, three worlds of two candidates
 
-prefix_share, repeats, novelty = jit(lib.prefix_share), jit(lib.repeats), jit(lib.novelty)
-jaccard_distance = jit(lib.jaccard_distance)
-
 
 def test_prefix_share_counts_leading_codes():
-  share = prefix_share(CANDIDATES, jnp.array([1]), CODES)
+  share = jit(lib.prefix_share)(CANDIDATES, jnp.array([1]), CODES)
   np.testing.assert_allclose(share, [[[2 / 3, 1], [1 / 3, 0], [1, 1]]], rtol=1e-6)
 
 
 def test_repeats_are_within_a_path():
-  assert repeats(CANDIDATES).tolist() == [[0, 0, 0.5]]
-  assert repeats(jnp.array([[[5, 5, 5, 7]]])).tolist() == [[0.5]]
+  assert jit(lib.repeats)(CANDIDATES).tolist() == [[0, 0, 0.5]]
+  assert jit(lib.repeats)(jnp.array([[[5, 5, 5, 7]]])).tolist() == [[0.5]]
 
 
 def test_novelty_is_against_the_other_worlds():
   # World 0 shares item 1 with world 2; world 1 shares nothing.
-  assert novelty(CANDIDATES).tolist() == [[0.5, 1.0, 0.0]]
+  assert jit(lib.novelty)(CANDIDATES).tolist() == [[0.5, 1.0, 0.0]]
   # A repeat of its own is no other world.
-  assert novelty(jnp.array([[[3, 3], [4, 5]]])).tolist() == [[1, 1]]
+  assert jit(lib.novelty)(jnp.array([[[3, 3], [4, 5]]])).tolist() == [[1, 1]]
 
 
 def test_jaccard_distance_is_between_sets():
+  jaccard_distance = jit(lib.jaccard_distance)
   # {0,1} {2,3}: 1; {0,1} {1}: 1 - 1/2; {2,3} {1}: 1
   assert float(jaccard_distance(CANDIDATES)[0]) == pytest.approx((1 + 0.5 + 1) / 3)
   assert float(jaccard_distance(jnp.array([[[1, 2], [2, 1], [1, 2]]]))[0]) == 0
@@ -43,7 +42,8 @@ def test_jaccard_distance_is_between_sets():
 def test_reward_is_the_weighted_sum_of_its_parts():
   config = LoopConfig(reward_hit=1.0, reward_gain=0.5, reward_novelty=0.1, reward_malformed=2.0)
   gain = jnp.array([[0.4, -1.0, 30.0]])
-  reward, metrics = lib.rewards(CANDIDATES, jnp.array([1]), gain, CODES, config)
+  rewards = jit(functools.partial(lib.rewards, config=config))
+  reward, metrics = rewards(CANDIDATES, jnp.array([1]), gain, CODES)
   # A gain of 30 nats is clipped to 2.
   expected = [1 + 0.2 + 0.05, 1 / 3 - 0.5 + 0.1, 1 + 0.5 * 2 - 2.0 * 0.5]
   np.testing.assert_allclose(reward[0], expected, rtol=1e-5)
@@ -52,7 +52,7 @@ def test_reward_is_the_weighted_sum_of_its_parts():
 
 def test_advantages_are_relative_to_the_users_worlds():
   reward = jnp.array([[1.0, 2.0, 3.0], [10.0, 10.0, 10.0], [0.0, 1e-3, 0.0]])
-  advantage = np.array(lib.advantages(reward))
+  advantage = np.array(jit(lib.advantages)(reward))
   np.testing.assert_allclose(advantage.mean(1), 0.0, atol=1e-5)
   assert (np.diff(advantage[0]) > 0).all() and (advantage[1] == 0).all()
   assert np.abs(advantage[2]).max() < 0.01  # a near-tie stays small
@@ -67,14 +67,17 @@ def make_loss(objective: str, sampled_mask=EVERYWHERE, advantage=None, reference
   """(log-probs -> (loss, metrics), gradient of the loss, the rollout's log-probs)."""
   config = dataclasses.replace(LoopConfig(), objective=objective, **changes)
   rollout = -1.0 - jax.random.uniform(jax.random.key(0), (B, W, T))
-  advantage = lib.advantages(REWARD) if advantage is None else advantage
+  advantage = jit(lib.advantages)(REWARD) if advantage is None else advantage
   reference = rollout if reference is None else reference
 
   @jit
   def loss(log_prob):
     return lib.policy_loss(log_prob, rollout, reference, sampled_mask, advantage, REWARD, config)
 
-  gradient = jit(jax.grad(lambda log_prob: loss(log_prob)[0]))
+  @jit
+  def gradient(log_prob):
+    return jax.grad(lambda x: loss(x)[0])(log_prob)
+
   return loss, lambda log_prob: np.array(gradient(log_prob)), rollout
 
 

@@ -12,10 +12,9 @@ from tests import tiny
 
 V = tiny.rolegen().vocab
 LAYOUT = tiny.rolegen().layout
-
-
-build_prompt = jit(functools.partial(frcot.build_prompt, LAYOUT))
-demonstration = jit(functools.partial(frcot.demonstration, LAYOUT))
+build_prompt, demonstration = (
+  jit(functools.partial(build, LAYOUT)) for build in (frcot.build_prompt, frcot.demonstration)
+)
 
 
 def sid(item: int) -> list[int]:

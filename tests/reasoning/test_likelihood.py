@@ -40,14 +40,14 @@ def prompts(examples):
 
 
 @jit
-def demonstrate(examples, codes):
+def demonstration(examples, codes):
   return frcot.demonstration(LAYOUT, examples, codes)
 
 
 def demonstrated(examples) -> np.ndarray:
   """Completions [B, T] with a full path."""
   examples = examples._replace(path=np.abs(examples.path))
-  return demonstrate(examples, tiny.codes()).tokens
+  return np.array(demonstration(examples, tiny.codes()).tokens)
 
 
 def value_and_gradient(loss):
@@ -154,7 +154,7 @@ def test_chains_that_share_their_prompt_are_as_likely_as_alone():
   removed = np.zeros((tiny.USERS, chains, M), bool)
   removed[:, 1, 0], removed[:, 3, 2], role[:, 2, 1] = True, True, 4
   interventions = Interventions(jnp.asarray(role), jnp.asarray(removed), jnp.asarray(role[..., 0]))
-  prompt = world_prompts(LAYOUT, prompts(examples), interventions)
+  prompt = jit(functools.partial(world_prompts, LAYOUT))(prompts(examples), interventions)
   # Completions are the same in all chains: only prompts differ.
   tokens = jnp.repeat(demonstrated(examples), chains, axis=0)
   temperature = jnp.asarray(rng.uniform(0.5, 1.0, len(tokens)), jnp.float32)
@@ -176,10 +176,8 @@ def scorer():
 
   @jit
   def score(params, examples, tokens, trie):
-    prompt, reasoner = (
-      build_prompt(examples, trie.item_codes),
-      tiny.rolegen().bind('reasoner', params),
-    )
+    prompt = build_prompt(examples, trie.item_codes)
+    reasoner = tiny.rolegen().bind('reasoner', params)
     scores = lib.likelihood(reasoner, Tree(LAYOUT), prompt, tokens, trie)
     return scores, lib.next_event_loss(reasoner, LAYOUT, prompt)
 
@@ -201,7 +199,7 @@ def without_preferences():
 def test_without_preferences_choices_are_uniform_over_what_may_come():
   """Log-prob is -log(choices) and entropy log(choices), by counting the catalogue."""
   examples, codes = tiny.examples(), tiny.codes()
-  tokens = np.array(demonstrated(examples))
+  tokens = demonstrated(examples)
   scores, _ = jax.device_get(scorer()(without_preferences(), examples, tokens, tiny.trie()))
   np.testing.assert_allclose(scores.entropy, -scores.log_prob, atol=1e-5)
   events, real = examples.history.event[:, -4:], examples.history.segment[:, -4:] > 0
@@ -220,7 +218,7 @@ def test_without_preferences_choices_are_uniform_over_what_may_come():
 def test_without_preferences_the_next_event_is_uniform_over_its_blocks():
   """Every event has all five tokens but the first, which has no event token."""
   examples = tiny.examples()
-  tokens = np.array(demonstrated(examples))
+  tokens = demonstrated(examples)
   _, loss = jax.device_get(scorer()(without_preferences(), examples, tokens, tiny.trie()))
   events = np.minimum((examples.history.segment > 0).sum(1), 6)
   sizes = np.log([V.blocks[name][1] for name in ('event', 'gap', 'sid0', 'sid1', 'sid2')])
@@ -234,7 +232,7 @@ def replace_excites(examples, **fields):
 
 def test_evidence_of_intent_moves_first_codes_only():
   examples = tiny.examples(1)
-  tokens, excites = np.array(demonstrated(examples)), examples.excites
+  tokens, excites = demonstrated(examples), examples.excites
   none = replace_excites(
     examples, weight=np.zeros_like(excites.weight), shift=np.zeros_like(excites.shift)
   )
@@ -247,7 +245,7 @@ def test_evidence_of_intent_moves_first_codes_only():
 
 def test_retrieved_items_move_further_codes_only():
   examples = tiny.examples(1)
-  tokens = np.array(demonstrated(examples))
+  tokens = demonstrated(examples)
   none = replace_excites(examples, share=np.zeros_like(examples.excites.share))
   with_evidence, without = (log_probs(e, tokens) for e in (examples, none))
   moved = ~np.isclose(with_evidence, without, atol=1e-6)
@@ -259,7 +257,7 @@ def test_an_item_on_the_path_is_retrieved_no_more():
   """A path's second item is as likely as if the first one had never been retrieved."""
   examples = tiny.examples(4)
   path = np.tile(np.array([7, 9, 11, 13], np.int32), (tiny.USERS, 1))
-  tokens = np.array(demonstrated(examples._replace(path=path)))
+  tokens = demonstrated(examples._replace(path=path))
   shape = examples.excites.next_item.shape
   next_item = np.where(np.arange(np.prod(shape)).reshape(shape) % 2, 7, 9).astype(np.int32)
   is_event = (examples.history.segment > 0)[..., None] & np.ones(shape, bool)

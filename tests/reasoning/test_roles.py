@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -63,9 +65,9 @@ def test_removal_effects_are_those_of_histories_with_the_event_deleted():
 
 def test_effects_on_intent_are_those_of_evidence_without_the_event():
   examples, codes, params = tiny.examples(), tiny.codes(), tiny.params('reasoner')
-  evidence = build_prompt(
-    tiny.rolegen().layout, examples.history, examples.excites, examples.timestamp, codes
-  ).evidence
+  build = jit(functools.partial(build_prompt, tiny.rolegen().layout))
+  prompt = build(examples.history, examples.excites, examples.timestamp, codes)
+  evidence = jax.device_get(prompt.evidence)
   positions = range(tiny.WIDTH - LAST, tiny.WIDTH)
   shorter = [
     Evidence(*(np.delete(x, position, axis=1) for x in evidence[:-1]), evidence.intent)

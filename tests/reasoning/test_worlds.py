@@ -13,13 +13,13 @@ NONE = -1
 
 
 def choose(role_allowed, pivotal, intent, worlds: int) -> lib.Interventions:
-  prompt = frcot.Prompt(None, None, jnp.asarray(role_allowed), None)
 
   @jit
-  def run(prompt, pivotal, intent, key):
+  def run(role_allowed, pivotal, intent, key):
+    prompt = frcot.Prompt(None, None, role_allowed, None)
     return lib.choose_interventions(prompt, pivotal, intent, worlds, INTERVENTIONS, key)
 
-  return jax.device_get(run(prompt, pivotal, intent, jax.random.key(0)))
+  return jax.device_get(run(role_allowed, pivotal, intent, jax.random.key(0)))
 
 
 def test_worlds_take_turns_and_pivots_are_the_most_pivotal_events():

@@ -86,7 +86,7 @@ def test_swaps_equal_tables_built_afresh(seed, codes, items, swaps):
 
 @settings(max_examples=40, deadline=None)
 @given(
-  st.integers(0, 10**6), st.sampled_from([3, 9, 70]), st.integers(0, CAPACITY), st.integers(1, 15)
+  st.integers(0, 10**6), st.sampled_from([3, 70]), st.integers(0, CAPACITY), st.integers(1, 15)
 )
 def test_requests_see_the_items_of_their_regions(seed, codes, items, allow):
   shop = Shop(seed, codes, items, with_regions=True)

@@ -16,9 +16,10 @@ from rolegen_jax.training.state import State
 
 def state(step: int, mesh) -> State:
   sharded, whole = NamedSharding(mesh, P('x')), NamedSharding(mesh, P())
-  draw = lambda seed, *shape: jax.device_put(
-    jax.random.normal(jax.random.key(seed + step), shape), sharded
-  )
+
+  def draw(seed, *shape):
+    return jax.device_put(jax.random.normal(jax.random.key(seed + step), shape), sharded)
+
   params = dict(
     wide=draw(1, 256, 32),
     half=draw(2, 64, 8).astype(jnp.bfloat16),

@@ -1,4 +1,4 @@
-"""The host loop: resume equals an unbroken run, SIGTERM saves, a loss that is not finite stops, other artifacts are refused."""
+"""The host loop: a resumed run equals an unbroken one, and what stops or refuses a run."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ def run(
   hashes=None,
   mesh=MeshConfig(data=2, fsdp=2, tensor=2),
 ):
-  """Trains the reasoner on hindsight chains; `disturb(batch number)` is called before each batch is handed out."""
+  """Train the reasoner; `disturb(batch number)` is called before each batch is handed out."""
   rolegen = tiny.rolegen()
   tx = state.optimizer(stage.optimizer, stage.steps)
   handed = iter(range(10**6))
@@ -44,8 +44,8 @@ def run(
 
   devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor]
   task = Task(
-    name='reason',
-    step=functools.partial(steps.supervised_step, rolegen, 'reasoner', losses.reason_loss, tx),
+    name='align',
+    step=functools.partial(steps.supervised_step, rolegen, 'reasoner', losses.align_loss, tx),
     model_fns={'reasoner': rolegen.model_fns['reasoner']},
     optimizers={'reasoner': tx},
     initial_params=dict,
@@ -89,7 +89,7 @@ def test_a_crash_between_saves_resumes_to_the_same_curve(unbroken, tmp_path):
   params = run(tmp_path)
   assert curve(tmp_path) == curve(unbroken[1])
   jax.tree.map(np.testing.assert_array_equal, params, unbroken[0])
-  # The host's clock keeps what the curve does not show: step 4 was trained, lost, and trained again.
+  # The host's clock keeps what the curve does not show: step 4 was trained, lost, trained again.
   rows = [json.loads(line) for line in (tmp_path / 'time.0.jsonl').read_text().splitlines()]
   assert [row['start'] for row in rows if 'start' in row] == [0, 4]
   assert [row['step'] for row in rows if 'step' in row] == [0, 1, 2, 3, 4, 4, 5]
@@ -140,14 +140,14 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
   wild = StageConfig(
     steps=6,
     batch=8,
-    optimizer=OptimizerConfig(learning_rate=1e38, warmup=1, clip_norm=1e38),
+    optimizer=OptimizerConfig(learning_rate=1e38, warmup_steps=1, clip_norm=1e38),
     save_every=100,
   )
   with pytest.raises(Diverged, match='not finite: .*loss'):
     run(tmp_path, stage=wild)
 
 
-def test_other_artefacts_are_refused_with_both_hashes(unbroken):
+def test_other_artifacts_are_refused_with_both_hashes(unbroken):
   with pytest.raises(ArtifactMismatch, match='settings is a, this run has b'):
     run(unbroken[1], hashes={'settings': 'b'})
 

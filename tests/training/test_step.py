@@ -1,4 +1,7 @@
-"""the joint train step on eight CPU devices (data 2 x fsdp 2 x tensor 2) against one device, and over many steps."""
+"""The joint train step on eight CPU devices (data 2 x fsdp 2 x tensor 2) and on one.
+
+One step on both is compared, then many steps on each.
+"""
 
 import functools
 from typing import NamedTuple
@@ -22,13 +25,10 @@ from tests.perf.aot import hlo
 
 RATE = 0.3
 NAMES = ('backbone', 'reasoner')
-TXS = {
-  name: optax.sgd(RATE, momentum=0.5) for name in NAMES
-}  # the first update is -RATE * gradient
-PLAIN = (
-  'backbone.dropout=0.0',
-  'loop.noise=common',
-)  # without an intervention, worlds are then the factual one
+# The first update is -RATE * gradient.
+OPTIMIZERS = {name: optax.sgd(RATE, momentum=0.5) for name in NAMES}
+# Without an intervention, worlds are then the factual one.
+PLAIN = ('backbone.dropout=0.0', 'loop.noise=common')
 
 
 class Setup(NamedTuple):
@@ -53,10 +53,10 @@ def set_up(devices: int, *assignments: str) -> Setup:
   model_fns = rolegen.model_fns | {'reference': rolegen.model_fns['reasoner']}
   given = {name: tiny.params(name) for name in NAMES} | {'reference': tiny.params('reasoner')}
   with jax.set_mesh(mesh):
-    state = state_lib.create(model_fns, TXS, mesh, jax.random.key(0), given)
-    shardings = state_lib.shardings(model_fns, TXS, mesh)
+    state = state_lib.create(model_fns, OPTIMIZERS, mesh, jax.random.key(0), given)
+    shardings = state_lib.shardings(model_fns, OPTIMIZERS, mesh)
     step = jit(
-      functools.partial(lib.joint_train_step, rolegen, TXS),
+      functools.partial(lib.joint_train_step, rolegen, OPTIMIZERS),
       donate_argnums=0,
       out_shardings=(shardings, None),
     )
@@ -95,15 +95,19 @@ def imitation(metrics) -> float:
 
 
 def test_eight_devices_compute_what_one_does(one, eight):
-  """Every metric, and every gradient of both models (the first update is the gradient times the rate)."""
+  """Every metric, and every gradient of both models, as the first update has them."""
   assert set(one[1]) == set(eight[1])
   for name, value in one[1].items():
     np.testing.assert_allclose(eight[1][name], value, rtol=1e-4, atol=2e-5, err_msg=name)
+
+  def gradient(params, name):
+    def of_update(new, old):
+      return (old - new) / RATE
+
+    return jax.tree.map(of_update, params[name], tiny.params(name))
+
   for name in NAMES:
-    gradient = lambda params: jax.tree.map(
-      lambda new, old: (old - new) / RATE, params[name], tiny.params(name)
-    )
-    alone, spread = gradient(one[2]), gradient(eight[2])
+    alone, spread = gradient(one[2], name), gradient(eight[2], name)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(alone))
     assert largest > 1e-2
     jax.tree.map(
@@ -134,49 +138,59 @@ def rollout(devices: int, *assignments: str):
     return jax.device_get(compiled(*arguments)), compiled.as_text()
 
 
-on_eight = functools.cache(lambda: rollout(8))
-
-
 def in_rollout(text: str) -> list[str]:
   return [
     kind for loop in hlo.loops(text) if '/rollout/' in loop.scope for kind in loop.collectives
   ]
 
 
-def test_rollouts_are_the_same_on_eight_devices():
-  one = rollout(1)[0]
+@pytest.fixture(scope='module')
+def rollout_on_one():
+  return rollout(1)[0]
+
+
+def assert_same_rollout(spread, one):
+  # Of a token: the rounding of logits, divided by the temperature.
+  atol = 5e-6 / tiny.config().reasoner.temperature
+  np.testing.assert_allclose(spread.log_prob, one.log_prob, atol=atol)
+  # Sums over the codes of an item.
+  np.testing.assert_allclose(
+    spread.candidate_log_prob, one.candidate_log_prob, atol=tiny.LEVELS * atol
+  )
+  for name in ('tokens', 'sampled_mask', 'roles', 'candidates', 'interventions'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(spread, name), getattr(one, name))
+
+
+def test_rollouts_are_the_same_on_eight_devices(rollout_on_one):
+  """Parameters are gathered before the decoding loop, so that it has no collectives."""
+  spread, text = rollout(8)
+  assert_same_rollout(spread, rollout_on_one)
+  assert not in_rollout(text)
+
+
+@pytest.mark.slow
+def test_rollouts_over_tensor_are_the_same_on_eight_devices(rollout_on_one):
   spread, text = rollout(8, 'mesh.rollout=tensor')
-  atol = (
-    5e-6 / tiny.config().reasoner.temperature
-  )  # of a token: the rounding of logits, divided by the temperature
-  for found in (on_eight()[0], spread):
-    np.testing.assert_allclose(found.log_prob, one.log_prob, atol=atol)
-    np.testing.assert_allclose(
-      found.candidate_log_prob, one.candidate_log_prob, atol=tiny.LEVELS * atol
-    )  # sums over its codes
-    for name in ('tokens', 'sampled_mask', 'roles', 'candidates', 'interventions'):
-      jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(one, name))
+  assert_same_rollout(spread, rollout_on_one)
   assert set(in_rollout(text)) == {'all-reduce'}  # of activations: no weight travels in the loop
 
 
-def test_the_decoding_loop_has_no_collectives_because_parameters_are_gathered_before_it(
-  monkeypatch,
-):
-  assert not in_rollout(on_eight()[1])
+@pytest.mark.slow
+def test_the_decoding_loop_has_collectives_where_parameters_are_not_gathered(monkeypatch):
   monkeypatch.setattr(rolegen_lib, 'rollout_layout', lambda params, *_: params)
   assert 'all-gather' in in_rollout(rollout(8)[1])
 
 
 def test_one_program_for_twenty_steps_and_all_switches(eight):
   setup, first, _, box = eight
-  state, losses = box.pop(), [float(first['loss'])]
+  state, curve = box.pop(), [float(first['loss'])]
   for _ in range(20):
     previous = state
     state, metrics = call(setup, previous)
-    losses.append(float(metrics['loss']))
+    curve.append(float(metrics['loss']))
   assert all(x.is_deleted() for x in jax.tree.leaves(previous))  # donated
-  assert int(state.step) == 21 and np.isfinite(losses).all()
-  assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+  assert int(state.step) == 21 and np.isfinite(curve).all()
+  assert np.mean(curve[-5:]) < 0.9 * np.mean(curve[:3])
   loss = {}
   for intervene, reflect in ((False, 1.0), (True, 0.0), (True, 1.0)):
     state, metrics = call(setup, state, lib.Switches(intervene, reflect))
@@ -206,11 +220,12 @@ def test_between_reflections_the_reasoner_rests(one):
   box.append(state)
 
 
-def test_the_equations_have_a_pace_of_their_own():
+def test_the_equations_have_a_learning_rate_of_their_own():
   """Adam's first step is as long as the learning rate, whatever the gradient."""
-  tx = state_lib.optimizer(
-    OptimizerConfig(learning_rate=1e-2, warmup=0, weight_decay=0.0, equation_lr_multiplier=7.0), 100
+  config = OptimizerConfig(
+    learning_rate=1e-2, warmup_steps=0, weight_decay=0.0, equation_lr_multiplier=7.0
   )
+  tx = state_lib.optimizer(config, 100)
   params = {'intent': {'focus': np.ones(1, np.float32)}, 'scale': np.ones(3, np.float32)}
   updates, _ = tx.update(jax.tree.map(np.ones_like, params), tx.init(params), params)
   np.testing.assert_allclose(updates['scale'], -1e-2, rtol=1e-3)
@@ -227,8 +242,11 @@ def test_optimizer_moments_lie_where_their_parameters_lie():
   adam = next(
     s for s in jax.tree.leaves(state.opt, is_leaf=lambda s: hasattr(s, 'mu')) if hasattr(s, 'mu')
   )
-  where = lambda tree: jax.tree.map(lambda x: x.sharding.spec, tree)
-  assert where(adam.mu) == where(adam.nu) == where(state.params['reasoner'])
+
+  def specs(tree):
+    return jax.tree.map(lambda x: x.sharding.spec, tree)
+
+  assert specs(adam.mu) == specs(adam.nu) == specs(state.params['reasoner'])
   assert not state.params['reasoner']['tokens'].sharding.is_fully_replicated
   same = jax.tree.map(
     lambda a, x: (a.shape, a.dtype, a.sharding) == (x.shape, x.dtype, x.sharding),
@@ -245,50 +263,59 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize('stage', LOSSES)
-def test_a_stage_learns_its_batch(stage):
+def set_up_stage(stage: str, *assignments: str):
+  """(jitted step, its arguments: state, batch and trie), on one device."""
   model, loss_fn = LOSSES[stage]
-  rolegen, mesh = tiny.rolegen(), make_mesh(1)
-  model_fns, optimizers = (
-    {model: rolegen.model_fns[model]},
-    {model: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2), 40)},
+  rolegen, mesh = tiny.rolegen(*assignments), make_mesh(1)
+  model_fns = {model: rolegen.model_fns[model]}
+  optimizers = {model: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2), 40)}
+  state = state_lib.create(
+    model_fns, optimizers, mesh, jax.random.key(rolegen.config.seed), {model: tiny.params(model)}
+  )
+  shardings = state_lib.shardings(model_fns, optimizers, mesh)
+  step = jit(
+    functools.partial(lib.supervised_step, rolegen, model, loss_fn, optimizers[model]),
+    donate_argnums=0,
+    out_shardings=(shardings, None),
   )
   batch = tiny.examples().history if stage == 'warmup' else tiny.examples()
-  with jax.set_mesh(mesh):
-    state = state_lib.create(
-      model_fns, optimizers, mesh, jax.random.key(0), {model: tiny.params(model)}
-    )
-    shardings = state_lib.shardings(model_fns, optimizers, mesh)
-    step = jit(
-      functools.partial(lib.supervised_step, rolegen, model, loss_fn, optimizers[model]),
-      donate_argnums=0,
-      out_shardings=(shardings, None),
-    )
-    losses = []
+  return step, (state, on(mesh, batch, 'batch'), on(mesh, tiny.trie()))
+
+
+@pytest.mark.parametrize(
+  'stage',
+  [
+    pytest.param('warmup', marks=pytest.mark.slow),
+    'align',
+    pytest.param('reason', marks=pytest.mark.slow),
+  ],
+)
+def test_a_stage_learns_its_batch(stage):
+  curve = []
+  with jax.set_mesh(make_mesh(1)):
+    step, (state, batch, trie) = set_up_stage(stage)
     for _ in range(30):
-      state, metrics = step(state, on(mesh, batch, 'batch'), on(mesh, tiny.trie()))
-      losses.append(float(metrics['loss']))
-  assert (
-    np.isfinite(losses).all()
-    and np.mean(losses[-3:]) < 0.75 * losses[0]
-    and step._cache_size() == 1
-  )
+      state, metrics = step(state, batch, trie)
+      curve.append(float(metrics['loss']))
+  assert np.isfinite(curve).all() and step._cache_size() == 1
+  assert np.mean(curve[-3:]) < 0.75 * curve[0]
+
+
+@functools.cache
+def reason_loss():
+  return jit(functools.partial(losses.reason_loss, tiny.rolegen()))
 
 
 def test_a_demonstration_counts_the_same_in_the_loop_and_in_its_own_stage(one):
   """Both fit the hindsight chains at temperature 1, from the same parameters."""
-  loss = jit(functools.partial(losses.reason_loss, tiny.rolegen()))(
-    tiny.params('reasoner'), tiny.examples(), tiny.trie(), None
-  )[0]
+  loss, _ = reason_loss()(tiny.params('reasoner'), tiny.examples(), tiny.trie(), None)
   assert imitation(one[1]) == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_path_items_outside_the_catalogue_teach_nothing():
-  """Half the items are left out of the tree: their codes have no probability, which must not become the loss."""
-  loss_of = jit(functools.partial(losses.reason_loss, tiny.rolegen()))
-  loss, _ = loss_of(
-    tiny.params('reasoner'), tiny.examples(), tiny.trie(allowed=np.arange(tiny.ITEMS) < 30), None
-  )
+  """Half the items are left out of the tree: codes without probability must not be the loss."""
+  trie = tiny.trie(allowed=np.arange(tiny.ITEMS) < 30)
+  loss, _ = reason_loss()(tiny.params('reasoner'), tiny.examples(), trie, None)
   assert 0 < float(loss) < 20
 
 
@@ -303,7 +330,7 @@ def test_ties_at_the_first_timestamp_are_not_targets():
 
 
 def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
-  """The execution loss of one model has no gradient in the other: rollouts are fixed, gains are fixed."""
+  """The execution loss of one model has no gradient in the other: rollouts and gains are fixed."""
   rolegen = tiny.rolegen(*PLAIN)
 
   def execution(reasoner):
@@ -317,18 +344,18 @@ def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
   assert all(not jnp.any(g) for g in jax.tree.leaves(gradient))
 
 
-def test_seeds_share_a_program():
+def lowered(stage: str, *assignments: str) -> str:
+  """The program of a stage before XLA."""
+  with jax.set_mesh(make_mesh(1)):
+    if stage != 'loop':
+      step, arguments = set_up_stage(stage, *assignments)
+      return step.lower(*arguments).as_text()
+    setup = set_up(1, *assignments)
+    batch, trie = on(setup.mesh, tiny.examples(), 'batch'), on(setup.mesh, tiny.trie())
+    return setup.step.lower(setup.state, batch, trie, lib.Switches()).as_text()
+
+
+@pytest.mark.parametrize('stage', ['align', pytest.param('loop', marks=pytest.mark.slow)])
+def test_seeds_share_a_program(stage):
   """The seed is in the state: a sweep over seeds compiles once."""
-  texts = set()
-  for assignment in ('seed=0', 'seed=5'):
-    setup = set_up(1, assignment)
-    with jax.set_mesh(setup.mesh):
-      texts.add(
-        setup.step.lower(
-          setup.state,
-          on(setup.mesh, tiny.examples(), 'batch'),
-          on(setup.mesh, tiny.trie()),
-          lib.Switches(),
-        ).as_text()
-      )
-  assert len(texts) == 1
+  assert lowered(stage, 'seed=0') == lowered(stage, 'seed=5')

@@ -1,4 +1,7 @@
-"""Training only a part of the reasoner, on eight devices: what the state holds, that gradients are those of the whole, and the joint train step."""
+"""Training only a part of the reasoner, on eight devices.
+
+What the state holds, that gradients are those of the whole, and the joint train step.
+"""
 
 import functools
 
@@ -24,8 +27,9 @@ def on(tree, *axes):
   return jax.device_put(tree, sharding.sharding(MESH, *axes))
 
 
+@functools.cache
 def parts(train: str):
-  """(rolegen, what trains, what does not) over the tiny reasoner's parameters; adapters and rows are still zero."""
+  """(rolegen, what trains, what does not) of the tiny reasoner; adapters and rows are zero."""
   r = tiny.rolegen(f'reasoner.train={train}')
   if train == 'all':
     return r, tiny.params('reasoner'), {}
@@ -57,67 +61,92 @@ def after_one_step(train: str) -> dict:
   return gradient | {'loss': float(metrics['loss'])}
 
 
-@pytest.mark.parametrize('train', ['lora', 'frozen'])
+@pytest.mark.parametrize('train', ['lora', pytest.param('frozen', marks=pytest.mark.slow)])
 def test_gradients_are_those_of_the_whole(train):
-  """Rows and the equation of intent get what they would get in the whole; adapters what the chain rule makes of their weights'."""
-  whole, found = after_one_step('all'), after_one_step(train)
-  assert found['loss'] == pytest.approx(whole['loss'], rel=1e-6)
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(np.abs(b).max(), 1e-3))
-  close(found['tokens_delta'], whole['tokens'][: len(found['tokens_delta'])])
-  jax.tree.map(close, found['intent'], whole['intent'])
+  """Rows and equations get their gradients; adapters what the chain rule makes of theirs."""
+  whole, part = after_one_step('all'), after_one_step(train)
+  assert part['loss'] == pytest.approx(whole['loss'], rel=1e-6)
+
+  def assert_close(a, b):
+    np.testing.assert_allclose(a, b, atol=2e-5 * max(np.abs(b).max(), 1e-3))
+
+  assert_close(part['tokens_delta'], whole['tokens'][: len(part['tokens_delta'])])
+  jax.tree.map(assert_close, part['intent'], whole['intent'])
   if train == 'lora':
     r, trained, _ = parts('lora')
-    of = lambda tree: tree['transformer']['blocks']['mlp']
-    a, scale = (
-      of(trained)['up_lora']['a'],
-      r.config.reasoner.lora.alpha / r.config.reasoner.lora.rank,
+    initial, gradient, of_whole = (
+      tree['transformer']['blocks']['mlp'] for tree in (trained, part, whole)
     )
-    close(of(found)['up_lora']['b'], scale * np.einsum('lir,lio->lro', a, of(whole)['up']))
-    assert not of(found)['up_lora']['a'].any()  # B is still zero
+    scale = r.config.reasoner.lora.alpha / r.config.reasoner.lora.rank
+    expected = scale * np.einsum('lir,lio->lro', initial['up_lora']['a'], of_whole['up'])
+    assert_close(gradient['up_lora']['b'], expected)
+    assert not gradient['up_lora']['a'].any()  # B is still zero
 
 
-def test_the_step_trains_adapters_and_holds_nothing_else():
-  r, trained, frozen = parts('lora')
-  model_fns, _ = lib.joint_parts(r)
-  optimizers = {
-    name: state_lib.optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=1), 40)
-    for name in ('backbone', 'reasoner')
-  }
+def joint_state(trained):
+  """(state, optimizers, shardings) of the joint train step with adapters."""
+  model_fns, _ = lib.joint_parts(parts('lora')[0])
+  config = OptimizerConfig(learning_rate=1e-2, warmup_steps=1)
+  optimizers = {name: state_lib.optimizer(config, 40) for name in ('backbone', 'reasoner')}
   given = {'backbone': tiny.params('backbone'), 'reasoner': trained, 'reference': trained}
+  state = state_lib.create(model_fns, optimizers, MESH, jax.random.key(0), given)
+  return state, optimizers, state_lib.shardings(model_fns, optimizers, MESH)
+
+
+def assert_holds_only(state, trained):
+  """Parameters, moments and reference are of the shapes of what trains."""
+
+  def shapes(tree):
+    return sorted(x.shape for x in jax.tree.leaves(tree))
+
+  moments = jax.tree.leaves(state.opt['reasoner'], is_leaf=lambda s: hasattr(s, 'mu'))
+  adam = next(s for s in moments if hasattr(s, 'mu'))
+  for held in (adam.mu, state.params['reasoner'], state.params['reference']):
+    assert shapes(held) == shapes(trained)
+
+
+def test_the_state_holds_what_trains_and_nothing_else():
+  _, trained, _ = parts('lora')
   with jax.set_mesh(MESH):
-    state = state_lib.create(model_fns, optimizers, MESH, jax.random.key(0), given)
-    layout = state_lib.shardings(model_fns, optimizers, MESH)
+    state, _, _ = joint_state(trained)
+  assert_holds_only(state, trained)
+  held, whole = (
+    sum(x.size for x in jax.tree.leaves(tree))
+    for tree in (state.params['reasoner'], tiny.params('reasoner'))
+  )
+  assert held < whole
+
+
+@pytest.mark.slow
+def test_the_joint_train_step_trains_every_adapter():
+  r, trained, frozen = parts('lora')
+  with jax.set_mesh(MESH):
+    state, optimizers, shardings = joint_state(trained)
     step = jit(
       functools.partial(lib.joint_train_step, r, optimizers),
       donate_argnums=0,
-      out_shardings=(layout, None),
+      out_shardings=(shardings, None),
     )
+    arguments = on(tiny.examples(), 'batch'), on(tiny.trie()), lib.Switches(), frozen
     for _ in range(3):
-      state, metrics = step(
-        state, on(tiny.examples(), 'batch'), on(tiny.trie()), lib.Switches(), frozen
-      )
+      state, metrics = step(state, *arguments)
   assert step._cache_size() == 1 and all(np.isfinite(jax.tree.leaves(jax.device_get(metrics))))
-  shapes = lambda tree: sorted(x.shape for x in jax.tree.leaves(tree))
-  held = state.params['reasoner']
-  adam = next(
-    s
-    for s in jax.tree.leaves(state.opt['reasoner'], is_leaf=lambda s: hasattr(s, 'mu'))
-    if hasattr(s, 'mu')
+  assert_holds_only(state, trained)
+  moved = jax.tree.map(
+    lambda a, b: np.abs(np.asarray(a) - b).max(), state.params['reasoner'], trained
   )
-  assert shapes(adam.mu) == shapes(held) == shapes(state.params['reference']) == shapes(trained)
-  assert sum(x.size for x in jax.tree.leaves(held)) < sum(
-    x.size for x in jax.tree.leaves(tiny.params('reasoner'))
-  )
-  moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), held, trained)
   assert all(jax.tree.leaves(moved))  # every adapter, rows and intent
-  # A frozen base is what the checkpoint's hash names: the same on another layout, another with one number changed.
+
+
+def test_the_fingerprint_of_a_frozen_base_is_that_of_its_numbers():
+  """The same on another layout, another with one number changed."""
+  _, _, frozen = parts('lora')
   host = jax.device_get(frozen)
-  assert checkpoint.fingerprint(frozen) == checkpoint.fingerprint(
-    jax.tree.map(jax.numpy.asarray, host)
-  )
-  host['reasoner']['tokens'] = np.nextafter(
-    host['reasoner']['tokens'], 9.0, where=np.arange(32) == 3, out=host['reasoner']['tokens'].copy()
-  )
-  assert checkpoint.fingerprint(frozen) != checkpoint.fingerprint(
-    jax.tree.map(jax.numpy.asarray, host)
-  )
+
+  def on_one(tree):
+    return checkpoint.fingerprint(jax.tree.map(jax.numpy.asarray, tree))
+
+  assert checkpoint.fingerprint(frozen) == on_one(host)
+  tokens = host['reasoner']['tokens'].copy()
+  host['reasoner']['tokens'] = np.nextafter(tokens, 9.0, where=np.arange(32) == 3, out=tokens)
+  assert checkpoint.fingerprint(frozen) != on_one(host)

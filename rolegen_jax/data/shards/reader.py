@@ -118,7 +118,7 @@ class Shards:
     Raises DataError naming the first file whose content is not what was written.
     """
     for entry, rows in zip(progress(self.index['shards'], 'verify'), self._mapped):
-      if hashlib.sha256(rows).hexdigest() != entry['sha256']:
+      if hashlib.sha256(rows.data).hexdigest() != entry['sha256']:
         raise DataError(
           f'{self.folder / entry["file"]}: its content is not what was written; '
           'prepare the shards again'

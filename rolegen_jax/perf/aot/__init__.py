@@ -1,1 +1,1 @@
-"""Compiling ahead of time, for chips that are not there: topologies, the real programs, reading what the compiler made."""
+"""Ahead-of-time compilation: the real programs, for chips that are not here."""

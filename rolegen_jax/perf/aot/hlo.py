@@ -1,8 +1,9 @@
-"""Reading compiled HLO text: which loops it has, which collectives run in which phase, and how many bytes they send.
+"""Compiled HLO, read as text: its loops, the collectives of every phase, and the bytes they send.
 
-A phase is the first of `PHASES` in an operation's scope names (`jax.named_scope` in the step). An instruction in a loop counts
-once per iteration: XLA:GPU writes `known_trip_count` beside each loop, and a counted loop's condition compares with a constant;
-where neither is found the loop counts once, and the sum is a lower bound.
+A phase is the first of `PHASES` in an operation's scope names (`jax.named_scope` in the step). An
+instruction in a loop counts once per iteration: XLA:GPU writes `known_trip_count` beside each loop,
+and a counted loop's condition compares with a constant. Where neither is found the loop counts
+once, and the sum is a lower bound.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ import dataclasses
 import math
 import re
 
+import numpy as np
+
 PHASES = ('rollout', 'execution', 'reflection')  # anything else, e.g. the optimizers, is `other`
-KINDS = 'all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all|collective-permute|collective-broadcast'
+KINDS = (
+  'all-gather|all-reduce|reduce-scatter|ragged-all-to-all|all-to-all'
+  '|collective-permute|collective-broadcast'
+)
 _COLLECTIVE = re.compile(rf'%?([\w.-]+) = (.*?) ({KINDS})(-start)?\(')
 _CALLED = re.compile(
-  r'(?:body|condition|calls|to_apply|true_computation|false_computation|called_computations)=\{?%?([\w.-]+)'
+  r'(?:body|condition|calls|to_apply|true_computation|false_computation|called_computations)'
+  r'=\{?%?([\w.-]+)'
 )
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _ARRAY = re.compile(r'\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]')
@@ -25,6 +32,8 @@ _TRIPS = re.compile(r'known_trip_count[^\d]*(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
+  """A collective of the program."""
+
   kind: str
   phase: str
   in_loop: bool
@@ -36,128 +45,155 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
+  """A loop of the program."""
+
   scope: str
   trips: int | None
   collectives: list[str]  # kinds, also in what the body calls
 
 
+@dataclasses.dataclass(frozen=True)
+class _Call:
+  """A computation that another one calls."""
+
+  name: str
+  trips: int | None
+  is_loop: bool
+  scope: str
+
+
 class Module:
-  """Computations of a module: own collectives, calls, loops."""
+  """The computations of a module: their collectives, calls and loops."""
 
   def __init__(self, text: str):
-    self.lines, self.calls, self.whiles, self.entry, current = (
-      {},
-      collections.defaultdict(list),
-      [],
-      '',
-      '',
-    )
-    limits = _limits(text)
-    self.devices = math.prod(
-      int(n)
-      for n in re.findall(r'\b(?:num_partitions|replica_count)=(\d+)', text.split('\n', 1)[0])
-    )
+    self._collective_lines: dict[str, list[str]] = {}
+    self._calls: dict[str, list[_Call]] = collections.defaultdict(list)
+    self._loops: list[tuple[str, str, int | None]] = []  # scope, body, trips
+    self._entry = ''
+    header = text.split('\n', 1)[0]
+    counts = re.findall(r'\b(?:num_partitions|replica_count)=(\d+)', header)
+    self.devices = math.prod(int(n) for n in counts)
+    self._read(text)
+
+  def _read(self, text: str) -> None:
+    limits, current = _limits(text), ''
     for line in text.splitlines():
       header = re.match(r'(ENTRY )?%?([\w.-]+) .*\{$', line)
       if header:
         current = header[2]
-        self.entry = current if header[1] else self.entry
-        self.lines[current] = []
-        continue
-      if '=' not in line or not current:
-        continue
-      called = _CALLED.findall(line) + [
-        name.strip(' %') for names in _BRANCHES.findall(line) for name in names.split(',')
-      ]
-      body = re.search(r'body=%?([\w.-]+)', line) if ' while(' in line else None
-      trips = 1
-      if body:
-        known, condition = _TRIPS.search(line), re.search(r'condition=%?([\w.-]+)', line)
-        trips = int(known[1]) if known else limits.get(condition[1] if condition else '')
-        self.whiles.append((_scope(line), body[1], trips))
-      for name in called:
-        self.calls[current].append((name, trips, bool(body), _scope(line)))
-      if _COLLECTIVE.search(line):
-        self.lines[current].append(line)
+        self._entry = current if header[1] else self._entry
+        self._collective_lines[current] = []
+      elif '=' in line and current:
+        self._read_instruction(line, current, limits)
+
+  def _read_instruction(self, line: str, computation: str, limits: dict[str, int]) -> None:
+    called = _CALLED.findall(line)
+    for names in _BRANCHES.findall(line):
+      called += [name.strip(' %') for name in names.split(',')]
+    body = re.search(r'body=%?([\w.-]+)', line) if ' while(' in line else None
+    trips: int | None = 1
+    if body:
+      known, condition = _TRIPS.search(line), re.search(r'condition=%?([\w.-]+)', line)
+      trips = int(known[1]) if known else limits.get(condition[1] if condition else '')
+      self._loops.append((_scope(line), body[1], trips))
+    for name in called:
+      self._calls[computation].append(_Call(name, trips, bool(body), _scope(line)))
+    if _COLLECTIVE.search(line):
+      self._collective_lines[computation].append(line)
 
   def reached(self, start: str) -> set[str]:
-    seen, todo = set(), [start]
-    while todo:
-      name = todo.pop()
+    """Return the computations that `start` calls, directly or not, and itself."""
+    seen: set[str] = set()
+    stack = [start]
+    while stack:
+      name = stack.pop()
       if name not in seen:
         seen.add(name)
-        todo += [called for called, *_ in self.calls[name]]
+        stack += [call.name for call in self._calls[name]]
     return seen
 
   def loops(self) -> list[Loop]:
-    kinds = lambda body: [
-      _COLLECTIVE.search(line)[3]
-      for name in self.reached(body)
-      for line in self.lines.get(name, ())
-    ]
-    return [Loop(scope, trips, kinds(body)) for scope, body, trips in self.whiles]
+    """Return every loop."""
+    return [Loop(scope, trips, self._kinds(body)) for scope, body, trips in self._loops]
+
+  def _kinds(self, body: str) -> list[str]:
+    lines = (line for name in self.reached(body) for line in self._collective_lines.get(name, ()))
+    return [_match(line)[3] for line in lines]
 
   def collectives(self, domain: int = 0) -> list[Collective]:
-    """Every collective once, with how often it runs. `domain`: consecutive devices that share fast links; 0 = all."""
-    times, looped, scopes = collections.Counter({self.entry: 1}), set(), {self.entry: ''}
-    within = lambda scope, name: (
-      scope if phase(scope) != 'other' or not scopes[name] else scopes[name]
-    )  # fused ones have no name of their own
-    for name in self._order():
-      for called, trips, loop, scope in self.calls[name]:
-        times[called] += times[name] * (trips or 1)
-        scopes.setdefault(called, within(scope, name))
-        if loop or name in looped:
-          looped.add(called)
-    found = []
-    for name, lines in self.lines.items():
-      for line in lines:
-        if times[name]:
-          found.append(
-            _collective(
-              line,
-              within(_scope(line), name),
-              name,
-              times[name],
-              name in looped,
-              domain,
-              self.devices,
-            )
-          )
-    return found
+    """Return every collective once, with how often it runs.
 
-  def _order(self) -> list[str]:
-    """Callers before callees."""
-    order, seen = [], set()
+    `domain` consecutive devices share a fast interconnect; 0 = all.
+    """
+    times = collections.Counter({self._entry: 1})
+    in_loops: set[str] = set()
+    scopes = {self._entry: ''}
 
-    def visit(name):
+    def scope_in(scope: str, computation: str) -> str:
+      """Fused instructions have no scope of their own: theirs is that of the caller."""
+      caller = scopes[computation]
+      return scope if phase(scope) != 'other' or not caller else caller
+
+    for name in self._callers_first():
+      for call in self._calls[name]:
+        times[call.name] += times[name] * (call.trips or 1)
+        scopes.setdefault(call.name, scope_in(call.scope, name))
+        if call.is_loop or name in in_loops:
+          in_loops.add(call.name)
+    collectives = []
+    for name, lines in self._collective_lines.items():
+      for line in lines if times[name] else ():
+        kind, sent, wide = _traffic(line, name, domain, self.devices)
+        scope = scope_in(_scope(line), name)
+        in_loop, total = name in in_loops, sent * times[name]
+        collectives.append(Collective(kind, phase(scope), in_loop, times[name], total, wide, scope))
+    return collectives
+
+  def _callers_first(self) -> list[str]:
+    order: list[str] = []
+    seen: set[str] = set()
+
+    def visit(name: str) -> None:
       if name not in seen:
         seen.add(name)
-        for called, *_ in self.calls[name]:
-          visit(called)
+        for call in self._calls[name]:
+          visit(call.name)
         order.append(name)
 
-    visit(self.entry)
+    visit(self._entry)
     return order[::-1]
 
 
 def loops(text: str) -> list[Loop]:
+  """Return every loop of a module's text."""
   return Module(text).loops()
 
 
 def phase(scope: str) -> str:
+  """Return the phase of a scope."""
   parts = re.split(r'[/()]', scope)
-  return next((p for p in PHASES if p in parts), 'other')
+  return next((name for name in PHASES if name in parts), 'other')
 
 
 def _scope(line: str) -> str:
-  found = re.search(r'op_name="([^"]*)"', line)
-  return found[1] if found else ''
+  match = re.search(r'op_name="([^"]*)"', line)
+  return match[1] if match else ''
+
+
+def _match(line: str) -> re.Match[str]:
+  match = _COLLECTIVE.search(line)
+  assert match, line
+  return match
 
 
 def _limits(text: str) -> dict[str, int]:
-  """Trip counts of loops from 0 by 1, by the name of their condition: the constant that the counter is compared with."""
-  found, current, constants = {}, '', {}
+  """Return the trip counts of loops from 0 by 1, by the name of their condition.
+
+  It is the constant that the counter is compared with.
+  """
+  limits: dict[str, int] = {}
+  current = ''
+  constants: dict[str, int] = {}
   for line in text.splitlines():
     header = re.match(r'(?:ENTRY )?%?([\w.-]+) .*\{$', line)
     if header:
@@ -167,48 +203,55 @@ def _limits(text: str) -> dict[str, int]:
       constants[constant[1]] = int(constant[2])
     compare = re.search(r'ROOT .* compare\(.*?, (?:s32\[\]\S* )?%?([\w.-]+)\), direction=LT', line)
     if compare and compare[1] in constants:
-      found[current] = constants[compare[1]]
-  return found
+      limits[current] = constants[compare[1]]
+  return limits
 
 
 def _bytes(shape: str) -> list[float]:
-  bits = lambda kind: 8 if kind == 'pred' else int(re.search(r'\d+', kind)[0])
-  return [
-    math.prod(int(d) for d in dims.split(',') if d) * bits(kind) / 8
-    for kind, dims in _ARRAY.findall(re.sub(r'\{[^}]*\}', '', shape))
-  ]
+  """Return the bytes of every array of a shape."""
+  sizes = []
+  for kind, dims in _ARRAY.findall(re.sub(r'\{[^}]*\}', '', shape)):
+    digits = re.search(r'\d+', kind)
+    bits = int(digits[0]) if digits and kind != 'pred' else 8
+    sizes.append(math.prod(int(d) for d in dims.split(',') if d) * bits / 8)
+  return sizes
 
 
 def groups(line: str) -> list[list[int]] | None:
-  """Device numbers of each group of a collective; None = all devices, or pairs of a permute."""
+  """Return the device numbers of each group of a collective.
+
+  None = all devices, or pairs of a permute.
+  """
   listed = re.search(r'replica_groups=\{(\{.*?\})\}', line)
   if listed:
-    return [[int(x) for x in g.split(',') if x] for g in re.findall(r'\{([\d,]*)\}', listed[1])]
+    return [_ints(group) for group in re.findall(r'\{([\d,]*)\}', listed[1])]
   iota = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line)
   if not iota:
     return None
-  import numpy as np
-
-  ints = lambda text: [int(x) for x in text.split(',')]
-  devices = np.arange(math.prod(ints(iota[2]))).reshape(ints(iota[2]))
-  devices = devices.transpose(ints(iota[3])) if iota[3] else devices
-  return devices.reshape(ints(iota[1])[0], -1).tolist()
+  shape = _ints(iota[2])
+  devices = np.arange(math.prod(shape)).reshape(shape)
+  devices = devices.transpose(_ints(iota[3])) if iota[3] else devices
+  return devices.reshape(_ints(iota[1])[0], -1).tolist()
 
 
-def _collective(
-  line: str, scope: str, computation: str, times: int, in_loop: bool, domain: int, devices: int
-) -> Collective:
-  _, shape, kind, start = _COLLECTIVE.search(line).groups()
+def _ints(text: str) -> list[int]:
+  return [int(part) for part in text.split(',') if part]
+
+
+def _traffic(line: str, computation: str, domain: int, devices: int) -> tuple[str, float, bool]:
+  """Return (kind, bytes that a device sends in one run, is it wide) of a collective."""
+  _, shape, kind, start = _match(line).groups()
   sizes = _bytes(shape)
-  found = groups(line)
+  members = groups(line)
   pairs = re.search(r'source_target_pairs=\{(\{.*?\})\}', line)
   if pairs:
-    found = [[int(x) for x in p.split(',')] for p in re.findall(r'\{([\d,]*)\}', pairs[1])]
-  n = len(found[0]) if found else devices  # none named: all are one group
+    members = [_ints(pair) for pair in re.findall(r'\{([\d,]*)\}', pairs[1])]
+  n = len(members[0]) if members else devices  # none named: all are one group
   total = sum(sizes)
   if start and kind in ('all-gather', 'collective-permute'):  # (operands, results, contexts)
     total = max(sizes) if len(sizes) <= 4 else total / 2
-  # Ring algorithms (Thakur et al. 2005): an all-gather sends its result less its own part, an all-reduce twice that.
+  # Ring algorithms (Thakur et al. 2005): an all-gather sends its result less its own part, an
+  # all-reduce twice that.
   share = (n - 1) / n
   sent = {
     'all-gather': total * share,
@@ -216,9 +259,9 @@ def _collective(
     'reduce-scatter': total * (n - 1),
     'collective-permute': total,
   }.get(kind, total * share)
-  if (
-    kind == 'all-reduce' and 'all-reduce-scatter' in computation
-  ):  # XLA:TPU writes a reduce-scatter as an all-reduce that is cut
+  # XLA:TPU writes a reduce-scatter as an all-reduce that is cut.
+  if kind == 'all-reduce' and 'all-reduce-scatter' in computation:
     sent /= 2
-  wide = bool(domain and any(len({d // domain for d in g}) > 1 for g in found or [range(devices)]))
-  return Collective(kind, phase(scope), in_loop, times, sent * times, wide, scope)
+  reach = members or [list(range(devices))]
+  wide = domain > 0 and any(len({device // domain for device in group}) > 1 for group in reach)
+  return kind, sent, wide

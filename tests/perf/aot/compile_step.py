@@ -1,4 +1,7 @@
-"""Compiles the joint train step for 16 TPU v5e chips on a host without any, and writes the HLO: python -m tests.perf.aot.compile_step FILE."""
+"""Compile the joint train step for 16 TPU v5e chips on a host without any, and write the HLO.
+
+python -m tests.perf.aot.compile_step FILE
+"""
 
 import sys
 

@@ -6,7 +6,10 @@ from rolegen_jax.perf.aot.hlo import loops
 
 
 def assert_rollout_loops_are_local(text: str):
-  """No collective in any loop of the rollout; and the text is the right one: it has such loops, and collectives elsewhere."""
+  """Assert that no loop of the rollout has a collective.
+
+  And that the text is the right one: it has such loops, and collectives elsewhere.
+  """
   found = loops(text)
   rollout = {loop.scope: loop.collectives for loop in found if '/rollout/' in loop.scope}
   assert any(re.search('/rollout/while/body/.*while$', name) for name in rollout), (

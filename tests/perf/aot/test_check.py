@@ -5,7 +5,7 @@ from experiments import pod
 from rolegen_jax import overrides
 from rolegen_jax.config import ConfigError, MeshConfig
 from rolegen_jax.perf import hardware
-from rolegen_jax.perf.aot import check, search, topology
+from rolegen_jax.perf.aot import advice, check, search, topology
 from rolegen_jax.perf.flops import parameters
 
 
@@ -71,7 +71,8 @@ def test_search_keeps_tensor_in_a_host_and_drops_what_cannot_fit():
 
 
 def test_the_compilers_sizes_and_the_advice_are_in_the_message():
-  text = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 34.52G of 15.75G hbm. Exceeded hbm capacity by 18.77G.
+  text = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory \
+space hbm. Used 34.52G of 15.75G hbm. Exceeded hbm capacity by 18.77G.
 
 Total hbm usage >= 34.77G:
     reserved        260.00M
@@ -88,21 +89,21 @@ def test_advice_can_be_pasted_and_fits_the_program():
     config, ['mesh.rollout=replicated', 'mesh.tensor=1', 'mesh.fsdp=8', 'mesh.data=2']
   )
   mesh = dict(data=2, fsdp=8, tensor=1)
-  state, decoding, batch = check.advice(whole, 'step', mesh, place)
+  state, decoding, batch = advice.advice(whole, 'step', mesh, place)
   assert 'training state: 20.' in state and '--set mesh.data=1 --set mesh.fsdp=16' in state
   assert '--set mesh.rollout=tensor --set mesh.tensor=2 --set mesh.fsdp=4' in decoding
   assert 'a smaller --set loop_stage.batch, a multiple of 16,' in batch
   assert (
-    check.advice(
+    advice.advice(
       whole, 'step', mesh, place, 'the total memory required for HLO temporaries (76.51G) exceeds'
     )[0]
     == batch
   )
   kept = overrides.apply(whole, ['reasoner.transformer.remat=none'])
   assert any(
-    'reasoner.transformer.remat=full' in line for line in check.advice(kept, 'step', mesh, place)
+    'reasoner.transformer.remat=full' in line for line in advice.advice(kept, 'step', mesh, place)
   )
-  lines = check.advice(kept, 'recommend', mesh, place)
+  lines = advice.advice(kept, 'recommend', mesh, place)
   assert (
     not any('remat' in line or 'training state' in line for line in lines)
     and 'evaluation.batch' in lines[-1]

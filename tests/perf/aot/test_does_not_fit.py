@@ -36,6 +36,7 @@ def refused(*flags: str) -> list[str]:
   return done.stderr.strip().splitlines()
 
 
+@pytest.mark.slow
 def test_too_many_users_exit_2_with_the_compilers_sizes():
   lines = refused(
     '--experiment=demo',

@@ -30,7 +30,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %while.2 = f32[4]{0} while(%p), condition=%other, body=%decode, metadata={op_name="jit(joint_train_step)/rollout/while"}, backend_config={"known_trip_count":{"n":"3"}}
   %while.3 = f32[4]{0} while(%p), condition=%other, body=%train, metadata={op_name="jit(joint_train_step)/reflection/while"}
 }
-"""
+"""  # noqa: E501 (HLO as the compiler prints it)
 
 
 def test_finds_collectives_through_calls():

@@ -12,6 +12,7 @@ from tests.perf.aot import hlo
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_decoding_loop_of_16_chips_has_no_collectives(tmp_path):
   if importlib.util.find_spec('libtpu') is None:
     pytest.skip('libtpu, the TPU compiler, is not installed (requirements-test.txt)')
