@@ -177,6 +177,7 @@ def assert_greedy(reasoner, prompt: list[int], written: list[int], sentence: int
       n_tokens += 1
 
 
+@pytest.mark.slow
 def test_a_few_steps_teach_the_catalogue_and_the_exam_shows_it():
   a, rolegen = catalogue.alignment(), RoleGen(catalogue.config())
   mesh, tx = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), optax.adam(1e-2)

@@ -145,6 +145,7 @@ def test_likelihood_equals_the_plain_form():
   assert_same(loss, plain)
 
 
+@pytest.mark.slow
 def test_chains_that_share_their_prompt_are_as_likely_as_alone():
   """Four chains a user, two of which remove an event: together, and as sequences of their own."""
   examples, trie, rng = tiny.examples(5), tiny.trie(), np.random.default_rng(1)
