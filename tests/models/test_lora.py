@@ -151,7 +151,7 @@ def test_the_base_is_drawn_as_without_adapters_and_parts_join_to_the_whole():
   [
     ('reasoner.train=adapters', "one of 'all', 'lora', 'frozen'"),
     ('reasoner.lora.rank=0', 'at least 1'),
-    ("reasoner.lora.targets=('wq','q')", 'some of wq, wk'),
+    ("reasoner.lora.targets=('wq','q')", 'must be different ones of wq, wk'),
     ('reasoner.lora.alpha=0.0', 'positive'),
   ],
 )
