@@ -1,9 +1,9 @@
-"""Does the reasoner know what its semantic IDs stand for? Questions about items, answered greedily.
+"""Test whether the reasoner knows what its semantic IDs stand for.
 
-An answer is right when each of its tokens, END included, is what the reasoner would have written
-after the ones before: that is greedy decoding, checked in one pass. Beside it stands chance: how
-often the best constant answer is right. Items whose words were held out of training are asked
-about separately. `sentences` has the reasoner write.
+`questions` asks about items. An answer is right when each of its tokens, END included, is the one
+that the reasoner would write after the tokens before it: this is greedy decoding, checked in one
+pass. Chance is how often the best constant answer is right. Items whose words were held out of
+training have rows of their own. `sentences` lets the reasoner write.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -26,12 +26,12 @@ from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.text.packing import Packed, TextExample, in_order, pack
 
-MOST = 4096  # items that are asked about, evenly spaced; all of them where there are no more
+MOST = 4096  # items asked about, evenly spaced; all items of a smaller catalogue
 
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-  """Packed rows, as `predict.over` reads them."""
+  """Packed rows in the form that `predict.over` reads."""
 
   packed: Packed
 
@@ -46,10 +46,10 @@ class _Table:
 def questions(
   rolegen: RoleGen, params: dict[str, dict], alignment: Alignment, mesh: Mesh
 ) -> list[dict]:
-  """Return a row per question and kind of items, shown or held out.
+  """Return a row for each question and each kind of items (shown in training or held out).
 
-  Each holds question, items, number, chance, and by the name of each of `params` the accuracy of
-  those parameters of the reasoner.
+  `params` holds parameters of the reasoner by stage. A row holds question, items, number, chance,
+  and under the name of each stage the accuracy of its parameters.
   """
   exam = alignment.exam(MOST)
   examples = [example for _, asked, _ in exam.values() for example in asked]
@@ -88,7 +88,7 @@ def _right_answers(
   mesh: Mesh,
   label: str,
 ) -> np.ndarray:
-  """Return which examples the reasoner answers rightly, bool [examples]."""
+  """Return which examples the reasoner answers correctly, bool [examples]."""
   width = alignment.config.text.width
   order = in_order(examples, width)
   table = _Table(pack([[examples[i] for i in row] for row in order], width))
@@ -116,8 +116,8 @@ def sentences(
 ) -> list[tuple[list[str], list[str]]]:
   """Return (a sentence for each event with a role, one for each intent) of each factual chain.
 
-  They are written greedily. `alignment` is over the table that `predictions` are of; intents are
-  those that the chain's candidates stand for.
+  The reasoner writes them greedily. `alignment` must be over the table that `predictions` were made
+  for. The intents are those that the chain's candidates stand for.
   """
   assert predictions.roles is not None and predictions.candidates is not None
   chains = Rationales(alignment, alignment.table, {})
@@ -144,9 +144,10 @@ def sentences(
 def _write(
   rolegen: RoleGen, params: dict, prompts: list[list[int]], plans: list[list[int]], mesh: Mesh
 ) -> np.ndarray:
-  """Return the tokens that the reasoner writes, a row per prompt and then padding rows."""
+  """Return the tokens that the reasoner writes: one row per prompt, then padding rows."""
   vocab = rolegen.vocab
-  n_padding = -len(prompts) % int(np.prod([mesh.shape[axis] for axis in sharding.TRAIN['batch']]))
+  batch_axes = cast(tuple[str, ...], sharding.TRAIN['batch'])
+  n_padding = -len(prompts) % int(np.prod([mesh.shape[axis] for axis in batch_axes]))
   prompt_width, plan_width = (max(map(len, rows)) for rows in (prompts, plans))
   n_rows, pad = len(prompts) + n_padding, vocab.control('PAD')
   prompt = np.full((n_rows, prompt_width), pad, np.int32)
@@ -172,5 +173,14 @@ def _write(
     return jax.device_get(program(params, *rows))
 
 
-def _bind_and_write(rolegen: RoleGen, params: dict, *rows: jax.Array, **limits: int) -> jax.Array:
-  return language.write(rolegen.bind('reasoner', params), *rows, **limits)
+def _bind_and_write(
+  rolegen: RoleGen,
+  params: dict,
+  prompt: jax.Array,
+  valid: jax.Array,
+  plan: jax.Array,
+  *,
+  sentence: int,
+  most: int,
+) -> jax.Array:
+  return language.write(rolegen.bind('reasoner', params), prompt, valid, plan, sentence, most)

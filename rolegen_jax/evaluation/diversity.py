@@ -1,4 +1,6 @@
-"""How varied recommendations are, over lists and between counterfactual worlds. No targets are needed.
+"""Measure how varied recommendations are, over lists and between counterfactual worlds.
+
+No targets are needed.
 
 Shapes: O lists, K slots, I catalogue items, L codes per item, U users, W worlds, P candidates of a
 world; -1 = empty slot.
@@ -8,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-HEAD_SHARE = 0.2  # the most used fifth of the catalogue is the head, all else the long tail
+HEAD_SHARE = 0.2  # the most used fifth of the catalogue is the head, the rest the long tail
 
 
 def head_items(train_events_I: np.ndarray) -> np.ndarray:
-  """Return the ceil(20 %) of catalogue items with most training events, bool [I].
+  """Return which items are among the ceil(20 %) with the most training events, bool [I].
 
-  Equal counts go to the smaller index.
+  Of items with equal counts, the smaller index comes first.
   """
   order = np.argsort(-np.asarray(train_events_I), kind='stable')
   head = np.zeros(len(order), bool)
@@ -25,13 +27,14 @@ def head_items(train_events_I: np.ndarray) -> np.ndarray:
 def gini(counts_I: np.ndarray) -> float:
   """Return the Gini coefficient of how often each catalogue item is recommended.
 
-  0: all alike; towards 1: few items take all; NaN if there are none.
+  0: all items alike; toward 1: few items take all; NaN if nothing is recommended.
   """
-  x = np.sort(np.asarray(counts_I, np.float64))
-  if x.sum() == 0:
+  counts_I = np.sort(np.asarray(counts_I, np.float64))
+  total = counts_I.sum()
+  if total == 0:
     return float('nan')
-  n = len(x)
-  return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * x.sum()))
+  n = len(counts_I)
+  return float((2 * np.arange(1, n + 1) - n - 1) @ counts_I / (n * total))
 
 
 def entropy(labels_N: np.ndarray) -> float:
@@ -62,7 +65,7 @@ def intra_list_distance(ranked_OxK: np.ndarray, codes_IxL: np.ndarray) -> float:
 def list_diversity(
   ranked_OxK: np.ndarray, codes_IxL: np.ndarray, train_events_I: np.ndarray, k: int = 10
 ) -> dict[str, float]:
-  """Return the diversity of the first k of every list, all slots together.
+  """Return the diversity of the first k items of every list, over all slots together.
 
   coverage             share of the catalogue recommended at least once
   coarse_entropy       nats, over level-0 codes of the slots
@@ -92,32 +95,41 @@ def world_diversity(
   """Return how different the worlds of one user are, averaged, and what all worlds cover.
 
   jaccard_WxW is the mean over users of 1 - |A & B| / |A | B| of the candidate SETS of two worlds
-  (two empty sets: 0); jaccard its mean off the diagonal; union_size the distinct candidates of a
-  user over all worlds. Then come the figures of `list_diversity` for all candidates of a user as
-  one list.
+  (two empty sets: 0); jaccard is its mean off the diagonal; union_size is the number of distinct
+  candidates of a user over all worlds. The other figures are those of `list_diversity` for all
+  candidates of a user as one list.
   """
   users, worlds, _ = candidates_UxWxP.shape
-  distance_WxW = np.zeros((worlds, worlds))
-  full = candidates_UxWxP >= 0
+  distance_WxW = _jaccard_distances(candidates_UxWxP)
+  unions = [np.unique(row[row >= 0]) for row in candidates_UxWxP.reshape(users, -1)]
+  longest = max(map(len, unions))
+  union_UxM = np.full((users, max(1, longest)), -1, np.int32)
+  for row, items in zip(union_UxM, unions):
+    row[: len(items)] = items
+  off_diagonal = ~np.eye(worlds, dtype=bool)
+  figures: dict[str, float | list] = {
+    'jaccard': float(distance_WxW[off_diagonal].mean()) if worlds > 1 else 0.0,
+    'jaccard_WxW': distance_WxW.round(4).tolist(),
+    'union_size': float(np.mean([len(items) for items in unions])),
+  }
+  figures.update(list_diversity(union_UxM, codes_IxL, train_events_I, k=union_UxM.shape[1]))
+  return figures
+
+
+def _jaccard_distances(candidates_UxWxP: np.ndarray) -> np.ndarray:
+  """Return the mean Jaccard distance over users of every two worlds, fp64 [W, W]."""
+  _, worlds, n_candidates = candidates_UxWxP.shape
   # An item counts once per world: only its first occurrence in the world's row does.
   same = candidates_UxWxP[:, :, :, None] == candidates_UxWxP[:, :, None, :]
-  distinct = full & (np.argmax(same, -1) == np.arange(candidates_UxWxP.shape[-1]))
+  is_first = np.argmax(same, -1) == np.arange(n_candidates)
+  distinct = (candidates_UxWxP >= 0) & is_first
   size_UxW = distinct.sum(-1)
-  for a in range(worlds):
-    for b in range(worlds):
-      in_b = (candidates_UxWxP[:, a, :, None] == candidates_UxWxP[:, b, None, :]).any(-1)
-      both_U = (distinct[:, a] & in_b).sum(-1)
-      either_U = size_UxW[:, a] + size_UxW[:, b] - both_U
-      distance_WxW[a, b] = np.mean(
-        np.where(either_U > 0, 1 - both_U / np.maximum(either_U, 1), 0.0)
-      )
-  union = [np.unique(row[row >= 0]) for row in candidates_UxWxP.reshape(users, -1)]
-  flat_UxM = np.full((users, max(1, max(map(len, union)))), -1, np.int32)
-  for row, items in zip(flat_UxM, union):
-    row[: len(items)] = items
-  off = ~np.eye(worlds, dtype=bool)
-  return {
-    'jaccard': float(distance_WxW[off].mean()) if worlds > 1 else 0.0,
-    'jaccard_WxW': distance_WxW.round(4).tolist(),
-    'union_size': float(np.mean([len(u) for u in union])),
-  } | list_diversity(flat_UxM, codes_IxL, train_events_I, k=flat_UxM.shape[1])
+  distance_WxW = np.zeros((worlds, worlds))
+  for one in range(worlds):
+    for other in range(worlds):
+      equal = candidates_UxWxP[:, one, :, None] == candidates_UxWxP[:, other, None, :]
+      both_U = (distinct[:, one] & equal.any(-1)).sum(-1)
+      either_U = size_UxW[:, one] + size_UxW[:, other] - both_U
+      distance_U = np.where(either_U > 0, 1 - both_U / np.maximum(either_U, 1), 0.0)
+      distance_WxW[one, other] = np.mean(distance_U)
+  return distance_WxW

@@ -79,9 +79,9 @@ class SASRec(nnx.Module):
 
 
 def tie_source(rows: Trajectories) -> np.ndarray:
-  """Return, for each event, the last position of its segment with a smaller timestamp, int64 [B, n].
+  """Return the last earlier position of each event's segment, int64 [B, n]; -1 if there is none.
 
-  -1 where there is none.
+  Earlier means a smaller timestamp: events at the same time do not count.
   """
   n = rows.item.shape[1]
   changed = np.ones(rows.item.shape, bool)
@@ -143,6 +143,7 @@ class _Batches:
       self.rows.item[supervised], self.weight[supervised], minlength=len(log.items)
     )
     self.log_share = jnp.log(jnp.maximum(share / share.sum(), 1e-12))
+    self.sampled = len(log.items) > FULL_SOFTMAX_ITEMS
     self.size = config.warmup.batch
 
   def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -205,29 +206,13 @@ def _train(
 ) -> tuple[Any, Callable, dict[str, Any]]:
   """Return (parameters, (params, item, segment) -> top items, settings)."""
   batches, items = _Batches(log, occasions, config), len(log.items)
-  sampled = items > FULL_SOFTMAX_ITEMS
   rng = np.random.default_rng(config.evaluation.seed)
   key_init, key_steps = jax.random.split(jax.random.key(config.evaluation.seed))
   graphdef, params = functional.init(
     lambda rngs: SASRec(items, config.backbone.temporal, rngs=rngs), key_init, mesh
   )
-  tx = optax.adam(optax.schedules.linear_schedule(0.0, LEARNING_RATE, WARMUP))
-
-  def loss_of(params: Any, batch: Any, negative: jax.Array, key: jax.Array) -> jax.Array:
-    item, segment, row, source, target = batch
-    model = functional.bind(graphdef, params)
-    state = model(item, segment, config.backbone.dropout, key)[row, source]
-    if sampled:
-      return sampled_cross_entropy(state, model.embedding[...], target, negative, batches.log_share)
-    return cross_entropy(state, model.embedding[...], target)
-
-  @jit
-  def step(params: Any, opt_state: Any, batch: Any, index: int) -> tuple[Any, Any, jax.Array]:
-    key_drop, key_negative = jax.random.split(jax.random.fold_in(key_steps, index))
-    negative = jax.random.randint(key_negative, (NEGATIVES,), 0, items)
-    loss, grads = jax.value_and_grad(loss_of)(params, batch, negative, key_drop)
-    updates, opt_state = tx.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, loss
+  optimizer = optax.adam(optax.schedules.linear_schedule(0.0, LEARNING_RATE, WARMUP))
+  step = _step_program(graphdef, optimizer, batches, config, key_steps)
 
   @jit
   def top(params: Any, item: jax.Array, segment: jax.Array) -> jax.Array:
@@ -243,26 +228,56 @@ def _train(
     lists = _rank(rank, log, occasions, tuning, config.backbone.context, k)
     return validation_score(lists, pairs)
 
-  opt_state, best, best_params, losses = tx.init(params), (-1.0, 0), params, []
+  opt_state = optimizer.init(params)
+  best_score, best_step, best_params, losses = -1.0, 0, params, []
   for index in progress(range(1, config.evaluation.sasrec_steps + 1), 'SASRec'):
     params, opt_state, loss = step(params, opt_state, batches.draw(rng), index)
     losses.append(loss)
     if index % CHECK_EVERY and index != config.evaluation.sasrec_steps:
       continue
     if not len(tuning):
-      best, best_params = (-1.0, index), params
-    elif (score := validate(params)) > best[0]:
-      best, best_params = (score, index), params
-    elif index - best[1] >= PATIENCE * CHECK_EVERY:
+      best_step, best_params = index, params
+    elif (score := validate(params)) > best_score:
+      best_score, best_step, best_params = score, index, params
+    elif index - best_step >= PATIENCE * CHECK_EVERY:
       break
   settings = dict(
-    softmax=f'sampled: in-batch + {NEGATIVES} uniform, logQ' if sampled else 'full',
+    softmax=f'sampled: in-batch + {NEGATIVES} uniform, logQ' if batches.sampled else 'full',
     steps=index,
-    kept_step=best[1],
+    kept_step=best_step,
     loss=float(np.mean(jax.device_get(losses[-CHECK_EVERY:]))),
     validation_occasions=len(tuning),
   )
   return best_params, top, settings
+
+
+def _step_program(
+  graphdef: Any,
+  optimizer: optax.GradientTransformation,
+  batches: _Batches,
+  config: Config,
+  key_steps: jax.Array,
+) -> Callable:
+  """Return (params, optimizer state, batch, step number) -> (params, optimizer state, loss)."""
+
+  def loss_of(params: Any, batch: Any, negative: jax.Array, key: jax.Array) -> jax.Array:
+    item, segment, row, source, target = batch
+    model = functional.bind(graphdef, params)
+    state = model(item, segment, config.backbone.dropout, key)[row, source]
+    embedding = model.embedding[...]
+    if batches.sampled:
+      return sampled_cross_entropy(state, embedding, target, negative, batches.log_share)
+    return cross_entropy(state, embedding, target)
+
+  @jax.jit
+  def step(params: Any, opt_state: Any, batch: Any, index: int) -> tuple[Any, Any, jax.Array]:
+    key_drop, key_negative = jax.random.split(jax.random.fold_in(key_steps, index))
+    negative = jax.random.randint(key_negative, (NEGATIVES,), 0, len(batches.log_share))
+    loss, grads = jax.value_and_grad(loss_of)(params, batch, negative, key_drop)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+  return step
 
 
 def _rank(

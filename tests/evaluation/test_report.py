@@ -34,8 +34,8 @@ PROVENANCE = dict(
 )
 
 
-def systems(model_hits: bool):
-  """Two systems on 40 occasions, one always right and one never."""
+def systems(model_hits: bool) -> tuple[dict, dict]:
+  """Return (two systems on 40 occasions, one always right and one never; their differences)."""
   n = 40
   pairs = Pairs(np.arange(n), np.arange(n), np.ones(n, bool), np.arange(n, dtype=np.int8) % 2, n)
   right, wrong = np.arange(n)[:, None], np.full((n, 1), n)
@@ -43,11 +43,9 @@ def systems(model_hits: bool):
     'RoleGen': right if model_hits else wrong,
     'recency <7 d>': wrong if model_hits else right,
   }
-  config, codes = (
-    EvaluationConfig(bootstrap=20),
-    np.stack([np.arange(n + 1) % 5, np.arange(n + 1)], 1),
-  )
-  made = {
+  config = EvaluationConfig(bootstrap=20)
+  codes = np.stack([np.arange(n + 1) % 5, np.arange(n + 1)], 1)
+  by_name = {
     name: dict(
       kind=kind,
       metrics=evaluate(lists[name], pairs, config, codes),
@@ -56,102 +54,103 @@ def systems(model_hits: bool):
     )
     for name, kind in (('RoleGen', 'model'), ('recency <7 d>', 'baseline'))
   }
-  return made, {'recency <7 d>': compare(lists['RoleGen'], lists['recency <7 d>'], pairs, config)}
+  difference = compare(lists['RoleGen'], lists['recency <7 d>'], pairs, config)
+  return by_name, {'recency <7 d>': difference}
 
 
 def content(model_hits: bool = True) -> dict:
-  made, differences = systems(model_hits)
+  """Return the content of a report that has every section except words."""
+  by_name, differences = systems(model_hits)
   rng = np.random.default_rng(0)
-  roles = rng.integers(0, 8, 50)
-  interval = {k: Interval(0.1 * k, 0.05 * k, 0.2 * k, 9, 9) for k in (1, 2)}
-  deletion = {
-    'by effects': dict(drop=interval, minus_random=interval),
-    'random': dict(drop=interval),
-  }
   return dict(
     title='A test',
     provenance=PROVENANCE,
-    systems=made,
+    systems=by_name,
     differences=differences,
     notes=['A note.'],
     training=[dict(stage='loop', step=s, loss=1.0 / (s + 1), reward=float(s)) for s in range(5)],
-    roles=dict(
-      shares={'hindsight': {'TRIGGER': 1.0}, 'predicted': {'EXPLORE': 1.0}},
-      agreement=role_agreement(roles, roles),
-      effects=effect_agreement(rng.normal(size=20), rng.normal(size=20)),
-      deletion=deletion,
-    ),
-    worlds=world_diversity(
-      rng.integers(0, 9, (3, 2, 4)), np.stack([np.arange(9) % 3, np.arange(9)], 1), np.ones(9)
-    )
-    | dict(
-      systems={
-        name: dict(
-          jaccard=0.5,
-          union_size=7.0,
-          hits=dict(all=Interval(hit, 0.1, 0.4, 9, 9)),
-          difference=dict(all=Interval(0.3 - hit, 0.0, 0.2, 9, 9)),
-        )
-        for name, hit in (('RoleGen', 0.3), ('no_counterfactual', 0.2))
-      }
-    ),
+    roles=roles(rng),
+    worlds=worlds(rng),
     semantic_ids={'items': 1200, 'perplexity': {'level 0': 3.5}},
-    trajectories=[
-      dict(
-        user='u1',
-        cohort='D2',
-        target='scarf',
-        rank=2,
-        k=10,
-        events=[
-          dict(when=f'day {d}', item=f'item {d} <b>', event='view', role='TRIGGER')
-          for d in range(20)
-        ],
-        worlds=[
-          dict(name='Factual', event=-1, change='', candidates=['scarf', 'hat']),
-          dict(name='World 1', event=19, change='remove event 20', candidates=['hat']),
-          dict(name='World 2', event=0, change='remove event 1', candidates=['hat']),
-        ],
-      )
+    trajectories=[trajectory()],
+  )
+
+
+def roles(rng: np.random.Generator) -> dict:
+  role = rng.integers(0, 8, 50)
+  curve = {k: Interval(0.1 * k, 0.05 * k, 0.2 * k, 9, 9) for k in (1, 2)}
+  return dict(
+    shares={'hindsight': {'TRIGGER': 1.0}, 'predicted': {'EXPLORE': 1.0}},
+    agreement=role_agreement(role, role),
+    effects=effect_agreement(rng.normal(size=20), rng.normal(size=20)),
+    deletion={'by effects': dict(drop=curve, minus_random=curve), 'random': dict(drop=curve)},
+  )
+
+
+def worlds(rng: np.random.Generator) -> dict:
+  codes = np.stack([np.arange(9) % 3, np.arange(9)], 1)
+  by_system = {
+    name: dict(
+      jaccard=0.5,
+      union_size=7.0,
+      hits=dict(all=Interval(hits, 0.1, 0.4, 9, 9)),
+      difference=dict(all=Interval(0.3 - hits, 0.0, 0.2, 9, 9)),
+    )
+    for name, hits in (('RoleGen', 0.3), ('no_counterfactual', 0.2))
+  }
+  figures = world_diversity(rng.integers(0, 9, (3, 2, 4)), codes, np.ones(9))
+  return figures | dict(systems=by_system)
+
+
+def trajectory() -> dict:
+  events = [
+    dict(when=f'day {d}', item=f'item {d} <b>', event='view', role='TRIGGER') for d in range(20)
+  ]
+  return dict(
+    user='u1',
+    cohort='D2',
+    target='scarf',
+    rank=2,
+    k=10,
+    events=events,
+    worlds=[
+      dict(name='Factual', event=-1, change='', candidates=['scarf', 'hat']),
+      dict(name='World 1', event=19, change='remove event 20', candidates=['hat']),
+      dict(name='World 2', event=0, change='remove event 1', candidates=['hat']),
     ],
   )
 
 
 class Tags(HTMLParser):
-  """Ids of sections, and a check that tags close in order."""
+  """The ids of a page's sections; asserts that tags close in order."""
 
   VOID = ('meta', 'br', 'path', 'use', 'link', 'input', 'img')
 
-  def __init__(self, text):
+  def __init__(self, text: str):
     super().__init__()
     self.ids, self.open = [], []
     self.feed(text)
 
-  def handle_starttag(self, tag, attributes):
+  def handle_starttag(self, tag: str, attrs: list) -> None:
     if tag in ('section', 'header'):
-      self.ids.append(dict(attributes)['id'])
+      self.ids.append(dict(attrs)['id'])
     if tag not in self.VOID:
       self.open.append(tag)
 
-  def handle_endtag(self, tag):
+  def handle_endtag(self, tag: str) -> None:
     if tag not in self.VOID:
       assert self.open.pop() == tag
 
 
-def test_all_sections_and_nothing_from_outside(tmp_path):
+def test_the_page_has_all_sections_and_loads_nothing(tmp_path):
   page = report.write_report(tmp_path, content()).read_text()
   tags = Tags(page)
   assert tuple(tags.ids) == SECTIONS and tags.open == []
-  assert not re.search(r'https?://|src=|@import|url\((?!#)', page), (
-    'the page must not ask for anything'
-  )
+  assert not re.search(r'https?://|src=|@import|url\((?!#)', page), 'the page must load nothing'
   assert re.findall(r'href="(?!#|data:)[^"]*"', page) == []
   assert 'SIMULATED DATA' in page and 'recency &lt;7 d&gt;' in page and '<b>' not in page
-  assert (
-    '6 earlier events not drawn' in page
-    and '(event not drawn)' in page
-    and page.count('class="hitmark"') == 1
-  )
+  assert '6 earlier events are not drawn' in page and '(event not drawn)' in page
+  assert page.count('class="hitmark"') == 1
   ids = re.findall(r' id="([^"]+)"', page)
   assert len(ids) == len(set(ids)), 'plots on one page must not share ids'
   assert page.count('<svg') == 8
@@ -160,52 +159,70 @@ def test_all_sections_and_nothing_from_outside(tmp_path):
   assert {'config_digest', 'commit'} <= set(stored['provenance'])
 
 
-def test_a_winning_floor_is_said_plainly(tmp_path):
+def test_the_page_says_when_a_baseline_wins(tmp_path):
   page = report.write_report(tmp_path, content(model_hits=False)).read_text()
-  assert 'A baseline stands above RoleGen' in page and 'does not beat' in page
+  assert 'A baseline ranks above RoleGen' in page and 'does not beat' in page
   page = report.write_report(tmp_path, content(model_hits=True)).read_text()
-  assert 'A baseline stands above' not in page and '<strong>beats</strong>' in page
+  assert 'A baseline ranks above' not in page and '<strong>beats</strong>' in page
 
 
-def test_words_stand_in_their_table_and_beside_their_events(tmp_path):
-  made = content()
-  made['trajectories'][0]['sentences'] = dict(
+def test_systems_have_plain_names_on_the_page_and_keys_in_the_json(tmp_path):
+  names = {
+    'RoleGen': 'RoleGen',
+    'RoleGen_exposure_penalty': 'RoleGen, exposure penalty',
+    'no_reasoner': 'no reasoner',
+    'no_reasoner_exposure_penalty': 'no reasoner, exposure penalty',
+    'item_knn': 'ItemKNN',
+    'item_transitions': 'item transitions',
+  }
+  everything = content()
+  model, baseline = everything['systems'].values()
+  (difference,) = everything['differences'].values()
+  everything['systems'] = {name: model if name == 'RoleGen' else baseline for name in names}
+  everything['differences'] = {name: difference for name in names if name != 'RoleGen'}
+  everything['training'] += [
+    row | dict(stage='ablations/no_reasoner') for row in everything['training']
+  ]
+  page = report.write_report(tmp_path, everything).read_text()
+  stored = json.loads((tmp_path / 'report.json').read_text())
+  assert list(stored['systems']) == list(names)
+  assert list(stored['worlds']['systems']) == ['RoleGen', 'no_counterfactual']
+  for key, name in names.items():
+    assert f'<td>{name} <span class="kind">' in page
+    assert key == name or key not in page
+  assert '<td>no counterfactual</td>' in page and 'no_counterfactual' not in page
+  assert '<h3>ablation: no reasoner</h3>' in page
+
+
+def test_words_have_a_table_and_stand_beside_their_events(tmp_path):
+  everything = content()
+  everything['trajectories'][0]['sentences'] = dict(
     events=['looks around'] * 20, intents=['wants a scarf']
   )
-  asked = [
-    dict(
-      question='text -> semantic ID', items=which, number=12, chance=0.01, align=0.625, loop=0.25
-    )
-    for which in ('shown', 'held out')
-  ]
-  page = report.write_report(tmp_path, made | dict(alignment=asked)).read_text()
+  question = dict(question='text -> semantic ID', number=12, chance=0.01, align=0.625, loop=0.25)
+  everything['alignment'] = [question | dict(items=kind) for kind in ('shown', 'held out')]
+  page = report.write_report(tmp_path, everything).read_text()
   assert Tags(page).ids.count('alignment') == 1 and 'built-in method' not in page
-  cells = ('text -&gt; semantic ID', 'held out', '12', '62.5 %', '25.0 %', '1.0 %')
-  assert ''.join(f'<td>{cell}</td>' for cell in cells) in page
+  row = ('text -&gt; semantic ID', 'held out', '12', '62.5 %', '25.0 %', '1.0 %')
+  assert ''.join(f'<td>{cell}</td>' for cell in row) in page
   assert page.count('looks around') == 20 and 'wants a scarf' in page
 
 
 def test_missing_sections_are_left_out(tmp_path):
-  page = report.write_report(
-    tmp_path, dict(title='Bare', provenance=PROVENANCE | {'simulated': False})
-  ).read_text()
+  bare = dict(title='Bare', provenance=PROVENANCE | {'simulated': False})
+  page = report.write_report(tmp_path, bare).read_text()
   assert Tags(page).ids == ['headline'] and 'REAL LOG' in page
 
 
-def test_without_provenance_there_is_no_report(tmp_path):
+def test_there_is_no_report_without_provenance(tmp_path):
+  provenance = {key: value for key, value in PROVENANCE.items() if key != 'commit'}
   with pytest.raises(ValueError, match='provenance.commit'):
-    report.write_report(
-      tmp_path, dict(title='x', provenance={k: v for k, v in PROVENANCE.items() if k != 'commit'})
-    )
+    report.write_report(tmp_path, dict(title='x', provenance=provenance))
   assert list(tmp_path.iterdir()) == []
 
 
-def test_not_a_number_is_no_number(tmp_path):
-  report.write_report(
-    tmp_path,
-    dict(
-      title='x', provenance=PROVENANCE, semantic_ids={'r2': np.float32('nan'), 'n': np.int64(3)}
-    ),
-  )
+def test_nan_is_shown_as_a_dash(tmp_path):
+  figures = {'r2': np.float32('nan'), 'n': np.int64(3)}
+  report.write_report(tmp_path, dict(title='x', provenance=PROVENANCE, semantic_ids=figures))
   assert json.loads((tmp_path / 'report.json').read_text())['semantic_ids'] == {'r2': None, 'n': 3}
   assert '–' in (tmp_path / 'report.html').read_text()
