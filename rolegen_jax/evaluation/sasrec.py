@@ -269,7 +269,7 @@ def _step_program(
       return sampled_cross_entropy(state, embedding, target, negative, batches.log_share)
     return cross_entropy(state, embedding, target)
 
-  @jax.jit
+  @jit
   def step(params: Any, opt_state: Any, batch: Any, index: int) -> tuple[Any, Any, jax.Array]:
     key_drop, key_negative = jax.random.split(jax.random.fold_in(key_steps, index))
     negative = jax.random.randint(key_negative, (NEGATIVES,), 0, len(batches.log_share))

@@ -19,18 +19,23 @@ TEXT = """HloModule jit_loop_step, is_scheduled=true, replica_count=1, num_parti
 }
 
 %decode (p: f32[4]) -> f32[4] {
-  %while.1 = f32[4]{0} while(%p), condition=%c, body=%layers, metadata={op_name="jit(joint_train_step)/rollout/while/body/closed_call/while"}
+  %while.1 = f32[4]{0} while(%p), condition=%c, body=%layers, \
+metadata={op_name="jit(joint_train_step)/rollout/while/body/closed_call/while"}
 }
 
 %train (p: f32[4]) -> f32[4] {
-  %all-reduce.1 = f32[4]{0} all-reduce-start(%p), to_apply=%add, replica_groups={{0,1},{2,3}}, metadata={op_name="jit(joint_train_step)/reflection/transpose(jvp())/while/body/dot"}
+  %all-reduce.1 = f32[4]{0} all-reduce-start(%p), to_apply=%add, replica_groups={{0,1},{2,3}}, \
+metadata={op_name="jit(joint_train_step)/reflection/transpose(jvp())/while/body/dot"}
 }
 
 ENTRY %main (p: f32[4]) -> f32[4] {
-  %while.2 = f32[4]{0} while(%p), condition=%other, body=%decode, metadata={op_name="jit(joint_train_step)/rollout/while"}, backend_config={"known_trip_count":{"n":"3"}}
-  %while.3 = f32[4]{0} while(%p), condition=%other, body=%train, metadata={op_name="jit(joint_train_step)/reflection/while"}
+  %while.2 = f32[4]{0} while(%p), condition=%other, body=%decode, \
+metadata={op_name="jit(joint_train_step)/rollout/while"}, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %while.3 = f32[4]{0} while(%p), condition=%other, body=%train, \
+metadata={op_name="jit(joint_train_step)/reflection/while"}
 }
-"""  # noqa: E501 (HLO as the compiler prints it)
+"""
 
 
 def test_finds_collectives_through_calls():
