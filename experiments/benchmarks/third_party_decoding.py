@@ -76,8 +76,8 @@ def measure(
     store.point(name, [*settings, budget], functools.partial(time_cell, sides, items, k, budget))
   ours, items = sides[OURS], sequences.full_histories(users, CHECK_HISTORY)
   checks = {
-    'covered': lambda: dict(catalogues=check_covered(ours, items)),
-    'found fresh': lambda: dict(updates=0, lists=share_found(ours, items)),
+    'covered': lambda: dict(catalogues=check_covered(ours, items, COVERED)),
+    'found fresh': lambda: dict(updates=0, lists=share_found(ours, items, COVERAGE_BEAMS, TOPS)),
     'found trained': lambda: check_trained(ours, items, updates),
   }
   for name, check in checks.items():
@@ -134,7 +134,7 @@ def count_faults(item_Bxk: np.ndarray, n_items: int) -> dict:
 
 
 def check_covered(
-  ours: beauty.Ours, item_Bxn: np.ndarray, sizes: tuple[int, ...] = COVERED, seed: int = 0
+  ours: beauty.Ours, item_Bxn: np.ndarray, sizes: tuple[int, ...], seed: int = 0
 ) -> list[dict]:
   """Compare whole rankings, with as many beams as items, with scoring every item by itself.
 
@@ -159,8 +159,8 @@ def check_covered(
 def share_found(
   ours: beauty.Ours,
   item_Bxn: np.ndarray,
-  beams: tuple[int, ...] = COVERAGE_BEAMS,
-  tops: tuple[int, ...] = TOPS,
+  beams: tuple[int, ...],
+  tops: tuple[int, ...],
 ) -> list[dict]:
   """Return, by beams and top, the share of the truly best `top` items that the search found."""
   best = np.argsort(-ours.score_all(item_Bxn), axis=1, kind='stable')
@@ -178,7 +178,7 @@ def check_trained(ours: beauty.Ours, item_Bxn: np.ndarray, updates: int) -> dict
   """Train our model and return `share_found`; it stays trained."""
   for _ in range(updates):
     ours.update()
-  lists = share_found(ours, item_Bxn)
+  lists = share_found(ours, item_Bxn, COVERAGE_BEAMS, TOPS)
   return dict(updates=updates, batch=ours.batch, loss=ours.loss, lists=lists)
 
 
