@@ -250,8 +250,8 @@ def test_unknown_experiments_and_fields_name_what_is_right():
     entry.experiment('dmo', [])
   with pytest.raises(ConfigError, match='no such field; the nearest is loop.worlds'):
     entry.experiment('demo', ['loop.wrlds=3'])
-  with pytest.raises(ConfigError, match='fit_world.py has no get_config'):
-    entry.experiment('fit_world', [])
+  with pytest.raises(ConfigError, match='fit_simulator.py has no get_config'):
+    entry.experiment('fit_simulator', [])
 
 
 def test_an_experiment_may_be_a_file_anywhere(tmp_path):

@@ -42,6 +42,7 @@ CONFIG = overrides.apply(
     f'reason.batch={USERS}',
     f'evaluation.batch={USERS}',
     'backbone.beam=4',
+    'evaluation.ks=(1,4)',
   ],
 )
 ROLEGEN = RoleGen(CONFIG)
@@ -59,10 +60,18 @@ def plain(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-MESH = make_mesh(MeshConfig(), jax.devices()[:1])
-EXAMPLES = plain(programs.examples_like(CONFIG, USERS, MESH))
-TRIE = plain(programs.trie_like(CONFIG, 1000, MESH))
-KEY = jax.eval_shape(lambda: jax.random.key(0))
+@functools.cache
+def examples():
+  return plain(programs.examples_like(CONFIG, USERS, make_mesh(MeshConfig(), jax.devices()[:1])))
+
+
+@functools.cache
+def trie():
+  return plain(programs.trie_like(CONFIG, 1000, make_mesh(MeshConfig(), jax.devices()[:1])))
+
+
+def key():
+  return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def shapes(name):
@@ -105,7 +114,7 @@ def gradient(loss, params, *args):
 @pytest.mark.slow
 def test_execution_and_feedback():
   step = jax.value_and_grad(functools.partial(losses.execution_loss, ROLEGEN), has_aux=True)
-  xla = counted(step, shapes('backbone'), EXAMPLES, rollout_like(), TRIE, KEY)
+  xla = counted(step, shapes('backbone'), examples(), rollout_like(), trie(), key())
   phases = OURS.phases()
   assert (phases['execution'] + phases['feedback']).hardware == pytest.approx(xla, rel=0.02)
 
@@ -118,7 +127,7 @@ def test_reflection():
     return losses.reflection_loss(ROLEGEN, p, reference, examples, rollout, worth, trie, 1.0)
 
   xla = gradient(
-    loss, shapes('reasoner'), shapes('reasoner'), EXAMPLES, rollout_like(), worth, TRIE
+    loss, shapes('reasoner'), shapes('reasoner'), examples(), rollout_like(), worth, trie()
   )
   assert OURS.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
 
@@ -137,7 +146,7 @@ def test_no_gradient_of_what_is_frozen_is_computed(train):
     return losses.reflection_loss(rolegen, policy, fixed, examples, rollout, worth, trie, 1.0)
 
   worth = losses.Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
-  xla = gradient(loss, trained, frozen, trained, EXAMPLES, rollout_like(), worth, TRIE)
+  xla = gradient(loss, trained, frozen, trained, examples(), rollout_like(), worth, trie())
   assert ours.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
   assert (
     xla < (0.95 if train == 'lora' else 0.8) * OURS.phases()['reflection'].hardware
@@ -151,9 +160,9 @@ def test_rollout():
   xla = counted(
     lambda p, examples, trie, key: ROLEGEN.rollout(p, examples, trie, key),
     shapes('reasoner'),
-    EXAMPLES,
-    TRIE,
-    KEY,
+    examples(),
+    trie(),
+    key(),
   )
   phases = OURS.phases()
   assert (phases['rollout prefill'] + phases['rollout decode']).model == pytest.approx(
@@ -169,7 +178,7 @@ def test_prefill():
     return prefill_prompt(ROLEGEN.bind('reasoner', params), Tree(ROLEGEN.layout), prompt)
 
   assert OURS.prefill().times(USERS).model == pytest.approx(
-    counted(prefill, shapes('reasoner'), EXAMPLES, TRIE), rel=0.02
+    counted(prefill, shapes('reasoner'), examples(), trie()), rel=0.02
   )
 
 
@@ -182,9 +191,13 @@ def test_prefill():
   ],
 )
 def test_supervised_stages(stage, model, loss):
-  batch = EXAMPLES.history if stage == 'warmup' else EXAMPLES
+  batch = examples().history if stage == 'warmup' else examples()
   xla = gradient(
-    lambda p, batch, trie, key: loss(ROLEGEN, p, batch, trie, key), shapes(model), batch, TRIE, KEY
+    lambda p, batch, trie, key: loss(ROLEGEN, p, batch, trie, key),
+    shapes(model),
+    batch,
+    trie(),
+    key(),
   )
   assert OURS.stages()[stage].hardware == pytest.approx(xla, rel=0.02)
 
@@ -197,9 +210,9 @@ def test_recommend():
       ROLEGEN.recommend(p, examples, trie, key, CONFIG.backbone.beam).ranking
     ),
     params,
-    EXAMPLES,
-    TRIE,
-    KEY,
+    examples(),
+    trie(),
+    key(),
   )
   assert OURS.stages()['recommend'].model == pytest.approx(xla, rel=0.02)
 
