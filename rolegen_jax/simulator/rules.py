@@ -114,7 +114,7 @@ HELD_BACK_STRENGTHS: dict[str, Any] = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-  """Parameters fitted to the marginals of one real log by experiments/fit_world.py."""
+  """Parameters fitted to the marginals of one real log by experiments/fit_simulator.py."""
 
   events_mean: float  # events per user
   events_shape: float  # gamma shape of events per user
