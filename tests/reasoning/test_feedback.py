@@ -70,7 +70,6 @@ def make_loss(objective: str, sampled_mask=EVERYWHERE, advantage=None, reference
   advantage = jit(lib.advantages)(REWARD) if advantage is None else advantage
   reference = rollout if reference is None else reference
 
-  @jit
   def loss(log_prob):
     return lib.policy_loss(log_prob, rollout, reference, sampled_mask, advantage, REWARD, config)
 
@@ -78,7 +77,7 @@ def make_loss(objective: str, sampled_mask=EVERYWHERE, advantage=None, reference
   def gradient(log_prob):
     return jax.grad(lambda x: loss(x)[0])(log_prob)
 
-  return loss, lambda log_prob: np.array(gradient(log_prob)), rollout
+  return jit(loss), lambda log_prob: np.array(gradient(log_prob)), rollout
 
 
 @pytest.mark.parametrize('objective', ['policy_gradient', 'weighted'])

@@ -30,13 +30,12 @@ def test_constrained_log_softmax():
   assert np.isfinite(gradient).all() and (gradient[1] == 0).all() and gradient[0, 3] == 0
 
 
-@jit
 def build_prompt(examples, codes):
   return frcot.build_prompt(LAYOUT, examples.history, examples.excites, examples.timestamp, codes)
 
 
 def prompts(examples):
-  return build_prompt(examples, jnp.asarray(tiny.codes()))
+  return jit(build_prompt)(examples, tiny.codes())
 
 
 @jit

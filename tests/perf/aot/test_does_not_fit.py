@@ -11,7 +11,7 @@ import pytest
 from experiments import pod
 from rolegen_jax.perf.aot import search, topology
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 pytestmark = pytest.mark.skipif(

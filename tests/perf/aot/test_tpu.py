@@ -9,7 +9,7 @@ import pytest
 
 from tests.perf.aot import hlo
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 @pytest.mark.slow
