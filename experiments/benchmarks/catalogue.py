@@ -46,7 +46,7 @@ def measure(store: harness.Store, *, sizes: tuple = SIZES, repeats: int = 20) ->
   if min(sizes) < 1000:
     raise ConfigError(f'--sizes={min(sizes)}: must be at least 1000')
   for items in sorted(sizes):
-    store.point(str(items), dict(repeats=repeats), functools.partial(measure_size, items, repeats))
+    store.point(str(items), [repeats], functools.partial(measure_size, items, repeats))
   sizes_of_search = dict(levels=LEVELS, codes=CODES, requests=REQUESTS, beams=BEAMS)
   return sizes_of_search | dict(points=store.points)
 

@@ -84,7 +84,9 @@ def main(
   entry.run(command)
 
 
-def _define_flags(measure: Callable[..., dict]) -> Callable[[], dict[str, Any]]:
+def _define_flags(
+  measure: Callable[..., dict], flag_values: flags.FlagValues = flags.FLAGS
+) -> Callable[[], dict[str, Any]]:
   """Define a flag per keyword argument of `measure`; return what reads their values.
 
   The default decides the type: bool, int, float, str, or a tuple, which is a comma-separated list.
@@ -105,11 +107,11 @@ def _define_flags(measure: Callable[..., dict]) -> Callable[[], dict[str, Any]]:
     help_line = help_lines.get(name, f'The argument {name!r} of `measure`.')
     default = parameter.default
     if default is inspect.Parameter.empty:
-      holder = flags.DEFINE_string(name, None, help_line, required=True)
+      holder = flags.DEFINE_string(name, None, help_line, flag_values=flag_values, required=True)
     elif isinstance(default, tuple):
-      holder = flags.DEFINE_list(name, [str(x) for x in default], help_line)
+      holder = flags.DEFINE_list(name, [str(x) for x in default], help_line, flag_values=flag_values)
     else:
-      holder = define[type(default)](name, default, help_line)
+      holder = define[type(default)](name, default, help_line, flag_values=flag_values)
     readers[name] = functools.partial(_read, holder, default)
   return lambda: {name: read() for name, read in readers.items()}
 

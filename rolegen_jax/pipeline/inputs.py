@@ -106,14 +106,14 @@ def prepare_data(run: Run) -> Data:
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
     notes = distributed.once(
-      lambda: prepare(config, _raw_tables(run.config), stage.folder, cuts)[2]
+      lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2]
     )
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
   log, occasions = load_prepared(stage.folder)
   return Data(log, occasions, shards)
 
 
-def _raw_tables(config: Config) -> RawTables:
+def raw_tables(config: Config) -> RawTables:
   """Return the simulated log, or the real one that `config.data` names."""
   if config.data.format != 'simulated':
     return read_tables(config.data)

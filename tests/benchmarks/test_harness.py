@@ -61,17 +61,14 @@ def test_keyword_arguments_become_flags():
     rounds: Timed rounds.
     """
 
-  read_settings = harness._define_flags(measure)
-  try:
-    assert flags.FLAGS['rounds'].help == 'Timed rounds.'
-    flags.FLAGS(['command', '--data=here', '--sizes=3,4'])
-    assert read_settings() == dict(data='here', rounds=5, sizes=(3, 4))
-    flags.FLAGS.sizes = ['many']
-    with pytest.raises(ConfigError, match='--sizes=many: must be a list of int'):
-      read_settings()
-  finally:
-    for name in ('data', 'rounds', 'sizes'):
-      delattr(flags.FLAGS, name)
+  values = flags.FlagValues()
+  read_settings = harness._define_flags(measure, values)
+  assert values['rounds'].help == 'Timed rounds.'
+  values(['command', '--data=here', '--sizes=3,4'])
+  assert read_settings() == dict(data='here', rounds=5, sizes=(3, 4))
+  values.sizes = ['many']
+  with pytest.raises(ConfigError, match='--sizes=many: must be a list of int'):
+    read_settings()
 
 
 def test_sides_take_turns_going_first():

@@ -15,6 +15,7 @@ from rolegen_jax.data.occasions import TEST
 from rolegen_jax.data.prepare import prepare
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.baselines import evaluation_rows
+from rolegen_jax.pipeline.inputs import raw_tables
 
 SMALL = ['simulator.users=200', 'simulator.items=64', 'simulator.categories=8']
 KINDS = dict(RoleGen='model', no_reasoner='ablation', popularity='baseline')
@@ -31,7 +32,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 
 def write_run(config, run: pathlib.Path, seed: int) -> None:
-  log, occasions, _ = prepare(config, run / 'data')
+  log, occasions, _ = prepare(config.data, raw_tables(config), run / 'data')
   rows = evaluation_rows(log, occasions, TEST)
   target = occasions.target[occasions.target_offsets[rows]]
   others = (target[:, None] + np.arange(1, 50)) % 64
@@ -150,7 +151,7 @@ def test_json_keeps_values_and_puts_small_ones_on_a_line():
   )
   text = quality.to_json(value)
   assert json.loads(text) == value
-  assert len(text.splitlines()) == 8
+  assert len(text.splitlines()) == 9
 
 
 def test_the_experiment_has_every_ablation():
