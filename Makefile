@@ -1,5 +1,5 @@
 # make demo       train, evaluate and report on the simulated log that ships with the project
-# make test       run the tests, a file per free core; ARGS goes to pytest: make test ARGS='-x'
+# make test       run the fast tests, one worker per core, at most four; ARGS goes to pytest: make test ARGS='-x'
 # make test-all   the same with the slow suites
 # make lint       formatter, linter and type checker
 # make clean      remove .venv and caches; run folders stay

@@ -1,4 +1,4 @@
-"""Your own log, in the format of the data contract (README.md).
+"""Your own log, in the format of the data contract (docs/guide.md).
 
   rolegen train --experiment=contract --set data.path=my_shop --workdir=runs/shop
 

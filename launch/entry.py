@@ -16,7 +16,7 @@ from rolegen_jax.config import ConfigError
 def run(main: Callable[[], int]) -> None:
   """Parse the flags, call `main` and exit with the code that it returns.
 
-  A ConfigError is printed as one line and exits with 2. Unlike `rolegen_jax.commands.run`, this
+  A ConfigError is printed as one line and exits with 2. Unlike `rolegen_jax.cli.entry.run`, this
   joins no distributed job, so it works on any host of a cluster.
   """
 

@@ -109,7 +109,9 @@ def _define_flags(
     if default is inspect.Parameter.empty:
       holder = flags.DEFINE_string(name, None, help_line, flag_values=flag_values, required=True)
     elif isinstance(default, tuple):
-      holder = flags.DEFINE_list(name, [str(x) for x in default], help_line, flag_values=flag_values)
+      holder = flags.DEFINE_list(
+        name, [str(x) for x in default], help_line, flag_values=flag_values
+      )
     else:
       holder = define[type(default)](name, default, help_line, flag_values=flag_values)
     readers[name] = functools.partial(_read, holder, default)

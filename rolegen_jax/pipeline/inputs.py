@@ -105,9 +105,7 @@ def prepare_data(run: Run) -> Data:
   stage = run.folder.begin('data', digest(config, source, shards and shards.digest))
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
-    notes = distributed.once(
-      lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2]
-    )
+    notes = distributed.once(lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2])
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
   log, occasions = load_prepared(stage.folder)
   return Data(log, occasions, shards)

@@ -62,7 +62,7 @@ def relative_roles(
 ) -> np.ndarray:
   """Return the roles of events relative to the purchase of `bought`.
 
-  The first rule that holds wins, in the order of docs/simulated_world.md. All arrays broadcast;
+  The first rule that holds wins, in the order of docs/simulator.md. All arrays broadcast;
   contacts: what `contact_roles` returned for the events.
   """
   traits = world.traits

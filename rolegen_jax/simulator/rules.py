@@ -1,6 +1,6 @@
 """Constants of the simulated world: the rules (chosen) and the presets (fitted).
 
-docs/simulated_world.md explains each. The rules were fixed before any model was trained on the
+docs/simulator.md explains each. The rules were fixed before any model was trained on the
 world and are not tuned to any comparison of recommenders. Those of the held-back world were fixed
 before any recommenders were compared in either world by `simulate_ab`.
 """

@@ -2,7 +2,7 @@
 
 `simulate(config)` gives a log with planted roles and true removal effects; `World` answers what-if
 questions about any history and plays A/B tests. Rules, equations and constants are in
-docs/simulated_world.md. SIMULATED DATA: no real shopper.
+docs/simulator.md. SIMULATED DATA: no real shopper.
 
 U users of the world, N rows of a state, C categories, I items, M recent events, K shown items.
 """

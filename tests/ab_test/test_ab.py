@@ -159,7 +159,7 @@ def test_recency_and_histories_kept_up_to_date_equal_those_of_the_longer_log(tes
     assert np.array_equal(a, b)
 
 
-def test_recency_is_the_floor_of_the_report(test):
+def test_recency_is_the_baseline_of_the_report(test):
   setting = test.setting
   now = int(setting.log.timestamp.max()) + 1
   policy = policies.Recency(setting)

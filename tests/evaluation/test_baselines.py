@@ -52,7 +52,7 @@ def test_recency_decays_and_fills_with_popular_items():
   )
 
 
-def test_knn_neighbours_by_hand():
+def test_knn_neighbors_by_hand():
   rows = [
     (u, i, 'purchase', d)
     for d, (u, i) in enumerate([(1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 2), (4, 3)])
@@ -69,8 +69,8 @@ def test_knn_neighbours_by_hand():
   test = test[occasions.user[test] == 4]
   ranking = baselines.item_knn(log, occasions, test, Config(), 6)
   # cosine(0, 1) = 2 / sqrt(4 * 2), cosine(0, 2) = 1 / sqrt(4 * 1); nobody of training has 4
-  neighbours = [i for i in ranking.items[0].tolist() if i in (1, 2)]
-  assert neighbours == [1, 2]
+  neighbors = [i for i in ranking.items[0].tolist() if i in (1, 2)]
+  assert neighbors == [1, 2]
   assert ranking.settings['own'] or not {0, 4} & set(ranking.items[0].tolist()), (
     'barred items do not return as filler'
   )

@@ -87,7 +87,7 @@ def one():
 
 
 def imitation(metrics) -> float:
-  """The anchor loss, from its parts."""
+  """The imitation loss, from its parts."""
   return sum(
     float(metrics[name])
     for name in ('frcot_nll', 'intent_nll', 'intent_nll_by_role', 'retrieved_nll')
@@ -196,9 +196,9 @@ def test_one_program_for_twenty_steps_and_all_switches(eight):
     state, metrics = call(setup, state, lib.Switches(intervene, reflect))
     loss[reflect] = float(metrics['reasoner_loss'])
     assert (float(metrics['world_distance']) == 0.0) == (not intervene)
-    anchor = setup.rolegen.config.loop.imitation * imitation(metrics)
+    supervised = setup.rolegen.config.loop.imitation * imitation(metrics)
     assert loss[reflect] == pytest.approx(
-      anchor + reflect * float(metrics['reflection_loss']), rel=1e-5
+      supervised + reflect * float(metrics['reflection_loss']), rel=1e-5
     )
   assert setup.step._cache_size() == 1
   box.append(state)
