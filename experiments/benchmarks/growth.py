@@ -4,7 +4,8 @@
 
 A point is compiled, then timed in turn with the base step, so that a slow moment of the machine
 meets both; its figure is the median over rounds of their ratio. A slope is an exponent: 1 means
-proportional, 0 no growth. Time is held against the analytic work, the FLOPs of `rolegen_jax.perf.flops`.
+proportional, 0 no growth. Time is held against the analytic work, the FLOPs of
+`rolegen_jax.perf.flops`.
 """
 
 from __future__ import annotations
