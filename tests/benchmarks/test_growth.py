@@ -23,6 +23,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_point_is_measured_once_and_drawn(tmp_path, monkeypatch):
   # The eight devices of the tests do not share half a batch.
   batch = dataclasses.replace(growth.AXES['batch'], factors=(2,))

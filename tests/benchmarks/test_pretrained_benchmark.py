@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from experiments.benchmarks import harness, pretrained
 
 
+@pytest.mark.slow
 def test_both_ways_are_measured_and_drawn(tmp_path):
   results = pretrained.measure(harness.Store(), rounds=1, layers=1)
   results = json.loads(json.dumps(results))

@@ -19,6 +19,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_both_sides_sample_what_training_scores(tmp_path):
   settings = dict(dtypes=('float32',), events=(6,), worlds=(2, 4), items=60, repeats=3)
   results = shared_prefix.measure(harness.Store(), assignments=TINY, **settings)

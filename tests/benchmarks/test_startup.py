@@ -25,6 +25,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_start_up_is_measured_and_drawn(tmp_path, monkeypatch):
   monkeypatch.setattr(startup, 'HELP', {'rolegen train': startup.HELP['rolegen train']})
   monkeypatch.setattr(startup, 'RUN', 'rolegen_jax.config')

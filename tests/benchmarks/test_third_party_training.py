@@ -112,6 +112,7 @@ def test_ndcg_by_hand():
   assert result['ndcg'] == pytest.approx((1 + 1 / np.log2(3)) / 3) and result['hits'] == 2
 
 
+@pytest.mark.slow
 def test_a_race_trains_to_its_marks_by_turns(ours, capsys):
   marks = dict(rolegen=[0.01, 0.03], hf_t5=[0.02])
   curves = training.race(dict(rolegen=ours, hf_t5=ours), marks, lambda model: dict(ndcg=0.5))

@@ -62,12 +62,16 @@ def workdir(one_process, tmp_path):
   return tmp_path
 
 
-def test_two_processes_resume_after_preemption_and_a_kill(one_process, workdir):
+@pytest.mark.parametrize(
+  'kill', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['preempted', 'then killed']
+)
+def test_two_processes_resume(one_process, workdir, kill):
   codes, output = run_job(workdir, 2, '--signal=SIGTERM')
   assert codes == [42, 42], output
   assert output.count('saved at step') == 2
-  codes, output = run_job(workdir, 2, '--signal=SIGKILL')
-  assert codes == [134, 128 + 9], output
+  if kill:
+    codes, output = run_job(workdir, 2, '--signal=SIGKILL')
+    assert codes == [134, 128 + 9], output
   codes, output = run_job(workdir, 2)
   assert codes == [0, 0], output
   assert 'warmup: continuing' in output
