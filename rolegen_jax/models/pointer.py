@@ -114,10 +114,11 @@ def share_retrieved(pointing: Pointing, logit_BxQ: jax.Array, share_BxS: jax.Arr
   has_retrieved = is_retrieved.any(axis=-1, keepdims=True)
   log_retrieved, log_rest = log_split(logit_BxQ, has_retrieved)
   log_share = jnp.where(is_retrieved, jnp.log(jnp.maximum(share_BxS, 1e-30)), NEG_INF)[:, None]
-  log_pointed = log_rest + pointing.log_copy
-  log_copy = jnp.logaddexp(log_pointed, log_retrieved)
+  # One name for log_rest + pointing.log_copy would add its gradients up in another order.
+  log_copy = jnp.logaddexp(log_rest + pointing.log_copy, log_retrieved)
   log_pointer = jnp.logaddexp(
-    log_pointed[..., None] + pointing.log_pointer, log_retrieved[..., None] + log_share
+    (log_rest + pointing.log_copy)[..., None] + pointing.log_pointer,
+    log_retrieved[..., None] + log_share,
   )
   log_pointer = jnp.maximum(log_pointer - log_copy[..., None], NEG_INF)
   return Pointing(log_pointer, log_copy, log_rest + pointing.log_generate)
