@@ -2,8 +2,8 @@
 
   rolegen train --experiment=demo --workdir=runs/demo
 
-Expect five to six minutes on two idle CPU cores, HI@10 of about 34 % on the dormant test targets,
-28 % for its backbone without a reasoner. docs/simulator.md says what is simulated.
+Expect about five minutes on two idle CPU cores, HI@10 of about 34 % on the dormant test targets and
+27 % for its backbone without a reasoner. docs/simulator.md says what is simulated.
 """
 
 from collections.abc import Callable
