@@ -35,7 +35,7 @@ def role_agreement(
       for i, name in enumerate(names)
     },
     'macro_f1': float(f1[present].mean()) if present.any() else float('nan'),
-    'accuracy': float(right.sum() / max(support.sum(), 1)),
+    'accuracy': float(right.sum() / max(int(support.sum()), 1)),
     'confusion': confusion.tolist(),
     'events': int(known.sum()),
   }

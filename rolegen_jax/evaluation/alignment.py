@@ -77,7 +77,7 @@ def questions(
 def _best_constant(answers: list, mask: np.ndarray) -> float:
   """Return how often the most common answer is right."""
   counts = collections.Counter(answer for answer, chosen in zip(answers, mask) if chosen)
-  return counts.most_common(1)[0][1] / mask.sum()
+  return counts.most_common(1)[0][1] / int(mask.sum())
 
 
 def _right_answers(

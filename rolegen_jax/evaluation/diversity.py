@@ -40,7 +40,7 @@ def gini(counts_I: np.ndarray) -> float:
 def entropy(labels_N: np.ndarray) -> float:
   """Return the entropy in nats of the empirical distribution of integer labels; 0 without any."""
   _, counts = np.unique(labels_N, return_counts=True)
-  p = counts / max(counts.sum(), 1)
+  p = counts / max(int(counts.sum()), 1)
   return float(-(p * np.log(p)).sum())
 
 

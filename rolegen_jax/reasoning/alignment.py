@@ -163,9 +163,9 @@ class Alignment:
     if task == 'text_to_sid':
       example = self.text_to_sid(int(rng.choice(self._described)))
     else:
-      attribute = rng.choice([name for name, items in self._shown.items() if len(items)])
+      attribute = str(rng.choice([name for name, items in self._shown.items() if len(items)]))
       item = int(rng.choice(self._shown[attribute]))
-      example = getattr(self, task)(item, str(attribute))
+      example = getattr(self, task)(item, attribute)
     return example if len(example.tokens) <= room else None
 
   def fill(self, rng: np.random.Generator, room: int) -> list[TextExample]:

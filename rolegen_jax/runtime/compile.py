@@ -13,9 +13,9 @@ from rolegen_jax.runtime import distributed
 # of 19 and ran it in 312 ms instead of 324 (2 cores); without fusion emitters the joint train step
 # of the demo compiles in 53 s of CPU instead of 87 and runs in 581 ms instead of 644. Other
 # platforms keep their defaults.
-OPTIONS: dict[str, dict[str, Any]] = {
-  'cpu': {'xla_backend_optimization_level': 1, 'xla_cpu_use_fusion_emitters': False}
-}
+OPTIONS: dict[str, dict[str, Any]] = {'cpu': {'xla_backend_optimization_level': 1}}
+if jax.__version_info__ < (0, 12):  # which has no such option any more
+  OPTIONS['cpu']['xla_cpu_use_fusion_emitters'] = False
 
 
 # A program that runs once is not worth optimizing: level 0 halves its compilation.

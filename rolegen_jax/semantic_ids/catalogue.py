@@ -284,7 +284,7 @@ def _spill(
   for item in movers:
     left_per_code = room_left[prefix[m + item]]
     distance = np.square(codebook - residual[item]).sum(axis=1)
-    choice[item] = np.where(left_per_code > 0, distance, np.inf).argmin()
+    choice[item] = np.argmin(np.where(left_per_code > 0, distance, np.inf))
     left_per_code[choice[item]] -= 1
   return choice
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -94,7 +94,8 @@ class MutableTables:
     node_regions = self.regions(level + 1)
     if level not in self._run_allocators:
       by_prefix = node_regions.reshape(-1, self.layout.codes_per_level)  # 0 where there is no child
-      return np.bitwise_or.reduce(by_prefix[row], axis=1)
+      bitwise_or: Any = np.bitwise_or  # NumPy's own types for `reduce` differ by version
+      return bitwise_or.reduce(by_prefix[row], axis=1)
     child, counts = self.children(level, row)
     rows = self.layout.rows[level + 1]
     below = self.regions(self.layout.levels).take(np.maximum(child - rows, 0))

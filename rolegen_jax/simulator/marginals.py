@@ -95,7 +95,8 @@ def popularity(events: pl.DataFrame, per_item: float | None, draws: int = 8) -> 
     return _lorenz(items)
   curves = []
   for _ in range(draws):
-    order = np.argsort(rng.permutation(users.max() + 1)[users], kind='stable')
+    shuffled: np.ndarray = rng.permutation(int(np.max(users)) + 1)[users]
+    order = np.argsort(shuffled, kind='stable')
     curves.append(_lorenz(_sparse_sample(items[order], per_item)))
   return np.mean(curves, axis=0)
 
