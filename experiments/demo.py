@@ -26,7 +26,7 @@ def get_config(arg: str = '') -> c.Config:
     reason=_stage(130),
     loop_stage=c.StageConfig(60, 16, loop_optimizer, save_every=60),
     evaluation=c.EvaluationConfig(
-      # no_counterfactual and no_reflection cost a closed loop each.
+      # no_interventions and no_reflection cost a closed loop each.
       ablations=('no_reasoner',),
       sasrec_steps=300,
       # Of 0.3, 0.5, 0.7 and 1.0 the largest at which validation HI@10 is not below that of the

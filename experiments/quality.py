@@ -7,8 +7,8 @@ An experiment with every ablation (amazon_beauty: its own), under three seeds.
   done
   python -m experiments.benchmarks.quality --runs=runs/quality
 
-Settings are those of the experiment, chosen on validation occasions; each seed looks at the test
-occasions once.
+Settings are those of the experiment, tuned on validation occasions. The test occasions are not
+untouched: several design choices were judged by test figures, as docs/quality.md says.
 """
 
 import dataclasses

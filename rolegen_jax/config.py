@@ -41,7 +41,7 @@ ABLATIONS: dict[str, dict[str, Any]] = dict(
   no_reasoner={},
   roles_only=dict(backbone_inputs=('roles',)),
   no_retrieved=dict(backbone_inputs=('roles', 'intent', 'candidates')),
-  no_counterfactual={},
+  no_interventions={},
   common_noise=dict(noise='common'),
   no_reflection={},
   weighted=dict(objective='weighted'),
@@ -352,7 +352,7 @@ class LoopConfig(_Section):
   """The closed loop: rollouts, rewards and the reasoner's objective."""
 
   worlds: int = 4  # rollouts per user; world 0 is factual
-  # What is done in the counterfactual worlds, in turn. intent: the path starts from another
+  # What is done in the worlds after the factual one, in turn. intent: the path starts from another
   # intent, the next likeliest | remove: an event is removed | role: an event gets another role.
   interventions: tuple[str, ...] = INTERVENTIONS
   # independent: each world has noise of its own | common: the worlds of a user differ through
@@ -363,14 +363,13 @@ class LoopConfig(_Section):
   reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
   reward_novelty: float = 0.3  # c: share of a world's candidates in no other world
   reward_malformed: float = 1.0  # d: penalty on the share of malformed candidates
-  # policy_gradient (clipped, KL) | weighted (softmax(A / beta) likelihood)
-  objective: str = 'policy_gradient'
+  # reinforce (log-likelihood by advantage) | weighted (by softmax of reward / weight_beta)
+  objective: str = 'reinforce'
   weight_beta: float = 0.5  # temperature of the `weighted` objective, in reward units
-  clip: float = 0.2  # ratio clip of the policy gradient
   kl: float = 0.02  # weight of KL(policy || reference)
   imitation: float = 0.5  # weight of the supervised FR-CoT loss that is kept in the loop
   reference_decay: float = 0.99  # EMA of the reference; 1 = frozen
-  candidate_dropout: float = 0.3  # chance that a training target sees nothing of the reasoning
+  reasoning_dropout: float = 0.3  # chance that a training target sees nothing of the reasoning
   reflect_every: int = 1  # the reasoner is updated every k-th step
 
   def validate(self, name: str) -> None:
@@ -380,10 +379,10 @@ class LoopConfig(_Section):
     self._one_of(('common', 'independent'), f'{name}.noise')
     self._some_of(BACKBONE_INPUTS, f'{name}.backbone_inputs')
     self._at_least(0, name, 'reward_hit', 'reward_gain', 'reward_novelty', 'reward_malformed')
-    self._one_of(('policy_gradient', 'weighted'), f'{name}.objective')
-    self._positive(name, 'weight_beta', 'clip')
+    self._one_of(('reinforce', 'weighted'), f'{name}.objective')
+    self._positive(name, 'weight_beta')
     self._at_least(0, name, 'kl', 'imitation')
-    self._share(name, 'reference_decay', 'candidate_dropout')
+    self._share(name, 'reference_decay', 'reasoning_dropout')
     self._at_least(1, name, 'reflect_every')
 
 
@@ -469,7 +468,7 @@ class EvaluationConfig(_Section):
   batch: int = 64
   bootstrap: int = 1000  # resamples of occasions for 95 % intervals
   # Some of ABLATIONS, trained and reported beside RoleGen.
-  ablations: tuple[str, ...] = ('no_reasoner', 'no_counterfactual', 'no_reflection')
+  ablations: tuple[str, ...] = ('no_reasoner', 'no_interventions', 'no_reflection')
   # RoleGen and the backbone alone are also reported with their lists under this exposure penalty;
   # 0 = they are not.
   exposure_penalty: float = 0.7

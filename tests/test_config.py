@@ -43,7 +43,7 @@ def test_the_default_is_valid():
     ('reasoner.temperature=0', 'reasoner.temperature=0.0: must be positive'),
     ('loop.worlds=1', 'loop.worlds=1: must be 2 to 16'),
     ('loop.worlds=17', 'loop.worlds=17: must be 2 to 16, the world tokens of the vocabulary'),
-    ('loop.objective=dpo', "loop.objective='dpo': must be one of 'policy_gradient', 'weighted'"),
+    ('loop.objective=dpo', "loop.objective='dpo': must be one of 'reinforce', 'weighted'"),
     ('loop_stage.steps=0', 'loop_stage.steps=0: must be at least 1'),
     ('mesh.fsdp=-1', 'mesh.data=-1: must be a number where another axis is -1'),
     ('mesh.tensor=0', 'mesh.tensor=0: must be at least 1, or -1'),

@@ -51,10 +51,8 @@ LOOP_FIGURES = (
   'kl',
   'entropy',
   'advantage_std',
-  'clipped_share',
   'logp_difference',
   'reward_malformed',
-  'counterfactual_best',
   'world_distance',
 )
 CURVE_POINTS = 100

@@ -34,8 +34,10 @@ from rolegen_jax.reasoning.frcot import Prompt, build_prompt
 from rolegen_jax.reasoning.likelihood import likelihood
 from rolegen_jax.reasoning.prefill import Prefilled, prefill, prefill_worlds
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.reasoning.sampling import RolloutSettings, decode
+from rolegen_jax.reasoning.rollout import Rollout, sample_worlds
+from rolegen_jax.reasoning.sampling import RolloutSettings, Sampler
 from rolegen_jax.reasoning.worlds import (
+  Choice,
   Interventions,
   Tree,
   choose_interventions,
@@ -104,11 +106,12 @@ def measure_point(place: dict, config: Config, items: int, repeats: int) -> dict
   """Time both sides in turn; compare their memory, and their samples with training's forward."""
   bench = Bench(config, None, items)
   rolegen, params, trie = bench.rolegen, bench.params['reasoner'], bench.trie
-  examples, key = bench.examples(config.loop_stage.batch), jax.random.key(config.seed)
+  examples = bench.examples(config.loop_stage.batch)
+  keys = jax.random.split(jax.random.key(config.seed), len(examples.target))
   calls, samples, sides = {}, {}, {}
   with jax.set_mesh(bench.mesh):
-    interventions = jit(functools.partial(draw_interventions, rolegen))(examples, trie, key)
-    arguments = (params, examples, interventions, trie, key)
+    choice = jit(functools.partial(draw_interventions, rolegen))(examples, trie, keys)
+    arguments = (params, examples, choice, trie, keys)
     for side in SIDES:
       started = time.perf_counter()
       compiled = jit(functools.partial(rollout, rolegen, side)).lower(*arguments).compile()
@@ -120,11 +123,11 @@ def measure_point(place: dict, config: Config, items: int, repeats: int) -> dict
       calls[side] = functools.partial(compiled, *arguments)
     seconds = harness.alternate(calls, repeats)
     score = jit(functools.partial(training_log_prob, rolegen))
-    for side, (tokens, log_prob) in samples.items():
-      expected = score(params, examples, interventions, trie, tokens)
+    for side, sample in samples.items():
+      expected = score(params, examples, sample.interventions, trie, sample.tokens)
       sides[side] |= harness.summary(seconds[side])
-      sides[side]['off_training'] = difference(expected, log_prob)
-  shared_tokens, naive_tokens = (np.asarray(samples[side][0]) for side in ('shared', 'naive'))
+      sides[side]['off_training'] = difference(expected, sample.log_prob)
+  shared_tokens, naive_tokens = (np.asarray(samples[side].tokens) for side in ('shared', 'naive'))
   point = place | dict(
     prompt=rolegen.layout.prompt_length,
     users=len(shared_tokens),
@@ -166,15 +169,15 @@ def check(point: dict) -> None:
 
 
 def read_shared(
-  reasoner: Reasoner, tree: Tree, prompt: Prompt, prompts: Prompt, interventions: Interventions
+  reasoner: Reasoner, tree: Tree, prompt: Prompt, prompts: Prompt, choice: Choice
 ) -> Prefilled:
   """Read and keep once what the worlds of a user share, as the library does."""
-  factual, removes = prefill(reasoner, tree, prompt), interventions.removed.any(-1)
+  factual, removes = prefill(reasoner, tree, prompt), choice.removed.any(-1)
   return prefill_worlds(reasoner, tree, factual, prompt, prompts, removes)
 
 
 def read_naive(
-  reasoner: Reasoner, tree: Tree, prompt: Prompt, prompts: Prompt, interventions: Interventions
+  reasoner: Reasoner, tree: Tree, prompt: Prompt, prompts: Prompt, choice: Choice
 ) -> Prefilled:
   """Read the whole prompt in every world, each with a cache of its own: P = 0 slots are shared."""
   tokens, valid = constrain_rows((prompts.tokens, prompts.valid))
@@ -209,21 +212,19 @@ def rollout(
   side: str,
   params: Any,
   examples: Examples,
-  interventions: Interventions,
+  choice: Choice,
   trie: Trie,
-  key: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Return tokens and their log-probs, [B, W, T] each; the log-prob of what is forced is 0."""
-  tree, shape = world_tree(rolegen), interventions.role.shape[:2]
+  keys: jax.Array,
+) -> Rollout:
+  """Sample all worlds from prompts that one side has read."""
+  tree, loop = world_tree(rolegen), rolegen.config.loop
   with sharding.layout(rolegen.decoding):
     reasoner = rolegen.gathered('reasoner', params)
-    prompt, prompts = build_prompts(rolegen, examples, interventions, trie)
-    ready = SIDES[side](reasoner, tree, prompt, prompts, interventions)
-    keep = tree.layout.config.retrieved
-    priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes)
-    settings = RolloutSettings(rolegen.config.loop.worlds, rolegen.config.loop.interventions)
-    tokens, log_prob, _ = decode(reasoner, tree.layout, ready, prompts, priors, trie, key, settings)
-    return constrain_rows((tokens.reshape(*shape, -1), log_prob.reshape(*shape, -1)))
+    prompt, prompts = build_prompts(rolegen, examples, choice.without_roles(), trie)
+    ready = SIDES[side](reasoner, tree, prompt, prompts, choice)
+    settings = RolloutSettings(loop.worlds, loop.interventions)
+    sampler, reading = Sampler.begin(reasoner, tree.layout, ready, keys, settings)
+    return constrain_rows(sample_worlds(sampler, reading, prompt, choice, trie))
 
 
 def training_log_prob(
@@ -242,15 +243,13 @@ def training_log_prob(
   return scores.log_prob.reshape(tokens_BxWxT.shape)
 
 
-def draw_interventions(
-  rolegen: RoleGen, examples: Examples, trie: Trie, key: jax.Array
-) -> Interventions:
+def draw_interventions(rolegen: RoleGen, examples: Examples, trie: Trie, keys: jax.Array) -> Choice:
   """Return one intervention in every world but the first, at pivots drawn at random."""
   layout, loop, timestamp = rolegen.layout, rolegen.config.loop, examples.timestamp
   prompt = build_prompt(layout, examples.history, examples.excites, timestamp, trie.item_codes)
-  pivotal = jax.random.uniform(key, prompt.role_allowed.shape[:2])
-  intent = jax.random.uniform(key, (len(examples.target), rolegen.vocab.codes))
-  return choose_interventions(prompt, pivotal, intent, loop.worlds, loop.interventions, key)
+  pivotal = jax.random.uniform(keys[0], prompt.role_allowed.shape[:2])
+  intent = jax.random.uniform(keys[0], (len(examples.target), rolegen.vocab.codes))
+  return choose_interventions(prompt, pivotal, intent, loop.worlds, loop.interventions, keys)
 
 
 # What the numbers say

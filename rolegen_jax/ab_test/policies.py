@@ -189,7 +189,7 @@ class Generative(_Windows):
     examples = Examples(
       window, time, excites, unknown(), unknown(reasoner.role_events), unknown(reasoner.candidates)
     )
-    ranking = self._online(examples, (self._seed, now, number))
+    ranking = self._online(examples)
     item, score = np.asarray(ranking.item), np.asarray(ranking.score)
     order = slates(item, score, self._excitation.opens, self._exploration_weight)
     return np.take_along_axis(item, order, axis=1)

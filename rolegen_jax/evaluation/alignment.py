@@ -93,8 +93,7 @@ def _right_answers(
   order = in_order(examples, width)
   table = _Table(pack([[examples[i] for i in row] for row in order], width))
 
-  def batch(params: Any, number: jax.Array, packed: Packed) -> tuple[jax.Array]:
-    del number
+  def batch(params: Any, packed: Packed) -> tuple[jax.Array]:
     tokens = language.read(rolegen.bind('reasoner', params), packed)
     return (tokens.right | (tokens.task == 0),)
 

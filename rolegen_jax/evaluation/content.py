@@ -102,7 +102,7 @@ def worlds(
   codes: np.ndarray,
   candidates: dict[str, np.ndarray],
 ) -> dict:
-  """Return the section on counterfactual worlds.
+  """Return the section on worlds.
 
   `candidates` [N, W, P] come by the name of each system that has some; the first is the system
   under test. `systems` in the result: how far the worlds of each lie apart, and the share of
@@ -207,6 +207,26 @@ def role_gains(log_gain: np.ndarray) -> str:
     'Excitation of intent when an event is given a role, over that of an event left alone: '
     f'{gains}.'
   )
+
+
+def parts(systems: dict[str, dict], metric: str) -> list[str]:
+  """Return a note on what the parts of RoleGen are worth, as far as they are among the systems."""
+  meaning = dict(
+    RoleGen='RoleGen',
+    no_language_model='without its language model',
+    counts_only='with nothing of the reasoner trained, only counted',
+    no_reasoner='its backbone alone',
+  )
+  shown = {name: words for name, words in meaning.items() if name in systems}
+  if len(shown) < 2:
+    return []
+  tested = systems['RoleGen']['metrics']
+  part = 'dormant' if 'dormant' in tested else 'all'
+  values = (
+    f'{words} {100 * systems[name]["metrics"][part][metric].mean:.2f} %'
+    for name, words in shown.items()
+  )
+  return [f'What the parts are worth, {metric} on {part} targets: {"; ".join(values)}.']
 
 
 def training_rows(workdir: pathlib.Path, stages: tuple[str, ...]) -> list[dict]:

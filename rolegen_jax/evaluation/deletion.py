@@ -108,8 +108,7 @@ def _log_probs(
 ) -> np.ndarray:
   """Return log p(target) of every variant, fp32 [V * N]."""
 
-  def batch(params: dict, trie: Trie, number: jax.Array, examples: Examples) -> tuple[jax.Array]:
-    del number
+  def batch(params: dict, trie: Trie, examples: Examples) -> tuple[jax.Array]:
     model = rolegen.bind('backbone', params)
     memory = model.encode(examples.history, trie.item_codes)
     query_state = rolegen.query(model, memory, examples.timestamp)

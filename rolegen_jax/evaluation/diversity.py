@@ -1,4 +1,4 @@
-"""Measure how varied recommendations are, over lists and between counterfactual worlds.
+"""Measure how varied recommendations are, over lists and between worlds.
 
 No targets are needed.
 

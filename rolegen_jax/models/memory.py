@@ -29,7 +29,7 @@ class Candidates(NamedTuple):
   """Items that the reasoner names."""
 
   item: jax.Array  # int32 [B, C]; -1 = none
-  world: jax.Array  # int32 [B, C], the counterfactual world that named it; 0 = factual
+  world: jax.Array  # int32 [B, C], the world that named it; 0 = factual
   log_prob: jax.Array  # fp32 [B, C], the reasoner's
 
 

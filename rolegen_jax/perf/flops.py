@@ -215,8 +215,9 @@ class Flops:
     c, length = self.r.transformer, self.layout.length
     slots = self.layout.prompt_length + length
     one = (reasoner_projections(self.r, 1) + attention(c, 1, slots)).times(c.layers)
-    readout = product(1, c.width, max(self.vocab.codes, len(ROLE_NAMES)))
-    return (one + readout).times(length).only_forward()
+    roles = product(self.r.role_events, c.width, len(ROLE_NAMES))
+    codes = product(length - self.r.role_events, c.width, self.vocab.codes)
+    return (one.times(length) + roles + codes).only_forward()
 
   def likelihood(self, tree: Tree) -> Work:
     """Return the work of all chains of one user; the backward pass repeats the codes' readout."""
@@ -243,14 +244,13 @@ class Flops:
   def phases(self, users: int | None = None) -> dict[str, Work]:
     """Return the work of each phase over `users`, by default a batch of the loop."""
     w, tree = self.worlds, self.tree
-    without = self.query(self.history)
     with_world = self.query(self.history + self.r.candidates + self.r.retrieved)
     policy = self.likelihood(dataclasses.replace(tree, chains=w + 1))
     per_user = {
       'rollout prefill': self.prefill() + self.branches(),
       'rollout decode': self.decode().times(w),
       'execution': self.sequence() + self.query(self.history + self.reasoned),
-      'feedback': (without + with_world.times(w)).only_forward(),
+      'feedback': with_world.times(2 * w).only_forward(),  # with and without candidates
       'reflection': policy + self.likelihood(tree).only_forward(),
     }
     batch = users or self.config.loop_stage.batch

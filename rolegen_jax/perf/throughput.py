@@ -226,15 +226,16 @@ class Bench:
   def _program(self, name: str, examples: Examples) -> tuple[Any, list[Any]]:
     """Return (jitted program, its arguments)."""
     rolegen, params, trie, key = self.rolegen, self.params, self.trie, jax.random.key(0)
+    keys = jax.random.split(key, len(examples.target))
     if name == 'rollout':
-      return jit(rolegen.rollout), [params['reasoner'], examples, trie, key]
+      return jit(rolegen.rollout), [params['reasoner'], examples, trie, keys]
     if name == 'recommend':
       models = {model: params[model] for model in ('backbone', 'reasoner')}
       recommend = functools.partial(rolegen.recommend, beams=self.config.backbone.beam)
-      return jit(recommend), [models, examples, trie, key]
+      return jit(recommend), [models, examples, trie]
     if name == 'step':
       return self._step(examples)
-    rollout = jit(rolegen.rollout)(params['reasoner'], examples, trie, key)
+    rollout = jit(rolegen.rollout)(params['reasoner'], examples, trie, keys)
     if name == 'execution':
       loss = functools.partial(losses.execution_loss, rolegen)
       program = jit(jax.value_and_grad(loss, has_aux=True))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import digest
+from rolegen_jax.config import ABLATIONS, digest
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import read_parquet, write_json, write_npz
 from rolegen_jax.data.occasions import TEST
@@ -34,6 +34,7 @@ from rolegen_jax.pipeline.stages import (
   Trained,
   ablation_run,
   ablation_switches,
+  run_time_ablations,
   validation_examples,
 )
 from rolegen_jax.reasoning import predict
@@ -92,7 +93,7 @@ def evaluate(
   table = inference_table(
     run, inputs, occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows]
   )
-  trained = {'RoleGen': models.calibrated} | ablations
+  trained = {'RoleGen': models.calibrated} | run_time_ablations(run, models) | ablations
   predictions = {name: _predict(run, inputs, table, name, model) for name, model in trained.items()}
   k = max(config.ks)
   rankings: content.Rankings = {
@@ -119,7 +120,7 @@ def _predict(
   reasoning, intervene = True, True
   if name == 'no_reasoner':
     reasoning = False
-  elif name != 'RoleGen':
+  elif name in ABLATIONS:
     run, intervene = ablation_run(run, name), bool(ablation_switches(name).intervene)
   return predict.predict(
     run.rolegen,
@@ -157,6 +158,7 @@ def report(
     config, log, occasions, results.rows, inputs.codes, results.rankings
   )
   roles, notes = _roles(run, inputs, models, results)
+  notes = content.parts(systems, f'HI@{_main_k(config.evaluation.ks)}') + notes
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)
   trajectories = Trajectories(
@@ -189,19 +191,23 @@ def report(
   return path
 
 
+def _main_k(ks: tuple[int, ...]) -> int:
+  return 10 if 10 in ks else ks[-1]
+
+
 def headline(systems: dict[str, dict]) -> str:
-  """Return five lines: hit rates of RoleGen, its backbone alone and the two best baselines."""
+  """Return five lines: hit rates of RoleGen, of its parts alone and of the best baseline."""
   tested = systems['RoleGen']['metrics']
   part = 'dormant' if 'dormant' in tested else 'all'
   ks = [name for name in tested[part] if name.startswith('HI@')]
-  k = 'HI@10' if 'HI@10' in ks else ks[-1]
+  k = f'HI@{_main_k(tuple(int(name[3:]) for name in ks))}'
 
   def mean(name: str, metric: str) -> float:
     return 100 * systems[name]['metrics'][part][metric].mean
 
   baselines = [name for name, system in systems.items() if system['kind'] == 'baseline']
-  best = sorted(baselines, key=lambda name: -mean(name, k))[:2]
-  shown = ['RoleGen', *(['no_reasoner'] if 'no_reasoner' in systems else []), *best]
+  parts = [name for name in ('counts_only', 'no_reasoner') if name in systems]
+  shown = ['RoleGen', *parts, max(baselines, key=lambda name: mean(name, k))]
   width = max(map(len, shown))
   title = f'{part}, hit rate in %'.ljust(width + 10)
   lines = [title + ''.join(f'{name:>8}' for name in ks)]

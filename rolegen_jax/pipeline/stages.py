@@ -29,6 +29,7 @@ from rolegen_jax.pipeline.artifacts import file_fingerprint
 from rolegen_jax.pipeline.context import Run, load_pretrained
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.ablations import RUN_TIME_ABLATIONS
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.text import annotations as imported_labels
@@ -261,6 +262,16 @@ def train_ablations(run: Run, inputs: Inputs, models: Models) -> dict[str, Train
   return {name: train_ablation(run, inputs, models, name) for name in names}
 
 
+def run_time_ablations(run: Run, models: Models) -> dict[str, Trained]:
+  """Return the ablations of RoleGen that need no training."""
+
+  def replaced(name: str, replace: Callable) -> Trained:
+    key = digest(models.calibrated.key, name)
+    return Trained(key, functools.cache(lambda: replace(models.calibrated.load(), run.mesh)))
+
+  return {name: replaced(name, replace) for name, replace in RUN_TIME_ABLATIONS.items()}
+
+
 def train_ablation(run: Run, inputs: Inputs, models: Models, ablation: str) -> Trained:
   """Train and calibrate RoleGen with one part turned off (`config.ABLATIONS`)."""
   name, labeled, warm = f'ablations/{ablation}', models.labeled, models.warm
@@ -280,7 +291,7 @@ def ablation_run(run: Run, ablation: str) -> Run:
 def ablation_switches(ablation: str) -> steps.Switches:
   """Return what an ablation turns off in the joint train step."""
   return steps.Switches(
-    intervene=ablation != 'no_counterfactual', reflect=float(ablation != 'no_reflection')
+    intervene=ablation != 'no_interventions', reflect=float(ablation != 'no_reflection')
   )
 
 

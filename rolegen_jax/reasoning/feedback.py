@@ -5,8 +5,11 @@ Shapes: B users, W worlds, P candidates per world, T completion length, L levels
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from rolegen_jax.config import LoopConfig
@@ -67,7 +70,7 @@ def rewards(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Return the reward [B, W] of every world, and the means of its parts.
 
-  The gain is log p(y | h, c_w) - log p(y | h) in nats; it is clipped to [-2, 2].
+  The gain is that of `losses.execution_gain`, in nats; it is clipped to [-2, 2].
   """
   hit = prefix_share(candidates_BxWxP, target_B, codes_IxL).max(-1)
   parts = dict(
@@ -82,13 +85,20 @@ def rewards(
   return jax.lax.stop_gradient(reward), metrics
 
 
-def advantages(reward_BxW: jax.Array) -> jax.Array:
-  """Return group-relative advantages over each user's worlds, fp32 [B, W].
+def advantages(reward_BxW: jax.Array, kinds: Sequence[str]) -> jax.Array:
+  """Return the advantage of every world, fp32 [B, W]: what its own tokens may be paid for.
 
-  A constant beside the standard deviation keeps near-ties small.
+  Neither that a user is easy to predict nor what an intervention does by itself is to a chain's
+  credit. So the baseline of a world is the user's mean plus what worlds of its kind get above the
+  users' means over the batch. `kinds` are those of worlds 1 .. W - 1. The advantage is divided by
+  its standard deviation within the user, plus a constant that keeps near-ties small.
   """
-  centered = reward_BxW - reward_BxW.mean(1, keepdims=True)
-  return centered / (reward_BxW.std(1, keepdims=True) + 0.1)
+  kind_of = np.array(['factual', *kinds])
+  relative = reward_BxW - reward_BxW.mean(1, keepdims=True)
+  same_kind_WxW = (kind_of[:, None] == kind_of).astype(np.float32)
+  of_kind_W = relative.mean(0) @ (same_kind_WxW / same_kind_WxW.sum(0))
+  advantage = relative - of_kind_W
+  return advantage / (advantage.std(1, keepdims=True) + 0.1)
 
 
 def policy_loss(
@@ -102,26 +112,24 @@ def policy_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Return the loss of the reasoner's own rollouts plus kl * KL(policy || reference), and metrics.
 
-  The objective `policy_gradient` is the clipped ratio of PPO (arXiv 1707.06347) on the group
-  advantages of GRPO (2402.03300); `weighted` is the likelihood of the chains weighted by
-  softmax(reward / weight_beta). The KL divergence is estimated by exp(d) - d - 1, which has low
-  variance. Positions that were not sampled carry no gradient.
+  The objective `reinforce` is the likelihood of the chains weighted by their advantages (Williams,
+  1992; the baseline is that of `advantages`). A rollout is used for one update by the parameters
+  that made it, so there is no ratio to clip. `weighted` is the likelihood weighted by the softmax
+  of reward / weight_beta. The KL divergence is estimated by exp(d) - d - 1, which has low variance.
+  Positions that were not sampled carry no gradient.
   """
   sampled = sampled_mask_BxWxT.astype(jnp.float32)
 
   def mean(x: jax.Array) -> jax.Array:
     return jnp.sum(x * sampled) / jnp.maximum(sampled.sum(), 1.0)
 
-  log_ratio = log_prob_BxWxT - rollout_log_prob_BxWxT
-  if config.objective == 'policy_gradient':
-    ratio, advantage = jnp.exp(log_ratio), advantage_BxW[..., None]
-    clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
-    objective = jnp.minimum(ratio * advantage, clipped * advantage)
-    clipped_share = mean(jnp.abs(ratio - 1.0) > config.clip)
+  if config.objective == 'reinforce':
+    weight_BxW = advantage_BxW
   else:
-    weight = jax.nn.softmax(reward_BxW / config.weight_beta, axis=1) * reward_BxW.shape[1]
-    objective, clipped_share = weight[..., None] * log_prob_BxWxT, jnp.zeros(())
+    weight_BxW = jax.nn.softmax(reward_BxW / config.weight_beta, axis=1) * reward_BxW.shape[1]
+  loss = -mean(weight_BxW[..., None] * log_prob_BxWxT)
   difference = reference_log_prob_BxWxT - log_prob_BxWxT
   kl = mean(jnp.exp(difference) - difference - 1.0)
-  metrics = dict(kl=kl, clipped_share=clipped_share, logp_difference=mean(jnp.abs(log_ratio)))
-  return -mean(objective) + config.kl * kl, metrics
+  # Rollout and update must agree on log p: both are by the same parameters.
+  disagreement = mean(jnp.abs(log_prob_BxWxT - rollout_log_prob_BxWxT))
+  return loss + config.kl * kl, dict(kl=kl, logp_difference=disagreement)

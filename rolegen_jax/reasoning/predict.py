@@ -5,7 +5,6 @@ Shapes: N examples, M role events, W worlds, P candidates per world, k recommend
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -71,21 +70,12 @@ def predict(
   intervene: bool = True,
   label: str = 'recommend',
 ) -> Predictions:
-  """Recommend for every example.
-
-  The noise of an example depends on the seed and on its place in the table only.
-  """
-  seed = rolegen.config.evaluation.seed
+  """Recommend for every example, whatever its place in the table."""
 
   def batch(
-    params: dict[str, Params],
-    trie: Trie,
-    number: jax.Array,
-    examples: Examples,
-    intervene: jax.Array,
+    params: dict[str, Params], trie: Trie, examples: Examples, intervene: jax.Array
   ) -> tuple[jax.Array | None, ...]:
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    ranking, rollout = rolegen.recommend(params, examples, trie, key, beams, reasoning, intervene)
+    ranking, rollout = rolegen.recommend(params, examples, trie, beams, reasoning, intervene)
     if rollout is None:
       return ranking.item, ranking.score
     factual_roles, done = rollout.roles[:, 0], rollout.interventions
@@ -110,27 +100,19 @@ class Online:
     beams: int,
     reasoning: bool = True,
   ):
-    seed = rolegen.config.evaluation.seed
-
-    def batch(
-      params: dict[str, Params], trie: Trie, examples: Examples, place: jax.Array
-    ) -> Ranking:
-      key = functools.reduce(jax.random.fold_in, place, jax.random.key(seed))
-      return rolegen.recommend(params, examples, trie, key, beams, reasoning).ranking
+    def batch(params: dict[str, Params], trie: Trie, examples: Examples) -> Ranking:
+      return rolegen.recommend(params, examples, trie, beams, reasoning).ranking
 
     self.size, self._mesh = rolegen.config.evaluation.batch, mesh
     self._fixed = params, jax.device_put(trie, sharding.sharding(mesh))
     self._jitted = jit(batch, out_shardings=sharding.sharding(mesh))
     self._compiled: jax.stages.Compiled | None = None
 
-  def __call__(self, examples: Examples, place: tuple[int, ...]) -> Ranking:
-    """Return the ranking [size, beams] on the device.
-
-    `place` selects the noise; it has the same length in every call.
-    """
+  def __call__(self, examples: Examples) -> Ranking:
+    """Return the ranking [size, beams] on the device."""
     with jax.set_mesh(self._mesh):
       batch = _on_device(examples, self._mesh, self.size)
-      args = (*self._fixed, batch, np.array(place, np.uint32))
+      args = (*self._fixed, batch)
       if self._compiled is None:
         self._compiled = compile_in_step(self._jitted, *args)
       return self._compiled(*args)
@@ -159,9 +141,8 @@ def effects(
   last = rolegen.config.reasoner.role_events
 
   def batch(
-    params: dict[str, Params], trie: Trie, number: jax.Array, examples: Examples
+    params: dict[str, Params], trie: Trie, examples: Examples
   ) -> tuple[jax.Array, jax.Array]:
-    del number
     prompt = build_prompt(
       rolegen.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
     )
@@ -184,7 +165,7 @@ def over(
   label: str,
   *extra: Any,
 ) -> Any:
-  """Return `function(*fixed, batch number, rows, *extra)` of all rows of a table, on the host.
+  """Return `function(*fixed, rows, *extra)` of all rows of a table, on the host.
 
   Batches have `evaluation.batch` rows: the last one is filled up with copies of the last row, whose
   results are cut off.
@@ -196,7 +177,7 @@ def over(
     for number, start in enumerate(progress(range(0, len(table), size), label)):
       index = np.minimum(np.arange(start, start + size), len(table) - 1)
       rows = _on_device(table.rows(index, width), mesh, size)
-      args = (*fixed, np.int32(number), rows, *extra)
+      args = (*fixed, rows, *extra)
       if number == 0:
         compiled = compile_in_step(jitted, *args)
       results.append(compiled(*args))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
@@ -39,6 +40,23 @@ class Recommendation(NamedTuple):
 
   ranking: Ranking  # [B, k]
   rollout: Rollout | None  # None without a reasoner
+
+
+def history_keys(seed: int, examples: Examples) -> jax.Array:
+  """Return a key per user [B] that depends on the seed, the user's history and the time alone.
+
+  So what is recommended does not depend on who else is in the batch. Histories are told apart by a
+  multilinear hash of 32 bits.
+  """
+  history = examples.history
+  fields = [history.item, history.event, history.timestamp, history.count]
+  values = jnp.stack(fields, axis=-1).reshape(len(history.item), -1)
+  values = jnp.concatenate([values, examples.timestamp[:, None]], axis=1).astype(jnp.uint32)
+  odd = np.random.default_rng(0).integers(0, 2**31, values.shape[1]) * 2 + 1
+  hashes = jnp.sum(values * odd.astype(np.uint32), axis=1, dtype=jnp.uint32)
+  # High bits of a sum of products are the well mixed ones.
+  hashes ^= hashes >> 16
+  return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), hashes)
 
 
 class RoleGen:
@@ -90,11 +108,11 @@ class RoleGen:
     reasoner_params: Params,
     examples: Examples,
     trie: Trie,
-    key: jax.Array,
+    keys_B: jax.Array,
     intervene: ArrayLike = True,
     noise: ArrayLike = 1.0,
   ) -> Rollout:
-    """Sample W worlds per user.
+    """Sample W worlds per user, each user by a key of its own.
 
     The parameters carry no gradient and are gathered once before the decoding loop. `intervene` and
     `noise` are those of `sample_rollout` and `RolloutSettings`.
@@ -106,7 +124,7 @@ class RoleGen:
       prompt = build_prompt(
         self.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
       )
-      rollout = sample_rollout(reasoner, self.layout, prompt, trie, key, settings, intervene)
+      rollout = sample_rollout(reasoner, self.layout, prompt, trie, keys_B, settings, intervene)
     return sharding.constrain_rows(rollout)
 
   def add_reasoning(
@@ -127,10 +145,19 @@ class RoleGen:
     return backbone.condition(memory, conditioning, trie.item_codes)
 
   def add_world(
-    self, backbone: Backbone, memory: Memory, rollout: Rollout, world: jax.Array, trie: Trie
+    self,
+    backbone: Backbone,
+    memory: Memory,
+    rollout: Rollout,
+    world: jax.Array,
+    trie: Trie,
+    has_candidates: ArrayLike = True,
   ) -> Memory:
-    """Condition memory on what one world alone says; its index may be traced."""
-    item = rollout.candidates[:, world]
+    """Condition memory on what one world alone says, with or without its candidates.
+
+    World and `has_candidates` may be traced.
+    """
+    item = jnp.where(has_candidates, rollout.candidates[:, world], -1)
     candidates = Candidates(
       item=item,
       world=jnp.broadcast_to(world, item.shape).astype(jnp.int32),
@@ -176,12 +203,11 @@ class RoleGen:
     params: dict[str, Params],
     examples: Examples,
     trie: Trie,
-    key: jax.Array,
     beams: int,
     reasoning: bool = True,
     intervene: ArrayLike = True,
   ) -> Recommendation:
-    """Return the top `beams` items of every user.
+    """Return the top `beams` items of every user, a function of the user's example alone.
 
     With `reasoning` (static) False, the backbone stands alone.
     """
@@ -189,7 +215,8 @@ class RoleGen:
       backbone = self.gathered('backbone', params['backbone'])
       memory, rollout = backbone.encode(examples.history, trie.item_codes), None
       if reasoning:
-        rollout = self.rollout(params['reasoner'], examples, trie, key, intervene)
+        keys = history_keys(self.config.evaluation.seed, examples)
+        rollout = self.rollout(params['reasoner'], examples, trie, keys, intervene)
         keep = jnp.ones(examples.timestamp.shape, bool)
         memory = self.add_reasoning(backbone, memory, rollout, keep, trie)
       query_state = self.query(backbone, memory, examples.timestamp)

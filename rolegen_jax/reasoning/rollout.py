@@ -1,8 +1,9 @@
-"""Rollouts: what the reasoner says of each user in all of the user's counterfactual worlds.
+"""Rollouts: what the reasoner says of each user in all of the user's worlds.
 
 A rollout finds the pivotal events by the structural equation, chooses what is done in each world,
-reads the prompts (`prefill.py`) and samples the completions of all worlds at once (`sampling.py`),
-on device and in a layout of `sharding.ROLLOUTS`.
+reads the prompts (`prefill.py`) and samples the completions of all worlds at once (`sampling.py`):
+roles first, then what the structural equations say once they are known, then items. All of it is on
+device and in a layout of `sharding.ROLLOUTS`.
 
 Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), M role events,
 P candidates, T completion length, K coarse codes, A retrieved items.
@@ -20,13 +21,14 @@ from rolegen_jax.models.intent import without_each
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
-from rolegen_jax.reasoning.prefill import Prefilled, prefill, prefill_worlds
-from rolegen_jax.reasoning.sampling import Completions, RolloutSettings, decode
+from rolegen_jax.reasoning.prefill import prefill, prefill_worlds
+from rolegen_jax.reasoning.sampling import Completions, Reading, RolloutSettings, Sampler
 from rolegen_jax.reasoning.worlds import (
+  Choice,
   Interventions,
   Tree,
   choose_interventions,
-  no_interventions,
+  no_choice,
   pivotal,
   removing,
   world_prompts,
@@ -58,15 +60,15 @@ def sample_rollout(
   layout: Layout,
   prompt: Prompt,
   trie: Trie,
-  key: jax.Array,
+  keys_B: jax.Array,
   settings: RolloutSettings,
   intervene: ArrayLike = True,
 ) -> Rollout:
-  """Sample the worlds of every user, [B, ...] prompts.
+  """Sample the worlds of every user, [B, ...] prompts; a user's noise comes from the user's key.
 
   With `intervene` (bool, may be traced) False, nothing is done in any world.
   """
-  pivot_key, noise_key = jax.random.split(key)
+  choice_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
   users, m = prompt.role_allowed.shape[:2]
   worlds, kinds = settings.worlds, settings.interventions
   tree = Tree(layout, worlds, removing(worlds, kinds))
@@ -75,38 +77,38 @@ def sample_rollout(
   intents = without_each(reasoner.intent, prompt.evidence, m)
   moved = pivotal(intents)
   intent = jnp.where(exists, intents[0], NEG_INF)
-  chosen = choose_interventions(prompt, moved, intent, worlds, kinds, pivot_key)
-  interventions = jax.tree.map(
-    lambda done, nothing: jnp.where(intervene, done, nothing),
-    chosen,
-    no_interventions(users, worlds, m),
+  choice = choose_interventions(prompt, moved, intent, worlds, kinds, choice_keys)
+  choice = jax.tree.map(
+    lambda done, none: jnp.where(intervene, done, none), choice, no_choice(users, worlds, m)
   )
-  rollout = rollout_worlds(
-    reasoner, tree, prompt, factual, interventions, trie, noise_key, settings
-  )
-  return rollout._replace(pivotal=moved)
+  prompts = world_prompts(layout, prompt, choice.without_roles())
+  removes = choice.removed.any(-1)
+  prefilled = prefill_worlds(reasoner, tree, factual, prompt, prompts, removes)
+  sampler, reading = Sampler.begin(reasoner, layout, prefilled, noise_keys, settings)
+  return sample_worlds(sampler, reading, prompt, choice, trie)._replace(pivotal=moved)
 
 
-def rollout_worlds(
-  reasoner: Reasoner,
-  tree: Tree,
-  prompt: Prompt,
-  factual: Prefilled,
-  interventions: Interventions,
-  trie: Trie,
-  key: jax.Array,
-  settings: RolloutSettings,
+def sample_worlds(
+  sampler: Sampler, reading: Reading, prompt: Prompt, choice: Choice, trie: Trie
 ) -> Rollout:
-  """Sample the worlds of every user under given interventions. `prompt` is per user, [B, ...]."""
-  layout, (users, worlds, m) = tree.layout, interventions.role.shape
+  """Sample the worlds of every user under a choice. `prompt` is per user, [B, ...].
+
+  reading: the prompts of all worlds as `sampler` begins.
+  """
+  reasoner, layout = sampler.reasoner, sampler.layout
+  users, worlds, m = choice.role_shift.shape
+  prompts = world_prompts(layout, prompt, choice.without_roles())
+  shift = choice.role_shift.reshape(users * worlds, m)
+  reading, written = sampler.roles(reading, prompts.role_allowed, shift)
+  has_event = prompts.role_allowed.any(-1)
+  roles = jnp.where(has_event, written.tokens - layout.vocab.role(0), -1)
+
+  interventions = choice.with_roles(roles.reshape(users, worlds, m))
   prompts = world_prompts(layout, prompt, interventions)
   priors = reasoner.intent.priors(prompts.evidence, layout.config.retrieved, trie.item_codes)
-  removes = interventions.removed.any(-1)
-  prefilled = prefill_worlds(reasoner, tree, factual, prompt, prompts, removes)
-  completions = decode(reasoner, layout, prefilled, prompts, priors, trie, key, settings)
+  items = sampler.items(reading, priors, prompts.evidence.intent, trie)
+  completions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), written, items)
 
-  has_event = prompts.role_allowed.any(-1)
-  roles = completions.tokens[:, :m] - layout.vocab.blocks['role'][0]
   path = layout.path_slots
   path_log_prob = at_slots(completions.log_prob, path.ravel())
   weight = priors.retrieved.weight
@@ -114,7 +116,7 @@ def rollout_worlds(
     tokens=completions.tokens,
     log_prob=completions.log_prob,
     sampled_mask=_sampled_mask(layout, prompts, completions),
-    roles=jnp.where(has_event, roles, -1),
+    roles=roles,
     candidates=leaf(trie, at_slots(completions.node, path[:, -1])),
     candidate_log_prob=path_log_prob.reshape(users * worlds, *path.shape).sum(-1),
     intent=priors.intent,

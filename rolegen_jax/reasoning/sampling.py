@@ -1,17 +1,20 @@
 """Sampling completions token by token, with KV caches and the constraints of the catalogue.
 
 What the worlds of a user share of their prompt is read once per token for all of them; a world
-keeps apart only what it writes.
+keeps apart only what it writes. Roles come first and items after them, in two loops: what a changed
+role does to the intent is known only once the factual role is.
 
-Sampling is a Gumbel-max structural causal model (Oberst & Sontag, ICML 2019): the token of a
-position is argmax(logits / temperature + noise). By default each world has noise of its own: the
-result is what may follow where this is done. With common noise, the same at a position in all
-worlds of a user, it is what would have followed here: two worlds differ only through their
-interventions, and a world without one repeats the factual world bit for bit. Common noise costs
-candidates (`docs/quality.md`).
+Sampling is Gumbel-max: the token of a position is argmax(logits / temperature + noise). By default
+each world has noise of its own: the result is a sample of what may follow where this is done, an
+interventional one. With common noise, the same at a position in all worlds of a user, it is what
+would have followed here (the structural causal model of Oberst & Sontag, ICML 2019): two worlds
+differ only through their interventions, and a world without one repeats the factual world bit for
+bit. Common noise costs candidates (`docs/quality.md`).
 
-Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), P shared slots, S own
-slots, M role events, T completion length, A retrieved items, V block width, D width.
+The noise of a user depends on the user's own key alone, not on the other rows of the batch.
+
+Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), S own slots, M role
+events, T completion length, A retrieved items, R roles, K codes, D width.
 """
 
 from __future__ import annotations
@@ -22,13 +25,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.models.attention import KeyValues, Visible, per_chain
 from rolegen_jax.models.intent import Priors
 from rolegen_jax.models.reasoner import Reasoner
-from rolegen_jax.reasoning.frcot import Layout, Prompt
+from rolegen_jax.reasoning.frcot import CONVERT, Layout
 from rolegen_jax.reasoning.likelihood import constrained_log_softmax
 from rolegen_jax.reasoning.prefill import Prefilled
 from rolegen_jax.semantic_ids.trie import Trie, children_mask
@@ -46,115 +49,77 @@ class RolloutSettings:
 
 
 class Completions(NamedTuple):
-  """Sampled completions."""
+  """Sampled completions, or a part of their positions."""
 
   tokens: jax.Array  # int32 [N, T]
   log_prob: jax.Array  # fp32 [N, T]; 0 where nothing was sampled
   node: jax.Array  # int32 [N, T], the trie node that the codes up to here lead to
 
 
-class DecodeState(NamedTuple):
-  """What sampling hands on from one position to the next."""
+class Reading(NamedTuple):
+  """How far the chains have been read."""
 
   hidden: jax.Array  # [B, W, D], from which the next token is drawn
   cache: KeyValues  # of the chains' own slots, [layers, B, W, S, K, X]
+
+
+class ItemState(NamedTuple):
+  """What sampling items hands on from one position to the next."""
+
+  reading: Reading
   node: jax.Array  # int32 [N], the trie node of the codes since the last item or intent began
   matches: jax.Array  # bool [N, A], the retrieved items that begin with these codes
   unused: jax.Array  # bool [N, A], the retrieved items that are not on the path yet
 
 
 class Position(NamedTuple):
-  """What is known of a position, or of all positions with a leading T, before it is sampled."""
+  """What is known of a position after the roles, or of all of them with a leading axis."""
 
-  number: jax.Array  # int32 [], from 0
+  number: jax.Array  # int32 [], from the completion's start
   start: jax.Array  # int32 [], first token of its block; at a delimiter, the delimiter
-  level: jax.Array  # int32 [], level of the code that it holds; -1 = none
-  is_delimiter: jax.Array  # bool []
-  role_allowed: jax.Array  # bool [N, roles]
-  forced: jax.Array  # int32 [N], choice that an intervention forces; -1 = none
+  level: jax.Array  # int32 [], level of the code that it holds; -1 at a delimiter
+  forced: jax.Array  # int32 [N], code that an intervention forces; -1 = none
 
 
 class Options(NamedTuple):
-  """What may be chosen at a position."""
+  """The codes that may be chosen at a position."""
 
-  allowed: jax.Array  # bool [N, V]
-  child: jax.Array  # int32 [N, V], the trie node of each code
-  prior: jax.Array  # fp32 [N, V], what the structural equations add to the logits
-
-
-def decode(
-  reasoner: Reasoner,
-  layout: Layout,
-  prefilled: Prefilled,
-  prompt: Prompt,
-  priors: Priors,
-  trie: Trie,
-  key: jax.Array,
-  settings: RolloutSettings,
-) -> Completions:
-  """Sample the completions of N = B * W prompts; interventions are those of the prompts.
-
-  First codes start from the world's intent, further ones from its retrieved items that are not on
-  the path yet.
-  """
-  length = layout.length
-
-  def extend(cache: jax.Array) -> jax.Array:
-    cache = jnp.pad(cache, ((0, 0),) * 3 + ((0, length), (0, 0), (0, 0)))
-    return constrain(cache, None, 'batch', None, None, 'kv_heads', None)
-
-  own_visible = jnp.pad(prefilled.visible.own, ((0, 0), (0, 0), (0, length)), constant_values=True)
-  decoder = _Decoder(
-    reasoner,
-    layout,
-    prefilled.shared,
-    Visible(prefilled.visible.shared, own_visible),
-    priors,
-    trie,
-    key,
-    settings,
-  )
-  every = jnp.ones(priors.retrieved.item.shape, bool)
-  start = DecodeState(
-    hidden=prefilled.hidden,
-    cache=(extend(prefilled.own[0]), extend(prefilled.own[1])),
-    node=jnp.zeros((len(every),), jnp.int32),
-    matches=every,
-    unused=every,
-  )
-  _, completions = jax.lax.scan(decoder.step, start, _positions(layout, prompt))
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), completions)
-
-
-def _positions(layout: Layout, prompt: Prompt) -> Position:
-  """Return all positions of the completions of N prompts, [T, ...]."""
-  m = layout.config.role_events
-  after_roles = (0, layout.length - m)
-  role_allowed = jnp.pad(prompt.role_allowed, ((0, 0), after_roles, (0, 0)))
-  forced = jnp.pad(prompt.evidence.role[:, -m:], ((0, 0), after_roles), constant_values=-1)
-  forced = forced.at[:, layout.intent_slots[0, 0]].set(prompt.evidence.intent)
-  return Position(
-    number=jnp.arange(layout.length),
-    start=jnp.asarray(layout.start),
-    level=jnp.asarray(layout.level),
-    is_delimiter=jnp.asarray(layout.is_delimiter),
-    role_allowed=jnp.moveaxis(role_allowed, 1, 0),
-    forced=jnp.moveaxis(forced, 1, 0),
-  )
+  allowed: jax.Array  # bool [N, K]
+  child: jax.Array  # int32 [N, K], the trie node of each code
+  prior: jax.Array  # fp32 [N, K], what the structural equations add to the logits
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decoder:
-  """What stays the same at every position; `step` samples one of them."""
+class Sampler:
+  """What stays the same while the chains of all worlds are sampled."""
 
   reasoner: Reasoner
   layout: Layout
-  shared: KeyValues
+  shared: KeyValues  # of what all worlds of a user share
   visible: Visible  # of the whole completion's own slots
-  priors: Priors
-  trie: Trie
-  key: jax.Array
+  keys: jax.Array  # [B], of each user's noise
   settings: RolloutSettings
+
+  @classmethod
+  def begin(
+    cls,
+    reasoner: Reasoner,
+    layout: Layout,
+    prefilled: Prefilled,
+    keys_B: jax.Array,
+    settings: RolloutSettings,
+  ) -> tuple[Sampler, Reading]:
+    """Return a sampler of what follows prompts, and the prompts as they were read."""
+    length = layout.length
+
+    def extend(cache: jax.Array) -> jax.Array:
+      cache = jnp.pad(cache, ((0, 0),) * 3 + ((0, length), (0, 0), (0, 0)))
+      return constrain(cache, None, 'batch', None, None, 'kv_heads', None)
+
+    own = jnp.pad(prefilled.visible.own, ((0, 0), (0, 0), (0, length)), constant_values=True)
+    visible = prefilled.visible._replace(own=own)
+    reading = Reading(prefilled.hidden, (extend(prefilled.own[0]), extend(prefilled.own[1])))
+    return cls(reasoner, layout, prefilled.shared, visible, keys_B, settings), reading
 
   @property
   def chains(self) -> tuple[int, int]:
@@ -162,76 +127,137 @@ class _Decoder:
     users, worlds, _ = self.visible.own.shape
     return users, worlds
 
-  @property
-  def block_width(self) -> int:
-    """V: logits are computed at one width for roles and codes."""
-    return max(self.layout.vocab.codes, len(ROLE_NAMES))
+  def roles(
+    self, reading: Reading, role_allowed_NxMxR: jax.Array, role_shift_NxM: jax.Array
+  ) -> tuple[Reading, Completions]:
+    """Sample the roles, the first M positions.
 
-  def step(self, state: DecodeState, at: Position) -> tuple[DecodeState, Completions]:
+    Where `role_shift` is s > 0, the role is forced: the factual one moved on by s, CONVERT left
+    out. Where no role is allowed, there is no event and the token says so.
+    """
+    vocab, length = self.layout.vocab, role_shift_NxM.shape[1]
+
+    def step(
+      reading: Reading, at: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[Reading, Completions]:
+      number, allowed_NxR, shift_N = at
+      log_probs = self._log_probs(reading, vocab.role(0), allowed_NxR)
+      sampled = self._sample(log_probs, number)
+      factual = per_chain(sampled.reshape(self.chains)[:, 0], self.chains[1])
+      choice = jnp.where(shift_N > 0, (factual + shift_N) % CONVERT, sampled)
+      is_event = allowed_NxR.any(-1)
+      log_prob = jnp.where(is_event & (shift_N == 0), _at(log_probs, choice), 0.0)
+      token = jnp.where(is_event, vocab.role(choice), vocab.control('UNKNOWN_ROLE'))
+      reading = self._read(token, number, reading.cache)
+      return reading, Completions(token, log_prob, jnp.zeros_like(token))
+
+    by_position = jnp.moveaxis(role_allowed_NxMxR, 1, 0), jnp.moveaxis(role_shift_NxM, 1, 0)
+    reading, completions = jax.lax.scan(step, reading, (jnp.arange(length), *by_position))
+    return reading, _batch_first(completions)
+
+  def items(self, reading: Reading, priors: Priors, intent_N: jax.Array, trie: Trie) -> Completions:
+    """Sample what follows the roles: intents and the path.
+
+    First codes start from the world's intent, further ones from its retrieved items that are not on
+    the path yet. `intent` is the code that the first intent is forced to be; -1 = none.
+    """
+    every = jnp.ones(priors.retrieved.item.shape, bool)
+    state = ItemState(reading, jnp.zeros((len(every),), jnp.int32), every, every)
+    step = functools.partial(self._item_step, priors, trie)
+    _, completions = jax.lax.scan(step, state, self._item_positions(intent_N))
+    return _batch_first(completions)
+
+  def _item_positions(self, intent_N: jax.Array) -> Position:
+    layout, first = self.layout, self.layout.config.role_events
+    number = np.arange(first, layout.length)
+    is_first_intent = number == layout.intent_slots[0, 0]
+    return Position(
+      number=jnp.asarray(number),
+      start=jnp.asarray(layout.start[first:]),
+      level=jnp.asarray(layout.level[first:]),
+      forced=jnp.where(is_first_intent[:, None], intent_N, -1),
+    )
+
+  def _item_step(
+    self, priors: Priors, trie: Trie, state: ItemState, at: Position
+  ) -> tuple[ItemState, Completions]:
     """Sample the token of one position and read it."""
-    vocab, retrieved = self.layout.vocab, self.priors.retrieved
-    begins = at.level <= 0  # at the first code of an intent or item, and where there is no code
+    begins = at.level <= 0  # at the first code of an intent or item, and at delimiters
+    is_code = at.level >= 0
     node = jnp.where(begins, 0, state.node)
     matches = jnp.where(begins, state.unused, state.matches)
-    options = self._options(at, node, matches)
-    hidden = state.hidden.reshape(len(node), -1)
-    logits = self.reasoner.logits(hidden, at.start, self.block_width) + options.prior
-    temperature = self.layout.config.temperature
-    log_probs = constrained_log_softmax(logits, options.allowed, temperature)
+    options = self._options(priors, trie, at.level, node, matches)
+    log_probs = self._log_probs(state.reading, at.start, options.allowed, options.prior)
     choice = jnp.where(at.forced >= 0, at.forced, self._sample(log_probs, at.number))
 
-    exists = options.allowed.any(-1) & ~at.is_delimiter
-    picked = jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0]
-    log_prob = jnp.where(exists & (at.forced < 0), picked, 0.0)
-    child = jnp.take_along_axis(options.child, choice[:, None], axis=1)[:, 0]
-    node = jnp.where(at.level >= 0, child, node)
-    level = jnp.maximum(at.level, 0)
-    code = jax.lax.dynamic_index_in_dim(retrieved.codes, level, axis=2, keepdims=False)
+    log_prob = jnp.where(is_code & (at.forced < 0), _at(log_probs, choice), 0.0)
+    node = jnp.where(is_code, _at(options.child, choice), node)
+    codes = priors.retrieved.codes
+    code = jax.lax.dynamic_index_in_dim(codes, jnp.maximum(at.level, 0), axis=2, keepdims=False)
     matches &= code == choice[:, None]
     # An item is on a path once.
-    unused = state.unused & ~(matches & (at.level == vocab.levels - 1))
+    unused = state.unused & ~(matches & (at.level == self.layout.vocab.levels - 1))
 
-    token = jnp.where(exists, at.start + choice, vocab.control('UNKNOWN_ROLE'))
-    token = jnp.where(at.is_delimiter, at.start, token)
-    hidden, cache = self._read(token, at.number, state.cache)
-    state = DecodeState(hidden, cache, node, matches, unused)
-    return state, Completions(token, log_prob, node)
+    token = jnp.where(is_code, at.start + choice, at.start)
+    reading = self._read(token, at.number, state.reading.cache)
+    return ItemState(reading, node, matches, unused), Completions(token, log_prob, node)
 
-  def _options(self, at: Position, node_N: jax.Array, matches_NxA: jax.Array) -> Options:
-    """Return what may be chosen; positions without a code may hold roles."""
-    vocab, n = self.layout.vocab, len(node_N)
+  def _options(
+    self, priors: Priors, trie: Trie, level: jax.Array, node_N: jax.Array, matches_NxA: jax.Array
+  ) -> Options:
+    """Return what may be chosen at a level; at a delimiter nothing is."""
+    shape = (len(node_N), self.layout.vocab.codes)
 
-    def widen(x: jax.Array) -> jax.Array:
-      return jnp.pad(x, ((0, 0), (0, self.block_width - x.shape[1])))
-
-    def of_roles() -> Options:
-      child = jnp.zeros((n, self.block_width), jnp.int32)
-      return Options(widen(at.role_allowed), child, jnp.zeros((n, self.block_width)))
+    def of_delimiter() -> Options:
+      return Options(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
 
     def of_level(level: int) -> Options:
-      allowed, child = children_mask(self.trie, level, node_N)
-      prior = self.reasoner.intent.code_prior(level, self.priors, matches_NxA[:, None])[:, 0]
-      return Options(widen(allowed), widen(child), widen(prior))
+      allowed, child = children_mask(trie, level, node_N)
+      prior = self.reasoner.intent.code_prior(level, priors, matches_NxA[:, None])[:, 0]
+      return Options(allowed, child, prior)
 
-    of_levels = [functools.partial(of_level, level) for level in range(vocab.levels)]
-    return jax.lax.switch(at.level + 1, [of_roles, *of_levels])
+    levels = range(self.layout.vocab.levels)
+    of_levels = [functools.partial(of_level, level) for level in levels]
+    return jax.lax.switch(level + 1, [of_delimiter, *of_levels])
+
+  def _log_probs(
+    self,
+    reading: Reading,
+    start: ArrayLike,
+    allowed_NxV: jax.Array,
+    prior_NxV: ArrayLike = 0.0,
+  ) -> jax.Array:
+    """Return the log-probabilities of the block of tokens that begins at `start`, fp32 [N, V]."""
+    n, width = allowed_NxV.shape
+    hidden = reading.hidden.reshape(n, -1)
+    logits = self.reasoner.logits(hidden, jnp.asarray(start), width) + prior_NxV
+    return constrained_log_softmax(logits, allowed_NxV, self.layout.config.temperature)
 
   def _sample(self, log_probs_NxV: jax.Array, number: jax.Array) -> jax.Array:
     """Return argmax(log p + noise), int32 [N]."""
-    (users, worlds), common = self.chains, self.settings.common_noise
-    rows = users if common else users * worlds
-    key = jax.random.fold_in(self.key, number)
-    gumbel = jax.random.gumbel(key, (rows, self.block_width))
-    noise = self.settings.noise * per_chain(gumbel, worlds if common else 1)
-    return jnp.argmax(log_probs_NxV + noise, axis=-1).astype(jnp.int32)
+    worlds, common = self.chains[1], self.settings.common_noise
+    shape = (1 if common else worlds, log_probs_NxV.shape[1])
 
-  def _read(
-    self, token_N: jax.Array, number: jax.Array, cache: KeyValues
-  ) -> tuple[jax.Array, KeyValues]:
-    """Return hidden states [B, W, D] after a token, and the cache with it."""
+    def of_user(key: jax.Array) -> jax.Array:
+      return jax.random.gumbel(jax.random.fold_in(key, number), shape)
+
+    gumbel_BxWxV = constrain_rows(jax.vmap(of_user)(self.keys))
+    gumbel = jnp.broadcast_to(gumbel_BxWxV, (*self.chains, shape[1])).reshape(log_probs_NxV.shape)
+    return jnp.argmax(log_probs_NxV + self.settings.noise * gumbel, axis=-1).astype(jnp.int32)
+
+  def _read(self, token_N: jax.Array, number: jax.Array, cache: KeyValues) -> Reading:
+    """Read a token of every chain."""
     slots = self.visible.own.shape[2]
     slot = slots - self.layout.length + number
     visible = self.visible._replace(own=self.visible.own & (jnp.arange(slots) <= slot))
     tokens = constrain_rows(token_N.reshape(self.chains))
     position = self.layout.prompt_length + number
-    return self.reasoner.step(tokens, position, self.shared, cache, slot, visible)
+    return Reading(*self.reasoner.step(tokens, position, self.shared, cache, slot, visible))
+
+
+def _at(x_NxV: jax.Array, choice_N: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(x_NxV, choice_N[:, None], axis=1)[:, 0]
+
+
+def _batch_first(completions: Completions) -> Completions:
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), completions)

@@ -1,4 +1,4 @@
-"""The counterfactual worlds of a user: interventions, the prompts that follow, what worlds share.
+"""The worlds of a user: interventions, the prompts that follow, and what worlds share.
 
 A removed event is visible to nobody. Its own positions are masked, and since every later position
 would have attended to it, all later hidden states differ from the second layer on. So a world that
@@ -26,6 +26,23 @@ from rolegen_jax.models.numerics import is_possible
 from rolegen_jax.reasoning.frcot import Layout, Prompt
 
 TRIGGER = ROLE_NAMES.index('TRIGGER')
+
+
+class Choice(NamedTuple):
+  """What is chosen for each world before any role is known; all 0, False and -1 in world 0."""
+
+  role_shift: jax.Array  # int32 [B, W, M], do(role_m = the factual one moved on so far); 0 = none
+  removed: jax.Array  # as in Interventions
+  intent: jax.Array
+
+  def without_roles(self) -> Interventions:
+    """Return the interventions as far as they are known before the roles."""
+    return self.with_roles(jnp.full_like(self.role_shift, -1))
+
+  def with_roles(self, roles_BxWxM: jax.Array) -> Interventions:
+    """Return the interventions once the roles of all worlds are known."""
+    forced = jnp.where(self.role_shift > 0, roles_BxWxM, -1)
+    return Interventions(forced, self.removed, self.intent)
 
 
 class Interventions(NamedTuple):
@@ -64,14 +81,15 @@ def choose_interventions(
   intent_BxK: jax.Array,
   worlds: int,
   interventions: tuple[str, ...],
-  key: jax.Array,
-) -> Interventions:
+  keys_B: jax.Array,
+) -> Choice:
   """Choose what is done in each world.
 
   Worlds that remove an event or change a role do so at a pivot. Pivots are the most pivotal events
   that are no purchases, a new one in each such world (again from the top when there are too few);
-  new roles are drawn uniformly. The other worlds start from the likeliest intents after the first.
-  `intent_BxK` are log-probabilities of the factual world; NEG_INF where no item is.
+  a changed role is never the factual one, and any other but CONVERT equally likely. The other
+  worlds start from the likeliest intents after the first. `intent_BxK` are log-probabilities of the
+  factual world; NEG_INF where no item is.
   """
   kind_of = np.array(kinds(worlds, interventions))  # of worlds 1 .. W - 1
   changes_intent = kind_of == 'intent'
@@ -81,14 +99,14 @@ def choose_interventions(
   n_eligible = jnp.maximum(eligible.sum(1, keepdims=True), 1)
   pivot = jnp.take_along_axis(order, _turn(~changes_intent)[None] % n_eligible, axis=1)
   at_pivot = (jnp.arange(m) == pivot[..., None]) & eligible.any(1)[:, None, None]
-  # CONVERT, the last role, is never forced.
-  new_role = jax.random.randint(key, pivot.shape, 0, len(ROLE_NAMES) - 1)
-  role = jnp.where(at_pivot & (kind_of == 'role')[:, None], new_role[..., None], -1)
+  # The last role, CONVERT, is no choice; a shift by all the others would lead back.
+  draw = jax.vmap(lambda key: jax.random.randint(key, pivot.shape[1:], 1, len(ROLE_NAMES) - 1))
+  shift = jnp.where(at_pivot & (kind_of == 'role')[:, None], draw(keys_B)[..., None], 0)
   log_prob, codes = jax.lax.top_k(intent_BxK, min(worlds, intent_BxK.shape[1]))
   rank = (1 + _turn(changes_intent)) % codes.shape[1]
   intent = jnp.where(is_possible(log_prob[:, rank]), codes[:, rank], -1)
-  return Interventions(
-    _with_factual(role.astype(jnp.int32), -1),
+  return Choice(
+    _with_factual(shift.astype(jnp.int32), 0),
     _with_factual(at_pivot & (kind_of == 'remove')[:, None], False),
     _with_factual(jnp.where(changes_intent, intent, -1), -1),
   )
@@ -105,10 +123,15 @@ def _with_factual(x: jax.Array, value: int | bool) -> jax.Array:
   return jnp.pad(x, widths, constant_values=value)
 
 
+def no_choice(users: int, worlds: int, role_events: int) -> Choice:
+  """Return the choice of nothing in any world."""
+  none = jnp.zeros((users, worlds, role_events), jnp.int32)
+  return Choice(none, none > 0, none[..., 0] - 1)
+
+
 def no_interventions(users: int, worlds: int, role_events: int) -> Interventions:
   """Return interventions that do nothing in any world."""
-  none = jnp.full((users, worlds, role_events), -1, jnp.int32)
-  return Interventions(none, none >= 0, none[..., 0])
+  return no_choice(users, worlds, role_events).without_roles()
 
 
 def world_prompts(layout: Layout, prompt: Prompt, interventions: Interventions) -> Prompt:

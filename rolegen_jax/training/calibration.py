@@ -26,7 +26,7 @@ from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.models import functional
 from rolegen_jax.models.memory import Memory
 from rolegen_jax.reasoning import predict
-from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.reasoning.rolegen import RoleGen, history_keys
 from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training.losses import Params
@@ -82,17 +82,14 @@ def _memories(
   intervene: bool,
 ) -> Memory:
   """Return the memory of every example, on the host."""
-  seed = rolegen.config.evaluation.seed
 
-  def encode(
-    params: Any, trie: Trie, number: jax.Array, examples: Examples, intervene: jax.Array
-  ) -> Memory:
+  def encode(params: Any, trie: Trie, examples: Examples, intervene: jax.Array) -> Memory:
     backbone = rolegen.bind('backbone', params['backbone'])
     memory = backbone.encode(examples.history, trie.item_codes)
     if not reasoning:
       return memory
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    rollout = rolegen.rollout(params['reasoner'], examples, trie, key, intervene)
+    keys = history_keys(rolegen.config.evaluation.seed, examples)
+    rollout = rolegen.rollout(params['reasoner'], examples, trie, keys, intervene)
     keep = jnp.ones(examples.timestamp.shape, bool)
     return rolegen.add_reasoning(backbone, memory, rollout, keep, trie)
 

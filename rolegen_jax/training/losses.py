@@ -113,7 +113,7 @@ def execution_loss(
   )
   gain, conditioned = None, memory
   if rollout is not None:
-    keep_share = 1.0 - config.loop.candidate_dropout
+    keep_share = 1.0 - config.loop.reasoning_dropout
     keep = jax.random.bernoulli(keep_key, keep_share, examples.target.shape)
     conditioned = rolegen.add_reasoning(backbone, memory, rollout, keep, trie)
     gain = execution_gain(rolegen, params, memory, examples, rollout, trie)
@@ -134,25 +134,26 @@ def execution_gain(
   rollout: Rollout,
   trie: Trie,
 ) -> jax.Array:
-  """Return fp32 [B, W]: log p(target) given what each world says, less log p(target) without it.
+  """Return fp32 [B, W]: what the candidates of each world add to log p(target), in nats.
 
-  Nothing here carries a gradient: the gain is a reward of the reasoner, no loss of the backbone.
+  That is log p(y | h, intent_w, retrieved_w, candidates_w) - log p(y | h, intent_w, retrieved_w):
+  what the equations make of an intervention is in both terms and no merit of the chain. Nothing
+  here carries a gradient: the gain is a reward of the reasoner, no loss of the backbone.
   """
   backbone = rolegen.bind('backbone', jax.lax.stop_gradient(params))
   memory = jax.lax.stop_gradient(memory)
   target = examples.target[:, None]
 
-  def log_prob(memory: Memory) -> jax.Array:
-    query_state = rolegen.query(backbone, memory, examples.timestamp)
-    return backbone.log_prob(query_state, memory, target, trie.item_codes)[0][:, 0]
+  def log_prob(case: tuple[jax.Array, jax.Array]) -> jax.Array:
+    world, has_candidates = case
+    conditioned = rolegen.add_world(backbone, memory, rollout, world, trie, has_candidates)
+    query_state = rolegen.query(backbone, conditioned, examples.timestamp)
+    return backbone.log_prob(query_state, conditioned, target, trie.item_codes)[0][:, 0]
 
-  def with_world(world: jax.Array) -> jax.Array:
-    return log_prob(rolegen.add_world(backbone, memory, rollout, world, trie))
-
-  without = log_prob(memory)
-  worlds = jnp.arange(rollout.candidates.shape[1])
-  gain = jax.lax.map(with_world, worlds).T - without[:, None]
-  return jax.lax.stop_gradient(gain)
+  worlds = rollout.candidates.shape[1]
+  cases = jnp.tile(jnp.arange(worlds), 2), jnp.arange(2 * worlds) < worlds
+  with_candidates, without = jnp.split(jax.lax.map(log_prob, cases), 2)
+  return jax.lax.stop_gradient((with_candidates - without).T)
 
 
 def execution_only_loss(

@@ -26,10 +26,11 @@ from jax.typing import ArrayLike
 
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional
-from rolegen_jax.reasoning import feedback
+from rolegen_jax.reasoning import feedback, worlds
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.rollout import Rollout
 from rolegen_jax.semantic_ids.trie import Trie
+from rolegen_jax.sharding import constrain_rows
 from rolegen_jax.training.losses import (
   Feedback,
   Metrics,
@@ -137,7 +138,8 @@ def _reasoning(
   models: _Models, examples: Examples, trie: Trie, key: jax.Array, intervene: ArrayLike
 ) -> Rollout:
   reasoner = models.reasoner(models.state.params['reasoner'])
-  return models.rolegen.rollout(reasoner, examples, trie, key, intervene)
+  keys = constrain_rows(jax.random.split(key, len(examples.target)))
+  return models.rolegen.rollout(reasoner, examples, trie, keys, intervene)
 
 
 def _execution(
@@ -164,16 +166,16 @@ def _feedback(
 ) -> tuple[Feedback, Metrics]:
   """Return what each world was worth."""
   config = models.rolegen.config.loop
+  kinds = worlds.kinds(config.worlds, config.interventions)
   reward, metrics = feedback.rewards(
     rollout.candidates, examples.target, gain_BxW, trie.item_codes, config
   )
   metrics |= dict(
     reward=reward.mean(),
     advantage_std=reward.std(1).mean(),
-    counterfactual_best=jnp.mean(jnp.argmax(reward, axis=1) > 0),
     world_distance=feedback.jaccard_distance(rollout.candidates).mean(),
   )
-  return Feedback(reward, feedback.advantages(reward)), metrics
+  return Feedback(reward, feedback.advantages(reward, kinds)), metrics
 
 
 def _reflection(

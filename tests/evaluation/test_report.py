@@ -96,7 +96,7 @@ def worlds(rng: np.random.Generator) -> dict:
       hits=dict(all=Interval(hits, 0.1, 0.4, 9, 9)),
       difference=dict(all=Interval(0.3 - hits, 0.0, 0.2, 9, 9)),
     )
-    for name, hits in (('RoleGen', 0.3), ('no_counterfactual', 0.2))
+    for name, hits in (('RoleGen', 0.3), ('no_interventions', 0.2))
   }
   figures = world_diversity(rng.integers(0, 9, (3, 2, 4)), codes, np.ones(9))
   return figures | dict(systems=by_system)
@@ -186,11 +186,11 @@ def test_systems_have_plain_names_on_the_page_and_keys_in_the_json(tmp_path):
   page = report.write_report(tmp_path, everything).read_text()
   stored = json.loads((tmp_path / 'report.json').read_text())
   assert list(stored['systems']) == list(names)
-  assert list(stored['worlds']['systems']) == ['RoleGen', 'no_counterfactual']
+  assert list(stored['worlds']['systems']) == ['RoleGen', 'no_interventions']
   for key, name in names.items():
     assert f'<td>{name} <span class="kind">' in page
     assert key == name or key not in page
-  assert '<td>no counterfactual</td>' in page and 'no_counterfactual' not in page
+  assert '<td>no interventions</td>' in page and 'no_interventions' not in page
   assert '<h3>ablation: no reasoner</h3>' in page
 
 

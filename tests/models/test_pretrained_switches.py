@@ -40,7 +40,8 @@ def test_rollouts_and_likelihoods_agree_in_layers_with_windows():
 
   @jit
   def sample_and_score(params, examples, trie, key):
-    rollout = rolegen.rollout(params, examples, trie, key)
+    keys = jax.random.split(key, len(examples.target))
+    rollout = rolegen.rollout(params, examples, trie, keys)
     prompt = build_prompt(
       rolegen.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
     )

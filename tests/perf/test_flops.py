@@ -158,7 +158,9 @@ def test_no_gradient_of_what_is_frozen_is_computed(train):
 
 def test_rollout():
   xla = counted(
-    lambda p, examples, trie, key: ROLEGEN.rollout(p, examples, trie, key),
+    lambda p, examples, trie, key: ROLEGEN.rollout(
+      p, examples, trie, jax.random.split(key, len(examples.target))
+    ),
     shapes('reasoner'),
     examples(),
     trie(),
@@ -206,13 +208,10 @@ def test_supervised_stages(stage, model, loss):
 def test_recommend():
   params = {name: shapes(name) for name in ('backbone', 'reasoner')}
   xla = counted(
-    lambda p, examples, trie, key: (
-      ROLEGEN.recommend(p, examples, trie, key, CONFIG.backbone.beam).ranking
-    ),
+    lambda p, examples, trie: ROLEGEN.recommend(p, examples, trie, CONFIG.backbone.beam).ranking,
     params,
     examples(),
     trie(),
-    key(),
   )
   assert OURS.stages()['recommend'].model == pytest.approx(xla, rel=0.02)
 

@@ -19,7 +19,8 @@ def sampler(*settings: str):
 
   @jit
   def sample(params, examples, trie, key, intervene, noise):
-    return tiny.rolegen(*settings).rollout(params, examples, trie, key, intervene, noise)
+    keys = jax.random.split(key, len(examples.target))
+    return tiny.rolegen(*settings).rollout(params, examples, trie, keys, intervene, noise)
 
   return sample
 

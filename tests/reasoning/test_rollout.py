@@ -88,6 +88,7 @@ def assert_removed(r, b: int, w: int, pivot: int):
 def assert_other_role(r, b: int, w: int, pivot: int):
   role = r.interventions.role[b, w, pivot]
   assert r.roles[b, w, pivot] == role < tiny.CONVERT
+  assert role != r.roles[b, 0, pivot]
   assert_same_until(r, b, w, pivot)
   assert_forced(r, b, w, pivot, LAYOUT.vocab.role(role))
 

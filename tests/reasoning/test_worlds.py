@@ -9,17 +9,16 @@ from rolegen_jax.reasoning import worlds as lib
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
-NONE = -1
 
-
-def choose(role_allowed, pivotal, intent, worlds: int) -> lib.Interventions:
+def choose(role_allowed, pivotal, intent, worlds: int) -> lib.Choice:
 
   @jit
-  def run(role_allowed, pivotal, intent, key):
+  def run(role_allowed, pivotal, intent, keys):
     prompt = frcot.Prompt(None, None, role_allowed, None)
-    return lib.choose_interventions(prompt, pivotal, intent, worlds, INTERVENTIONS, key)
+    return lib.choose_interventions(prompt, pivotal, intent, worlds, INTERVENTIONS, keys)
 
-  return jax.device_get(run(role_allowed, pivotal, intent, jax.random.key(0)))
+  keys = jax.random.split(jax.random.key(0), len(role_allowed))
+  return jax.device_get(run(role_allowed, pivotal, intent, keys))
 
 
 def test_worlds_take_turns_and_pivots_are_the_most_pivotal_events():
@@ -32,12 +31,12 @@ def test_worlds_take_turns_and_pivots_are_the_most_pivotal_events():
   kinds = ['intent', 'role', 'intent', 'role', 'intent', 'remove', 'remove']
   assert lib.kinds(worlds, INTERVENTIONS) == kinds
   done = choose(role_allowed, pivotal, intent, worlds)
-  at_pivot = (done.role != NONE) | done.removed
+  at_pivot = (done.role_shift > 0) | done.removed
   pivots = [[np.flatnonzero(world).tolist() for world in user] for user in at_pivot]
   assert pivots[0] == [[], [], [1], [], [3], [], [2], [0]]
   assert pivots[1] == [[], [], [0], [], [0], [], [0], [0]]
   assert done.removed.any(-1).tolist() == [[False] * 6 + [True] * 2] * 2
-  assert (done.role < tiny.CONVERT).all()
+  assert (done.role_shift < tiny.CONVERT).all()
   # The factual world starts from the likeliest intent; the others follow in order.
   assert done.intent.tolist() == [[-1, 3, -1, 1, -1, 0, -1, -1], [-1, 1, -1, 2, -1, 3, -1, -1]]
 
@@ -46,7 +45,7 @@ def test_a_user_without_eligible_events_gets_another_intent_at_most():
   role_allowed = np.zeros((1, 4, 8), bool)
   role_allowed[..., tiny.CONVERT] = True
   done = choose(role_allowed, jnp.zeros((1, 4)), jnp.zeros((1, 5)), worlds=4)
-  assert (done.role == NONE).all() and not done.removed.any()
+  assert (done.role_shift == 0).all() and not done.removed.any()
   assert (done.intent >= 0).tolist() == [[False, True, False, False]]
 
 

@@ -10,6 +10,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig
 from rolegen_jax.models import functional
 from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.rolegen import history_keys
 from rolegen_jax.semantic_ids.trie import build_trie
 from rolegen_jax.training.calibration import BIASES, VECTORS, calibrate
 from tests import tiny
@@ -48,12 +49,12 @@ def test_only_the_mixing_weights_move_and_the_nll_falls(table, reasoning, device
   # What recommending scores is what was minimized: the same NLL over the same noise.
   after = {**params, 'backbone': functional.unflatten(before | fitted)}
 
-  def scored(p, trie, number, examples):
+  def scored(p, trie, examples):
     backbone = rolegen.bind('backbone', p['backbone'])
     memory = backbone.encode(examples.history, trie.item_codes)
     if reasoning:
-      key = jax.random.fold_in(jax.random.key(rolegen.config.evaluation.seed), number)
-      rollout = rolegen.rollout(p['reasoner'], examples, trie, key)
+      keys = history_keys(rolegen.config.evaluation.seed, examples)
+      rollout = rolegen.rollout(p['reasoner'], examples, trie, keys)
       memory = rolegen.add_reasoning(
         backbone, memory, rollout, np.ones(examples.timestamp.shape, bool), trie
       )

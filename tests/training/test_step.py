@@ -121,6 +121,10 @@ def test_eight_devices_compute_what_one_does(one, eight):
   )
 
 
+def keys(seed: int):
+  return jax.random.split(jax.random.key(seed), tiny.USERS)
+
+
 def rollout(devices: int, *assignments: str):
   """(the rollout, its compiled program as text)."""
   mesh = make_mesh(devices)
@@ -131,7 +135,7 @@ def rollout(devices: int, *assignments: str):
     )
     arguments = params, on(mesh, tiny.examples(), 'batch'), on(mesh, tiny.trie())
     compiled = (
-      jit(lambda p, c, t: tiny.rolegen(*assignments).rollout(p, c, t, jax.random.key(3)))
+      jit(lambda p, c, t: tiny.rolegen(*assignments).rollout(p, c, t, keys(3)))
       .lower(*arguments)
       .compile()
     )
@@ -329,12 +333,36 @@ def test_ties_at_the_first_timestamp_are_not_targets():
   assert float(loss) == 0.0 == float(metrics['purchase_nll'])
 
 
+def test_the_gain_is_what_candidates_add_and_not_what_an_intervention_does():
+  """Whatever intent and retrieved items a world has, a path without items gains nothing."""
+  rolegen = tiny.rolegen(*PLAIN)
+  params, examples = tiny.params('backbone'), tiny.examples()
+  rollout = jit(rolegen.rollout)(tiny.params('reasoner'), examples, tiny.trie(), keys(0))
+
+  @jit
+  def gain(rollout):
+    _, (gain, _) = losses.execution_loss(
+      rolegen, params, examples, rollout, tiny.trie(), jax.random.key(1)
+    )
+    return gain
+
+  empty = rollout._replace(candidates=np.full_like(rollout.candidates, -1))
+  assert (rollout.intent[:, 1:] != rollout.intent[:, :1]).any()
+  assert (gain(empty) == 0).all()
+  one_world = rollout._replace(candidates=np.array(rollout.candidates))
+  one_world.candidates[:, 2] = -1
+  assert ((gain(one_world) == 0) == (np.arange(tiny.WORLDS) == 2)).all()
+  told = rollout._replace(candidates=np.array(rollout.candidates))
+  told.candidates[:, 1, 0] = examples.target
+  assert gain(told)[:, 1].mean() > gain(rollout)[:, 1].mean()
+
+
 def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
   """The execution loss of one model has no gradient in the other: rollouts and gains are fixed."""
   rolegen = tiny.rolegen(*PLAIN)
 
   def execution(reasoner):
-    rollout = rolegen.rollout(reasoner, tiny.examples(), tiny.trie(), jax.random.key(0))
+    rollout = rolegen.rollout(reasoner, tiny.examples(), tiny.trie(), keys(0))
     loss, (gain, _) = losses.execution_loss(
       rolegen, tiny.params('backbone'), tiny.examples(), rollout, tiny.trie(), jax.random.key(1)
     )

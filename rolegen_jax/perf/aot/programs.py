@@ -63,9 +63,8 @@ def lower_recommend(config: Config, mesh: Mesh, items: int) -> jax.stages.Lowere
   """
   rolegen = RoleGen(config)
 
-  def recommend(params: Any, trie: Trie, number: jax.Array, examples: Examples) -> Any:
-    key = jax.random.fold_in(jax.random.key(config.evaluation.seed), number)
-    result = rolegen.recommend(params, examples, trie, key, config.backbone.beam)
+  def recommend(params: Any, trie: Trie, examples: Examples) -> Any:
+    result = rolegen.recommend(params, examples, trie, config.backbone.beam)
     assert result.rollout is not None
     return result.ranking.item, result.ranking.score, result.rollout.candidates
 
@@ -74,7 +73,6 @@ def lower_recommend(config: Config, mesh: Mesh, items: int) -> jax.stages.Lowere
     return jitted.lower(
       state.abstract(rolegen.model_fns, {}, mesh).params,
       trie_like(config, items, mesh),
-      jax.ShapeDtypeStruct((), jnp.int32),
       examples_like(config, config.evaluation.batch, mesh),
     )
 

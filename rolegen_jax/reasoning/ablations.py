@@ -1,0 +1,48 @@
+"""Ablations of a trained RoleGen that need no training: what is replaced at run time.
+
+They say what the language model is worth, and what training the structural equations is worth. The
+backbone, and the weights by which it mixes its sources, stay those of RoleGen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rolegen_jax.models import functional
+from rolegen_jax.models.functional import Params
+from rolegen_jax.models.intent import Intent
+
+# Parameters of the reasoner through which its language model speaks.
+_TABLES = ('tokens', 'tokens_delta', 'readout', 'readout_delta')
+
+
+def no_language_model(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
+  """Return both models with the reasoner's token tables zeroed.
+
+  Its logits are then 0: roles are drawn uniformly, intents and paths by the structural equations.
+  """
+  del mesh
+  reasoner = dict(params['reasoner'])
+  reasoner |= {name: jnp.zeros_like(reasoner[name]) for name in _TABLES if name in reasoner}
+  return params | {'reasoner': reasoner}
+
+
+def counts_only(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
+  """Return `no_language_model` with the structural equations at their initial constants.
+
+  What is left of the reasoner is counted on training events; nothing of it was trained.
+  """
+  params = no_language_model(params, mesh)
+  trained = params['reasoner']['intent']
+  codes, levels = len(trained['base']), len(trained['counted_focus']) + 1
+  _, initial = functional.init(lambda rngs: Intent(codes, levels), jax.random.key(0), mesh)
+  return params | {'reasoner': params['reasoner'] | {'intent': initial}}
+
+
+RUN_TIME_ABLATIONS: dict[str, Callable[[dict[str, Params], Mesh], dict[str, Params]]] = dict(
+  no_language_model=no_language_model, counts_only=counts_only
+)
