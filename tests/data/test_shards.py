@@ -17,7 +17,7 @@ import pytest
 from random_logs import random_tables
 
 from rolegen_jax.config import BackboneConfig, Config, ConfigError, DataConfig
-from rolegen_jax.data.events import CHUNK_ROWS, event_chunks, read_contract
+from rolegen_jax.data.events import CHUNK_ROWS, MAX_TIMESTAMP, event_chunks, read_contract
 from rolegen_jax.data.files import DataError, read_parquet
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.log import InteractionLog
@@ -163,7 +163,7 @@ def test_beam_reports_bad_input_in_one_line(tmp_path):
   pytest.importorskip('apache_beam', reason='requirements-cluster.txt is not installed')
   folder = spoil(write_log(tmp_path / 'log'))
   plan = convert.make_plan(config(), folder, 2)
-  with pytest.raises(DataError, match=rf'^\S*{SPOILED}.*2147483647$'):
+  with pytest.raises(DataError, match=rf'^\S*{SPOILED}.*{MAX_TIMESTAMP}$'):
     beam.build(plan, tmp_path / 'shards', ['--runner=DirectRunner'])
 
 
@@ -190,8 +190,9 @@ def test_finished_work_is_not_repeated(plan, built, tmp_path):
   assert build.begin(plan, tmp_path) is None
   path = tmp_path / 'building/split/00002.parquet'
   path.parent.mkdir()
-  # As if finished before, and told apart by a missing row.
-  convert.split(plan, plan.chunks[2])[1:].write_parquet(path)
+  # As if finished before, and told apart by later times.
+  rows = convert.split(plan, plan.chunks[2])
+  rows.with_columns(pl.col('timestamp') + 1).write_parquet(path)
   index = build.build(plan, tmp_path, workers=1)
   assert index['digest'] != built.digest
   assert build.build(plan, tmp_path, workers=1) == index
@@ -295,6 +296,68 @@ def test_a_log_without_purchases_or_training_rows_is_refused(tmp_path):
     views.with_columns(event=pl.lit(event)).write_parquet(tmp_path / 'log/events.parquet')
     with pytest.raises(DataError, match=message):
       index_of(convert.make_plan(config(), tmp_path / 'log'))
+
+
+def test_rows_that_got_lost_are_noticed(plan, tmp_path):
+  assert build.begin(plan, tmp_path) is None
+  path = tmp_path / 'building/split/00002.parquet'
+  path.parent.mkdir()
+  convert.split(plan, plan.chunks[2])[1:].write_parquet(path)
+  with pytest.raises(DataError, match='has 4000 events, 3999 are in the shards; must be as many'):
+    build.build(plan, tmp_path, workers=1)
+  assert not (tmp_path / 'index.json').exists()
+
+
+def test_a_file_that_shrinks_after_it_was_listed_is_noticed(tmp_path):
+  folder = write_log(tmp_path / 'log')
+  plan = convert.make_plan(config(), folder)
+  path = folder / 'events/1.parquet'
+  read_parquet(path)[:-1].write_parquet(path)
+  with pytest.raises(DataError, match='1.parquet: has lost rows'):
+    index_of(plan)
+
+
+def test_parts_in_folders_and_under_other_names_are_all_in_the_shards(tmp_path, built):
+  folder = write_log(tmp_path / 'log')
+  (folder / 'events/date=2026-11-28').mkdir()
+  for number, name in enumerate(
+    ('date=2026-11-28/part-0.parquet', 'part-1.pq', 'part-2.PARQUET', '000003_0')
+  ):
+    (folder / f'events/{number}.parquet').rename(folder / 'events' / name)
+  plan = convert.make_plan(config(), folder, 4)
+  assert plan.events == ROWS and index_of(plan)['digest'] == built.digest
+
+
+def test_the_key_holds_the_paths_of_all_files(tmp_path):
+  folder = write_log(tmp_path / 'log')
+  keys = [convert.make_plan(config(), folder, 4).key]
+  for name in ('a', 'b'):  # the same name, size and time in another folder
+    (folder / 'events' / name).mkdir()
+    old = sorted((folder / 'events').rglob('4.parquet'))[0]
+    old.rename(folder / 'events' / name / '4.parquet')
+    keys.append(convert.make_plan(config(), folder, 4).key)
+  assert len(set(keys)) == 3 and convert.make_plan(config(), folder, 4).key == keys[2]
+
+
+def test_shards_of_another_state_of_the_log_are_refused(log, built, tmp_path):
+  built.check_files(convert.make_plan(config(), log).files)
+  folder = write_log(tmp_path / 'log')
+  built.check_files(convert.make_plan(config(), folder).files)  # a copy has other times
+  read_parquet(folder / 'events/0.parquet')[:50].write_parquet(folder / 'events/late.parquet')
+  with pytest.raises(DataError, match='another state of the log: events/late.parquet is new'):
+    built.check_files(convert.make_plan(config(), folder).files)
+  os.replace(folder / 'events/late.parquet', folder / 'events/0.parquet')
+  with pytest.raises(DataError, match='events/0.parquet has another size'):
+    built.check_files(convert.make_plan(config(), folder).files)
+  (folder / 'events/0.parquet').unlink()
+  with pytest.raises(DataError, match='events/0.parquet is gone'):
+    built.check_files(convert.make_plan(config(), folder).files)
+
+
+def test_rows_wider_than_their_numbers_are_refused(log):
+  wide = Config(data=config().data, backbone=BackboneConfig(context=2**17))
+  with pytest.raises(ConfigError, match='backbone.context=131072: must be at most 131070'):
+    convert.make_plan(wide, log)
 
 
 def test_other_settings_or_events_start_afresh(log, plan, tmp_path):
