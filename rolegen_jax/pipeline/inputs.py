@@ -96,13 +96,13 @@ def prepare_data(run: Run) -> Data:
   """Stage `data`: any log -> the indexed log and its occasions."""
   config = run.config.data
   shards = Shards(config.shards) if config.shards else None
+  if shards and config.format == 'contract':
+    shards.check_files(log_fingerprint(config))
   source: Any
   if config.format == 'simulated':
     source = configs.to_dict(run.config.simulator)
   else:
     source = log_fingerprint(config)
-    if shards:
-      shards.check_files(source)
   stage = run.folder.begin('data', digest(config, source, shards and shards.digest))
   if not stage.is_complete:
     cuts = shards.cuts if shards else None

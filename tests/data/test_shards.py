@@ -14,7 +14,7 @@ import grain.experimental
 import numpy as np
 import polars as pl
 import pytest
-from random_logs import random_tables
+from shard_logs import ROWS, WIDTH, config, index_of, make_plan, write_log
 
 from rolegen_jax.config import BackboneConfig, Config, ConfigError, DataConfig
 from rolegen_jax.data.events import CHUNK_ROWS, MAX_TIMESTAMP, event_chunks, read_contract
@@ -24,28 +24,6 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TRAIN, VALID, find_occasions
 from rolegen_jax.data.shards import beam, build, convert
 from rolegen_jax.data.shards.reader import Shards, training_rows
-
-WIDTH = 32
-ROWS, USERS, FILES = 4000, 90, 5
-
-
-def config(**data) -> Config:
-  return Config(
-    data=DataConfig(format='contract', path='log', **data), backbone=BackboneConfig(context=WIDTH)
-  )
-
-
-def write_log(folder, files=FILES, order=0, **kwargs):
-  """Write a log with ties and repeated rows, in a random order over `files` files."""
-  events, items = random_tables(0, rows=ROWS, users=USERS, **kwargs)
-  events = events.with_columns(pl.col('event').cast(pl.String)).sample(
-    fraction=1, shuffle=True, seed=order
-  )
-  (folder / 'events').mkdir(parents=True)
-  items.sample(fraction=1, shuffle=True, seed=order).write_parquet(folder / 'items.parquet')
-  for number, rows in enumerate(np.array_split(np.arange(ROWS), files)):
-    events[rows].write_parquet(folder / f'events/{number}.parquet')
-  return folder
 
 
 def in_memory(folder, config):
@@ -71,27 +49,9 @@ def all_rows(shards: Shards):
   return shards.rows(np.arange(len(shards)))
 
 
-def index_of(plan: convert.Plan) -> dict:
-  """Run the steps of `convert` in this process and return the index."""
-  rows = pl.concat([convert.split(plan, chunk) for chunk in plan.chunks])
-  logs = {
-    shard: convert.shard_log(plan, rows.filter(pl.col('shard') == shard).drop('shard'))
-    for shard in sorted(rows['shard'].unique())
-  }
-  cuts = convert.global_cuts(plan, [convert.shard_times(plan, log) for log in logs.values()])
-  entries = [
-    convert.entry(shard, log, convert.make_rows(plan, log, cuts)) for shard, log in logs.items()
-  ]
-  return convert.make_index(plan, cuts, entries)
-
-
 @pytest.fixture(scope='module')
 def log(tmp_path_factory):
   return write_log(tmp_path_factory.mktemp('made') / 'log')
-
-
-def make_plan(folder, chunks) -> convert.Plan:
-  return dataclasses.replace(convert.make_plan(config(), folder, 4), chunks=tuple(chunks))
 
 
 @pytest.fixture(scope='module')
@@ -246,30 +206,6 @@ def test_errors_name_the_file_and_row(tmp_path, rows):
   assert not (tmp_path / 'shards/index.json').exists()
 
 
-def test_malformed_logs_are_refused_before_reading_rows(tmp_path):
-  folder = write_log(tmp_path / 'log')
-  path = folder / 'events/2.parquet'
-  rows = read_parquet(path)
-  rows.with_columns(pl.col('user_id').cast(pl.String)).write_parquet(path)
-  message = (
-    "2.parquet: column 'user_id' has type string, in .*0.parquet it has type integer; "
-    'must be the same type'
-  )
-  with pytest.raises(DataError, match=message):
-    convert.make_plan(config(), folder)
-  path.write_bytes(b'PAR1 half a file')
-  with pytest.raises(DataError, match='2.parquet: cannot be read'):
-    convert.make_plan(config(), folder)
-  rows.head(0).write_parquet(path)  # an empty part of a job is no fault
-  assert convert.make_plan(config(), folder).events == ROWS - rows.height
-  rows.write_parquet(folder / 'events.parquet')
-  with pytest.raises(DataError, match='has both events.parquet and a folder events/'):
-    convert.make_plan(config(), folder)
-  (tmp_path / 'none/events').mkdir(parents=True)
-  with pytest.raises(DataError, match='none/events: has no file'):
-    convert.make_plan(config(), tmp_path / 'none')
-
-
 def test_settings_and_folders_that_do_not_fit_are_refused(log, plan, built, tmp_path):
   with pytest.raises(ConfigError, match="data.format='rees46': must be 'contract'"):
     convert.make_plan(Config(data=DataConfig(format='rees46', path='x')), log)
@@ -296,68 +232,6 @@ def test_a_log_without_purchases_or_training_rows_is_refused(tmp_path):
     views.with_columns(event=pl.lit(event)).write_parquet(tmp_path / 'log/events.parquet')
     with pytest.raises(DataError, match=message):
       index_of(convert.make_plan(config(), tmp_path / 'log'))
-
-
-def test_rows_that_got_lost_are_noticed(plan, tmp_path):
-  assert build.begin(plan, tmp_path) is None
-  path = tmp_path / 'building/split/00002.parquet'
-  path.parent.mkdir()
-  convert.split(plan, plan.chunks[2])[1:].write_parquet(path)
-  with pytest.raises(DataError, match='has 4000 events, 3999 are in the shards; must be as many'):
-    build.build(plan, tmp_path, workers=1)
-  assert not (tmp_path / 'index.json').exists()
-
-
-def test_a_file_that_shrinks_after_it_was_listed_is_noticed(tmp_path):
-  folder = write_log(tmp_path / 'log')
-  plan = convert.make_plan(config(), folder)
-  path = folder / 'events/1.parquet'
-  read_parquet(path)[:-1].write_parquet(path)
-  with pytest.raises(DataError, match='1.parquet: has lost rows'):
-    index_of(plan)
-
-
-def test_parts_in_folders_and_under_other_names_are_all_in_the_shards(tmp_path, built):
-  folder = write_log(tmp_path / 'log')
-  (folder / 'events/date=2026-11-28').mkdir()
-  for number, name in enumerate(
-    ('date=2026-11-28/part-0.parquet', 'part-1.pq', 'part-2.PARQUET', '000003_0')
-  ):
-    (folder / f'events/{number}.parquet').rename(folder / 'events' / name)
-  plan = convert.make_plan(config(), folder, 4)
-  assert plan.events == ROWS and index_of(plan)['digest'] == built.digest
-
-
-def test_the_key_holds_the_paths_of_all_files(tmp_path):
-  folder = write_log(tmp_path / 'log')
-  keys = [convert.make_plan(config(), folder, 4).key]
-  for name in ('a', 'b'):  # the same name, size and time in another folder
-    (folder / 'events' / name).mkdir()
-    old = sorted((folder / 'events').rglob('4.parquet'))[0]
-    old.rename(folder / 'events' / name / '4.parquet')
-    keys.append(convert.make_plan(config(), folder, 4).key)
-  assert len(set(keys)) == 3 and convert.make_plan(config(), folder, 4).key == keys[2]
-
-
-def test_shards_of_another_state_of_the_log_are_refused(log, built, tmp_path):
-  built.check_files(convert.make_plan(config(), log).files)
-  folder = write_log(tmp_path / 'log')
-  built.check_files(convert.make_plan(config(), folder).files)  # a copy has other times
-  read_parquet(folder / 'events/0.parquet')[:50].write_parquet(folder / 'events/late.parquet')
-  with pytest.raises(DataError, match='another state of the log: events/late.parquet is new'):
-    built.check_files(convert.make_plan(config(), folder).files)
-  os.replace(folder / 'events/late.parquet', folder / 'events/0.parquet')
-  with pytest.raises(DataError, match='events/0.parquet has another size'):
-    built.check_files(convert.make_plan(config(), folder).files)
-  (folder / 'events/0.parquet').unlink()
-  with pytest.raises(DataError, match='events/0.parquet is gone'):
-    built.check_files(convert.make_plan(config(), folder).files)
-
-
-def test_rows_wider_than_their_numbers_are_refused(log):
-  wide = Config(data=config().data, backbone=BackboneConfig(context=2**17))
-  with pytest.raises(ConfigError, match='backbone.context=131072: must be at most 131070'):
-    convert.make_plan(wide, log)
 
 
 def test_other_settings_or_events_start_afresh(log, plan, tmp_path):
