@@ -91,10 +91,9 @@ def read(
   """
   files = csv_files(path)
   expected = f'text lines of {len(fields)} fields: {_names(fields)}'
-  if header:
-    for file in files:  # all of them before much is read
-      with as_data_error(file, expected), _naming_bytes(file, fields):
-        _check_header(file, _lines(file), fields)
+  for file in files:  # all of them before much is read
+    with as_data_error(file, expected), _naming_bytes(file, fields):
+      _check_first_line(file, fields, header)
   left_out = {'cut_last_line': 0} | ({'other_users': 0} if max_users else {})
   tables: list[pl.DataFrame] = []
   users: pl.Series | None = None
@@ -108,7 +107,8 @@ def read(
         lines = lines.filter(pl.col('row') != cut_line)
       typed = _typed(lines, fields)
       if max_users:
-        users = _first_users(typed, users, max_users)
+        if users is None or len(users) < max_users:
+          users = _first_users(typed, users, max_users)
         typed = typed.filter(pl.col('user_id').is_in(users.implode()) | pl.col('bad').is_not_null())
       table = typed.collect(engine='streaming')
       _check_lines(file, table, fields)
@@ -165,12 +165,12 @@ def _is_gzip(path: pathlib.Path) -> bool:
     return file.read(2) == b'\x1f\x8b'
 
 
-def _check_header(path: pathlib.Path, lines: pl.LazyFrame, fields: tuple[Field, ...]) -> None:
-  expected = _names(fields)
-  first = lines.head(1).collect()['line'].to_list()
-  if first != [expected]:
+def _check_first_line(path: pathlib.Path, fields: tuple[Field, ...], header: bool) -> None:
+  expected = f'the header {_names(fields)}' if header else f'fields {_names(fields)}'
+  first = _lines(path).head(1).collect()['line'].to_list()
+  if not first or (header and first != [_names(fields)]):
     shown = reprlib.repr(first[0] if first else '')
-    raise DataError(f'{path}: line 1 is {shown}; must be the header {expected}')
+    raise DataError(f'{path}: line 1 is {shown}; must be {expected}')
 
 
 def _cut_last_line(path: pathlib.Path, lines: pl.LazyFrame, n_fields: int) -> int:

@@ -26,7 +26,7 @@ import polars as pl
 
 from rolegen_jax.config import EVENT_NAMES, ConfigError
 from rolegen_jax.data.files import DataError, as_data_error, read_parquet
-from rolegen_jax.data.folders import log_files, partition
+from rolegen_jax.data.folders import log_files, partition, say_ignored
 from rolegen_jax.runtime.progress import say
 
 EVENT_DTYPE = pl.Enum(EVENT_NAMES)  # physical value = event code
@@ -125,6 +125,7 @@ def event_chunks(folder: str | os.PathLike, rows: int = CHUNK_ROWS) -> list[Chun
   file is unreadable or lacks a column, or when ids differ in type between files.
   """
   _, paths = log_files(folder)
+  say_ignored(folder)
   chunks: list[Chunk] = []
   id_types: dict[str, tuple[pathlib.Path, str]] = {}  # column -> first file that has it, its type
   lacking: dict[str, list[pathlib.Path]] = {column: [] for column in _OPTIONAL_EVENT_COLUMNS}

@@ -11,6 +11,7 @@ import pathlib
 import urllib.parse
 
 from rolegen_jax.data.files import DataError
+from rolegen_jax.runtime.progress import say
 
 # Of files and folders: markers and hidden files, checksums, descriptions.
 IGNORED = ('_*', '.*', '*.crc', 'README*', '*.md')
@@ -49,6 +50,17 @@ def log_files(folder: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Pat
     if path not in found:
       raise DataError(f'{path}: no such file; must be a readable parquet file')
   return items, events
+
+
+def say_ignored(folder: str | os.PathLike) -> None:
+  """Say it where a file is ignored by name although its suffix is that of a table."""
+  hidden = sorted(
+    path
+    for path in pathlib.Path(folder).rglob('*')
+    if path.suffix.lower() in ('.parquet', '.pq') and _is_ignored(path.name)
+  )
+  if hidden:
+    say(f'{_first_of(hidden)}: ignored, as its name begins with . or _')
 
 
 def csv_files(path: str | os.PathLike) -> list[pathlib.Path]:

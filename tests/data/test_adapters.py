@@ -4,6 +4,8 @@ Real logs are compared with tables that other code made of them.
 """
 
 import calendar
+import gzip
+import random
 
 import polars as pl
 import pytest
@@ -242,3 +244,56 @@ def test_real_logs_equal_the_tables_that_other_code_made(kind, folder, columns):
   if kind == 'taobao_userbehavior':
     assert left_out['dropped_outside_window'] == 44
     assert events['user_id'].n_unique() == data.max_users
+
+
+def mutated(rng: random.Random, content: bytes) -> bytes:
+  """Return `content` with a few bytes, lines or its end changed."""
+  for _ in range(rng.randint(1, 3)):
+    at = rng.randrange(len(content) + 1)
+    lines = content.splitlines(keepends=True)
+    line = rng.randrange(max(len(lines), 1))
+    content = rng.choice(
+      (
+        lambda: content[:at],
+        lambda: content[:at] + rng.randbytes(rng.randint(1, 3)) + content[at:],
+        lambda: content[:at] + rng.choice((b',', b'\n', b'\r\n', b'0', b'"', b' ')) + content[at:],
+        lambda: b''.join(lines[:line] + lines[line + 1 :]),
+        lambda: b''.join(lines[:line] + lines[line:] * 2),
+        lambda: b'\xef\xbb\xbf' + content,
+        lambda: content.replace(b'\n', b'\r\n'),
+        lambda: content[:at].rstrip(b'\n'),
+      )
+    )()
+  return content
+
+
+@pytest.mark.parametrize('files', [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_text_is_read_in_full_or_refused(tmp_path, files):
+  first = adapters.TAOBAO_WINDOW[0]
+  good = {
+    'alibaba2014': ALIBABA + '9,5,0,4-15\n9,5,1,8-1\n8,4,2,12-31\n',
+    'taobao_userbehavior': f'1,7,70,pv,{first}\n1,8,80,buy,{first + 5}\n2,8,81,fav,{first - 1}\n',
+    'rees46': REES46
+    + '2019-10-01 00:00:02 UTC,cart,5,70,a.b,acme,2.50,1,s\n'
+    + '2019-10-01 00:00:03 UTC,purchase,5,70,,,,2,\n' * 2,
+  }
+  rng, refused = random.Random(0), 0
+  for number in range(files):
+    kind = rng.choice(sorted(good))
+    content = mutated(rng, good[kind].encode())
+    folder = tmp_path / str(number)
+    folder.mkdir()
+    (folder / 'a.csv').write_bytes(good[kind].encode())
+    path = folder / 'b.csv'
+    path.write_bytes(gzip.compress(content) if number % 5 == 0 else content)
+    data = DataConfig(kind, 'x', max_users=rng.choice((0, 2)))
+    try:
+      events, items, left_out = ADAPTERS[kind](rng.choice((folder, path)), data)
+      events, _ = validate(events, items)
+    except DataError as error:
+      refused += 1
+      assert 'must' in str(error) and '\n' not in str(error), str(error)
+      continue
+    lines = content.count(b'\n') + (not content.endswith(b'\n')) - (kind != 'taobao_userbehavior')
+    assert events.height + sum(left_out.values()) in (lines, lines + 3), (kind, content)
+  assert 0.3 * files < refused < 0.9 * files

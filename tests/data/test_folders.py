@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 
 import polars as pl
 import pytest
@@ -65,7 +66,7 @@ def test_every_part_is_read_whatever_its_name_and_depth(folder, names):
   assert found[0].height == 5 and found[2] == {'other_users': 4 * PARTS - 5}
 
 
-def test_what_tools_leave_beside_data_is_ignored(folder):
+def test_what_tools_leave_beside_data_is_ignored(folder, capsys):
   for name in ('_SUCCESS', '_committed_12', '.DS_Store', '._part-0.parquet', '.part-0.parquet.crc'):
     (folder / 'events' / name).write_bytes(b'no parquet')
     (folder / name).write_bytes(b'no parquet')
@@ -73,6 +74,9 @@ def test_what_tools_leave_beside_data_is_ignored(folder):
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text('no parquet')
   assert read_contract(folder)[0].height == 4
+  err = capsys.readouterr().err  # of what looks like data it is said
+  assert '._part-0.parquet (and 1 more): ignored, as its name begins with . or _' in err
+  assert len(err.splitlines()) == 1
 
 
 STRAY = (
@@ -234,3 +238,45 @@ def test_a_negative_number_of_users_never_drops_the_last(folder):
       put(folder / 'events/part-0.parquet', part(0).with_columns(pos=0))
     with pytest.raises(ConfigError, match='data.max_users=-1: must be at least 0'):
       ADAPTERS[kind](folder, DataConfig(kind, 'x', max_users=-1))
+
+
+PLACES = ('', 'events/', 'events/date=2026-11-28/', 'events/_day=1/', 'events/a/b/', 'x/', 'items/')
+FILES = ('a.parquet', 'b.pq', 'C.PARQUET', '000000_0', 'd', 'events.parquet', 'e.csv', 'f.parquet~')
+LEFT_BY_TOOLS = ('_SUCCESS', '.a.parquet.crc', '.DS_Store', 'README.md', '_metadata', 'x.crc')
+CONTENTS = {
+  'rows': lambda path: part(3).write_parquet(path),
+  'no rows': lambda path: part(3).clear().write_parquet(path),
+  'fewer columns': lambda path: part(3).drop('item_id').write_parquet(path),
+  'text': lambda path: path.write_text('user_id\n1\n'),
+  'nothing': lambda path: path.touch(),
+  'half': lambda path: path.write_bytes(b'PAR1 half a file'),
+  'link': lambda path: path.symlink_to('gone'),
+}
+
+
+@pytest.mark.parametrize('folders', [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_random_folders_are_read_in_full_or_refused(tmp_path, folders):
+  rng, refused = random.Random(0), 0
+  for number in range(folders):
+    folder = tmp_path / str(number)
+    (folder / 'events').mkdir(parents=True)
+    pl.DataFrame({'item_id': [1, 2]}).write_parquet(folder / 'items.parquet')
+    part(0).write_parquet(folder / 'events/part-0.parquet')
+    rows = 4
+    for _ in range(rng.randint(0, 3)):
+      is_data = rng.random() < 0.7
+      place = rng.choice(PLACES[1:5] if rng.random() < 0.8 else PLACES)
+      path = folder / place / rng.choice(FILES if is_data else LEFT_BY_TOOLS)
+      content = 'rows' if rng.random() < 0.7 else rng.choice(sorted(CONTENTS))
+      path.parent.mkdir(parents=True, exist_ok=True)
+      if not os.path.lexists(path):
+        CONTENTS[content](path)
+        rows += 4 * (is_data and content == 'rows')
+    try:
+      events, _ = read_contract(folder)
+    except DataError as error:
+      refused += 1
+      assert str(folder) in str(error) and 'must' in str(error)
+    else:
+      assert events.height == rows
+  assert 0.1 * folders < refused < 0.8 * folders
