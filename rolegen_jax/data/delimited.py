@@ -20,7 +20,7 @@ import polars as pl
 
 from rolegen_jax.data.events import first_users
 from rolegen_jax.data.files import DataError, as_data_error
-from rolegen_jax.data.folders import csv_files
+from rolegen_jax.data.folders import csv_files, say_ignored
 from rolegen_jax.runtime.progress import say
 
 INTEGER = 'an integer of at most 64 bits, without a plus sign or leading zeros'
@@ -90,6 +90,7 @@ def read(
   first bad line, the field and what would be right.
   """
   files = csv_files(path)
+  say_ignored(path)
   expected = f'text lines of {len(fields)} fields: {_names(fields)}'
   for file in files:  # all of them before much is read
     with as_data_error(file, expected), _naming_bytes(file, fields):

@@ -54,13 +54,15 @@ def log_files(folder: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Pat
 
 def say_ignored(folder: str | os.PathLike) -> None:
   """Say it where a file is ignored by name although its suffix is that of a table."""
+  folder = pathlib.Path(folder)
   hidden = sorted(
     path
-    for path in pathlib.Path(folder).rglob('*')
-    if path.suffix.lower() in ('.parquet', '.pq') and _is_ignored(path.name)
+    for path in folder.rglob('*')
+    if path.suffix.lower() in ('.parquet', '.pq', '.csv', '.gz')
+    and any(map(_is_ignored, path.relative_to(folder).parts))
   )
   if hidden:
-    say(f'{_first_of(hidden)}: ignored, as its name begins with . or _')
+    say(f'{_first_of(hidden)}: ignored, as are all {", ".join(IGNORED)}')
 
 
 def csv_files(path: str | os.PathLike) -> list[pathlib.Path]:

@@ -75,7 +75,7 @@ def test_what_tools_leave_beside_data_is_ignored(folder, capsys):
     (folder / name).write_text('no parquet')
   assert read_contract(folder)[0].height == 4
   err = capsys.readouterr().err  # of what looks like data it is said
-  assert '._part-0.parquet (and 1 more): ignored, as its name begins with . or _' in err
+  assert '._part-0.parquet (and 1 more): ignored, as are all _*, .*, *.crc' in err
   assert len(err.splitlines()) == 1
 
 
