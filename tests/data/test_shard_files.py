@@ -55,8 +55,11 @@ def test_parts_in_folders_and_under_other_names_are_all_in_the_shards(tmp_path, 
     ('date=2026-11-28/part-0.parquet', 'part-1.pq', 'part-2.PARQUET', '000003_0')
   ):
     (folder / f'events/{number}.parquet').rename(folder / 'events' / name)
+  read_parquet(folder / 'events/4.parquet').clear().write_parquet(folder / 'events/none.parquet')
   plan = convert.make_plan(config(), folder, 4)
   assert plan.events == ROWS and index_of(plan)['digest'] == built.digest
+  build.build(plan, tmp_path / 'shards', workers=1)
+  assert Shards(tmp_path / 'shards').digest == built.digest
 
 
 def test_the_key_holds_the_paths_of_all_files(tmp_path):

@@ -158,7 +158,7 @@ def shard_of(users: pl.Series, shards: int) -> pl.Series:
   text = users.cast(pl.String)
   distinct = text.unique()
   hashes = pl.Series([zlib.crc32(user.encode()) % shards for user in distinct], dtype=pl.UInt32)
-  return text.replace_strict(distinct, hashes).rename('shard')
+  return text.replace_strict(distinct, hashes, return_dtype=pl.UInt32).rename('shard')
 
 
 def shard_log(plan: Plan, rows: pl.DataFrame) -> InteractionLog:
