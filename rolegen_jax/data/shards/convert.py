@@ -106,9 +106,8 @@ def make_plan(config: Config, folder: str | os.PathLike, shards: int = 0) -> Pla
       f'backbone.context={config.backbone.context}: must be at most {_MAX_WIDTH} for shards'
     )
   items_path, event_paths = log_files(folder)
-  files = fingerprint(
-    folder, [items_path, *event_paths]
-  )  # first: what changes later is another log
+  # Before anything is read: what changes from here on is another log.
+  files = fingerprint(folder, [items_path, *event_paths])
   chunks = tuple(event_chunks(folder))
   catalogue(str(folder))  # checks the items
   n_events = sum(chunk.rows for chunk in chunks)
@@ -158,7 +157,8 @@ def shard_of(users: pl.Series, shards: int) -> pl.Series:
   text = users.cast(pl.String)
   distinct = text.unique()
   hashes = pl.Series([zlib.crc32(user.encode()) % shards for user in distinct], dtype=pl.UInt32)
-  return text.replace_strict(distinct, hashes, return_dtype=pl.UInt32).rename('shard')
+  # Cast: without users, polars leaves it text.
+  return text.replace_strict(distinct, hashes).cast(pl.UInt32).rename('shard')
 
 
 def shard_log(plan: Plan, rows: pl.DataFrame) -> InteractionLog:
