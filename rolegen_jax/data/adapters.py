@@ -16,8 +16,17 @@ import polars as pl
 from rolegen_jax.config import DataConfig
 from rolegen_jax.data import delimited
 from rolegen_jax.data.delimited import INTEGER, NUMBER, Field, coded, integer, label, number
-from rolegen_jax.data.events import EVENT_DTYPE, read_contract, validate
+from rolegen_jax.data.events import (
+  EVENT_DTYPE,
+  MAX_TIMESTAMP,
+  event_chunks,
+  first_users,
+  read_chunks,
+  read_items,
+  validate,
+)
 from rolegen_jax.data.files import DataError, read_parquet
+from rolegen_jax.data.folders import csv_files, fingerprint, log_files
 
 Adapted = tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]
 Adapter = Callable[[pathlib.Path, DataConfig], Adapted]
@@ -32,7 +41,7 @@ SOURCES = {
   'taobao_userbehavior': 'Taobao UserBehavior (UserBehavior.csv): '
   'https://tianchi.aliyun.com/dataset/649',
   'rees46': 'REES46 eCommerce behavior data from multi category store '
-  '(2019-Oct.csv and later months): '
+  '(2019-Oct.csv, or a folder of it and later months): '
   'https://www.kaggle.com/datasets/mkechinov/ecommerce-behavior-data-from-multi-category-store',
   'ranked_sequences': 'Amazon Reviews 2014, Beauty 5-core, as events.parquet (with pos) and '
   'items.parquet: https://jmcauley.ucsd.edu/data/amazon/',
@@ -58,6 +67,18 @@ def log_path(data: DataConfig) -> pathlib.Path:
       f'set ${ROOT_VARIABLE} to the folder that holds it, or get it: {SOURCES[data.format]}'
     )
   return path
+
+
+def log_fingerprint(data: DataConfig) -> dict[str, list[int]]:
+  """Return what `folders.fingerprint` says of the files that the adapter of `data` reads.
+
+  Raises DataError when one is missing, and for a file that would not be read.
+  """
+  path = log_path(data)
+  if data.format in ('contract', 'ranked_sequences'):
+    items_path, event_paths = log_files(path)
+    return fingerprint(path, [items_path, *event_paths])
+  return fingerprint(path, csv_files(path))
 
 
 def alibaba2014(path: pathlib.Path, data: DataConfig) -> Adapted:
@@ -94,6 +115,11 @@ def taobao_userbehavior(path: pathlib.Path, data: DataConfig) -> Adapted:
   table, left_out = delimited.read(path, fields, header=False, max_users=data.max_users)
   inside = table.filter(pl.col('timestamp').is_between(*TAOBAO_WINDOW, closed='left'))
   left_out['dropped_outside_window'] = table.height - inside.height
+  if inside.height == 0:
+    raise DataError(
+      f"{path}: field 'timestamp' is {table['timestamp'][0]} in the first line and in no line in "
+      f'seconds {TAOBAO_WINDOW[0]} to {TAOBAO_WINDOW[1] - 1}; must have lines there'
+    )
   return inside.drop('category_id'), _items_of(inside, 'category_id'), left_out
 
 
@@ -129,30 +155,37 @@ def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Adapted:
   with data.split='leave_one_out'. A timestamp column in events.parquet may have nulls and is not
   used.
   """
-  events_name, items_name = str(path / 'events.parquet'), str(path / 'items.parquet')
+  items_path, event_paths = log_files(path)
+  events_name, items_name = str(event_paths[0]), str(items_path)
+  if len(event_paths) > 1:
+    raise DataError(f'{event_paths[1]}: is a second event file; ranked sequences must be in one')
   events = read_parquet(events_name)
   if 'pos' not in events.columns or not events.schema['pos'].is_integer():
     raise DataError(
       f"{events_name}: column 'pos' is missing or no integer; "
       'must be the chronological rank in the user, from 0'
     )
+  in_range = pl.col('pos').is_between(0, MAX_TIMESTAMP - 1)
+  _require_pos(events, in_range, f'; must be from 0 to {MAX_TIMESTAMP - 1}', events_name)
   if 'user_id' in events.columns:  # its absence is the contract's to report
-    is_repeat = pl.struct('user_id', 'pos').is_first_distinct().not_()
-    repeats = events.select(is_repeat.arg_true()).to_series()
-    if repeats.len():
-      row = repeats[0]
-      raise DataError(
-        f"{events_name}: column 'pos', row {row + 1}: {events['pos'][row]} again; "
-        'must be unique within a user'
-      )
+    is_first = pl.struct('user_id', 'pos').is_first_distinct()
+    _require_pos(events, is_first, ' again; must be unique within a user', events_name)
   events = events.with_columns(timestamp=pl.col('pos').cast(pl.Int64) + 1)
   events, items = validate(events, read_parquet(items_name), events_name, items_name)
-  return _first_users(events, data.max_users), items, {}
+  if not data.max_users:
+    return events, items, {}
+  users = first_users(None, events['user_id'], data.max_users)
+  kept = events.filter(pl.col('user_id').is_in(users.implode()))
+  return kept, items, {'other_users': events.height - kept.height}
 
 
 def contract(path: pathlib.Path, data: DataConfig) -> Adapted:
   """Read a folder that follows the data contract already."""
-  return *read_contract(path, data.max_users), {}
+  chunks, items = event_chunks(path), read_items(path)
+  events = read_chunks(path, chunks, items, data.max_users)
+  if not data.max_users:
+    return events, items, {}
+  return events, items, {'other_users': sum(chunk.rows for chunk in chunks) - events.height}
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -179,9 +212,9 @@ def _items_of(table: pl.DataFrame, *columns: str) -> pl.DataFrame:
   return table.lazy().group_by('item_id').agg(last).sort('item_id').collect()
 
 
-def _first_users(events: pl.DataFrame, count: int) -> pl.DataFrame:
-  """Keep the events of the first `count` users in file order; 0 keeps all."""
-  if not count:
-    return events
-  users = events['user_id'].unique(maintain_order=True).head(count)
-  return events.filter(pl.col('user_id').is_in(users.implode()))
+def _require_pos(events: pl.DataFrame, good: pl.Expr, fault: str, name: str) -> None:
+  """Raise DataError for the first row whose `pos` is not good. fault: what follows its value."""
+  bad = events.select(good.fill_null(False).not_().arg_true()).to_series()
+  if bad.len():
+    row = bad[0]
+    raise DataError(f"{name}: column 'pos', row {row + 1}: {events['pos'][row]}{fault}")

@@ -1,7 +1,8 @@
 """The data contract: two tables, what every column means, and one clear error for the first fault.
 
 A log is a folder with items.parquet and events.parquet; a large one may have a folder events/ with
-any number of such files instead.
+any number of such files instead, whatever their names, at any depth. `folders.py` says which files
+are read.
 
 events.parquet  user_id (integer or string), item_id (integer or string), event (one of
                 config.EVENT_NAMES), timestamp (integer seconds UTC), optional session_id (integer
@@ -23,15 +24,20 @@ from typing import NamedTuple
 
 import polars as pl
 
-from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.config import EVENT_NAMES, ConfigError
 from rolegen_jax.data.files import DataError, as_data_error, read_parquet
+from rolegen_jax.data.folders import log_files, partition, say_ignored
+from rolegen_jax.runtime.progress import say
 
 EVENT_DTYPE = pl.Enum(EVENT_NAMES)  # physical value = event code
-MAX_TIMESTAMP = 2**31 - 1  # seconds: catches milliseconds, and gaps fit int32 on device
+# Seconds, 2037-01-01 UTC. Devices count in int32, which ends in January 2038: a year is left for
+# what is added to a log's last time.
+MAX_TIMESTAMP = 2_114_380_800
 CHUNK_ROWS = 2_000_000  # events read at a time
 
+_OPTIONAL_EVENT_COLUMNS = ('session_id', 'price')
 _REQUIRED_EVENT_COLUMNS = ('user_id', 'item_id', 'event', 'timestamp')
-_EVENT_COLUMNS = (*_REQUIRED_EVENT_COLUMNS, 'session_id', 'price')
+_EVENT_COLUMNS = (*_REQUIRED_EVENT_COLUMNS, *_OPTIONAL_EVENT_COLUMNS)
 _REQUIRED_ITEM_COLUMNS = ('item_id',)
 _TEXT_COLUMNS = ('title', 'text', 'category_code', 'brand')
 _ITEM_COLUMNS = (
@@ -44,6 +50,9 @@ _ITEM_COLUMNS = (
   'price',
   'embedding',
 )
+# Of a second, and when the first plausible time is: 2000-01-01.
+_FINER_UNITS = {'milliseconds': 10**3, 'microseconds': 10**6, 'nanoseconds': 10**9}
+_FIRST_PLAUSIBLE = 946_684_800
 _TABLE = 'a table as the data contract says'
 _PARQUET = 'a readable parquet file'
 
@@ -76,33 +85,63 @@ def read_contract(
   Returns (events, items) as `validate` does. Raises DataError for the first fault.
   """
   chunks, items = event_chunks(folder), read_items(folder)
+  return read_chunks(folder, chunks, items, max_users), items
+
+
+def read_chunks(
+  folder: str | os.PathLike, chunks: list[Chunk], items: pl.DataFrame, max_users: int = 0
+) -> pl.DataFrame:
+  """Read `chunks` of the log in `folder` and return them as `validate` returns events.
+
+  items: what `read_items` returned for the same folder. max_users: as in `read_contract`.
+  """
   tables: list[pl.DataFrame] = []
   kept_users: pl.Series | None = None
   for chunk in chunks:
     events = read_events(folder, chunk, items)
     if max_users:
-      users = events['user_id']
-      if kept_users is not None:
-        users = pl.concat([kept_users, users])
-      kept_users = users.unique(maintain_order=True).head(max_users)
+      kept_users = first_users(kept_users, events['user_id'], max_users)
       events = events.filter(pl.col('user_id').is_in(kept_users.implode()))
     tables.append(events)
-  return pl.concat(tables, how='diagonal'), items
+  return pl.concat(tables, how='diagonal')
+
+
+def first_users(known: pl.Series | None, users: pl.Series, count: int) -> pl.Series:
+  """Return the first `count` distinct users of `known` followed by `users`.
+
+  Raises ConfigError for a negative count.
+  """
+  if count < 0:
+    raise ConfigError(f'data.max_users={count}: must be at least 0')
+  if known is not None:
+    users = pl.concat([known, users])
+  return users.unique(maintain_order=True).head(count)
 
 
 def event_chunks(folder: str | os.PathLike, rows: int = CHUNK_ROWS) -> list[Chunk]:
-  """Return the event files of a log, in order of their names, in chunks of at most `rows` rows.
+  """Return the event files of a log, in order of their paths, in chunks of at most `rows` rows.
 
-  Raises DataError when there is no file or no row, when a file is unreadable, or when ids differ in
-  type between files.
+  A file without rows is a chunk of none. Raises DataError when there is no file or no row, when a
+  file is unreadable or lacks a column, or when ids differ in type between files.
   """
-  paths = _event_paths(pathlib.Path(folder))
+  _, paths = log_files(folder)
+  say_ignored(folder)
   chunks: list[Chunk] = []
   id_types: dict[str, tuple[pathlib.Path, str]] = {}  # column -> first file that has it, its type
+  lacking: dict[str, list[pathlib.Path]] = {column: [] for column in _OPTIONAL_EVENT_COLUMNS}
   for path in paths:
     table = _scan(path)
     with as_data_error(path, _PARQUET):
       schema, height = table.collect_schema(), table.select(pl.len()).collect().item()
+    for column in partition(path, folder):
+      if column in _EVENT_COLUMNS and column not in schema:
+        raise DataError(
+          f'{path}: column {column!r} is in the name of its folder only; must be in the file'
+        )
+    _require_columns(schema, _REQUIRED_EVENT_COLUMNS, _Source(str(path)))
+    for column, files in lacking.items():
+      if column not in schema:
+        files.append(path)
     for column in ('user_id', 'item_id', 'session_id'):
       if schema.get(column, pl.Null()) == pl.Null:
         continue
@@ -114,10 +153,13 @@ def event_chunks(folder: str | os.PathLike, rows: int = CHUNK_ROWS) -> list[Chun
           'must be the same type'
         )
     chunks += [
-      Chunk(str(path), first, min(rows, height - first)) for first in range(0, height, rows)
+      Chunk(str(path), first, min(rows, height - first)) for first in range(0, max(height, 1), rows)
     ]
-  if not chunks:
+  if not any(chunk.rows for chunk in chunks):
     raise DataError(f'{paths[0]}: has no rows; must have at least one')
+  for column, files in lacking.items():
+    if 0 < len(files) < len(paths):
+      say(f'{files[0]}: no column {column!r} here and in {len(files) - 1} more files; read as null')
   return chunks
 
 
@@ -130,7 +172,16 @@ def read_events(folder: str | os.PathLike, chunk: Chunk, items: pl.DataFrame) ->
   with as_data_error(chunk.path, _PARQUET):
     columns = [c for c in _EVENT_COLUMNS if c in table.collect_schema()]
     events = table.select(columns).slice(chunk.first, chunk.rows).collect()
-  return _validate_events(events, items, _Source(chunk.path, chunk.first), _items_path(folder))
+  if events.height != chunk.rows:
+    raise DataError(
+      f'{chunk.path}: has lost rows since it was listed; must stay as it is meanwhile'
+    )
+  source = _Source(chunk.path, chunk.first)
+  for column, value in partition(chunk.path, folder).items():
+    if column in _EVENT_COLUMNS:
+      same = pl.col(column).cast(pl.String) == value
+      _require_rows(events, column, same, f'{value!r}, as the name of its folder says', source)
+  return _validate_events(events, items, source, _items_path(folder))
 
 
 def read_items(folder: str | os.PathLike) -> pl.DataFrame:
@@ -151,25 +202,13 @@ def validate(
   naming file, column, 1-based data row, the value found and what would be right.
   """
   items = _validate_items(items, _Source(items_name))
-  return _validate_events(events, items, _Source(events_name), items_name), items
+  events = _validate_events(events, items, _Source(events_name), items_name)
+  _require_a_row(events, _Source(events_name))
+  return events, items
 
 
 def _items_path(folder: str | os.PathLike) -> str:
   return str(pathlib.Path(folder) / 'items.parquet')
-
-
-def _event_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-  single_file, parts_folder = folder / 'events.parquet', folder / 'events'
-  if not parts_folder.is_dir():
-    return [single_file]
-  if single_file.exists():
-    raise DataError(
-      f'{folder}: has both events.parquet and a folder events/; must have one of them'
-    )
-  paths = sorted(parts_folder.glob('*.parquet'))
-  if not paths:
-    raise DataError(f'{parts_folder}: has no file *.parquet; must have at least one')
-  return paths
 
 
 def _scan(path: str | os.PathLike) -> pl.LazyFrame:
@@ -189,7 +228,7 @@ def _validate_events(
   # Value checks run on whatever a file holds, so a library failure inside them is a data fault too.
   with as_data_error(source, _TABLE):
     events = _only(events, _EVENT_COLUMNS)
-    _require_columns(events, _REQUIRED_EVENT_COLUMNS, source)
+    _require_columns(events.schema, _REQUIRED_EVENT_COLUMNS, source)
     events = _ids(events, 'user_id', source)
     events = _ids(events, 'item_id', source)
     events = _event_codes(events, source)
@@ -203,7 +242,8 @@ def _validate_events(
 def _validate_items(items: pl.DataFrame, source: _Source) -> pl.DataFrame:
   with as_data_error(source, _TABLE):
     items = _only(items, _ITEM_COLUMNS)
-    _require_columns(items, _REQUIRED_ITEM_COLUMNS, source)
+    _require_columns(items.schema, _REQUIRED_ITEM_COLUMNS, source)
+    _require_a_row(items, source)
     items = _ids(items, 'item_id', source)
     items = _optional_id(items, 'category_id', source)
     for column in _TEXT_COLUMNS:
@@ -219,10 +259,13 @@ def _only(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
   return frame.select(c for c in columns if c in frame.columns)
 
 
-def _require_columns(frame: pl.DataFrame, columns: tuple[str, ...], source: _Source) -> None:
+def _require_columns(schema: pl.Schema, columns: tuple[str, ...], source: _Source) -> None:
   for column in columns:
-    if column not in frame.columns:
+    if column not in schema:
       raise DataError(f'{source}: column {column!r} is missing; must have ' + ', '.join(columns))
+
+
+def _require_a_row(frame: pl.DataFrame, source: _Source) -> None:
   if frame.height == 0:
     raise DataError(f'{source}: has no rows; must have at least one')
 
@@ -281,6 +324,10 @@ def _timestamps(events: pl.DataFrame, source: _Source) -> pl.DataFrame:
   expected = f'whole seconds UTC, an integer from 1 to {MAX_TIMESTAMP}'
   _require_type(events, 'timestamp', events.schema['timestamp'].is_integer(), expected, source)
   in_range = pl.col('timestamp').is_between(1, MAX_TIMESTAMP)
+  late = events['timestamp'].filter(events['timestamp'] > MAX_TIMESTAMP)
+  for unit, factor in _FINER_UNITS.items():
+    if late.len() and _FIRST_PLAUSIBLE <= late[0] // factor <= MAX_TIMESTAMP:
+      expected += f'; {late[0]} looks like {unit}: divide by {factor}'
   _require_rows(events, 'timestamp', in_range, expected, source)
   return events.with_columns(pl.col('timestamp').cast(pl.Int64))
 

@@ -17,6 +17,8 @@ from typing import IO, Any
 import numpy as np
 import polars as pl
 
+from rolegen_jax.config import ConfigError
+
 
 class DataError(ValueError):
   """Data is wrong. The message names the file, the row or field, what was found, what is right."""
@@ -30,7 +32,7 @@ def as_data_error(path: object, expected: str) -> Iterator[None]:
   """
   try:
     yield
-  except DataError:
+  except (ConfigError, DataError):
     raise
   except FileNotFoundError as error:
     raise DataError(f'{path}: no such file; must be {expected}') from error

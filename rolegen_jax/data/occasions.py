@@ -216,7 +216,8 @@ def find_cuts(times: OccasionTimes, data: DataConfig) -> Cuts | None:
   """Return the cuts between the splits, or None without occasions.
 
   They are quantiles over DORMANT occasions, because those are what is measured. A log without any
-  is cut at quantiles over all occasions.
+  is cut at quantiles over all occasions. Where many occasions share a time and a quantile leaves a
+  split empty, they lie at other times.
   """
   ordered = np.sort(times.dormant if len(times.dormant) else times.all_cohorts)
   if len(ordered) == 0:
@@ -227,10 +228,45 @@ def find_cuts(times: OccasionTimes, data: DataConfig) -> Cuts | None:
     last = int(len(ordered) * (1 - held_out)) - 1
     return int(ordered[last] if last >= 0 else ordered[0] - 1)
 
-  return Cuts(
+  cuts = Cuts(
     train=cut(data.test_fraction + data.valid_fraction),
     valid=cut(data.test_fraction),
   )
+  if ordered[0] <= cuts.train < cuts.valid < ordered[-1]:
+    return cuts
+  return _cuts_between_ties(times, ordered, data) or cuts
+
+
+def _cuts_between_ties(times: OccasionTimes, ordered: np.ndarray, data: DataConfig) -> Cuts | None:
+  """Return cuts that leave no split empty, nearest to the wanted shares: first that of test.
+
+  ordered: the times that shares are counted over, sorted. Fewer than three distinct times of
+  dormant occasions leave a split to those of the others; with two times in all, nothing is left for
+  validation. None where all times are one.
+  """
+  edges = np.unique(ordered)
+  if len(edges) < 3:
+    edges = np.unique(times.all_cohorts)
+  if len(edges) < 2:
+    return None
+  until = np.searchsorted(ordered, edges, side='right') / len(ordered)
+
+  def nearest(candidates: np.ndarray, wanted: float) -> int:
+    """Return the candidate edge up to which the share is nearest to `wanted`, the last of equals.
+
+    Those with a share on both sides come first, then those with one to be tested on.
+    """
+    share = until[candidates]
+    good = [preferred for preferred in ((share > 0) & (share < 1), share < 1) if preferred.any()]
+    candidates = candidates[good[0]] if good else candidates
+    distance = np.abs(until[candidates] - wanted)
+    return int(candidates[distance == distance.min()][-1])
+
+  if len(edges) == 2:
+    return Cuts(int(edges[0]), int(edges[0]))
+  valid = nearest(np.arange(1, len(edges) - 1), 1 - data.test_fraction)
+  train = nearest(np.arange(valid), 1 - data.test_fraction - data.valid_fraction)
+  return Cuts(int(edges[train]), int(edges[valid]))
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

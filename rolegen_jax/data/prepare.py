@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -15,7 +16,21 @@ from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json, write_parquet
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import SPLITS, TEST, TRAIN, Cuts, Occasions, find_occasions
+from rolegen_jax.data.occasions import (
+  D1,
+  D2,
+  D3,
+  SPLITS,
+  TEST,
+  TRAIN,
+  VALID,
+  Cuts,
+  Occasions,
+  find_cuts,
+  find_occasions,
+  occasion_times,
+)
+from rolegen_jax.runtime.progress import say
 
 
 class RawTables(NamedTuple):
@@ -48,15 +63,19 @@ def prepare(
 
   Writes log_*.parquet, occasions.parquet, planted.parquet (simulated data only) and, last,
   notes.json. Returns (log, occasions, notes); notes holds counts: users, items, rows by event,
-  occasions and targets by cohort and split, and what the adapter left out. Raises DataError when
-  training or test would have no occasion with a context and a target.
+  occasions and targets by cohort and split, and rows that the adapter left out; and where the cuts
+  lie, in seconds, with the time of the first occasion after each. Raises DataError when training or
+  test would have no occasion with a context and a target.
   """
   folder = pathlib.Path(folder)
   log = InteractionLog.build(tables.events, tables.items)
   occasions = find_occasions(log, data, cuts)
   check_no_leak(log, occasions)
   _require_occasions(log, occasions)
-  notes = _notes(data, log, occasions, tables.left_out)
+  if data.split == 'time' and cuts is None:
+    cuts = find_cuts(occasion_times(occasions), data)
+  notes = _notes(data, log, occasions, cuts, tables.left_out)
+  _say(data, notes)
   log.save(folder)
   occasions.save(folder)
   if tables.planted is not None:
@@ -88,7 +107,11 @@ def _require_occasions(log: InteractionLog, occasions: Occasions) -> None:
 
 
 def _notes(
-  data: DataConfig, log: InteractionLog, occasions: Occasions, left_out: dict[str, int]
+  data: DataConfig,
+  log: InteractionLog,
+  occasions: Occasions,
+  cuts: Cuts | None,
+  left_out: dict[str, int],
 ) -> dict[str, Any]:
   n_targets = np.diff(occasions.target_offsets)
   without_context = occasions.context_end == log.offsets[occasions.user]
@@ -105,12 +128,58 @@ def _notes(
     'rows_by_event': dict(zip(EVENT_NAMES, by_event.tolist())),
     'first_timestamp': int(log.timestamp.min()),
     'last_timestamp': int(log.timestamp.max()),
-    'train_cut': occasions.train_cut,
+    **_split_notes(occasions, cuts),
     'occasions': _by_cohort_and_split(occasions, np.ones_like(n_targets)),
     'targets': _by_cohort_and_split(occasions, n_targets),
     'occasions_without_context': int(without_context.sum()),
     'left_out': left_out,
   }
+
+
+def _split_notes(occasions: Occasions, cuts: Cuts | None) -> dict[str, Any]:
+  """Return where the cuts lie and what share of the dormant occasions each split has.
+
+  Without a dormant occasion the shares are of all occasions with a target.
+  """
+  chosen = (occasions.cohort == D1) | (occasions.cohort == D2)
+  kind = 'dormant occasions'
+  if not chosen.any():
+    chosen, kind = occasions.cohort != D3, 'occasions'
+  counts = np.bincount(occasions.split[chosen], minlength=len(SPLITS))
+  shares = counts / max(counts.sum(), 1)
+  starts = {
+    f'{SPLITS[split]}_from': _iso(occasions.timestamp[occasions.split == split].min())
+    for split in (VALID, TEST)
+    if cuts and (occasions.split == split).any()
+  }
+  return {
+    'train_cut': occasions.train_cut,
+    'valid_cut': cuts.valid if cuts else -1,
+    **starts,
+    'share_of': kind,
+    'shares': {SPLITS[split]: round(float(shares[split]), 4) for split in (TRAIN, VALID, TEST)},
+  }
+
+
+def _iso(seconds: int) -> str:
+  """Return a time as YYYY-MM-DD, with hh:mm:ss where it is not midnight UTC."""
+  time = datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
+  return time.strftime('%Y-%m-%d %H:%M:%S').removesuffix(' 00:00:00')
+
+
+def _say(data: DataConfig, notes: dict[str, Any]) -> None:
+  """Say where the cuts lie and what was left out."""
+  if data.split == 'time':
+    shares = ' / '.join(f'{100 * share:.1f}' for share in notes['shares'].values())
+    wanted = (1 - data.test_fraction - data.valid_fraction, data.valid_fraction, data.test_fraction)
+    asked = ' / '.join(f'{100 * share:.1f}' for share in wanted)
+    say(
+      f'data: validation from {notes.get("valid_from", "nowhere")}, '
+      f'test from {notes["test_from"]}: {shares} % of {notes["share_of"]} (asked for {asked})'
+    )
+  for reason, count in notes['left_out'].items():
+    if count:
+      say(f'data: {count} rows left out ({reason})')
 
 
 def _by_cohort_and_split(occasions: Occasions, weights: np.ndarray) -> dict[str, dict[str, int]]:

@@ -117,11 +117,5 @@ def saved_config(workdir: str | os.PathLike) -> Config:
     raise ConfigError(f'--workdir={workdir}: {error}') from error
 
 
-def file_fingerprint(path: pathlib.Path) -> list[list]:
-  """Return name, size and time of the files of a log: a changed log is prepared again."""
-  files = sorted(path.iterdir()) if path.is_dir() else [path]
-  return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
-
-
 def _read_json(path: pathlib.Path) -> Any:
   return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None

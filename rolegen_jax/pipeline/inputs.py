@@ -11,7 +11,7 @@ import numpy as np
 from rolegen_jax import config as configs
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, MeshConfig, digest
-from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
 from rolegen_jax.data.log import InteractionLog
@@ -22,7 +22,6 @@ from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import followed
 from rolegen_jax.pipeline import text
-from rolegen_jax.pipeline.artifacts import file_fingerprint
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.text import Words
 from rolegen_jax.runtime import distributed
@@ -97,11 +96,13 @@ def prepare_data(run: Run) -> Data:
   """Stage `data`: any log -> the indexed log and its occasions."""
   config = run.config.data
   shards = Shards(config.shards) if config.shards else None
+  if shards and config.format == 'contract':
+    shards.check_files(log_fingerprint(config))
   source: Any
   if config.format == 'simulated':
     source = configs.to_dict(run.config.simulator)
   else:
-    source = file_fingerprint(log_path(config))
+    source = log_fingerprint(config)
   stage = run.folder.begin('data', digest(config, source, shards and shards.digest))
   if not stage.is_complete:
     cuts = shards.cuts if shards else None

@@ -18,6 +18,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import ABLATIONS, StageConfig, digest
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import write_json, write_npz
+from rolegen_jax.data.folders import fingerprint
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.occasions import VALID
 from rolegen_jax.data.shards.reader import training_rows
@@ -25,7 +26,6 @@ from rolegen_jax.evaluation.baselines import evaluation_rows
 from rolegen_jax.evaluation.metrics import ranges
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline import text
-from rolegen_jax.pipeline.artifacts import file_fingerprint
 from rolegen_jax.pipeline.context import Run, load_pretrained
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.reasoning import predict
@@ -85,7 +85,7 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
   """
   config, table = run.config, inputs.conversions
   path = config.roles.annotations
-  imported = [file_fingerprint(pathlib.Path(path))] if path else []
+  imported = [fingerprint(path, [pathlib.Path(path)])] if path else []
   sizes = (config.reasoner.role_events, config.backbone.context)
   stage = run.folder.begin('roles', digest(inputs.hashes, config.roles, *sizes, *imported))
   saved = stage.folder / 'roles.npz'

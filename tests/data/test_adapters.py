@@ -4,6 +4,8 @@ Real logs are compared with tables that other code made of them.
 """
 
 import calendar
+import gzip
+import random
 
 import polars as pl
 import pytest
@@ -123,6 +125,29 @@ def test_errors_name_the_wrong_line(tmp_path, kind, text, words):
   assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_a_folder_of_monthly_files_is_one_log(tmp_path):
+  line = '2019-{}-01 00:00:02 UTC,purchase,5,70,a.b,{},2.50,{},s\n'
+  for month, text in (
+    ('Nov', line.format(11, 'new', 1) + line.format(11, 'new', 3)),
+    ('Oct', line.format(10, 'old', 1) + line.format(10, 'old', 2)),
+  ):
+    (tmp_path / f'2019-{month}.csv').write_text(REES46 + text)
+  events, items, left_out = ADAPTERS['rees46'](tmp_path, DataConfig('rees46', 'x'))
+  assert events['user_id'].to_list() == [1, 3, 1, 2] and left_out == {'cut_last_line': 0}
+  assert items['brand'].to_list() == ['new']  # by time, not by the order of the files
+  events, _, left_out = ADAPTERS['rees46'](tmp_path, DataConfig('rees46', 'x', max_users=2))
+  assert events['user_id'].to_list() == [1, 3, 1]
+  assert left_out == {'cut_last_line': 0, 'other_users': 1}
+  (tmp_path / '2019-Oct.csv').write_text(REES46 + line.format(13, 'old', 1))
+  with pytest.raises(DataError, match="2019-Oct.csv: line 2, field 'event_time'"):
+    ADAPTERS['rees46'](tmp_path, DataConfig('rees46', 'x'))
+
+
+def test_a_taobao_log_in_milliseconds_is_refused(tmp_path):
+  with pytest.raises(DataError, match='1511539200000 in the first line and in no line in seconds'):
+    adapt(tmp_path, 'taobao_userbehavior', '1,7,70,pv,1511539200000\n')
+
+
 def ranked(tmp_path, **columns):
   table = {
     'user_id': [1, 1, 2],
@@ -144,10 +169,25 @@ def test_ranked_sequences_use_the_rank_as_timestamp(tmp_path):
   assert items.columns == ['item_id', 'text']
   with pytest.raises(DataError, match="column 'pos', row 2: 1 again; must be unique"):
     ranked(tmp_path, pos=[1, 1, 0])
+  for pos in (-1, None, 2**31 - 1, 2**63 - 1):
+    with pytest.raises(
+      DataError, match=f"column 'pos', row 1: {pos}; must be from 0 to 2114380799"
+    ):
+      ranked(tmp_path, pos=[pos, 1, 0])
   with pytest.raises(DataError, match="'pos' is missing or no integer"):
     ranked(tmp_path, pos=[0.0, 1.0, 0.0])
   with pytest.raises(DataError, match="'user_id' has type Float64"):
     ranked(tmp_path, user_id=[0.0, 1.0, 0.5])
+
+
+def test_ranked_sequences_are_in_one_file(tmp_path):
+  ranked(tmp_path)
+  (tmp_path / 'events').mkdir()
+  for name in ('a.parquet', 'b.parquet'):
+    (tmp_path / 'events' / name).write_bytes((tmp_path / 'events.parquet').read_bytes())
+  (tmp_path / 'events.parquet').unlink()
+  with pytest.raises(DataError, match='b.parquet: is a second event file'):
+    ADAPTERS['ranked_sequences'](tmp_path, DataConfig())
 
 
 def test_contract_keeps_the_first_users(tmp_path):
@@ -204,3 +244,56 @@ def test_real_logs_equal_the_tables_that_other_code_made(kind, folder, columns):
   if kind == 'taobao_userbehavior':
     assert left_out['dropped_outside_window'] == 44
     assert events['user_id'].n_unique() == data.max_users
+
+
+def mutated(rng: random.Random, content: bytes) -> bytes:
+  """Return `content` with a few bytes, lines or its end changed."""
+  for _ in range(rng.randint(1, 3)):
+    at = rng.randrange(len(content) + 1)
+    lines = content.splitlines(keepends=True)
+    line = rng.randrange(max(len(lines), 1))
+    content = rng.choice(
+      (
+        lambda: content[:at],
+        lambda: content[:at] + rng.randbytes(rng.randint(1, 3)) + content[at:],
+        lambda: content[:at] + rng.choice((b',', b'\n', b'\r\n', b'0', b'"', b' ')) + content[at:],
+        lambda: b''.join(lines[:line] + lines[line + 1 :]),
+        lambda: b''.join(lines[:line] + lines[line:] * 2),
+        lambda: b'\xef\xbb\xbf' + content,
+        lambda: content.replace(b'\n', b'\r\n'),
+        lambda: content[:at].rstrip(b'\n'),
+      )
+    )()
+  return content
+
+
+@pytest.mark.parametrize('files', [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutated_text_is_read_in_full_or_refused(tmp_path, files):
+  first = adapters.TAOBAO_WINDOW[0]
+  good = {
+    'alibaba2014': ALIBABA + '9,5,0,4-15\n9,5,1,8-1\n8,4,2,12-31\n',
+    'taobao_userbehavior': f'1,7,70,pv,{first}\n1,8,80,buy,{first + 5}\n2,8,81,fav,{first - 1}\n',
+    'rees46': REES46
+    + '2019-10-01 00:00:02 UTC,cart,5,70,a.b,acme,2.50,1,s\n'
+    + '2019-10-01 00:00:03 UTC,purchase,5,70,,,,2,\n' * 2,
+  }
+  rng, refused = random.Random(0), 0
+  for number in range(files):
+    kind = rng.choice(sorted(good))
+    content = mutated(rng, good[kind].encode())
+    folder = tmp_path / str(number)
+    folder.mkdir()
+    (folder / 'a.csv').write_bytes(good[kind].encode())
+    path = folder / 'b.csv'
+    path.write_bytes(gzip.compress(content) if number % 5 == 0 else content)
+    data = DataConfig(kind, 'x', max_users=rng.choice((0, 2)))
+    try:
+      events, items, left_out = ADAPTERS[kind](rng.choice((folder, path)), data)
+      events, _ = validate(events, items)
+    except DataError as error:
+      refused += 1
+      assert 'must' in str(error) and '\n' not in str(error), str(error)
+      continue
+    lines = content.count(b'\n') + (not content.endswith(b'\n')) - (kind != 'taobao_userbehavior')
+    assert events.height + sum(left_out.values()) in (lines, lines + 3), (kind, content)
+  assert 0.3 * files < refused < 0.9 * files

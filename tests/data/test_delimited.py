@@ -1,5 +1,7 @@
 """The reader of comma-separated logs: typed columns, and errors that name the line."""
 
+import gzip
+
 import polars as pl
 import pytest
 
@@ -73,7 +75,105 @@ def test_wrong_header_or_no_lines_after_it_is_refused(tmp_path, content):
     read(tmp_path, content, header=True)
 
 
-def test_absent_file_or_folder_is_refused(tmp_path):
-  for path in (tmp_path / 'absent.csv', tmp_path):
-    with pytest.raises(DataError, match='must be text lines of 4 fields: user,kind,cost,note'):
-      delimited.read(path, FIELDS, header=False)
+def test_absent_file_is_refused(tmp_path):
+  with pytest.raises(DataError, match='must be text lines of 4 fields: user,kind,cost,note'):
+    delimited.read(tmp_path / 'absent.csv', FIELDS, header=False)
+
+
+HEADER = 'user,kind,cost,note\n'
+
+
+def write(folder, **files):
+  folder.mkdir(exist_ok=True)
+  for name, content in files.items():
+    path = folder / name.replace('_', '.')
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  return folder
+
+
+def test_a_folder_is_read_file_by_file_in_order_of_names(tmp_path):
+  folder = write(
+    tmp_path / 'log',
+    b_csv=HEADER + '3,0,,\n5,1,,\n9,1,,\n',
+    a_CSV=HEADER + '5,0,1,x\n7,1,2,y\n',
+    c_csv_gz=gzip.compress((HEADER + '8,0,,\n').encode()) + gzip.compress(b'7,0,,\n'),
+    d_csv=HEADER,
+  )
+  (folder / 'README.md').write_text('not data')
+  (folder / 'later').mkdir()
+  write(folder / 'later', e_csv=HEADER + '4,0,,')
+  table, left_out = delimited.read(folder, FIELDS, header=True)
+  assert table['user_id'].to_list() == [5, 7, 3, 5, 9, 8, 7, 4]
+  assert left_out == {'cut_last_line': 0}
+  table, left_out = delimited.read(folder, FIELDS, header=True, max_users=3)
+  assert table['user_id'].to_list() == [5, 7, 3, 5, 7]
+  assert left_out == {'cut_last_line': 0, 'other_users': 3}
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (HEADER + '1,0,,\n1,2,,\n', r"b.csv: line 3, field 'kind': '2'; must be 0 or 1"),
+    (HEADER.upper(), 'b.csv: line 1 is .*; must be the header user,kind,cost,note'),
+    ('', 'b.csv: .*; must be'),
+    (
+      HEADER.encode() + b'1,0,,\xff\n',
+      r"b.csv: line 2, field 'note': b'\\xff'; must be UTF-8 text",
+    ),
+  ],
+)
+def test_errors_name_the_file_of_a_folder(tmp_path, content, message):
+  folder = write(tmp_path / 'log', a_csv=HEADER + '5,0,1,x\n', b_csv=content)
+  with pytest.raises(DataError, match=message):
+    delimited.read(folder, FIELDS, header=True)
+
+
+@pytest.mark.parametrize(
+  'name', ['2019-Dec.tsv', '2019-Dec.csv.zip', '2019-Dec', '2019-Dec.csv.bak']
+)
+def test_a_file_of_a_folder_that_would_not_be_read_is_named(tmp_path, name):
+  folder = write(tmp_path / 'log', a_csv=HEADER + '5,0,1,x\n')
+  (folder / name).write_text(HEADER)
+  with pytest.raises(DataError, match=rf'{name}: would not be read; must be text \*.csv or'):
+    delimited.read(folder, FIELDS, header=True)
+
+
+def test_a_folder_without_files_is_refused(tmp_path):
+  (tmp_path / '_SUCCESS').touch()
+  with pytest.raises(DataError, match='has no file; must be a file \\*.csv or a folder of them'):
+    delimited.read(tmp_path, FIELDS, header=True)
+
+
+@pytest.mark.parametrize('header', [True, False])
+@pytest.mark.parametrize('packed', [gzip.compress, bytes])
+def test_a_byte_order_mark_and_gzip_change_nothing(tmp_path, header, packed):
+  text = '\ufeff' + HEADER * header + '5,0,1,\ufeffx\r\n-6,1,,\r\n'
+  table, _ = read(tmp_path, packed(text.encode()), header=header)
+  assert table.rows() == [(5, 'a', 1.0, '\ufeffx'), (-6, 'b', None, None)]
+
+
+def test_a_damaged_archive_is_refused(tmp_path):
+  lines = ''.join(f'{i},0,,\n' for i in range(5000)).encode()
+  with pytest.raises(DataError, match='log.csv: cannot be read'):
+    read(tmp_path, gzip.compress(lines)[:-30])
+
+
+def test_ids_keep_their_spelling_or_are_refused(tmp_path):
+  good = ['0', '7', '-7', str(2**63 - 1), str(-(2**63))]
+  table, _ = read(tmp_path, ''.join(f'{user},0,,\n' for user in good))
+  assert table['user_id'].to_list() == [int(user) for user in good]
+  for bad in ('007', '+7', '-0', ' 7', '7 ', '7.0', '1e3', '٣', '7\0', str(2**63), '1_0'):
+    with pytest.raises(DataError, match="line 2, field 'user'.*must be an integer"):
+      read(tmp_path, f'7,0,,\n{bad},0,,\n')
+
+
+def test_text_is_kept_as_it_is(tmp_path):
+  notes = ['x', ' x', 'x ', 'x\0', '\ufffd', '"x"', 'é']
+  table, _ = read(tmp_path, ''.join(f'1,0,,{note}\n' for note in notes))
+  assert table['note'].to_list() == notes
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_a_blank_last_line_is_named(tmp_path, end):
+  with pytest.raises(DataError, match='line 2 has 1 fields'):
+    read(tmp_path, f'5,0,1,x{end}{end}')

@@ -93,9 +93,43 @@ WRONG_EVENTS = {
     ["column 'event', row 1: None"],
   ),
   'null time': (put('timestamp', None), ["column 'timestamp', row 2: None"]),
-  'zero time': (put('timestamp', 0), ['row 2: 0;', 'from 1 to 2147483647']),
+  'zero time': (put('timestamp', 0), ['row 2: 0;', 'from 1 to 2114380800']),
   'negative time': (put('timestamp', -5), ['row 2: -5;', 'seconds UTC']),
-  'milliseconds': (put('timestamp', 1_511_544_070_000), ['row 2: 1511544070000', '2147483647']),
+  'milliseconds': (
+    put('timestamp', 1_511_544_070_000),
+    ['row 2: 1511544070000', 'from 1 to 2114380800', 'looks like milliseconds: divide by 1000'],
+  ),
+  'microseconds': (
+    put('timestamp', 1_511_544_070_000_000, dtype=pl.UInt64),
+    ['looks like microseconds: divide by 1000000'],
+  ),
+  'nanoseconds': (
+    put('timestamp', 1_511_544_070_000_000_000),
+    ['looks like nanoseconds: divide by 1000000000'],
+  ),
+  'one second too late': (put('timestamp', 2_114_380_801), ['row 2: 2114380801; must be whole']),
+  'last of int32': (put('timestamp', 2**31 - 1), ['row 2: 2147483647; must be whole']),
+  'beyond int64': (put('timestamp', 2**63, dtype=pl.UInt64), ['row 2: 9223372036854775808;']),
+  'date': (
+    lambda f: f.with_columns(pl.from_epoch('timestamp').dt.date()),
+    ["column 'timestamp' has type Date", 'whole seconds UTC'],
+  ),
+  'datetime with a zone': (
+    lambda f: f.with_columns(pl.from_epoch('timestamp').dt.replace_time_zone('Asia/Shanghai')),
+    ["column 'timestamp' has type Datetime", 'whole seconds UTC'],
+  ),
+  'duration': (
+    lambda f: f.with_columns(pl.duration(seconds='timestamp').alias('timestamp')),
+    ["column 'timestamp' has type Duration", 'whole seconds UTC'],
+  ),
+  'decimal time': (
+    retype('timestamp', pl.Decimal(20, 0)),
+    ["column 'timestamp' has type Decimal", 'whole seconds UTC'],
+  ),
+  'whole float user': (
+    retype('user_id', pl.Float64),
+    ["column 'user_id' has type Float64", 'an integer'],
+  ),
   'float time': (
     retype('timestamp', pl.Float64),
     ["column 'timestamp' has type Float64", 'integer'],

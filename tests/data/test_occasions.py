@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 
 import numpy as np
 import polars as pl
@@ -11,7 +12,7 @@ from random_logs import DAY, random_tables
 
 from rolegen_jax.config import COHORTS, DataConfig
 from rolegen_jax.data.adapters import ADAPTERS
-from rolegen_jax.data.events import validate
+from rolegen_jax.data.events import MAX_TIMESTAMP, validate
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
@@ -24,6 +25,8 @@ from rolegen_jax.data.occasions import (
   SPLITS,
   TEST,
   Occasions,
+  OccasionTimes,
+  find_cuts,
   find_occasions,
 )
 
@@ -216,3 +219,74 @@ def test_leave_one_out_of_a_real_log():
   by_split = np.bincount(occasions.split, minlength=4).tolist()
   assert by_split == [purchases - 2 * users, users, users, 0]
   assert log.items.height == 12_101
+
+
+def quantile_cuts(times: np.ndarray, data: DataConfig) -> tuple[int, int]:
+  shares = (1 - data.test_fraction - data.valid_fraction, 1 - data.test_fraction)
+  train, valid = (int(len(times) * share + 1e-9) - 1 for share in shares)
+  return times[max(train, 0)], times[max(valid, 0)]
+
+
+def sizes(times: np.ndarray, train: int, valid: int) -> list[int]:
+  """Return how many times are in each split."""
+  splits = (times > train).astype(int) + (times > valid)
+  return np.bincount(splits, minlength=3).tolist()
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_cuts_are_quantiles_unless_a_tie_leaves_a_split_empty(seed):
+  rng = np.random.default_rng(seed)
+  days = rng.integers(3, 12)
+  share = rng.dirichlet(np.full(days, 0.3))
+  times = np.sort(np.concatenate([np.arange(days), rng.choice(days, 200, p=share)])) * DAY
+  cuts = find_cuts(OccasionTimes(times, times), DataConfig())
+  quantiles = quantile_cuts(times, DataConfig())
+  assert all(sizes(times, *cuts)), cuts
+  if all(sizes(times, *quantiles)):
+    assert cuts == quantiles
+    return
+  edges = np.unique(times)
+  distances = [
+    abs((times > valid).mean() - DataConfig().test_fraction)
+    for train, valid in itertools.combinations(edges[:-1], 2)
+  ]
+  assert abs((times > cuts.valid).mean() - DataConfig().test_fraction) == pytest.approx(
+    min(distances)
+  )
+
+
+def at(*days: int) -> np.ndarray:
+  return np.array(days, np.int64) * DAY
+
+
+CUTS = {
+  'sale at the end': (at(1, 2, 3, *[9] * 20), None, (2, 3)),
+  'sale at the start': (at(*[1] * 20, 2, 3, 4), None, (1, 2)),
+  'sale in the middle': (at(1, *[2] * 20, 3), None, (1, 2)),
+  'two sales': (at(1, *[2] * 9, 3, *[4] * 10), None, (2, 3)),
+  'two days': (at(1, *[2] * 9), None, (1, 1)),
+  'one day': (at(*[5] * 9), None, (5, 5)),
+  'dormant on the last day only': (at(9, 9, 9), at(1, 2, 3, 9, 9, 9), (2, 3)),
+  'dormant on two days': (at(1, 9), at(1, 2, 2, 5, 9), (2, 5)),
+  'dormant on two days that follow': (at(8, 9), at(1, 2, 8, 9), (2, 8)),
+  'few': (at(1, 2, 3), None, (1, 2)),
+}
+
+
+@pytest.mark.parametrize('dormant, all_cohorts, expected', CUTS.values(), ids=CUTS)
+def test_cuts_of_days_with_many_occasions(dormant, all_cohorts, expected):
+  times = OccasionTimes(dormant, dormant if all_cohorts is None else all_cohorts)
+  cuts = find_cuts(times, DataConfig())
+  assert tuple(cut // DAY for cut in cuts) == expected
+  shuffled = OccasionTimes(*(np.random.default_rng(0).permutation(part) for part in times))
+  assert find_cuts(shuffled, DataConfig()) == cuts
+  if len(np.unique(times.all_cohorts)) > 2:
+    assert all(sizes(times.all_cohorts, *cuts))
+
+
+def test_the_latest_time_of_a_log_and_the_one_after_it_fit_int32():
+  log, occasions = tiny(*[(1, 1, 'view', MAX_TIMESTAMP)] * 6)
+  assert occasions.timestamp.tolist() == [MAX_TIMESTAMP + 1]
+  year = 365 * DAY
+  assert MAX_TIMESTAMP + year < np.iinfo(np.int32).max
+  assert log.timestamp.astype(np.int32).tolist() == [MAX_TIMESTAMP]

@@ -1,7 +1,10 @@
 """Preparing data: files on disk, counts in the notes, clear refusals."""
 
+import dataclasses
+import datetime
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 import real_logs
@@ -10,6 +13,7 @@ from random_logs import random_tables
 from rolegen_jax.config import DataConfig, SimulatorConfig
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError
+from rolegen_jax.data.occasions import D1, D2, TEST, TRAIN, VALID
 from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
 from rolegen_jax.simulator import world
 
@@ -47,6 +51,48 @@ def test_files_and_notes(contract, tmp_path):
   again, same = load_prepared(tmp_path / 'out')
   assert (again.digest, same.digest) == (notes['log_digest'], notes['occasions_digest'])
   assert not list((tmp_path / 'out').glob('*.tmp'))
+
+
+def test_notes_and_a_line_say_where_the_cuts_lie(contract, tmp_path, capsys):
+  data, _ = contract
+  _, occasions, notes = prepare_real(data, tmp_path / 'out')
+  dormant = np.isin(occasions.cohort, (D1, D2))
+  shares = [(occasions.split[dormant] == split).mean() for split in (TRAIN, VALID, TEST)]
+  assert list(notes['shares'].values()) == pytest.approx(shares, abs=1e-4)
+  assert notes['train_cut'] == occasions.train_cut
+  first = {split: occasions.timestamp[occasions.split == split].min() for split in (VALID, TEST)}
+  assert notes['train_cut'] < first[VALID] <= notes['valid_cut'] < first[TEST]
+  days = [datetime.datetime.fromtimestamp(int(t), datetime.UTC).date() for t in first.values()]
+  assert [notes['valid_from'], notes['test_from']] == [str(day) for day in days]
+  percent = ' / '.join(f'{100 * share:.1f}' for share in shares)
+  assert (
+    f'data: validation from {days[0]}, test from {days[1]}: {percent} % of dormant occasions '
+    '(asked for 55.0 / 15.0 / 30.0)'
+  ) in capsys.readouterr().err
+
+
+def test_a_sale_day_at_the_end_is_test(contract, tmp_path):
+  data, write = contract
+  late = pl.col('event') == 'purchase'
+  last_day = pl.col('timestamp').max() + 86_400
+  is_sale = late & (pl.col('user_id') % 20 == 0)
+  write(lambda e: e.with_columns(timestamp=pl.when(is_sale).then(last_day).otherwise('timestamp')))
+  _, occasions, notes = prepare_real(dataclasses.replace(data, test_fraction=0.2), tmp_path / 'out')
+  dormant = np.isin(occasions.cohort, (D1, D2))
+  assert (occasions.timestamp[dormant] == occasions.timestamp[dormant].max()).mean() > 0.2
+  assert min(notes['shares'].values()) > 0
+  assert {'train', 'valid', 'test'} == set(notes['shares'])
+  held_out = occasions.timestamp[dormant & (occasions.split == TEST)]
+  assert np.unique(held_out).tolist() == [notes['last_timestamp']]
+
+
+def test_every_row_is_read_or_reported(contract, tmp_path, capsys):
+  data, _ = contract
+  _, _, all_notes = prepare_real(data, tmp_path / 'all')
+  _, _, notes = prepare_real(dataclasses.replace(data, max_users=15), tmp_path / 'some')
+  assert all_notes['rows'] == 1500 and all_notes['left_out'] == {}
+  assert notes['users'] == 15 and notes['rows'] + notes['left_out']['other_users'] == 1500
+  assert f'data: {notes["left_out"]["other_users"]} rows left out' in capsys.readouterr().err
 
 
 def test_preparing_twice_gives_the_same(contract, tmp_path):

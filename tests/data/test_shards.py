@@ -14,38 +14,16 @@ import grain.experimental
 import numpy as np
 import polars as pl
 import pytest
-from random_logs import random_tables
+from shard_logs import ROWS, WIDTH, config, index_of, make_plan, write_log
 
 from rolegen_jax.config import BackboneConfig, Config, ConfigError, DataConfig
-from rolegen_jax.data.events import CHUNK_ROWS, event_chunks, read_contract
+from rolegen_jax.data.events import CHUNK_ROWS, MAX_TIMESTAMP, event_chunks, read_contract
 from rolegen_jax.data.files import DataError, read_parquet
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TRAIN, VALID, find_occasions
 from rolegen_jax.data.shards import beam, build, convert
 from rolegen_jax.data.shards.reader import Shards, training_rows
-
-WIDTH = 32
-ROWS, USERS, FILES = 4000, 90, 5
-
-
-def config(**data) -> Config:
-  return Config(
-    data=DataConfig(format='contract', path='log', **data), backbone=BackboneConfig(context=WIDTH)
-  )
-
-
-def write_log(folder, files=FILES, order=0, **kwargs):
-  """Write a log with ties and repeated rows, in a random order over `files` files."""
-  events, items = random_tables(0, rows=ROWS, users=USERS, **kwargs)
-  events = events.with_columns(pl.col('event').cast(pl.String)).sample(
-    fraction=1, shuffle=True, seed=order
-  )
-  (folder / 'events').mkdir(parents=True)
-  items.sample(fraction=1, shuffle=True, seed=order).write_parquet(folder / 'items.parquet')
-  for number, rows in enumerate(np.array_split(np.arange(ROWS), files)):
-    events[rows].write_parquet(folder / f'events/{number}.parquet')
-  return folder
 
 
 def in_memory(folder, config):
@@ -71,27 +49,9 @@ def all_rows(shards: Shards):
   return shards.rows(np.arange(len(shards)))
 
 
-def index_of(plan: convert.Plan) -> dict:
-  """Run the steps of `convert` in this process and return the index."""
-  rows = pl.concat([convert.split(plan, chunk) for chunk in plan.chunks])
-  logs = {
-    shard: convert.shard_log(plan, rows.filter(pl.col('shard') == shard).drop('shard'))
-    for shard in sorted(rows['shard'].unique())
-  }
-  cuts = convert.global_cuts(plan, [convert.shard_times(plan, log) for log in logs.values()])
-  entries = [
-    convert.entry(shard, log, convert.make_rows(plan, log, cuts)) for shard, log in logs.items()
-  ]
-  return convert.make_index(plan, cuts, entries)
-
-
 @pytest.fixture(scope='module')
 def log(tmp_path_factory):
   return write_log(tmp_path_factory.mktemp('made') / 'log')
-
-
-def make_plan(folder, chunks) -> convert.Plan:
-  return dataclasses.replace(convert.make_plan(config(), folder, 4), chunks=tuple(chunks))
 
 
 @pytest.fixture(scope='module')
@@ -163,7 +123,7 @@ def test_beam_reports_bad_input_in_one_line(tmp_path):
   pytest.importorskip('apache_beam', reason='requirements-cluster.txt is not installed')
   folder = spoil(write_log(tmp_path / 'log'))
   plan = convert.make_plan(config(), folder, 2)
-  with pytest.raises(DataError, match=rf'^\S*{SPOILED}.*2147483647$'):
+  with pytest.raises(DataError, match=rf'^\S*{SPOILED}.*{MAX_TIMESTAMP}$'):
     beam.build(plan, tmp_path / 'shards', ['--runner=DirectRunner'])
 
 
@@ -190,8 +150,9 @@ def test_finished_work_is_not_repeated(plan, built, tmp_path):
   assert build.begin(plan, tmp_path) is None
   path = tmp_path / 'building/split/00002.parquet'
   path.parent.mkdir()
-  # As if finished before, and told apart by a missing row.
-  convert.split(plan, plan.chunks[2])[1:].write_parquet(path)
+  # As if finished before, and told apart by later times.
+  rows = convert.split(plan, plan.chunks[2])
+  rows.with_columns(pl.col('timestamp') + 1).write_parquet(path)
   index = build.build(plan, tmp_path, workers=1)
   assert index['digest'] != built.digest
   assert build.build(plan, tmp_path, workers=1) == index
@@ -243,30 +204,6 @@ def test_errors_name_the_file_and_row(tmp_path, rows):
   with pytest.raises(DataError, match=SPOILED):
     build.build(plan, tmp_path / 'shards', workers=2)
   assert not (tmp_path / 'shards/index.json').exists()
-
-
-def test_malformed_logs_are_refused_before_reading_rows(tmp_path):
-  folder = write_log(tmp_path / 'log')
-  path = folder / 'events/2.parquet'
-  rows = read_parquet(path)
-  rows.with_columns(pl.col('user_id').cast(pl.String)).write_parquet(path)
-  message = (
-    "2.parquet: column 'user_id' has type string, in .*0.parquet it has type integer; "
-    'must be the same type'
-  )
-  with pytest.raises(DataError, match=message):
-    convert.make_plan(config(), folder)
-  path.write_bytes(b'PAR1 half a file')
-  with pytest.raises(DataError, match='2.parquet: cannot be read'):
-    convert.make_plan(config(), folder)
-  rows.head(0).write_parquet(path)  # an empty part of a job is no fault
-  assert convert.make_plan(config(), folder).events == ROWS - rows.height
-  rows.write_parquet(folder / 'events.parquet')
-  with pytest.raises(DataError, match='has both events.parquet and a folder events/'):
-    convert.make_plan(config(), folder)
-  (tmp_path / 'none/events').mkdir(parents=True)
-  with pytest.raises(DataError, match='none/events: has no file'):
-    convert.make_plan(config(), tmp_path / 'none')
 
 
 def test_settings_and_folders_that_do_not_fit_are_refused(log, plan, built, tmp_path):

@@ -23,7 +23,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -35,6 +34,7 @@ from rolegen_jax.config import Config, ConfigError, digest
 from rolegen_jax.data.batches import Trajectories, pack_windows, packed_rows
 from rolegen_jax.data.events import Chunk, event_chunks, read_events, read_items
 from rolegen_jax.data.files import DataError
+from rolegen_jax.data.folders import fingerprint, log_files
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import (
@@ -57,9 +57,11 @@ SETTINGS = (
   'reactivation_min_views',
 )
 # Of the files; another format is another key.
-FORMAT = 1
+FORMAT = 2
 
-_TOTALS = ('rows', 'events', 'users', 'events_after_collapse')
+_TOTALS = ('rows', 'events', 'users', 'source_events', 'events_after_collapse')
+# Windows have at least two events, and ROW numbers them in uint16.
+_MAX_WIDTH = 2 * (2**16 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Plan:
   chunks: tuple[Chunk, ...]
   shards: int
   config: Config
+  files: dict[str, list[int]]  # of the log, as `folders.fingerprint` returns them
 
   @property
   def events(self) -> int:
@@ -78,12 +81,8 @@ class Plan:
 
   @functools.cached_property
   def key(self) -> str:
-    """16 hex digits over the settings that matter and the log's files (name, size, time)."""
-    items_path = str(pathlib.Path(self.folder) / 'items.parquet')
-    paths = sorted({chunk.path for chunk in self.chunks} | {items_path})
-    stats = [(pathlib.Path(path).name, os.stat(path)) for path in paths]
-    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return digest(FORMAT, files, self.shards, settings(self.config))
+    """16 hex digits over the settings that matter and the log's files (path, size, time)."""
+    return digest(FORMAT, self.files, self.shards, settings(self.config))
 
 
 def make_plan(config: Config, folder: str | os.PathLike, shards: int = 0) -> Plan:
@@ -102,10 +101,17 @@ def make_plan(config: Config, folder: str | os.PathLike, shards: int = 0) -> Pla
     raise ConfigError(
       f'data.max_users={config.data.max_users}: must be 0 here, shards hold all users'
     )
-  chunks = event_chunks(folder)
+  if config.backbone.context > _MAX_WIDTH:
+    raise ConfigError(
+      f'backbone.context={config.backbone.context}: must be at most {_MAX_WIDTH} for shards'
+    )
+  items_path, event_paths = log_files(folder)
+  # Before anything is read: what changes from here on is another log.
+  files = fingerprint(folder, [items_path, *event_paths])
+  chunks = tuple(event_chunks(folder))
   catalogue(str(folder))  # checks the items
   n_events = sum(chunk.rows for chunk in chunks)
-  return Plan(str(folder), tuple(chunks), shards or -(-n_events // EVENTS_PER_SHARD), config)
+  return Plan(str(folder), chunks, shards or -(-n_events // EVENTS_PER_SHARD), config, files)
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -151,7 +157,8 @@ def shard_of(users: pl.Series, shards: int) -> pl.Series:
   text = users.cast(pl.String)
   distinct = text.unique()
   hashes = pl.Series([zlib.crc32(user.encode()) % shards for user in distinct], dtype=pl.UInt32)
-  return text.replace_strict(distinct, hashes).rename('shard')
+  # Cast: without users, polars leaves it text.
+  return text.replace_strict(distinct, hashes).cast(pl.UInt32).rename('shard')
 
 
 def shard_log(plan: Plan, rows: pl.DataFrame) -> InteractionLog:
@@ -213,22 +220,32 @@ def make_rows(plan: Plan, log: InteractionLog, cuts: Cuts | None) -> np.ndarray:
 def entry(shard: int, log: InteractionLog, rows: np.ndarray) -> dict[str, Any]:
   """Return what the index says of a shard.
 
-  events: training events, those in the overlaps of windows counted twice. sha256: of the rows.
+  source_events: rows of the event files. events: training events, those in the overlaps of windows
+  counted twice. sha256: of the rows.
   """
   return dict(
     file=f'shard-{shard:05}.npy',
     rows=len(rows),
     events=int((rows['segment'] > 0).sum()),
     users=len(log.users),
+    source_events=int(log.count.sum(dtype=np.int64)),
     events_after_collapse=len(log.item),
     sha256=hashlib.sha256(rows.tobytes()).hexdigest(),
   )
 
 
 def make_index(plan: Plan, cuts: Cuts | None, entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
-  """Return the content of index.json. Raises DataError when there is nothing to train on."""
+  """Return the content of index.json.
+
+  Raises DataError when rows were lost or there is nothing to train on.
+  """
   ordered = sorted(entries, key=lambda entry: entry['file'])
   totals = {name: sum(entry[name] for entry in ordered) for name in _TOTALS}
+  if totals['source_events'] != plan.events:
+    raise DataError(
+      f'{plan.folder}: has {plan.events} events, {totals["source_events"]} are in the shards; '
+      'must be as many: prepare the shards again, in an empty folder'
+    )
   if not totals['rows']:
     raise DataError(
       f'{plan.folder}: no user has two events before the first held-out occasion; use a longer log'
@@ -241,8 +258,8 @@ def make_index(plan: Plan, cuts: Cuts | None, entries: Iterable[dict[str, Any]])
     cuts=cuts and cuts._asdict(),
     items=items.height,
     items_digest=catalogue_digest(items['item_id']),
-    source_events=plan.events,
     **totals,
     shards=[entry for entry in ordered if entry['rows']],
   )
-  return dict(digest=digest(content), key=plan.key) | content
+  sizes = {name: size for name, (size, _) in plan.files.items()}
+  return dict(digest=digest(content), key=plan.key, files=sizes) | content

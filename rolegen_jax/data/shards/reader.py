@@ -20,6 +20,7 @@ import polars as pl
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Trajectories, pack_windows, packed_rows
 from rolegen_jax.data.files import DataError, as_data_error
+from rolegen_jax.data.folders import differing
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Cuts, Occasions
 from rolegen_jax.data.shards.convert import FORMAT, catalogue_digest, row_type, settings
@@ -110,6 +111,19 @@ class Shards:
       raise DataError(
         f'{self.folder}: was made with another items.parquet ({self.index["items"]} items, '
         f'the log has {len(item_ids)}); must be the same'
+      )
+
+  def check_files(self, files: dict[str, list[int]]) -> None:
+    """Check that the log is the one that these shards were made of, by paths and sizes.
+
+    files: of the log, as `folders.fingerprint` returns them; times may differ, as those of copies
+    do. Raises DataError naming the first file that differs.
+    """
+    difference = differing({name: size for name, (size, _) in files.items()}, self.index['files'])
+    if difference:
+      raise DataError(
+        f'{self.folder}: was made of another state of the log: {difference}; '
+        'prepare the shards again'
       )
 
   def verify(self) -> None:

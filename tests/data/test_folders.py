@@ -1,0 +1,282 @@
+"""Folders of logs: every file is read or named in an error, and a change of any shows."""
+
+import json
+import os
+import random
+
+import polars as pl
+import pytest
+
+from rolegen_jax.config import ConfigError, DataConfig
+from rolegen_jax.data.adapters import ADAPTERS, log_fingerprint
+from rolegen_jax.data.events import read_contract
+from rolegen_jax.data.files import DataError
+from rolegen_jax.data.folders import differing
+
+PARTS = 3
+
+
+def part(number: int, rows: int = 4) -> pl.DataFrame:
+  return pl.DataFrame(
+    {
+      'user_id': [10 * number + row for row in range(rows)],
+      'item_id': [1, 2] * (rows // 2),
+      'event': ['view', 'purchase'] * (rows // 2),
+      'timestamp': range(1000, 1000 + rows),
+    }
+  )
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Return a log of items.parquet and events/part-0.parquet."""
+  (tmp_path / 'events').mkdir()
+  pl.DataFrame({'item_id': [1, 2]}).write_parquet(tmp_path / 'items.parquet')
+  part(0).write_parquet(tmp_path / 'events/part-0.parquet')
+  return tmp_path
+
+
+def put(path, table):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  table.write_parquet(path)
+  return path
+
+
+NAMES = {
+  'flat': ('part-1.parquet', 'part-2.parquet'),
+  'short suffix': ('part-1.pq', 'part-2.parq'),
+  'upper case': ('part-1.PARQUET', 'PART-2.Parquet'),
+  'Hive': ('000001_0', '000002_0'),
+  'Spark': ('part-00001-8c1f.c000.snappy.parquet', 'part-00002-8c1f.c000.snappy.parquet'),
+  'partitions': ('date=2026-11-27/part-0.parquet', 'date=2026-11-28/part-0.parquet'),
+  'partitions beside a part': ('date=2026-11-28/part-0.parquet', 'part-today.parquet'),
+  'deep': ('2026/11/28/a.parquet', '2026/11/a.parquet'),
+  'marked partition': ('_date=2026-11-28/a.parquet', 'a b%20[c]*.parquet'),
+}
+
+
+@pytest.mark.parametrize('names', NAMES.values(), ids=NAMES)
+def test_every_part_is_read_whatever_its_name_and_depth(folder, names):
+  for number, name in enumerate(names, 1):
+    put(folder / 'events' / name, part(number))
+  events, _ = read_contract(folder)
+  expected = [10 * number + row for number in range(PARTS) for row in range(4)]
+  assert sorted(events['user_id']) == expected
+  found = ADAPTERS['contract'](folder, DataConfig('contract', 'x', max_users=5))
+  assert found[0].height == 5 and found[2] == {'other_users': 4 * PARTS - 5}
+
+
+def test_what_tools_leave_beside_data_is_ignored(folder, capsys):
+  for name in ('_SUCCESS', '_committed_12', '.DS_Store', '._part-0.parquet', '.part-0.parquet.crc'):
+    (folder / 'events' / name).write_bytes(b'no parquet')
+    (folder / name).write_bytes(b'no parquet')
+  for name in ('README', 'README.txt', 'notes.md', 'items.parquet.crc', '.git/config'):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text('no parquet')
+  assert read_contract(folder)[0].height == 4
+  err = capsys.readouterr().err  # of what looks like data it is said
+  assert '._part-0.parquet (and 1 more): ignored, as are all _*, .*, *.crc' in err
+  assert len(err.splitlines()) == 1
+
+
+STRAY = (
+  'events-2.parquet',
+  'items2.parquet',
+  'events.parquet.bak',
+  'part-1.parquet',
+  'x/y.parquet',
+)
+
+
+@pytest.mark.parametrize('name', (*STRAY, 'items/part-0.parquet', 'EVENTS/a.parquet', 'log.csv'))
+def test_a_file_beside_the_log_is_named(folder, name):
+  put(folder / name, part(1))
+  with pytest.raises(
+    DataError, match=rf'{name}: would not be read; .* must hold items.parquet and'
+  ):
+    read_contract(folder)
+
+
+def test_files_of_other_kinds_among_the_parts_are_named(folder):
+  for name, content in (
+    ('part-1.csv', b'user_id\n1\n'),
+    ('empty.parquet', b''),
+    ('x.parquet', b'PAR1'),
+  ):
+    path = folder / 'events' / name
+    path.write_bytes(content)
+    with pytest.raises(
+      DataError, match=f'{name}: cannot be read .* must be a readable parquet file'
+    ):
+      read_contract(folder)
+    path.unlink()
+
+
+def test_links_and_what_is_no_file(folder):
+  elsewhere = put(folder.parent / 'elsewhere/day/a.parquet', part(1))
+  (folder / 'events/linked').symlink_to(elsewhere.parent)
+  assert read_contract(folder)[0].height == 8
+  for name, target, message in (
+    ('broken.parquet', 'nothing', 'broken.parquet: is neither a file nor a folder'),
+    ('again.parquet', 'part-0.parquet', 'part-0.parquet.* once more'),
+    ('loop', '.', 'once more; its rows must be there once'),
+  ):
+    link = folder / 'events' / name
+    link.symlink_to(target)
+    with pytest.raises(DataError, match=message):
+      read_contract(folder)
+    link.unlink()
+  os.mkfifo(folder / 'events/pipe')
+  with pytest.raises(DataError, match='pipe: is neither a file nor a folder'):
+    read_contract(folder)
+
+
+@pytest.mark.parametrize('name, kind', [('_delta_log', 'Delta Lake'), ('.hoodie', 'Apache Hudi')])
+def test_tables_whose_files_hold_deleted_rows_are_refused(folder, name, kind):
+  (folder / 'events' / name).mkdir()
+  with pytest.raises(DataError, match=f'events: is a table of {kind}.*must be plain parquet'):
+    read_contract(folder)
+
+
+def test_a_folder_that_is_no_log_is_refused(folder):
+  with pytest.raises(DataError, match='items.parquet: is no folder; must be one that holds items'):
+    read_contract(folder / 'items.parquet')
+  (folder / 'items.parquet').unlink()
+  with pytest.raises(DataError, match='items.parquet: no such file; must be'):
+    read_contract(folder)
+
+
+def test_columns_in_names_of_folders_are_not_lost(folder):
+  named = folder / 'events/event=purchase/a.parquet'
+  put(named, part(1).drop('event'))
+  with pytest.raises(
+    DataError, match="a.parquet: column 'event' is in the name of its folder only"
+  ):
+    read_contract(folder)
+  put(named, part(1))
+  with pytest.raises(DataError, match="'event', row 1: 'view'; must be 'purchase', as the name"):
+    read_contract(folder)
+  put(named, part(1).filter(pl.col('event') == 'purchase'))
+  put(folder / 'events/price=2/a.parquet', part(2))
+  with pytest.raises(DataError, match="column 'price' is in the name of its folder only"):
+    read_contract(folder)
+  (folder / 'events/price=2/a.parquet').unlink()
+  assert read_contract(folder)[0].height == 6
+
+
+def test_parts_without_rows(folder):
+  path = put(folder / 'events/part-1.parquet', part(1).clear())
+  assert read_contract(folder)[0].height == 4
+  put(path, part(1).clear().cast({'timestamp': pl.Datetime('us')}))
+  with pytest.raises(DataError, match="part-1.parquet: column 'timestamp' has type Datetime"):
+    read_contract(folder)
+  put(path, part(1).clear().drop('event'))
+  with pytest.raises(DataError, match="part-1.parquet: column 'event' is missing"):
+    read_contract(folder)
+  put(path, part(1).clear())
+  put(folder / 'events/part-0.parquet', part(0).clear())
+  with pytest.raises(DataError, match='part-0.parquet: has no rows; must have at least one'):
+    read_contract(folder)
+
+
+def test_columns_that_differ_between_parts(folder, capsys):
+  path = put(
+    folder / 'events/part-1.parquet', part(1).with_columns(price=2, session_id=pl.lit('s'))
+  )
+  events, _ = read_contract(folder)
+  assert events['price'].to_list() == [None] * 4 + [2.0] * 4
+  assert events['session_id'].null_count() == 4
+  assert "part-0.parquet: no column 'price' here" in capsys.readouterr().err
+  put(path, part(1).drop('timestamp'))
+  with pytest.raises(DataError, match="part-1.parquet: column 'timestamp' is missing"):
+    read_contract(folder)
+  put(path, part(1).cast({'item_id': pl.String}))
+  with pytest.raises(DataError, match="part-1.parquet: column 'item_id' has type string"):
+    read_contract(folder)
+
+
+@pytest.fixture
+def fingerprint(folder, monkeypatch):
+  """Return a function that takes the fingerprint of the log."""
+  monkeypatch.setenv('ROLEGEN_DATA', str(folder))
+  return lambda path='.', kind='contract': log_fingerprint(DataConfig(kind, path))
+
+
+def test_the_fingerprint_shows_every_change(folder, fingerprint):
+  before = fingerprint()
+  assert list(before) == ['items.parquet', 'events/part-0.parquet']
+  assert json.loads(json.dumps(before)) == before
+  stat = (folder / 'items.parquet').stat()
+  assert before['items.parquet'] == [stat.st_size, stat.st_mtime_ns]
+  (folder / 'events/_SUCCESS').touch()
+  assert fingerprint() == before
+  new = put(folder / 'events/date=2026-11-28/part-1.parquet', part(1))
+  after = fingerprint()
+  assert differing(after, before) == 'events/date=2026-11-28/part-1.parquet is new'
+  assert differing(before, after) == 'events/date=2026-11-28/part-1.parquet is gone'
+  assert differing(before, before) is None
+  os.utime(new, ns=(1, 1))
+  assert fingerprint() != after
+  put(folder / 'events-2.parquet', part(2))
+  with pytest.raises(DataError, match='events-2.parquet: would not be read'):
+    fingerprint()
+
+
+def test_the_fingerprint_of_text_files(folder, fingerprint):
+  logs = folder / 'csv'
+  logs.mkdir()
+  for name in ('2019-Oct.csv', '2019-Nov.CSV', '.hidden'):
+    (logs / name).write_text('x')
+  assert list(fingerprint('csv', 'rees46')) == ['2019-Nov.CSV', '2019-Oct.csv']
+  assert list(fingerprint('csv/2019-Oct.csv', 'rees46')) == ['2019-Oct.csv']
+
+
+def test_a_negative_number_of_users_never_drops_the_last(folder):
+  for kind in ('contract', 'ranked_sequences'):
+    if kind == 'ranked_sequences':
+      (folder / 'events/part-0.parquet').unlink()
+      put(folder / 'events/part-0.parquet', part(0).with_columns(pos=0))
+    with pytest.raises(ConfigError, match='data.max_users=-1: must be at least 0'):
+      ADAPTERS[kind](folder, DataConfig(kind, 'x', max_users=-1))
+
+
+PLACES = ('', 'events/', 'events/date=2026-11-28/', 'events/_day=1/', 'events/a/b/', 'x/', 'items/')
+FILES = ('a.parquet', 'b.pq', 'C.PARQUET', '000000_0', 'd', 'events.parquet', 'e.csv', 'f.parquet~')
+LEFT_BY_TOOLS = ('_SUCCESS', '.a.parquet.crc', '.DS_Store', 'README.md', '_metadata', 'x.crc')
+CONTENTS = {
+  'rows': lambda path: part(3).write_parquet(path),
+  'no rows': lambda path: part(3).clear().write_parquet(path),
+  'fewer columns': lambda path: part(3).drop('item_id').write_parquet(path),
+  'text': lambda path: path.write_text('user_id\n1\n'),
+  'nothing': lambda path: path.touch(),
+  'half': lambda path: path.write_bytes(b'PAR1 half a file'),
+  'link': lambda path: path.symlink_to('gone'),
+}
+
+
+@pytest.mark.parametrize('folders', [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_random_folders_are_read_in_full_or_refused(tmp_path, folders):
+  rng, refused = random.Random(0), 0
+  for number in range(folders):
+    folder = tmp_path / str(number)
+    (folder / 'events').mkdir(parents=True)
+    pl.DataFrame({'item_id': [1, 2]}).write_parquet(folder / 'items.parquet')
+    part(0).write_parquet(folder / 'events/part-0.parquet')
+    rows = 4
+    for _ in range(rng.randint(0, 3)):
+      is_data = rng.random() < 0.7
+      place = rng.choice(PLACES[1:5] if rng.random() < 0.8 else PLACES)
+      path = folder / place / rng.choice(FILES if is_data else LEFT_BY_TOOLS)
+      content = 'rows' if rng.random() < 0.7 else rng.choice(sorted(CONTENTS))
+      path.parent.mkdir(parents=True, exist_ok=True)
+      if not os.path.lexists(path):
+        CONTENTS[content](path)
+        rows += 4 * (is_data and content == 'rows')
+    try:
+      events, _ = read_contract(folder)
+    except DataError as error:
+      refused += 1
+      assert str(folder) in str(error) and 'must' in str(error)
+    else:
+      assert events.height == rows
+  assert 0.1 * folders < refused < 0.8 * folders
