@@ -175,7 +175,7 @@ BAD_FOLDERS = {
   ),
   'a size is missing': (
     write('config.json', json.dumps(dict(model_type='qwen3'))),
-    'num_attention_heads is missing',
+    'hidden_size is missing',
   ),
   'a file is missing': (
     remove(SECOND),
