@@ -8,6 +8,8 @@ another reader, would pick otherwise.
 
 from __future__ import annotations
 
+from typing import Any
+
 from rolegen_jax.config import RopeScaling
 from rolegen_jax.pretrained.fields import Unsupported, count, get, mapping, number, same, shown
 
@@ -26,7 +28,7 @@ _OF_ALL_TYPES = ('rope_type', 'rope_theta', 'partial_rotary_factor')
 _LAYER_TYPES = ('full_attention', 'sliding_attention')
 _CONTEXT = 'original_max_position_embeddings'
 
-Statements = list[tuple[str, dict]]  # (where it is stated, settings)
+Statement = tuple[str, str, Any]  # (field of config.json, rotary setting, value)
 
 
 def rotary(hf_config: dict) -> tuple[float, RopeScaling]:
@@ -41,9 +43,13 @@ def rotary(hf_config: dict) -> tuple[float, RopeScaling]:
     top.append(_CONTEXT)
     context = get(hf_config, _CONTEXT, get(hf_config, 'max_position_embeddings'))
     settings.setdefault(_CONTEXT, context)
-  at_top = {name: get(hf_config, name) for name in top}
   _check_agreement(
-    settings, [('rope_scaling', scaling), ('rope_parameters', parameters), ('', at_top)]
+    settings,
+    [
+      *_statements('rope_scaling', scaling),
+      *_statements('rope_parameters', parameters),
+      *((name, name, get(hf_config, name)) for name in top),
+    ],
   )
   return number(settings, 'rope_theta'), _scaling(settings)
 
@@ -69,11 +75,17 @@ def rotary_by_layer_type(hf_config: dict) -> tuple[float, float, RopeScaling]:
   full.setdefault('rope_theta', get(hf_config, 'rope_theta', 1_000_000.0))
   local = {'rope_type': 'default'} | stated_local
   local.setdefault('rope_theta', get(hf_config, 'rope_local_base_freq', 10_000.0))
-  full_at_top = {'rope_theta': get(hf_config, 'rope_theta')}
-  local_at_top = {'rope_theta': get(hf_config, 'rope_local_base_freq')}
   of_full, of_local = (f'rope_parameters.{layer_type}' for layer_type in _LAYER_TYPES)
-  _check_agreement(full, [('rope_scaling', scaling), (of_full, stated_full), ('', full_at_top)])
-  _check_agreement(local, [(of_local, stated_local), ('', local_at_top)])
+  _check_agreement(
+    full,
+    [
+      *_statements('rope_scaling', scaling),
+      *_statements(of_full, stated_full),
+      ('rope_theta', 'rope_theta', get(hf_config, 'rope_theta')),
+    ],
+  )
+  theta_at_top = 'rope_local_base_freq', 'rope_theta', get(hf_config, 'rope_local_base_freq')
+  _check_agreement(local, [*_statements(of_local, stated_local), theta_at_top])
   if _scaling(local) != RopeScaling():
     raise Unsupported(
       f'config.json: rope_parameters.sliding_attention={shown(stated_local)}: must be default'
@@ -97,24 +109,20 @@ def _typed(said: dict, where: str) -> dict:
   return settings
 
 
-def _check_agreement(settings: dict, stated: Statements) -> None:
-  """Refuse what is stated otherwise than in the settings in force.
-
-  stated: those that take precedence first.
-  """
-  for where, said in stated:
-    for name, value in said.items():
-      in_force = settings.get(name)
-      if value is not None and not same(in_force, value):
-        other = next(
-          (_field(place, name) for place, other in stated if same(other.get(name), in_force)),
-          f'{name} by default',
-        )
-        raise _contradiction(_field(where, name), value, other, in_force)
+def _statements(where: str, said: dict) -> list[Statement]:
+  return [(f'{where}.{name}', name, value) for name, value in said.items()]
 
 
-def _field(where: str, name: str) -> str:
-  return f'{where}.{name}' if where else name
+def _check_agreement(settings: dict, stated: list[Statement]) -> None:
+  """Refuse what is stated otherwise than in the settings in force; null says nothing."""
+  stated = [statement for statement in stated if statement[2] is not None]
+  for field, name, value in stated:
+    in_force = settings.get(name)
+    if not same(in_force, value):
+      others = (
+        other for other, its_name, its in stated if its_name == name and same(its, in_force)
+      )
+      raise _contradiction(field, value, next(others, f'the default {name}'), in_force)
 
 
 def _contradiction(name: str, value: object, other: str, other_value: object) -> Unsupported:
