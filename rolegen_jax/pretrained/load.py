@@ -90,7 +90,7 @@ def check(files: TensorFiles, config: TransformerConfig, rows: int) -> None:
   unknown = sorted(files.names - allowed)
   if unknown:
     raise DataError(
-      f'{files.where(unknown[0])}: is one of {len(unknown)} tensors that a model of its '
+      f'{files.where(unknown[0])} is one of {len(unknown)} tensors that a model of its '
       'config.json does not have; must be none'
     )
 

@@ -35,10 +35,11 @@ def open_checked(folder: pathlib.Path, rows: int) -> Tokenizer:
     if config == 'config.json' or (folder / config).exists():
       _check_delimiters(tokenizer, path, config, read_json(folder / config))
   for where, name, piece in _added(folder):
-    if piece < rows and tokenizer.id_of(name) != piece:
+    known = tokenizer.id_of(name)
+    if known != piece and (known is not None or piece < rows):
       raise DataError(
-        f'{where}: {name!r:.100} is piece {piece}, in {tokenizer.file} it is '
-        f'{tokenizer.id_of(name)}; must be of the same tokenizer'
+        f'{where}: added token {name!r:.100} is piece {piece}, {tokenizer.file} is read with it as '
+        f'{known}; must be of one tokenizer'
       )
   return tokenizer
 
@@ -61,18 +62,32 @@ def _check_delimiters(tokenizer: Tokenizer, path: pathlib.Path, config: str, con
 
 
 def _added(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, str, int]]:
-  """Yield (file, name, piece) of every piece that other files say was added to the tokenizer."""
+  """Yield (file, name, piece) of every piece that a file says was added to the tokenizer.
+
+  The library numbers the pieces of tokenizer.json anew where their numbers leave a gap.
+  """
+  entries: list[tuple[pathlib.Path, Any, Any]] = []
+  path = folder / JSON
+  for token in _content(path, 'added_tokens', list):
+    entries.append((path, token, token.get('id') if isinstance(token, dict) else None))
   path = folder / 'tokenizer_config.json'
-  listed: Any = read_json(path).get('added_tokens_decoder') if path.exists() else None
-  for piece, token in (listed or {}).items() if isinstance(listed, dict) else ():
-    name = token.get('content') if isinstance(token, dict) else token
-    if not piece.isdecimal() or not isinstance(name, str):
-      raise DataError(
-        f'{path}: added_tokens_decoder has {piece!r:.50}: {shown(token)}; must be pieces by number'
-      )
-    yield path, name, int(piece)
+  for piece, token in _content(path, 'added_tokens_decoder', dict).items():
+    entries.append((path, token, int(piece) if piece.isdecimal() else piece))
   path = folder / 'added_tokens.json'
-  for name, number in (read_json(path) if path.exists() else {}).items():
-    if type(number) is not int:
-      raise DataError(f'{path}: {name!r:.100} is {shown(number)}; must be the number of a piece')
-    yield path, name, number
+  for name, piece in (read_json(path) if path.exists() else {}).items():
+    entries.append((path, name, piece))
+  for path, token, piece in entries:
+    name = token.get('content') if isinstance(token, dict) else token
+    if type(piece) is not int or not isinstance(name, str):
+      raise DataError(
+        f'{path}: added token {shown(token)} is piece {shown(piece)}; must be a number'
+      )
+    yield path, name, piece
+
+
+def _content(path: pathlib.Path, name: str, kind: type) -> Any:
+  """Return a field of a file; an empty one where file or field is absent."""
+  content = (read_json(path) if path.exists() else {}).get(name)
+  if content is not None and not isinstance(content, kind):
+    raise DataError(f'{path}: {name}={shown(content)}; must be a {kind.__name__}')
+  return content or kind()

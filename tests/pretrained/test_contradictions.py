@@ -83,7 +83,7 @@ READ = {
   'names that agree': [
     (QWEN3 | dict(dtype='bfloat16', torch_dtype='torch.bfloat16'), 'activation', 'silu'),
     (GEMMA | dict(hidden_act='gelu_pytorch_tanh'), 'activation', 'gelu_tanh'),
-    (GEMMA | dict(final_logit_softcapping=30), 'logit_softcap', 30.0),
+    (GEMMA | dict(final_logit_softcapping=30.0), 'logit_softcap', 30.0),
   ],
 }
 
@@ -134,7 +134,7 @@ REFUSED = {
     ),
     (
       LLAMA | dict(rope_scaling=LLAMA3, original_max_position_embeddings=64),
-      'original_max_position_embeddings=64 beside rope_scaling.original_max_position_embeddings=8192',
+      'original_max_position_embeddings=64 beside rope_scaling.original_max_.*=8192',
     ),
     (
       GEMMA | by_type(LINEAR, {}) | dict(rope_scaling=LINEAR | dict(factor=2)),
