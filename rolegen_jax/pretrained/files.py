@@ -199,10 +199,10 @@ class TensorFiles:
       return False
     step = max(1, PIECE // (8 * width))
     boxes = ((slice(i, min(i + step, rows)), slice(0, width)) for i in range(0, rows, step))
-    return all(
-      np.array_equal(*(self.read(name, box).astype(np.float32) for name in (one, other)))
-      for box in boxes
-    )
+    return all(np.array_equal(self._fp32(one, box), self._fp32(other, box)) for box in boxes)
+
+  def _fp32(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
+    return self.read(name, box).astype(np.float32)
 
   def _slice(self, name: str) -> Any:
     file, tensor = self._place[name]
