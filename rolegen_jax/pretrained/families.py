@@ -86,6 +86,7 @@ _KV_HEADS = {'qwen3': 32, 'gemma3_text': 4}
 _HEAD_DIM = {'qwen3': 128, 'gemma3_text': 256}
 _ACTIVATIONS = {'silu': 'silu', 'gelu_pytorch_tanh': 'gelu_tanh'}  # theirs -> ours
 _LAYER_TYPES = {'full_attention': 'G', 'sliding_attention': 'L'}  # theirs -> ours
+_DTYPES = ('float32', 'bfloat16', 'float16')
 _MOST_LAYERS = 10_000
 
 
@@ -184,10 +185,17 @@ def _model_type(hf_config: dict) -> str:
 
 
 def _check_dtype(hf_config: dict) -> None:
-  """Refuse two names of the weights' type that differ; tensors say themselves what they are."""
-  new, old = (get(hf_config, name) for name in ('dtype', 'torch_dtype'))
-  if None not in (new, old) and str(new).removeprefix('torch.') != str(old).removeprefix('torch.'):
-    raise refusal('dtype', new, f'must be as torch_dtype={shown(old)} says, or absent')
+  """Refuse what says that the weights are quantized, and two names of their type that differ.
+
+  The tensors say themselves what they are, and are read as that.
+  """
+  said = {name: get(hf_config, name) for name in ('dtype', 'torch_dtype')}
+  said = {name: value for name, value in said.items() if value is not None}
+  for name, value in said.items():
+    if not isinstance(value, str) or value.removeprefix('torch.') not in _DTYPES:
+      raise refusal(name, value, f'must be one of {", ".join(_DTYPES)}, or absent')
+  if len({value.removeprefix('torch.') for value in said.values()}) > 1:
+    raise refusal('dtype', said['dtype'], f'must be as torch_dtype={said["torch_dtype"]!r} says')
 
 
 def _transformer(hf_config: dict) -> TransformerConfig:

@@ -12,6 +12,8 @@ from rolegen_jax.pretrained.files import INDEX, SINGLE, read_json
 _HUB = re.compile(
   r'(?:(?:https?://)?huggingface\.co/|hf://(?:models/)?)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)/?$'
 )
+_PICKLED = ('.bin', '.pth', '.pt', '.ckpt')
+_NO_WEIGHTS = ('training_args.bin', 'optimizer.bin', 'optimizer.pt', 'scheduler.pt')  # of trainers
 _OTHER_WEIGHTS = ('*.bin', '*.pth', '*.pt', '*.ckpt', '*.h5', '*.msgpack', '*.npz', '*.onnx')
 
 
@@ -72,19 +74,30 @@ def _refuse_other_formats(folder: pathlib.Path) -> None:
   if models:
     raise DataError(f'{folder}: {_gguf(str(folder), models[0])}')
   for pattern in _OTHER_WEIGHTS:
-    weights = [path.name for path in sorted(folder.glob(pattern))]
-    weights = [name for name in weights if name not in ('training_args.bin', 'optimizer.pt')]
+    weights = [path for path in sorted(folder.glob(pattern)) if path.name not in _NO_WEIGHTS]
     if weights:
-      raise DataError(
-        f'{folder / weights[0]}: the weights are not safetensors; convert them, '
-        f'{_convert(f"M.from_pretrained({str(folder)!r})")}'
-      )
+      raise DataError(f'{weights[0]}: the weights are not safetensors; {_unpickle(weights[0])}')
   shards = sorted(folder.glob('model-*-of-*.safetensors'))
   if shards:
     raise DataError(
       f'{folder / INDEX}: no such file; must be there beside {shards[0].name} '
       '(was the download interrupted? run it again)'
     )
+
+
+def _unpickle(path: pathlib.Path) -> str:
+  """Return what to do with a file of weights in another format."""
+  folder = path.parent
+  if not (folder / 'config.json').exists():
+    return "must be the model in transformers' layout, with a config.json, as its publisher has it"
+  if path.name.startswith('pytorch_model'):
+    return f'convert them, {_convert(f"M.from_pretrained({str(folder)!r})")}'
+  if path.suffix in _PICKLED:
+    return (
+      'convert them, `python -c "import torch; from safetensors.torch import save_file; '
+      f'save_file(torch.load({str(path)!r}, weights_only=True), {str(folder / SINGLE)!r})"`'
+    )
+  return f'must be {SINGLE}'
 
 
 def _gguf(folder: str, name: str) -> str:

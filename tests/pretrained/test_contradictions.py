@@ -202,6 +202,8 @@ REFUSED = {
     (QWEN3 | dict(transformers_weights='other.safetensors'), 'transformers_weights'),
   ],
   'two names of one thing': [
+    (QWEN3 | dict(dtype='float8_e4m3fn'), "dtype='float8_e4m3fn': must be one of float32"),
+    (QWEN3 | dict(torch_dtype='int8'), "torch_dtype='int8': must be one of float32"),
     (
       QWEN3 | dict(dtype='float32', torch_dtype='bfloat16'),
       "dtype='float32': must be as torch_dtype='bfloat16'",

@@ -63,15 +63,26 @@ def test_pointers_of_git_lfs(copy, name):
   assert '`git lfs pull`' in refusal(copy)
 
 
-@pytest.mark.parametrize('name', ['pytorch_model.bin', 'consolidated.00.pth', 'model.pt'])
-def test_weights_that_pickle_holds(copy, name):
+CONVERTED = {
+  'pytorch_model.bin': "M.from_pretrained('{folder}').save_pretrained('converted')",
+  'pytorch_model-00001-of-00002.bin': "M.from_pretrained('{folder}').save_pretrained('converted')",
+  'consolidated.00.pth': "save_file(torch.load('{folder}/consolidated.00.pth', weights_only=True)",
+  'model.pt': "weights_only=True), '{folder}/model.safetensors')",
+  'tf_model.h5': 'must be model.safetensors',
+}
+
+
+@pytest.mark.parametrize('name', CONVERTED)
+def test_weights_in_another_format(copy, name):
   for path in copy.glob('model*'):
     path.unlink()
   (copy / 'training_args.bin').touch()
   (copy / name).touch()
   message = refusal(copy)
-  assert f'{copy / name}: the weights are not safetensors; convert them' in message
-  assert f"M.from_pretrained('{copy}').save_pretrained('converted')" in message
+  assert f'{copy / name}: the weights are not safetensors' in message
+  assert CONVERTED[name].format(folder=copy) in message
+  (copy / 'config.json').unlink()
+  assert "must be the model in transformers' layout, with a config.json" in refusal(copy)
 
 
 def test_gguf(copy):
