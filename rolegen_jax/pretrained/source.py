@@ -10,7 +10,8 @@ from rolegen_jax.data.files import DataError
 from rolegen_jax.pretrained.files import INDEX, SINGLE, read_json
 
 _HUB = re.compile(
-  r'(?:(?:https?://)?huggingface\.co/|hf://(?:models/)?)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)/?$'
+  r'(?:(?:https?://)?huggingface\.co/|hf://(?:models/)?)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)'
+  r'(?:/(?:tree|blob|resolve)/.*|/)?$'
 )
 _PICKLED = ('.bin', '.pth', '.pt', '.ckpt')
 _NO_WEIGHTS = ('training_args.bin', 'optimizer.bin', 'optimizer.pt', 'scheduler.pt')  # of trainers

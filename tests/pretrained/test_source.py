@@ -37,6 +37,7 @@ def refusal(path) -> str:
 NO_FOLDERS = {
   'Qwen/Qwen3-0.6B': '`hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B`',
   'https://huggingface.co/Qwen/Qwen3-0.6B': '`hf download Qwen/Qwen3-0.6B --local-dir',
+  'https://huggingface.co/Qwen/Qwen3-0.6B/tree/main': '`hf download Qwen/Qwen3-0.6B --local-dir',
   'hf://google/gemma-3-1b-it': '`hf download google/gemma-3-1b-it --local-dir gemma-3-1b-it`',
   'gs://bucket/models/qwen3': 'gs://bucket/models/qwen3: is no folder of this machine',
   's3://bucket/qwen3': 's3://bucket/qwen3: is no folder of this machine',

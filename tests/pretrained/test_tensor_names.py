@@ -87,7 +87,19 @@ def test_an_export_has_the_published_names(folder, copy, tmp_path):
   written = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert written['architectures'] == ['Qwen3ForCausalLM']
   assert written['tie_word_embeddings'] is False
-  Folder(tmp_path / 'out')
+  check_that_edits_of_an_export_are_refused(tmp_path / 'out', ours)
+
+
+def check_that_edits_of_an_export_are_refused(folder, ours):
+  path = folder / 'rolegen_intent.safetensors'
+  intent = load_file(path)
+  save_file(intent | {'role_gain': ONE}, path)
+  with pytest.raises(DataError, match='rolegen_intent.safetensors: has .*; must be .*settings'):
+    Folder(folder).load(ours.config.reasoner, ours.vocab, ours.mesh)
+  path = folder / 'rolegen.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | dict(text_pieces='400')))
+  with pytest.raises(DataError, match="rolegen.json: text_pieces='400'; must be"):
+    Folder(folder)
 
 
 def test_buffers_that_follow_from_the_config_are_ignored(copy):
