@@ -24,12 +24,12 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from rolegen_jax.config import LoraConfig
+from rolegen_jax.config import ConfigError, LoraConfig
 from rolegen_jax.data.files import renamed, write_json
 from rolegen_jax.models import lora as lora_lib
 from rolegen_jax.pretrained import families
-from rolegen_jax.pretrained.files import INDEX
-from rolegen_jax.pretrained.folder import INTENT, OURS, Folder
+from rolegen_jax.pretrained.files import INDEX, INTENT
+from rolegen_jax.pretrained.folder import OURS, Folder
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.text.tokenizers import TextVocabulary, save
@@ -37,7 +37,7 @@ from rolegen_jax.vocab import Vocabulary
 
 FILE_BYTES = 2 << 30  # of the tensors in a file, at most, unless one tensor alone is larger
 NUMPY_DTYPES = {'F32': np.float32, 'BF16': ml_dtypes.bfloat16, 'F16': np.float16}
-TRAINED = 'rolegen_trained.safetensors'
+ADAPTERS, TRAINED = 'adapter_model.safetensors', 'rolegen_trained.safetensors'
 # Files of the source that are copied where they exist.
 COPIED = (
   'generation_config.json',
@@ -70,8 +70,9 @@ def export(
 ) -> None:
   """Write the reasoner to `folder`, in the format of the folder that it was loaded from.
 
-  A text row whose id is that of one of our tokens is written as our token. Raises DataError and
-  ConfigError.
+  Tensors get their published names, whatever they are called in `source`, and config.json says
+  whether the tables are tied. A text row whose id is that of one of our tokens is written as our
+  token. Raises DataError, and ConfigError where `folder` holds other weights.
 
   Args:
     params: the reasoner's parameters.
@@ -90,7 +91,9 @@ def export(
     *_table_entries(params, base, text, rows),
     *_layer_entries(params, base, lora),
   ]
-  _write_weights(entries, folder, file_bytes)
+  files = _split_into_files(entries, file_bytes)
+  _refuse_other_weights(base, folder, [*files, INTENT])
+  _write_weights(files, folder)
   intent = {name: _gather(leaf) for name, leaf in params['intent'].items()}
   distributed.once(lambda: _write_other_files(base, text, vocab, rows, intent, folder))
 
@@ -158,13 +161,11 @@ def _read_layer(
   return weight.transpose(order).reshape(shape)
 
 
-def _write_weights(entries: list[Entry], folder: pathlib.Path, file_bytes: int) -> None:
+def _write_weights(files: dict[str, list[Entry]], folder: pathlib.Path) -> None:
   """Write the safetensors and their index."""
-  files = _split_into_files(entries, file_bytes)
   weight_map: dict[str, str] = {}
   total_size = 0
-  for number, file_entries in enumerate(files):
-    name = f'model-{number + 1:05}-of-{len(files):05}.safetensors'
+  for name, file_entries in files.items():
     arrays = {
       entry.name: np.ascontiguousarray(entry.read().astype(entry.dtype)) for entry in file_entries
     }
@@ -175,8 +176,8 @@ def _write_weights(entries: list[Entry], folder: pathlib.Path, file_bytes: int) 
   distributed.once(lambda: write_json(index, folder / INDEX))
 
 
-def _split_into_files(entries: list[Entry], file_bytes: int) -> list[list[Entry]]:
-  """Return the entries of each file, in order."""
+def _split_into_files(entries: list[Entry], file_bytes: int) -> dict[str, list[Entry]]:
+  """Return the name of each file -> its entries, in order."""
   files: list[list[Entry]] = [[]]
   used = 0
   for entry in entries:
@@ -186,7 +187,22 @@ def _split_into_files(entries: list[Entry], file_bytes: int) -> list[list[Entry]
       used = 0
     files[-1].append(entry)
     used += size
-  return files
+  return {
+    f'model-{number + 1:05}-of-{len(files):05}.safetensors': file_entries
+    for number, file_entries in enumerate(files)
+  }
+
+
+def _refuse_other_weights(base: Folder, folder: pathlib.Path, written: list[str]) -> None:
+  """Raise ConfigError where weights would be overwritten, or stand beside those of an export."""
+  if folder.resolve() == base.path.resolve():
+    raise ConfigError(f'{folder}: is the folder that is read; must be another one')
+  for path in sorted(folder.glob('*.safetensors')):
+    if path.name not in written:
+      raise ConfigError(
+        f'{folder}: holds {path.name}, which would stand beside what is exported; '
+        'must be an empty folder, or a new one'
+      )
 
 
 def _save_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
@@ -203,7 +219,12 @@ def _write_other_files(
   folder: pathlib.Path,
 ) -> None:
   """Write everything but the weights."""
-  write_json(base.hf_config | {'vocab_size': rows}, folder / 'config.json')
+  stated = dict(
+    vocab_size=rows,
+    tie_word_embeddings=base.transformer.tied,
+    architectures=[families.with_head(base.hf_config)],
+  )
+  write_json(base.hf_config | stated, folder / 'config.json')
   save(text.extended, folder)
   for name in COPIED:
     if (base.path / name).exists():
@@ -233,6 +254,7 @@ def export_adapters(
   our tokens (tokens_delta, readout_delta; one row per token, in the order of the vocabulary).
   """
   base, folder = Folder(source), pathlib.Path(folder)
+  _refuse_other_weights(base, folder, [ADAPTERS, TRAINED])
   adapters, modules = _adapter_tensors(params, lora, base)
   trained = {name: _gather(leaf) for name, leaf in params['intent'].items()}
   trained |= {name: _gather(leaf) for name, leaf in params.items() if name.endswith('_delta')}
@@ -253,7 +275,7 @@ def export_adapters(
     folder.mkdir(parents=True, exist_ok=True)
     if adapters:
       write_json(peft_config, folder / 'adapter_config.json')
-      _save_tensors(adapters, folder / 'adapter_model.safetensors')
+      _save_tensors(adapters, folder / ADAPTERS)
     if trained:
       _save_tensors(trained, folder / TRAINED)
 

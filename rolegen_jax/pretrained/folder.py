@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -17,68 +16,97 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
 from rolegen_jax.config import Config, ConfigError, ReasonerConfig
-from rolegen_jax.data.files import DataError
+from rolegen_jax.data.files import DataError, as_data_error
 from rolegen_jax.models import functional, lora
 from rolegen_jax.models.reasoner import Reasoner
-from rolegen_jax.pretrained import families, load
-from rolegen_jax.pretrained.files import TensorFiles, read_json
-from rolegen_jax.text.tokenizers import TextVocabulary, open_tokenizer
+from rolegen_jax.pretrained import families, load, source
+from rolegen_jax.pretrained.fields import shown
+from rolegen_jax.pretrained.files import INTENT, TensorFiles, read_json
+from rolegen_jax.pretrained.pieces import open_checked
+from rolegen_jax.text.tokenizers import TextVocabulary
 from rolegen_jax.vocab import Vocabulary
 
 # Of a folder that we exported: its vocabulary, and the tokenizer before our tokens were appended.
 OURS = 'rolegen.json'
-# The equation of intent, which no decoder has.
-INTENT = 'rolegen_intent.safetensors'
+# Its fields, each of a type.
+_OURS_FIELDS = dict(vocabulary=str, text_pieces=int, tokenizer=str, tokenizer_with_ours=str)
 
 
 class Folder:
   """A folder whose config.json, tensor names and tokenizer are consistent."""
 
   def __init__(self, path: str | os.PathLike) -> None:
-    """Check everything but the weights, before a weight is read.
+    """Check everything but the numbers of the weights, of which only a head is read.
 
     Raises DataError; ConfigError on a config.json of an unsupported kind.
     """
-    self.path = pathlib.Path(path)
-    if not self.path.is_dir():
-      raise DataError(f'{self.path}: no such folder; must be the folder of a pretrained model')
+    self.path = source.open_folder(path)
     self.hf_config = read_json(self.path / 'config.json')
     try:
       self.transformer = families.read_config(self.hf_config)
     except families.Unsupported as error:
       raise families.Unsupported(f'{self.path}/{error}') from error
     self.files = TensorFiles(self.path)
-    self.tokenizer = open_tokenizer(self.path)
-    self.ours = read_json(self.path / OURS) if (self.path / OURS).exists() else None
-    self._check_tokenizer()
+    self.transformer = dataclasses.replace(self.transformer, tied=self._is_tied())
+    rows = self._rows()
+    load.check(self.files, self.transformer, rows)
+    self.tokenizer = open_checked(self.path, rows)
+    self.ours = self._read_ours()
 
-  def _check_tokenizer(self) -> None:
-    tokenizer_path = self.path / self.tokenizer.file
-    rows = self.files.shape(families.tables(self.transformer)['tokens'])[0]
+  def _is_tied(self) -> bool:
+    """Return whether the readout is the token table.
+
+    As in transformers, a head of other numbers is a head whatever `tie_word_embeddings` says. One
+    that is missing is refused: transformers would draw it at random.
+    """
+    has_head = families.HEAD in self.files.names
+    if not self.transformer.tied and not has_head:
+      said = self.hf_config.get('tie_word_embeddings')
+      raise DataError(
+        f'{self.path}: no tensor {families.HEAD}, and config.json has tie_word_embeddings='
+        f'{"absent, which means false" if said is None else "false"}; the head must be there, or '
+        'the flag be true'
+      )
+    if not self.transformer.tied or not has_head:
+      return self.transformer.tied
+    return self.files.equal(families.TOKENS, families.HEAD)
+
+  def _rows(self) -> int:
+    """Return the rows of the token table, which are those that config.json has."""
+    rows = self.files.shape(families.TOKENS)[0]
     if self.hf_config.get('vocab_size') != rows:
       raise DataError(
-        f'{self.path}: config.json has vocab_size={self.hf_config.get("vocab_size")}, '
+        f'{self.path}: config.json has vocab_size={shown(self.hf_config.get("vocab_size"))}, '
         f'the token table has {rows} rows; must be the same'
       )
-    if self.tokenizer.size > rows:
-      raise DataError(
-        f'{tokenizer_path}: has {self.tokenizer.size} pieces, the weights have {rows} rows; '
-        'must be the tokenizer of these weights'
-      )
-    for name in ('bos_token_id', 'eos_token_id', 'pad_token_id'):
-      value = self.hf_config.get(name)
-      pieces = () if value is None else np.atleast_1d(value)
-      for piece in pieces:
-        if piece >= 0 and not self.tokenizer.is_delimiter(int(piece)):
-          raise DataError(
-            f'{tokenizer_path}: piece {piece}, which is {name} in config.json, is not a delimiter '
-            'there; must be the tokenizer of these weights'
-          )
-    if self.ours and self.ours['tokenizer_with_ours'] != self.tokenizer.digest:
+    return rows
+
+  def _read_ours(self) -> dict | None:
+    """Return what we wrote into a folder that we exported; None for any other folder."""
+    path, intent = self.path / OURS, self.path / INTENT
+    if path.exists() != intent.exists():
+      there, missing = (path, intent) if path.exists() else (intent, path)
+      raise DataError(f'{missing}: no such file; must be there beside {there.name}')
+    if not path.exists():
+      return None
+    ours = read_json(path)
+    for name, kind in _OURS_FIELDS.items():
+      if type(ours.get(name)) is not kind:
+        raise DataError(
+          f'{path}: {name}={shown(ours.get(name))}; must be as it was exported, a {kind.__name__}'
+        )
+    tokenizer_path = self.path / self.tokenizer.file
+    if ours['tokenizer_with_ours'] != self.tokenizer.digest:
       raise DataError(
         f'{tokenizer_path}: its hash is {self.tokenizer.digest}, {OURS} has '
-        f'{self.ours["tokenizer_with_ours"]}; must be the file that was exported'
+        f'{ours["tokenizer_with_ours"]}; must be the file that was exported'
       )
+    if not 1 <= ours['text_pieces'] <= self.hf_config['vocab_size']:
+      raise DataError(
+        f'{path}: text_pieces={ours["text_pieces"]}; must be 1 to '
+        f'{self.hf_config["vocab_size"]}, the rows of the token table'
+      )
+    return ours
 
   @property
   def text(self) -> tuple[int, str]:
@@ -123,12 +151,23 @@ class Folder:
     params = functional.join(base, functional.init(make, jax.random.key(0), mesh)[1])
     if not self.ours:
       return params
-    exported = load_file(self.path / INTENT)
+    exported = self._read_intent(params['intent'])
     intent = {
       name: jax.device_put(exported[name], initial.sharding)
       for name, initial in params['intent'].items()
     }
     return params | {'intent': intent}
+
+  def _read_intent(self, initial: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Return the exported equation of intent. Raises DataError where it is not like `initial`."""
+    path = self.path / INTENT
+    with as_data_error(path, 'as it was exported'):
+      exported = load_file(path)
+    shapes = {name: array.shape for name, array in exported.items()}
+    expected = {name: array.shape for name, array in initial.items()}
+    if shapes != expected:
+      raise DataError(f'{path}: has {shapes}; must be {expected}, as the settings have it')
+    return exported
 
 
 def configure(config: Config) -> Config:

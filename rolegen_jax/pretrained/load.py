@@ -62,7 +62,7 @@ def parameters(files: TensorFiles, config: ReasonerConfig, rows: TokenRows, mesh
   make = functional.Part(lambda rngs: Reasoner(config, rows.vocab, rngs=rngs), lora.frozen)
   shapes_of_params = functional.abstract(make)[1]
   shardings = functional.shardings(make, mesh)
-  check(files, config, rows)
+  check(files, config.transformer, rows.rows)
   readers = box_readers(files, config, rows)
 
   def load_array(path: tuple, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
@@ -78,17 +78,20 @@ def _names(path: tuple) -> Path:
 # Shapes
 
 
-def check(files: TensorFiles, config: ReasonerConfig, rows: TokenRows) -> None:
-  """Raise DataError on a tensor that is missing, unknown, or of another shape or type."""
-  expected = shapes(config.transformer, rows.rows)
+def check(files: TensorFiles, config: TransformerConfig, rows: int) -> None:
+  """Raise DataError on a tensor that is missing, unknown, or of another shape or type.
+
+  rows: of the tables.
+  """
+  expected = shapes(config, rows)
   for name, shape in expected.items():
     files.check(name, shape)
-  allowed = set(expected) | ({'lm_head.weight'} if config.transformer.tied else set())
-  unknown = sorted(name for name in files.names - allowed if not name.endswith(families.UNUSED))
+  allowed = set(expected) | ({families.HEAD} if config.tied else set())
+  unknown = sorted(files.names - allowed)
   if unknown:
     raise DataError(
-      f'{files.folder}: {len(unknown)} tensors that a model of its config.json does not have, '
-      f'first {unknown[0]}'
+      f'{files.where(unknown[0])} is one of {len(unknown)} tensors that a model of its '
+      'config.json does not have; must be none'
     )
 
 

@@ -236,9 +236,19 @@ class TextVocabulary:
     return [self.text.encode(words) for _, words in self.vocab.named]
 
   def encode(self, text: str) -> list[int]:
-    """Return the tokens of a text; names of our tokens in it become those tokens."""
-    first = self.vocab.blocks['text'][0]
-    return [self._token_of_id.get(id, first + id) for id in self.extended.encode(text)]
+    """Return the tokens of a text; names of our tokens in it become those tokens.
+
+    Raises DataError on a piece that the weights have no row for.
+    """
+    first, size = self.vocab.blocks['text']
+    ids = self.extended.encode(text)
+    for id in ids:
+      if id >= size and id not in self._token_of_id:
+        raise DataError(
+          f'{text!r:.100}: holds {self.extended.decode([id])!r}, piece {id} of {self.text.file}; '
+          f'must hold pieces below {size} only, those that the weights have rows for'
+        )
+    return [self._token_of_id.get(id, first + id) for id in ids]
 
   def decode(self, tokens: Iterable) -> str:
     """Return the text of tokens, ours by their names. Raises ValueError on an unknown token."""

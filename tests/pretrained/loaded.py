@@ -8,7 +8,7 @@ import numpy as np
 
 from rolegen_jax.config import MeshConfig
 from rolegen_jax.models import functional
-from rolegen_jax.models.attention import causal
+from rolegen_jax.models.attention import Visible, causal
 from rolegen_jax.pretrained.folder import Folder, configure
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
@@ -107,7 +107,7 @@ class LoadedReasoner:
         token = jnp.argmax(logits, axis=-1) if greedy else ids[:, prompt + t]
         slot = prompt - shared + t
         sees_own = (is_known & (jnp.arange(slots) <= slot))[:, None]
-        sees = valid[:, :shared].astype(bool), sees_own
+        sees = Visible(valid[:, :shared].astype(bool), sees_own)
         hidden, cache = reasoner.step(
           self.first + token[:, None], prompt + t, common, cache, slot, sees
         )

@@ -110,7 +110,8 @@ def test_settings_come_from_the_folder(folder):
 def test_settings_are_bound_to_the_tokenizer_of_the_folder(folder, copy):
   config = configured(folder)
   content = json.loads((copy / 'tokenizer.json').read_text())
-  content['added_tokens'].append(content['added_tokens'][0] | dict(id=300, content='<|more|>'))
+  more = dict(id=open_tokenizer(copy).size, content='<|more|>')
+  content['added_tokens'].append(content['added_tokens'][0] | more)
   (copy / 'tokenizer.json').write_text(json.dumps(content))
   changed, expected = Folder(copy).text[1], config.reasoner.tokenizer
   with pytest.raises(
@@ -175,7 +176,7 @@ BAD_FOLDERS = {
   ),
   'a size is missing': (
     write('config.json', json.dumps(dict(model_type='qwen3'))),
-    'num_attention_heads is missing',
+    'hidden_size is missing',
   ),
   'a file is missing': (
     remove(SECOND),

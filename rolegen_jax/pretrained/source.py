@@ -1,0 +1,114 @@
+"""What `reasoner.pretrained` may name, and for everything else the way to such a folder."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+
+from rolegen_jax.data.files import DataError
+from rolegen_jax.pretrained.files import INDEX, SINGLE, read_json
+
+_HUB = re.compile(
+  r'(?:(?:https?://)?huggingface\.co/|hf://(?:models/)?)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)'
+  r'(?:/(?:tree|blob|resolve)/.*|/)?$'
+)
+_PICKLED = ('.bin', '.pth', '.pt', '.ckpt')
+_NO_WEIGHTS = ('training_args.bin', 'optimizer.bin', 'optimizer.pt', 'scheduler.pt')  # of trainers
+_OTHER_WEIGHTS = ('*.bin', '*.pth', '*.pt', '*.ckpt', '*.h5', '*.msgpack', '*.npz', '*.onnx')
+
+
+def open_folder(path: str | os.PathLike) -> pathlib.Path:
+  """Return the folder of a decoder in safetensors, by what lies in it.
+
+  A leading `~` and variables of the environment are replaced. Raises DataError.
+  """
+  text = os.path.expandvars(os.path.expanduser(os.fspath(path)))
+  if not os.path.isdir(text):
+    raise DataError(_no_folder(text))
+  folder = pathlib.Path(text)
+  if (folder / 'adapter_config.json').exists():
+    raise DataError(_adapters(folder))
+  if not (folder / 'config.json').exists():
+    snapshots = sorted(folder.glob('snapshots/*/config.json'))
+    if snapshots:
+      raise DataError(
+        f'{folder}: is a cache of downloads; must be the model in it, e.g. {snapshots[-1].parent}'
+      )
+  if not (folder / SINGLE).exists() and not (folder / INDEX).exists():
+    _refuse_other_formats(folder)
+  return folder
+
+
+def _no_folder(text: str) -> str:
+  """Return the error about a path that is no folder."""
+  hub = _HUB.match(text)
+  if os.path.isfile(text):
+    if text.lower().endswith('.gguf'):
+      return f'{text}: {_gguf(os.path.dirname(text) or ".", os.path.basename(text))}'
+    return f'{text}: is a file; must be the folder of a pretrained model'
+  if hub:
+    name = hub['name']
+    return (
+      f'{text}: no such folder; a model of the Hugging Face hub must be downloaded first, '
+      f'`hf download {name} --local-dir {name.rpartition("/")[2]}`, and the folder given'
+    )
+  if '://' in text:
+    return f'{text}: is no folder of this machine; must be copied to one first'
+  return f'{text}: no such folder; must be the folder of a pretrained model'
+
+
+def _adapters(folder: pathlib.Path) -> str:
+  """Return the error about a folder of adapters."""
+  base = read_json(folder / 'adapter_config.json').get('base_model_name_or_path')
+  return (
+    f'{folder}: adapter_config.json: these are adapters of the base model {base!r:.200}; must be '
+    'a whole model: merge them first, `python -c "from peft import AutoPeftModelForCausalLM as M; '
+    f"M.from_pretrained('{folder}').merge_and_unload().save_pretrained('merged')\"`, and copy the "
+    'tokenizer'
+  )
+
+
+def _refuse_other_formats(folder: pathlib.Path) -> None:
+  """Raise DataError where the weights are there in another format only."""
+  models = [path.name for path in sorted(folder.glob('*.gguf'))]
+  if models:
+    raise DataError(f'{folder}: {_gguf(str(folder), models[0])}')
+  for pattern in _OTHER_WEIGHTS:
+    weights = [path for path in sorted(folder.glob(pattern)) if path.name not in _NO_WEIGHTS]
+    if weights:
+      raise DataError(f'{weights[0]}: the weights are not safetensors; {_unpickle(weights[0])}')
+  shards = sorted(folder.glob('model-*-of-*.safetensors'))
+  if shards:
+    raise DataError(
+      f'{folder / INDEX}: no such file; must be there beside {shards[0].name} '
+      '(was the download interrupted? run it again)'
+    )
+
+
+def _unpickle(path: pathlib.Path) -> str:
+  """Return what to do with a file of weights in another format."""
+  folder = path.parent
+  if not (folder / 'config.json').exists():
+    return "must be the model in transformers' layout, with a config.json, as its publisher has it"
+  if path.name.startswith('pytorch_model'):
+    return f'convert them, {_convert(f"M.from_pretrained({str(folder)!r})")}'
+  if path.suffix in _PICKLED:
+    return (
+      'convert them, `python -c "import torch; from safetensors.torch import save_file; '
+      f'save_file(torch.load({str(path)!r}, weights_only=True), {str(folder / SINGLE)!r})"`'
+    )
+  return f'must be {SINGLE}'
+
+
+def _gguf(folder: str, name: str) -> str:
+  load = f'M.from_pretrained({folder!r}, gguf_file={name!r})'
+  return f'{name}: GGUF is not supported; must be safetensors: {_convert(load)}'
+
+
+def _convert(load: str) -> str:
+  """Return the command that writes safetensors."""
+  return (
+    f'`python -c "from transformers import AutoModelForCausalLM as M; '
+    f"{load}.save_pretrained('converted')\"`, and copy the tokenizer"
+  )
