@@ -15,8 +15,9 @@ from absl import flags
 
 from launch import checks, entry
 from rolegen_jax.cli.entry import BAD_INPUT
+from rolegen_jax.cli.path_flags import path_flag
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = path_flag(
   'workdir', '.', 'Folder that runs will write to; created if it does not exist.'
 )
 _COORDINATOR = flags.DEFINE_string(
