@@ -75,7 +75,8 @@ class DataConfig(Section):
     formats = ('simulated', 'contract', 'alibaba2014', 'taobao_userbehavior')
     self._one_of((*formats, 'rees46', 'ranked_sequences'), f'{name}.format')
     has_log = self.format == 'simulated' or self.path != ''
-    self._need(has_log, f'{name}.path', 'the log, relative to $ROLEGEN_DATA')
+    right = f'the log, relative to $ROLEGEN_DATA, with format={self.format}'
+    self._need(has_log, f'{name}.path', right)
     self._one_of(('time', 'leave_one_out'), f'{name}.split')
     self._need(0 < self.test_fraction < 1, f'{name}.test_fraction', 'between 0 and 1')
     fits = 0 < self.valid_fraction < 1 - self.test_fraction
@@ -409,7 +410,8 @@ class StageConfig(Section):
   def validate(self, name: str) -> None:
     self._at_least(1, name, 'steps', 'batch', 'save_every')
     self._at_most(MANY, name, 'batch')
-    self._at_most(fields.LARGEST_INT // self.batch, name, 'steps')  # rows are numbered
+    most = fields.LARGEST_INT // self.batch  # rows are numbered
+    self._need(self.steps <= most, f'{name}.steps', f'at most {most} with batch={self.batch}')
     self.optimizer.validate(f'{name}.optimizer')
 
 
@@ -429,7 +431,8 @@ class MeshConfig(Section):
     for axis, size in zip(('data', 'fsdp', 'tensor'), sizes):
       self._need(size == -1 or size >= 1, f'{name}.{axis}', 'at least 1, or -1')
       self._at_most(MANY, name, axis)
-    self._need(sizes.count(-1) <= 1, f'{name}.data', 'a number where another axis is -1')
+    right = f'a number where another axis is -1 (fsdp={self.fsdp}, tensor={self.tensor})'
+    self._need(sizes.count(-1) <= 1, f'{name}.data', right)
     self._one_of(('replicated', 'tensor'), f'{name}.rollout')
 
 

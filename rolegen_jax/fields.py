@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -64,9 +65,12 @@ class Section:
     self._need(ok, path, 'different ones of ' + ', '.join(options))
 
 
-def types(section: type) -> dict[str, Any]:
+_hints = functools.cache(typing.get_type_hints)
+
+
+def types(section: Any) -> dict[str, Any]:
   """Return the declared type of each field of a section."""
-  return typing.get_type_hints(section)
+  return _hints(section)
 
 
 def named(kind: Any) -> str:
