@@ -109,9 +109,11 @@ def check_types(section: Section, prefix: str = '') -> None:
       check_types(typing.cast(Section, value), f'{path}.')
       continue
     try:
-      coerced(value, kind)
-    except TypeError as error:
-      raise ConfigError(f'{path}={value!r}: must be of type {named(kind)}') from error
+      is_right = type(coerced(value, kind)) in (type(value), float)
+    except TypeError:
+      is_right = False
+    if not is_right:
+      raise ConfigError(f'{path}={value!r}: must be of type {named(kind)}')
     for item in value if isinstance(value, tuple) else (value,):
       if wrong := _out_of_range(item):
         raise ConfigError(f'{path}={value!r}: must be {wrong}')

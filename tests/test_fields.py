@@ -69,7 +69,9 @@ def test_values_of_several_fields_make_a_config_or_one_of_them_is_named(assigned
 @pytest.mark.parametrize('path', PATHS)
 @pytest.mark.parametrize('url', ['gs://b/x', 's3://b', 'file:///x', 'http://h/x', 'hdfs://n/x'])
 def test_urls_are_refused_as_paths(path, url):
-  with pytest.raises(ConfigError, match=f'{path}={url}: must be a file system path, such as one of'):
+  with pytest.raises(
+    ConfigError, match=f'{path}={url}: must be a file system path, such as one of'
+  ):
     overrides.apply(Config(), [f'{path}={url}'])
 
 

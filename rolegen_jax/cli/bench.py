@@ -44,18 +44,19 @@ _COMPARE = flags.DEFINE_list(
 
 def main() -> None:
   """Measure, or compare two measurements."""
-  from rolegen_jax.perf import throughput
-
   if _COMPARE.value:
     if len(_COMPARE.value) != 2:
       raise ConfigError('--compare: must be two files, FIRST,SECOND')
     both = [local_path(path, '--compare') for path in _COMPARE.value]
+    from rolegen_jax.perf import throughput
+
     print(throughput.compare(*map(throughput.read, both)))
     return
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
   if _INPUT.value == 'log' and not _WORKDIR.value:
     raise ConfigError('--workdir: must name a run folder with --input=log')
   from rolegen_jax.data.files import write_json
+  from rolegen_jax.perf import throughput
 
   result = throughput.measure(
     config, _WORKDIR.value, _PHASES.value, _INPUT.value, _ITEMS.value, _REPEATS.value

@@ -92,7 +92,7 @@ def _from_file(name: str, target: str) -> ModuleType:
 def _from_package(name: str, target: str) -> ModuleType:
   known = _known()
   if target not in known:
-    nearest = difflib.get_close_matches(target.lower(), known, n=1, cutoff=0.0)
+    nearest = difflib.get_close_matches(target.lower(), known, n=1)
     raise ConfigError(
       f'--experiment={name}: must be one of {", ".join(known)}'
       + (f' (the nearest is {nearest[0]})' if nearest else '')
