@@ -8,6 +8,7 @@ kinds of time.
 
 from __future__ import annotations
 
+import math
 import pathlib
 import sys
 import time
@@ -24,6 +25,7 @@ _WATCH = flags.DEFINE_bool('watch', False, 'Print repeatedly, until Ctrl-C.')
 _INTERVAL_S = flags.DEFINE_float(
   'interval_s', 5.0, 'Seconds between two prints with --watch.', lower_bound=0.1
 )
+flags.register_validator('interval_s', math.isfinite, message='must be finite')
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of tables.')
 
 

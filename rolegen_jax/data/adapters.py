@@ -18,6 +18,7 @@ from rolegen_jax.data import delimited
 from rolegen_jax.data.delimited import INTEGER, NUMBER, Field, coded, integer, label, number
 from rolegen_jax.data.events import EVENT_DTYPE, read_contract, validate
 from rolegen_jax.data.files import DataError, read_parquet
+from rolegen_jax.fields import local_path
 
 Adapted = tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]
 Adapter = Callable[[pathlib.Path, DataConfig], Adapted]
@@ -50,7 +51,8 @@ def log_path(data: DataConfig) -> pathlib.Path:
   Without the variable the root is data/ in the working directory. Raises DataError naming the full
   path, the variable and where the log is to be had.
   """
-  root = pathlib.Path(os.environ.get(ROOT_VARIABLE) or 'data').absolute()
+  folder = local_path(os.environ.get(ROOT_VARIABLE) or 'data', f'${ROOT_VARIABLE}')
+  root = pathlib.Path(folder).absolute()
   path = root / data.path
   if not path.exists():
     raise DataError(

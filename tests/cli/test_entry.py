@@ -100,6 +100,14 @@ def test_a_wrong_flag_is_one_line_and_exit_code_two(command, message, tmp_path):
 
 
 @pytest.mark.parametrize(
+  'command', ['sweep --grace_s=nan', 'sweep --grace_s=inf', 'status --interval_s=nan']
+)
+def test_seconds_are_finite(command, tmp_path):
+  name, flag = command.split()
+  assert refusal(f'launch.{name}', '--workdir=a', flag, cwd=tmp_path).startswith(flag)
+
+
+@pytest.mark.parametrize(
   'arguments, message',
   [
     (['--set=loop.worlds=99'], 'loop.worlds=99: must be 2 to 16'),

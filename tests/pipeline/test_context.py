@@ -6,6 +6,7 @@ import json
 import pytest
 
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data.adapters import log_path
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -71,6 +72,17 @@ def test_the_config_of_a_run_has_its_paths_written_out(tmp_path, monkeypatch):
   run = open_run(dataclasses.replace(tiny.config(), data=shop), tmp_path)
   assert run.config.data.path == '/home_of/me/shop'
   assert json.loads((tmp_path / 'config.json').read_text())['data']['path'] == '/home_of/me/shop'
+
+
+def test_the_folder_of_the_logs_is_a_local_path(tmp_path, monkeypatch):
+  data = dataclasses.replace(Config().data, format='contract', path='shop')
+  (tmp_path / 'logs' / 'shop').mkdir(parents=True)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setenv('ROLEGEN_DATA', '~/logs')
+  assert log_path(data) == tmp_path / 'logs' / 'shop'
+  monkeypatch.setenv('ROLEGEN_DATA', 'gs://b/logs')
+  with pytest.raises(ConfigError, match=r'\$ROLEGEN_DATA=gs://b/logs: must be a file system path'):
+    log_path(data)
 
 
 @pytest.mark.parametrize(
