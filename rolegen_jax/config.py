@@ -219,8 +219,7 @@ class BackboneConfig(Section):
 
   def validate(self, name: str) -> None:
     self.temporal.validate(f'{name}.temporal')
-    self._at_least(1, name, 'query_layers', 'depth_layers', 'beam')
-    self._at_least(2, name, 'context')  # an event, and the one that follows it
+    self._at_least(1, name, 'query_layers', 'depth_layers', 'context', 'beam')
     self._at_most(TOO_DEEP, name, 'query_layers', 'depth_layers')
     self._at_most(TOO_WIDE, name, 'context', 'beam')
     self._positive(name, 'purchase_weight')
@@ -272,13 +271,16 @@ class ReasonerConfig(Section):
   def validate(self, name: str) -> None:
     self.transformer.validate(f'{name}.transformer')
     self.lora.validate(f'{name}.lora')
-    self._at_least(1, name, 'events', 'intents', 'intent_levels', 'candidates', 'coarse_codes')
+    self._at_least(2, name, 'events')  # an event, and the one that follows it
+    self._at_least(1, name, 'intents', 'intent_levels', 'candidates', 'coarse_codes')
     self._at_least(1, name, 'transitions', 'retrieved')
     self._at_most(TOO_DEEP, name, 'intents', 'candidates', 'transitions')
     self._at_most(TOO_WIDE, name, 'retrieved')
     fits = 1 <= self.role_events <= self.events
     self._need(fits, f'{name}.role_events', f'1 to reasoner.events={self.events}')
     self._positive(name, 'temperature')
+    self._at_least(0.001, name, 'temperature')  # gradients, over its square, stay in float32
+    self._at_most(1000, name, 'temperature')
     self._at_least(0, name, 'text_pieces')
     self._at_most(MANY, name, 'text_pieces')
     self._one_of(('all', 'lora', 'frozen'), f'{name}.train')

@@ -43,6 +43,8 @@ def test_the_default_is_valid():
       'reasoner.intent_levels=3: must be 1 to semantic_ids.levels - 1 = 2',
     ),
     ('reasoner.temperature=0', 'reasoner.temperature=0.0: must be positive'),
+    ('reasoner.temperature=1e-12', 'reasoner.temperature=1e-12: must be at least 0.001'),
+    ('reasoner.events=1', 'reasoner.events=1: must be at least 2'),
     ('loop.worlds=1', 'loop.worlds=1: must be 2 to 16'),
     ('loop.worlds=17', 'loop.worlds=17: must be 2 to 16, the world tokens of the vocabulary'),
     ('loop.objective=dpo', "loop.objective='dpo': must be one of 'policy_gradient', 'weighted'"),
