@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import random
 
 import pytest
 
+from rolegen_jax import overrides
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.files import DataError
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.reasoning.rolegen import RoleGen
 from tests import tiny
 
+FIELDS = overrides.field_paths(Config())
 # All at the least that is allowed.
 LEAST = (
   *(f'{model}.{size}=1' for model in ('backbone.temporal', 'reasoner.transformer')
@@ -84,6 +88,25 @@ def test_the_folder_of_the_logs_is_a_local_path(tmp_path, monkeypatch):
   monkeypatch.setenv('ROLEGEN_DATA', 'gs://b/logs')
   with pytest.raises(ConfigError, match=r'\$ROLEGEN_DATA=gs://b/logs: must be a file system path'):
     log_path(data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(40))
+def test_what_is_accepted_opens_a_run(tmp_path, seed):
+  rng = random.Random(seed)
+  texts = ['0', '1', '2', '3', '7', '64', '1000', '0.5', '1e-6', 'true', 'false', '()', '(1, 7)']
+  opened = 0
+  while opened < 3:
+    assignments = [f'{rng.choice(FIELDS)}={rng.choice(texts)}' for _ in range(2)]
+    try:
+      config = tiny.config(*assignments)
+      run = open_run(config, tmp_path / str(opened))
+    except (ConfigError, DataError) as error:
+      names = [a.partition('=')[0].rpartition('.')[2] for a in assignments]
+      assert any(name in str(error) for name in [*names, 'mesh=', 'devices']), (assignments, error)
+      continue
+    assert run.config == config
+    opened += 1
 
 
 @pytest.mark.parametrize(
