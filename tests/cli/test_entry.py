@@ -1,5 +1,6 @@
 """Flags, experiments and exit codes, before any work starts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from rolegen_jax.cli import entry
-from rolegen_jax.config import ConfigError
+from rolegen_jax.config import ConfigError, to_dict
 
 
 def run_command(*command: str, cwd) -> subprocess.CompletedProcess:
@@ -127,6 +128,33 @@ def test_home_and_variables_are_expanded_in_flags(tmp_path):
   assert f'--workdir={tmp_path}/home/a ' in done.stdout and '~' not in done.stdout
   done = run_command('launch.status', '--workdir=$HOME/a', cwd=tmp_path)
   assert done.stderr.startswith(f'--workdir={tmp_path}/home/a: contains neither')
+
+
+@pytest.mark.parametrize(
+  'edit, command, message',
+  [
+    ({}, 'rolegen_jax recommend --output=x --top=51', '--top=51: must be at most backbone.beam=50'),
+    ({}, 'rolegen_jax simulate_ab --slate=51', '--slate=51: must be 1 to backbone.beam=50'),
+    (
+      {},
+      'rolegen_jax recommend --output=x --set=backbone.beam=4',
+      'backbone.beam=4: must be at least the largest of evaluation.ks=50',
+    ),
+    (dict(ks=[]), 'rolegen_jax evaluate', 'evaluation.ks=(): must be one or more numbers'),
+    (dict(ks=3), 'rolegen_jax evaluate', '{path}: evaluation.ks=3: must be of type tuple of int'),
+    (dict(batch='8'), 'launch.status', "{path}: evaluation.batch='8': must be of type int"),
+  ],
+)
+def test_a_run_folder_whose_settings_are_wrong_is_left_alone(tmp_path, edit, command, message):
+  values = to_dict(entry.experiment('demo', []))
+  values['evaluation'] |= edit
+  path = tmp_path / 'run' / 'config.json'
+  path.parent.mkdir()
+  path.write_text(json.dumps(values))
+  done = run_command(*command.split(), f'--workdir={path.parent}', cwd=tmp_path)
+  assert done.returncode == entry.BAD_INPUT and len(done.stderr.splitlines()) == 1, done.stderr
+  assert done.stderr.startswith(message.format(path=path))
+  assert list(tmp_path.rglob('*')) == [path.parent, path]
 
 
 @pytest.mark.parametrize(
