@@ -12,8 +12,7 @@ import dataclasses
 from rolegen_jax import config as c
 
 
-def get_config(arg: str = '') -> c.Config:
-  del arg
+def get_config() -> c.Config:
   model = c.TransformerConfig(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=160)
   return c.Config(
     name='alibaba2014',

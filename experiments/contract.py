@@ -14,7 +14,7 @@ from rolegen_jax import config as c
 
 def get_config(arg: str = '') -> c.Config:
   return dataclasses.replace(
-    alibaba2014.get_config(arg),
+    alibaba2014.get_config(),
     name='contract',
     data=c.DataConfig(format='contract', path=arg or 'contract'),
   )

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from rolegen_jax import config as c
 
 
-def get_config(arg: str = '') -> c.Config:
-  del arg
+def get_config() -> c.Config:
   model = c.TransformerConfig(layers=2, width=64, heads=4, kv_heads=2, head_dim=16, mlp=160)
   loop_optimizer = c.OptimizerConfig(learning_rate=1e-3, warmup_steps=20)
   return c.Config(

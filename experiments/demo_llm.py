@@ -13,8 +13,8 @@ from experiments import demo
 from rolegen_jax import config as c
 
 
-def get_config(arg: str = '') -> c.Config:
-  plain = demo.get_config(arg)
+def get_config() -> c.Config:
+  plain = demo.get_config()
   qwen3 = c.TransformerConfig(
     layers=3, width=64, heads=4, kv_heads=2, head_dim=16, mlp=192, rope_theta=1e6, qk_norm=True
   )

@@ -21,8 +21,11 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rolegen_jax.cli.entry import parse_flags
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import EVENT_NAMES, SimulatorConfig
 from rolegen_jax.data.files import renamed
+from rolegen_jax.fields import local_path
 from rolegen_jax.simulator import behavior, marginals, rules, world
 
 PRESETS = ('alibaba2014', 'taobao_userbehavior_1k')
@@ -32,7 +35,7 @@ _USERS = flags.DEFINE_integer(
   'users', 900, 'Simulated users of a trial, about as many as the real logs have.', lower_bound=100
 )
 _DRAW_ONLY = flags.DEFINE_bool('draw_only', False, 'Only redraw the figure from the presets.')
-_FIGURE = flags.DEFINE_string('figure', 'docs/simulator.png', 'Where the figure goes.')
+_FIGURE = path_flag('figure', 'docs/simulator.png', 'Where the figure goes.')
 
 # Where the search starts; the fav and cart shares are measured, not searched.
 START = dict(
@@ -68,7 +71,8 @@ LOG_SCALED = ('events per user', 'gap between active bins')
 
 def real_log(preset: str) -> pl.DataFrame:
   """Return the real log that `preset` is fitted to. Raises UsageError where it is missing."""
-  path = pathlib.Path(os.environ.get('ROLEGEN_DATA', 'data')) / preset / 'events.parquet'
+  folder = local_path(os.environ.get('ROLEGEN_DATA') or 'data', '$ROLEGEN_DATA')
+  path = pathlib.Path(folder) / preset / 'events.parquet'
   if not path.exists():
     where = f'$ROLEGEN_DATA must be the folder that holds {preset}/events.parquet'
     raise app.UsageError(f'{path}: no such file; {where}')
@@ -201,4 +205,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -13,9 +13,9 @@ from experiments import alibaba2014
 from rolegen_jax import config as c
 
 
-def get_config(arg: str = '') -> c.Config:
+def get_config() -> c.Config:
   return dataclasses.replace(
-    alibaba2014.get_config(arg),
+    alibaba2014.get_config(),
     name='taobao_userbehavior_1k',
     data=c.DataConfig(
       format='taobao_userbehavior', path='raw/UserBehavior_first100001.csv', max_users=982

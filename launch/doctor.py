@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 from absl import flags
 
 from launch import checks, entry
 from rolegen_jax.cli.entry import BAD_INPUT
+from rolegen_jax.cli.path_flags import path_flag
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = path_flag(
   'workdir', '.', 'Folder that runs will write to; created if it does not exist.'
 )
 _COORDINATOR = flags.DEFINE_string(
@@ -28,6 +30,7 @@ _CLOCK_REFERENCE = flags.DEFINE_string(
 _TIMEOUT_S = flags.DEFINE_float(
   'timeout_s', 180.0, 'Seconds the devices have to respond.', lower_bound=1
 )
+flags.register_validator('timeout_s', math.isfinite, message='must be finite')
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of lines.')
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from absl import app
 
-from rolegen_jax.cli.entry import BAD_INPUT
+from rolegen_jax.cli.entry import BAD_INPUT, parse_flags
 from rolegen_jax.config import ConfigError
 
 
@@ -31,7 +31,7 @@ def run(main: Callable[[], int]) -> None:
 
   try:
     try:
-      app.run(guarded_main)
+      app.run(guarded_main, flags_parser=parse_flags)
     finally:
       sys.stdout.flush()
   except BrokenPipeError:

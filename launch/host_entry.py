@@ -25,7 +25,8 @@ from absl import app, flags
 
 from launch import xla_flags
 from launch.job import GRACE_S
-from rolegen_jax.cli.entry import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
+from rolegen_jax.cli.entry import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED, parse_flags
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
 from rolegen_jax.runtime import distributed, heartbeat
 
@@ -46,7 +47,7 @@ _COORDINATOR = flags.DEFINE_string(
 _DEVICES = flags.DEFINE_integer(
   'devices_per_process', 0, 'CPU devices to run on; 0 = all devices of the machine.', lower_bound=0
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder; logs go to its logs/.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Run folder; logs go to its logs/.', required=True)
 _XLA_FLAGS = flags.DEFINE_list(
   'xla_flags', [], 'Names in launch/xla_flags.py, separated by commas.'
 )
@@ -227,4 +228,4 @@ def _process_state(pid: int) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

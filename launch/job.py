@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from launch import tpus, xla_flags
 from rolegen_jax.config import ConfigError
+from rolegen_jax.fields import expanded
 
 TARGETS = ('local', 'slurm', 'tpu_vm', 'gke_jobset')
 GRACE_S = 120  # from SIGTERM to SIGKILL: one step and one checkpoint must fit
@@ -99,6 +100,14 @@ def validate(job: Job) -> Job:
   return dataclasses.replace(job, processes=hosts)
 
 
+def is_written_out(path: str) -> bool:
+  """Return whether a path means the same on every host: no URL, no `~` and no $VARIABLE."""
+  try:
+    return expanded(path) == path
+  except ValueError:
+    return False
+
+
 def _require(job: Job, flag: str, condition: object, right: str) -> None:
   if not condition:
     raise ConfigError(f'--{flag}={getattr(job, flag)}: must be {right}')
@@ -109,12 +118,18 @@ def _require_one_of(job: Job, flag: str, values: Collection[str]) -> None:
 
 
 def _validate_common(job: Job) -> None:
-  workdir_rule = 'a folder that every host mounts under this path (mount a bucket first)'
+  workdir_rule = (
+    'a folder that every host mounts under this path (mount a bucket first), written out: '
+    '~ and $VARIABLES are those of this machine'
+  )
   name_rule = 'lower-case letters, digits and dashes, at most 40, starting with a letter'
   _require(job, 'experiment', job.experiment, 'the name of a file in experiments/, or a path')
-  _require(job, 'workdir', job.workdir and '://' not in job.workdir, workdir_rule)
+  _require(job, 'workdir', is_written_out(job.workdir), workdir_rule)
+  python_rule = 'an interpreter on the hosts, written out (no ~, no $VARIABLE)'
+  _require(job, 'python', is_written_out(job.python), python_rule)
   _require(job, 'name', NAME.fullmatch(job.name), name_rule)
   _require(job, 'processes', job.processes >= 1, 'at least 1')
+  _require(job, 'devices_per_process', job.devices_per_process >= 0, 'at least 0')
   _require(job, 'max_restarts', job.max_restarts >= 0, 'at least 0')
   _require(job, 'grace_s', job.grace_s >= 1, 'at least 1')
   _require(job, 'watchdog_s', job.watchdog_s >= 1, 'at least 1')
@@ -129,6 +144,7 @@ def _validate_common(job: Job) -> None:
 def _validate_slurm(job: Job) -> None:
   _require(job, 'nodes', job.nodes >= 1, 'at least 1')
   _require(job, 'gpus_per_node', job.gpus_per_node >= 0, 'at least 0')
+  _require(job, 'cpus_per_task', job.cpus_per_task >= 1, 'at least 1')
   _require(job, 'time', SLURM_TIME.fullmatch(job.time), '[days-]hours:minutes:seconds')
 
 

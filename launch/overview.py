@@ -9,6 +9,7 @@ from typing import Any
 
 from launch import goodput
 from launch.text import align_columns
+from rolegen_jax import config as configs
 from rolegen_jax.config import ConfigError
 
 Status = dict[str, Any]
@@ -37,14 +38,14 @@ def run_status(workdir: pathlib.Path, now: float) -> Status:
   stragglers   one line per oddity
   report       whether it is written
   """
-  config = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+  config = configs.load(workdir / 'config.json')
   segments = goodput.read(workdir)
   report = _report_time(workdir)
   rows, stragglers = [], []
   for stage, by_process in goodput.latest(segments).items():
     done = (workdir / stage / 'DONE.json').exists()
     section = stage if stage in goodput.SUPERVISED_STAGES else goodput.LOOP_SECTION
-    steps = config[section]['steps']
+    steps = getattr(config, section).steps
     rows += [_stage_row(segment, steps, done, now) for segment in by_process.values()]
     if not done:
       stragglers += goodput.stragglers(by_process, now)

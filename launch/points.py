@@ -8,6 +8,8 @@ from __future__ import annotations
 import pathlib
 import re
 import sys
+from collections.abc import Callable
+from types import ModuleType
 
 from launch import summary
 from launch.ledger import Entry, Ledger, exclusive
@@ -44,18 +46,26 @@ def enumerate_points(experiment: str, arg: str, common: list[str]) -> Assignment
     points[name] = [*common, *assignments]
 
   try:
-    module.sweep(add, arg)
+    with cli.told_in_one_line(f'sweep of {experiment}', module.__file__):
+      _call_sweep(module, add, arg, experiment)
     for assignments in points.values():
       cli.experiment(experiment, assignments)
   except ConfigError as error:
-    if str(error).startswith('sweep of'):
+    if str(error).startswith(('sweep of', '--arg')):
       raise
     raise ConfigError(f'sweep of {experiment}: {error}') from error
-  except ValueError as error:
-    raise ConfigError(f'--arg={arg}: rejected by the sweep of {experiment}: {error}') from error
   if not points:
     raise ConfigError(f'--arg={arg}: the sweep of {experiment} has no points')
   return points
+
+
+def _call_sweep(module: ModuleType, add: Callable[..., None], arg: str, experiment: str) -> None:
+  try:
+    module.sweep(add, arg)
+  except ConfigError:
+    raise
+  except ValueError as error:
+    raise ConfigError(f'--arg={arg}: rejected by the sweep of {experiment}: {error}') from error
 
 
 def select(points: Assignments, only: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from launch.job import TARGETS, Job, validate
 from launch.targets import RENDERERS, local
 from rolegen_jax.cli import entry as cli
 from rolegen_jax.config import ConfigError
+from rolegen_jax.fields import local_path
 
 # The command that submits a rendered text, which it reads from standard input.
 SUBMIT = {
@@ -94,8 +95,14 @@ def job_from_flags() -> Job:
   values: dict[str, Any] = {}
   for flag in _JOB_FLAGS:
     values[flag.name] = tuple(flag.value) if isinstance(flag.value, list) else flag.value
+  is_local = values['target'] == 'local'
   if not values['python']:
-    values['python'] = sys.executable if values['target'] == 'local' else 'python'
+    values['python'] = sys.executable if is_local else 'python'
+  if is_local:
+    for name in ('workdir', 'python'):
+      values[name] = local_path(values[name], f'--{name}')
+    if shutil.which(values['python']) is None:
+      raise ConfigError(f'--python={values["python"]}: must be an interpreter on this machine')
   cli.experiment(values['experiment'], list(values['set']))
   return validate(Job(**values))
 

@@ -8,6 +8,7 @@ kinds of time.
 
 from __future__ import annotations
 
+import math
 import pathlib
 import sys
 import time
@@ -15,14 +16,16 @@ import time
 from absl import flags
 
 from launch import entry, overview
+from rolegen_jax.cli.path_flags import path_flag
 
 CLEAR_SCREEN = '\x1b[2J\x1b[H'
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run or of a sweep.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run or of a sweep.', required=True)
 _WATCH = flags.DEFINE_bool('watch', False, 'Print repeatedly, until Ctrl-C.')
 _INTERVAL_S = flags.DEFINE_float(
   'interval_s', 5.0, 'Seconds between two prints with --watch.', lower_bound=0.1
 )
+flags.register_validator('interval_s', math.isfinite, message='must be finite')
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of tables.')
 
 

@@ -16,6 +16,7 @@ Exit codes: 0 every point is done, 1 some failed (the ledger says why), 2 bad se
 
 from __future__ import annotations
 
+import math
 import pathlib
 import shlex
 
@@ -23,10 +24,11 @@ from absl import flags
 
 from launch import entry
 from launch import points as sweep_points
-from launch.job import TARGETS
+from launch.job import TARGETS, is_written_out
 from launch.ledger import Ledger
 from launch.pool import Limits, Point
 from rolegen_jax.config import ConfigError
+from rolegen_jax.fields import local_path
 
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', 'demo', 'Name of a file in experiments/ that has a sweep, or path of one; NAME:ARG.'
@@ -53,6 +55,7 @@ _MAX_RESTARTS = flags.DEFINE_integer(
 _GRACE_S = flags.DEFINE_float(
   'grace_s', 120.0, 'Seconds that points have to save when the sweep is stopped.', lower_bound=0
 )
+flags.register_validator('grace_s', math.isfinite, message='must be finite')
 _ARG = flags.DEFINE_string('arg', '', 'Argument of the sweep function.')
 _SET = flags.DEFINE_multi_string(
   'set', [], "Assignment for every point, before the point's own. May be repeated."
@@ -60,9 +63,15 @@ _SET = flags.DEFINE_multi_string(
 
 
 def main() -> int:
-  experiment, workdir = _EXPERIMENT.value, pathlib.Path(_WORKDIR.value).absolute()
   if _TARGET.value not in TARGETS:
     raise ConfigError(f'--target={_TARGET.value}: must be one of {", ".join(TARGETS)}')
+  experiment, folder = _EXPERIMENT.value, local_path(_WORKDIR.value, '--workdir')
+  if _TARGET.value != 'local' and not is_written_out(_WORKDIR.value):
+    raise ConfigError(
+      f'--workdir={_WORKDIR.value}: must be written out with --target={_TARGET.value}: '
+      '~ and $VARIABLES are those of this machine'
+    )
+  workdir = pathlib.Path(folder).absolute()
   points = sweep_points.enumerate_points(experiment, _ARG.value, _SET.value)
   names = sweep_points.select(points, _ONLY.value)
   if _LIST.value:
@@ -70,7 +79,10 @@ def main() -> int:
     return 0
   if _TARGET.value != 'local':
     chosen = {name: points[name] for name in names}
-    run_flags = shlex.split(_RUN_FLAGS.value)
+    try:
+      run_flags = shlex.split(_RUN_FLAGS.value)
+    except ValueError as error:
+      raise ConfigError(f'--run_flags={_RUN_FLAGS.value}: {error}; must be flags') from error
     jobs = sweep_points.remote_points(experiment, chosen, workdir, _TARGET.value, run_flags)
     print_commands([job for job in jobs if not job.product_path.exists()])
     return 0

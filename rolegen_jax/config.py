@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pathlib
 import typing
-from collections.abc import Iterable
 from typing import Any
+
+from rolegen_jax import fields
+from rolegen_jax.fields import ConfigError, Section, local_path
 
 # The index is the event code; ties sort in this order.
 EVENT_NAMES = ('impression', 'view', 'fav', 'cart', 'remove', 'purchase')
@@ -35,6 +38,10 @@ WORD_TASKS = (*ALIGN_TASKS, 'rationale')
 BACKBONE_INPUTS = ('roles', 'intent', 'candidates', 'retrieved')
 INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
+TEXT_EMBEDDERS = ('hashed_ngrams', 'column')  # of semantic_ids/embeddings.py
+PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations')
+# Far beyond what anybody trains: whoever asks for more has mistyped.
+MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
 # Ablation -> the settings of the closed loop that make it. Those without any are switches of the
 # joint train step.
 ABLATIONS: dict[str, dict[str, Any]] = dict(
@@ -48,46 +55,8 @@ ABLATIONS: dict[str, dict[str, Any]] = dict(
 )
 
 
-class ConfigError(ValueError):
-  """A field of the configuration is wrong. The message names it and what would be right."""
-
-
-class _Section:
-  """What the sections share: each validates its fields, and says which one is wrong."""
-
-  def validate(self, name: str) -> None:
-    """Raise ConfigError naming the first wrong field of this section, whose path is `name`."""
-
-  def _need(self, ok: bool, path: str, right: str) -> None:
-    """Raise ConfigError unless `ok`; the last part of `path` is the field's name."""
-    if not ok:
-      value = getattr(self, path.rpartition('.')[2])
-      raise ConfigError(f'{path}={value!r}: must be {right}')
-
-  def _at_least(self, least: float, prefix: str, *names: str) -> None:
-    for name in names:
-      self._need(getattr(self, name) >= least, f'{prefix}.{name}', f'at least {least:g}')
-
-  def _positive(self, prefix: str, *names: str) -> None:
-    for name in names:
-      self._need(getattr(self, name) > 0, f'{prefix}.{name}', 'positive')
-
-  def _share(self, prefix: str, *names: str) -> None:
-    for name in names:
-      self._need(0 <= getattr(self, name) <= 1, f'{prefix}.{name}', '0 to 1')
-
-  def _one_of(self, options: Iterable[str], path: str) -> None:
-    value = getattr(self, path.rpartition('.')[2])
-    self._need(value in options, path, 'one of ' + ', '.join(map(repr, options)))
-
-  def _some_of(self, options: Iterable[str], path: str) -> None:
-    values = getattr(self, path.rpartition('.')[2])
-    ok = len(values) > 0 and set(values) <= set(options) and len(set(values)) == len(values)
-    self._need(ok, path, 'different ones of ' + ', '.join(options))
-
-
 @dataclasses.dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
   # simulated | contract | alibaba2014 | taobao_userbehavior | rees46 | ranked_sequences
   format: str = 'simulated'
   path: str = ''  # file or folder of the log, relative to $ROLEGEN_DATA; unused when simulated
@@ -106,17 +75,19 @@ class DataConfig(_Section):
     formats = ('simulated', 'contract', 'alibaba2014', 'taobao_userbehavior')
     self._one_of((*formats, 'rees46', 'ranked_sequences'), f'{name}.format')
     has_log = self.format == 'simulated' or self.path != ''
-    self._need(has_log, f'{name}.path', 'the log, relative to $ROLEGEN_DATA')
+    right = f'the log, relative to $ROLEGEN_DATA, with format={self.format}'
+    self._need(has_log, f'{name}.path', right)
     self._one_of(('time', 'leave_one_out'), f'{name}.split')
     self._need(0 < self.test_fraction < 1, f'{name}.test_fraction', 'between 0 and 1')
     fits = 0 < self.valid_fraction < 1 - self.test_fraction
     self._need(fits, f'{name}.valid_fraction', 'between 0 and 1 - test_fraction')
     self._at_least(0, name, 'max_users', 'reactivation_min_days')
     self._at_least(0, name, 'first_conversion_min_views', 'reactivation_min_views')
+    self._at_most(100_000, name, 'reactivation_min_days')
 
 
 @dataclasses.dataclass(frozen=True)
-class SimulatorConfig(_Section):
+class SimulatorConfig(Section):
   """The simulated shop log (`rolegen_jax/simulator/`)."""
 
   # Which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k; or
@@ -132,12 +103,17 @@ class SimulatorConfig(_Section):
   def validate(self, name: str) -> None:
     self._one_of(('alibaba2014', 'taobao_userbehavior_1k', 'held_back'), f'{name}.preset')
     self._at_least(1, name, 'users', 'items', 'categories')
+    self._at_most(MANY, name, 'users', 'items')
+    # Two departments of four, and items to choose from in each category.
+    fits = 8 <= self.categories <= self.items // 4
+    self._need(fits, f'{name}.categories', f'8 to a quarter of simulator.items={self.items}')
     self._positive(name, 'events_per_user_scale')
+    self._at_most(100, name, 'events_per_user_scale')
     self._at_least(0, name, 'seed')
 
 
 @dataclasses.dataclass(frozen=True)
-class SemanticIdConfig(_Section):
+class SemanticIdConfig(Section):
   method: str = 'residual_kmeans'  # residual_kmeans | rqvae
   levels: int = 3  # codes per item
   codes: int = 256  # codebook size per level
@@ -150,14 +126,16 @@ class SemanticIdConfig(_Section):
     self._one_of(('residual_kmeans', 'rqvae'), f'{name}.method')
     self._need(2 <= self.levels <= 8, f'{name}.levels', '2 to 8')
     self._at_least(2, name, 'codes')
+    self._at_most(TOO_WIDE, name, 'codes', 'collaborative_dim')
     self._at_least(0, name, 'collaborative_dim', 'seed')
+    self._one_of(('', *TEXT_EMBEDDERS), f'{name}.text')
     some = self.collaborative_dim > 0 or self.text != ''
     self._need(some, f'{name}.collaborative_dim', 'positive when no text embedder is set')
     self._at_least(1, name, 'iterations')
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling(_Section):
+class RopeScaling(Section):
   """Rotary positions stretched beyond the length that a model was first trained at."""
 
   kind: str = 'none'  # none | linear (arXiv 2306.15595) | llama3 (arXiv 2407.21783)
@@ -169,10 +147,12 @@ class RopeScaling(_Section):
   def validate(self, name: str) -> None:
     self._one_of(('none', 'linear', 'llama3'), f'{name}.kind')
     self._positive(name, 'factor', 'low_frequency', 'high_frequency', 'context')
+    ordered = self.kind != 'llama3' or self.low_frequency < self.high_frequency
+    self._need(ordered, f'{name}.low_frequency', f'below high_frequency={self.high_frequency}')
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig(_Section):
+class TransformerConfig(Section):
   layers: int = 2
   width: int = 64  # residual stream
   heads: int = 4  # query heads
@@ -205,6 +185,9 @@ class TransformerConfig(_Section):
 
   def validate(self, name: str) -> None:
     self._at_least(1, name, 'layers', 'width', 'heads', 'kv_heads', 'mlp')
+    self._at_most(TOO_DEEP, name, 'layers', 'heads', 'head_dim')
+    self._at_most(TOO_WIDE, name, 'width')
+    self._at_most(16 * TOO_WIDE, name, 'mlp')
     divides = self.heads % self.kv_heads == 0
     self._need(divides, f'{name}.kv_heads', f'a divisor of heads={self.heads}')
     even = self.head_dim >= 2 and self.head_dim % 2 == 0
@@ -222,7 +205,7 @@ class TransformerConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneConfig(_Section):
+class BackboneConfig(Section):
   temporal: TransformerConfig = TransformerConfig()  # over events, one position each
   query_layers: int = 1  # cross-attention layers from a target query to its memory
   depth_layers: int = 1  # layers of the depth decoder over the codes of one item
@@ -237,13 +220,16 @@ class BackboneConfig(_Section):
   def validate(self, name: str) -> None:
     self.temporal.validate(f'{name}.temporal')
     self._at_least(1, name, 'query_layers', 'depth_layers', 'context', 'beam')
+    self._at_most(TOO_DEEP, name, 'query_layers', 'depth_layers')
+    self._at_most(TOO_WIDE, name, 'context', 'beam')
     self._positive(name, 'purchase_weight')
     self._at_least(0, name, 'view_weight', 'generation_loss')
     self._need(0 <= self.dropout < 1, f'{name}.dropout', 'at least 0 and below 1')
+    self._at_most(0.99, name, 'dropout')
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig(_Section):
+class LoraConfig(Section):
   """Low-rank adapters of the reasoner's projections (Hu et al., arXiv 2106.09685)."""
 
   rank: int = 16  # of each adapter
@@ -252,12 +238,13 @@ class LoraConfig(_Section):
 
   def validate(self, name: str) -> None:
     self._at_least(1, name, 'rank')
+    self._at_most(TOO_WIDE, name, 'rank')
     self._positive(name, 'alpha')
     self._some_of(PROJECTIONS, f'{name}.targets')
 
 
 @dataclasses.dataclass(frozen=True)
-class ReasonerConfig(_Section):
+class ReasonerConfig(Section):
   transformer: TransformerConfig = TransformerConfig()
   events: int = 24  # latest events of the trajectory in the prompt, (2 + levels) tokens each
   role_events: int = 12  # latest events that get a role token
@@ -284,17 +271,23 @@ class ReasonerConfig(_Section):
   def validate(self, name: str) -> None:
     self.transformer.validate(f'{name}.transformer')
     self.lora.validate(f'{name}.lora')
-    self._at_least(1, name, 'events', 'intents', 'intent_levels', 'candidates', 'coarse_codes')
+    self._at_least(2, name, 'events')  # an event, and the one that follows it
+    self._at_least(1, name, 'intents', 'intent_levels', 'candidates', 'coarse_codes')
     self._at_least(1, name, 'transitions', 'retrieved')
+    self._at_most(TOO_DEEP, name, 'intents', 'candidates', 'transitions')
+    self._at_most(TOO_WIDE, name, 'retrieved')
     fits = 1 <= self.role_events <= self.events
     self._need(fits, f'{name}.role_events', f'1 to reasoner.events={self.events}')
     self._positive(name, 'temperature')
+    self._at_least(0.001, name, 'temperature')  # gradients, over its square, stay in float32
+    self._at_most(1000, name, 'temperature')
     self._at_least(0, name, 'text_pieces')
+    self._at_most(MANY, name, 'text_pieces')
     self._one_of(('all', 'lora', 'frozen'), f'{name}.train')
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig(_Section):
+class TextConfig(Section):
   """What the reasoner learns in words (`text/prompts.toml`).
 
   In force where the vocabulary has text pieces and the items have words. The first five are shares
@@ -318,13 +311,14 @@ class TextConfig(_Section):
     self._at_least(0, name, *ALIGN_TASKS, 'rationales')
     some = sum(getattr(self, task) for task in ALIGN_TASKS) > 0
     self._need(some, f'{name}.next_event', 'positive where the other shares are 0')
-    self._need(0 <= self.held_out < 1, f'{name}.held_out', 'at least 0 and below 1')
+    self._need(0 <= self.held_out <= 0.5, f'{name}.held_out', '0 to 0.5')
     self._at_least(2, name, 'sentence')
     self._at_least(1, name, 'width')
+    self._at_most(TOO_WIDE, name, 'sentence', 'width')
 
 
 @dataclasses.dataclass(frozen=True)
-class RolesConfig(_Section):
+class RolesConfig(Section):
   """Hindsight roles (`reasoning/roles.py`): how many, and thresholds."""
 
   # Training conversions that are labeled and teach the reasoner, evenly drawn; 0 = all.
@@ -341,14 +335,15 @@ class RolesConfig(_Section):
   annotations: str = ''
 
   def validate(self, name: str) -> None:
-    self._at_least(0, name, 'max_conversions', 'complement_shift')
+    self._at_least(0, name, 'max_conversions')
+    self._share(name, 'complement_shift')
     self._positive(name, 'intent_days')
     ordered = self.distract_z < self.trigger_z
     self._need(ordered, f'{name}.distract_z', f'below trigger_z={self.trigger_z}')
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopConfig(_Section):
+class LoopConfig(Section):
   """The closed loop: rollouts, rewards and the reasoner's objective."""
 
   worlds: int = 4  # rollouts per user; world 0 is factual
@@ -387,7 +382,7 @@ class LoopConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
   learning_rate: float = 3e-3  # peak
   # Of the reasoner's structural equations, on top of the learning rate.
   equation_lr_multiplier: float = 10.0
@@ -402,10 +397,12 @@ class OptimizerConfig(_Section):
     self._at_least(0, name, 'warmup_steps', 'weight_decay')
     self._share(name, 'final_share')
     self._need(0 < self.b2 < 1, f'{name}.b2', 'between 0 and 1')
+    self._at_most(0.99999, name, 'b2')  # 1 in float32, a little further on
+    self._at_most(1000, name, 'learning_rate')
 
 
 @dataclasses.dataclass(frozen=True)
-class StageConfig(_Section):
+class StageConfig(Section):
   steps: int = 300
   batch: int = 32  # rows (warmup) or examples (other stages) per step over all devices
   optimizer: OptimizerConfig = OptimizerConfig()
@@ -413,11 +410,14 @@ class StageConfig(_Section):
 
   def validate(self, name: str) -> None:
     self._at_least(1, name, 'steps', 'batch', 'save_every')
+    self._at_most(MANY, name, 'batch')
+    most = fields.LARGEST_INT // self.batch  # rows are numbered
+    self._need(self.steps <= most, f'{name}.steps', f'at most {most} with batch={self.batch}')
     self.optimizer.validate(f'{name}.optimizer')
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig(_Section):
+class MeshConfig(Section):
   """Devices per mesh axis; -1 on one axis = all that are left."""
 
   data: int = -1  # batch only: parameters are replicated over it
@@ -431,12 +431,14 @@ class MeshConfig(_Section):
     sizes = (self.data, self.fsdp, self.tensor)
     for axis, size in zip(('data', 'fsdp', 'tensor'), sizes):
       self._need(size == -1 or size >= 1, f'{name}.{axis}', 'at least 1, or -1')
-    self._need(sizes.count(-1) <= 1, f'{name}.data', 'a number where another axis is -1')
+      self._at_most(MANY, name, axis)
+    right = f'a number where another axis is -1 (fsdp={self.fsdp}, tensor={self.tensor})'
+    self._need(sizes.count(-1) <= 1, f'{name}.data', right)
     self._one_of(('replicated', 'tensor'), f'{name}.rollout')
 
 
 @dataclasses.dataclass(frozen=True)
-class CalibrationConfig(_Section):
+class CalibrationConfig(Section):
   """After the loop: the mixing weights of the backbone, fitted to validation conversions."""
 
   steps: int = 80  # of full-batch Adam; 0 = off
@@ -446,11 +448,13 @@ class CalibrationConfig(_Section):
 
   def validate(self, name: str) -> None:
     self._at_least(0, name, 'steps', 'examples')
+    self._at_most(MANY, name, 'steps')
     self._positive(name, 'learning_rate')
+    self._at_most(1000, name, 'learning_rate')
 
 
 @dataclasses.dataclass(frozen=True)
-class ServingConfig(_Section):
+class ServingConfig(Section):
   """How lists are ordered (`serving/slate.py`)."""
 
   # Weight, beside log p, of the new interest that contact with an item opens; 0 = by log p alone.
@@ -463,7 +467,7 @@ class ServingConfig(_Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
   bootstrap: int = 1000  # resamples of occasions for 95 % intervals
@@ -479,13 +483,14 @@ class EvaluationConfig(_Section):
     ascending = len(self.ks) > 0 and list(self.ks) == sorted(set(self.ks)) and self.ks[0] >= 1
     self._need(ascending, f'{name}.ks', 'one or more numbers from 1 on, ascending')
     self._at_least(1, name, 'batch', 'bootstrap', 'sasrec_steps')
+    self._at_most(MANY, name, 'batch', 'bootstrap', 'sasrec_steps')
     self._at_least(0, name, 'exposure_penalty', 'seed')
     if self.ablations:
       self._some_of(ABLATIONS, f'{name}.ablations')
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(_Section):
+class Config(Section):
   name: str = 'demo'
   seed: int = 0
   data: DataConfig = DataConfig()
@@ -506,18 +511,30 @@ class Config(_Section):
   evaluation: EvaluationConfig = EvaluationConfig()
 
   def validated(self) -> Config:
-    """Return this config, or raise ConfigError naming the first field that is wrong."""
-    for field in dataclasses.fields(self):
-      section = getattr(self, field.name)
-      if isinstance(section, _Section):
-        section.validate(field.name)
-    self._validate_across_sections()
-    return self
+    """Return this config with `~` and $VARIABLES of its paths expanded.
+
+    Raises ConfigError naming the first field that is wrong.
+    """
+    fields.check_types(self)
+    config = self
+    for path in PATHS:
+      name, field = path.split('.')
+      section = getattr(self, name)
+      if text := getattr(section, field):
+        expanded = dataclasses.replace(section, **{field: local_path(text, path)})
+        config = dataclasses.replace(config, **{name: expanded})
+    for name, kind in fields.types(Config).items():
+      if dataclasses.is_dataclass(kind):
+        getattr(config, name).validate(name)
+    config._validate_across_sections()
+    return config
 
   def _validate_across_sections(self) -> None:
     ids, reasoner, backbone = self.semantic_ids, self.reasoner, self.backbone
     if self.seed < 0:
       raise ConfigError(f'seed={self.seed}: must be at least 0')
+    if not self.name:
+      raise ConfigError("name='': must be the name of the experiment")
     events = reasoner.events
     backbone._need(
       backbone.context >= events, 'backbone.context', f'at least reasoner.events={events}'
@@ -538,21 +555,41 @@ def to_dict(config: Any) -> dict:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(values: dict, kind: type = Config) -> Any:
-  """Return the config of such a dict. Raises ConfigError on a field that this version lacks."""
-  hints = typing.get_type_hints(kind)
-  unknown = sorted(set(values) - set(hints))
-  if unknown:
-    raise ConfigError(
-      f'{kind.__name__}: unknown field {unknown[0]!r}; this folder was written by another version'
-    )
-  fields = {}
+def from_dict(values: Any, kind: type = Config, prefix: str = '') -> Any:
+  """Return the config of such a dict; `prefix` is the path of a section, with a dot at its end.
+
+  Raises ConfigError on a field that this version lacks or that is of another type. Ranges are for
+  `validated` to check.
+  """
+  if not isinstance(values, dict):
+    raise ConfigError(f'{prefix.removesuffix(".") or "config"}={values!r}: must be an object')
+  known = fields.types(kind)
+  given = {}
   for name, value in values.items():
-    if dataclasses.is_dataclass(hints[name]):
-      fields[name] = from_dict(value, hints[name])
-    else:
-      fields[name] = tuple(value) if isinstance(value, list) else value
-  return kind(**fields)
+    path = prefix + name
+    if name not in known:
+      raise ConfigError(f'unknown field {path!r}; this folder was written by another version')
+    if dataclasses.is_dataclass(known[name]):
+      given[name] = from_dict(value, typing.cast(type, known[name]), f'{path}.')
+      continue
+    try:
+      given[name] = fields.coerced(value, known[name])
+    except TypeError as error:
+      wanted = fields.named(known[name])
+      raise ConfigError(f'{path}={value!r}: must be of type {wanted}') from error
+  return kind(**given)
+
+
+def load(path: pathlib.Path) -> Config:
+  """Return the config of a config.json. Raises ConfigError naming the file and the field."""
+  try:
+    return from_dict(json.loads(path.read_text(encoding='utf-8')))
+  except ConfigError as error:
+    raise ConfigError(f'{path}: {error}') from error
+  except (OSError, ValueError, RecursionError) as error:
+    raise ConfigError(
+      f'{path}: cannot be read ({error}); must be the settings that `rolegen train` wrote'
+    ) from error
 
 
 def digest(*parts: Any) -> str:

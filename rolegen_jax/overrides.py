@@ -8,9 +8,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import typing
 from typing import Any
 
-from rolegen_jax.config import Config, ConfigError
+from rolegen_jax import fields
+from rolegen_jax.config import Config
+from rolegen_jax.fields import ConfigError
 
 
 def field_paths(config: Any, prefix: str = '') -> list[str]:
@@ -41,30 +44,33 @@ def apply(config: Config, assignments: list[str]) -> Config:
 
 
 def _replace(section: Any, parts: list[str], path: str, text: str) -> Any:
-  old = getattr(section, parts[0])
-  new = _replace(old, parts[1:], path, text) if len(parts) > 1 else _parse(old, path, text)
-  return dataclasses.replace(section, **{parts[0]: new})
+  name, *inner = parts
+  old = getattr(section, name)
+  if inner:
+    new = _replace(old, inner, path, text)
+  else:
+    new = _parse(fields.types(type(section))[name], old, path, text)
+  return dataclasses.replace(section, **{name: new})
 
 
-def _parse(old: Any, path: str, text: str) -> Any:
-  """Return `text` as a value of the type of `old`."""
-  if isinstance(old, str):
+def _parse(kind: Any, old: Any, path: str, text: str) -> Any:
+  """Return `text` as a value of type `kind`; `old` is an example of it."""
+  if kind is str:
     return text
+  try:
+    return fields.coerced(_literal(text), kind)
+  except TypeError as error:
+    if old == ():
+      old = (1, 10) if int in typing.get_args(kind) else ('name',)
+    raise ConfigError(
+      f'--set {path}={text}: must be of type {fields.named(kind)}, like {old!r}'
+    ) from error
+
+
+def _literal(text: str) -> Any:
+  """Return what `text` stands for in Python; None where it is no literal."""
   literal = {'true': 'True', 'false': 'False'}.get(text, text)
   try:
-    value = ast.literal_eval(literal)
-  except (ValueError, SyntaxError):
-    value = None
-  if isinstance(old, bool):
-    if isinstance(value, bool):
-      return value
-  elif isinstance(old, int):
-    if type(value) is int:
-      return value
-  elif isinstance(old, float):
-    if type(value) in (int, float):
-      return float(value)
-  elif isinstance(old, tuple) and isinstance(value, (tuple, list)):
-    if all(type(item) is type(old[0]) for item in value):
-      return tuple(value)
-  raise ConfigError(f'--set {path}={text}: must be of type {type(old).__name__}, like {old!r}')
+    return ast.literal_eval(literal)
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    return None

@@ -30,7 +30,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rolegen_jax.config import ConfigError, MeshConfig
+from rolegen_jax.config import Config, ConfigError, MeshConfig
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
@@ -158,6 +158,24 @@ def check_divisible(
       raise ConfigError(
         f'{name}: dimension {axis}={size} cannot be divided over {parts} devices of mesh axis '
         f'{entry}'
+      )
+
+
+def check_batch(name: str, batch: int, config: Config, mesh: Mesh) -> None:
+  """Raise ConfigError naming a batch size that the mesh does not divide.
+
+  What decodes lays its rows as `mesh.rollout` says.
+  """
+  tables = [TRAIN]
+  if name in ('loop_stage.batch', 'evaluation.batch'):
+    tables.append(ROLLOUTS[config.mesh.rollout])
+  for table in tables:
+    axes = _as_tuple(table['batch'])
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if batch % parts:
+      raise ConfigError(
+        f'{name}={batch}: must be a multiple of {parts}, the devices of mesh axes '
+        f'{" x ".join(axes)}'
       )
 
 

@@ -22,6 +22,7 @@ HISTORY = ('CHANGELOG.md', 'docs/decisions/', 'tests/test_conventions.py')
 
 # A package imports from those before it, never from one after it.
 PACKAGES = (
+  'fields',
   'config',
   'overrides',
   'vocab',
@@ -45,6 +46,7 @@ PACKAGES = (
   '__main__',
 )
 WITHOUT_JAX = (
+  'rolegen_jax/fields.py',
   'rolegen_jax/config.py',
   'rolegen_jax/overrides.py',
   'rolegen_jax/vocab.py',
@@ -256,9 +258,9 @@ def test_requirements_are_bounded_on_both_sides(name):
 def test_tests_import_no_two_modules_that_define_one_flag():
   """absl refuses the second: the test of one module would break those of the other."""
   imported = set().union(*(imports(name) for name in tracked('.py') if name.startswith('tests/')))
+  defined = re.compile(r"^\w+ = (?:flags\.DEFINE_\w+|path_flag)\(\s*'(\w+)'", re.MULTILINE)
   owners = {}
   for name in sources():
     if name.removesuffix('.py').replace('/', '.') in imported:
-      text = (ROOT / name).read_text(encoding='utf-8')
-      for flag in re.findall(r"(?m)^\w+ = flags\.DEFINE_\w+\(\s*'(\w+)'", text):
+      for flag in defined.findall((ROOT / name).read_text(encoding='utf-8')):
         assert owners.setdefault(flag, name) == name, f'--{flag}: {name} and {owners[flag]}'

@@ -1,7 +1,9 @@
+import dataclasses
+
 import pytest
 
 from rolegen_jax import overrides
-from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.config import Config, ConfigError, EvaluationConfig
 
 
 @pytest.mark.parametrize(
@@ -15,6 +17,8 @@ from rolegen_jax.config import Config, ConfigError
     ('loop.kl=1', lambda c: c.loop.kl, 1.0),  # a whole number is a fine float
     ('loop.kl=1e-3', lambda c: c.loop.kl, 1e-3),
     ('evaluation.ks=[1, 20]', lambda c: c.evaluation.ks, (1, 20)),
+    ('evaluation.ks=1,5,10', lambda c: c.evaluation.ks, (1, 5, 10)),
+    ('evaluation.ablations=()', lambda c: c.evaluation.ablations, ()),
     ('warmup.optimizer.b2=0.95', lambda c: c.warmup.optimizer.b2, 0.95),
   ],
 )
@@ -58,6 +62,18 @@ def test_an_unknown_field_names_the_nearest(assignment, nearest):
 def test_a_wrong_type_is_refused(assignment):
   with pytest.raises(ConfigError, match='must be of type'):
     overrides.apply(Config(), [assignment])
+
+
+def test_an_empty_tuple_is_replaced_by_the_type_that_is_declared():
+  empty = overrides.apply(Config(), ['evaluation.ablations=()'])
+  named = overrides.apply(empty, ["evaluation.ablations=('no_reasoner',)"])
+  assert named.evaluation.ablations == ('no_reasoner',)
+  with pytest.raises(ConfigError, match=r"must be of type tuple of str, like \('name',\)"):
+    overrides.apply(empty, ['evaluation.ablations=no_reasoner'])
+  saved = dataclasses.replace(Config(), evaluation=EvaluationConfig(ks=()))  # by hand
+  assert overrides.apply(saved, ['evaluation.ks=(1, 10)']).evaluation.ks == (1, 10)
+  with pytest.raises(ConfigError, match=r'must be of type tuple of int, like \(1, 10\)'):
+    overrides.apply(saved, ['evaluation.ks=10'])
 
 
 def test_an_assignment_needs_an_equals_sign():

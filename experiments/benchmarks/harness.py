@@ -34,6 +34,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from rolegen_jax.cli import entry
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError, digest
 from rolegen_jax.data.files import write_json
 from rolegen_jax.runtime import distributed
@@ -66,7 +67,7 @@ def main(
   flags.disclaim_key_flags()  # so that --help lists them under the benchmark
   read_settings = _define_flags(measure)
   only_plot = flags.DEFINE_bool('plot', False, 'Draw the stored results; measure nothing.')
-  results_file = flags.DEFINE_string('results', str(FOLDER / f'{name}.json'), 'Its JSON file.')
+  results_file = path_flag('results', str(FOLDER / f'{name}.json'), 'Its JSON file.')
 
   def command() -> None:
     path = pathlib.Path(results_file.value)

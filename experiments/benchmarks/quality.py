@@ -24,12 +24,12 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from absl import flags
 
 from experiments import quality as experiment
 from experiments.benchmarks import harness
 from experiments.benchmarks.quality_report import TESTED, plot, tables, write_blocks
 from rolegen_jax.cli import entry
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError, EvaluationConfig
 from rolegen_jax.data.files import renamed
 from rolegen_jax.data.prepare import load_prepared
@@ -59,10 +59,10 @@ CURVE_POINTS = 100
 
 JSON_WIDTH = 240  # an object or list that fits is one line
 
-_RUNS = flags.DEFINE_string('runs', '', 'Folder of the sweeps, each named like its experiment.')
-_RESULTS = flags.DEFINE_string('results', str(harness.FOLDER / 'quality.json'), 'The summary.')
-_PAGE = flags.DEFINE_string('page', str(harness.ROOT / 'docs/quality.md'), 'Page of the tables.')
-_FIGURES = flags.DEFINE_string('figures', str(harness.FIGURES), 'Folder of the figures.')
+_RUNS = path_flag('runs', '', 'Folder of the sweeps, each named like its experiment.')
+_RESULTS = path_flag('results', str(harness.FOLDER / 'quality.json'), 'The summary.')
+_PAGE = path_flag('page', str(harness.ROOT / 'docs/quality.md'), 'Page of the tables.')
+_FIGURES = path_flag('figures', str(harness.FIGURES), 'Folder of the figures.')
 
 
 def main() -> None:

@@ -10,20 +10,19 @@
 
 from absl import flags
 
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
 _EXAMPLES = flags.DEFINE_integer(
   'examples',
   0,
   'Number of conversions to ask about, evenly drawn; 0 = all that the run learns from.',
   lower_bound=0,
 )
-_PROMPTS = flags.DEFINE_string('prompts', None, 'JSONL file of prompts to write.')
-_ANSWERS = flags.DEFINE_string(
-  'answers', None, 'JSONL file of answers to the prompts of as many --examples.'
-)
-_OUTPUT = flags.DEFINE_string(
+_PROMPTS = path_flag('prompts', None, 'JSONL file of prompts to write.')
+_ANSWERS = path_flag('answers', None, 'JSONL file of answers to the prompts of as many --examples.')
+_OUTPUT = path_flag(
   'output',
   None,
   'JSONL file of annotations to write; what was rejected goes to OUTPUT.rejected.jsonl.',

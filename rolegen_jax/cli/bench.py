@@ -15,12 +15,14 @@ import pathlib
 from absl import flags
 
 from rolegen_jax.cli import entry
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
+from rolegen_jax.fields import local_path
 
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', 'demo', 'Name of a file in experiments/, or the path of one; NAME:ARG passes ARG.'
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = path_flag(
   'workdir', '', 'Run folder that holds, or gets, the prepared log; needed with --input=log.'
 )
 _SET = flags.DEFINE_multi_string(
@@ -34,7 +36,7 @@ _ITEMS = flags.DEFINE_integer(
   'items', 100_000, 'Catalogue size with --input=random.', lower_bound=1
 )
 _REPEATS = flags.DEFINE_integer('repeats', 20, 'Timed calls of each phase.', lower_bound=3)
-_JSON = flags.DEFINE_string('json', '', 'Also write everything to this file.')
+_JSON = path_flag('json', '', 'Also write everything to this file.')
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Two JSON files, FIRST,SECOND: print ratios of medians instead of running.'
 )
@@ -42,17 +44,19 @@ _COMPARE = flags.DEFINE_list(
 
 def main() -> None:
   """Measure, or compare two measurements."""
-  from rolegen_jax.perf import throughput
-
   if _COMPARE.value:
     if len(_COMPARE.value) != 2:
       raise ConfigError('--compare: must be two files, FIRST,SECOND')
-    print(throughput.compare(*map(throughput.read, _COMPARE.value)))
+    both = [local_path(path, '--compare') for path in _COMPARE.value]
+    from rolegen_jax.perf import throughput
+
+    print(throughput.compare(*map(throughput.read, both)))
     return
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
   if _INPUT.value == 'log' and not _WORKDIR.value:
     raise ConfigError('--workdir: must name a run folder with --input=log')
   from rolegen_jax.data.files import write_json
+  from rolegen_jax.perf import throughput
 
   result = throughput.measure(
     config, _WORKDIR.value, _PHASES.value, _INPUT.value, _ITEMS.value, _REPEATS.value

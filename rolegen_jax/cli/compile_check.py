@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from rolegen_jax.cli import entry
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError, digest, to_dict
 from rolegen_jax.perf.aot import topology
 
@@ -32,18 +33,23 @@ _PROGRAMS = flags.DEFINE_list(
   'programs', ['step', 'recommend'], 'Which to compile: step, recommend.'
 )
 _ITEMS = flags.DEFINE_integer(
-  'items', 1_000_000, 'Catalogue size that the tables on the device have room for.'
+  'items',
+  1_000_000,
+  'Catalogue size that the tables on the device have room for.',
+  lower_bound=1,
 )
 _LEVEL = flags.DEFINE_string(
   'optimization_level',
   '',
   'XLA effort: O0 compiles faster and plans memory less well; empty = the default.',
 )
-_JSON = flags.DEFINE_string('json', '', 'Also write everything to this file.')
+_JSON = path_flag('json', '', 'Also write everything to this file.')
 _SEARCH = flags.DEFINE_bool(
   'search', False, 'Try mesh shapes and remat policies for these chips and rank those that fit.'
 )
-_LIMIT = flags.DEFINE_integer('search_limit', 12, 'Compile at most so many candidates.')
+_LIMIT = flags.DEFINE_integer(
+  'search_limit', 12, 'Compile at most so many candidates.', lower_bound=1
+)
 
 
 def main() -> None:
@@ -55,7 +61,7 @@ def main() -> None:
   from rolegen_jax.perf.aot import check, programs, report
   from rolegen_jax.runtime.provenance import machine
 
-  if set(_PROGRAMS.value) - set(programs.PROGRAMS):
+  if not _PROGRAMS.value or set(_PROGRAMS.value) - set(programs.PROGRAMS):
     raise ConfigError(
       f'--programs={",".join(_PROGRAMS.value)}: must be of {", ".join(programs.PROGRAMS)}'
     )

@@ -5,21 +5,25 @@ jax is imported only when work starts.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import difflib
 import importlib
 import importlib.util
+import inspect
 import os
 import pathlib
-import pkgutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, ModuleType
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from rolegen_jax import overrides
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.fields import local_path
 from rolegen_jax.runtime import distributed, heartbeat
 
 BAD_INPUT, DIVERGED, PREEMPTED, LOST_PEER = 2, 3, 42, 134  # see WORKSPACE.md; 0 is done
@@ -28,7 +32,17 @@ BAD_INPUT, DIVERGED, PREEMPTED, LOST_PEER = 2, 3, 42, 134  # see WORKSPACE.md; 0
 def experiment(name: str, assignments: list[str]) -> Config:
   """Return the validated config of --experiment=`name` with --set `assignments` applied."""
   module, arg = load_experiment(name)
-  return overrides.apply(module.get_config(arg), assignments)
+  takes_one = bool(inspect.signature(module.get_config).parameters)
+  if arg and not takes_one:
+    raise ConfigError(f'--experiment={name}: takes no argument; must be {name.partition(":")[0]}')
+  with told_in_one_line(f'--experiment={name}', module.__file__):
+    config = module.get_config(arg) if takes_one else module.get_config()
+  if not isinstance(config, Config):
+    raise ConfigError(
+      f'--experiment={name}: get_config of {module.__file__} returned '
+      f'{type(config).__name__}; must be a rolegen_jax.config.Config'
+    )
+  return overrides.apply(config, assignments)
 
 
 def load_experiment(name: str) -> tuple[ModuleType, str]:
@@ -37,33 +51,80 @@ def load_experiment(name: str) -> tuple[ModuleType, str]:
   `name` is that of a file in experiments/ (`demo`) or the path of one (`my/exp.py`), and may carry
   an argument after a colon (`pod:v5e_16`, `my/exp.py:wide`). Raises ConfigError.
   """
-  target, _, arg = name.partition(':')
+  target, colon, arg = name.partition(':')
+  if '.py' in name or '/' in name:
+    local_path(name, '--experiment')
+  if colon and not arg:
+    raise ConfigError(f'--experiment={name}: no argument after the colon; must be {target}')
   module = _from_file(name, target) if target.endswith('.py') else _from_package(name, target)
-  if not hasattr(module, 'get_config'):
+  if not callable(getattr(module, 'get_config', None)):
     raise ConfigError(f'--experiment={name}: {module.__file__} has no get_config(arg)')
   return module, arg
 
 
-def _from_file(name: str, path: str) -> ModuleType:
+@contextlib.contextmanager
+def told_in_one_line(flag: str, file: str | None) -> Iterator[None]:
+  """Turn what the code of an experiment raises into a ConfigError that names the line of `file`."""
+  try:
+    yield
+  except ConfigError:
+    raise
+  except Exception as error:  # whatever an experiment does wrong
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    if isinstance(error, SyntaxError):
+      lines = [error.lineno]
+    what = ' '.join(f'{type(error).__name__}: {error}'.split())
+    raise ConfigError(f'{flag}: {file}, line {lines[-1] if lines else "?"}: {what}') from error
+
+
+def _from_file(name: str, target: str) -> ModuleType:
+  path = str(pathlib.Path(local_path(target, '--experiment')).absolute())
   if not pathlib.Path(path).is_file():
-    raise ConfigError(f'--experiment={name}: there is no file {pathlib.Path(path).absolute()}')
+    raise ConfigError(f'--experiment={name}: there is no file {path}')
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   assert spec and spec.loader
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with told_in_one_line(f'--experiment={name}', path):
+    spec.loader.exec_module(module)
   return module
 
 
-def _from_package(name: str, module: str) -> ModuleType:
+def _from_package(name: str, target: str) -> ModuleType:
+  known = _known()
+  if target not in known:
+    nearest = difflib.get_close_matches(target.lower(), known, n=1)
+    raise ConfigError(
+      f'--experiment={name}: must be one of {", ".join(known)}'
+      + (f' (the nearest is {nearest[0]})' if nearest else '')
+      + ', or the path of a file that ends in .py'
+    )
+  with told_in_one_line(f'--experiment={name}', known[target]):
+    return importlib.import_module(f'experiments.{target}')
+
+
+def _known() -> dict[str, str]:
+  """Return the files of experiments/ that define get_config, by name; none is imported."""
   spec = importlib.util.find_spec('experiments')
   folders = list(spec.submodule_search_locations or ()) if spec else []
-  known = sorted(m.name for m in pkgutil.iter_modules(folders) if not m.ispkg)
-  if module not in known:
-    raise ConfigError(
-      f'--experiment={name}: must be one of {", ".join(known)}, or the path of a file that ends '
-      'in .py'
-    )
-  return importlib.import_module(f'experiments.{module}')
+  files = sorted(path for folder in folders for path in pathlib.Path(folder).glob('*.py'))
+  return {path.stem: str(path) for path in files if _defines_get_config(path)}
+
+
+def _defines_get_config(path: pathlib.Path) -> bool:
+  try:
+    tree = ast.parse(path.read_bytes())
+  except (SyntaxError, ValueError):
+    return True  # importing it will tell
+  return any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Return the arguments that are no flags; a wrong flag is one line and exit code 2."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    message = ' '.join(str(error).split()).removeprefix('flag ')
+    sys.exit(_report(message, BAD_INPUT))
 
 
 def run(main: Callable[[], None]) -> None:
@@ -84,7 +145,7 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:  # sorted by kind below; anything unknown keeps its traceback
       _exit(error)
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=parse_flags)
 
 
 def _exit_at_once(signum: int, frame: FrameType | None) -> None:

@@ -6,8 +6,9 @@ rolegen evaluate --workdir=runs/demo --set evaluation.bootstrap=10000
 from absl import flags
 
 from rolegen_jax import overrides
+from rolegen_jax.cli.path_flags import path_flag
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )

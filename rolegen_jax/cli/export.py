@@ -9,15 +9,16 @@ frozen base, as PEFT names it.
 
 from absl import flags
 
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = path_flag(
   'workdir',
   None,
   'Folder of a run of rolegen train with reasoner.pretrained; that folder is read again.',
   required=True,
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
+_OUTPUT = path_flag('output', None, 'Folder to write.', required=True)
 _WHAT = flags.DEFINE_enum(
   'what',
   'model',

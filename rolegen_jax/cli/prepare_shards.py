@@ -15,6 +15,7 @@ import json
 from absl import flags
 
 from rolegen_jax.cli import entry
+from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.runtime.progress import say
 
 _EXPERIMENT = flags.DEFINE_string(
@@ -25,7 +26,7 @@ _EXPERIMENT = flags.DEFINE_string(
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = path_flag(
   'output', None, 'Folder of the shards: new, empty, or one of an earlier run.', required=True
 )
 _SHARDS = flags.DEFINE_integer(

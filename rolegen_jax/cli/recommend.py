@@ -6,13 +6,19 @@ rolegen recommend --workdir=runs/demo --users=dormant --output=recommendations.p
 from absl import flags
 
 from rolegen_jax import overrides
+from rolegen_jax.cli.path_flags import path_flag
+from rolegen_jax.config import ConfigError
 from rolegen_jax.runtime.progress import say
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen train.', required=True)
-_USERS = flags.DEFINE_string(
-  'users', 'dormant', 'all, dormant, or a text file with one user_id per line.'
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_USERS = path_flag(
+  'users',
+  'dormant',
+  'all, dormant, or a text file with one user_id per line.',
+  'all',
+  'dormant',
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'Parquet file to write.', required=True)
+_OUTPUT = path_flag('output', None, 'Parquet file to write.', required=True)
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )
@@ -27,7 +33,10 @@ def main() -> None:
   from rolegen_jax.pipeline.run import train_models
   from rolegen_jax.serving.recommend import recommend
 
-  run = open_run(overrides.apply(saved_config(_WORKDIR.value), _SET.value), _WORKDIR.value)
+  config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
+  if _TOP.value > config.backbone.beam:
+    raise ConfigError(f'--top={_TOP.value}: must be at most backbone.beam={config.backbone.beam}')
+  run = open_run(config, _WORKDIR.value)
   inputs = prepare_inputs(run)
   table = recommend(
     run.rolegen,

@@ -9,7 +9,9 @@ interruption.
 
 from absl import flags
 
-_WORKDIR = flags.DEFINE_string(
+from rolegen_jax.cli.path_flags import path_flag
+
+_WORKDIR = path_flag(
   'workdir', None, 'Folder of a run of rolegen train on a simulated log.', required=True
 )
 _SIMULATOR = flags.DEFINE_enum(
@@ -18,16 +20,24 @@ _SIMULATOR = flags.DEFINE_enum(
   ['default', 'held_back'],
   'The simulator of the log, or a held-back one, for which WORKDIR/held_back is trained first.',
 )
-_DAYS = flags.DEFINE_integer('days', 28, 'Days from the end of the log.')
+_DAYS = flags.DEFINE_integer(
+  'days', 28, 'Days from the end of the log.', lower_bound=1, upper_bound=3650
+)
 _SEEDS = flags.DEFINE_integer(
-  'seeds', 5, 'Repetitions, each with noise of its own that all arms share.'
+  'seeds',
+  5,
+  'Repetitions, each with noise of its own that all arms share.',
+  lower_bound=1,
+  upper_bound=1000,
 )
 _ARMS = flags.DEFINE_list(
   'arms',
   ['popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen'],
   'Some of these, RoleGen_by_likelihood, no_reasoner_slates, and oracle, which knows the truth.',
 )
-_SLATE = flags.DEFINE_integer('slate', 10, 'Items shown on a visit, at most backbone.beam.')
+_SLATE = flags.DEFINE_integer(
+  'slate', 10, 'Items shown on a visit, at most backbone.beam.', lower_bound=1
+)
 
 
 def main() -> None:

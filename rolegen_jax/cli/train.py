@@ -8,11 +8,12 @@ The same command continues after any interruption.
 from absl import flags
 
 from rolegen_jax.cli import entry
+from rolegen_jax.cli.path_flags import path_flag
 
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', 'demo', 'Name of a file in experiments/, or the path of one; NAME:ARG passes ARG.'
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = path_flag(
   'workdir', None, 'Run folder: outputs, checkpoints, report. Made if absent.', required=True
 )
 _SET = flags.DEFINE_multi_string(

@@ -27,6 +27,7 @@ from rolegen_jax.data.events import (
 )
 from rolegen_jax.data.files import DataError, read_parquet
 from rolegen_jax.data.folders import csv_files, fingerprint, log_files
+from rolegen_jax.fields import local_path
 
 Adapted = tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]
 Adapter = Callable[[pathlib.Path, DataConfig], Adapted]
@@ -59,7 +60,8 @@ def log_path(data: DataConfig) -> pathlib.Path:
   Without the variable the root is data/ in the working directory. Raises DataError naming the full
   path, the variable and where the log is to be had.
   """
-  root = pathlib.Path(os.environ.get(ROOT_VARIABLE) or 'data').absolute()
+  folder = local_path(os.environ.get(ROOT_VARIABLE) or 'data', f'${ROOT_VARIABLE}')
+  root = pathlib.Path(folder).absolute()
   path = root / data.path
   if not path.exists():
     raise DataError(

@@ -89,7 +89,8 @@ def _right_answers(
   label: str,
 ) -> np.ndarray:
   """Return which examples the reasoner answers correctly, bool [examples]."""
-  width = alignment.config.text.width
+  # A question may be longer than the rows of training, where it is left out.
+  width = max([alignment.config.text.width, *(len(example.tokens) for example in examples)])
   order = in_order(examples, width)
   table = _Table(pack([[examples[i] for i in row] for row in order], width))
 

@@ -51,8 +51,8 @@ def measure(
 ) -> dict[str, Any]:
   """Return all that bench prints and writes. Raises ConfigError naming an unknown phase."""
   names = list(PHASES) if phases == ['all'] else phases
-  if unknown := sorted(set(names) - set(PHASES)):
-    raise ConfigError(f'--phases={unknown[0]}: must be some of {", ".join(PHASES)}, or all')
+  if not names or set(names) - set(PHASES):
+    raise ConfigError(f'--phases={",".join(names)}: must be some of {", ".join(PHASES)}, or all')
   if source == 'random' and 'input' in phases:
     raise ConfigError('--phases=input: there is no input pipeline to time with --input=random')
   inputs = prepare_inputs(open_run(config, workdir)) if source == 'log' else None
@@ -146,6 +146,8 @@ class Bench:
   def __init__(self, config: Config, inputs: Inputs | None, items: int):
     self.config, self.inputs, self.items = config, inputs, items
     self.rolegen, self.mesh = RoleGen(config), sharding.make_mesh(config.mesh)
+    for name in ('loop_stage', 'evaluation'):
+      sharding.check_batch(f'{name}.batch', getattr(config, name).batch, config, self.mesh)
     self.model_fns, self.optimizers = steps.joint_parts(self.rolegen)
     complete = self.rolegen.model_fns | {'reference': self.rolegen.model_fns['reasoner']}
     with jax.set_mesh(self.mesh):

@@ -105,16 +105,13 @@ class RunFolder:
 
 
 def saved_config(workdir: str | os.PathLike) -> Config:
-  """Return the resolved config of a run folder. Raises ConfigError when there is none."""
+  """Return the resolved config of a run folder. Raises ConfigError where none can be read."""
   path = pathlib.Path(workdir) / 'config.json'
   if not path.exists():
     raise ConfigError(
       f'--workdir={workdir}: no config.json there; must be the folder of a run of `rolegen train`'
     )
-  try:
-    return configs.from_dict(json.loads(path.read_text(encoding='utf-8')))
-  except ConfigError as error:
-    raise ConfigError(f'--workdir={workdir}: {error}') from error
+  return configs.load(path)
 
 
 def _read_json(path: pathlib.Path) -> Any:

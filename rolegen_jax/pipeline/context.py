@@ -51,9 +51,9 @@ def open_run(config: Config, workdir: str | os.PathLike, may_train: bool = True)
   With `may_train` False nothing is written, and a stage that is not complete is an error. Raises
   ConfigError naming a field that is wrong, or on which processes of the job disagree.
   """
+  config = config.validated()
   if config.reasoner.pretrained:
-    config = pretrained_folder().configure(config)
-  config.validated()
+    config = pretrained_folder().configure(config).validated()
   annotations = config.roles.annotations
   if annotations and not pathlib.Path(annotations).is_file():
     raise ConfigError(
@@ -61,7 +61,10 @@ def open_run(config: Config, workdir: str | os.PathLike, may_train: bool = True)
     )
   folder = RunFolder(workdir, may_train)
   mesh = sharding.make_mesh(config.mesh)
+  _check_batches(config, folder, mesh)
   rolegen = RoleGen(config)
+  for model_fn in rolegen.model_fns.values():
+    functional.shardings(model_fn, mesh)  # raises ConfigError where the mesh does not divide them
   distributed.agree(
     dict(code=distributed.code_digest(), jax=jax.__version__, config=digest(config))
   )
@@ -72,6 +75,15 @@ def open_run(config: Config, workdir: str | os.PathLike, may_train: bool = True)
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     jax.config.update('jax_compilation_cache_dir', str(folder.path / 'compilation_cache'))
   return Run(config, folder, mesh, rolegen, functools.cache(lambda: _base(rolegen, mesh)))
+
+
+def _check_batches(config: Config, folder: RunFolder, mesh: Mesh) -> None:
+  """Raise ConfigError naming a batch size, of what is still to run, that does not divide."""
+  stages = dict(warmup='warmup', align='align', reason='reason', loop_stage='loop')
+  for name, stage in stages.items():
+    if not (folder.path / stage / 'DONE.json').exists():
+      sharding.check_batch(f'{name}.batch', getattr(config, name).batch, config, mesh)
+  sharding.check_batch('evaluation.batch', config.evaluation.batch, config, mesh)
 
 
 def pretrained_folder() -> ModuleType:

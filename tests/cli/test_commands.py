@@ -245,43 +245,6 @@ def test_the_warmup_learns_from_shards_as_from_the_log(same_rows, tmp_path, monk
   assert curve('shards') == curve('log')
 
 
-def test_unknown_experiments_and_fields_name_what_is_right():
-  with pytest.raises(ConfigError, match='--experiment=dmo: must be one of .*demo'):
-    entry.experiment('dmo', [])
-  with pytest.raises(ConfigError, match='no such field; the nearest is loop.worlds'):
-    entry.experiment('demo', ['loop.wrlds=3'])
-  with pytest.raises(ConfigError, match='fit_simulator.py has no get_config'):
-    entry.experiment('fit_simulator', [])
-
-
-def test_an_experiment_may_be_a_file_anywhere(tmp_path):
-  path = tmp_path / 'mine.py'
-  path.write_text(
-    'from rolegen_jax import config as c\n'
-    'def get_config(arg):\n'
-    '  return c.Config(name=f"mine_{arg}")\n'
-  )
-  assert entry.experiment(f'{path}:wide', ['seed=3']).name == 'mine_wide'
-  with pytest.raises(ConfigError, match='there is no file .*absent.py'):
-    entry.experiment(f'{tmp_path}/absent.py', [])
-
-
-def test_a_wrong_setting_exits_with_two_and_one_line(tmp_path):
-  command = [
-    sys.executable,
-    '-m',
-    'rolegen_jax',
-    'train',
-    '--experiment=demo',
-    f'--workdir={tmp_path}',
-    '--set',
-    'warmup.stps=3',
-  ]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  assert done.returncode == entry.BAD_INPUT
-  assert done.stderr.strip() == '--set warmup.stps: no such field; the nearest is warmup.steps'
-
-
 def copy(finished, to):
   """The run's folder as its training left it."""
   shutil.copytree(

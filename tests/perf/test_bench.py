@@ -53,6 +53,8 @@ def test_comparing_refuses_other_devices_and_gives_ratios():
 
 
 def test_unknown_phases_and_impossible_catalogues_are_named():
+  with pytest.raises(ConfigError, match='--phases=: must be some of input, rollout'):
+    throughput.measure(CONFIG, '', [], 'random', 100, 3)
   with pytest.raises(ConfigError, match='--phases=decode: must be some of input, rollout'):
     throughput.measure(tiny.config(), '', ['decode'], 'random', 60, 3)
   with pytest.raises(ConfigError, match='--phases=input'):

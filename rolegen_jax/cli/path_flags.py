@@ -1,0 +1,36 @@
+"""Flags that name a file or a folder of this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from rolegen_jax import fields
+
+# Flags belong to the modules that call path_flag, whose --help lists them.
+flags.disclaim_key_flags()
+
+
+class _PathParser(flags.ArgumentParser):
+  """Reads a path of this machine; `words` stand for something else."""
+
+  def __init__(self, *words: str):
+    self._words = words
+
+  def parse(self, argument: str) -> str:
+    """Return the expanded path. Raises ValueError, saying what would be right."""
+    return argument if argument in self._words else fields.expanded(argument)
+
+
+def path_flag(
+  name: str, default: str | None, help: str, *words: str, **settings: Any
+) -> flags.FlagHolder[Any]:
+  """Define a flag that names a file or folder of this machine, or one of `words`.
+
+  Its value has `~` and $VARIABLES expanded.
+  """
+  words = (*words, '') if default == '' else words
+  return flags.DEFINE(
+    _PathParser(*words), name, default, help, serializer=flags.ArgumentSerializer(), **settings
+  )
