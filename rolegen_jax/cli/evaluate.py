@@ -11,6 +11,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen trai
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )
+_RETRAIN = flags.DEFINE_bool(
+  'retrain', False, 'Train again what was trained with other settings or on other files.'
+)
 
 
 def main() -> None:
@@ -19,4 +22,4 @@ def main() -> None:
   from rolegen_jax.pipeline.run import train
 
   config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
-  train(config, _WORKDIR.value, print_tables=True)
+  train(config, _WORKDIR.value, print_tables=True, retrain=_RETRAIN.value)

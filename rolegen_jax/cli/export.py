@@ -7,6 +7,8 @@ The model comes whole: adapters merged, our tokens appended. Adapters are what w
 frozen base, as PEFT names it.
 """
 
+import pathlib
+
 from absl import flags
 
 from rolegen_jax.config import ConfigError
@@ -23,6 +25,12 @@ _WHAT = flags.DEFINE_enum(
   'model',
   ['model', 'adapters'],
   'The whole model, or what training added to a frozen base.',
+)
+
+_RETRAIN = flags.DEFINE_bool(
+  'retrain',
+  False,
+  'Train what is missing, and again what was trained with other settings or on other files.',
 )
 
 
@@ -45,7 +53,10 @@ def main() -> None:
       f'--workdir={_WORKDIR.value}: all of its reasoner was trained; '
       '--what=adapters needs a run with reasoner.train=lora or frozen'
     )
-  run = open_run(config, _WORKDIR.value, may_train=False)
+  output = pathlib.Path(_OUTPUT.value)
+  if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    raise ConfigError(f'--output={_OUTPUT.value}: holds files; must be a new or empty folder')
+  run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   params = train_models(run, prepare_inputs(run)).calibrated.load()['reasoner']
   from rolegen_jax.pretrained.export import export, export_adapters
 

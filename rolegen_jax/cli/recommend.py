@@ -3,9 +3,12 @@
 rolegen recommend --workdir=runs/demo --users=dormant --output=recommendations.parquet
 """
 
+import os
+
 from absl import flags
 
 from rolegen_jax import overrides
+from rolegen_jax.config import ConfigError
 from rolegen_jax.runtime.progress import say
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run of rolegen train.', required=True)
@@ -18,16 +21,25 @@ _SET = flags.DEFINE_multi_string(
 )
 _TOP = flags.DEFINE_integer('top', 10, 'Items per user, at most backbone.beam.', lower_bound=1)
 
+_RETRAIN = flags.DEFINE_bool(
+  'retrain',
+  False,
+  'Train what is missing, and again what was trained with other settings or on other files.',
+)
+
 
 def main() -> None:
   """Write the table of recommendations that the flags ask for."""
+  if os.path.realpath(_USERS.value) == os.path.realpath(_OUTPUT.value):
+    raise ConfigError(f'--output={_OUTPUT.value}: is the file of --users; must be another')
   from rolegen_jax.pipeline.artifacts import saved_config
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
   from rolegen_jax.pipeline.run import train_models
   from rolegen_jax.serving.recommend import recommend
 
-  run = open_run(overrides.apply(saved_config(_WORKDIR.value), _SET.value), _WORKDIR.value)
+  config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
+  run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   inputs = prepare_inputs(run)
   table = recommend(
     run.rolegen,

@@ -2,7 +2,8 @@
 
   rolegen train --experiment=demo --workdir=runs/demo --set loop.worlds=6 --set loop.kl=0.05
 
-The same command continues after any interruption.
+The same command continues after any interruption. A stage that was trained with other settings or
+on other files is an error, or trained again with --retrain.
 """
 
 from absl import flags
@@ -18,6 +19,9 @@ _WORKDIR = flags.DEFINE_string(
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )
+_RETRAIN = flags.DEFINE_bool(
+  'retrain', False, 'Train again what was trained with other settings or on other files.'
+)
 
 
 def main() -> None:
@@ -25,4 +29,4 @@ def main() -> None:
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
   from rolegen_jax.pipeline.run import train
 
-  train(config, _WORKDIR.value)
+  train(config, _WORKDIR.value, retrain=_RETRAIN.value)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import digest
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import read_parquet, write_json, write_npz
 from rolegen_jax.data.occasions import TEST
@@ -62,8 +61,7 @@ def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
   config = run.config
   rows = evaluation_rows(inputs.log, inputs.occasions, TEST)
   k = max(config.evaluation.ks)
-  settings = (k, config.evaluation.sasrec_steps, config.evaluation.seed, config.warmup.batch)
-  stage = run.folder.begin('baselines', digest(inputs.hashes, config.backbone, *settings))
+  stage = run.begin('baselines', inputs.hashes)
   items_path, settings_path = stage.folder / 'rankings.npz', stage.folder / 'settings.json'
   if not stage.is_complete:
     rankings = {

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
 
-from rolegen_jax import config as configs
 from rolegen_jax import sharding
-from rolegen_jax.config import Config, MeshConfig, digest
-from rolegen_jax.data.adapters import log_path
+from rolegen_jax.config import Config, MeshConfig
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
 from rolegen_jax.data.log import InteractionLog
@@ -22,7 +19,6 @@ from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import followed
 from rolegen_jax.pipeline import text
-from rolegen_jax.pipeline.artifacts import file_fingerprint
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.text import Words
 from rolegen_jax.runtime import distributed
@@ -97,12 +93,7 @@ def prepare_data(run: Run) -> Data:
   """Stage `data`: any log -> the indexed log and its occasions."""
   config = run.config.data
   shards = Shards(config.shards) if config.shards else None
-  source: Any
-  if config.format == 'simulated':
-    source = configs.to_dict(run.config.simulator)
-  else:
-    source = file_fingerprint(log_path(config))
-  stage = run.folder.begin('data', digest(config, source, shards and shards.digest))
+  stage = run.begin('data', {})
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
     notes = distributed.once(lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2])
@@ -123,7 +114,7 @@ def raw_tables(config: Config) -> RawTables:
 def assign_semantic_ids(run: Run, data: Data) -> Catalogue:
   """Stage `semantic_ids`: every item's codes."""
   config, log, occasions = run.config.semantic_ids, data.log, data.occasions
-  stage = run.folder.begin('semantic_ids', digest(log.digest, occasions.digest, config))
+  stage = run.begin('semantic_ids', dict(log=log.digest, occasions=occasions.digest))
   if not stage.is_complete:
     local = sharding.make_mesh(MeshConfig(), jax.local_devices())  # process 0 builds it alone
     report = distributed.once(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from rolegen_jax import sharding
-from rolegen_jax.config import ABLATIONS, StageConfig, digest
+from rolegen_jax.config import ABLATIONS, StageConfig
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import write_json, write_npz
 from rolegen_jax.data.loader import Batches
@@ -25,14 +24,12 @@ from rolegen_jax.evaluation.baselines import evaluation_rows
 from rolegen_jax.evaluation.metrics import ranges
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline import text
-from rolegen_jax.pipeline.artifacts import file_fingerprint
 from rolegen_jax.pipeline.context import Run, load_pretrained
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.reasoning import predict
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.text import annotations as imported_labels
-from rolegen_jax.text import prompts
 from rolegen_jax.training import checkpoint, losses, steps
 from rolegen_jax.training.calibration import calibrate as fit_mixing_weights
 from rolegen_jax.training.fit import Site, Task, fit
@@ -72,9 +69,8 @@ def warm_up(run: Run, inputs: Inputs) -> Trained:
   """Stage `warmup`: the backbone alone, on packed trajectories."""
   config = run.config
   n_rows, rows = training_rows(config, inputs.log, inputs.occasions, inputs.shards)
-  key = digest(inputs.hashes, config.backbone, inputs.shards and inputs.shards.digest)
   batches = functools.partial(_batches, run, n_rows, config.warmup.batch, rows, seed=config.seed)
-  return _train(run, inputs, 'warmup', 'backbone', losses.warmup_loss, config.warmup, batches, key)
+  return _train(run, inputs, 'warmup', 'backbone', losses.warmup_loss, config.warmup, batches, {})
 
 
 def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
@@ -84,13 +80,11 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
   """
   config, table = run.config, inputs.conversions
   path = config.roles.annotations
-  imported = [file_fingerprint(pathlib.Path(path))] if path else []
-  sizes = (config.reasoner.role_events, config.backbone.context)
-  stage = run.folder.begin('roles', digest(inputs.hashes, config.roles, *sizes, *imported))
+  stage = run.begin('roles', inputs.hashes)
   saved = stage.folder / 'roles.npz'
   if not stage.is_complete:
     roles = predict.hindsight_roles(run.rolegen, table, inputs.interest_shift)
-    if imported:
+    if path:
       labels = imported_labels.read_annotations(table, path)
       say(imported_labels.summary(labels.rejected, int((labels.roles >= 0).sum())))
       roles = np.where(labels.roles >= 0, labels.roles, roles)
@@ -105,11 +99,9 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
 def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
   """Stage `align`: the reasoner as a language model of trajectories and, with text, of words."""
   config, reasoner = run.config, run.config.reasoner
-  key = digest(inputs.hashes, reasoner)
   loss_fn: Callable = losses.align_loss
   batches = functools.partial(_example_batches, run, labeled.table, config.align.batch)
   if inputs.words:
-    key = digest(key, config.text, prompts.digest())
     loss_fn = losses.align_words_loss
     # Every row of every step is another one.
     batches = functools.partial(
@@ -126,7 +118,7 @@ def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
       return {'reasoner': run.base()}
     return {'reasoner': load_pretrained(run.rolegen, run.mesh)} if reasoner.pretrained else {}
 
-  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, key, initial)
+  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, {}, initial)
 
 
 def reason(run: Run, inputs: Inputs, labeled: LabeledExamples, aligned: Trained) -> Trained:
@@ -136,9 +128,9 @@ def reason(run: Run, inputs: Inputs, labeled: LabeledExamples, aligned: Trained)
   loss_fn: Callable = losses.reason_words_loss if sentences else losses.reason_loss
   beside = sentences.rows if sentences else None
   batches = functools.partial(_example_batches, run, labeled.table, config.reason.batch, beside)
-  key = digest(aligned.key, labeled.key)
+  earlier = dict(align=aligned.key, roles=labeled.key)
   return _train(
-    run, inputs, 'reason', 'reasoner', loss_fn, config.reason, batches, key, aligned.load
+    run, inputs, 'reason', 'reasoner', loss_fn, config.reason, batches, earlier, aligned.load
   )
 
 
@@ -154,13 +146,6 @@ def close_loop(
   """Stage `loop`: both models by the joint train step; an ablation sets `name` and `switches`."""
   config = run.config
   model_fns, optimizers = steps.joint_parts(run.rolegen)
-  key = digest(
-    warm.key,
-    reasoned.key,
-    config.loop,
-    config.loop_stage,
-    [float(switches.intervene), float(switches.reflect)],
-  )
 
   def initial() -> dict[str, Params]:
     reasoner = reasoned.load()['reasoner']
@@ -177,7 +162,7 @@ def close_loop(
     config=config.loop_stage,
     extra=(jax.tree.map(np.float32, switches),),
   )
-  return _fit(run, inputs, task, key)
+  return _fit(run, inputs, task, dict(warmup=warm.key, reason=reasoned.key))
 
 
 def train_backbone_alone(
@@ -185,7 +170,6 @@ def train_backbone_alone(
 ) -> Trained:
   """Train the backbone for as many steps on the same examples as the loop, without a reasoner."""
   config = run.config
-  key = digest(warm.key, config.loop_stage)
   batches = functools.partial(_example_batches, run, labeled.table, config.loop_stage.batch)
   return _train(
     run,
@@ -195,7 +179,7 @@ def train_backbone_alone(
     losses.execution_only_loss,
     config.loop_stage,
     batches,
-    key,
+    dict(warmup=warm.key),
     warm.load,
   )
 
@@ -217,10 +201,7 @@ def calibrate(
   table = validation_examples(run, inputs)
   if not config.calibration.steps or not len(table):
     return trained
-  evaluation = (config.evaluation.seed, config.evaluation.batch)
-  stage = run.folder.begin(
-    f'{name}/calibration', digest(trained.key, config.calibration, *evaluation)
-  )
+  stage = run.begin(f'{name}/calibration', {name: trained.key})
   path = stage.folder / 'backbone.npz'
   if not stage.is_complete:
     fitted, nll = fit_mixing_weights(
@@ -322,10 +303,10 @@ def _train(
   loss_fn: Callable,
   config: StageConfig,
   batches: Callable[[], Batches],
-  key: str,
+  earlier: dict[str, str],
   initial: Callable[[], dict[str, Params]] = dict,
 ) -> Trained:
-  """Run a supervised stage of one model."""
+  """Run a supervised stage of one model; `earlier` are the keys of training stages before it."""
   tx = optimizer(config.optimizer, config.steps)
   task = Task(
     name=name,
@@ -336,12 +317,12 @@ def _train(
     batches=batches,
     config=config,
   )
-  return _fit(run, inputs, task, digest(key, config, run.config.seed))
+  return _fit(run, inputs, task, earlier)
 
 
-def _fit(run: Run, inputs: Inputs, task: Task, key: str) -> Trained:
+def _fit(run: Run, inputs: Inputs, task: Task, earlier: dict[str, str]) -> Trained:
   """Run a training stage where it is not complete; parameters of a complete one load on demand."""
-  stage = run.folder.begin(task.name, key)
+  stage = run.begin(task.name, inputs.hashes | earlier)
 
   @functools.cache
   def load() -> dict[str, Params]:
@@ -350,7 +331,7 @@ def _fit(run: Run, inputs: Inputs, task: Task, key: str) -> Trained:
       for name, model_fn in run.rolegen.frozen.items()
       if name in task.model_fns
     }
-    hashes, extra = inputs.hashes | {'settings': key}, task.extra
+    hashes, extra = inputs.hashes | {'settings': stage.key}, task.extra
     if frozen:
       hashes, extra = hashes | {'base': checkpoint.fingerprint(frozen)}, (*extra, frozen)
 
@@ -371,4 +352,4 @@ def _fit(run: Run, inputs: Inputs, task: Task, key: str) -> Trained:
   if not stage.is_complete:
     load()
     stage.finish(f'{task.config.steps} steps')
-  return Trained(key, load)
+  return Trained(stage.key, load)
