@@ -15,7 +15,7 @@ import hashlib
 import pathlib
 from typing import Any
 
-from rolegen_jax.config import ABLATIONS, Config
+from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, Config
 from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.overrides import field_paths
@@ -71,7 +71,7 @@ READS: dict[str, tuple[str, ...]] = dict(
     'reasoner.role_events',
     'reasoner.coarse_codes',
     'reasoner.transitions',
-    'text',
+    *(f'text.{name}' for name in (*ALIGN_TASKS, 'width', 'sentence', 'held_out')),
     'align',
   ),
   reason=(
@@ -108,7 +108,7 @@ def settings(stage: str, config: Config) -> dict[str, Any]:
   """Return the settings that `stage` reads, by their full names."""
   _, _, ablation = stage.removesuffix('/calibration').partition('ablations/')
   if ablation:
-    loop = dataclasses.replace(config.loop, **ABLATIONS[ablation])
+    loop = dataclasses.replace(config.loop, **ABLATIONS.get(ablation, {}))
     config = dataclasses.replace(config, loop=loop)
   values = {
     path: functools.reduce(getattr, path.split('.'), config)
@@ -129,15 +129,17 @@ def kind(stage: str) -> str:
   return 'loop' if stage.startswith('ablations/') else stage
 
 
-def fields(stage_kind: str) -> list[str]:
+@functools.cache
+def fields(stage_kind: str) -> tuple[str, ...]:
   """Return the fields that a kind of stage reads, in the order of the config."""
-  read = under(*READS[stage_kind])
-  return [path for path in read if path not in under(*UNREAD)]
+  unread = under(*UNREAD)
+  return tuple(path for path in under(*READS[stage_kind]) if path not in unread)
 
 
 def under(*sections: str) -> list[str]:
   """Return the fields that are one of `sections` or in one of them, in the order of the config."""
-  return [path for path in _leaves() if any(f'{path}.'.startswith(f'{s}.') for s in sections)]
+  leaves = field_paths(Config())
+  return [path for path in leaves if any(f'{path}.'.startswith(f'{s}.') for s in sections)]
 
 
 def stages(config: Config) -> list[str]:
@@ -148,11 +150,6 @@ def stages(config: Config) -> list[str]:
   tokenizer = ['tokenizer'] if config.reasoner.text_pieces else []
   first = ['data', 'semantic_ids', *tokenizer, 'warmup', 'roles', 'align', 'reason']
   return [*first, *looped, 'baselines']
-
-
-@functools.cache
-def _leaves() -> tuple[str, ...]:
-  return tuple(field_paths(Config()))
 
 
 def _is_off(path: str, config: Config) -> bool:
