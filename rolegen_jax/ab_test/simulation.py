@@ -215,9 +215,9 @@ class Test:
 
 
 def _read(path: pathlib.Path, key: str) -> Played | None:
-  """Return what was played under `key`; None when there is nothing, or it is of other settings."""
+  """Return what was played under `key`; None when there is nothing, or nothing whole."""
   try:
     with np.load(path) as file:
       return Played(*(file[name] for name in Played._fields)) if file['key'] == key else None
-  except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError):
+  except (FileNotFoundError, EOFError, zipfile.BadZipFile, KeyError, ValueError):
     return None

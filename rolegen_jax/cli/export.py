@@ -7,8 +7,6 @@ The model comes whole: adapters merged, our tokens appended. Adapters are what w
 frozen base, as PEFT names it.
 """
 
-import pathlib
-
 from absl import flags
 
 from rolegen_jax.config import ConfigError
@@ -53,9 +51,6 @@ def main() -> None:
       f'--workdir={_WORKDIR.value}: all of its reasoner was trained; '
       '--what=adapters needs a run with reasoner.train=lora or frozen'
     )
-  output = pathlib.Path(_OUTPUT.value)
-  if output.exists() and (not output.is_dir() or any(output.iterdir())):
-    raise ConfigError(f'--output={_OUTPUT.value}: holds files; must be a new or empty folder')
   run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   params = train_models(run, prepare_inputs(run)).calibrated.load()['reasoner']
   from rolegen_jax.pretrained.export import export, export_adapters

@@ -210,7 +210,7 @@ def test_a_damaged_config_is_named_and_written_again_by_the_same_command(tmp_pat
   config = Config()
   folder = begun(tmp_path / 'run', config, ['data'])
   (folder / 'config.json').write_bytes(damage)
-  with pytest.raises(ConfigError, match=r'run/config.json: is damaged \(') as refused:
+  with pytest.raises(ConfigError, match='config.json') as refused:
     saved_config(folder)
   assert '\n' not in str(refused.value)
   adopt(folder, config)
