@@ -45,8 +45,9 @@ def main() -> None:
       '--prompts=FILE writes prompts, --answers=FILE --output=FILE reads answers: '
       'must be one of the two'
     )
-  if _ANSWERS.value and os.path.realpath(_ANSWERS.value) == os.path.realpath(_OUTPUT.value):
-    raise ConfigError(f'--output={_OUTPUT.value}: is the file of --answers; must be another')
+  if _ANSWERS.value and _OUTPUT.value:
+    if os.path.realpath(_ANSWERS.value) == os.path.realpath(_OUTPUT.value):
+      raise ConfigError(f'--output={_OUTPUT.value}: is the file of --answers; must be another')
   from rolegen_jax.pipeline.artifacts import saved_config
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs

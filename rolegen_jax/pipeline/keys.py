@@ -110,7 +110,7 @@ def settings(stage: str, config: Config) -> dict[str, Any]:
   if ablation:
     loop = dataclasses.replace(config.loop, **ABLATIONS.get(ablation, {}))
     config = dataclasses.replace(config, loop=loop)
-  values = {
+  values: dict[str, Any] = {
     path: functools.reduce(getattr, path.split('.'), config)
     for path in fields(kind(stage))
     if not _is_off(path, config)
