@@ -74,7 +74,7 @@ def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
     distributed.once(lambda: write_json(chosen, settings_path))
     stage.finish(f'{len(rankings)} baselines on {len(rows)} occasions')
   saved, chosen = np.load(items_path), json.loads(settings_path.read_text(encoding='utf-8'))
-  return {name: Ranking(saved[name], chosen[name]) for name in saved.files}
+  return {name: Ranking(saved[name][:, :k], chosen[name]) for name in saved.files}
 
 
 def evaluate(

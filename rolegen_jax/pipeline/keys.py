@@ -36,7 +36,8 @@ UNREAD = (
   'loop_stage.save_every',
   'mesh',
   # Asked of a trained run.
-  'serving',
+  'serving.exploration_weight',
+  'serving.exposure_penalty',
   'evaluation.bootstrap',
   'evaluation.ablations',
   'evaluation.exposure_penalty',
@@ -115,7 +116,7 @@ def settings(stage: str, config: Config) -> dict[str, Any]:
     for path in fields(kind(stage))
     if not _is_off(path, config)
   }
-  if 'evaluation.ks' in values:  # lists are that long; shorter ones are their beginnings
+  if 'evaluation.ks' in values:  # lists are that long, and shorter ones are their beginnings
     values['max(evaluation.ks)'] = max(values.pop('evaluation.ks'))
   return {name: list(x) if isinstance(x, tuple) else x for name, x in values.items()}  # as JSON
 

@@ -24,7 +24,8 @@ class Record:
   """What a stage reads, by name; all of it JSON."""
 
   stage: str
-  settings: Mapping[str, Any]  # by the full names of the fields
+  # By the full names of the fields; of `max(FIELD)` it is enough that the old value is no smaller.
+  settings: Mapping[str, Any]
   files: Mapping[str, Any]  # from outside the run folder: their content, or size and time
   inputs: Mapping[str, Any]  # hashes and keys of what earlier stages left
 
@@ -68,7 +69,14 @@ def read(path: pathlib.Path, otherwise: Record | None = None) -> Record | None:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
   """Return name -> (value in `old`, value in `new`) where they differ; None = not there."""
   pairs = {name: (old.get(name), new.get(name)) for name in [*old, *new]}
-  return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+  return {name: pair for name, pair in pairs.items() if not _serves(name, *pair)}
+
+
+def _serves(name: str, old: Any, new: Any) -> bool:
+  """Return whether what was made with `old` is what `new` asks for."""
+  if name.startswith('max(') and None not in (old, new):
+    return old >= new  # what holds more holds less
+  return old == new
 
 
 def _shown(value: Any) -> str:

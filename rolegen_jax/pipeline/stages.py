@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from rolegen_jax import sharding
 from rolegen_jax.config import ABLATIONS, StageConfig
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.data.files import write_json, write_npz
+from rolegen_jax.data.files import as_data_error, write_json, write_npz
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.occasions import VALID
 from rolegen_jax.data.shards.reader import training_rows
@@ -92,7 +93,7 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
       distributed.once(lambda: write_json(sentences, stage.folder / 'rationales.json'))
     distributed.once(lambda: write_npz(dict(roles=roles), saved))
     stage.finish(f'{len(table)} conversions labeled')
-  labeled = dataclasses.replace(table, roles=np.load(saved)['roles'])
+  labeled = dataclasses.replace(table, roles=_arrays(saved)['roles'])
   return LabeledExamples(stage.key, labeled)
 
 
@@ -211,10 +212,10 @@ def calibrate(
     stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
 
   def load() -> dict[str, Params]:
-    saved = np.load(path)
+    saved = _arrays(path)
     shardings = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)
     where = functional.flatten(shardings)
-    fitted = {n: jax.device_put(saved[n], where[n]) for n in saved.files if n != 'nll'}
+    fitted = {n: jax.device_put(saved[n], where[n]) for n in saved if n != 'nll'}
     params = trained.load()
     leaves = functional.flatten(params['backbone']) | fitted
     return params | {'backbone': functional.unflatten(leaves)}
@@ -266,6 +267,15 @@ def ablation_switches(ablation: str) -> steps.Switches:
 
 
 # What the stages have in common
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Return the arrays that a stage wrote. Raises DataError where the file is damaged."""
+  with as_data_error(
+    path, 'what its stage wrote; remove the DONE.json beside it to run that again'
+  ):
+    with np.load(path) as file:
+      return dict(file)
 
 
 def _batches(

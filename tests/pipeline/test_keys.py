@@ -66,6 +66,7 @@ def test_every_stage_of_a_run_has_an_entry():
     ('mesh.fsdp=2', None),
     ('name=other', None),
     ('evaluation.ks=(1,50)', None),
+    ('serving.exposure_penalty=0.5', None),
     ('evaluation.ks=(1,20)', 'baselines'),
     ('text.sentence=7', None),  # there is no text
     ('simulator.users=7', 'data'),
