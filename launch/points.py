@@ -14,8 +14,10 @@ from types import ModuleType
 from launch import summary
 from launch.ledger import Entry, Ledger, exclusive
 from launch.pool import Limits, Point, Pool, say
+from rolegen_jax import overrides
 from rolegen_jax.cli import entry as cli
 from rolegen_jax.config import ConfigError
+from rolegen_jax.pipeline.artifacts import saved_config
 
 Assignments = dict[str, list[str]]
 
@@ -103,6 +105,14 @@ def remote_points(
     flags += [f'--experiment={experiment}', f'--workdir={folder}', *_set_flags(assignments)]
     by_job[job] = Point(name, ['python', '-m', 'launch.run', *flags], folder)
   return list(by_job.values())
+
+
+def has_report(point: Point, assignments: list[str]) -> bool:
+  """Return whether the point's folder holds a report of a run with these assignments."""
+  if not point.product_path.exists() or not (point.folder / 'config.json').exists():
+    return point.product_path.exists()
+  saved = saved_config(point.folder)
+  return overrides.apply(saved, assignments) == saved
 
 
 def point_folder(workdir: pathlib.Path, name: str) -> pathlib.Path:

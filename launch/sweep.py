@@ -84,7 +84,7 @@ def main() -> int:
     except ValueError as error:
       raise ConfigError(f'--run_flags={_RUN_FLAGS.value}: {error}; must be flags') from error
     jobs = sweep_points.remote_points(experiment, chosen, workdir, _TARGET.value, run_flags)
-    print_commands([job for job in jobs if not job.product_path.exists()])
+    print_commands([job for job in jobs if not sweep_points.has_report(job, points[job.name])])
     return 0
   selected = [sweep_points.local_point(experiment, name, points[name], workdir) for name in names]
   if _DRY_RUN.value:

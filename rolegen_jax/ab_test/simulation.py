@@ -1,6 +1,7 @@
 """An A/B test from a run's folder: the simulator, the users, the arms, and what is kept of them.
 
-The run folder keeps ab/ARM_SEED.npz of each finished arm and seed, then ab.json and ab.png.
+The run folder keeps ab/KEY/ARM_SEED.npz of each finished arm and seed, where KEY is of the settings
+of the test, then ab.json and ab.png of the latest test.
 """
 
 from __future__ import annotations
@@ -46,21 +47,23 @@ def simulate_ab(
   seeds: int = 5,
   arms: Sequence[str] = ARMS,
   slate: int = 10,
+  retrain: bool = False,
 ) -> dict:
   """Play what is not yet kept, write ab.json and ab.png, and return what ab.json holds.
 
   `simulator` is `default`, that of the run's log, or `held_back`, for which the same settings are
-  trained in WORKDIR/held_back first; files go to the run folder of that simulator. Raises
-  ConfigError when the run is not of a simulated log or not trained, or a setting is wrong.
+  trained in WORKDIR/held_back first; files go to the run folder of that simulator. `retrain` trains
+  again what was trained with other settings. Raises ConfigError when the run is not of a simulated
+  log or not trained, or a setting is wrong.
   """
   config = saved_config(workdir)
   _check(config, workdir, days, seeds, arms, slate)
   if simulator == HELD_BACK:
     other = dataclasses.replace(config.simulator, preset=HELD_BACK, seed=config.simulator.seed + 1)
     held_back = dataclasses.replace(config, simulator=other)
-    run = open_run(held_back, pathlib.Path(workdir) / HELD_BACK)
+    run = open_run(held_back, pathlib.Path(workdir) / HELD_BACK, retrain=retrain)
   else:
-    run = open_run(config, workdir, may_train=False)
+    run = open_run(config, workdir, may_train=retrain, retrain=retrain)
   result = Test(run, days, slate).result(arms, seeds)
   write_json(result, run.workdir / 'ab.json')
   from rolegen_jax.ab_test.plot import draw
@@ -131,6 +134,7 @@ class Test:
       [model.key for model in self.models.values()],
       config.calibration,
       config.serving,
+      config.backbone.beam,
       evaluation.seed,
       evaluation.sasrec_steps,
       evaluation.ks,
@@ -168,7 +172,7 @@ class Test:
     policy, results = None, []
     price = self.setting.log.items['price'].to_numpy()
     for seed in range(seeds):
-      path = self.run.workdir / 'ab' / f'{name}_{seed}.npz'
+      path = self.run.workdir / 'ab' / self.key / f'{name}_{seed}.npz'
       played = _read(path, self.key)
       if played is None:
         policy = policy or self.policy(name)
@@ -211,9 +215,9 @@ class Test:
 
 
 def _read(path: pathlib.Path, key: str) -> Played | None:
-  """Return what was played under `key`; None when there is nothing, or it is of other settings."""
+  """Return what was played under `key`; None when there is nothing, or nothing whole."""
   try:
     with np.load(path) as file:
       return Played(*(file[name] for name in Played._fields)) if file['key'] == key else None
-  except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError):
+  except (FileNotFoundError, EOFError, zipfile.BadZipFile, KeyError, ValueError):
     return None

@@ -4,9 +4,11 @@
   (ask the LLM; write {"id": ..., "answer": ...} for every line to answers.jsonl)
   rolegen annotate --workdir=runs/words --examples=200 --answers=answers.jsonl \\
       --output=annotations.jsonl
-  rolegen train --experiment=demo_llm --workdir=runs/words \\
+  rolegen train --experiment=demo_llm --workdir=runs/words --retrain \\
       --set roles.annotations=annotations.jsonl
 """
+
+import os
 
 from absl import flags
 
@@ -28,6 +30,12 @@ _OUTPUT = path_flag(
   'JSONL file of annotations to write; what was rejected goes to OUTPUT.rejected.jsonl.',
 )
 
+_RETRAIN = flags.DEFINE_bool(
+  'retrain',
+  False,
+  'Train what is missing, and again what was trained with other settings or on other files.',
+)
+
 
 def main() -> None:
   """Write prompts, or read answers, as the flags say."""
@@ -36,13 +44,17 @@ def main() -> None:
       '--prompts=FILE writes prompts, --answers=FILE --output=FILE reads answers: '
       'must be one of the two'
     )
+  if _ANSWERS.value and _OUTPUT.value:
+    if os.path.realpath(_ANSWERS.value) == os.path.realpath(_OUTPUT.value):
+      raise ConfigError(f'--output={_OUTPUT.value}: is the file of --answers; must be another')
   from rolegen_jax.pipeline.artifacts import saved_config
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
   from rolegen_jax.text import annotations
   from rolegen_jax.text.items import ItemWords
 
-  run = open_run(saved_config(_WORKDIR.value), _WORKDIR.value)
+  config, retrain = saved_config(_WORKDIR.value), _RETRAIN.value
+  run = open_run(config, _WORKDIR.value, may_train=retrain, retrain=retrain)
   inputs = prepare_inputs(run)
   table = inputs.conversions.evenly(_EXAMPLES.value)
   role_events = run.config.reasoner.role_events

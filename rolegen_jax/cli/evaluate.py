@@ -12,6 +12,9 @@ _WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', requi
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )
+_RETRAIN = flags.DEFINE_bool(
+  'retrain', False, 'Train again what was trained with other settings or on other files.'
+)
 
 
 def main() -> None:
@@ -20,4 +23,4 @@ def main() -> None:
   from rolegen_jax.pipeline.run import train
 
   config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
-  train(config, _WORKDIR.value, print_tables=True)
+  train(config, _WORKDIR.value, print_tables=True, retrain=_RETRAIN.value)

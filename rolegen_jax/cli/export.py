@@ -26,6 +26,12 @@ _WHAT = flags.DEFINE_enum(
   'The whole model, or what training added to a frozen base.',
 )
 
+_RETRAIN = flags.DEFINE_bool(
+  'retrain',
+  False,
+  'Train what is missing, and again what was trained with other settings or on other files.',
+)
+
 
 def main() -> None:
   """Export what the flags ask for."""
@@ -46,7 +52,7 @@ def main() -> None:
       f'--workdir={_WORKDIR.value}: all of its reasoner was trained; '
       '--what=adapters needs a run with reasoner.train=lora or frozen'
     )
-  run = open_run(config, _WORKDIR.value, may_train=False)
+  run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   params = train_models(run, prepare_inputs(run)).calibrated.load()['reasoner']
   from rolegen_jax.pretrained.export import export, export_adapters
 

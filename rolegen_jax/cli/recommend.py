@@ -3,6 +3,8 @@
 rolegen recommend --workdir=runs/demo --users=dormant --output=recommendations.parquet
 """
 
+import os
+
 from absl import flags
 
 from rolegen_jax import overrides
@@ -24,9 +26,17 @@ _SET = flags.DEFINE_multi_string(
 )
 _TOP = flags.DEFINE_integer('top', 10, 'Items per user, at most backbone.beam.', lower_bound=1)
 
+_RETRAIN = flags.DEFINE_bool(
+  'retrain',
+  False,
+  'Train what is missing, and again what was trained with other settings or on other files.',
+)
+
 
 def main() -> None:
   """Write the table of recommendations that the flags ask for."""
+  if os.path.realpath(_USERS.value) == os.path.realpath(_OUTPUT.value):
+    raise ConfigError(f'--output={_OUTPUT.value}: is the file of --users; must be another')
   from rolegen_jax.pipeline.artifacts import saved_config
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
@@ -36,7 +46,7 @@ def main() -> None:
   config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
   if _TOP.value > config.backbone.beam:
     raise ConfigError(f'--top={_TOP.value}: must be at most backbone.beam={config.backbone.beam}')
-  run = open_run(config, _WORKDIR.value)
+  run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   inputs = prepare_inputs(run)
   table = recommend(
     run.rolegen,

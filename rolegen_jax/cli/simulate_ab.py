@@ -39,6 +39,12 @@ _SLATE = flags.DEFINE_integer(
   'slate', 10, 'Items shown on a visit, at most backbone.beam.', lower_bound=1
 )
 
+_RETRAIN = flags.DEFINE_bool(
+  'retrain',
+  False,
+  'Train what is missing, and again what was trained with other settings or on other files.',
+)
+
 
 def main() -> None:
   """Play the test that the flags describe and print its table."""
@@ -46,6 +52,12 @@ def main() -> None:
   from rolegen_jax.ab_test.summary import table
 
   result = simulate_ab(
-    _WORKDIR.value, _SIMULATOR.value, _DAYS.value, _SEEDS.value, _ARMS.value, _SLATE.value
+    _WORKDIR.value,
+    _SIMULATOR.value,
+    _DAYS.value,
+    _SEEDS.value,
+    _ARMS.value,
+    _SLATE.value,
+    _RETRAIN.value,
   )
   print(table(result))

@@ -2,7 +2,8 @@
 
   rolegen train --experiment=demo --workdir=runs/demo --set loop.worlds=6 --set loop.kl=0.05
 
-The same command continues after any interruption.
+The same command continues after any interruption. A stage that was trained with other settings or
+on other files is an error, or trained again with --retrain.
 """
 
 from absl import flags
@@ -19,6 +20,9 @@ _WORKDIR = path_flag(
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )
+_RETRAIN = flags.DEFINE_bool(
+  'retrain', False, 'Train again what was trained with other settings or on other files.'
+)
 
 
 def main() -> None:
@@ -26,4 +30,4 @@ def main() -> None:
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
   from rolegen_jax.pipeline.run import train
 
-  train(config, _WORKDIR.value)
+  train(config, _WORKDIR.value, retrain=_RETRAIN.value)

@@ -55,7 +55,7 @@ def measure(
     raise ConfigError(f'--phases={",".join(names)}: must be some of {", ".join(PHASES)}, or all')
   if source == 'random' and 'input' in phases:
     raise ConfigError('--phases=input: there is no input pipeline to time with --input=random')
-  inputs = prepare_inputs(open_run(config, workdir)) if source == 'log' else None
+  inputs = _inputs(config, workdir) if source == 'log' else None
   if inputs is None:
     names = [name for name in names if name != 'input']
   bench = Bench(config, inputs, items)
@@ -69,6 +69,11 @@ def measure(
     mfu_convention=MFU,
     provenance=provenance(config, {} if inputs is None else inputs.hashes, 0.0),
   )
+
+
+def _inputs(config: Config, workdir: str) -> Inputs:
+  # A folder that holds a run keeps the settings of that run.
+  return prepare_inputs(open_run(config, workdir, keep_config=False))
 
 
 def show(result: dict[str, Any]) -> str:

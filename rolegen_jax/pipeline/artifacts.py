@@ -1,8 +1,9 @@
-"""How a stage is cached: one folder per stage, bound to a key.
+"""How a stage is cached: one folder per stage, bound to a record of what the stage reads.
 
-A key is a digest of the settings and artifacts that the stage depends on. KEY.json holds it from
-the moment the stage begins, DONE.json once it is complete. The same key continues where the stage
-was cut off; another key starts the stage afresh, and so all that depend on it.
+KEY.json holds the record from the moment the stage begins, DONE.json once it is complete. Under
+the same record a stage continues where it was cut off. Another one is an error that names the
+difference: no stage is lost to a command that was not told to. With `retrain` the stage starts
+afresh, and so does what depends on it.
 
 In several processes all take the same path through the stages; process 0 writes the files.
 """
@@ -14,11 +15,14 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from rolegen_jax import config as configs
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.files import lock, write_json
+from rolegen_jax.pipeline import records
+from rolegen_jax.pipeline.records import Difference, Record
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 
@@ -29,32 +33,50 @@ _locks: dict[pathlib.Path, Any] = {}  # of the run folders that this process wri
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One stage of a run folder: where its files are, the key it runs under, whether it is done."""
+  """One stage of a run folder: what it reads, where its files are, whether it is done."""
 
-  name: str
+  record: Record
   folder: pathlib.Path
-  key: str
   is_complete: bool
 
+  @property
+  def key(self) -> str:
+    """The digest of what it reads; its checkpoints are bound to it."""
+    return self.record.key
+
   def finish(self, summary: str) -> None:
-    """Mark the stage complete under its key, and report it."""
-    distributed.once(lambda: write_json({'key': self.key}, self.folder / 'DONE.json'))
-    say(f'{self.name}: done, {summary} -> {self.folder}')
+    """Mark the stage complete, and report it."""
+    distributed.once(lambda: write_json(self.record.to_json(), self.folder / 'DONE.json'))
+    say(f'{self.record.stage}: done, {summary} -> {self.folder}')
 
 
 class RunFolder:
   """The folder of one run and the stages in it."""
 
-  def __init__(self, path: str | os.PathLike, may_train: bool = True):
-    """Open the folder. With `may_train` False a stage that is not complete raises ConfigError."""
-    self.path, self._may_train = pathlib.Path(path).absolute(), may_train
+  def __init__(self, path: str | os.PathLike, may_train: bool = True, retrain: bool = False):
+    """Open the folder.
 
-  def save_config(self, config: Config) -> None:
-    """Write the resolved config, unless it stands there already."""
-    values = configs.to_dict(config)
-    if _read_json(self.path / 'config.json') != values:
+    may_train: False = nothing is written, and a stage that is not complete raises ConfigError.
+    retrain: True = a stage that read something else starts afresh, which else is a ConfigError.
+    """
+    self.path, self._may_train, self._retrain = pathlib.Path(path).absolute(), may_train, retrain
+
+  def adopt(self, config: Config, read: Iterable[Record]) -> None:
+    """Make `config` that of the folder, unless a stage in it read something else.
+
+    read: what stages read under `config`; their inputs, which earlier stages tell, do not count.
+    Raises ConfigError, and has then changed nothing.
+    """
+    for record in read:
+      self._require_usable(record, self._held(record.stage).difference(record, with_inputs=False))
+    values, path = configs.to_dict(config), self.path / 'config.json'
+    try:
+      saved = json.loads(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):  # none, or cut off by a crash
+      saved = None
+    if saved != values:
       self.lock()
-      write_json(values, self.path / 'config.json')
+      write_json(values, path)
 
   def lock(self) -> None:
     """Reserve the folder for this process until it ends: one run at a time writes to it.
@@ -71,21 +93,23 @@ class RunFolder:
         'wait for it, or use another --workdir'
       ) from error
 
-  def begin(self, name: str, key: str) -> Stage:
-    """Return the stage of this name, its folder ready for `key`.
+  def begin(self, record: Record) -> Stage:
+    """Return the stage that reads `record`, its folder ready.
 
-    Raises ConfigError when processes disagree on the key, or when the stage is not complete and
-    this folder was opened without `may_train`.
+    Raises ConfigError when processes disagree on what it reads, when the stage that is there read
+    something else, or when it is not complete and this folder was opened without `may_train`.
     """
-    distributed.agree({f'artifacts of {name}': key})
-    is_complete = distributed.once(lambda: self._prepare(name, key))
-    return Stage(name, self.path / name, key, is_complete)
+    distributed.agree({f'artifacts of {record.stage}': record.key})
+    is_complete = distributed.once(lambda: self._prepare(record))
+    return Stage(record, self.path / record.stage, is_complete)
 
-  def _prepare(self, name: str, key: str) -> bool:
-    """Make the stage's folder ready for `key` and return whether it holds the complete stage."""
-    folder = self.path / name
-    begun, done = _read_json(folder / 'KEY.json'), _read_json(folder / 'DONE.json')
-    if begun == done == {'key': key}:
+  def _prepare(self, record: Record) -> bool:
+    """Make the stage's folder ready and return whether it holds the complete stage."""
+    name, folder = record.stage, self.path / record.stage
+    held = self._held(name)
+    difference = held.difference(record)
+    self._require_usable(record, difference)
+    if held.is_complete and not difference:
       say(f'{name}: up to date')
       return True
     if not self._may_train:
@@ -95,13 +119,49 @@ class RunFolder:
         '`rolegen evaluate`'
       )
     self.lock()
-    if begun is not None and begun != {'key': key}:
-      say(f'{name}: settings or inputs changed, starting afresh')
-      shutil.rmtree(folder)
+    if difference:
+      say(f'{name}: {difference.what}; starting afresh')
+    _remove(folder, only_leftovers=not difference)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json({'key': key}, folder / 'KEY.json')
-    say(f'{name}: {"continuing" if begun == {"key": key} else "running"}')
+    write_json(record.to_json(), folder / 'KEY.json')
+    say(f'{name}: {"continuing" if held.read and not difference else "running"}')
     return False
+
+  def _held(self, stage: str) -> _Held:
+    """Return what is in a stage's folder. Raises ConfigError when another version wrote it."""
+    folder = self.path / stage
+    try:
+      done = records.read(folder / 'DONE.json')
+      read = records.read(folder / 'KEY.json', otherwise=done)
+    except KeyError:
+      raise ConfigError(
+        f'--workdir={self.path}: stage {stage} was written by another version, which did not keep '
+        'what it read; use that version, or another --workdir'
+      ) from None
+    has_files = any(not path.name.startswith('.') for path in folder.glob('*'))
+    return _Held(read, read is not None and read == done, has_files and read is None)
+
+  def _require_usable(self, record: Record, difference: Difference | None) -> None:
+    """Raise ConfigError where a difference would cost a stage that nobody gave up."""
+    if difference and not self._retrain:
+      raise ConfigError(
+        f'--workdir={self.path}: stage {record.stage} {difference.what}; {difference.way_back}'
+        'use another --workdir, or --retrain to train it again'
+      )
+
+
+class _Held(NamedTuple):
+  """What is in the folder of a stage."""
+
+  read: Record | None  # what the stage read; None = there is no stage, or that is not known
+  is_complete: bool
+  is_damaged: bool
+
+  def difference(self, record: Record, with_inputs: bool = True) -> Difference | None:
+    """Return why it cannot be used by a stage that reads `record`; None = it can, if there."""
+    if self.is_damaged:
+      return Difference('is damaged: its KEY.json is missing or cut off')
+    return self.read.difference(record, with_inputs) if self.read else None
 
 
 def saved_config(workdir: str | os.PathLike) -> Config:
@@ -114,5 +174,13 @@ def saved_config(workdir: str | os.PathLike) -> Config:
   return configs.load(path)
 
 
-def _read_json(path: pathlib.Path) -> Any:
-  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+def _remove(folder: pathlib.Path, only_leftovers: bool) -> None:
+  """Remove a stage: it goes aside whole, so that a kill leaves no half of it under its name.
+
+  only_leftovers: remove only what a killed removal left aside.
+  """
+  aside = folder.with_name(f'.{folder.name}.removed')
+  shutil.rmtree(aside, ignore_errors=True)
+  if not only_leftovers and folder.exists():
+    os.rename(folder, aside)
+    shutil.rmtree(aside)

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, ConfigError, digest
 from rolegen_jax.models import functional
-from rolegen_jax.pipeline.artifacts import RunFolder
+from rolegen_jax.pipeline import keys
+from rolegen_jax.pipeline.artifacts import RunFolder, Stage
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime import distributed
 from rolegen_jax.training.losses import Params
@@ -38,6 +39,10 @@ class Run:
     """The run folder's path."""
     return self.folder.path
 
+  def begin(self, stage: str, inputs: dict[str, str]) -> Stage:
+    """Return a stage, its folder ready; `inputs` are hashes and keys of what it reads of others."""
+    return self.folder.begin(keys.record(stage, self.config, inputs))
+
   def with_loop(self, **settings: Any) -> Run:
     """Return this run with other settings of the closed loop; all earlier stages are the same."""
     loop = dataclasses.replace(self.config.loop, **settings)
@@ -45,11 +50,24 @@ class Run:
     return dataclasses.replace(self, config=config, rolegen=RoleGen(config))
 
 
-def open_run(config: Config, workdir: str | os.PathLike, may_train: bool = True) -> Run:
+def open_run(
+  config: Config,
+  workdir: str | os.PathLike,
+  may_train: bool = True,
+  retrain: bool = False,
+  keep_config: bool = True,
+) -> Run:
   """Return the run of these settings in `workdir`, which is made if it is absent.
 
-  With `may_train` False nothing is written, and a stage that is not complete is an error. Raises
-  ConfigError naming a field that is wrong, or on which processes of the job disagree.
+  Raises ConfigError naming a field that is wrong, with which a stage that is there was trained
+  otherwise, or on which processes of the job disagree.
+
+  Args:
+    config: the settings.
+    workdir: the run folder.
+    may_train: False = nothing is written, and a stage that is not complete is an error.
+    retrain: whether a stage that was trained otherwise starts afresh.
+    keep_config: whether what is written becomes the folder's config.json.
   """
   config = config.validated()
   if config.reasoner.pretrained:
@@ -59,7 +77,7 @@ def open_run(config: Config, workdir: str | os.PathLike, may_train: bool = True)
     raise ConfigError(
       f'roles.annotations={annotations}: no such file; must be what `rolegen annotate` wrote'
     )
-  folder = RunFolder(workdir, may_train)
+  folder = RunFolder(workdir, may_train, retrain)
   mesh = sharding.make_mesh(config.mesh)
   _check_batches(config, folder, mesh)
   rolegen = RoleGen(config)
@@ -68,8 +86,8 @@ def open_run(config: Config, workdir: str | os.PathLike, may_train: bool = True)
   distributed.agree(
     dict(code=distributed.code_digest(), jax=jax.__version__, config=digest(config))
   )
-  if may_train:
-    distributed.once(lambda: folder.save_config(config))
+  if may_train and keep_config:
+    distributed.once(lambda: _adopt(folder, config))
   # Ablations and restarts run the very same programs: compile each once per run folder, or where
   # the environment says.
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -84,6 +102,11 @@ def _check_batches(config: Config, folder: RunFolder, mesh: Mesh) -> None:
     if not (folder.path / stage / 'DONE.json').exists():
       sharding.check_batch(f'{name}.batch', getattr(config, name).batch, config, mesh)
   sharding.check_batch('evaluation.batch', config.evaluation.batch, config, mesh)
+
+
+def _adopt(folder: RunFolder, config: Config) -> None:
+  # All stages are asked before the first is touched: a refused command has changed nothing.
+  folder.adopt(config, [keys.record(stage, config, {}) for stage in keys.stages(config)])
 
 
 def pretrained_folder() -> ModuleType:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import ABLATIONS, digest
+from rolegen_jax.config import ABLATIONS
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import read_parquet, write_json, write_npz
 from rolegen_jax.data.occasions import TEST
@@ -63,8 +63,7 @@ def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
   config = run.config
   rows = evaluation_rows(inputs.log, inputs.occasions, TEST)
   k = max(config.evaluation.ks)
-  settings = (k, config.evaluation.sasrec_steps, config.evaluation.seed, config.warmup.batch)
-  stage = run.folder.begin('baselines', digest(inputs.hashes, config.backbone, *settings))
+  stage = run.begin('baselines', inputs.hashes)
   items_path, settings_path = stage.folder / 'rankings.npz', stage.folder / 'settings.json'
   if not stage.is_complete:
     rankings = {
@@ -77,7 +76,7 @@ def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
     distributed.once(lambda: write_json(chosen, settings_path))
     stage.finish(f'{len(rankings)} baselines on {len(rows)} occasions')
   saved, chosen = np.load(items_path), json.loads(settings_path.read_text(encoding='utf-8'))
-  return {name: Ranking(saved[name], chosen[name]) for name in saved.files}
+  return {name: Ranking(saved[name][:, :k], chosen[name]) for name in saved.files}
 
 
 def evaluate(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
 
-from rolegen_jax import config as configs
 from rolegen_jax import sharding
-from rolegen_jax.config import Config, MeshConfig, digest
+from rolegen_jax.config import Config, MeshConfig
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
@@ -98,12 +96,7 @@ def prepare_data(run: Run) -> Data:
   shards = Shards(config.shards) if config.shards else None
   if shards and config.format == 'contract':
     shards.check_files(log_fingerprint(config))
-  source: Any
-  if config.format == 'simulated':
-    source = configs.to_dict(run.config.simulator)
-  else:
-    source = log_fingerprint(config)
-  stage = run.folder.begin('data', digest(config, source, shards and shards.digest))
+  stage = run.begin('data', {})
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
     notes = distributed.once(lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2])
@@ -124,7 +117,7 @@ def raw_tables(config: Config) -> RawTables:
 def assign_semantic_ids(run: Run, data: Data) -> Catalogue:
   """Stage `semantic_ids`: every item's codes."""
   config, log, occasions = run.config.semantic_ids, data.log, data.occasions
-  stage = run.folder.begin('semantic_ids', digest(log.digest, occasions.digest, config))
+  stage = run.begin('semantic_ids', dict(log=log.digest, occasions=occasions.digest))
   if not stage.is_complete:
     local = sharding.make_mesh(MeshConfig(), jax.local_devices())  # process 0 builds it alone
     report = distributed.once(

@@ -15,9 +15,18 @@ from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.stages import Models
 
 
-def train(config: Config, workdir: str | os.PathLike, print_tables: bool = False) -> pathlib.Path:
-  """Run all stages in order and return the path of report.html."""
-  run = open_run(config, workdir)
+def train(
+  config: Config,
+  workdir: str | os.PathLike,
+  print_tables: bool = False,
+  retrain: bool = False,
+) -> pathlib.Path:
+  """Run all stages in order and return the path of report.html.
+
+  Raises ConfigError naming the field or file with which a stage that is there was trained
+  otherwise; with `retrain` that stage starts afresh.
+  """
+  run = open_run(config, workdir, retrain=retrain)
   inputs = prepare_inputs(run)  # the log, its semantic IDs, and what is counted on it
   models = train_models(run, inputs)
   ablations = stages.train_ablations(run, inputs, models)

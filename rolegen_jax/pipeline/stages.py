@@ -15,10 +15,9 @@ import jax
 import numpy as np
 
 from rolegen_jax import sharding
-from rolegen_jax.config import ABLATIONS, StageConfig, digest
+from rolegen_jax.config import ABLATIONS, StageConfig
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.data.files import write_json, write_npz
-from rolegen_jax.data.folders import fingerprint
+from rolegen_jax.data.files import as_data_error, write_json, write_npz
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.occasions import VALID
 from rolegen_jax.data.shards.reader import training_rows
@@ -33,7 +32,6 @@ from rolegen_jax.reasoning.ablations import RUN_TIME_ABLATIONS
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.text import annotations as imported_labels
-from rolegen_jax.text import prompts
 from rolegen_jax.training import checkpoint, losses, steps
 from rolegen_jax.training.calibration import calibrate as fit_mixing_weights
 from rolegen_jax.training.fit import Site, Task, fit
@@ -73,9 +71,8 @@ def warm_up(run: Run, inputs: Inputs) -> Trained:
   """Stage `warmup`: the backbone alone, on packed trajectories."""
   config = run.config
   n_rows, rows = training_rows(config, inputs.log, inputs.occasions, inputs.shards)
-  key = digest(inputs.hashes, config.backbone, inputs.shards and inputs.shards.digest)
   batches = functools.partial(_batches, run, n_rows, config.warmup.batch, rows, seed=config.seed)
-  return _train(run, inputs, 'warmup', 'backbone', losses.warmup_loss, config.warmup, batches, key)
+  return _train(run, inputs, 'warmup', 'backbone', losses.warmup_loss, config.warmup, batches, {})
 
 
 def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
@@ -85,13 +82,11 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
   """
   config, table = run.config, inputs.conversions
   path = config.roles.annotations
-  imported = [fingerprint(path, [pathlib.Path(path)])] if path else []
-  sizes = (config.reasoner.role_events, config.backbone.context)
-  stage = run.folder.begin('roles', digest(inputs.hashes, config.roles, *sizes, *imported))
+  stage = run.begin('roles', inputs.hashes)
   saved = stage.folder / 'roles.npz'
   if not stage.is_complete:
     roles = predict.hindsight_roles(run.rolegen, table, inputs.interest_shift)
-    if imported:
+    if path:
       labels = imported_labels.read_annotations(table, path)
       say(imported_labels.summary(labels.rejected, int((labels.roles >= 0).sum())))
       roles = np.where(labels.roles >= 0, labels.roles, roles)
@@ -99,18 +94,16 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
       distributed.once(lambda: write_json(sentences, stage.folder / 'rationales.json'))
     distributed.once(lambda: write_npz(dict(roles=roles), saved))
     stage.finish(f'{len(table)} conversions labeled')
-  labeled = dataclasses.replace(table, roles=np.load(saved)['roles'])
+  labeled = dataclasses.replace(table, roles=_arrays(saved)['roles'])
   return LabeledExamples(stage.key, labeled)
 
 
 def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
   """Stage `align`: the reasoner as a language model of trajectories and, with text, of words."""
   config, reasoner = run.config, run.config.reasoner
-  key = digest(inputs.hashes, reasoner)
   loss_fn: Callable = losses.align_loss
   batches = functools.partial(_example_batches, run, labeled.table, config.align.batch)
   if inputs.words:
-    key = digest(key, config.text, prompts.digest())
     loss_fn = losses.align_words_loss
     # Every row of every step is another one.
     batches = functools.partial(
@@ -127,7 +120,7 @@ def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
       return {'reasoner': run.base()}
     return {'reasoner': load_pretrained(run.rolegen, run.mesh)} if reasoner.pretrained else {}
 
-  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, key, initial)
+  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, {}, initial)
 
 
 def reason(run: Run, inputs: Inputs, labeled: LabeledExamples, aligned: Trained) -> Trained:
@@ -137,9 +130,9 @@ def reason(run: Run, inputs: Inputs, labeled: LabeledExamples, aligned: Trained)
   loss_fn: Callable = losses.reason_words_loss if sentences else losses.reason_loss
   beside = sentences.rows if sentences else None
   batches = functools.partial(_example_batches, run, labeled.table, config.reason.batch, beside)
-  key = digest(aligned.key, labeled.key)
+  earlier = dict(align=aligned.key, roles=labeled.key)
   return _train(
-    run, inputs, 'reason', 'reasoner', loss_fn, config.reason, batches, key, aligned.load
+    run, inputs, 'reason', 'reasoner', loss_fn, config.reason, batches, earlier, aligned.load
   )
 
 
@@ -155,13 +148,6 @@ def close_loop(
   """Stage `loop`: both models by the joint train step; an ablation sets `name` and `switches`."""
   config = run.config
   model_fns, optimizers = steps.joint_parts(run.rolegen)
-  key = digest(
-    warm.key,
-    reasoned.key,
-    config.loop,
-    config.loop_stage,
-    [float(switches.intervene), float(switches.reflect)],
-  )
 
   def initial() -> dict[str, Params]:
     reasoner = reasoned.load()['reasoner']
@@ -178,7 +164,7 @@ def close_loop(
     config=config.loop_stage,
     extra=(jax.tree.map(np.float32, switches),),
   )
-  return _fit(run, inputs, task, key)
+  return _fit(run, inputs, task, dict(warmup=warm.key, reason=reasoned.key))
 
 
 def train_backbone_alone(
@@ -186,7 +172,6 @@ def train_backbone_alone(
 ) -> Trained:
   """Train the backbone for as many steps on the same examples as the loop, without a reasoner."""
   config = run.config
-  key = digest(warm.key, config.loop_stage)
   batches = functools.partial(_example_batches, run, labeled.table, config.loop_stage.batch)
   return _train(
     run,
@@ -196,7 +181,7 @@ def train_backbone_alone(
     losses.execution_only_loss,
     config.loop_stage,
     batches,
-    key,
+    dict(warmup=warm.key),
     warm.load,
   )
 
@@ -218,10 +203,7 @@ def calibrate(
   table = validation_examples(run, inputs)
   if not config.calibration.steps or not len(table):
     return trained
-  evaluation = (config.evaluation.seed, config.evaluation.batch)
-  stage = run.folder.begin(
-    f'{name}/calibration', digest(trained.key, config.calibration, *evaluation)
-  )
+  stage = run.begin(f'{name}/calibration', {name: trained.key})
   path = stage.folder / 'backbone.npz'
   if not stage.is_complete:
     fitted, nll = fit_mixing_weights(
@@ -231,10 +213,10 @@ def calibrate(
     stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
 
   def load() -> dict[str, Params]:
-    saved = np.load(path)
+    saved = _arrays(path)
     shardings = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)
     where = functional.flatten(shardings)
-    fitted = {n: jax.device_put(saved[n], where[n]) for n in saved.files if n != 'nll'}
+    fitted = {n: jax.device_put(saved[n], where[n]) for n in saved if n != 'nll'}
     params = trained.load()
     leaves = functional.flatten(params['backbone']) | fitted
     return params | {'backbone': functional.unflatten(leaves)}
@@ -266,7 +248,7 @@ def run_time_ablations(run: Run, models: Models) -> dict[str, Trained]:
   """Return the ablations of RoleGen that need no training."""
 
   def replaced(name: str, replace: Callable) -> Trained:
-    key = digest(models.calibrated.key, name)
+    key = f'{models.calibrated.key} {name}'
     return Trained(key, functools.cache(lambda: replace(models.calibrated.load(), run.mesh)))
 
   return {name: replaced(name, replace) for name, replace in RUN_TIME_ABLATIONS.items()}
@@ -296,6 +278,15 @@ def ablation_switches(ablation: str) -> steps.Switches:
 
 
 # What the stages have in common
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Return the arrays that a stage wrote. Raises DataError where the file is damaged."""
+  with as_data_error(
+    path, 'what its stage wrote; remove the DONE.json beside it to run that again'
+  ):
+    with np.load(path) as file:
+      return dict(file)
 
 
 def _batches(
@@ -333,10 +324,10 @@ def _train(
   loss_fn: Callable,
   config: StageConfig,
   batches: Callable[[], Batches],
-  key: str,
+  earlier: dict[str, str],
   initial: Callable[[], dict[str, Params]] = dict,
 ) -> Trained:
-  """Run a supervised stage of one model."""
+  """Run a supervised stage of one model; `earlier` are the keys of training stages before it."""
   tx = optimizer(config.optimizer, config.steps)
   task = Task(
     name=name,
@@ -347,12 +338,12 @@ def _train(
     batches=batches,
     config=config,
   )
-  return _fit(run, inputs, task, digest(key, config, run.config.seed))
+  return _fit(run, inputs, task, earlier)
 
 
-def _fit(run: Run, inputs: Inputs, task: Task, key: str) -> Trained:
+def _fit(run: Run, inputs: Inputs, task: Task, earlier: dict[str, str]) -> Trained:
   """Run a training stage where it is not complete; parameters of a complete one load on demand."""
-  stage = run.folder.begin(task.name, key)
+  stage = run.begin(task.name, inputs.hashes | earlier)
 
   @functools.cache
   def load() -> dict[str, Params]:
@@ -361,7 +352,7 @@ def _fit(run: Run, inputs: Inputs, task: Task, key: str) -> Trained:
       for name, model_fn in run.rolegen.frozen.items()
       if name in task.model_fns
     }
-    hashes, extra = inputs.hashes | {'settings': key}, task.extra
+    hashes, extra = inputs.hashes | {'settings': stage.key}, task.extra
     if frozen:
       hashes, extra = hashes | {'base': checkpoint.fingerprint(frozen)}, (*extra, frozen)
 
@@ -382,4 +373,4 @@ def _fit(run: Run, inputs: Inputs, task: Task, key: str) -> Trained:
   if not stage.is_complete:
     load()
     stage.finish(f'{task.config.steps} steps')
-  return Trained(key, load)
+  return Trained(stage.key, load)

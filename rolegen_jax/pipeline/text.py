@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rolegen_jax.config import digest
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.pipeline.context import Run, pretrained_folder
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
-from rolegen_jax.text import prompts
 from rolegen_jax.text.items import ItemWords
 
 if TYPE_CHECKING:
@@ -61,8 +59,7 @@ def _train_tokenizer(run: Run, log: InteractionLog, items: ItemWords) -> Tokeniz
   from rolegen_jax.text.tokenizers import open_tokenizer, save
 
   reasoner = run.config.reasoner
-  trained_on = [log.digest, reasoner.text_pieces, prompts.digest()]
-  stage = run.folder.begin('tokenizer', digest(reasoner.tokenizer or trained_on))
+  stage = run.begin('tokenizer', {} if reasoner.pretrained else dict(log=log.digest))
 
   def make() -> Tokenizer:
     if reasoner.pretrained:

@@ -60,6 +60,9 @@ SMALL = [
 ]
 
 
+CAPTURED = dict(capture_output=True, text=True, check=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Finished:
   """A run with its report."""
@@ -159,6 +162,17 @@ def test_a_second_start_trains_nothing(finished, capfd):
   training = ('align', 'reason', 'loop', 'loop/calibration', 'ablations/no_reasoner', 'baselines')
   for stage in before_training + training:
     assert f'{stage}: up to date' in lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['recommend', 'evaluate'])
+def test_a_decoding_setting_trains_nothing(finished, tmp_path, command):
+  folder = copy(finished, tmp_path / 'run')
+  arguments = [command, f'--workdir={folder}', '--set=backbone.beam=30']
+  arguments += [f'--output={tmp_path}/out', '--top=25'] if command == 'recommend' else []
+  done = subprocess.run([sys.executable, '-m', 'rolegen_jax', *arguments], **CAPTURED)
+  assert done.returncode == 0, done.stderr
+  assert 'running' not in done.stderr and 'continuing' not in done.stderr
 
 
 def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
@@ -266,7 +280,8 @@ def test_a_cut_off_ab_test_continues_to_the_same_numbers(finished, tmp_path, cap
   folder = copy(finished, tmp_path / 'whole')
   whole = simulation.simulate_ab(folder, **arms)
   assert set(whole['lifts']) == set() and (folder / 'ab.png').stat().st_size > 1000
-  path, text = folder / 'ab' / f'{last}_1.npz', (folder / 'ab.json').read_text()
+  kept, text = folder / 'ab' / whole['key'], (folder / 'ab.json').read_text()
+  path = kept / f'{last}_1.npz'
   path.write_bytes(path.read_bytes()[:100])  # cut off
   capfd.readouterr()
   again = simulation.simulate_ab(folder, **arms)
@@ -280,6 +295,7 @@ def test_a_cut_off_ab_test_continues_to_the_same_numbers(finished, tmp_path, cap
     and longer['arms']['popularity']['by_day']['orders'][:2]
     == whole['arms']['popularity']['by_day']['orders']
   )
+  assert len(list(kept.iterdir())) == 2 * len(names)
 
 
 def test_an_ab_test_exits_with_42_on_sigterm(finished, tmp_path):

@@ -234,12 +234,28 @@ def test_a_log_without_purchases_or_training_rows_is_refused(tmp_path):
       index_of(convert.make_plan(config(), tmp_path / 'log'))
 
 
-def test_other_settings_or_events_start_afresh(log, plan, tmp_path):
-  first = build.build(plan, tmp_path, workers=1)
-  later = dataclasses.replace(plan, config=config(test_fraction=0.5))
-  assert later.key != plan.key
-  second = build.build(later, tmp_path, workers=1)
-  assert second['cuts']['valid'] < first['cuts']['valid'] and second == Shards(tmp_path).index
+@pytest.mark.parametrize('is_complete', [True, False])
+def test_shards_of_other_settings_or_events_are_kept(plan, tmp_path, is_complete):
+  if is_complete:
+    build.build(plan, tmp_path, workers=1)
+  else:
+    build.begin(plan, tmp_path)
+  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  others = {
+    r'shards of data.test_fraction=[.\d]+, now 0.5; use another --output': dict(
+      config=config(test_fraction=0.5)
+    ),
+    'shards of another log, number of shards or version; use another': dict(shards=3),
+  }
+  for message, changes in others.items():
+    with pytest.raises(ConfigError, match=message):
+      build.build(dataclasses.replace(plan, **changes), tmp_path, workers=1)
+  assert all(path.read_bytes() == content for path, content in before.items())
+  for path in before:
+    if path.suffix == '.json':
+      path.write_bytes(b'')  # as a power cut leaves it
+  with pytest.raises(DataError, match='json: cannot be read'):
+    build.build(plan, tmp_path, workers=1)
 
 
 def test_rows_are_read_by_number_and_by_grain(built):

@@ -15,7 +15,10 @@ import stand_in_sweep
 
 from launch import points as sweep_points
 from launch.ledger import Ledger, exclusive
+from rolegen_jax import config as configs
+from rolegen_jax.cli import entry as cli
 from rolegen_jax.config import ConfigError
+from rolegen_jax.data.files import write_json
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -225,6 +228,17 @@ def test_points_of_the_demo_and_unknown_names():
     sweep_points.select(points, ['worlds3'])
   with pytest.raises(ConfigError, match=r'experiments/contract.py has no sweep'):
     sweep_points.enumerate_points('contract', '', ['data.path=x'])
+
+
+def test_a_report_of_other_settings_is_not_that_of_the_point(tmp_path):
+  point = sweep_points.local_point('demo', 'a', [], tmp_path)
+  assert not sweep_points.has_report(point, ['loop.worlds=8'])
+  point.folder.mkdir(parents=True)
+  point.product_path.write_text('{}')
+  config = cli.experiment('demo', ['loop.worlds=8'])
+  write_json(configs.to_dict(config), point.folder / 'config.json')
+  assert sweep_points.has_report(point, ['loop.worlds=8'])
+  assert not sweep_points.has_report(point, ['loop.worlds=8', 'warmup.steps=5'])
 
 
 def test_other_targets_get_the_commands_of_launch_run(tmp_path):

@@ -9,6 +9,7 @@ from rolegen_jax.cli import entry
 from rolegen_jax.config import ROLE_NAMES, ConfigError
 from rolegen_jax.pipeline import stages, text
 from rolegen_jax.pipeline.context import open_run
+from rolegen_jax.pipeline.inputs import prepare_inputs
 from rolegen_jax.simulator import world
 from rolegen_jax.text import annotations
 from tests import tiny
@@ -73,7 +74,13 @@ def test_a_run_takes_roles_and_rationales_from_outside(tmp_path):
   )
   annotations.write_lines([told], tmp_path / 'annotations.jsonl')
   with_roles = dataclasses.replace(config.roles, annotations=str(tmp_path / 'annotations.jsonl'))
-  run, inputs = open_inputs(dataclasses.replace(config, roles=with_roles), tmp_path / 'run')
+  annotated = dataclasses.replace(config, roles=with_roles)
+  with pytest.raises(
+    ConfigError, match='roles was made from other files: roles.annotations is new'
+  ):
+    open_run(annotated, tmp_path / 'run')
+  run = open_run(annotated, tmp_path / 'run', retrain=True)
+  inputs = prepare_inputs(run)
   labeled = stages.label_roles(run, inputs).table
   assert labeled.roles[example, -1] == ROLE_NAMES.index('DISTRACT')
   assert (labeled.roles != table.roles).sum() <= 2

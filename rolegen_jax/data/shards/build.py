@@ -31,7 +31,14 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import ConfigError
-from rolegen_jax.data.files import lock, renamed, write_json, write_npz, write_parquet
+from rolegen_jax.data.files import (
+  as_data_error,
+  lock,
+  renamed,
+  write_json,
+  write_npz,
+  write_parquet,
+)
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Cuts, OccasionTimes
 from rolegen_jax.data.shards import convert
@@ -81,7 +88,7 @@ def begin(plan: convert.Plan, output: pathlib.Path) -> dict[str, Any] | None:
   """Return the index if `output` is complete for `plan`; else prepare it and return None.
 
   A prepared folder holds at most what the same plan began. Raises ConfigError for a folder of other
-  files.
+  files, also for shards of another plan: they may have taken hours.
   """
   index_path, key_path = output / INDEX, output / BUILDING / 'KEY.json'
   index, key = read(index_path), read(key_path)
@@ -91,18 +98,27 @@ def begin(plan: convert.Plan, output: pathlib.Path) -> dict[str, Any] | None:
       f'--output={output}: holds files that are no shards; '
       'must be a new or empty folder, or one of an earlier run'
     )
+  if is_ours and plan.key not in ((index or {}).get('key'), (key or {}).get('key')):
+    raise ConfigError(
+      f'--output={output}: holds shards of {_difference(index or key or {}, plan)}; '
+      'use another --output, or remove that folder first'
+    )
   for temporary in output.glob('.shard-*.tmp'):  # of a process that was killed
     temporary.unlink()
   if index is not None and index['key'] == plan.key:
     shutil.rmtree(output / BUILDING, ignore_errors=True)  # cut off while cleaning up
     return index
-  if key != {'key': plan.key}:
-    index_path.unlink(missing_ok=True)  # first: without it nothing else counts
-    shutil.rmtree(output / BUILDING, ignore_errors=True)
-    for old in output.glob('shard-*.npy'):
-      old.unlink()
-    write_json({'key': plan.key}, key_path)
+  write_json({'key': plan.key, 'settings': convert.settings(plan.config)}, key_path)
   return None
+
+
+def _difference(begun: dict[str, Any], plan: convert.Plan) -> str:
+  """Return in words what another plan has than `plan`; `begun` is its index or key file."""
+  made_with = begun.get('settings', {})
+  for name, value in convert.settings(plan.config).items():
+    if name in made_with and made_with[name] != value:
+      return f'{name}={made_with[name]!r}, now {value!r}'
+  return 'another log, number of shards or version'
 
 
 def finish(index: dict[str, Any], output: pathlib.Path) -> dict[str, Any]:
@@ -119,8 +135,11 @@ def write_rows(rows: np.ndarray, path: pathlib.Path) -> None:
 
 
 def read(path: pathlib.Path) -> dict[str, Any] | None:
-  """Return the content of a JSON file, or None where there is none."""
-  return json.loads(path.read_text()) if path.exists() else None
+  """Return the content of a JSON file, or None where there is none. Raises DataError."""
+  if not path.exists():
+    return None
+  with as_data_error(path, 'what rolegen prepare_shards wrote; without it the folder is of no use'):
+    return json.loads(path.read_text(encoding='utf-8'))
 
 
 def _split(plan: convert.Plan, building: pathlib.Path, number: int) -> None:

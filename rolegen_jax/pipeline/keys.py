@@ -1,0 +1,176 @@
+"""What each stage reads: the settings and outside files from which its result follows, by name.
+
+A stage runs again only when something that it reads is another, so a field of the config belongs
+either to the stages in READS or to UNREAD. A new field of the config goes to one of them; tests
+compare READS with what the training stages do read.
+
+What a stage reads of earlier stages, it is told by their hashes and keys (`inputs` of a Record).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any
+
+from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, Config
+from rolegen_jax.data.adapters import log_fingerprint
+from rolegen_jax.data.shards.reader import Shards
+from rolegen_jax.overrides import field_paths
+from rolegen_jax.pipeline.records import Record
+from rolegen_jax.text import prompts
+
+# Fields and sections that decide no stage's result.
+UNREAD = (
+  'name',
+  'data.shards',  # what is in that folder does, see `_files`
+  'roles.annotations',  # likewise
+  'backbone.beam',  # how many items are decoded
+  # When checkpoints are written, and on which devices a run continues.
+  'warmup.save_every',
+  'align.save_every',
+  'reason.save_every',
+  'loop_stage.save_every',
+  'mesh',
+  # Asked of a trained run.
+  'serving.exploration_weight',
+  'serving.exposure_penalty',
+  'evaluation.bootstrap',
+  'evaluation.ablations',
+  'evaluation.exposure_penalty',
+)
+
+_VOCABULARY = (
+  'semantic_ids.levels',
+  'semantic_ids.codes',
+  'reasoner.text_pieces',
+  'reasoner.tokenizer',
+)
+# What training conversions hold, and how much of their history a row shows.
+_EXAMPLES = ('backbone.context', 'roles.max_conversions')
+
+# Kind of stage -> fields and sections, those of UNREAD left out. What is in a section that is off
+# (see `_is_off`) is left out too.
+READS: dict[str, tuple[str, ...]] = dict(
+  data=('data', 'simulator'),
+  semantic_ids=('semantic_ids',),
+  tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer'),
+  warmup=('seed', *_VOCABULARY, 'backbone', 'warmup'),
+  roles=('roles', 'reasoner.role_events', 'backbone.context'),
+  align=(
+    'seed',
+    *_VOCABULARY,
+    *_EXAMPLES,
+    'reasoner.transformer',
+    'reasoner.pretrained',
+    'reasoner.train',
+    'reasoner.lora',
+    'reasoner.events',
+    'reasoner.role_events',
+    'reasoner.coarse_codes',
+    'reasoner.transitions',
+    *(f'text.{name}' for name in (*ALIGN_TASKS, 'width', 'sentence', 'held_out')),
+    'align',
+  ),
+  reason=(
+    'reasoner.intents',
+    'reasoner.intent_levels',
+    'reasoner.candidates',
+    'reasoner.retrieved',
+    'text.rationales',
+    'reason',
+  ),
+  loop=('reasoner.temperature', 'loop', 'loop_stage'),
+  no_reasoner=(*_EXAMPLES, 'loop_stage'),
+  calibration=('calibration', 'evaluation.seed', 'evaluation.batch'),
+  baselines=(
+    'backbone.temporal',
+    'backbone.context',
+    'backbone.purchase_weight',
+    'backbone.view_weight',
+    'backbone.dropout',
+    'warmup.batch',
+    'evaluation.ks',
+    'evaluation.sasrec_steps',
+    'evaluation.seed',
+  ),
+)
+
+
+def record(stage: str, config: Config, inputs: dict[str, str]) -> Record:
+  """Return what a run of these settings has `stage` read; `inputs` are of earlier stages."""
+  return Record(stage, settings(stage, config), _files(stage, config), inputs)
+
+
+def settings(stage: str, config: Config) -> dict[str, Any]:
+  """Return the settings that `stage` reads, by their full names."""
+  _, _, ablation = stage.removesuffix('/calibration').partition('ablations/')
+  if ablation:
+    loop = dataclasses.replace(config.loop, **ABLATIONS.get(ablation, {}))
+    config = dataclasses.replace(config, loop=loop)
+  values: dict[str, Any] = {
+    path: functools.reduce(getattr, path.split('.'), config)
+    for path in fields(kind(stage))
+    if not _is_off(path, config)
+  }
+  if 'evaluation.ks' in values:  # lists are that long, and shorter ones are their beginnings
+    values['max(evaluation.ks)'] = max(values.pop('evaluation.ks'))
+  return {name: list(x) if isinstance(x, tuple) else x for name, x in values.items()}  # as JSON
+
+
+def kind(stage: str) -> str:
+  """Return the entry of READS for a stage by its name, which is its folder in the run folder."""
+  if stage.endswith('/calibration'):
+    return 'calibration'
+  if stage == 'ablations/no_reasoner':
+    return 'no_reasoner'
+  return 'loop' if stage.startswith('ablations/') else stage
+
+
+@functools.cache
+def fields(stage_kind: str) -> tuple[str, ...]:
+  """Return the fields that a kind of stage reads, in the order of the config."""
+  unread = under(*UNREAD)
+  return tuple(path for path in under(*READS[stage_kind]) if path not in unread)
+
+
+def under(*sections: str) -> list[str]:
+  """Return the fields that are one of `sections` or in one of them, in the order of the config."""
+  leaves = field_paths(Config())
+  return [path for path in leaves if any(f'{path}.'.startswith(f'{s}.') for s in sections)]
+
+
+def stages(config: Config) -> list[str]:
+  """Return the names of the stages that `rolegen train` runs under these settings, in order."""
+  looped = ['loop', *(f'ablations/{name}' for name in config.evaluation.ablations)]
+  if config.calibration.steps:
+    looped = [name for stage in looped for name in (stage, f'{stage}/calibration')]
+  tokenizer = ['tokenizer'] if config.reasoner.text_pieces else []
+  first = ['data', 'semantic_ids', *tokenizer, 'warmup', 'roles', 'align', 'reason']
+  return [*first, *looped, 'baselines']
+
+
+def _is_off(path: str, config: Config) -> bool:
+  """Return whether the field is of a part that these settings turn off."""
+  if path.startswith('simulator.'):
+    return config.data.format != 'simulated'
+  if path.startswith('text.'):
+    return not config.reasoner.text_pieces
+  return path.startswith('reasoner.lora.') and config.reasoner.train != 'lora'
+
+
+def _files(stage: str, config: Config) -> dict[str, Any]:
+  """Return what the stage reads from outside the run folder: name -> content, or size and time."""
+  files: dict[str, Any] = {}
+  if stage == 'data' and config.data.format != 'simulated':
+    files |= log_fingerprint(config.data)
+  if stage in ('data', 'warmup') and config.data.shards:
+    files['data.shards'] = Shards(config.data.shards).digest
+  if stage == 'roles' and config.roles.annotations:
+    content = pathlib.Path(config.roles.annotations).read_bytes()
+    files['roles.annotations'] = hashlib.sha256(content).hexdigest()[:16]
+  if stage in ('tokenizer', 'align', 'reason') and config.reasoner.text_pieces:
+    files['text/prompts.toml'] = prompts.digest()
+  return files

@@ -1,0 +1,190 @@
+"""What stages say that they read: every field has a place, and training reads nothing else."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from rolegen_jax.cli import entry
+from rolegen_jax.config import ABLATIONS, Config
+from rolegen_jax.overrides import apply, field_paths
+from rolegen_jax.pipeline import evaluation, keys, stages
+from rolegen_jax.pipeline.context import Run, open_run
+from rolegen_jax.pipeline.inputs import assign_semantic_ids, prepare_data, prepare_inputs
+from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.training import state as states
+from tests import tiny
+
+SMALL = [
+  f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES
+] + [
+  'simulator.users=150',
+  'simulator.items=64',
+  'simulator.categories=8',
+  'semantic_ids.codes=8',
+  'semantic_ids.levels=2',
+  'semantic_ids.collaborative_dim=8',
+  'semantic_ids.iterations=2',
+  'backbone.context=16',
+  'reasoner.events=6',
+  'reasoner.role_events=4',
+  'reasoner.candidates=2',
+  'roles.max_conversions=64',
+  'text.width=96',
+  'text.sentence=8',
+  'loop.worlds=2',
+  'calibration.steps=1',
+  'evaluation.sasrec_steps=1',
+  *(f'{stage}.batch=8' for stage in ('warmup', 'align', 'reason', 'loop_stage')),
+]
+# Where a run trains is not what it trains, and the content of these files counts, not their path.
+WITHOUT_EFFECT = {'mesh.rollout', 'data.shards', 'roles.annotations'}
+INPUT_OF = dict(log='data', occasions='data')
+
+
+def test_every_field_is_read_by_a_stage_or_by_none():
+  read = {path for kind in keys.READS for path in keys.fields(kind)}
+  unread = set(keys.under(*keys.UNREAD))
+  assert read | unread == set(field_paths(Config())) and not read & unread
+  for name in [*keys.UNREAD, *(name for names in keys.READS.values() for name in names)]:
+    assert keys.under(name), f'{name}: no such field or section'
+
+
+def test_every_stage_of_a_run_has_an_entry():
+  config = apply(Config(), [f'evaluation.ablations={tuple(ABLATIONS)}', 'reasoner.text_pieces=400'])
+  assert {keys.kind(stage) for stage in keys.stages(config)} == set(keys.READS)
+
+
+@pytest.mark.parametrize(
+  'assignment, first',
+  [
+    ('backbone.beam=60', None),
+    ('serving.exploration_weight=0', None),
+    ('evaluation.bootstrap=7', None),
+    ('warmup.save_every=7', None),
+    ('mesh.fsdp=2', None),
+    ('name=other', None),
+    ('evaluation.ks=(1,50)', None),
+    ('serving.exposure_penalty=0.5', None),
+    ('evaluation.ks=(1,20)', 'baselines'),
+    ('text.sentence=7', None),  # there is no text
+    ('simulator.users=7', 'data'),
+    ('semantic_ids.codes=64', 'semantic_ids'),
+    ('backbone.context=64', 'warmup'),
+    ('seed=1', 'warmup'),
+    ('warmup.steps=7', 'warmup'),
+    ('roles.trigger_z=3.0', 'roles'),
+    ('roles.max_conversions=9', 'roles'),
+    ('reasoner.events=20', 'align'),
+    ('align.optimizer.learning_rate=0.1', 'align'),
+    ('reasoner.candidates=3', 'reason'),
+    ('reasoner.temperature=0.3', 'loop'),
+    ('loop.kl=0.1', 'loop'),
+    ('calibration.steps=7', 'loop/calibration'),
+    ('evaluation.seed=7', 'loop/calibration'),
+    ('evaluation.sasrec_steps=7', 'baselines'),
+  ],
+)
+def test_the_first_stage_that_a_setting_changes(assignment, first):
+  config = Config()
+  changed = apply(config, [assignment])
+  differing = [
+    stage
+    for stage in keys.stages(config)
+    if keys.settings(stage, config) != keys.settings(stage, changed)
+  ]
+  assert (differing or [None])[0] == first
+
+
+def test_an_ablation_reads_its_own_settings_of_the_loop():
+  settings = keys.settings('ablations/weighted', Config())
+  assert settings['loop.objective'] == 'weighted'
+  # What a switch of the train step turns off is no setting: the name tells such ablations apart.
+  names = ('loop', 'ablations/no_reflection', 'ablations/no_counterfactual')
+  assert len({keys.record(name, Config(), {}).key for name in names}) == 3
+
+
+def recording(section, seen, prefix=''):
+  """A copy of a config that adds the path of each field that is looked at to `seen`."""
+  paths = {field.name: prefix + field.name for field in dataclasses.fields(section)}
+
+  class Recording(type(section)):
+    # Compared by identity: comparing fields would look at them.
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    def __getattribute__(self, name):
+      value = super().__getattribute__(name)
+      if name in paths and not dataclasses.is_dataclass(value):
+        seen.add(paths[name])
+      return value
+
+  copy = object.__new__(Recording)
+  for name, path in paths.items():
+    value = getattr(section, name)
+    if dataclasses.is_dataclass(value):
+      value = recording(value, seen, f'{path}.')
+    object.__setattr__(copy, name, value)
+  return copy
+
+
+def trace_one_step(task, site, trie):
+  """In place of training: make one batch and trace the step, which looks at all that it reads."""
+  batch = next(task.batches())
+  with jax.set_mesh(site.mesh):
+    state = states.abstract(task.model_fns, task.optimizers, site.mesh)
+    jax.eval_shape(task.step, state, batch, trie, *task.extra)
+  return {}
+
+
+@pytest.fixture
+def traced(monkeypatch):
+  """Stages that are traced instead of trained."""
+  monkeypatch.setattr(stages, 'fit', trace_one_step)
+  monkeypatch.setattr(stages, 'calibrate', lambda run, inputs, trained, *_, **__: trained)
+
+
+def declared(workdir, stage):
+  """What a stage said that it reads, itself or through the stages whose results it reads."""
+  record = json.loads((workdir / stage / 'KEY.json').read_text())
+  names = {name.removeprefix('max(').removesuffix(')') for name in record['settings']}
+  for earlier in {INPUT_OF.get(name, name) for name in record['inputs']} - {'vocabulary'}:
+    names |= declared(workdir, earlier)
+  return names
+
+
+@pytest.mark.parametrize('experiment', ['demo', pytest.param('demo_llm', marks=pytest.mark.slow)])
+def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
+  words = ['reasoner.text_pieces=400'] if experiment == 'demo_llm' else []
+  config, seen = entry.experiment(experiment, [*SMALL, *words]), set()
+  plain = open_run(config, tmp_path)
+  # What a stage says is read from the plain settings, what it does from those that take notes.
+  monkeypatch.setattr(
+    Run,
+    'begin',
+    lambda run, stage, given: run.folder.begin(keys.record(stage, config, given)),
+  )
+  noted = recording(config, seen)
+  run = dataclasses.replace(plain, config=noted, rolegen=RoleGen(noted))
+
+  def read_by(stage, work, *args):
+    seen.clear()
+    result = work(run, *args)
+    extra = seen - declared(tmp_path, stage) - WITHOUT_EFFECT
+    assert seen and not extra, f'{stage} reads {sorted(extra)}'
+    return result
+
+  data = read_by('data', prepare_data)
+  read_by('semantic_ids', assign_semantic_ids, data)
+  inputs = prepare_inputs(plain)
+  if inputs.words:
+    monkeypatch.setattr(inputs.words.alignment, 'config', noted)
+  warm = read_by('warmup', stages.warm_up, inputs)
+  labeled = read_by('roles', stages.label_roles, inputs)
+  aligned = read_by('align', stages.align, inputs, labeled)
+  reasoned = read_by('reason', stages.reason, inputs, labeled, aligned)
+  looped = read_by('loop', stages.close_loop, inputs, labeled, warm, reasoned)
+  models = stages.Models(warm, labeled, aligned, reasoned, looped, looped)
+  read_by('ablations/no_reasoner', stages.train_ablation, inputs, models, 'no_reasoner')
+  if not words:
+    read_by('baselines', evaluation.rank_baselines, inputs)
