@@ -120,7 +120,7 @@ def write_rows(rows: np.ndarray, path: pathlib.Path) -> None:
 
 def read(path: pathlib.Path) -> dict[str, Any] | None:
   """Return the content of a JSON file, or None where there is none."""
-  return json.loads(path.read_text()) if path.exists() else None
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
 
 def _split(plan: convert.Plan, building: pathlib.Path, number: int) -> None:
