@@ -250,7 +250,7 @@ def proxy(coordinator: str) -> Check:
   found = [variable for variable in PROXIES if os.environ.get(variable)]
   if not found:
     return Check(name, OK, 'none in the environment')
-  if urllib.request.proxy_bypass_environment(host):
+  if urllib.request.proxy_bypass(host):
     return Check(name, OK, f'no_proxy names {host}')
   exempt = ','.join(filter(None, [os.environ.get('no_proxy') or os.environ.get('NO_PROXY'), host]))
   return Check(

@@ -110,14 +110,13 @@ def _objects(answer: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
       except json.JSONDecodeError:
         answer = answer[:start] + _TRAILING_COMMA.sub(r'\1', answer[start:])
         value, position = DECODER.raw_decode(answer, start)
+      found: list = list(_of_events(value)) or [value]
     except (ValueError, RecursionError):
       end = answer.find('\n', start)
       position = end if end >= 0 else len(answer)
-      yield answer[start:position], None
-      continue
-    written = answer[start:position]
-    for fields in list(_of_events(value)) or [value]:
-      yield written, fields
+      found = [None]
+    for fields in found:
+      yield answer[start:position], fields
 
 
 def _of_events(value: Any) -> Iterator[dict[str, Any]]:

@@ -1,13 +1,16 @@
 """An outside annotator that answers well and badly: what is kept, and what is rejected and why."""
 
+import contextlib
 import json
 
+import numpy as np
 import pytest
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 from rolegen_jax.data.files import DataError
 from rolegen_jax.text import annotations
 from rolegen_jax.text.items import ItemWords
+from rolegen_jax.text.records import read_records
 from tests import tiny
 from tests.text import catalogue
 
@@ -283,3 +286,46 @@ def test_files_that_are_not_json_lines_are_refused(table, tmp_path):
     annotations.read_answers(table, LAST, tmp_path / 'answers.jsonl')
   with pytest.raises(DataError, match='cannot be read'):
     annotations.read_answers(table, LAST, tmp_path / 'nothing.jsonl')
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+  """The file after one to four accidents: bytes lost, changed, doubled, or odd ones inserted."""
+  odd = [b'\xef\xbb\xbf', b'\xe2\x80\xa8', b'\x00', b'\xff', b'\\ud800', b'```', b'{', b'[', b'"']
+  odd += [b'\r\n', b'\x0c', b',', b'9' * 5000, b'{"a":' * 3000, b'null', b'true', b'1e999']
+  for _ in range(rng.integers(1, 5)):
+    begin, end = np.sort(rng.integers(0, len(content) + 1, 2))
+    end = min(int(end), begin + int(rng.choice([1, 9, 10**6])))
+    replacement = [odd[rng.integers(len(odd))], b'', 2 * content[begin:end]][rng.integers(3)]
+    content = content[:begin] + replacement + content[end:]
+  return content
+
+
+@pytest.mark.parametrize('count', [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_whatever_happens_to_a_file_all_of_it_is_used_reported_or_refused(
+  table, prompts, tmp_path, count
+):
+  rng = np.random.default_rng(count)
+  texts = [json_lines(good_answer(table, example)) for example in range(N_EXAMPLES)]
+  rows = [dict(id=prompt['id'], answer=text) for prompt, text in zip(prompts, texts)]
+  batch = [batch_row(prompt, text) for prompt, text in zip(prompts, texts)]
+  path = tmp_path / 'mutated.jsonl'
+  annotations.write_lines(rows, path)
+  annotations.write_lines(annotations.read_answers(table, LAST, path)[0], path)
+  labels = path.read_bytes()
+  files = [
+    json_lines(rows).encode(),
+    json_lines(batch).encode(),
+    json.dumps(rows, indent=1).encode(),
+  ]
+  for _ in range(count):
+    path.write_bytes(mutated(files[rng.integers(len(files))], rng))
+    with contextlib.suppress(DataError):
+      kept, rejected = annotations.read_answers(table, LAST, path)
+      seen = {(row['user'], row['occasion']) for row in kept} | {r.where for r in rejected}
+      assert len(seen) >= N_EXAMPLES
+      annotations.summary(rejected, len(kept)).encode()
+      annotations.write_lines((r._asdict() for r in rejected), tmp_path / 'rejected.jsonl')
+    path.write_bytes(mutated(labels, rng))
+    with contextlib.suppress(DataError):
+      result = annotations.read_annotations(table, path)
+      assert result.kept + len(result.rejected) == len(read_records(path)) and result.kept

@@ -22,7 +22,7 @@ LAYOUTS = {
   'indented array': INDENTED,
   'trailing comma': INDENTED[:-2] + ',\n]',
   'fenced array': f'```json\n{INDENTED}\n```',
-  'fenced lines, prose around': f'Here you are, 3 of them:\n\n```jsonl\n{LINES}\n```\n\nShall I go on?',
+  'fenced lines, prose around': f'Here are 3, as you said:\n\n```\n{LINES}\n```\n\nMore?',
   'two fences': 'First:\n```\n' + LINES.replace('\n', '\n```\nSecond:\n~~~json\n', 1) + '\n~~~',
 }
 

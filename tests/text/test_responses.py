@@ -125,8 +125,12 @@ def test_numbers_as_keys(answer):
   'answer',
   [
     '1. Anchor: first look\n2. Explore: leads (to) nothing',
-    'The roles:\n- **Event 1**: **ANCHOR** - first look\n- **Event 2**: **EXPLORE** \u2013 leads (to) nothing',
-    '| # | role | why |\n|---|---|---|\n| 1 | ANCHOR | first look |\n| 2 | EXPLORE | leads (to) nothing |',
+    'The roles:\n'
+    '- **Event 1**: **ANCHOR** - first look\n'
+    '- **Event 2**: **EXPLORE** \u2013 leads (to) nothing',
+    '| # | role | why |\n|---|---|---|\n'
+    '| 1 | ANCHOR | first look |\n'
+    '| 2 | EXPLORE | leads (to) nothing |',
     '1) `ANCHOR`, first look\r\n2) `EXPLORE`, leads (to) nothing\r\n',
   ],
 )
