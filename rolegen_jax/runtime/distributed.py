@@ -77,21 +77,22 @@ def initialize() -> None:
   import jax
 
   count = int(expected)
-  if count > 1:
-    coordinator: dict[str, Any] = {}
-    if COORDINATOR in os.environ:
-      coordinator = dict(
-        coordinator_address=os.environ[COORDINATOR],
-        num_processes=count,
-        process_id=int(os.environ[PROCESS_ID]),
-      )
-    with without_proxies():
+  coordinator: dict[str, Any] = {}
+  if COORDINATOR in os.environ:
+    coordinator = dict(
+      coordinator_address=os.environ[COORDINATOR],
+      num_processes=count,
+      process_id=int(os.environ[PROCESS_ID]),
+    )
+  with without_proxies():
+    if count > 1:
       jax.distributed.initialize(
         **coordinator, initialization_timeout=START_S, shutdown_timeout_seconds=LEAVE_S
       )
-  if jax.process_count() != count:
+    joined = jax.process_count()  # starts the devices' runtime, which may connect hosts too
+  if joined != count:
     raise ConfigError(
-      f'--processes={count}: {jax.process_count()} joined; '
+      f'--processes={count}: {joined} joined; '
       'must be the number of processes that the launcher starts'
     )
 
@@ -101,8 +102,9 @@ def without_proxies() -> Iterator[None]:
   """Hide the proxies of the environment from what connects inside.
 
   gRPC decides how to reach an address once, when it opens the channel. It would send the traffic
-  between the processes of a job through a proxy, which cannot reach them, unless `no_proxy` names
-  the coordinator, and jax knows its address before we do (SLURM, TPU).
+  between the processes of a job through a proxy, which cannot reach them. Naming the coordinator
+  in `no_proxy` would not do: on SLURM and TPUs jax alone knows the address, and gRPC ignores the
+  variable beside a `no_grpc_proxy`.
   """
   hidden = {name: os.environ.pop(name) for name in PROXIES if name in os.environ}
   try:

@@ -19,7 +19,6 @@ by its reason; a file of which nothing can be used is an error.
 from __future__ import annotations
 
 import collections
-import datetime
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
+from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ConfigError
 from rolegen_jax.data.examples import PURCHASE, ExampleTable
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.log import InteractionLog
@@ -129,10 +128,12 @@ def import_answers(
 
   Return the summary. Raises DataError, and writes no annotations, when not one can be used.
   """
+  rejected_path = f'{os.fspath(output)}.rejected.jsonl'
+  for path in (output, rejected_path):
+    if os.path.exists(path) and os.path.exists(answers) and os.path.samefile(path, answers):
+      raise ConfigError(f'--output={output}: would replace --answers={answers}; must be another')
   annotations, rejected = read_answers(table, role_events, answers)
-  write_lines(
-    (rejection._asdict() for rejection in rejected), f'{os.fspath(output)}.rejected.jsonl'
-  )
+  write_lines((rejection._asdict() for rejection in rejected), rejected_path)
   if not annotations:
     right = f'{{id, answer}} to a prompt of this run and of as many --examples ({len(table)})'
     raise _nothing_kept(answers, rejected, right)
@@ -376,5 +377,4 @@ def _item_label(log: InteractionLog, words: ItemWords | None, item: int) -> str:
 
 
 def _format_time(timestamp: int) -> str:
-  time = datetime.datetime.fromtimestamp(int(timestamp), datetime.timezone.utc)
-  return time.strftime('%Y-%m-%d %H:%M')
+  return str(np.datetime64(int(timestamp), 's').astype('datetime64[m]')).replace('T', ' ')

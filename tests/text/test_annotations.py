@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
+from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ConfigError
 from rolegen_jax.data.files import DataError
 from rolegen_jax.text import annotations
 from rolegen_jax.text.items import ItemWords
@@ -267,6 +267,21 @@ def test_answers_of_which_nothing_can_be_used_are_an_error(table, prompts, tmp_p
   path.write_text('')
   with pytest.raises(DataError, match='holds no JSON object'):
     annotations.import_answers(table, LAST, path, output)
+
+
+def test_answers_are_never_replaced(table, prompts, tmp_path):
+  path = tmp_path / 'a.jsonl.rejected.jsonl'
+  annotations.write_lines([dict(id=prompts[0]['id'], answer='')], path)
+  before = path.read_bytes()
+  for output in (path, tmp_path / 'a.jsonl'):
+    with pytest.raises(ConfigError, match='would replace --answers=.*; must be another'):
+      annotations.import_answers(table, LAST, path, output)
+  assert path.read_bytes() == before
+
+
+def test_times_of_any_year_are_written():
+  assert annotations._format_time(1_704_070_590) == '2024-01-01 00:56'
+  assert annotations._format_time(2**40) == '36812-02-20 00:36'
 
 
 def test_imported_answers_are_written_beside_what_was_rejected(table, prompts, tmp_path):
