@@ -150,7 +150,7 @@ def write(presets: dict) -> None:
       indented = json.dumps(curve, indent=1).replace('\n', '\n    ')
       text = text.replace(indented, json.dumps(curve))
   with renamed(rules.PRESETS) as temporary:
-    temporary.write_text(text + '\n')
+    temporary.write_text(text + '\n', encoding='utf-8')
 
 
 def draw(presets: dict, users: int, path: str) -> None:

@@ -1,4 +1,5 @@
-"""The checks of `launch.doctor`: versions, devices, storage, clock and the coordinator's port.
+"""The checks of `launch.doctor`: versions, devices, storage, clock, the coordinator's port
+and proxies in front of it.
 
 Each check reports what it observed and, unless all is well, what to do about it. None raises.
 """
@@ -23,6 +24,8 @@ import urllib.request
 from typing import Any
 
 from packaging.requirements import Requirement
+
+from rolegen_jax.runtime.distributed import PROXIES
 
 OK, WARNING, FAILED = 'ok', 'warning', 'failed'
 
@@ -227,6 +230,7 @@ def port(coordinator: str) -> Check:
   """Check that `coordinator` (HOST:PORT) can be listened on, or reached if it is another host."""
   name = 'coordinator'
   host, _, number = coordinator.rpartition(':')
+  host = host.strip('[]')  # around an IPv6 address
   if not host or not number.isdigit() or not 0 < int(number) < 65536:
     advice = 'must be HOST:PORT, with a port from 1 to 65535'
     return Check(name, FAILED, f'--coordinator={coordinator}', advice)
@@ -235,6 +239,27 @@ def port(coordinator: str) -> Check:
   except OSError as error:
     return Check(name, FAILED, f'{host}: {error.strerror}', 'name a host that this one can resolve')
   return _listen(coordinator, address) or _connect(coordinator, address)
+
+
+def proxy(coordinator: str) -> Check:
+  """Check that no proxy of the environment stands before the host of `coordinator` (HOST:PORT).
+
+  A job's own processes pass it by (`distributed.without_proxies`), other programs do not.
+  """
+  name, host = 'proxy', coordinator.rpartition(':')[0].strip('[]')
+  found = [variable for variable in PROXIES if os.environ.get(variable)]
+  if not found:
+    return Check(name, OK, 'none in the environment')
+  if urllib.request.proxy_bypass(host):
+    return Check(name, OK, f'no_proxy names {host}')
+  exempt = ','.join(filter(None, [os.environ.get('no_proxy') or os.environ.get('NO_PROXY'), host]))
+  return Check(
+    name,
+    WARNING,
+    f'{", ".join(found)}: set, and no_proxy does not name the coordinator {host}',
+    f'export no_proxy={exempt} NO_PROXY={exempt} on every host: '
+    'the processes of a job pass the proxy by, other gRPC programs would wait for it',
+  )
 
 
 def _listen(coordinator: str, address: tuple[Any, ...]) -> Check | None:

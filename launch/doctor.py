@@ -41,6 +41,7 @@ def main() -> int:
     *checks.storage(_WORKDIR.value),
     checks.clock(_CLOCK_REFERENCE.value),
     checks.port(_COORDINATOR.value),
+    checks.proxy(_COORDINATOR.value),
   ]
   failed = [check.name for check in results if check.state == checks.FAILED]
   if _JSON.value:

@@ -153,7 +153,7 @@ class Watch:
       env=env,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
-      text=True,
+      encoding='utf-8',
       errors='replace',
       bufsize=1,
     )

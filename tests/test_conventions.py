@@ -194,6 +194,23 @@ def test_these_never_import_jax():
       assert not heavy, f'{name}: imports {heavy}'
 
 
+def test_text_files_are_utf_8_wherever_they_are_opened():
+  """Without an encoding, Python takes that of the user's locale."""
+  for name in sources():
+    if name.startswith('experiments/'):
+      continue
+    for node in ast.walk(ast.parse((ROOT / name).read_text(encoding='utf-8'))):
+      if not isinstance(node, ast.Call):
+        continue
+      called = getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+      first = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ''
+      opens = called == 'open' and isinstance(first, str) and set(first) <= set('rwax+')
+      if called in ('read_text', 'write_text') or (opens and first):
+        given = {keyword.arg for keyword in node.keywords}
+        takes_none = called == 'read_text' and len(node.args) > 1  # our own read_text(path, ...)
+        assert 'encoding' in given or takes_none, f'{name}, line {node.lineno}: no encoding'
+
+
 def test_commands_of_the_texts_exist():
   for name in (
     'README.md',

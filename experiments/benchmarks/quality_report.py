@@ -93,11 +93,11 @@ def tables(results: dict) -> dict[str, str]:
 
 def write_blocks(blocks: dict[str, str], page: pathlib.Path) -> None:
   """Replace the blocks of `page` that have a name in `blocks`."""
-  text = page.read_text()
+  text = page.read_text(encoding='utf-8')
   for name, table in blocks.items():
     pattern = re.compile(rf'(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)', re.DOTALL)
     text = pattern.sub(lambda match, table=table: f'{match[1]}{table}\n{match[2]}', text)
-  page.write_text(text)
+  page.write_text(text, encoding='utf-8')
 
 
 def aims(results: dict) -> Iterator[tuple[str, float, float]]:

@@ -1,7 +1,8 @@
 """Exchange prompts and answers with an outside LLM that labels the conversions a run learns from.
 
   rolegen annotate --workdir=runs/words --examples=200 --prompts=prompts.jsonl
-  (ask the LLM; write {"id": ..., "answer": ...} for every line to answers.jsonl)
+  (ask the LLM; write {"id": ..., "answer": ...} for every line to answers.jsonl, or take what a
+  batch service returns for requests with `id` as their custom_id)
   rolegen annotate --workdir=runs/words --examples=200 --answers=answers.jsonl \\
       --output=annotations.jsonl
   rolegen train --experiment=demo_llm --workdir=runs/words --retrain \\
@@ -64,7 +65,5 @@ def main() -> None:
     print(f'{n_prompts} prompts -> {_PROMPTS.value}')
     return
   assert _ANSWERS.value and _OUTPUT.value
-  accepted, rejected = annotations.read_answers(table, role_events, _ANSWERS.value)
-  annotations.write_lines(accepted, _OUTPUT.value)
-  annotations.write_lines((r._asdict() for r in rejected), f'{_OUTPUT.value}.rejected.jsonl')
-  print(f'{annotations.summary(rejected, len(accepted))}\n-> {_OUTPUT.value}')
+  summary = annotations.import_answers(table, role_events, _ANSWERS.value, _OUTPUT.value)
+  print(f'{summary}\n-> {_OUTPUT.value}')

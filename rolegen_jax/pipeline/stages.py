@@ -88,7 +88,7 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
     roles = predict.hindsight_roles(run.rolegen, table, inputs.interest_shift)
     if path:
       labels = imported_labels.read_annotations(table, path)
-      say(imported_labels.summary(labels.rejected, int((labels.roles >= 0).sum())))
+      say(imported_labels.summary(labels.rejected, labels.kept))
       roles = np.where(labels.roles >= 0, labels.roles, roles)
       sentences = [[*place, sentence] for place, sentence in labels.said.items()]
       distributed.once(lambda: write_json(sentences, stage.folder / 'rationales.json'))

@@ -10,13 +10,14 @@ first device is touched, and process 0 may take hours.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import pathlib
 import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from rolegen_jax.config import ConfigError
@@ -36,6 +37,12 @@ CLUSTERS = ('SLURM_STEP_NUM_TASKS', 'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESS
 START_S = 600  # a process that has not joined by then is missing
 LEAVE_S = 60  # how long the others are waited for at the end
 POLL_S = 20
+# Variables that name a proxy to gRPC, or to the clients of a cluster's metadata server.
+PROXIES = tuple(
+  spelled
+  for kind in ('grpc', 'https', 'http', 'all')
+  for spelled in (f'{kind}_proxy', f'{kind}_proxy'.upper())
+)
 # How the runtime reports a lost peer: status codes, and libraries that lost a connection.
 LOST = (
   'UNAVAILABLE',
@@ -70,22 +77,40 @@ def initialize() -> None:
   import jax
 
   count = int(expected)
-  if count > 1:
-    coordinator: dict[str, Any] = {}
-    if COORDINATOR in os.environ:
-      coordinator = dict(
-        coordinator_address=os.environ[COORDINATOR],
-        num_processes=count,
-        process_id=int(os.environ[PROCESS_ID]),
-      )
-    jax.distributed.initialize(
-      **coordinator, initialization_timeout=START_S, shutdown_timeout_seconds=LEAVE_S
+  coordinator: dict[str, Any] = {}
+  if COORDINATOR in os.environ:
+    coordinator = dict(
+      coordinator_address=os.environ[COORDINATOR],
+      num_processes=count,
+      process_id=int(os.environ[PROCESS_ID]),
     )
-  if jax.process_count() != count:
+  with without_proxies():
+    if count > 1:
+      jax.distributed.initialize(
+        **coordinator, initialization_timeout=START_S, shutdown_timeout_seconds=LEAVE_S
+      )
+    joined = jax.process_count()  # starts the devices' runtime, which may connect hosts too
+  if joined != count:
     raise ConfigError(
-      f'--processes={count}: {jax.process_count()} joined; '
+      f'--processes={count}: {joined} joined; '
       'must be the number of processes that the launcher starts'
     )
+
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+  """Hide the proxies of the environment from what connects inside.
+
+  gRPC decides how to reach an address once, when it opens the channel. It would send the traffic
+  between the processes of a job through a proxy, which cannot reach them. Naming the coordinator
+  in `no_proxy` would not do: on SLURM and TPUs jax alone knows the address, and gRPC ignores the
+  variable beside a `no_grpc_proxy`.
+  """
+  hidden = {name: os.environ.pop(name) for name in PROXIES if name in os.environ}
+  try:
+    yield
+  finally:
+    os.environ.update(hidden)
 
 
 def several() -> bool:

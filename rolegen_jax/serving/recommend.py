@@ -17,8 +17,10 @@ Shapes: U users, I items, R recommendations, W worlds.
 
 from __future__ import annotations
 
+import difflib
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -28,15 +30,18 @@ from jax.sharding import Mesh
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ConfigError, DataConfig
 from rolegen_jax.data.examples import PURCHASE, ExampleTable, inference_examples
 from rolegen_jax.data.files import DataError, write_parquet
+from rolegen_jax.data.lines import read_text, split_lines
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.serving.slate import slates
 
 VIEW = EVENT_NAMES.index('view')
 DAY = 86_400  # seconds
+MAX_COMPARED = 20_000  # ids among which the nearest to an unknown one is looked for
 
 
 # Nine parameters: six are the parts of a trained run, which has no type of its own at this level.
@@ -127,23 +132,47 @@ def dormant(log: InteractionLog, data: DataConfig, now: int) -> np.ndarray:
 
 
 def _read_users(log: InteractionLog, path: pathlib.Path) -> np.ndarray:
-  """Return the distinct indices of the users whose ids a file lists, one per line."""
-  try:
-    lines = path.read_text().splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise DataError(
-      f'--users={path}: cannot be read ({error}); must be all, dormant or a text file of user ids'
-    ) from error
+  """Return the distinct indices of the users whose ids a file lists, one per line.
+
+  Ids are taken as they stand, else without the spaces around them. Empty lines are skipped, and
+  users that are named again are reported.
+  """
+  text = read_text(path, '--users=all, dormant or a text file of one user id per line')
   index_of = {str(user): index for index, user in enumerate(log.users)}
   chosen = []
-  for number, line in enumerate(lines, 1):
-    user = line.strip()
-    if not user:
-      continue
-    if user not in index_of:
-      raise DataError(f'{path}: line {number}: user_id {user!r} is not in the log')
-    chosen.append(index_of[user])
-  return np.unique(np.array(chosen, np.int64))
+  for number, line in enumerate(split_lines(text), 1):
+    index = index_of.get(line)
+    if index is None:
+      user = line.strip()
+      if not user:
+        continue
+      index = index_of.get(user)
+      if index is None:
+        right = _right_user(user, index_of)
+        raise DataError(f'{path}: line {number}: user_id {user!r} is not in the log; {right}')
+    chosen.append(index)
+  if not chosen:
+    raise DataError(f'{path}: names no user; must have one user id per line')
+  distinct = np.unique(np.array(chosen, np.int64))
+  if len(distinct) < len(chosen):
+    say(f'{path}: {len(chosen) - len(distinct)} lines name a user again; each is listed once')
+  return distinct
+
+
+def _right_user(user: str, index_of: dict[str, int]) -> str:
+  """Return what would be right in place of an unknown user id."""
+  if user.lower() in ('user_id', 'user', 'userid', 'id'):
+    return 'must be one user id per line, without a header'
+  parts = [part.strip(' "\'') for part in re.split(r'[,;\t\r]', user)]
+  if len(parts) > 1 and any(part in index_of for part in parts):
+    return 'must be one user id per line, and nothing else'
+  bare = user.strip('"\'\u201c\u201d\ufeff\u200b\u200e\u200f ')
+  variants = [bare, bare.lower(), bare.upper(), re.sub(r'\.0*$', '', bare)]
+  variants += [variant.lstrip('+0') or '0' for variant in variants]
+  nearest = next((variant for variant in variants if variant in index_of), None)
+  if nearest is None and len(index_of) <= MAX_COMPARED:
+    nearest = next(iter(difflib.get_close_matches(user, index_of, 1)), None)
+  return f'the nearest is {nearest!r}' if nearest else 'must be a user_id of its events'
 
 
 # The table

@@ -132,7 +132,7 @@ class Fitted:
 
 def load_presets() -> dict[str, Any]:
   """Return {preset: {'fitted': {...}, 'target': statistics of the real log, 'distance': {...}}}."""
-  return json.loads(PRESETS.read_text())
+  return json.loads(PRESETS.read_text(encoding='utf-8'))
 
 
 def load_fitted(preset: str) -> Fitted:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from rolegen_jax.runtime.progress import say
 from rolegen_jax.text import prompts
 
 if TYPE_CHECKING:
   from rolegen_jax.text.tokenizers import SentencePiece
 
 NAMES = ('title', 'category', 'brand', 'price')  # in the order of a description
+MAX_VALUE = 1000  # characters of a title, category or brand; longer ones are cut, which is said
+_BREAKS = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029]+')
+_SURROGATES = re.compile('[\ud800-\udfff]')
+
+
+def one_line(text: str) -> str:
+  """Return a text without line breaks, control characters, and halves of surrogate pairs."""
+  return _SURROGATES.sub('\ufffd', _BREAKS.sub(' ', text)).strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,10 @@ class ItemWords:
     }
     if not any(any(values) for values in words.values()):
       return None
+    cut = sum(len(value) > MAX_VALUE for values in words.values() for value in values)
+    if cut:
+      say(f'items: {cut} titles, categories or brands are cut at {MAX_VALUE} characters')
+    words = {name: [value[:MAX_VALUE] for value in values] for name, values in words.items()}
     prices = items['price'].to_list() if 'price' in items.columns else [None] * items.height
     words['price'] = [
       '' if price is None or not np.isfinite(price) else f'{price:.2f}' for price in prices
@@ -81,7 +95,8 @@ class ItemWords:
 
 
 def _read_column(items: pl.DataFrame, name: str) -> list[str]:
-  """Return a column as stripped strings; '' where a value, or the column, is missing."""
+  """Return a column as stripped lines; '' where a value, or the column, is missing."""
   if name not in items.columns:
     return [''] * items.height
-  return items[name].cast(pl.String).fill_null('').str.strip_chars().to_list()
+  values = items[name].cast(pl.String).fill_null('').str.strip_chars()
+  return [one_line(value) for value in values]

@@ -27,6 +27,7 @@ from rolegen_jax.data.files import DataError, renamed
 from rolegen_jax.vocab import Vocabulary
 
 JSON, MODEL = 'tokenizer.json', 'tokenizer.model'
+MAX_TEXT_BYTES = 1 << 20  # sentencepiece leaves out longer texts, by default those above 4192
 
 
 class Tokenizer:
@@ -201,6 +202,7 @@ def train(texts: Iterable[str], size: int) -> SentencePiece:
       hard_vocab_limit=False,
       byte_fallback=True,
       character_coverage=1.0,
+      max_sentence_length=MAX_TEXT_BYTES,
       minloglevel=2,
       num_threads=1,
     )

@@ -35,7 +35,7 @@ class MetricsLog:
     self._file: IO[str] | None = None
     self._board: Any = None
     if jax.process_index() == 0:
-      self._file = self.path.open('a')
+      self._file = self.path.open('a', encoding='utf-8')
       self._board = tensorboardX.SummaryWriter(str(tensorboard))
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._started = time.monotonic()
@@ -43,10 +43,11 @@ class MetricsLog:
 
   def _cut(self, start: int) -> None:
     if jax.process_index() == 0 and self.path.exists():
-      lines = [line for line in self.path.read_text().splitlines() if line.endswith('}')]
+      text = self.path.read_text(encoding='utf-8')
+      lines = [line for line in text.split('\n') if line.endswith('}')]
       earlier = [line for line in lines if json.loads(line)['step'] < start]
       temporary = self.path.with_suffix('.tmp')
-      temporary.write_text(''.join(line + '\n' for line in earlier))
+      temporary.write_text(''.join(line + '\n' for line in earlier), encoding='utf-8')
       os.replace(temporary, self.path)
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -142,6 +143,6 @@ class Clock:
 
   def _write(self) -> None:
     lines, self._lines = self._lines, []
-    with self.path.open('a') as file:
+    with self.path.open('a', encoding='utf-8') as file:
       file.write(''.join(lines))
     self._written = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 
 from rolegen_jax.config import ROLE_NAMES, ConfigError
 from rolegen_jax.text import prompts
-from rolegen_jax.text.items import ItemWords
+from rolegen_jax.text.items import ItemWords, one_line
 
 ITEMS = pl.DataFrame(
   dict(
@@ -39,6 +39,36 @@ def test_items_without_words():
 
 def test_a_text_column_stands_in_for_titles():
   assert ItemWords.of(ITEMS.select('item_id', text='title')).say(0, 'title') == 'red lamp'
+
+
+ODD = {
+  'a\u2028b\x85c\nd\x00e\t f': 'a b c d e  f',
+  '\u200fשלום\u200e 裙子 👩‍👩‍👧': '\u200fשלום\u200e 裙子 👩‍👩‍👧',
+  'x{title}%s<b>&amp;': 'x{title}%s<b>&amp;',
+  '\x00\n': '',
+}
+
+
+def test_words_are_single_lines_of_at_most_a_stated_length(capsys):
+  titles = [*ODD, 'w' * 100_000]
+  words = ItemWords.of(pl.DataFrame(dict(item_id=range(len(titles)), title=titles)))
+  assert words.words['title'] == [*ODD.values(), 'w' * 1000]
+  assert 'items: 1 titles, categories or brands are cut at 1000' in capsys.readouterr().err
+  assert one_line('half \ud83d a pair') == 'half \ufffd a pair'
+
+
+def test_a_tokenizer_learns_of_long_texts_too():
+  titles = [f'{"kettle lamp " * 80}{i}' for i in range(50)]
+  brands, paths = ['裙子衬衫' * 240] * 50, ['home lamp ' * 90] * 50
+  table = pl.DataFrame(dict(item_id=range(50), title=titles, brand=brands, category_code=paths))
+  words = ItemWords.of(table)
+  assert len(words.described(0).encode()) > 4192
+  tokenizer = words.tokenizer(400)
+  assert len(tokenizer.encode('kettle lamp')) < 4
+  for title in [*ODD.values(), 'w' * 1000]:
+    # Its normalization leaves out marks of direction, and all but one of several spaces.
+    expected = ' '.join(title.replace('\u200f', '').replace('\u200e', '').split())
+    assert tokenizer.decode(tokenizer.encode(title)) == expected
 
 
 def test_missing_templates_and_unknown_values_are_refused():
