@@ -10,8 +10,9 @@ were stopped. This command only reads run folders: what is missing there keeps i
 quality.json, with its own provenance. Without --runs it renders the committed summary: the tables
 of docs/quality.md and the figures of docs/performance.
 
-A system's figure is the mean over seeds. Its 95 % interval resamples occasions, each with the
-values of all seeds.
+A system's figure is the mean over seeds. Its 95 % interval resamples users, each with the values
+of all their occasions and all seeds: it holds for the seeds that were run, whose own figures stand
+beside it.
 Legend: S seeds, O occasions, T (occasion, target) pairs, K list length.
 """
 
@@ -208,7 +209,8 @@ def _candidates(runs: Runs, main: str) -> dict[str, dict]:
     held[name] = np.stack([ranks(items, pairs) > 0 for items in union]).astype(np.float64)
     shares = [np.asarray(repeats(items), np.float64).mean(1) for items in candidates]
     repeated[name] = np.stack(shares)  # [S, O]
-  every_occasion = np.arange(pairs.occasions)
+  user_O = np.zeros(pairs.occasions, pairs.user.dtype)
+  user_O[pairs.occasion] = pairs.user
   summary = {}
   for name in held:
     values = dict(held=held[name], tested_minus_held=held[TESTED] - held[name])
@@ -216,8 +218,8 @@ def _candidates(runs: Runs, main: str) -> dict[str, dict]:
       jaccard=runs.mean(lambda report: report['worlds']['systems'][name]['jaccard']),
       union_size=runs.mean(lambda report: report['worlds']['systems'][name]['union_size']),
       **_on_slice(runs, values, main),
-      repeated=_estimate(repeated[name], every_occasion),
-      tested_minus_repeated=_estimate(repeated[TESTED] - repeated[name], every_occasion),
+      repeated=_estimate(repeated[name], user_O),
+      tested_minus_repeated=_estimate(repeated[TESTED] - repeated[name], user_O),
     )
   return summary
 
@@ -234,13 +236,13 @@ def _by_slice(runs: Runs, values: dict[str, np.ndarray]) -> dict[str, dict]:
 def _on_slice(runs: Runs, values: dict[str, np.ndarray], name: str) -> dict[str, dict]:
   """Return the estimate of each of `values` [S, T] over the pairs of one slice."""
   mask_T = runs.pairs.slice(name)
-  occasion_T = runs.pairs.occasion[mask_T]
-  return {metric: _estimate(value[:, mask_T], occasion_T) for metric, value in values.items()}
+  user_T = runs.pairs.user[mask_T]
+  return {metric: _estimate(value[:, mask_T], user_T) for metric, value in values.items()}
 
 
-def _estimate(value_SxT: np.ndarray, occasion_T: np.ndarray) -> dict:
+def _estimate(value_SxT: np.ndarray, user_T: np.ndarray) -> dict:
   settings = EvaluationConfig()
-  interval = bootstrap(value_SxT.mean(0), occasion_T, settings.bootstrap, settings.seed)
+  interval = bootstrap(value_SxT.mean(0), user_T, settings.bootstrap, settings.seed)
   return dict(
     mean=interval.mean,
     low=interval.low,

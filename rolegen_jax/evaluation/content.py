@@ -209,6 +209,17 @@ def role_gains(log_gain: np.ndarray) -> str:
   )
 
 
+def short_lists(ks: tuple[int, ...], items: int) -> list[str]:
+  """Return a note on the ks that no list can fill, if there are any."""
+  wide = [k for k in ks if k > items]
+  if not wide:
+    return []
+  which = ', '.join(map(str, wide))
+  return [
+    f'The catalogue has {items} items: no list has k = {which} places, and none misses there.'
+  ]
+
+
 def training_rows(workdir: pathlib.Path, stages: tuple[str, ...]) -> list[dict]:
   """Return all metrics.jsonl rows of the stages, each with its stage."""
   rows = []
@@ -238,5 +249,5 @@ def provenance(config: Config, artifacts: dict[str, str], wall_s: float) -> dict
     config_digest=digest(config),
     artifacts=artifacts,
     evaluation_wall_s=round(wall_s, 1),
-    intervals=f'95 % bootstrap over occasions, {config.evaluation.bootstrap} resamples',
+    intervals=f'95 % bootstrap over users, {config.evaluation.bootstrap} resamples, of one seed',
   )

@@ -37,7 +37,8 @@ PROVENANCE = dict(
 def systems(model_hits: bool) -> tuple[dict, dict]:
   """Return (two systems on 40 occasions, one always right and one never; their differences)."""
   n = 40
-  pairs = Pairs(np.arange(n), np.arange(n), np.ones(n, bool), np.arange(n, dtype=np.int8) % 2, n)
+  cohort = np.arange(n, dtype=np.int8) % 2
+  pairs = Pairs(np.arange(n), np.arange(n), np.arange(n), np.ones(n, bool), cohort, n)
   right, wrong = np.arange(n)[:, None], np.full((n, 1), n)
   lists = {
     'RoleGen': right if model_hits else wrong,
