@@ -55,8 +55,8 @@ class Counting:
   ) -> np.ndarray:
     """Return the score of every item, fp64 [O, I], which sums to one over items.
 
-    history: [O, n], right-aligned, strictly before `now_O`. tau: seconds in which an event fades to 1 / e.
-    transitions: w. power: that of the intensity. Without an event, or without a transition, T is 0.
+    history: [O, n], right-aligned, strictly before `now_O`. tau: seconds in which an event fades to
+    1 / e. transitions: w. power: that of the intensity. Without a transition T is 0.
     """
     row, column = np.nonzero(history.item >= 0)
     item, event = history.item[row, column], history.event[row, column]

@@ -10,15 +10,17 @@ import jax
 import numpy as np
 import pytest
 
+from rolegen_jax import overrides
 from rolegen_jax.ab_test import policies, simulation, summary
 from rolegen_jax.ab_test.arms import Noise, Played, play
 from rolegen_jax.ab_test.plot import draw
 from rolegen_jax.cli import entry
-from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.config import EVENT_NAMES, ConfigError, ServingConfig
 from rolegen_jax.data.batches import Trajectories, append, histories
 from rolegen_jax.evaluation import baselines
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.stages import Trained
+from rolegen_jax.serving.slate import log_opens
 from rolegen_jax.simulator.world import DAY, World
 from tests import tiny
 
@@ -64,21 +66,21 @@ def sold(test, policy, seed=0, days=4) -> Played:
   return play(test.world, test.state, policy, np.ones(64), seed, days, 'test')
 
 
-class Fixed(policies.Popularity):
+def shows(test, items) -> policies.Policy:
   """Shows these items to everyone."""
-
-  def __init__(self, items):
-    self._slate = np.asarray(items)
+  score = np.full(64, -100.0)
+  score[items] = -np.arange(len(items))
+  return policies.Policy(test.setting, policies.Fixed(test.setting, score))
 
 
 def test_arms_share_visits_and_noise_and_differ_by_what_they_show(test):
   one, other, again = (
-    sold(test, Fixed(items)) for items in ([1, 2, 3, 4, 5], [9, 8, 7, 6, 10], [1, 2, 3, 4, 5])
+    sold(test, shows(test, items)) for items in ([1, 2, 3, 4, 5], [9, 8, 7, 6, 10], [1, 2, 3, 4, 5])
   )
   assert all(np.array_equal(a, b) for a, b in zip(one, again))
   assert np.array_equal(one.visits, other.visits) and 0 < one.visits.mean() < 1
   assert not np.array_equal(one.shown_views, other.shown_views)
-  assert not np.array_equal(one.visits, sold(test, Fixed([1, 2, 3, 4, 5]), seed=1).visits)
+  assert not np.array_equal(one.visits, sold(test, shows(test, [1, 2, 3, 4, 5]), seed=1).visits)
   assert not one.orders[~one.visits].any() and (one.shown_orders <= one.orders).all()
 
 
@@ -102,13 +104,14 @@ def test_the_oracle_sells_more_than_popularity(test):
     name: [sold(test, test.policy(name), seed, 10) for seed in range(8)]
     for name in ('oracle', 'popularity')
   }
-  found = summary.summarize(arms, 'oracle', 200, 0)
+  arms['RoleGen'] = arms['oracle']
+  found = summary.summarize(arms, [0], 200, 0)
   assert found['lifts']['popularity']['orders']['low'] > 0
   assert found['arms']['oracle']['shown_view_rate'] > found['arms']['popularity']['shown_view_rate']
 
 
 def test_the_oracles_state_is_that_of_the_world(test):
-  oracle, seen = test.policy('oracle'), []
+  oracle, seen = policies.Oracle(test.setting, test.world), []
 
   class Watched(policies.Oracle):
     def observe(self, events):
@@ -116,13 +119,13 @@ def test_the_oracles_state_is_that_of_the_world(test):
       seen.append(self._state)
 
   watched = Watched(test.setting, test.world)
-  sold(test, watched)
+  sold(test, policies.Policy(test.setting, watched))
   state = test.state
   for day in range(120, 124):
     here = np.flatnonzero(test.world.visitors(state.users, Noise(0, state.users, day)))
     if day == 120:
       oracle.begin(0)
-    shown = oracle.recommend(here, test.world.rules.start + day * DAY)
+    shown = oracle.rank(here, test.world.rules.start + day * DAY).item[:, :5]
     events, state = test.world.act(
       state, state.users[here], shown, day, Noise(0, state.users[here], day)
     )
@@ -150,39 +153,111 @@ def test_recency_and_histories_kept_up_to_date_equal_those_of_the_longer_log(tes
   observer._score = np.zeros_like(observer._score)
   for part in (before, after):
     observer.observe(policies.Events(*(a[part] for a in past)))
-  assert np.array_equal(
-    whole.recommend(np.arange(len(users)), now), observer.recommend(np.arange(len(users)), now)
-  )
+  rows = np.arange(len(users))
+  assert np.array_equal(whole.rank(rows, now).item, observer.rank(rows, now).item)
   end = log.offsets[users] + np.bincount(past.row[before], minlength=len(users))
   grown = append(histories(log, users, end, 16), *(a[after] for a in past))
   for a, b in zip(grown, histories(log, users, log.offsets[users + 1], 16)):
     assert np.array_equal(a, b)
 
 
-def test_recency_is_the_baseline_of_the_report(test):
+@pytest.mark.parametrize('name', ['recency', 'counting'])
+def test_rankers_are_the_baselines_of_the_report(test, name):
   setting = test.setting
-  now = int(setting.log.timestamp.max()) + 1
-  policy = policies.Recency(setting)
+  now, users = int(setting.log.timestamp.max()) + 1, setting.users
+  policy = test.policy(name)
   policy.begin(0)
   occasions = dataclasses.replace(
     setting.occasions,
-    user=setting.users,
-    timestamp=np.full(len(setting.users), now),
-    context_end=setting.log.offsets[setting.users + 1],
+    user=users,
+    timestamp=np.full(len(users), now),
+    context_end=setting.log.offsets[users + 1],
   )
-  popular = baselines.popular_items(setting.log, setting.occasions)
-  picked = baselines.recency(
-    setting.log, setting.occasions, np.zeros(0, int), setting.config, 5
-  ).settings
-  want = baselines._recency(
-    setting.log,
-    occasions,
-    popular,
-    5,
-    np.arange(len(setting.users)),
-    *(picked[k] for k in ('tau', 'behavior', 'repeats')),
+  picked = baselines.BASELINES[name](setting.baselines, np.zeros(0, int), 10).settings
+  del picked['validation_occasions']
+  inputs = dataclasses.replace(setting.baselines, occasions=occasions)
+  counted = ('train_N', 'popular', 'excess', 'counting')
+  vars(inputs).update({part: getattr(setting.baselines, part) for part in counted})
+  baseline = getattr(baselines, f'_{name}')
+  want = baseline(inputs, 5, np.arange(len(users)), **picked)
+  assert np.array_equal(policy.recommend(np.arange(len(users)), now), want)
+
+
+def test_every_arm_is_shown_by_log_p_and_as_slates(test):
+  """NAME lists by log p, NAME_slates shows the same lists by log p plus what items open."""
+  setting, rows = test.setting, np.arange(20)
+  now = int(setting.log.timestamp.max()) + 1
+  weight, worth = setting.config.serving.exploration_weight, log_opens(setting.excitation.opens)
+  for name in ('counting', 'SASRec', 'oracle', 'no_reasoner'):
+    plain, as_slates = test.policy(name), test.policy(f'{name}_slates')
+    for policy in (plain, as_slates):
+      policy.begin(0)
+    ranked = as_slates._ranker.rank(rows, now)
+    assert (np.diff(ranked.log_prob, axis=1) <= 0).all() and ranked.log_prob.max() <= 1e-5
+    assert np.array_equal(plain.recommend(rows, now), ranked.item[:, :5]), name
+    value = ranked.log_prob + weight * worth[ranked.item]
+    order = np.argsort(-value, axis=1, kind='stable')[:, :5]
+    want = np.take_along_axis(ranked.item, order, axis=1)
+    assert np.array_equal(as_slates.recommend(rows, now), want), name
+    assert (want != ranked.item[:, :5]).any()
+
+
+def test_popular_opens_is_one_slate_of_the_whole_catalogue(test):
+  setting, rows = test.setting, np.arange(3)
+  log, config = setting.log, setting.config
+  train_end = setting.occasions.train_end(log)[log.user]
+  bought = (np.arange(len(log.item)) < train_end) & (log.event == tiny.PURCHASE)
+  share = (1 + np.bincount(log.item[bought], log.count[bought], 64)) / (
+    64 + log.count[bought].sum()
   )
-  assert np.array_equal(policy.recommend(np.arange(len(setting.users)), now), want)
+  opens = setting.excitation.opens
+  score = np.log(share) + config.serving.exploration_weight * np.log(opens + np.median(opens))
+  policy = test.policy('popular_opens')
+  policy.begin(0)
+  shown = policy.recommend(rows, 0)
+  assert (shown == shown[0]).all() and len(set(shown[0])) == 5
+  np.testing.assert_allclose(score[shown[0]], np.sort(score)[::-1][:5])
+  popularity = test.policy('popularity')
+  popularity.begin(0)
+  expected = baselines.popular_items(log, setting.occasions)[:5]
+  assert popularity.recommend(rows, 0).tolist() == [expected.tolist()] * 3
+
+
+@pytest.mark.parametrize('name', ['popularity', 'recency', 'counting_slates', 'oracle'])
+def test_with_the_history_filter_no_arm_shows_what_a_user_touched(test, monkeypatch, name):
+  config = dataclasses.replace(test.run.config, serving=ServingConfig(filter_history=True))
+  monkeypatch.setattr(test, 'run', dataclasses.replace(test.run, config=config))
+  monkeypatch.setattr(test, 'setting', dataclasses.replace(test.setting, config=config))
+  past = test.setting.past()
+  touched = np.zeros((len(test.setting.users), 64), bool)
+  touched[past.row, past.item] = True
+  policy = test.policy(name)
+  recommend, observe = policy.recommend, policy.observe
+
+  def checked(rows, now):
+    shown = recommend(rows, now)
+    full = 64 - touched[rows].sum(1) >= 5
+    assert (shown[full] >= 0).all() or name != 'popularity'
+    assert not (touched[rows[:, None], np.maximum(shown, 0)] & (shown >= 0)).any()
+    return shown
+
+  def noted(events):
+    touched[events.row, events.item] = True
+    observe(events)
+
+  monkeypatch.setattr(policy, 'recommend', checked)
+  monkeypatch.setattr(policy, 'observe', noted)
+  sold(test, policy)
+
+
+def test_a_list_shorter_than_the_slate_ends_in_empty_slots(test):
+  setting = dataclasses.replace(test.setting, slate=70)  # of a catalogue of 64
+  policy = policies.Policy(setting, policies.Fixed(setting, np.zeros(64)))
+  policy.begin(0)
+  shown = policy.recommend(np.arange(4), 0)
+  assert shown.shape == (4, 70) and (shown[:, 64:] == -1).all()
+  assert (np.sort(shown[:, :64], axis=1) == np.arange(64)).all()
+  sold(test, policy, days=1)
 
 
 def test_more_events_than_a_window_holds():
@@ -232,17 +307,22 @@ def test_models_compile_once_and_see_what_happens(test, name):
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def arm(rng, rates, users: int = 400) -> list[Played]:
+  """A play of ten days for each rate of orders a user and day."""
+  blank = np.zeros((users, 10))
+  return [Played(rng.poisson(rate, (users, 10)), blank, blank, blank, blank + 1) for rate in rates]
+
+
+def about(found: dict, dirty: bool | None = False) -> dict:
+  provenance = dict(dirty=dirty, commit='0123456789ab' + ('+changes' if dirty else ''))
+  return found | dict(simulator='a simulator', provenance=provenance)
+
+
 def test_intervals_hold_the_truth_and_lifts_are_paired(tmp_path):
   rng = np.random.default_rng(0)
-  blank = np.zeros((400, 10))
-
-  def arm(rate):
-    return [Played(rng.poisson(rate, (400, 10)), blank, blank, blank, blank + 1) for _ in range(4)]
-
-  base = arm(0.2)
-  found = summary.summarize(
-    {'RoleGen': arm(0.3), 'recency': base, 'no_reasoner': base}, 'RoleGen', 500, 0
-  )
+  base = arm(rng, [0.2] * 4)
+  arms = {'RoleGen': arm(rng, [0.3] * 4), 'recency': base, 'no_reasoner': base}
+  found = summary.summarize(arms, [0], 500, 0)
   orders = found['arms']['recency']['orders']
   assert (
     orders['low'] < 800 < orders['high']
@@ -251,14 +331,94 @@ def test_intervals_hold_the_truth_and_lifts_are_paired(tmp_path):
   lift = found['lifts']['no_reasoner']['orders']
   assert 0 < lift['low'] < 0.5 < lift['high'] and found['lifts']['no_reasoner']['gmv'] is None
   assert found['lifts']['no_reasoner']['orders_by_day'][-1] == lift
-  nothing = summary.summarize({'RoleGen': base, 'no_reasoner': base}, 'RoleGen', 500, 0)['lifts'][
+  nothing = summary.summarize({'RoleGen': base, 'no_reasoner': base}, [0], 500, 0)['lifts'][
     'no_reasoner'
   ]['orders']
   assert nothing == dict(mean=0, low=0, high=0)
-  found |= dict(simulator='a simulator')
-  assert 'RoleGen over no_reasoner' in summary.table(found)
-  draw(found, tmp_path / 'ab.png')
+  draw(about(found), tmp_path / 'ab.png')
   assert 1000 < (tmp_path / 'ab.png').stat().st_size < 200_000
+
+
+def test_lifts_are_like_for_like(tmp_path):
+  """RoleGen by log p over arms by log p, its slates over slates, nothing across."""
+  rng = np.random.default_rng(0)
+  arms = {name: arm(rng, [0.2]) for name in simulation.KNOWN}
+  found = summary.summarize(arms, [0], 20, 0)
+  tested = {name: lift['tested'] for name, lift in found['lifts'].items()}
+  of_slates = {name for name in simulation.KNOWN if name.endswith('_slates')} | {'popular_opens'}
+  assert tested == {
+    name: 'RoleGen_slates' if name in of_slates else 'RoleGen'
+    for name in simulation.KNOWN
+    if name not in ('RoleGen', 'RoleGen_slates')
+  }
+  text = summary.table(about(found))
+  assert 'RoleGen_slates over no_reasoner_slates, %' in text
+  assert 'RoleGen over no_reasoner, %' in text
+  assert 'RoleGen_slates over counting_slates, %' in text
+  assert 'RoleGen_slates over no_reasoner, %' not in text
+  without = summary.summarize(
+    {name: arms[name] for name in ('RoleGen_slates', 'no_reasoner')}, [0], 20, 0
+  )
+  assert without['lifts'] == {}
+  draw(about(found), tmp_path / 'ab.png')
+
+
+def test_the_default_arms_hold_like_for_like():
+  assert set(simulation.ARMS) >= {
+    *('RoleGen', 'RoleGen_slates', 'no_reasoner', 'no_reasoner_slates'),
+    *('counting', 'counting_slates', 'SASRec', 'SASRec_slates', 'popular_opens'),
+  }
+  assert set(simulation.KNOWN) - set(simulation.ARMS) == {'oracle', 'oracle_slates'}
+
+
+def test_training_seeds_are_resampled_beside_noise_seeds_and_users():
+  """Runs that differ by more than noise: one run's interval misses what three runs' one holds."""
+  rng = np.random.default_rng(0)
+  of_run = [arm(rng, [rate] * 3) for rate in (0.1, 0.2, 0.3)]
+  one = summary.summarize({'RoleGen': of_run[0]}, [7], 500, 0)
+  three = summary.summarize({'RoleGen': sum(of_run, [])}, [7, 8, 9], 500, 0)
+  orders = three['arms']['RoleGen']['orders']
+  by_play = np.array([[p.orders.sum() for p in run] for run in of_run])
+  assert orders['mean'] == pytest.approx(by_play.mean())
+  assert three['arms']['RoleGen']['orders_by_seed'] == by_play.tolist()
+  assert orders['low'] < 500 and orders['high'] > 1100
+  assert one['arms']['RoleGen']['orders']['high'] < 500
+  assert (three['seeds'], three['training_seeds'], one['training_seeds']) == (3, [7, 8, 9], [7])
+  head = summary.table(about(three)).splitlines()[0]
+  assert '3 noise seeds, trained with seed 7, 8, 9' in head
+  assert 'over training seeds, noise seeds and users' in head
+  assert 'for one training seed' in summary.table(about(one)).splitlines()[0]
+
+
+def test_the_interval_over_two_training_seeds_is_the_exact_one():
+  """One user who orders 1 under the one and 3 under the other: means 1, 2 or 3."""
+  plays = [Played(np.full((1, 1), n), *[np.zeros((1, 1))] * 3, np.ones((1, 1))) for n in (1, 3)]
+  orders = summary.summarize({'RoleGen': plays}, [0, 1], 4000, 0)['arms']['RoleGen']['orders']
+  assert orders == dict(mean=2.0, low=1.0, high=3.0)
+
+
+def test_the_table_says_when_the_checkout_was_not_clean():
+  found = summary.summarize({'RoleGen': arm(np.random.default_rng(0), [0.2])}, [0], 20, 0)
+  assert 'clean' not in summary.table(about(found))
+  last = summary.table(about(found, dirty=True)).splitlines()[-1]
+  assert last == 'not from a clean checkout: commit 0123456789ab+changes'
+  assert 'not from a clean checkout' in summary.table(about(found, dirty=None))
+
+
+def test_runs_must_differ_in_their_seed_alone():
+  config = entry.experiment('demo', SMALL)
+
+  def check(*assignments):
+    other = overrides.apply(config, assignments)
+    simulation._check_alike([config, other], ['a', 'b'])
+
+  check('seed=1')
+  with pytest.raises(ConfigError, match='--workdir=b: its seed=0 is that of a; must be another'):
+    check()
+  with pytest.raises(ConfigError, match='--workdir=b: its loop.worlds is not that of a'):
+    check('seed=1', 'loop.worlds=3')
+  with pytest.raises(ConfigError, match='its backbone.temporal.width is not that of a'):
+    check('seed=2', 'backbone.temporal.width=64')
 
 
 def test_the_world_is_the_one_of_the_log(test):
