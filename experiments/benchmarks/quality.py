@@ -1,8 +1,9 @@
 """Summarize the runs of `--experiment=quality:NAME`: hit rates, roles, diversity, A/B tests.
 
   python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
-  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0
-  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0 --simulator=held_back
+  RUNS=runs/quality/demo/points/seed0,runs/quality/demo/points/seed1  # and seed2
+  rolegen simulate_ab --workdir=$RUNS
+  rolegen simulate_ab --workdir=$RUNS --simulator=held_back
   python -m experiments.benchmarks.quality --runs=runs/quality
 
 The other sweeps are in experiments/quality.py; they take hours on two cores and continue where they
@@ -30,6 +31,7 @@ from absl import flags
 from experiments import quality as experiment
 from experiments.benchmarks import harness
 from experiments.benchmarks.quality_report import TESTED, plot, tables, write_blocks
+from rolegen_jax.ab_test.plot import LIFTS_OVER
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError, EvaluationConfig
 from rolegen_jax.data.files import renamed
@@ -46,7 +48,6 @@ AB_RUNS = dict(
   default='ab.json', held_back='held_back/ab.json'
 )  # in the folder of demo's first seed
 AB_DAILY = ('orders', 'daily_active_customers')
-AB_CURVES = ('no_reasoner', 'recency', 'SASRec')  # arms whose daily lifts are drawn
 LOOP_FIGURES = (
   'reward',
   'kl',
@@ -290,6 +291,7 @@ def summarize_ab(result: dict) -> dict:
     'users',
     'days',
     'seeds',
+    'training_seeds',
     'resamples',
     'visits',
     'provenance',
@@ -299,8 +301,8 @@ def summarize_ab(result: dict) -> dict:
     by_day = {figure: arm['by_day'][figure] for figure in AB_DAILY}
     arms[name] = dict(orders=arm['orders'], by_day=by_day)
   for name, lift in result['lifts'].items():
-    by_day = lift['orders_by_day'] if name in AB_CURVES else []
-    lifts[name] = dict(orders=lift['orders'], orders_by_day=by_day)
+    by_day = lift['orders_by_day'] if name in LIFTS_OVER else []
+    lifts[name] = dict(tested=lift['tested'], orders=lift['orders'], orders_by_day=by_day)
   return {field: result[field] for field in fields} | dict(arms=arms, lifts=lifts)
 
 
