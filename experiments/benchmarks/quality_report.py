@@ -143,7 +143,9 @@ def aims(results: dict) -> Iterator[tuple[str, float, float]]:
   for simulator, test in results['ab_tests'].items():
     for arm, shown in ((BACKBONE, 'by log p'), (f'{BACKBONE}_slates', 'slates')):
       if arm in test['lifts']:
-        what = f'A/B test, {simulator} simulator: orders, lift over the backbone alone, both {shown}'
+        what = (
+          f'A/B test, {simulator} simulator: orders, lift over the backbone alone, both {shown}'
+        )
         yield what, ORDERS_AIM, test['lifts'][arm]['orders']['mean']
 
 

@@ -209,15 +209,23 @@ def role_gains(log_gain: np.ndarray) -> str:
   )
 
 
-def short_lists(ks: tuple[int, ...], items: int) -> list[str]:
-  """Return a note on the ks that no list can fill, if there are any."""
-  wide = [k for k in ks if k > items]
-  if not wide:
-    return []
-  which = ', '.join(map(str, wide))
-  return [
-    f'The catalogue has {items} items: no list has k = {which} places, and none misses there.'
-  ]
+def short_lists(ks: tuple[int, ...], items: int, rankings: Rankings) -> list[str]:
+  """Return notes on ks beyond the catalogue of `items`, and on lists with fewer items than k."""
+  notes = []
+  wide, possible = [k for k in ks if k > items], [k for k in ks if k <= items]
+  if wide:
+    which = ', '.join(map(str, wide))
+    notes.append(
+      f'The catalogue has {items} items: no list has k = {which} places, and none misses there.'
+    )
+  k = max(possible, default=0)
+  is_short = {name: (lists[:, :k] >= 0).sum(1) < k for name, (_, lists, _) in rankings.items()}
+  shares = [f'{name} {100 * short.mean():.1f} %' for name, short in is_short.items() if short.any()]
+  if shares:
+    notes.append(
+      f'Lists of fewer than {k} items, which miss what they have no place for: {", ".join(shares)}.'
+    )
+  return notes
 
 
 def training_rows(workdir: pathlib.Path, stages: tuple[str, ...]) -> list[dict]:

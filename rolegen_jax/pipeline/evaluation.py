@@ -174,7 +174,7 @@ def report(
     config, log, occasions, results.rows, inputs.codes, results.rankings
   )
   roles, notes = _roles(run, inputs, models, results)
-  notes += content.short_lists(config.evaluation.ks, len(log.items))
+  notes += content.short_lists(config.evaluation.ks, len(log.items), results.rankings)
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)
   trajectories = Trajectories(

@@ -175,3 +175,16 @@ def test_paired_difference_is_sharper_than_two_intervals():
   assert metrics.verdict(Interval(0.1, -0.1, 0.3, 9, 9)) == 'undecided'
   with pytest.raises(ValueError, match='same pairs'):
     metrics.paired_difference(a, b[:-1], np.arange(400))
+
+
+def test_a_list_shorter_than_k_misses_what_it_has_no_place_for():
+  """Two items of a catalogue of two, and an empty list: HI@10 is HI@2, and no metric fails."""
+  ranked = np.array([[1, 0], [0, -1], [-1, -1]], np.int32)
+  config = EvaluationConfig(ks=(1, 2, 10, 50), bootstrap=20)
+  pairs = dataclasses.replace(hand_pairs(), item=np.array([1, 0, 1, 0]))
+  row = metrics.evaluate(ranked, pairs, config, np.array([[0, 0], [0, 1]]))['all']
+  assert row['HI@1'].mean == 0.25 and row['HI@2'].mean == row['HI@50'].mean == 0.5
+  assert row['HS@10(L1)'].mean == 0.75 and row['MRR'].mean == pytest.approx(1.5 / 4)
+  empty = np.full((3, 1), -1, np.int32)
+  assert metrics.evaluate(empty, pairs, config)['all']['HI@50'].mean == 0
+  assert metrics.compare(ranked, empty, pairs, config)['all'].mean == 0.5
