@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rolegen_jax import overrides, sharding
+from rolegen_jax import sharding
 from rolegen_jax.ab_test import simulation
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ROLE_NAMES, ConfigError
@@ -21,12 +21,11 @@ from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.files import DataError, lock
 from rolegen_jax.data.shards import build
 from rolegen_jax.data.shards.convert import make_plan
-from rolegen_jax.pipeline import evaluation, stages
+from rolegen_jax.pipeline import stages
 from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, saved_config
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.run import train, train_models
-from rolegen_jax.serving.history_filter import held_items
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.simulator import world
 from tests import tiny
@@ -191,28 +190,6 @@ def test_recommendations_carry_their_reasons(finished, tmp_path):
   assert set(table['user_id']).isdisjoint(
     log.users.gather(bought_last[log.event[log.timestamp == log.timestamp.max()] == tiny.PURCHASE])
   )
-
-
-def test_with_the_history_filter_no_system_lists_what_the_user_touched(finished, tmp_path):
-  folder = copy(finished, tmp_path / 'run')
-  config = overrides.apply(saved_config(folder), ['serving.filter_history=True'])
-  run, inputs = open_inputs(config, folder)
-  models = train_models(run, inputs)
-  ablations = stages.train_ablations(run, inputs, models)
-  results = evaluation.evaluate(
-    run, inputs, models, ablations, evaluation.rank_baselines(run, inputs)
-  )
-  occasions, rows = inputs.occasions, results.rows
-  held = held_items(inputs.log, occasions.user[rows], occasions.context_end[rows]).toarray()
-  assert len(results.rankings) == 10
-  for name, (_, items, _) in results.rankings.items():
-    touched = held[np.arange(len(rows))[:, None], np.maximum(items, 0)] & (items >= 0)
-    assert not touched.any(), name
-    assert (np.diff((items >= 0).astype(int), axis=1) <= 0).all(), name
-  filtering = dataclasses.replace(finished, run=run)
-  table = filtering.recommend('dormant', tmp_path / 'out.parquet', top=5)
-  assert not table['seen'].any()
-  assert finished.recommend('dormant', tmp_path / 'out.parquet', top=5)['seen'].any()
 
 
 def test_users_of_a_file_and_an_unknown_one(finished, tmp_path):
