@@ -55,7 +55,7 @@ def metrics(report: Mapping[str, Any]) -> Row:
   if MAIN in values:
     interval = values[MAIN]
     row[f'{MAIN} low'], row[f'{MAIN} high'] = interval['low'], interval['high']
-    row['occasions'] = interval['occasions']
+    row['users'] = interval['users']
     row |= _best_baseline(systems, part)
   return row
 

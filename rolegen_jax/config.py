@@ -461,6 +461,9 @@ class ServingConfig(Section):
   exploration_weight: float = 2.0
   # `recommend`: weight against items that the lists before show much; 0 = each list for itself.
   exposure_penalty: float = 0.0
+  # Lists hold no item of the user's history, in `recommend`, the report and A/B tests alike. Models
+  # drop them from the backbone.beam items they find, so the beam must leave room for them.
+  filter_history: bool = False
 
   def validate(self, name: str) -> None:
     self._at_least(0, name, 'exploration_weight', 'exposure_penalty')
@@ -470,7 +473,7 @@ class ServingConfig(Section):
 class EvaluationConfig(Section):
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
-  bootstrap: int = 1000  # resamples of occasions for 95 % intervals
+  bootstrap: int = 1000  # resamples of users for 95 % intervals
   # Some of ABLATIONS, trained and reported beside RoleGen.
   ablations: tuple[str, ...] = ('no_reasoner', 'no_interventions', 'no_reflection')
   # RoleGen and the backbone alone are also reported with their lists under this exposure penalty;

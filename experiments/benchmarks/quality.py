@@ -1,8 +1,9 @@
 """Summarize the runs of `--experiment=quality:NAME`: hit rates, roles, diversity, A/B tests.
 
   python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
-  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0
-  rolegen simulate_ab --workdir=runs/quality/demo/points/seed0 --simulator=held_back
+  RUNS=runs/quality/demo/points/seed0,runs/quality/demo/points/seed1  # and seed2
+  rolegen simulate_ab --workdir=$RUNS
+  rolegen simulate_ab --workdir=$RUNS --simulator=held_back
   python -m experiments.benchmarks.quality --runs=runs/quality
 
 The other sweeps are in experiments/quality.py; they take hours on two cores and continue where they
@@ -10,8 +11,9 @@ were stopped. This command only reads run folders: what is missing there keeps i
 quality.json, with its own provenance. Without --runs it renders the committed summary: the tables
 of docs/quality.md and the figures of docs/performance.
 
-A system's figure is the mean over seeds. Its 95 % interval resamples occasions, each with the
-values of all seeds.
+A system's figure is the mean over seeds. Its 95 % interval resamples users, each with the values
+of all their occasions and all seeds: it holds for the seeds that were run, whose own figures stand
+beside it.
 Legend: S seeds, O occasions, T (occasion, target) pairs, K list length.
 """
 
@@ -28,6 +30,7 @@ import numpy as np
 from experiments import quality as experiment
 from experiments.benchmarks import harness
 from experiments.benchmarks.quality_report import TESTED, plot, tables, write_blocks
+from rolegen_jax.ab_test.plot import LIFTS_OVER
 from rolegen_jax.cli import entry
 from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError, EvaluationConfig
@@ -45,7 +48,6 @@ AB_RUNS = dict(
   default='ab.json', held_back='held_back/ab.json'
 )  # in the folder of demo's first seed
 AB_DAILY = ('orders', 'daily_active_customers')
-AB_CURVES = ('no_reasoner', 'recency', 'SASRec')  # arms whose daily lifts are drawn
 LOOP_FIGURES = (
   'reward',
   'kl',
@@ -206,7 +208,8 @@ def _candidates(runs: Runs, main: str) -> dict[str, dict]:
     held[name] = np.stack([ranks(items, pairs) > 0 for items in union]).astype(np.float64)
     shares = [np.asarray(repeats(items), np.float64).mean(1) for items in candidates]
     repeated[name] = np.stack(shares)  # [S, O]
-  every_occasion = np.arange(pairs.occasions)
+  user_O = np.zeros(pairs.occasions, pairs.user.dtype)
+  user_O[pairs.occasion] = pairs.user
   summary = {}
   for name in held:
     values = dict(held=held[name], tested_minus_held=held[TESTED] - held[name])
@@ -214,8 +217,8 @@ def _candidates(runs: Runs, main: str) -> dict[str, dict]:
       jaccard=runs.mean(lambda report: report['worlds']['systems'][name]['jaccard']),
       union_size=runs.mean(lambda report: report['worlds']['systems'][name]['union_size']),
       **_on_slice(runs, values, main),
-      repeated=_estimate(repeated[name], every_occasion),
-      tested_minus_repeated=_estimate(repeated[TESTED] - repeated[name], every_occasion),
+      repeated=_estimate(repeated[name], user_O),
+      tested_minus_repeated=_estimate(repeated[TESTED] - repeated[name], user_O),
     )
   return summary
 
@@ -232,13 +235,13 @@ def _by_slice(runs: Runs, values: dict[str, np.ndarray]) -> dict[str, dict]:
 def _on_slice(runs: Runs, values: dict[str, np.ndarray], name: str) -> dict[str, dict]:
   """Return the estimate of each of `values` [S, T] over the pairs of one slice."""
   mask_T = runs.pairs.slice(name)
-  occasion_T = runs.pairs.occasion[mask_T]
-  return {metric: _estimate(value[:, mask_T], occasion_T) for metric, value in values.items()}
+  user_T = runs.pairs.user[mask_T]
+  return {metric: _estimate(value[:, mask_T], user_T) for metric, value in values.items()}
 
 
-def _estimate(value_SxT: np.ndarray, occasion_T: np.ndarray) -> dict:
+def _estimate(value_SxT: np.ndarray, user_T: np.ndarray) -> dict:
   settings = EvaluationConfig()
-  interval = bootstrap(value_SxT.mean(0), occasion_T, settings.bootstrap, settings.seed)
+  interval = bootstrap(value_SxT.mean(0), user_T, settings.bootstrap, settings.seed)
   return dict(
     mean=interval.mean,
     low=interval.low,
@@ -286,6 +289,7 @@ def summarize_ab(result: dict) -> dict:
     'users',
     'days',
     'seeds',
+    'training_seeds',
     'resamples',
     'visits',
     'provenance',
@@ -295,8 +299,8 @@ def summarize_ab(result: dict) -> dict:
     by_day = {figure: arm['by_day'][figure] for figure in AB_DAILY}
     arms[name] = dict(orders=arm['orders'], by_day=by_day)
   for name, lift in result['lifts'].items():
-    by_day = lift['orders_by_day'] if name in AB_CURVES else []
-    lifts[name] = dict(orders=lift['orders'], orders_by_day=by_day)
+    by_day = lift['orders_by_day'] if name in LIFTS_OVER else []
+    lifts[name] = dict(tested=lift['tested'], orders=lift['orders'], orders_by_day=by_day)
   return {field: result[field] for field in fields} | dict(arms=arms, lifts=lifts)
 
 

@@ -60,7 +60,7 @@ def play(
   played = Played(*(np.zeros((len(users), days), dtype) for dtype in dtypes))
   row_of = np.full(world.config.users, -1)
   row_of[users] = np.arange(len(users))
-  policy.begin(seed)
+  policy.begin()
   for d in progress(range(days), label):
     day = first + d
     here = np.flatnonzero(world.visitors(users, Noise(seed, users, day)))

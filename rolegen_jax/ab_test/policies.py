@@ -1,32 +1,39 @@
 """Policies of an A/B test in the simulated shop: what is shown to the cohort's visitors of a day.
 
-A policy observes every event of its arm's users as it happens, and nothing else. Its state is
-updated event by event and models answer in batches of one fixed shape, so a day costs what happens
-on it and compiles nothing.
+A ranker lists what users may buy, a policy shows the first of each list, as it is or as a slate.
+They observe every event of the arm's users as it happens, and nothing else. State is updated event
+by event and models answer in batches of one fixed shape, so a day costs what happens on it and
+compiles nothing.
 
-Shapes: N users of the cohort, V visitors among them, E events, K items shown, n events of a
-history, I items.
+Shapes: N users of the cohort, V visitors among them, E events, K items shown, k items of a list, n
+events of a history, I items.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, Config
 from rolegen_jax.data.batches import Examples, Trajectories, append, histories
-from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.log import InteractionLog, ranges
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.evaluation import baselines
-from rolegen_jax.evaluation.metrics import ranges
+from rolegen_jax.evaluation.baselines import BaselineInputs
 from rolegen_jax.evaluation.sasrec import Fit
 from rolegen_jax.features.excitation import Excitation
+from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.reasoning.predict import Online
+from rolegen_jax.serving.history_filter import held_items, without
 from rolegen_jax.serving.slate import slates
 from rolegen_jax.simulator.world import World
+
+_NO_ROWS = np.zeros(0, np.int64)
+_LEAST = 1e-12  # probability of what was never counted
 
 
 class Events(NamedTuple):
@@ -38,14 +45,22 @@ class Events(NamedTuple):
   timestamp: np.ndarray  # seconds UTC
 
 
-class Policy(Protocol):
-  """Plays one run of days after the other: `begin`, then `recommend` and `observe` in turn."""
+class Lists(NamedTuple):
+  """Ranked lists, best first."""
 
-  def begin(self, seed: int) -> None:
-    """Return to the end of the log. `seed` is for policies that draw."""
+  item: np.ndarray  # int [V, k]; -1 = no more
+  # fp [V, k], log p of the item; in `Recency`, which knows no probability, only its order counts.
+  log_prob: np.ndarray
 
-  def recommend(self, rows: np.ndarray, now: int) -> np.ndarray:
-    """Return items [V, K], best first, for these rows of the cohort.
+
+class Ranker(Protocol):
+  """Plays one run of days after the other: `begin`, then `rank` and `observe` in turn."""
+
+  def begin(self) -> None:
+    """Return to the end of the log."""
+
+  def rank(self, rows: np.ndarray, now: int) -> Lists:
+    """Return lists of backbone.beam items, or all there are, for these rows of the cohort.
 
     `now` is in seconds UTC, later than all that was observed.
     """
@@ -62,8 +77,20 @@ class Setting:
   config: Config
   log: InteractionLog
   occasions: Occasions
+  shift: InterestShift
+  excitation: Excitation
   users: np.ndarray  # int32 [N], user indices of the log
   slate: int  # K
+
+  @functools.cached_property
+  def baselines(self) -> BaselineInputs:
+    """What the baselines of the report read."""
+    return BaselineInputs(self.log, self.occasions, self.shift, self.config)
+
+  @property
+  def listed(self) -> int:
+    """How many items every ranker lists, k: those that a slate is chosen from."""
+    return min(self.config.backbone.beam, len(self.log.items))
 
   def past(self) -> Events:
     """Return all events of the cohort in the log."""
@@ -73,20 +100,78 @@ class Setting:
     return Events(row, log.item[source], log.event[source], log.timestamp[source])
 
 
-class Popularity:
-  """The same slate for everyone, by purchases in training."""
+class Policy:
+  """Shows the first items of a ranker's lists, as they are or, with a weight, as `slates`.
 
-  def __init__(self, setting: Setting):
-    self._slate = baselines.popular_items(setting.log, setting.occasions)[: setting.slate]
+  With `filter_history` what a user touched, in the log or since, is not shown.
+  """
 
-  def begin(self, seed: int) -> None:
-    pass
+  def __init__(
+    self,
+    setting: Setting,
+    ranker: Ranker,
+    exploration_weight: float = 0.0,
+    filter_history: bool = False,
+  ):
+    self._setting, self._ranker, self._weight = setting, ranker, exploration_weight
+    self._filter_history = filter_history
+
+  def begin(self) -> None:
+    """Return to the end of the log."""
+    self._ranker.begin()
+    if self._filter_history:
+      log, users = self._setting.log, self._setting.users
+      self._held_NxI = held_items(log, users, log.offsets[users + 1]).toarray()
 
   def recommend(self, rows: np.ndarray, now: int) -> np.ndarray:
-    return np.tile(self._slate, (len(rows), 1))
+    """Return items int [V, K], best first, -1 past the end; arguments as in `Ranker.rank`."""
+    item, log_prob = self._ranker.rank(rows, now)
+    if self._filter_history:
+      item, log_prob = without(item, log_prob, self._held_NxI[rows[:, None], np.maximum(item, 0)])
+    if self._weight:
+      item = slates(item, log_prob, self._setting.excitation.opens, self._weight).item
+    shown, slots = item[:, : self._setting.slate], self._setting.slate
+    return np.pad(shown, ((0, 0), (0, slots - shown.shape[1])), constant_values=-1)
+
+  def observe(self, events: Events) -> None:
+    """Take note of what the users of the arm did."""
+    self._ranker.observe(events)
+    if self._filter_history:
+      self._held_NxI[events.row, events.item] = True
+
+
+class Fixed:
+  """The same list for everyone, by a score of every item [I]; ties by popularity."""
+
+  def __init__(self, setting: Setting, score_I: np.ndarray):
+    popular = setting.baselines.popular
+    order = popular[np.argsort(-score_I[popular], kind='stable')]
+    # The whole catalogue, so that a user's history leaves enough of it.
+    self._lists = Lists(order[None], score_I[order][None])
+
+  def begin(self) -> None:
+    pass
+
+  def rank(self, rows: np.ndarray, now: int) -> Lists:
+    return Lists(*(np.repeat(x, len(rows), axis=0) for x in self._lists))
 
   def observe(self, events: Events) -> None:
     pass
+
+
+def log_popularity(setting: Setting) -> np.ndarray:
+  """Return the log of every item's share of the training purchases, one added to each, fp [I]."""
+  log = setting.log
+  bought = setting.baselines.train_N & (log.event == EVENT_NAMES.index('purchase'))
+  count_I = 1 + np.bincount(log.item[bought], log.count[bought], len(log.items))
+  return np.log(count_I / count_I.sum())
+
+
+def best(score_VxI: np.ndarray, popular: np.ndarray, k: int) -> Lists:
+  """Return the k items of the highest scores; ties by popularity."""
+  score_VxI = score_VxI[:, popular]
+  order = np.argsort(-score_VxI, axis=1, kind='stable')[:, :k]
+  return Lists(popular[order], np.take_along_axis(score_VxI, order, axis=1))
 
 
 class Recency:
@@ -96,11 +181,8 @@ class Recency:
   """
 
   def __init__(self, setting: Setting):
-    log, self._slate = setting.log, setting.slate
-    no_rows = np.zeros(0, np.int64)
-    ranking = baselines.recency(log, setting.occasions, no_rows, setting.config, setting.slate)
-    chosen = ranking.settings  # on validation occasions
-    self._popular = baselines.popular_items(log, setting.occasions)
+    log, self._setting = setting.log, setting
+    chosen = chosen_settings(setting, baselines.recency)
     self._tau, self._zero = chosen['tau'], int(log.timestamp.max())
     weights = baselines.BEHAVIOR[chosen['behavior']]
     self._weight = np.array([weights.get(name, 0) for name in EVENT_NAMES], np.float64)
@@ -110,12 +192,11 @@ class Recency:
     self._add(setting.past(), log.count[source] if chosen['repeats'] else 1)
     self._at_end = self._score
 
-  def begin(self, seed: int) -> None:
+  def begin(self) -> None:
     self._score = self._at_end.copy()
 
-  def recommend(self, rows: np.ndarray, now: int) -> np.ndarray:
-    best = np.argsort(-self._score[rows][:, self._popular], axis=1, kind='stable')[:, : self._slate]
-    return self._popular[best]
+  def rank(self, rows: np.ndarray, now: int) -> Lists:
+    return best(self._score[rows], self._setting.baselines.popular, self._setting.listed)
 
   def observe(self, events: Events) -> None:
     self._add(events, 1)
@@ -126,24 +207,29 @@ class Recency:
     np.add.at(self._score, (events.row, events.item), weight)
 
 
-class _Windows:
-  """A model that reads the latest events of a user: it keeps them, and asks in fixed batches."""
+def chosen_settings(setting: Setting, baseline: Callable[..., baselines.Ranking]) -> dict[str, Any]:
+  """Return the settings that the report's baseline has chosen on validation occasions."""
+  return baseline(setting.baselines, _NO_ROWS, max(setting.config.evaluation.ks)).settings
 
-  def __init__(self, setting: Setting, size: int):
+
+class _Windows:
+  """A ranker that reads the latest events of a user: it keeps them, and asks in fixed batches."""
+
+  def __init__(self, setting: Setting, size: int, width: int):
     self.setting, self._size = setting, size
     log, users = setting.log, setting.users
-    self._at_end = histories(log, users, log.offsets[users + 1], setting.config.backbone.context)
+    self._at_end = histories(log, users, log.offsets[users + 1], width)
 
-  def begin(self, seed: int) -> None:
-    self._seed, self._history = seed, self._at_end
+  def begin(self) -> None:
+    self._history = self._at_end
 
-  def recommend(self, rows: np.ndarray, now: int) -> np.ndarray:
+  def rank(self, rows: np.ndarray, now: int) -> Lists:
     ranked = []
     for start in range(0, len(rows), self._size):
       part = rows[start : start + self._size]
       padded = np.pad(part, (0, self._size - len(part)), mode='edge')
-      ranked.append(np.asarray(self._rank(padded, now, start // self._size)))
-    return np.concatenate(ranked)[: len(rows), : self.setting.slate]
+      ranked.append(self._rank(padded, now))
+    return Lists(*(np.concatenate(parts)[: len(rows)] for parts in zip(*ranked)))
 
   def observe(self, events: Events) -> None:
     self._history = append(self._history, *events)
@@ -151,48 +237,59 @@ class _Windows:
   def _window(self, rows: np.ndarray) -> Trajectories:
     return Trajectories(*(field[rows] for field in self._history))
 
-  def _rank(self, rows: np.ndarray, now: int, number: int) -> ArrayLike:
-    """Return items [size, k], best first; `number` counts the batches of a day."""
+  def _rank(self, rows: np.ndarray, now: int) -> Lists:
+    """Return lists [size, k]."""
     raise NotImplementedError
+
+
+class Counting(_Windows):
+  """The baseline `counting` of the report."""
+
+  def __init__(self, setting: Setting):
+    super().__init__(setting, setting.config.evaluation.batch, baselines.TRANSITION_CONTEXT)
+    chosen = chosen_settings(setting, baselines.counting)
+    self._chosen = {name: chosen[name] for name in ('tau', 'transitions', 'power')}
+    self.own = bool(chosen['own'])  # whether its lists may hold items of the history
+
+  def _rank(self, rows: np.ndarray, now: int) -> Lists:
+    inputs = self.setting.baselines
+    score = inputs.counting.scores(self._window(rows), np.full(len(rows), now), **self._chosen)
+    return best(np.log(np.maximum(score, _LEAST)), inputs.popular, self.setting.listed)
 
 
 class Sasrec(_Windows):
   """The baseline SASRec of the report."""
 
   def __init__(self, setting: Setting, fit: Fit):
-    super().__init__(setting, setting.config.evaluation.batch)
+    config = setting.config
+    super().__init__(setting, config.evaluation.batch, config.backbone.context)
     self._fit = fit
 
-  def _rank(self, rows: np.ndarray, now: int, number: int) -> ArrayLike:
+  def _rank(self, rows: np.ndarray, now: int) -> Lists:
     window = self._window(rows)
-    return self._fit.top(window.item, window.segment)
+    return Lists(*self._fit.top(window.item, window.segment))
 
 
 class Generative(_Windows):
-  """RoleGen, or its backbone alone, as `online` decides; `exploration_weight` as in `slates`."""
+  """RoleGen, or its backbone alone, as `online` decides."""
 
-  def __init__(
-    self, setting: Setting, online: Online, excitation: Excitation, exploration_weight: float = 0.0
-  ):
-    super().__init__(setting, online.size)
-    self._online, self._excitation = online, excitation
-    self._exploration_weight = exploration_weight
+  def __init__(self, setting: Setting, online: Online):
+    super().__init__(setting, online.size, setting.config.backbone.context)
+    self._online = online
 
-  def _rank(self, rows: np.ndarray, now: int, number: int) -> ArrayLike:
+  def _rank(self, rows: np.ndarray, now: int) -> Lists:
     window, reasoner = self._window(rows), self.setting.config.reasoner
 
     def unknown(*shape: int) -> np.ndarray:
       return np.full((len(rows), *shape), -1, np.int32)
 
-    excites = self._excitation.of(self.setting.users[rows], window.item)
+    excites = self.setting.excitation.of(self.setting.users[rows], window.item)
     time = np.full(len(rows), now, np.int32)
     examples = Examples(
       window, time, excites, unknown(), unknown(reasoner.role_events), unknown(reasoner.candidates)
     )
     ranking = self._online(examples)
-    item, score = np.asarray(ranking.item), np.asarray(ranking.score)
-    order = slates(item, score, self._excitation.opens, self._exploration_weight)
-    return np.take_along_axis(item, order, axis=1)
+    return Lists(np.asarray(ranking.item), np.asarray(ranking.score))
 
 
 class Oracle:
@@ -202,16 +299,17 @@ class Oracle:
   """
 
   def __init__(self, setting: Setting, world: World):
-    self._world, self._slate = world, setting.slate
+    self._world, self._setting = world, setting
     self._users = setting.log.users.gather(setting.users).to_numpy()
     self._at_end = world.state_of_rows(self._users, *setting.past())
 
-  def begin(self, seed: int) -> None:
+  def begin(self) -> None:
     self._state = self._at_end
 
-  def recommend(self, rows: np.ndarray, now: int) -> np.ndarray:
+  def rank(self, rows: np.ndarray, now: int) -> Lists:
     score = self._world.log_p_conversion(self._state.rows(rows), np.full(len(rows), now))
-    return np.argsort(-score, axis=1, kind='stable')[:, : self._slate]
+    order = np.argsort(-score, axis=1, kind='stable')[:, : self._setting.listed]
+    return Lists(order, np.take_along_axis(score, order, axis=1))
 
   def observe(self, events: Events) -> None:
     added = self._world.state_of_rows(self._users, *events)

@@ -1,7 +1,8 @@
 """An A/B test from a run's folder: the simulator, the users, the arms, and what is kept of them.
 
-The run folder keeps ab/KEY/ARM_SEED.npz of each finished arm and seed, where KEY is of the settings
-of the test, then ab.json and ab.png of the latest test.
+The run folder keeps ab/KEY/ARM_SEED.npz of each finished arm and noise seed, where KEY is of the
+settings of the test, then ab.json and ab.png of the latest test. Of several run folders, which
+differ in their training seed, the first has the last two.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from rolegen_jax.ab_test import policies, summary
 from rolegen_jax.ab_test.arms import Played, play
-from rolegen_jax.config import Config, ConfigError, digest
+from rolegen_jax.config import Config, ConfigError, digest, to_dict
 from rolegen_jax.data.files import renamed, write_json
 from rolegen_jax.evaluation import content, sasrec
 from rolegen_jax.pipeline import stages
@@ -30,14 +31,26 @@ from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.recommend import dormant
+from rolegen_jax.serving.slate import log_opens
 from rolegen_jax.simulator.rules import HELD_BACK
 from rolegen_jax.simulator.world import World
 
-# As in the report; no_reasoner is the backbone alone.
-ARMS = ('popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen')
-# Also RoleGen's lists by log p, and slates of the backbone alone: what either is worth by itself.
-KNOWN = (*ARMS, 'RoleGen_by_likelihood', 'no_reasoner_slates', 'oracle')
-TESTED = 'RoleGen'
+# As in the report; no_reasoner is the backbone alone. What has probabilities is shown by log p and
+# as slates; popular_opens is one slate for everybody.
+ARMS = (
+  'popularity',
+  'popular_opens',
+  'recency',
+  'counting',
+  'counting_slates',
+  'SASRec',
+  'SASRec_slates',
+  'no_reasoner',
+  'no_reasoner_slates',
+  'RoleGen',
+  'RoleGen_slates',
+)
+KNOWN = (*ARMS, 'oracle', 'oracle_slates')
 
 
 def simulate_ab(
@@ -47,31 +60,38 @@ def simulate_ab(
   seeds: int = 5,
   arms: Sequence[str] = ARMS,
   slate: int = 10,
+  others: Sequence[str | os.PathLike] = (),
   retrain: bool = False,
 ) -> dict:
   """Play what is not yet kept, write ab.json and ab.png, and return what ab.json holds.
 
   `simulator` is `default`, that of the run's log, or `held_back`, for which the same settings are
-  trained in WORKDIR/held_back first; files go to the run folder of that simulator. `retrain` trains
-  again what was trained with other settings. Raises ConfigError when the run is not of a simulated
-  log or not trained, or a setting is wrong.
+  trained in WORKDIR/held_back first; files go to the run folder of that simulator. `others` are
+  further runs that differ from `workdir` in their training seed alone: the figures are then over
+  all of them. `retrain` trains again what was trained with other settings. Raises ConfigError when
+  a run is not of a simulated log or not trained, or a setting is wrong.
   """
-  config = saved_config(workdir)
-  _check(config, workdir, days, seeds, arms, slate)
-  if simulator == HELD_BACK:
-    other = dataclasses.replace(config.simulator, preset=HELD_BACK, seed=config.simulator.seed + 1)
-    held_back = dataclasses.replace(config, simulator=other)
-    run = open_run(held_back, pathlib.Path(workdir) / HELD_BACK, retrain=retrain)
-  else:
-    run = open_run(config, workdir, may_train=retrain, retrain=retrain)
-  result = Test(run, days, slate).result(arms, seeds)
-  write_json(result, run.workdir / 'ab.json')
+  workdirs = [workdir, *others]
+  configs = [saved_config(folder) for folder in workdirs]
+  _check(configs[0], workdir, days, seeds, arms, slate)
+  _check_alike(configs, workdirs)
+  runs = [_open(folder, config, simulator, retrain) for folder, config in zip(workdirs, configs)]
+  result = played([Test(run, days, slate) for run in runs], arms, seeds)
+  write_json(result, runs[0].workdir / 'ab.json')
   from rolegen_jax.ab_test.plot import draw
 
-  with renamed(run.workdir / 'ab.png') as path:
+  with renamed(runs[0].workdir / 'ab.png') as path:
     draw(result, path)
-  say(f'A/B test -> {run.workdir / "ab.json"}, {run.workdir / "ab.png"}')
+  say(f'A/B test -> {runs[0].workdir / "ab.json"}, {runs[0].workdir / "ab.png"}')
   return result
+
+
+def _open(workdir: str | os.PathLike, config: Config, simulator: str, retrain: bool) -> Run:
+  if simulator != HELD_BACK:
+    return open_run(config, workdir, may_train=retrain, retrain=retrain)
+  other = dataclasses.replace(config.simulator, preset=HELD_BACK, seed=config.simulator.seed + 1)
+  held_back = dataclasses.replace(config, simulator=other)
+  return open_run(held_back, pathlib.Path(workdir) / HELD_BACK, retrain=retrain)
 
 
 def _check(
@@ -96,6 +116,63 @@ def _check(
     raise ConfigError(f'--days={days} --seeds={seeds}: must be at least 1')
 
 
+def _check_alike(configs: list[Config], workdirs: Sequence[str | os.PathLike]) -> None:
+  """Raise ConfigError where runs differ in more than their seed, or have one seed twice."""
+  first = to_dict(configs[0])
+  folder_of_seed: dict[int, str | os.PathLike] = {}
+  for config, workdir in zip(configs, workdirs):
+    differing = differences(first, to_dict(config) | dict(seed=configs[0].seed))
+    if differing:
+      raise ConfigError(
+        f'--workdir={workdir}: its {differing[0]} is not that of {workdirs[0]}; runs must differ '
+        'in `seed` alone'
+      )
+    if config.seed in folder_of_seed:
+      raise ConfigError(
+        f'--workdir={workdir}: its seed={config.seed} is that of {folder_of_seed[config.seed]}; '
+        'must be another training seed'
+      )
+    folder_of_seed[config.seed] = workdir
+
+
+def differences(one: dict, other: dict, prefix: str = '') -> list[str]:
+  """Return the dotted names of the fields in which two configs, as dicts, differ."""
+  found = []
+  for name in one:
+    if isinstance(one[name], dict) and isinstance(other[name], dict):
+      found += differences(one[name], other[name], f'{prefix}{name}.')
+    elif one[name] != other[name]:
+      found.append(f'{prefix}{name}')
+  return found
+
+
+def played(tests: list[Test], arms: Sequence[str], seeds: int) -> dict:
+  """Return measures, lifts and provenance of a test in every run; plays what is not yet kept."""
+  for test in tests:
+    test.run.folder.lock()
+  first, started = tests[0], time.monotonic()
+  of_arm = {name: [p for test in tests for p in test.arm(name, seeds)] for name in arms}
+  config, training_seeds = first.run.config, [test.run.config.seed for test in tests]
+  evaluation, simulator = config.evaluation, config.simulator
+  measures = summary.summarize(of_arm, training_seeds, evaluation.bootstrap, evaluation.seed)
+  seconds = time.monotonic() - started
+  provenance = content.provenance(config, first.inputs.hashes, seconds)
+  provenance |= dict(
+    intervals=f'{summary.about_intervals(training_seeds)}, {evaluation.bootstrap} resamples',
+    training_seeds=training_seeds,
+    noise_seeds=seeds,
+    config_digests=[digest(test.run.config) for test in tests],
+  )
+  about = dict(
+    simulator=f'simulator {simulator.preset}, seed {simulator.seed}',
+    slate=first.setting.slate,
+    key=digest(*(test.key for test in tests)),
+    measures=summary.MEASURES,
+    provenance=provenance,
+  )
+  return about | measures
+
+
 class Test:
   """An A/B test on the users that `rolegen recommend --users=dormant` finds at the log's end."""
 
@@ -112,7 +189,10 @@ class Test:
         f'--workdir={run.workdir}: no user is dormant at the end of its log; '
         'simulate more users (simulator.users)'
       )
-    self.setting = policies.Setting(config, log, occasions, users, slate)
+    inputs = self.inputs
+    self.setting = policies.Setting(
+      config, log, occasions, inputs.interest_shift, inputs.excitation, users, slate
+    )
     self.world = World.build(config.simulator)
     user_ids = log.users.gather(users).to_numpy()
     self.state = self.world.state_of_rows(user_ids, *self.setting.past())
@@ -122,7 +202,12 @@ class Test:
     """The trained models by arm."""
     models = train_models(self.run, self.inputs)
     alone = stages.train_ablation(self.run, self.inputs, models, 'no_reasoner')
-    return {TESTED: models.calibrated, 'no_reasoner': alone}
+    return {summary.TESTED: models.calibrated, 'no_reasoner': alone}
+
+  @functools.cached_property
+  def sasrec(self) -> sasrec.Fit:
+    """The SASRec of the report, trained for its two arms."""
+    return sasrec.fit(self.setting.baselines, self.run.config.backbone.beam)
 
   @functools.cached_property
   def key(self) -> str:
@@ -134,6 +219,7 @@ class Test:
       [model.key for model in self.models.values()],
       config.calibration,
       config.serving,
+      config.seed,
       config.backbone.beam,
       evaluation.seed,
       evaluation.sasrec_steps,
@@ -143,29 +229,8 @@ class Test:
       self.setting.slate,
     )
 
-  def result(self, arms: Sequence[str], seeds: int) -> dict:
-    """Return measures, lifts and provenance; plays what is not yet kept."""
-    self.run.folder.lock()
-    config, started = self.run.config, time.monotonic()
-    played = {name: self.arm(name, seeds) for name in arms}
-    evaluation, simulator = config.evaluation, config.simulator
-    measures = summary.summarize(played, TESTED, evaluation.bootstrap, evaluation.seed)
-    seconds = time.monotonic() - started
-    provenance = content.provenance(config, self.inputs.hashes, seconds)
-    provenance['intervals'] = (
-      f'95 % bootstrap over seeds and users, {evaluation.bootstrap} resamples'
-    )
-    about = dict(
-      simulator=f'simulator {simulator.preset}, seed {simulator.seed}',
-      slate=self.setting.slate,
-      key=self.key,
-      measures=summary.MEASURES,
-      provenance=provenance,
-    )
-    return about | measures
-
   def arm(self, name: str, seeds: int) -> list[Played]:
-    """Return what the arm did under every seed.
+    """Return what the arm did under every noise seed.
 
     The policy is made when there is something left to play.
     """
@@ -185,33 +250,39 @@ class Test:
 
   def policy(self, name: str) -> policies.Policy:
     """Return the policy of an arm, its models loaded."""
-    setting, config = self.setting, self.run.config
+    serving = self.run.config.serving
+    ranker = self._ranker(name.removesuffix(summary.SLATES))
+    weight = serving.exploration_weight if name.endswith(summary.SLATES) else 0.0
+    bars_history = serving.filter_history
+    if isinstance(ranker, policies.Counting):
+      bars_history = bars_history or not ranker.own
+    return policies.Policy(self.setting, ranker, weight, bars_history)
+
+  def _ranker(self, name: str) -> policies.Ranker:
+    setting, run = self.setting, self.run
     match name:
       case 'popularity':
-        return policies.Popularity(setting)
+        return policies.Fixed(setting, policies.log_popularity(setting))
+      case summary.POPULAR_OPENS:
+        worth = run.config.serving.exploration_weight * log_opens(setting.excitation.opens)
+        return policies.Fixed(setting, policies.log_popularity(setting) + worth)
       case 'recency':
         return policies.Recency(setting)
+      case 'counting':
+        return policies.Counting(setting)
       case 'SASRec':
-        k = max(config.evaluation.ks)
-        fitted = sasrec.fit(setting.log, setting.occasions, config, k)
-        return policies.Sasrec(setting, fitted)
+        return policies.Sasrec(setting, self.sasrec)
       case 'oracle':
         return policies.Oracle(setting, self.world)
-    model = TESTED if name.startswith(TESTED) else 'no_reasoner'
-    explores = name in (TESTED, 'no_reasoner_slates')
-    return self._generative(model, config.serving.exploration_weight if explores else 0.0)
-
-  def _generative(self, model: str, exploration_weight: float) -> policies.Generative:
-    run, inputs = self.run, self.inputs
     online = Online(
       run.rolegen,
-      self.models[model].load(),
-      inputs.trie,
+      self.models[name].load(),
+      self.inputs.trie,
       run.mesh,
       run.config.backbone.beam,
-      reasoning=model == TESTED,
+      reasoning=name == summary.TESTED,
     )
-    return policies.Generative(self.setting, online, inputs.excitation, exploration_weight)
+    return policies.Generative(setting, online)
 
 
 def _read(path: pathlib.Path, key: str) -> Played | None:

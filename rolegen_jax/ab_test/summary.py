@@ -1,11 +1,14 @@
-"""What the arms of an A/B test sold, with intervals, and the lift of one arm over another.
+"""What the arms of an A/B test sold, with intervals, and the lift of RoleGen over each other arm.
 
-Every measure is linear in values of single (seed, user) pairs, so a resample is two vectors of
-weights: seeds and users are drawn with replacement, each on its own (the pigeonhole bootstrap for
-crossed factors: Owen, Annals of Applied Statistics 2007). All arms share them, which makes
-differences paired.
+Lifts are like for like: RoleGen by log p over arms by log p, its slates over slates.
 
-Shapes: S seeds, N users, D days, R resamples.
+Every measure is linear in values of single (training seed, noise seed, user) triples, so a resample
+is three vectors of weights: each of the three is drawn with replacement on its own (the pigeonhole
+bootstrap for crossed factors: Owen, Annals of Applied Statistics 2007). All arms share them, which
+makes differences paired.
+
+Shapes: T training seeds, S noise seeds, P = T * S plays, the noise seeds of a training seed side by
+side, N users, D days, R resamples.
 """
 
 from __future__ import annotations
@@ -23,14 +26,17 @@ MEASURES = {
   'daily_active_customers': 'users who order on a day, mean over days',
   'gmv': 'prices of all orders, in the currency of the item table',
 }
+TESTED, SLATES = 'RoleGen', '_slates'
+# Shown in an order of its own, which counts what an item opens, as slates do.
+POPULAR_OPENS = 'popular_opens'
 # Per visit, for reading; without intervals.
 PER_VISIT = {'shown_view_rate': 'shown_views', 'shown_order_rate': 'shown_orders'}
 
 
 def values(played: list[Played]) -> dict[str, np.ndarray]:
-  """Return [S, N] of each measure: what a pair contributes.
+  """Return [P, N] of each measure: what a user contributes to a play.
 
-  The measure is the sum over users of the mean over seeds.
+  The measure is the sum over users of the mean over plays.
   """
   orders = np.stack([p.orders for p in played])
   users, days = orders.shape[1:]
@@ -43,47 +49,70 @@ def values(played: list[Played]) -> dict[str, np.ndarray]:
 
 
 class Resamples:
-  """How often each seed [R, S] (as a share) and each user [R, N] is drawn in each resample.
+  """How often each play [R, P] (as a share) and each user [R, N] is drawn in each resample.
 
-  A single seed does not vary: its weight is always 1.
+  A play is drawn by its training seed and its noise seed. A single seed does not vary: its weight
+  is always 1.
   """
 
-  def __init__(self, seeds: int, users: int, resamples: int, seed: int):
+  def __init__(self, training_seeds: int, seeds: int, users: int, resamples: int, seed: int):
     rng = np.random.default_rng(seed)
 
     def draw(n: int) -> np.ndarray:
       return rng.multinomial(n, np.full(n, 1 / n), resamples).astype(np.float64)
 
-    self.seed_RxS, self.user_RxN = draw(seeds) / seeds, draw(users)
+    training_RxT, seed_RxS, self.user_RxN = draw(training_seeds), draw(seeds), draw(users)
+    play_RxTxS = training_RxT[:, :, None] * seed_RxS[:, None] / (training_seeds * seeds)
+    self.play_RxP = play_RxTxS.reshape(resamples, -1)
 
-  def totals(self, value_SxN: np.ndarray) -> np.ndarray:
+  def totals(self, value_PxN: np.ndarray) -> np.ndarray:
     """Return the measure under each resample, [R]."""
-    return ((self.seed_RxS @ value_SxN) * self.user_RxN).sum(1)
+    return ((self.play_RxP @ value_PxN) * self.user_RxN).sum(1)
 
 
-def summarize(arms: dict[str, list[Played]], tested: str, resamples: int, seed: int) -> dict:
-  """Return the arms' measures and the lifts of `tested` over each other arm, also by day.
+def tested_against(name: str) -> str:
+  """Return the arm whose lift over arm `name` is like for like: RoleGen shown as `name` is."""
+  return TESTED + SLATES if name.endswith(SLATES) or name == POPULAR_OPENS else TESTED
 
-  Intervals hold 95 %.
+
+def summarize(
+  arms: dict[str, list[Played]], training_seeds: list[int], resamples: int, seed: int
+) -> dict:
+  """Return the arms' measures, and the lifts of RoleGen over every other arm, also by day.
+
+  Intervals hold 95 %. arms: the P plays of each, those of the first training seed first.
   """
   first = next(iter(arms.values()))
-  seeds, (users, days) = len(first), first[0].orders.shape
-  draws = Resamples(seeds, users, resamples, seed)
+  plays, (users, days) = len(first), first[0].orders.shape
+  seeds = plays // len(training_seeds)
+  draws = Resamples(len(training_seeds), seeds, users, resamples, seed)
   visits = sum(int(p.visits.sum()) for p in next(reversed(arms.values())))
-  others = [name for name in arms if name != tested] if tested in arms else []
+  ours = {name: tested_against(name) for name in arms}
   return dict(
-    tested=tested,
+    tested=TESTED,
     users=users,
     days=days,
     seeds=seeds,
+    training_seeds=training_seeds,
     resamples=resamples,
-    visits=visits / seeds,
-    arms={name: _measure(played, draws) for name, played in arms.items()},
-    lifts={name: _lifts(arms[tested], arms[name], draws) for name in others},
+    visits=visits / plays,
+    arms={name: _measure(played, seeds, draws) for name, played in arms.items()},
+    lifts={
+      name: dict(tested=our, **_lifts(arms[our], arms[name], draws))
+      for name, our in ours.items()
+      if our in arms and our != name
+    },
   )
 
 
-def _measure(played: list[Played], draws: Resamples) -> dict[str, Any]:
+def about_intervals(training_seeds: list[int]) -> str:
+  """Return what the intervals are over."""
+  if len(training_seeds) > 1:
+    return '95 % intervals over training seeds, noise seeds and users'
+  return '95 % intervals over noise seeds and users, for one training seed'
+
+
+def _measure(played: list[Played], seeds: int, draws: Resamples) -> dict[str, Any]:
   """Return the measures of one arm, with intervals, and its days."""
   measures: dict[str, Any] = {
     name: interval(float(value.mean(0).sum()), draws.totals(value))
@@ -99,16 +128,17 @@ def _measure(played: list[Played], draws: Resamples) -> dict[str, Any]:
     daily_active_customers=(orders > 0).sum(1).mean(0).tolist(),
     gmv=revenue.mean(0).tolist(),
   )
-  measures['orders_by_seed'] = orders.sum((1, 2)).tolist()
+  by_play = orders.sum((1, 2))
+  measures['orders_by_seed'] = by_play.reshape(-1, seeds).tolist()  # [T, S]
   return measures
 
 
 def _lifts(ours: list[Played], theirs: list[Played], draws: Resamples) -> dict[str, Any]:
   """Return the lift of one arm over another in every measure, and in orders up to each day."""
 
-  def compare(our_SxN: np.ndarray, their_SxN: np.ndarray) -> dict[str, float] | None:
-    our_mean, their_mean = (float(value.mean(0).sum()) for value in (our_SxN, their_SxN))
-    return lift(our_mean, their_mean, draws.totals(our_SxN), draws.totals(their_SxN))
+  def compare(our_PxN: np.ndarray, their_PxN: np.ndarray) -> dict[str, float] | None:
+    our_mean, their_mean = (float(value.mean(0).sum()) for value in (our_PxN, their_PxN))
+    return lift(our_mean, their_mean, draws.totals(our_PxN), draws.totals(their_PxN))
 
   our_values, their_values = values(ours), values(theirs)
   lifts: dict[str, Any] = {name: compare(our_values[name], their_values[name]) for name in MEASURES}
@@ -136,14 +166,15 @@ def interval(mean: float, resampled_R: np.ndarray) -> dict[str, float]:
 
 def table(result: dict) -> str:
   """Return arms and lifts as text."""
+  training = ', '.join(map(str, result['training_seeds']))
   size = (
-    f'{result["users"]} dormant users, {result["days"]} days, {result["seeds"]} seeds, '
-    f'{result["visits"]:.0f} visits a seed'
+    f'{result["users"]} dormant users, {result["days"]} days, {result["visits"]:.0f} visits a '
+    f'play, {result["seeds"]} noise seeds, trained with seed {training}'
   )
   first = max(13, *(len(name) + 1 for name in result['arms']))
   titles = ('orders', 'conversion rate, %', 'daily customers')
   lines = [
-    f'{result["simulator"]}: {size}; 95 % intervals over seeds and users',
+    f'{result["simulator"]}: {size}; {about_intervals(result["training_seeds"])}',
     ' ' * first
     + ''.join(f'{title:>24}' for title in titles)
     + f'{"GMV":>30}{"views, orders of slate a visit":>34}',
@@ -162,7 +193,10 @@ def table(result: dict) -> str:
     cells = ''.join(
       _cell(lifts[measure], 2, width, 100, signed=True) for measure, (_, width, _) in styles.items()
     )
-    lines += [f'{result["tested"]} over {name}, %', ' ' * first + cells]
+    lines += [f'{lifts["tested"]} over {name}, %', ' ' * first + cells]
+  about = result['provenance']
+  if about['dirty'] is not False:
+    lines.append(f'not from a clean checkout: commit {about["commit"]}')
   return '\n'.join(lines)
 
 

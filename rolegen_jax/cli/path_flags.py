@@ -23,6 +23,17 @@ class _PathParser(flags.ArgumentParser):
     return argument if argument in self._words else fields.expanded(argument)
 
 
+class _PathListParser(flags.ListParser):
+  """Reads paths of this machine."""
+
+  def parse(self, argument: str | list[str]) -> list[str]:
+    """Return the expanded paths. Raises ValueError, saying what would be right."""
+    return [fields.expanded(path) for path in super().parse(argument)]
+
+
+_COMMAS = flags.CsvListSerializer(',')
+
+
 def path_flag(
   name: str, default: str | None, help: str, *words: str, **settings: Any
 ) -> flags.FlagHolder[Any]:
@@ -34,3 +45,8 @@ def path_flag(
   return flags.DEFINE(
     _PathParser(*words), name, default, help, serializer=flags.ArgumentSerializer(), **settings
   )
+
+
+def path_list_flag(name: str, help: str, **settings: Any) -> flags.FlagHolder[Any]:
+  """Define a flag that names one or more folders of this machine, separated by commas."""
+  return flags.DEFINE(_PathListParser(), name, None, help, serializer=_COMMAS, **settings)

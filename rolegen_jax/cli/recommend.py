@@ -1,6 +1,9 @@
 """Recommend items to users as they are at the end of the log, with the reasoning behind each list.
 
 rolegen recommend --workdir=runs/demo --users=dormant --output=recommendations.parquet
+
+Lists are slates: `rank` is by the column `rank_score`, log p plus what the item opens; `log_prob`
+is log p alone, which serving.exploration_weight=0 ranks by.
 """
 
 import os

@@ -2,17 +2,22 @@
 
   rolegen simulate_ab --workdir=runs/demo
   rolegen simulate_ab --workdir=runs/demo --simulator=held_back
+  rolegen simulate_ab --workdir=runs/seed0,runs/seed1,runs/seed2
 
-Each arm recommends daily to the dormant users, who respond. The same command continues after any
-interruption.
+Each arm recommends daily to the dormant users, who respond. Lifts of RoleGen are like for like: by
+log p over arms by log p, slates over slates. With one run, intervals hold for its training seed;
+with several, which may differ in `seed` alone, they are over training seeds too. The same command
+continues after any interruption.
 """
 
 from absl import flags
 
-from rolegen_jax.cli.path_flags import path_flag
+from rolegen_jax.cli.path_flags import path_list_flag
 
-_WORKDIR = path_flag(
-  'workdir', None, 'Folder of a run of rolegen train on a simulated log.', required=True
+_WORKDIR = path_list_flag(
+  'workdir',
+  'Folder of a run of rolegen train on a simulated log, or several of other training seeds.',
+  required=True,
 )
 _SIMULATOR = flags.DEFINE_enum(
   'simulator',
@@ -26,14 +31,18 @@ _DAYS = flags.DEFINE_integer(
 _SEEDS = flags.DEFINE_integer(
   'seeds',
   5,
-  'Repetitions, each with noise of its own that all arms share.',
+  'Noise seeds: repetitions, each with noise of its own that all arms share.',
   lower_bound=1,
   upper_bound=1000,
 )
 _ARMS = flags.DEFINE_list(
   'arms',
-  ['popularity', 'recency', 'SASRec', 'no_reasoner', 'RoleGen'],
-  'Some of these, RoleGen_by_likelihood, no_reasoner_slates, and oracle, which knows the truth.',
+  [
+    *('popularity', 'popular_opens', 'recency', 'counting', 'counting_slates', 'SASRec'),
+    *('SASRec_slates', 'no_reasoner', 'no_reasoner_slates', 'RoleGen', 'RoleGen_slates'),
+  ],
+  'Some of these, oracle and oracle_slates, which know the truth. NAME_slates shows slates, NAME '
+  'what is likeliest; popular_opens is one slate for everybody.',
 )
 _SLATE = flags.DEFINE_integer(
   'slate', 10, 'Items shown on a visit, at most backbone.beam.', lower_bound=1
@@ -51,13 +60,15 @@ def main() -> None:
   from rolegen_jax.ab_test.simulation import simulate_ab
   from rolegen_jax.ab_test.summary import table
 
+  workdir, *others = _WORKDIR.value
   result = simulate_ab(
-    _WORKDIR.value,
+    workdir,
     _SIMULATOR.value,
     _DAYS.value,
     _SEEDS.value,
     _ARMS.value,
     _SLATE.value,
+    others,
     _RETRAIN.value,
   )
   print(table(result))

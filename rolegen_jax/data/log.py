@@ -133,3 +133,14 @@ class InteractionLog:
         'prepare the data again'
       )
     return log
+
+
+def ranges(first: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Return the concatenated ranges [first, first + size), and which range each index is of.
+
+  Both int64 [sum(sizes)].
+  """
+  sizes = np.asarray(sizes, np.int64)
+  owner = np.repeat(np.arange(len(sizes)), sizes)
+  within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+  return np.asarray(first, np.int64)[owner] + within, owner

@@ -229,6 +229,25 @@ def parts(systems: dict[str, dict], metric: str) -> list[str]:
   return [f'What the parts are worth, {metric} on {part} targets: {"; ".join(values)}.']
 
 
+def short_lists(ks: tuple[int, ...], items: int, rankings: Rankings) -> list[str]:
+  """Return notes on ks beyond the catalogue of `items`, and on lists with fewer items than k."""
+  notes = []
+  wide, possible = [k for k in ks if k > items], [k for k in ks if k <= items]
+  if wide:
+    which = ', '.join(map(str, wide))
+    notes.append(
+      f'The catalogue has {items} items: no list has k = {which} places, and none misses there.'
+    )
+  k = max(possible, default=0)
+  is_short = {name: (lists[:, :k] >= 0).sum(1) < k for name, (_, lists, _) in rankings.items()}
+  shares = [f'{name} {100 * short.mean():.1f} %' for name, short in is_short.items() if short.any()]
+  if shares:
+    notes.append(
+      f'Lists of fewer than {k} items, which miss what they have no place for: {", ".join(shares)}.'
+    )
+  return notes
+
+
 def training_rows(workdir: pathlib.Path, stages: tuple[str, ...]) -> list[dict]:
   """Return all metrics.jsonl rows of the stages, each with its stage."""
   rows = []
@@ -258,5 +277,5 @@ def provenance(config: Config, artifacts: dict[str, str], wall_s: float) -> dict
     config_digest=digest(config),
     artifacts=artifacts,
     evaluation_wall_s=round(wall_s, 1),
-    intervals=f'95 % bootstrap over occasions, {config.evaluation.bootstrap} resamples',
+    intervals=f'95 % bootstrap over users, {config.evaluation.bootstrap} resamples, of one seed',
   )

@@ -100,7 +100,7 @@ def deletion_curves(
   log_prob = _log_probs(rolegen, backbone, Deleted(table, np.stack(variants)), trie, mesh)
   complete, *rest = log_prob.reshape(len(variants), -1)
   drops = (complete - np.array(rest)).reshape(len(ranked), len(DEPTHS), -1)
-  return _intervals(dict(zip(ranked, drops)), list(scores), config)
+  return _intervals(dict(zip(ranked, drops)), list(scores), table.user, config)
 
 
 def _log_probs(
@@ -120,15 +120,15 @@ def _log_probs(
   return log_prob
 
 
-def _intervals(drops: dict[str, np.ndarray], names: list[str], config: EvaluationConfig) -> Curves:
-  """Return means with intervals of drops [depths, N], and of those minus chance."""
+def _intervals(
+  drops: dict[str, np.ndarray], names: list[str], user_N: np.ndarray, config: EvaluationConfig
+) -> Curves:
+  """Return means with intervals over users of drops [depths, N], and of those minus chance."""
   chance = np.mean([drops[f'draw {i}'] for i in range(DRAWS)], axis=0)
-  examples = np.arange(chance.shape[1])
 
   def by_depth(values: np.ndarray) -> dict[int, Interval]:
     return {
-      k: bootstrap(value, examples, config.bootstrap, config.seed)
-      for k, value in zip(DEPTHS, values)
+      k: bootstrap(value, user_N, config.bootstrap, config.seed) for k, value in zip(DEPTHS, values)
     }
 
   curves = {

@@ -8,10 +8,13 @@ Each evaluated occasion has ONE ranked list; an occasion may have several target
   MRR        the mean over pairs of 1 / rank
   HS@k(Ll)   the share of pairs where SOME item of the first k has the target's first l codes
 
-Intervals resample occasions, since the pairs of one occasion share a list. Rankings are lists,
-not scores: whoever makes them breaks ties, deterministically.
+Intervals resample USERS: the pairs of one occasion share a list, and the occasions of one user
+share a taste and most of a history. They say how much a figure would vary with other users, for
+systems trained as they were: the seed of training is not among what is drawn (docs/quality.md has
+the spread over seeds). Rankings are lists, not scores: whoever makes them breaks ties,
+deterministically.
 
-Shapes: O evaluated occasions, K list length, T pairs, I catalogue items, L codes per item,
+Shapes: O evaluated occasions, K list length, T pairs, U users, I catalogue items, L codes per item,
 R resamples.
 """
 
@@ -23,6 +26,7 @@ import math
 import numpy as np
 
 from rolegen_jax.config import COHORTS, EvaluationConfig
+from rolegen_jax.data.log import ranges
 from rolegen_jax.data.occasions import Occasions
 
 DORMANT = ('D1', 'D2')
@@ -35,6 +39,7 @@ class Pairs:
   """The ground truth of the evaluated occasions."""
 
   occasion: np.ndarray  # int32 [T], row of the ranked lists
+  user: np.ndarray  # int32 [T], whose occasion it is
   item: np.ndarray  # int32 [T]
   seen: np.ndarray  # bool [T], the user engaged with it before
   cohort: np.ndarray  # int8 [T], index in config.COHORTS
@@ -49,6 +54,7 @@ class Pairs:
     source, owner = ranges(first, sizes)
     return cls(
       occasion=owner.astype(np.int32),
+      user=occasions.user[rows][owner],
       item=occasions.target[source],
       seen=occasions.target_seen[source],
       cohort=occasions.cohort[rows][owner],
@@ -67,17 +73,6 @@ class Pairs:
       'dormant new': dormant & ~self.seen,
     }
     return slices[name]
-
-
-def ranges(first: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Return the concatenated ranges [first, first + size), and which range each index is of.
-
-  Both int64 [sum(sizes)].
-  """
-  sizes = np.asarray(sizes, np.int64)
-  owner = np.repeat(np.arange(len(sizes)), sizes)
-  within = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-  return np.asarray(first, np.int64)[owner] + within, owner
 
 
 def ranks(ranked_OxK: np.ndarray, pairs: Pairs) -> np.ndarray:
@@ -127,46 +122,46 @@ def reciprocal_rank(rank_T: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A mean over pairs with its bootstrap 95 % interval, and over how many pairs and occasions."""
+  """A mean over pairs with its bootstrap 95 % interval, and over how many pairs and users."""
 
   mean: float
   low: float
   high: float
   pairs: int
-  occasions: int
+  users: int
 
 
 def bootstrap(
-  values_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0
+  values_T: np.ndarray, user_T: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> Interval:
-  """Return the mean and the percentile 95 % interval from resampling occasions with replacement.
+  """Return the mean and the percentile 95 % interval from resampling users with replacement.
 
-  Only occasions named in `occasion_T` are resampled. Without a pair all three figures are NaN.
-  Efron & Tibshirani, 1993.
+  A user who is drawn brings all pairs of `user_T` that are theirs. Without a pair all three figures
+  are NaN. Efron & Tibshirani, 1993.
   """
-  return _bootstrap(values_T[:, None], occasion_T, resamples, seed)[0]
+  return _bootstrap(values_T[:, None], user_T, resamples, seed)[0]
 
 
 def _bootstrap(
-  values_TxM: np.ndarray, occasion_T: np.ndarray, resamples: int, seed: int
+  values_TxM: np.ndarray, user_T: np.ndarray, resamples: int, seed: int
 ) -> list[Interval]:
   """Return the interval of each of M metrics; all of them see the same resamples."""
   n_metrics = values_TxM.shape[1]
-  occasions, owner_T = np.unique(occasion_T, return_inverse=True)
-  n = len(occasions)
+  users, owner_T = np.unique(user_T, return_inverse=True)
+  n = len(users)
   if n == 0:
     return [Interval(math.nan, math.nan, math.nan, 0, 0)] * n_metrics
-  sums_OxM = np.zeros((n, n_metrics))
-  np.add.at(sums_OxM, owner_T, values_TxM)
-  sizes_O = np.bincount(owner_T, minlength=n).astype(np.float64)
+  sums_UxM = np.zeros((n, n_metrics))
+  np.add.at(sums_UxM, owner_T, values_TxM)
+  sizes_U = np.bincount(owner_T, minlength=n).astype(np.float64)
   rng = np.random.default_rng(seed)
   chunks = []
   for start in range(0, resamples, _CHUNK):
-    drawn_RxO = rng.integers(n, size=(min(_CHUNK, resamples - start), n))
-    # How often each occasion is drawn: sums over draws become products of matrices.
-    flat = (np.arange(len(drawn_RxO))[:, None] * n + drawn_RxO).ravel()
-    times_RxO = np.bincount(flat, minlength=drawn_RxO.size).reshape(-1, n).astype(np.float64)
-    chunks.append((times_RxO @ sums_OxM) / (times_RxO @ sizes_O)[:, None])
+    drawn_RxU = rng.integers(n, size=(min(_CHUNK, resamples - start), n))
+    # How often each user is drawn: sums over draws become products of matrices.
+    flat = (np.arange(len(drawn_RxU))[:, None] * n + drawn_RxU).ravel()
+    times_RxU = np.bincount(flat, minlength=drawn_RxU.size).reshape(-1, n).astype(np.float64)
+    chunks.append((times_RxU @ sums_UxM) / (times_RxU @ sizes_U)[:, None])
   low_M, high_M = np.percentile(np.concatenate(chunks), (2.5, 97.5), axis=0)
   return [
     Interval(float(mean), float(low), float(high), len(values_TxM), n)
@@ -175,17 +170,17 @@ def _bootstrap(
 
 
 def paired_difference(
-  a_T: np.ndarray, b_T: np.ndarray, occasion_T: np.ndarray, resamples: int = 1000, seed: int = 0
+  a_T: np.ndarray, b_T: np.ndarray, user_T: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> Interval:
   """Return the interval of mean(a - b) of two systems on the SAME pairs.
 
-  Each resample draws the occasions once for both.
+  Each resample draws the users once for both.
   """
   if a_T.shape != b_T.shape:
     raise ValueError(
       f'two systems must be scored on the same pairs, got {a_T.shape} and {b_T.shape}'
     )
-  return bootstrap(a_T - b_T, occasion_T, resamples, seed)
+  return bootstrap(a_T - b_T, user_T, resamples, seed)
 
 
 def verdict(difference: Interval) -> str:
@@ -201,10 +196,11 @@ def evaluate(
   config: EvaluationConfig,
   codes_IxL: np.ndarray | None = None,
 ) -> dict[str, dict[str, Interval]]:
-  """Return slice -> metric -> Interval for every slice that has a pair.
+  """Return slice -> metric -> Interval, over users, for every slice that has a pair.
 
   Metrics are HI@k and NDCG@k for k in config.ks, MRR (over the list given), and with codes
-  HS@1(Ll), HS@10(Ll) for every level. Raises ValueError when the lists are not one per occasion.
+  HS@1(Ll), HS@10(Ll) for every level. A list shorter than k misses what it has no place for. Raises
+  ValueError when the lists are not one per occasion.
   """
   if ranked_OxK.ndim != 2 or len(ranked_OxK) != pairs.occasions:
     raise ValueError(
@@ -224,9 +220,7 @@ def evaluate(
   for name in SLICES:
     mask_T = pairs.slice(name)
     if mask_T.any():
-      intervals = _bootstrap(
-        values_TxM[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed
-      )
+      intervals = _bootstrap(values_TxM[mask_T], pairs.user[mask_T], config.bootstrap, config.seed)
       table[name] = dict(zip(values, intervals))
   return table
 
@@ -236,7 +230,7 @@ def compare(
 ) -> dict[str, Interval]:
   """Return slice -> paired difference of HI@k, lists `a` minus lists `b`.
 
-  For every slice that has a pair.
+  For every slice that has a pair; the interval resamples users, the same for both.
   """
   a_T, b_T = (hit(ranks(lists, pairs), k) for lists in (a_OxK, b_OxK))
   differences = {}
@@ -244,6 +238,6 @@ def compare(
     mask_T = pairs.slice(name)
     if mask_T.any():
       differences[name] = paired_difference(
-        a_T[mask_T], b_T[mask_T], pairs.occasion[mask_T], config.bootstrap, config.seed
+        a_T[mask_T], b_T[mask_T], pairs.user[mask_T], config.bootstrap, config.seed
       )
   return differences

@@ -280,7 +280,7 @@ def _table(systems: dict, part: str, levels: bool = False) -> dict[str, Any]:
     name=part,
     metrics=shown,
     pairs=counts['pairs'],
-    occasions=counts['occasions'],
+    users=counts['users'],
     rows=rows,
   )
 

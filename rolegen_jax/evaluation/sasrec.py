@@ -3,8 +3,8 @@
 A causal transformer over item embeddings predicts the next items; input and output embeddings are
 tied. Kang & McAuley, ICDM 2018 (arXiv 1808.09781), with softmax in place of its sampled binary loss
 (Klenitskiy & Vasilev, RecSys 2023, arXiv 2309.07602). To respect ties, an event is predicted from
-the last position with a strictly smaller timestamp. Items already seen may be recommended: dormant
-users mostly buy those.
+the last position with a strictly smaller timestamp. Items already seen may be recommended, as
+dormant users mostly buy those, unless `serving.filter_history` bars them.
 
 It is small enough for one device: every process that calls it trains the same model on its first
 local device.
@@ -30,14 +30,20 @@ from rolegen_jax.config import EVENT_NAMES, Config, MeshConfig, TransformerConfi
 from rolegen_jax.data.batches import Trajectories, histories, pack_windows, packed_rows
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
-from rolegen_jax.evaluation.baselines import Ranking, popular_items, tuning_rows, validation_score
+from rolegen_jax.evaluation.baselines import (
+  BaselineInputs,
+  Ranking,
+  tuning_rows,
+  validation_score,
+)
 from rolegen_jax.evaluation.metrics import Pairs
 from rolegen_jax.models import functional
 from rolegen_jax.models.layers import param
-from rolegen_jax.models.numerics import NEG_INF, dropout
+from rolegen_jax.models.numerics import NEG_INF, dropout, is_possible
 from rolegen_jax.models.transformer import Transformer
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.runtime.progress import progress
+from rolegen_jax.serving.history_filter import held_items
 from rolegen_jax.sharding import make_mesh
 
 FULL_SOFTMAX_ITEMS = 20_000  # larger catalogues use sampled softmax
@@ -169,45 +175,45 @@ class _Batches:
 class Fit(NamedTuple):
   """A trained SASRec."""
 
-  # (item, segment) [B, n], histories -> int32 [B, min(k, I)], the items that follow, best first.
-  top: Callable[[np.ndarray, np.ndarray], np.ndarray]
+  # (item, segment) [B, n], histories, and None or barred items, bool [B, I] -> (int32 the items
+  # that follow, best first, fp32 their log p) [B, min(k, I)]; -1 = no more are allowed.
+  top: Callable[..., tuple[np.ndarray, np.ndarray]]
   settings: dict[str, Any]  # for the report
 
 
-def sasrec(
-  log: InteractionLog, occasions: Occasions, rows: np.ndarray, config: Config, k: int
-) -> Ranking:
+def sasrec(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
   """Train on training events, keep the best step by validation, rank the whole catalogue.
 
   Width, layers, context, dropout and loss weights are the backbone's; `evaluation.sasrec_steps`
-  steps at most. Occasions without context get the popular items. The contract is that of the other
-  baselines; raises ValueError when there is nothing to train on.
+  steps at most; the seed is the run's. Occasions without context get the popular items. The
+  contract is that of the other baselines; raises ValueError when there is nothing to train on.
   """
-  fitted = fit(log, occasions, config, k)
-  lists = _rank(fitted.top, log, occasions, rows, config.backbone.context, k)
-  return Ranking(lists, fitted.settings)
+  fitted = fit(inputs, k)
+  return Ranking(_rank(fitted.top, inputs, rows, k), fitted.settings)
 
 
-def fit(log: InteractionLog, occasions: Occasions, config: Config, k: int) -> Fit:
+def fit(inputs: BaselineInputs, k: int) -> Fit:
   """Return the model of `sasrec`, for histories of any time."""
   mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
   with jax.set_mesh(mesh):  # its own, whatever mesh the caller has set
-    params, top, settings = _train(log, occasions, config, k, mesh)
+    params, top, settings = _train(inputs, k, mesh)
 
-  def top_on_mesh(item: np.ndarray, segment: np.ndarray) -> np.ndarray:
+  def top_on_mesh(
+    item: np.ndarray, segment: np.ndarray, barred: np.ndarray | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     with jax.set_mesh(mesh):
-      return np.asarray(top(params, item, segment))
+      items, log_probs = top(params, item, segment, barred)
+      return np.asarray(items), np.asarray(log_probs)
 
   return Fit(top_on_mesh, settings)
 
 
-def _train(
-  log: InteractionLog, occasions: Occasions, config: Config, k: int, mesh: Mesh
-) -> tuple[Any, Callable, dict[str, Any]]:
-  """Return (parameters, (params, item, segment) -> top items, settings)."""
+def _train(inputs: BaselineInputs, k: int, mesh: Mesh) -> tuple[Any, Callable, dict[str, Any]]:
+  """Return (parameters, `Fit.top` with the parameters before its arguments, settings)."""
+  log, occasions, config = inputs.log, inputs.occasions, inputs.config
   batches, items = _Batches(log, occasions, config), len(log.items)
-  rng = np.random.default_rng(config.evaluation.seed)
-  key_init, key_steps = jax.random.split(jax.random.key(config.evaluation.seed))
+  rng = np.random.default_rng(config.seed)
+  key_init, key_steps = jax.random.split(jax.random.key(config.seed))
   graphdef, params = functional.init(
     lambda rngs: SASRec(items, config.backbone.temporal, rngs=rngs), key_init, mesh
   )
@@ -215,17 +221,21 @@ def _train(
   step = _step_program(graphdef, optimizer, batches, config, key_steps)
 
   @jit
-  def top(params: Any, item: jax.Array, segment: jax.Array) -> jax.Array:
+  def top(
+    params: Any, item: jax.Array, segment: jax.Array, barred: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array]:
     model = functional.bind(graphdef, params)
     logits = model(item, segment)[:, -1] @ model.embedding[...].T
-    return jax.lax.top_k(logits, min(k, items))[1]
+    allowed = logits if barred is None else jnp.where(barred, NEG_INF, logits)
+    best, index = jax.lax.top_k(allowed, min(k, items))
+    log_total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    return jnp.where(is_possible(best), index, -1), best - log_total
 
   tuning = tuning_rows(log, occasions)
   pairs = Pairs.of(occasions, tuning)
 
   def validate(params: Any) -> float:
-    rank = functools.partial(top, params)
-    lists = _rank(rank, log, occasions, tuning, config.backbone.context, k)
+    lists = _rank(functools.partial(top, params), inputs, tuning, k)
     return validation_score(lists, pairs)
 
   opt_state = optimizer.init(params)
@@ -280,22 +290,19 @@ def _step_program(
   return step
 
 
-def _rank(
-  top: Callable,
-  log: InteractionLog,
-  occasions: Occasions,
-  rows: np.ndarray,
-  context: int,
-  k: int,
-) -> np.ndarray:
+def _rank(top: Callable, inputs: BaselineInputs, rows: np.ndarray, k: int) -> np.ndarray:
   """Return lists int32 [O, k], in fixed-shape chunks so that one program serves all of them."""
+  log, occasions, config = inputs.log, inputs.occasions, inputs.config
   ranked = np.full((len(rows), k), -1, np.int32)
   listed = min(k, len(log.items))
   for start in range(0, len(rows), _ROWS):
     chunk = rows[start : start + _ROWS]
     padded = np.pad(chunk, (0, _ROWS - len(chunk)), mode='edge')
-    history = histories(log, occasions.user[padded], occasions.context_end[padded], context)
-    ranked[start : start + len(chunk), :listed] = top(history.item, history.segment)[: len(chunk)]
+    user, end = occasions.user[padded], occasions.context_end[padded]
+    history = histories(log, user, end, config.backbone.context)
+    barred = held_items(log, user, end).toarray() if config.serving.filter_history else None
+    items, _ = top(history.item, history.segment, barred)
+    ranked[start : start + len(chunk), :listed] = items[: len(chunk)]
   empty = occasions.context_end[rows] == log.offsets[occasions.user[rows]]
-  ranked[empty, :listed] = popular_items(log, occasions)[:listed]
+  ranked[empty, :listed] = inputs.popular[:listed]
   return ranked

@@ -50,7 +50,7 @@ class Excitation:
     transitions: what `item_transitions.followed` returned.
     """
     tables = [
-      _strongest_codes(*shift.without_fold(fold), shift.coarse, config.coarse_codes)
+      strongest_codes(*shift.without_fold(fold), shift.coarse, config.coarse_codes)
       for fold in range(FOLDS)
     ]
     code, weight, code_shift = (np.stack(table) for table in zip(*tables))
@@ -75,7 +75,7 @@ class Excitation:
     )
 
 
-def _strongest_codes(
+def strongest_codes(
   after_IxK: sp.csr_array, before_IxK: sp.csr_array, coarse_I: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Return (code int32, weight fp32, shift fp32) [I, keep] of each item's strongest codes.

@@ -23,7 +23,12 @@ from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import read_parquet, write_json, write_npz
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.evaluation import content
-from rolegen_jax.evaluation.baselines import BASELINES, Ranking, evaluation_rows
+from rolegen_jax.evaluation.baselines import (
+  BASELINES,
+  BaselineInputs,
+  Ranking,
+  evaluation_rows,
+)
 from rolegen_jax.evaluation.deletion import deletion_curves
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.evaluation.trajectories import Trajectories
@@ -41,6 +46,7 @@ from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
+from rolegen_jax.serving.history_filter import without_history
 from rolegen_jax.serving.slate import slates
 
 # Systems whose lists are also reported with an exposure penalty.
@@ -66,9 +72,9 @@ def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
   stage = run.begin('baselines', inputs.hashes)
   items_path, settings_path = stage.folder / 'rankings.npz', stage.folder / 'settings.json'
   if not stage.is_complete:
+    known = BaselineInputs(inputs.log, inputs.occasions, inputs.interest_shift, config)
     rankings = {
-      name: baseline(inputs.log, inputs.occasions, rows, config, k)
-      for name, baseline in (BASELINES | {'SASRec': sasrec}).items()
+      name: baseline(known, rows, k) for name, baseline in (BASELINES | {'SASRec': sasrec}).items()
     }
     items = {name: ranking.items for name, ranking in rankings.items()}
     chosen = {name: ranking.settings for name, ranking in rankings.items()}
@@ -121,7 +127,7 @@ def _predict(
     reasoning = False
   elif name in ABLATIONS:
     run, intervene = ablation_run(run, name), bool(ablation_switches(name).intervene)
-  return predict.predict(
+  predictions = predict.predict(
     run.rolegen,
     model.load(),
     table,
@@ -132,6 +138,10 @@ def _predict(
     intervene=intervene,
     label=name,
   )
+  if not run.config.serving.filter_history:
+    return predictions
+  lists = without_history(predictions.item, predictions.score, table.log, table.user, table.end)
+  return predictions._replace(item=lists[0], score=lists[1])
 
 
 def penalize_exposure(
@@ -139,11 +149,11 @@ def penalize_exposure(
 ) -> np.ndarray:
   """Return the lists int32 [N, k] reordered by `slates`, made one after the other by time."""
   by_time = np.argsort(timestamp, kind='stable')
-  order = np.empty(predictions.item.shape, np.int64)
-  order[by_time] = slates(
+  lists = np.empty_like(predictions.item)
+  lists[by_time] = slates(
     predictions.item[by_time], predictions.score[by_time], np.zeros(items), 0.0, penalty
-  )
-  return np.take_along_axis(predictions.item, order, axis=1)
+  ).item
+  return lists
 
 
 def report(
@@ -158,6 +168,7 @@ def report(
   )
   roles, notes = _roles(run, inputs, models, results)
   notes = content.parts(systems, f'HI@{_main_k(config.evaluation.ks)}') + notes
+  notes += content.short_lists(config.evaluation.ks, len(log.items), results.rankings)
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)
   trajectories = Trajectories(

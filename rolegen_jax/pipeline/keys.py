@@ -94,7 +94,9 @@ READS: dict[str, tuple[str, ...]] = dict(
     'warmup.batch',
     'evaluation.ks',
     'evaluation.sasrec_steps',
-    'evaluation.seed',
+    'reasoner.coarse_codes',
+    'serving.filter_history',
+    'seed',
   ),
 )
 

@@ -19,10 +19,10 @@ from rolegen_jax.config import ABLATIONS, StageConfig
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import as_data_error, write_json, write_npz
 from rolegen_jax.data.loader import Batches
+from rolegen_jax.data.log import ranges
 from rolegen_jax.data.occasions import VALID
 from rolegen_jax.data.shards.reader import training_rows
 from rolegen_jax.evaluation.baselines import evaluation_rows
-from rolegen_jax.evaluation.metrics import ranges
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline import text
 from rolegen_jax.pipeline.context import Run, load_pretrained

@@ -14,16 +14,19 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'nump
 
 
 def machine(*packages: str) -> dict:
-  """Return when (UTC), device_kind, commit and versions.
+  """Return when (UTC), device_kind, commit, dirty and versions.
 
-  Versions are those of Python, PACKAGES and `packages`; None: not installed.
+  dirty: whether tracked files differ from the commit; None where there is no git checkout. Versions
+  are those of Python, PACKAGES and `packages`; None: not installed.
   """
   versions: dict[str, str | None] = {'python': platform.python_version()}
   versions |= {name: _version(name) for name in PACKAGES + packages}
+  commit, dirty = _commit()
   return dict(
     when=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
     device_kind=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    commit=_commit(),
+    commit=commit,
+    dirty=dirty,
     versions=versions,
   )
 
@@ -35,12 +38,16 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _commit() -> str:
-  """Return twelve digits of the commit, with +changes where tracked files differ from it."""
+def _commit() -> tuple[str, bool | None]:
+  """Return twelve digits of the commit, with +changes where tracked files differ, and if they do.
+
+  None: there is no git checkout.
+  """
   head = _git('rev-parse', '--short=12', 'HEAD')
   if head is None:
-    return 'unknown (no git checkout)'
-  return head + ('+changes' if _git('status', '--porcelain', '--untracked-files=no') else '')
+    return 'unknown (no git checkout)', None
+  dirty = _git('status', '--porcelain', '--untracked-files=no') != ''
+  return head + ('+changes' if dirty else ''), dirty
 
 
 def _git(*args: str) -> str | None:

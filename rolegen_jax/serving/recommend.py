@@ -2,15 +2,16 @@
 
 Columns:
   user_id
-  rank      1.., in the order of `slate.py`
+  rank        1.., in falling order of rank_score
   item_id
-  score     log p
-  opens     new interest that contact with the item opens
-  world     first counterfactual world whose path holds the item; 0 = the factual one; -1 = none,
-            the item is the backbone's own
-  seen      whether the user touched the item before
-  pivots    the events at which worlds were changed, with their factual roles
-  why       the same in words
+  log_prob    log p of the item: what the model says; does not fall along a list
+  rank_score  what the order is by: log_prob plus what the item opens, less exposure (`slate.py`)
+  opens       new interest that contact with the item opens
+  world       first world whose path holds the item; 0 = the factual one; -1 = none, the item is the
+              backbone's own
+  seen        whether the user touched the item before
+  pivots      the events at which worlds were changed, with their factual roles
+  why         the same in words, and what was done in that world
 
 Shapes: U users, I items, R recommendations, W worlds.
 """
@@ -37,7 +38,8 @@ from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.trie import Trie
-from rolegen_jax.serving.slate import slates
+from rolegen_jax.serving.history_filter import without_history
+from rolegen_jax.serving.slate import Slates, slates
 
 VIEW = EVENT_NAMES.index('view')
 DAY = 86_400  # seconds
@@ -75,19 +77,18 @@ def recommend(
     excitation,
   )
   predictions = predict(rolegen, params, table, trie, mesh, config.backbone.beam)
-  order = slates(
-    predictions.item,
-    predictions.score,
+  item, log_prob = predictions.item, predictions.score
+  if config.serving.filter_history:
+    item, log_prob = without_history(item, log_prob, log, table.user, table.end)
+  shown = slates(
+    item,
+    log_prob,
     excitation.opens,
     config.serving.exploration_weight,
     config.serving.exposure_penalty,
     top,
   )
-  predictions = predictions._replace(
-    item=np.take_along_axis(predictions.item, order, axis=1),
-    score=np.take_along_axis(predictions.score, order, axis=1),
-  )
-  frame = _frame(log, table, predictions, excitation.opens, top)
+  frame = _frame(log, table, predictions, shown, excitation.opens, top)
   write_parquet(frame, output)
   return frame
 
@@ -182,10 +183,11 @@ def _frame(
   log: InteractionLog,
   table: ExampleTable,
   predictions: Predictions,
+  shown: Slates,
   opens_I: np.ndarray,
   top: int,
 ) -> pl.DataFrame:
-  item = predictions.item[:, :top]
+  item = shown.item[:, :top]
   example, rank = np.nonzero(item >= 0)
   listed = item[example, rank]
   assert predictions.candidates is not None  # they are of the reasoner and the backbone
@@ -195,8 +197,9 @@ def _frame(
   touched = np.unique(log.user.astype(np.int64) * n_items + log.item)
   seen = np.isin(table.user[example].astype(np.int64) * n_items + listed, touched)
   pivots = [_pivots(log, table, predictions, index) for index in range(len(table))]
+  done = [_interventions(log, table, predictions, index) for index in range(len(table))]
   why = [
-    _explain(pivots[index], of_world, was_seen)
+    _explain(pivots[index], of_world, done[index], was_seen)
     for index, of_world, was_seen in zip(example, world, seen)
   ]
   pivot_type = pl.Struct(
@@ -207,7 +210,8 @@ def _frame(
       user_id=log.users.gather(table.user[example]),
       rank=(rank + 1).astype(np.int32),
       item_id=log.items['item_id'].gather(listed),
-      score=predictions.score[:, :top][example, rank],
+      log_prob=shown.log_prob[example, rank],
+      rank_score=shown.rank_score[example, rank],
       opens=opens_I[listed],
       world=world.astype(np.int32),
       seen=seen,
@@ -237,14 +241,40 @@ def _pivots(
   ]
 
 
-def _explain(pivots: list[dict[str, Any]], world: int, seen: bool) -> str:
-  """Return what the columns world, seen and pivots of a row say, in words."""
+def _interventions(
+  log: InteractionLog, table: ExampleTable, predictions: Predictions, example: int
+) -> list[str]:
+  """Return what is done in each of a user's worlds, in words."""
+  forced_role, removed = predictions.forced_role, predictions.removed
+  forced_intent = predictions.forced_intent
+  assert forced_role is not None and removed is not None and forced_intent is not None
+  done = []
+  for world in range(removed.shape[1]):
+    changed = np.flatnonzero(removed[example, world] | (forced_role[example, world] >= 0))
+    if not len(changed):
+      code = forced_intent[example, world]
+      done.append(f'intent set to coarse code {code}' if code >= 0 else 'no intervention')
+      continue
+    place = changed[0]
+    row = table.end[example] - removed.shape[2] + place
+    event = f'{EVENT_NAMES[log.event[row]]} of {log.items["item_id"][int(log.item[row])]}'
+    is_removed = removed[example, world, place]
+    role = ROLE_NAMES[forced_role[example, world, place]]
+    done.append(f'without the {event}' if is_removed else f'the {event} as {role}')
+  return done
+
+
+def _explain(pivots: list[dict[str, Any]], world: int, done: list[str], seen: bool) -> str:
+  """Return what the columns world, seen and pivots of a row say, in words.
+
+  done: what is done in each world.
+  """
   if world < 0:
     source = 'the backbone alone'
   elif world == 0:
     source = 'the factual path'
   else:
-    source = f'counterfactual world {world}'
+    source = f'world {world} ({done[world]})'
   parts = [f'from {source}', 'seen before' if seen else 'new to the user']
   if pivots:
     events = (f'{pivot["role"]} {pivot["item_id"]} ({pivot["event"]})' for pivot in pivots)

@@ -18,44 +18,59 @@ Shapes: N lists, K items of a list as the model ranked them, I items.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Slates(NamedTuple):
+  """N lists, each in the order in which its items are shown."""
+
+  item: np.ndarray  # int [N, K]; -1 = empty slot, at the end
+  log_prob: np.ndarray  # fp [N, K], log p of the item: what the model says, not what orders
+  # fp [N, K], what orders: falls along a list; -inf in an empty slot. See the module docstring.
+  rank_score: np.ndarray
 
 
 def slates(
   item_NxK: np.ndarray,
-  score_NxK: np.ndarray,
+  log_prob_NxK: np.ndarray,
   opens_I: np.ndarray,
   exploration_weight: float,
   exposure_penalty: float = 0.0,
   top: int = 10,
-) -> np.ndarray:
-  """Return the order int [N, K] in which to show the items of each list.
+) -> Slates:
+  """Return the lists in the order in which to show them.
 
   Where both weights are 0, the order is that of the lists. With `exposure_penalty`, a list depends
   on those before it.
 
   Args:
-    item_NxK: int, the items; -1 = empty slot, shown last.
-    score_NxK: log p of the items.
+    item_NxK: int, the items; -1 = empty slot.
+    log_prob_NxK: log p of the items.
     opens_I: see the module docstring.
     exploration_weight: weight of `opens`.
     exposure_penalty: weight of `shown`.
     top: how many items of each list count as shown.
   """
-  opens_score_I = np.log(opens_I + max(float(np.median(opens_I)), 1e-6))
-  value_NxK = np.where(
-    item_NxK >= 0,
-    score_NxK + exploration_weight * opens_score_I[np.maximum(item_NxK, 0)],
-    -np.inf,
-  )
+  worth_I = exploration_weight * log_opens(opens_I)
+  value_NxK = np.where(item_NxK >= 0, log_prob_NxK + worth_I[np.maximum(item_NxK, 0)], -np.inf)
   if not exposure_penalty:
-    return np.argsort(-value_NxK, axis=1, kind='stable')
-  order_NxK = np.empty(item_NxK.shape, np.int64)
+    return _ordered(item_NxK, log_prob_NxK, value_NxK)
   shown_I = np.zeros(len(opens_I))
-  for item_K, value_K, order_K in zip(item_NxK, value_NxK, order_NxK):
+  for item_K, value_K in zip(item_NxK, value_NxK):
     relative_exposure_K = shown_I[np.maximum(item_K, 0)] / max(shown_I.mean(), 1e-9)
-    penalty_K = exposure_penalty * np.log1p(relative_exposure_K)
-    order_K[:] = np.argsort(-(value_K - penalty_K), kind='stable')
-    shown = item_K[order_K[:top]]
+    value_K -= exposure_penalty * np.log1p(relative_exposure_K)
+    shown = item_K[np.argsort(-value_K, kind='stable')[:top]]
     shown_I[shown[shown >= 0]] += 1
-  return order_NxK
+  return _ordered(item_NxK, log_prob_NxK, value_NxK)
+
+
+def log_opens(opens_I: np.ndarray) -> np.ndarray:
+  """Return log(opens(item) + opens of the median item), fp [I]."""
+  return np.log(opens_I + max(float(np.median(opens_I)), 1e-6))
+
+
+def _ordered(item_NxK: np.ndarray, log_prob_NxK: np.ndarray, value_NxK: np.ndarray) -> Slates:
+  order = np.argsort(-value_NxK, axis=1, kind='stable')
+  return Slates(*(np.take_along_axis(x, order, 1) for x in (item_NxK, log_prob_NxK, value_NxK)))

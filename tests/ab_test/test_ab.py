@@ -10,15 +10,16 @@ import jax
 import numpy as np
 import pytest
 
+from rolegen_jax import overrides
 from rolegen_jax.ab_test import policies, simulation, summary
 from rolegen_jax.ab_test.arms import Noise, Played, play
-from rolegen_jax.ab_test.plot import draw
 from rolegen_jax.cli import entry
-from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.config import EVENT_NAMES, ConfigError, ServingConfig
 from rolegen_jax.data.batches import Trajectories, append, histories
 from rolegen_jax.evaluation import baselines
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.stages import Trained
+from rolegen_jax.serving.slate import log_opens
 from rolegen_jax.simulator.world import DAY, World
 from tests import tiny
 
@@ -64,21 +65,21 @@ def sold(test, policy, seed=0, days=4) -> Played:
   return play(test.world, test.state, policy, np.ones(64), seed, days, 'test')
 
 
-class Fixed(policies.Popularity):
+def shows(test, items) -> policies.Policy:
   """Shows these items to everyone."""
-
-  def __init__(self, items):
-    self._slate = np.asarray(items)
+  score = np.full(64, -100.0)
+  score[items] = -np.arange(len(items))
+  return policies.Policy(test.setting, policies.Fixed(test.setting, score))
 
 
 def test_arms_share_visits_and_noise_and_differ_by_what_they_show(test):
   one, other, again = (
-    sold(test, Fixed(items)) for items in ([1, 2, 3, 4, 5], [9, 8, 7, 6, 10], [1, 2, 3, 4, 5])
+    sold(test, shows(test, items)) for items in ([1, 2, 3, 4, 5], [9, 8, 7, 6, 10], [1, 2, 3, 4, 5])
   )
   assert all(np.array_equal(a, b) for a, b in zip(one, again))
   assert np.array_equal(one.visits, other.visits) and 0 < one.visits.mean() < 1
   assert not np.array_equal(one.shown_views, other.shown_views)
-  assert not np.array_equal(one.visits, sold(test, Fixed([1, 2, 3, 4, 5]), seed=1).visits)
+  assert not np.array_equal(one.visits, sold(test, shows(test, [1, 2, 3, 4, 5]), seed=1).visits)
   assert not one.orders[~one.visits].any() and (one.shown_orders <= one.orders).all()
 
 
@@ -102,13 +103,14 @@ def test_the_oracle_sells_more_than_popularity(test):
     name: [sold(test, test.policy(name), seed, 10) for seed in range(8)]
     for name in ('oracle', 'popularity')
   }
-  found = summary.summarize(arms, 'oracle', 200, 0)
+  arms['RoleGen'] = arms['oracle']
+  found = summary.summarize(arms, [0], 200, 0)
   assert found['lifts']['popularity']['orders']['low'] > 0
   assert found['arms']['oracle']['shown_view_rate'] > found['arms']['popularity']['shown_view_rate']
 
 
 def test_the_oracles_state_is_that_of_the_world(test):
-  oracle, seen = test.policy('oracle'), []
+  oracle, seen = policies.Oracle(test.setting, test.world), []
 
   class Watched(policies.Oracle):
     def observe(self, events):
@@ -116,13 +118,13 @@ def test_the_oracles_state_is_that_of_the_world(test):
       seen.append(self._state)
 
   watched = Watched(test.setting, test.world)
-  sold(test, watched)
+  sold(test, policies.Policy(test.setting, watched))
   state = test.state
   for day in range(120, 124):
     here = np.flatnonzero(test.world.visitors(state.users, Noise(0, state.users, day)))
     if day == 120:
-      oracle.begin(0)
-    shown = oracle.recommend(here, test.world.rules.start + day * DAY)
+      oracle.begin()
+    shown = oracle.rank(here, test.world.rules.start + day * DAY).item[:, :5]
     events, state = test.world.act(
       state, state.users[here], shown, day, Noise(0, state.users[here], day)
     )
@@ -144,45 +146,117 @@ def test_recency_and_histories_kept_up_to_date_equal_those_of_the_longer_log(tes
   before, after = past.timestamp < cut, past.timestamp >= cut
   # A recency policy of the whole log, and one whose sums begin without the last ten days.
   whole = policies.Recency(setting)
-  whole.begin(0)
+  whole.begin()
   observer = policies.Recency(setting)
-  observer.begin(0)
+  observer.begin()
   observer._score = np.zeros_like(observer._score)
   for part in (before, after):
     observer.observe(policies.Events(*(a[part] for a in past)))
-  assert np.array_equal(
-    whole.recommend(np.arange(len(users)), now), observer.recommend(np.arange(len(users)), now)
-  )
+  rows = np.arange(len(users))
+  assert np.array_equal(whole.rank(rows, now).item, observer.rank(rows, now).item)
   end = log.offsets[users] + np.bincount(past.row[before], minlength=len(users))
   grown = append(histories(log, users, end, 16), *(a[after] for a in past))
   for a, b in zip(grown, histories(log, users, log.offsets[users + 1], 16)):
     assert np.array_equal(a, b)
 
 
-def test_recency_is_the_baseline_of_the_report(test):
+@pytest.mark.parametrize('name', ['recency', 'counting'])
+def test_rankers_are_the_baselines_of_the_report(test, name):
   setting = test.setting
-  now = int(setting.log.timestamp.max()) + 1
-  policy = policies.Recency(setting)
-  policy.begin(0)
+  now, users = int(setting.log.timestamp.max()) + 1, setting.users
+  policy = test.policy(name)
+  policy.begin()
   occasions = dataclasses.replace(
     setting.occasions,
-    user=setting.users,
-    timestamp=np.full(len(setting.users), now),
-    context_end=setting.log.offsets[setting.users + 1],
+    user=users,
+    timestamp=np.full(len(users), now),
+    context_end=setting.log.offsets[users + 1],
   )
-  popular = baselines.popular_items(setting.log, setting.occasions)
-  picked = baselines.recency(
-    setting.log, setting.occasions, np.zeros(0, int), setting.config, 5
-  ).settings
-  want = baselines._recency(
-    setting.log,
-    occasions,
-    popular,
-    5,
-    np.arange(len(setting.users)),
-    *(picked[k] for k in ('tau', 'behavior', 'repeats')),
+  picked = baselines.BASELINES[name](setting.baselines, np.zeros(0, int), 10).settings
+  del picked['validation_occasions']
+  inputs = dataclasses.replace(setting.baselines, occasions=occasions)
+  counted = ('train_N', 'popular', 'excess', 'counting')
+  vars(inputs).update({part: getattr(setting.baselines, part) for part in counted})
+  baseline = getattr(baselines, f'_{name}')
+  want = baseline(inputs, 5, np.arange(len(users)), **picked)
+  assert np.array_equal(policy.recommend(np.arange(len(users)), now), want)
+
+
+def test_every_arm_is_shown_by_log_p_and_as_slates(test):
+  """NAME lists by log p, NAME_slates shows the same lists by log p plus what items open."""
+  setting, rows = test.setting, np.arange(20)
+  now = int(setting.log.timestamp.max()) + 1
+  weight, worth = setting.config.serving.exploration_weight, log_opens(setting.excitation.opens)
+  for name in ('counting', 'SASRec', 'oracle', 'no_reasoner'):
+    plain, as_slates = test.policy(name), test.policy(f'{name}_slates')
+    for policy in (plain, as_slates):
+      policy.begin()
+    ranked = as_slates._ranker.rank(rows, now)
+    assert (np.diff(ranked.log_prob, axis=1) <= 0).all() and ranked.log_prob.max() <= 1e-5
+    assert np.array_equal(plain.recommend(rows, now), ranked.item[:, :5]), name
+    value = ranked.log_prob + weight * worth[ranked.item]
+    order = np.argsort(-value, axis=1, kind='stable')[:, :5]
+    want = np.take_along_axis(ranked.item, order, axis=1)
+    assert np.array_equal(as_slates.recommend(rows, now), want), name
+    assert (want != ranked.item[:, :5]).any()
+
+
+def test_popular_opens_is_one_slate_of_the_whole_catalogue(test):
+  setting, rows = test.setting, np.arange(3)
+  log, config = setting.log, setting.config
+  train_end = setting.occasions.train_end(log)[log.user]
+  bought = (np.arange(len(log.item)) < train_end) & (log.event == tiny.PURCHASE)
+  share = (1 + np.bincount(log.item[bought], log.count[bought], 64)) / (
+    64 + log.count[bought].sum()
   )
-  assert np.array_equal(policy.recommend(np.arange(len(setting.users)), now), want)
+  opens = setting.excitation.opens
+  score = np.log(share) + config.serving.exploration_weight * np.log(opens + np.median(opens))
+  policy = test.policy('popular_opens')
+  policy.begin()
+  shown = policy.recommend(rows, 0)
+  assert (shown == shown[0]).all() and len(set(shown[0])) == 5
+  np.testing.assert_allclose(score[shown[0]], np.sort(score)[::-1][:5])
+  popularity = test.policy('popularity')
+  popularity.begin()
+  expected = baselines.popular_items(log, setting.occasions)[:5]
+  assert popularity.recommend(rows, 0).tolist() == [expected.tolist()] * 3
+
+
+@pytest.mark.parametrize('name', ['popularity', 'recency', 'counting_slates', 'oracle'])
+def test_with_the_history_filter_no_arm_shows_what_a_user_touched(test, monkeypatch, name):
+  config = dataclasses.replace(test.run.config, serving=ServingConfig(filter_history=True))
+  monkeypatch.setattr(test, 'run', dataclasses.replace(test.run, config=config))
+  monkeypatch.setattr(test, 'setting', dataclasses.replace(test.setting, config=config))
+  past = test.setting.past()
+  touched = np.zeros((len(test.setting.users), 64), bool)
+  touched[past.row, past.item] = True
+  policy = test.policy(name)
+  recommend, observe = policy.recommend, policy.observe
+
+  def checked(rows, now):
+    shown = recommend(rows, now)
+    full = 64 - touched[rows].sum(1) >= 5
+    assert (shown[full] >= 0).all() or name != 'popularity'
+    assert not (touched[rows[:, None], np.maximum(shown, 0)] & (shown >= 0)).any()
+    return shown
+
+  def noted(events):
+    touched[events.row, events.item] = True
+    observe(events)
+
+  monkeypatch.setattr(policy, 'recommend', checked)
+  monkeypatch.setattr(policy, 'observe', noted)
+  sold(test, policy)
+
+
+def test_a_list_shorter_than_the_slate_ends_in_empty_slots(test):
+  setting = dataclasses.replace(test.setting, slate=70)  # of a catalogue of 64
+  policy = policies.Policy(setting, policies.Fixed(setting, np.zeros(64)))
+  policy.begin()
+  shown = policy.recommend(np.arange(4), 0)
+  assert shown.shape == (4, 70) and (shown[:, 64:] == -1).all()
+  assert (np.sort(shown[:, :64], axis=1) == np.arange(64)).all()
+  sold(test, policy, days=1)
 
 
 def test_more_events_than_a_window_holds():
@@ -214,7 +288,7 @@ def test_models_compile_once_and_see_what_happens(test, name):
     policy = test.policy(name)
     sold(test, policy, days=1)
     compiled.clear()
-    policy.begin(0)
+    policy.begin()
     now = test.world.rules.start + 125 * DAY
     rows = np.arange(len(test.state.users))
     before = policy.recommend(rows, now)
@@ -232,33 +306,20 @@ def test_models_compile_once_and_see_what_happens(test, name):
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_intervals_hold_the_truth_and_lifts_are_paired(tmp_path):
-  rng = np.random.default_rng(0)
-  blank = np.zeros((400, 10))
+def test_runs_must_differ_in_their_seed_alone():
+  config = entry.experiment('demo', SMALL)
 
-  def arm(rate):
-    return [Played(rng.poisson(rate, (400, 10)), blank, blank, blank, blank + 1) for _ in range(4)]
+  def check(*assignments):
+    other = overrides.apply(config, assignments)
+    simulation._check_alike([config, other], ['a', 'b'])
 
-  base = arm(0.2)
-  found = summary.summarize(
-    {'RoleGen': arm(0.3), 'recency': base, 'no_reasoner': base}, 'RoleGen', 500, 0
-  )
-  orders = found['arms']['recency']['orders']
-  assert (
-    orders['low'] < 800 < orders['high']
-    and found['arms']['recency'] == found['arms']['no_reasoner']
-  )
-  lift = found['lifts']['no_reasoner']['orders']
-  assert 0 < lift['low'] < 0.5 < lift['high'] and found['lifts']['no_reasoner']['gmv'] is None
-  assert found['lifts']['no_reasoner']['orders_by_day'][-1] == lift
-  nothing = summary.summarize({'RoleGen': base, 'no_reasoner': base}, 'RoleGen', 500, 0)['lifts'][
-    'no_reasoner'
-  ]['orders']
-  assert nothing == dict(mean=0, low=0, high=0)
-  found |= dict(simulator='a simulator')
-  assert 'RoleGen over no_reasoner' in summary.table(found)
-  draw(found, tmp_path / 'ab.png')
-  assert 1000 < (tmp_path / 'ab.png').stat().st_size < 200_000
+  check('seed=1')
+  with pytest.raises(ConfigError, match='--workdir=b: its seed=0 is that of a; must be another'):
+    check()
+  with pytest.raises(ConfigError, match='--workdir=b: its loop.worlds is not that of a'):
+    check('seed=1', 'loop.worlds=3')
+  with pytest.raises(ConfigError, match='its backbone.temporal.width is not that of a'):
+    check('seed=2', 'backbone.temporal.width=64')
 
 
 def test_the_world_is_the_one_of_the_log(test):

@@ -124,6 +124,7 @@ def test_the_report_compares_with_baselines_and_ablations(finished):
     'recency',
     'item_knn',
     'item_transitions',
+    'counting',
     'SASRec',
   }
   assert report['provenance']['simulated'] is True
@@ -193,11 +194,11 @@ def test_recommendations_carry_their_reasons(finished, tmp_path):
   assert set(table['item_id']) <= set(log.items['item_id'])
   assert table.group_by('user_id').len()['len'].to_list() == [5] * table['user_id'].n_unique()
   worth = np.log(table['opens'] + np.median(finished.inputs.excitation.opens))
-  value = table.with_columns(value=pl.col('score') + run.config.serving.exploration_weight * worth)
-  assert (
-    value.group_by('user_id').agg(pl.col('value').is_sorted(descending=True))['value'].all()
-    and table['opens'].max() > 0
-  )
+  value = table['log_prob'] + run.config.serving.exploration_weight * worth
+  np.testing.assert_allclose(table['rank_score'], value, rtol=1e-4)
+  by_user = table.group_by('user_id', maintain_order=True)
+  assert by_user.agg(pl.col('rank_score').is_sorted(descending=True))['rank_score'].all()
+  assert by_user.agg(pl.col('rank').is_sorted())['rank'].all() and table['opens'].max() > 0
   assert {pivot['role'] for pivots in table['pivots'] for pivot in pivots} <= set(ROLE_NAMES)
   bought_last = log.user[log.timestamp == log.timestamp.max()]
   assert set(table['user_id']).isdisjoint(

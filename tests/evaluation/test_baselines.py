@@ -30,21 +30,19 @@ def test_popularity_counts_training_only():
   log, occasions = tiny()
   rows = baselines.evaluation_rows(log, occasions, TEST)
   assert occasions.user[rows].tolist() == [1]
-  ranking = baselines.popularity(log, occasions, rows, Config(), 4)
-  assert ranking.items.tolist() == [[2, 3, 1, 0]]
-  assert baselines.popularity(log, occasions, rows, Config(), 8).items.tolist() == [
-    [2, 3, 1, 0, 4, 5, -1, -1]
-  ]
+  known = tiny_log.inputs(log, occasions)
+  assert baselines.popularity(known, rows, 4).items.tolist() == [[2, 3, 1, 0]]
+  assert baselines.popularity(known, rows, 8).items.tolist() == [[2, 3, 1, 0, 4, 5, -1, -1]]
 
 
 def test_recency_decays_and_fills_with_popular_items():
   log, occasions = tiny()
   rows = baselines.evaluation_rows(log, occasions, TEST)
-  popular = baselines.popular_items(log, occasions)
+  known = tiny_log.inputs(log, occasions)
 
   def rank(days):
     tau = days * 86_400.0
-    return baselines._recency(log, occasions, popular, 4, rows, tau, 'equal', True).tolist()
+    return baselines._recency(known, 4, rows, tau, 'equal', True).tolist()
 
   assert rank(1) == [[1, 0, 2, 3]], 'one fresh view beats three old ones'
   assert rank(1e6) == [[0, 1, 2, 3]], (
@@ -67,7 +65,7 @@ def test_knn_neighbors_by_hand():
   )
   test = baselines.evaluation_rows(log, occasions, TEST)
   test = test[occasions.user[test] == 4]
-  ranking = baselines.item_knn(log, occasions, test, Config(), 6)
+  ranking = baselines.item_knn(tiny_log.inputs(log, occasions), test, 6)
   # cosine(0, 1) = 2 / sqrt(4 * 2), cosine(0, 2) = 1 / sqrt(4 * 1); nobody of training has 4
   neighbors = [i for i in ranking.items[0].tolist() if i in (1, 2)]
   assert neighbors == [1, 2]
@@ -84,17 +82,16 @@ def test_successors_of_newer_events_come_first():
     (u, 5, 'purchase', 40 + d) for u in range(10) for d in range(2)
   ]
   log, occasions = tiny_log.make(rows, 6, split='leave_one_out')
-  follow = excess(
+  known = tiny_log.inputs(log, occasions)
+  vars(known)['excess'] = excess(
     followed(log, np.where(np.arange(len(log.users)) < 8, log.offsets[:-1] + 2, log.offsets[:-1]))
   )  # nothing else is training
   test = baselines.evaluation_rows(log, occasions, TEST)
   nine = test[log.users.gather(occasions.user[test]).to_numpy() == 9][:1]
-  popular = baselines.popular_items(log, occasions)
 
   def rank(days, own):
     tau = days * 86_400.0
-    items = baselines._item_transitions(log, occasions, popular, 6, follow, nine, tau, own)
-    return items[0].tolist()
+    return baselines._item_transitions(known, 6, nine, tau, own)[0].tolist()
 
   assert rank(1, True)[:2] == [3, 1], 'the view of 2 is newer'
   assert not {0, 2} & set(rank(1, False))
@@ -116,12 +113,8 @@ def test_choice_reads_validation_only():
     assert set(test) & set(baselines.tuning_rows(log, occasions)) == set() and len(
       baselines.evaluation_rows(log, occasions, VALID)
     )
-    chosen.append(
-      [
-        baselines.BASELINES[f](log, occasions, test, Config(), 5).settings
-        for f in ('recency', 'item_knn')
-      ]
-    )
+    known = tiny_log.inputs(log, occasions)
+    chosen.append([baseline(known, test, 5).settings for baseline in baselines.BASELINES.values()])
   assert chosen[0] == chosen[1]
 
 
@@ -137,7 +130,7 @@ def real(name: str, **data):
   need(config.data.path)
   events, items, _ = ADAPTERS[name](log_path(config.data), config.data)
   log = InteractionLog.build(events, items)
-  return config, log, find_occasions(log, config.data)
+  return tiny_log.inputs(log, find_occasions(log, config.data), config)
 
 
 def figures(items, pairs, part) -> list[float]:
@@ -151,16 +144,14 @@ def test_alibaba_known_numbers():
   Its popularity counted all events before the test period; here training ends before validation,
   which costs popularity a little.
   """
-  config, log, occasions = real('alibaba2014')
-  rows = baselines.evaluation_rows(log, occasions, TEST)
-  pairs = Pairs.of(occasions, rows)
+  known = real('alibaba2014')
+  rows = baselines.evaluation_rows(known.log, known.occasions, TEST)
+  pairs = Pairs.of(known.occasions, rows)
   dormant = pairs.slice('dormant')
   assert (len(np.unique(pairs.occasion[dormant])), dormant.sum()) == (428, 488)
-  popular = baselines.popular_items(log, occasions)
 
   def rule(days):
-    tau = days * 86_400.0
-    return baselines._recency(log, occasions, popular, 50, rows, tau, 'graded', True)
+    return baselines._recency(known, 50, rows, days * 86_400.0, 'graded', True)
 
   np.testing.assert_allclose(
     figures(rule(1), pairs, 'dormant'), [15.98, 26.84, 29.92, 36.89], atol=0.25
@@ -168,30 +159,28 @@ def test_alibaba_known_numbers():
   np.testing.assert_allclose(
     figures(rule(7), pairs, 'dormant'), [14.34, 26.64, 30.94, 37.30], atol=1.0
   )
-  popularity = baselines.popularity(log, occasions, rows, config, 50).items
+  popularity = baselines.popularity(known, rows, 50).items
   np.testing.assert_allclose(
     figures(popularity, pairs, 'dormant'), [1.23, 2.25, 3.89, 13.73], atol=3.0
   )
-  assert (
-    figures(baselines.recency(log, occasions, rows, config, 50).items, pairs, 'dormant')[2] > 29
-  )
+  assert figures(baselines.recency(known, rows, 50).items, pairs, 'dormant')[2] > 29
 
 
 def test_taobao_known_numbers():
-  config, log, occasions = real('taobao_userbehavior')
-  rows = baselines.evaluation_rows(log, occasions, TEST)
-  pairs = Pairs.of(occasions, rows)
+  known = real('taobao_userbehavior')
+  rows = baselines.evaluation_rows(known.log, known.occasions, TEST)
+  pairs = Pairs.of(known.occasions, rows)
   assert pairs.slice('D1').sum() == 149
-  recency = baselines.recency(log, occasions, rows, config, 50).items
+  recency = baselines.recency(known, rows, 50).items
   np.testing.assert_allclose(figures(recency, pairs, 'D1'), [17.45, 46.31, 53.69, 60.40], atol=3.0)
 
 
 @pytest.mark.slow
 def test_beauty_known_numbers():
-  config, log, occasions = real('ranked_sequences')
+  known = real('ranked_sequences')
   # A third of the users: 7455, standard error about 0.003.
-  rows = baselines.evaluation_rows(log, occasions, TEST)[::3]
-  pairs = Pairs.of(occasions, rows)
-  place = ranks(baselines.item_knn(log, occasions, rows, config, 10).items, pairs)
+  rows = baselines.evaluation_rows(known.log, known.occasions, TEST)[::3]
+  pairs = Pairs.of(known.occasions, rows)
+  place = ranks(baselines.item_knn(known, rows, 10).items, pairs)
   got = [hit(place, 5).mean(), ndcg(place, 5).mean(), hit(place, 10).mean(), ndcg(place, 10).mean()]
   np.testing.assert_allclose(got, [0.0463, 0.0334, 0.0650, 0.0394], atol=0.006)

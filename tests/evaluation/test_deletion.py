@@ -57,7 +57,9 @@ def test_events_that_matter_cost_more_than_chance(table):
     rolegen, backbone, table, {'effects': effect, 'against': -effect}, trie, mesh, EVALUATION
   )
   long = table.end - table.log.offsets[table.user] > max(DEPTHS)
-  assert curves['effects']['drop'][1].occasions == long.sum() >= 20 and DRAWS > 1
+  first = curves['effects']['drop'][1]
+  assert first.pairs == long.sum() >= 20 and DRAWS > 1
+  assert first.users == len(np.unique(table.user[long])) < first.pairs
   assert curves['effects']['drop'][1].mean == pytest.approx(
     effect[long].max(axis=1).mean(), abs=1e-4
   )

@@ -38,3 +38,16 @@ def test_worlds_are_sets():
   got = diversity.world_diversity(np.array([[[0, 1, -1], same_as_set, apart]]), CODES, EVENTS)
   assert got['jaccard_WxW'][0] == [0.0, 0.0, 1.0]
   assert got['jaccard'] == pytest.approx(2 / 3) and got['union_size'] == 4
+
+
+def test_lists_that_are_short_or_empty_count_what_they_hold():
+  codes = np.array([[0, 0], [1, 0], [1, 1]])
+  short = np.array([[2, 0, -1], [2, -1, -1], [-1, -1, -1]])
+  found = diversity.list_diversity(short, codes, np.array([5, 1, 1]), k=10)
+  assert found['coverage'] == pytest.approx(2 / 3) and found['long_tail_share'] == pytest.approx(
+    2 / 3
+  )
+  assert found['intra_list_distance'] == 1.0  # of the one list with two items
+  empty = diversity.list_diversity(np.full((2, 4), -1), codes, np.ones(3))
+  assert (empty['coverage'], empty['coarse_entropy']) == (0, 0) and np.isnan(empty['gini'])
+  assert diversity.world_diversity(np.full((2, 3, 4), -1), codes, np.ones(3))['union_size'] == 0

@@ -1,17 +1,25 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 
 from rolegen_jax.config import EvaluationConfig
 from rolegen_jax.evaluation import metrics
 from rolegen_jax.evaluation.metrics import Interval, Pairs
+from tests.evaluation import tiny_log
 
 RANKED = np.array([[5, 3, 1, -1], [2, 0, -1, -1], [-1, -1, -1, -1]], np.int32)
 
 
 def hand_pairs() -> Pairs:
-  """Occasion 0 (D1) has targets 3 and 4, occasion 1 (ACTIVE) has 2, occasion 2 (D2) has 0."""
+  """Occasion 0 (D1) has targets 3 and 4, occasion 1 (ACTIVE) has 2, occasion 2 (D2) has 0.
+
+  Occasions 0 and 1 are of user 7, occasion 2 of user 3.
+  """
   seen, cohort = np.array([True, False, True, True]), np.array([0, 0, 3, 1], np.int8)
-  return Pairs(np.array([0, 0, 1, 2]), np.array([3, 4, 2, 0]), seen, cohort, 3)
+  user = np.array([7, 7, 7, 3])
+  return Pairs(np.array([0, 0, 1, 2]), user, np.array([3, 4, 2, 0]), seen, cohort, 3)
 
 
 def test_hand_computed():
@@ -49,9 +57,9 @@ def test_slices_are_by_pair():
     'dormant new': 1,
   }
   assert (
-    table['dormant']['HI@10'].mean == pytest.approx(1 / 3)
-    and table['dormant']['HI@10'].occasions == 2
+    table['dormant']['HI@10'].mean == pytest.approx(1 / 3) and table['dormant']['HI@10'].users == 2
   )
+  assert table['D1']['HI@10'].users == 1
   assert table['all']['HI@1'].mean == 0.25
   with pytest.raises(ValueError, match='3 occasions'):
     metrics.evaluate(RANKED[:2], pairs, EvaluationConfig())
@@ -64,7 +72,7 @@ def test_against_brute_force():
   sizes = rng.integers(1, 4, 50)
   owner = np.repeat(np.arange(50), sizes)
   item = np.concatenate([rng.permutation(30)[:n] for n in sizes])
-  pairs = Pairs(owner, item, np.ones(len(item), bool), np.zeros(len(item), np.int8), 50)
+  pairs = Pairs(owner, owner, item, np.ones(len(item), bool), np.zeros(len(item), np.int8), 50)
   row = metrics.evaluate(ranked, pairs, EvaluationConfig(ks=(5,), bootstrap=10), codes)['all']
   lists = [ranked[o].tolist() for o in owner]
   assert row['HI@5'].mean == pytest.approx(np.mean([i in r[:5] for i, r in zip(item, lists)]))
@@ -81,14 +89,14 @@ def test_against_brute_force():
     assert row[f'HS@10(L{level})'].mean == pytest.approx(expect)
 
 
-def test_bootstrap_covers_and_resamples_occasions():
+def test_bootstrap_covers_and_resamples_users():
   rng = np.random.default_rng(1)
   owner = np.repeat(np.arange(120), 3)
   inside = 0
   for trial in range(200):
     values = (rng.random(120) < 0.3).astype(float)[
       owner
-    ]  # the pairs of an occasion agree: 120 draws, not 360
+    ]  # the pairs of a user agree: 120 draws, not 360
     interval = metrics.bootstrap(values, owner, 300, seed=trial)
     inside += interval.low <= 0.3 <= interval.high
   assert 0.90 <= inside / 200 <= 0.99
@@ -96,6 +104,59 @@ def test_bootstrap_covers_and_resamples_occasions():
   wide, narrow = metrics.bootstrap(values, owner), metrics.bootstrap(values, np.arange(360))
   assert wide.high - wide.low > 1.4 * (narrow.high - narrow.low)
   assert metrics.bootstrap(values, owner, seed=3) == metrics.bootstrap(values, owner, seed=3)
+
+
+def test_the_bootstrap_of_three_users_is_the_exact_one():
+  """27 equally likely draws of three users with 3, 1 and 1 pairs: every mean by enumeration."""
+  values, user = np.array([1.0, 1.0, 1.0, 0.0, 0.5]), np.array([8, 8, 8, 2, 5])
+  sums, sizes = {8: 3.0, 2: 0.0, 5: 0.5}, {8: 3, 2: 1, 5: 1}
+  means = [
+    sum(sums[u] for u in drawn) / sum(sizes[u] for u in drawn)
+    for drawn in itertools.product(sums, repeat=3)
+  ]
+  interval = metrics.bootstrap(values, user, 20_000)
+  # The ends are values of single draws, 1/27 of the resamples each: no noise is left in them.
+  assert (interval.low, interval.high) == (min(means), max(means)) == (0.0, 1.0)
+  quartiles = metrics.bootstrap(np.array([1.0, 0.0]), np.array([0, 1]), 20_000)
+  assert (quartiles.low, quartiles.mean, quartiles.high) == (0.0, 0.5, 1.0)
+  assert (interval.mean, interval.pairs, interval.users) == (0.7, 5, 3)
+
+
+def one_busy_user() -> tuple[Pairs, np.ndarray, np.ndarray]:
+  """Return pairs of 40 users with an occasion each and one with 40 who always buys item 0.
+
+  And two systems, which list item 0 and item 1.
+  """
+  user = np.concatenate([np.arange(40), np.full(40, 40)])
+  item = np.concatenate([np.arange(40) % 4, np.zeros(40, int)])
+  pairs = Pairs(np.arange(80), user, item, np.ones(80, bool), np.zeros(80, np.int8), 80)
+  return pairs, np.zeros((80, 1), np.int32), np.full((80, 1), 1, np.int32)
+
+
+def test_intervals_of_the_report_and_of_differences_resample_users():
+  pairs, zeros, ones = one_busy_user()
+  by_occasion = dataclasses.replace(pairs, user=pairs.occasion)
+  config = EvaluationConfig(ks=(1,), bootstrap=1000)
+
+  def width(interval: Interval) -> float:
+    return interval.high - interval.low
+
+  for of_users, of_occasions in (
+    (metrics.evaluate(zeros, p, config)['all']['HI@1'] for p in (pairs, by_occasion)),
+    (metrics.compare(zeros, ones, p, config)['all'] for p in (pairs, by_occasion)),
+  ):
+    assert of_users.mean == of_occasions.mean and (of_users.users, of_occasions.users) == (41, 80)
+    assert width(of_users) > 1.5 * width(of_occasions)
+
+
+def test_pairs_know_whose_they_are():
+  rows = [(u, i, 'view', d) for u in (5, 9) for d in range(6) for i in (0, 1)]
+  rows += [(u, i, 'purchase', 6 + u + i) for u in (5, 9) for i in (0, 1, 2)]
+  log, occasions = tiny_log.make(rows, 3)
+  chosen = np.arange(len(occasions.user))[::-1]
+  pairs = Pairs.of(occasions, chosen)
+  assert pairs.user.tolist() == occasions.user[chosen][pairs.occasion].tolist()
+  assert set(log.users.gather(pairs.user)) == {5, 9}
 
 
 def test_bootstrap_of_nothing_is_not_a_number():
@@ -114,3 +175,16 @@ def test_paired_difference_is_sharper_than_two_intervals():
   assert metrics.verdict(Interval(0.1, -0.1, 0.3, 9, 9)) == 'undecided'
   with pytest.raises(ValueError, match='same pairs'):
     metrics.paired_difference(a, b[:-1], np.arange(400))
+
+
+def test_a_list_shorter_than_k_misses_what_it_has_no_place_for():
+  """Two items of a catalogue of two, and an empty list: HI@10 is HI@2, and no metric fails."""
+  ranked = np.array([[1, 0], [0, -1], [-1, -1]], np.int32)
+  config = EvaluationConfig(ks=(1, 2, 10, 50), bootstrap=20)
+  pairs = dataclasses.replace(hand_pairs(), item=np.array([1, 0, 1, 0]))
+  row = metrics.evaluate(ranked, pairs, config, np.array([[0, 0], [0, 1]]))['all']
+  assert row['HI@1'].mean == 0.25 and row['HI@2'].mean == row['HI@50'].mean == 0.5
+  assert row['HS@10(L1)'].mean == 0.75 and row['MRR'].mean == pytest.approx(1.5 / 4)
+  empty = np.full((3, 1), -1, np.int32)
+  assert metrics.evaluate(empty, pairs, config)['all']['HI@50'].mean == 0
+  assert metrics.compare(ranked, empty, pairs, config)['all'].mean == 0.5

@@ -8,6 +8,7 @@ import pytest
 from rolegen_jax.config import EvaluationConfig
 from rolegen_jax.evaluation import report
 from rolegen_jax.evaluation.agreement import effect_agreement, role_agreement
+from rolegen_jax.evaluation.content import short_lists
 from rolegen_jax.evaluation.diversity import list_diversity, world_diversity
 from rolegen_jax.evaluation.metrics import Interval, Pairs, compare, evaluate
 
@@ -37,7 +38,8 @@ PROVENANCE = dict(
 def systems(model_hits: bool) -> tuple[dict, dict]:
   """Return (two systems on 40 occasions, one always right and one never; their differences)."""
   n = 40
-  pairs = Pairs(np.arange(n), np.arange(n), np.ones(n, bool), np.arange(n, dtype=np.int8) % 2, n)
+  cohort = np.arange(n, dtype=np.int8) % 2
+  pairs = Pairs(np.arange(n), np.arange(n), np.arange(n), np.ones(n, bool), cohort, n)
   right, wrong = np.arange(n)[:, None], np.full((n, 1), n)
   lists = {
     'RoleGen': right if model_hits else wrong,
@@ -226,3 +228,16 @@ def test_nan_is_shown_as_a_dash(tmp_path):
   report.write_report(tmp_path, dict(title='x', provenance=PROVENANCE, semantic_ids=figures))
   assert json.loads((tmp_path / 'report.json').read_text())['semantic_ids'] == {'r2': None, 'n': 3}
   assert '–' in (tmp_path / 'report.html').read_text()
+
+
+def test_ks_beyond_the_catalogue_and_short_lists_are_noted():
+  full, short = np.tile(np.arange(8), (4, 1)), np.tile(np.arange(8), (4, 1))
+  short[0, 5:] = -1
+  lists = dict(RoleGen=('model', short, {}), popularity=('baseline', full, {}))
+  assert short_lists((1, 5), 8, lists) == []
+  assert short_lists((1, 10, 50), 8, lists) == [
+    'The catalogue has 8 items: no list has k = 10, 50 places, and none misses there.'
+  ]
+  assert short_lists((1, 8), 8, lists) == [
+    'Lists of fewer than 8 items, which miss what they have no place for: RoleGen 25.0 %.'
+  ]

@@ -43,16 +43,15 @@ def test_learns_a_cycle(full, monkeypatch):
   log, occasions = cycle()
   rows = baselines.evaluation_rows(log, occasions, TEST)
   with jax.set_mesh(make_mesh(MeshConfig(fsdp=2))):  # an evaluation under the training mesh
-    ranking = sasrec.sasrec(log, occasions, rows, SMALL, ITEMS + 3)
+    ranking = sasrec.sasrec(tiny_log.inputs(log, occasions, SMALL), rows, ITEMS + 3)
   assert (np.sort(ranking.items[:, :ITEMS]) == np.arange(ITEMS)).all() and (
     ranking.items[:, ITEMS:] == -1
   ).all()
   assert ranking.settings['softmax'].startswith('full' if full else 'sampled')
   pairs = Pairs.of(occasions, rows)
   assert hit(ranks(ranking.items, pairs), 1).mean() > 0.9
-  assert (
-    hit(ranks(baselines.popularity(log, occasions, rows, SMALL, 5).items, pairs), 1).mean() < 0.3
-  )
+  popularity = baselines.popularity(tiny_log.inputs(log, occasions, SMALL), rows, 5)
+  assert hit(ranks(popularity.items, pairs), 1).mean() < 0.3
 
 
 def test_source_is_strictly_earlier_and_of_the_same_window():
@@ -105,4 +104,4 @@ def test_sampled_loss_nears_the_full_one():
 def test_nothing_to_train_on():
   log, occasions = tiny_log.make([(u, u, 'purchase', 1) for u in range(3)], 3)
   with pytest.raises(ValueError, match='two training events'):
-    sasrec.sasrec(log, occasions, np.arange(3), SMALL, 2)
+    sasrec.sasrec(tiny_log.inputs(log, occasions, SMALL), np.arange(3), 2)

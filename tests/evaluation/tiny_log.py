@@ -1,11 +1,16 @@
 """A log small enough to check by hand: item i is 'item i', day d is (d + 1) * 86400 s."""
 
+import dataclasses
+
+import numpy as np
 import polars as pl
 
-from rolegen_jax.config import DataConfig
+from rolegen_jax.config import Config, DataConfig, ServingConfig
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import find_occasions
+from rolegen_jax.data.occasions import Occasions, find_occasions
+from rolegen_jax.evaluation.baselines import BaselineInputs
+from rolegen_jax.features.interest_shift import InterestShift
 
 DAY = 86_400
 
@@ -16,3 +21,20 @@ def make(rows, items: int, **data):
   events = pl.DataFrame(dict(zip(('user_id', 'item_id', 'event', 'timestamp'), columns)))
   log = InteractionLog.build(*validate(events, pl.DataFrame({'item_id': range(items)})))
   return log, find_occasions(log, DataConfig(**data))
+
+
+def inputs(
+  log: InteractionLog,
+  occasions: Occasions,
+  config: Config = Config(),
+  coarse: np.ndarray | None = None,
+) -> BaselineInputs:
+  """What the baselines read; coarse codes [I] are item % 2 unless given."""
+  coarse = np.arange(len(log.items)) % 2 if coarse is None else coarse
+  shift = InterestShift.of(log, occasions.train_end(log), coarse, int(coarse.max()) + 1)
+  return BaselineInputs(log, occasions, shift, config)
+
+
+def filtering(config: Config = Config()) -> Config:
+  """The same settings with lists that hold nothing of the history."""
+  return dataclasses.replace(config, serving=ServingConfig(filter_history=True))

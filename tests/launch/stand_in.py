@@ -49,7 +49,7 @@ def system(kind: str, hit_rate: float) -> dict:
 
 
 def interval(mean: float) -> dict:
-  return dict(mean=mean, low=mean - 0.02, high=mean + 0.02, pairs=100, occasions=100)
+  return dict(mean=mean, low=mean - 0.02, high=mean + 0.02, pairs=100, users=100)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The order of a slate: log p, what an item opens, and what earlier lists showed."""
 
 import numpy as np
+import pytest
 
 from rolegen_jax.serving.slate import slates
 
@@ -10,23 +11,47 @@ SCORE = np.log(np.array([[0.4, 0.3, 0.2, 0.1], [0.3, 0.25, 0.2, 1.0]]))
 
 
 def test_a_trigger_is_shown_before_slightly_likelier_items():
-  assert slates(ITEM, SCORE, OPENS, 2.0).tolist() == [[2, 0, 1, 3], [0, 1, 2, 3]]
+  assert slates(ITEM, SCORE, OPENS, 2.0).item.tolist() == [[3, 0, 1, 4], [3, 2, 1, -1]]
 
 
 def test_the_exploration_weight_applies_to_log_opens_plus_the_median():
-  value = SCORE + 0.5 * np.log(OPENS + 0.01)[ITEM]
-  expected = np.argsort(-np.where(ITEM < 0, -np.inf, value), axis=1)
-  np.testing.assert_array_equal(slates(ITEM, SCORE, OPENS, 0.5), expected)
+  value = np.where(ITEM < 0, -np.inf, SCORE + 0.5 * np.log(OPENS + 0.01)[ITEM])
+  shown = slates(ITEM, SCORE, OPENS, 0.5)
+  order = np.argsort(-value, axis=1)
+  np.testing.assert_array_equal(shown.item, np.take_along_axis(ITEM, order, 1))
+  np.testing.assert_array_equal(shown.log_prob, np.take_along_axis(SCORE, order, 1))
+  np.testing.assert_allclose(shown.rank_score, np.take_along_axis(value, order, 1))
+
+
+@pytest.mark.parametrize('exploration_weight, exposure_penalty', [(0, 0), (2, 0), (0, 1), (2, 1)])
+def test_the_rank_score_never_rises_along_a_list_and_is_what_ordered(
+  exploration_weight, exposure_penalty
+):
+  rng = np.random.default_rng(0)
+  item = np.stack([rng.permutation(30)[:8] for _ in range(50)])
+  log_prob = -np.sort(rng.exponential(size=item.shape), axis=1).astype(np.float32)
+  item[::7, 5:] = -1
+  opens = rng.exponential(size=30)
+  shown = slates(item, log_prob, opens, exploration_weight, exposure_penalty, top=3)
+  empty = shown.item < 0
+  assert np.isneginf(shown.rank_score[empty]).all() and np.isfinite(shown.rank_score[~empty]).all()
+  full = np.where(empty, -1e9, shown.rank_score)
+  assert (np.diff(full, axis=1) <= 0).all() and not np.diff(empty.astype(int), axis=1).min() < 0
+  seen, median = np.zeros(30), np.median(opens)
+  for items, log_probs, scores in zip(*shown):
+    worth = exploration_weight * np.log(opens + median)[items]
+    exposed = np.log1p(seen[items] / max(seen.mean(), 1e-9)) * exposure_penalty
+    want = np.where(items < 0, -np.inf, log_probs + worth - exposed)
+    np.testing.assert_allclose(scores, want, rtol=1e-5)
+    np.add.at(seen, items[:3][items[:3] >= 0], 1)
 
 
 def test_without_weight_lists_stay_as_they_are_and_empty_slots_come_last():
-  unchanged = [[0, 1, 2, 3]] * 2
-  np.testing.assert_array_equal(slates(ITEM, SCORE, OPENS, 0.0), unchanged)
+  np.testing.assert_array_equal(slates(ITEM, SCORE, OPENS, 0.0).item, ITEM)
 
 
 def test_where_no_item_opens_anything_lists_stay_as_they_are():
-  unchanged = [[0, 1, 2, 3]] * 2
-  np.testing.assert_array_equal(slates(ITEM, SCORE, np.zeros(5), 2.0), unchanged)
+  np.testing.assert_array_equal(slates(ITEM, SCORE, np.zeros(5), 2.0).item, ITEM)
 
 
 def test_an_exposure_penalty_favors_what_earlier_lists_did_not_show():
@@ -34,8 +59,7 @@ def test_an_exposure_penalty_favors_what_earlier_lists_did_not_show():
   score = np.tile(np.log([0.3, 0.25, 0.2, 0.15, 0.1]), (40, 1))
 
   def times_shown(exposure_penalty):
-    order = slates(item, score, OPENS, 0.0, exposure_penalty, top=2)
-    shown = np.take_along_axis(item, order, axis=1)[:, :2]
+    shown = slates(item, score, OPENS, 0.0, exposure_penalty, top=2).item[:, :2]
     return np.bincount(shown.ravel(), minlength=5)
 
   assert times_shown(0.0).tolist() == [40, 40, 0, 0, 0]
@@ -43,9 +67,9 @@ def test_an_exposure_penalty_favors_what_earlier_lists_did_not_show():
   assert (weak[2:] > 0).sum() >= 1 and weak[1] < 40
   assert (strong > 0).all() and np.ptp(strong) < np.ptp(weak)
   # Nothing was shown before the first list.
-  assert slates(item, score, OPENS, 0.0, 2.0, top=2)[0].tolist() == [0, 1, 2, 3, 4]
+  assert slates(item, score, OPENS, 0.0, 2.0, top=2).item[0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_an_exposure_penalty_keeps_empty_slots_last():
-  assert slates(ITEM, SCORE, OPENS, 2.0, 1.0)[1, -1] == 3
-  assert slates(ITEM[:, ::-1], SCORE, OPENS, 0.0, 1.0)[1, -1] == 0
+  for item in (ITEM, ITEM[:, ::-1]):
+    assert slates(item, SCORE, OPENS, 2.0, 1.0).item[1, -1] == -1

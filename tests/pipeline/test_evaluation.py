@@ -1,0 +1,80 @@
+"""What every system lists on the test occasions, under the history filter; models are random."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from rolegen_jax.cli import entry
+from rolegen_jax.config import ServingConfig
+from rolegen_jax.pipeline import evaluation
+from rolegen_jax.pipeline.artifacts import RunFolder
+from rolegen_jax.pipeline.stages import Models, Trained
+from rolegen_jax.serving.history_filter import held_items
+from rolegen_jax.serving.recommend import recommend
+from tests import tiny
+from tests.ab_test.test_ab import SMALL
+from tests.runs import open_inputs
+
+
+@pytest.fixture(scope='module')
+def opened(tmp_path_factory):
+  """(run, inputs, models) with the filter on: a log, its semantic IDs, and random parameters."""
+  config = entry.experiment('demo', [*SMALL, 'serving.filter_history=True'])
+  run, inputs = open_inputs(config, tmp_path_factory.mktemp('filtered'))
+  params = {name: tiny.random_params(fn) for name, fn in run.rolegen.model_fns.items()}
+  return run, inputs, Trained('random', lambda: params)
+
+
+def test_no_system_lists_what_the_history_holds(opened):
+  run, inputs, trained = opened
+  models = Models(trained, None, trained, trained, trained, trained)
+  baselines = evaluation.rank_baselines(run, inputs)
+  results = evaluation.evaluate(run, inputs, models, {'no_reasoner': trained}, baselines)
+  occasions, rows = inputs.occasions, results.rows
+  held = held_items(inputs.log, occasions.user[rows], occasions.context_end[rows]).toarray()
+  assert set(results.rankings) == {
+    *('RoleGen', 'no_reasoner', 'RoleGen_exposure_penalty', 'no_reasoner_exposure_penalty'),
+    *('popularity', 'recency', 'item_knn', 'item_transitions', 'counting', 'SASRec'),
+  }
+  for name, (_, items, _) in results.rankings.items():
+    is_item = items >= 0
+    touched = held[np.arange(len(rows))[:, None], np.maximum(items, 0)] & is_item
+    assert is_item.any() and not touched.any(), name
+    assert (is_item[:, :-1] >= is_item[:, 1:]).all(), f'{name}: a gap within a list'
+  # The baselines' lists are full where the catalogue allows; models have what is left of the beam.
+  left = 64 - held.sum(1)
+  for name in ('popularity', 'recency', 'SASRec'):
+    items = results.rankings[name][1]
+    assert ((items >= 0).sum(1) == np.minimum(left, items.shape[1])).all(), name
+
+
+def test_the_baselines_stage_depends_on_the_filter(opened, tmp_path):
+  run, inputs, _ = opened
+  evaluation.rank_baselines(run, inputs)
+  config = dataclasses.replace(run.config, serving=ServingConfig())
+  plain = dataclasses.replace(run, config=config, folder=RunFolder(tmp_path))
+  lists = evaluation.rank_baselines(plain, inputs)['popularity'].items
+  assert (lists == lists[0]).all()  # the same list for everybody, whoever knows what of it
+  keys = [json.loads((r.workdir / 'baselines' / 'KEY.json').read_text()) for r in (run, plain)]
+  assert keys[0] != keys[1]
+
+
+def test_recommendations_hold_nothing_that_the_user_touched(opened, tmp_path):
+  run, inputs, trained = opened
+  table = recommend(
+    run.rolegen,
+    trained.load(),
+    inputs.log,
+    inputs.excitation,
+    inputs.trie,
+    run.mesh,
+    'dormant',
+    tmp_path / 'out.parquet',
+    top=10,
+  )
+  assert table.height and not table['seen'].any()
+  assert table.group_by('user_id').len()['len'].max() <= 10
+  for _, lists in table.group_by('user_id', maintain_order=True):
+    assert lists['rank_score'].is_sorted(descending=True) and lists['rank'].is_sorted()
