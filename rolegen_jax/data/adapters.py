@@ -2,7 +2,8 @@
 
 An adapter is `f(path, data_config) -> (events, items, left_out)`: the two tables of the contract as
 polars frames, and counts of what was left out. To add a format, write such a function, put it into
-`ADAPTERS`, and say in `SOURCES` where the log is to be had.
+`ADAPTERS`, and say in `SOURCES` where the log is to be had and in `log_fingerprint` which files it
+reads.
 """
 
 from __future__ import annotations
