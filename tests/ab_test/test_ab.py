@@ -5,6 +5,8 @@ The command is tested in tests/cli/test_commands.py.
 
 import dataclasses
 import functools
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -327,3 +329,29 @@ def test_the_world_is_the_one_of_the_log(test):
   for name in ('base_UxC', 'category_I', 'trigger_I', 'rate_U'):
     assert np.array_equal(getattr(fresh.traits, name), getattr(test.world.traits, name))
   assert test.setting.log.items['item_id'].to_list() == list(range(64))
+
+
+def test_several_runs_are_one_test_over_training_seeds(test, tmp_path, monkeypatch):
+  monkeypatch.setattr(simulation.Test, 'models', {})  # the arms need no model
+  folders = [tmp_path / name for name in ('zero', 'one')]
+  for seed, folder in enumerate(folders):
+    shutil.copytree(test.run.workdir, folder, ignore=shutil.ignore_patterns('.*', 'ab*'))
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps(config | dict(seed=seed), indent=2) + '\n')
+  first, *others = folders
+  settings = dict(days=2, seeds=3, arms=['popularity', 'recency'], slate=5)
+  result = simulation.simulate_ab(first, **settings, others=others)
+  assert json.loads((first / 'ab.json').read_text()) == result
+  assert not (others[0] / 'ab.json').exists()
+  for folder in folders:
+    assert len(list((folder / 'ab').glob('*.npz'))) == 6
+  assert result['training_seeds'] == result['provenance']['training_seeds'] == [0, 1]
+  by_seed = result['arms']['recency']['orders_by_seed']
+  assert len(by_seed) == 2 and by_seed[0] == by_seed[1]  # it trains nothing
+  assert {'commit', 'dirty', 'config_digest', 'noise_seeds'} <= set(result['provenance'])
+  assert len(set(result['provenance']['config_digests'])) == 2
+  one = simulation.simulate_ab(first, **settings)
+  assert 'for one training seed' in summary.table(one).splitlines()[0]
+  assert one['arms']['recency']['orders_by_seed'] == by_seed[:1]
+  with pytest.raises(ConfigError, match='its seed=0 is that of'):
+    simulation.simulate_ab(first, **settings, others=[first])
