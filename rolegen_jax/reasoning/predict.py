@@ -5,6 +5,7 @@ Shapes: N examples, M role events, W worlds, P candidates per world, k recommend
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -71,6 +72,14 @@ def predict(
   label: str = 'recommend',
 ) -> Predictions:
   """Recommend for every example, whatever its place in the table."""
+  recommend = _recommend(rolegen, beams, reasoning)
+  fixed = params, jax.device_put(trie, sharding.sharding(mesh))
+  return Predictions(*over(rolegen, recommend, fixed, table, mesh, label, np.bool_(intervene)))
+
+
+@functools.lru_cache(maxsize=2)  # other parameters of the same models run the same program
+def _recommend(rolegen: RoleGen, beams: int, reasoning: bool) -> Callable:
+  """Return (parameters, trie, examples, intervene) -> the fields of Predictions, of one batch."""
 
   def batch(
     params: dict[str, Params], trie: Trie, examples: Examples, intervene: jax.Array
@@ -81,8 +90,7 @@ def predict(
     factual_roles, done = rollout.roles[:, 0], rollout.interventions
     return (ranking.item, ranking.score, factual_roles, rollout.candidates, *done, rollout.pivotal)
 
-  fixed = params, jax.device_put(trie, sharding.sharding(mesh))
-  return Predictions(*over(rolegen, batch, fixed, table, mesh, label, np.bool_(intervene)))
+  return batch
 
 
 class Online:
