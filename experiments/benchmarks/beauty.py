@@ -250,7 +250,7 @@ class Ours:
 
     def recommend(params, examples, trie):
       models = {'backbone': params}
-      return self.rolegen.recommend(models, examples, trie, None, beams, reasoning=False).ranking
+      return self.rolegen.recommend(models, examples, trie, beams, reasoning=False).ranking
 
     with jax.set_mesh(self.mesh):
       if key not in self._serve_programs:

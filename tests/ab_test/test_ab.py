@@ -344,7 +344,7 @@ def test_several_runs_are_one_test_over_training_seeds(test, tmp_path, monkeypat
   assert json.loads((first / 'ab.json').read_text()) == result
   assert not (others[0] / 'ab.json').exists()
   for folder in folders:
-    assert len(list((folder / 'ab').glob('*.npz'))) == 6
+    assert len(list((folder / 'ab').rglob('*.npz'))) == 6
   assert result['training_seeds'] == result['provenance']['training_seeds'] == [0, 1]
   by_seed = result['arms']['recency']['orders_by_seed']
   assert len(by_seed) == 2 and by_seed[0] == by_seed[1]  # it trains nothing

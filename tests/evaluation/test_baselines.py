@@ -31,8 +31,8 @@ def test_popularity_counts_training_only():
   rows = baselines.evaluation_rows(log, occasions, TEST)
   assert occasions.user[rows].tolist() == [1]
   known = tiny_log.inputs(log, occasions)
-  assert baselines.popularity(known, rows, 4).items.tolist() == [[2, 3, 1, 0]]
-  assert baselines.popularity(known, rows, 8).items.tolist() == [[2, 3, 1, 0, 4, 5, -1, -1]]
+  assert baselines.popularity(known, rows, 4).items.tolist() == [[2, 0, 1, 3]]
+  assert baselines.popularity(known, rows, 8).items.tolist() == [[2, 0, 1, 3, 4, 5, -1, -1]]
 
 
 def test_recency_decays_and_fills_with_popular_items():

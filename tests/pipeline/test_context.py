@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 
+import polars as pl
 import pytest
 
 from rolegen_jax import overrides
@@ -72,11 +73,16 @@ def test_a_complete_stage_may_have_had_any_batch(tmp_path):
 
 
 def test_the_config_of_a_run_has_its_paths_written_out(tmp_path, monkeypatch):
-  monkeypatch.setenv('HOME', '/home_of/me')
+  home = tmp_path / 'home'
+  (home / 'shop').mkdir(parents=True)
+  for name in ('items', 'events'):
+    pl.DataFrame({'item_id': [1]}).write_parquet(home / 'shop' / f'{name}.parquet')
+  monkeypatch.setenv('HOME', str(home))
   shop = dataclasses.replace(Config().data, format='contract', path='~/shop')
-  run = open_run(dataclasses.replace(tiny.config(), data=shop), tmp_path)
-  assert run.config.data.path == '/home_of/me/shop'
-  assert json.loads((tmp_path / 'config.json').read_text())['data']['path'] == '/home_of/me/shop'
+  run = open_run(dataclasses.replace(tiny.config(), data=shop), tmp_path / 'run')
+  assert run.config.data.path == str(home / 'shop')
+  saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert saved['data']['path'] == str(home / 'shop')
 
 
 def test_the_folder_of_the_logs_is_a_local_path(tmp_path, monkeypatch):

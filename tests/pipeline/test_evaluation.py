@@ -35,7 +35,8 @@ def test_no_system_lists_what_the_history_holds(opened):
   occasions, rows = inputs.occasions, results.rows
   held = held_items(inputs.log, occasions.user[rows], occasions.context_end[rows]).toarray()
   assert set(results.rankings) == {
-    *('RoleGen', 'no_reasoner', 'RoleGen_exposure_penalty', 'no_reasoner_exposure_penalty'),
+    *('RoleGen', 'no_language_model', 'counts_only', 'no_reasoner'),
+    *('RoleGen_exposure_penalty', 'no_reasoner_exposure_penalty'),
     *('popularity', 'recency', 'item_knn', 'item_transitions', 'counting', 'SASRec'),
   }
   for name, (_, items, _) in results.rankings.items():

@@ -207,7 +207,7 @@ def test_evaluate_trains_the_ablations_that_are_missing(tmp_path, capfd):
 
 
 def test_the_held_back_simulator_is_not_trained_again_unasked(tmp_path, monkeypatch, capfd):
-  monkeypatch.setattr(simulation.Test, 'result', lambda test, *_: test.models and {})
+  monkeypatch.setattr(simulation, 'played', lambda tests, *_: tests[0].models and {})
   monkeypatch.setattr('rolegen_jax.ab_test.plot.draw', lambda _, path: path.write_text('drawn'))
   config = entry.experiment('demo', SMALL)
   prepare_inputs(open_run(config, tmp_path))
@@ -261,5 +261,5 @@ def test_measuring_leaves_the_settings_of_a_run_alone(finished):
 def test_stages_of_an_ablation_know_their_own_loop(finished):
   config = saved_config(finished)
   weighted = dataclasses.replace(config.loop, objective='weighted')
-  with pytest.raises(ConfigError, match="loop.objective='policy_gradient', now 'weighted'"):
+  with pytest.raises(ConfigError, match="loop.objective='reinforce', now 'weighted'"):
     run.train(dataclasses.replace(config, loop=weighted), finished)
