@@ -359,7 +359,10 @@ def _plot_warmup(experiments: dict, path: pathlib.Path) -> None:
 def _plot_stability(curve: dict, path: pathlib.Path) -> None:
   """Draw what tells whether a long loop collapses or games its reward."""
   figure = Figure(figsize=(13, 4.4), layout='constrained')
-  for panel, (name, title) in zip(figure.subplots(2, 4, sharex=True).flat, LOOP_TITLES.items()):
+  panels = figure.subplots(2, 4, sharex=True).ravel()
+  for panel in panels[len(LOOP_TITLES) :]:
+    panel.set_axis_off()
+  for panel, (name, title) in zip(panels, LOOP_TITLES.items()):
     panel.plot(curve['step'], curve[name], color='#0072B2', lw=1.2)
     panel.set_title(title, loc='left', fontsize=9)
     _tidy(panel)

@@ -32,9 +32,11 @@ def draw(result: dict, path: str | os.PathLike) -> None:
     {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9}
   ):
     figure = Figure(figsize=(11, 3.6), layout='constrained')
-    orders, customers, lifts = figure.subplots(1, 3)
+    has_lifts = any(any(lift['orders_by_day']) for lift in result['lifts'].values())
+    orders, customers, *lifts = figure.subplots(1, 3 if has_lifts else 2)
     _draw_arms(result, orders, customers)
-    _draw_lifts(result, lifts)
+    for axes in lifts:
+      _draw_lifts(result, axes)
     figure.suptitle(
       f'SIMULATED A/B test, {result["simulator"]}: {result["users"]} dormant users, '
       f'{len(result["training_seeds"])} training x {result["seeds"]} noise seeds',
