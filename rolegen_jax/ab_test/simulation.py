@@ -221,10 +221,8 @@ class Test:
       config.serving,
       config.seed,
       config.backbone.beam,
-      evaluation.seed,
       evaluation.sasrec_steps,
       evaluation.ks,
-      evaluation.batch,
       self.days,
       self.setting.slate,
     )

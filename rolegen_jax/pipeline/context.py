@@ -79,7 +79,7 @@ def open_run(
     )
   folder = RunFolder(workdir, may_train, retrain)
   mesh = sharding.make_mesh(config.mesh)
-  _check_batches(config, folder, mesh)
+  _check_batches(config, folder, mesh, retrain)
   rolegen = RoleGen(config)
   for model_fn in rolegen.model_fns.values():
     functional.shardings(model_fn, mesh)  # raises ConfigError where the mesh does not divide them
@@ -95,11 +95,11 @@ def open_run(
   return Run(config, folder, mesh, rolegen, functools.cache(lambda: _base(rolegen, mesh)))
 
 
-def _check_batches(config: Config, folder: RunFolder, mesh: Mesh) -> None:
+def _check_batches(config: Config, folder: RunFolder, mesh: Mesh, retrain: bool) -> None:
   """Raise ConfigError naming a batch size, of what is still to run, that does not divide."""
   stages = dict(warmup='warmup', align='align', reason='reason', loop_stage='loop')
   for name, stage in stages.items():
-    if not (folder.path / stage / 'DONE.json').exists():
+    if retrain or not (folder.path / stage / 'DONE.json').exists():
       sharding.check_batch(f'{name}.batch', getattr(config, name).batch, config, mesh)
   sharding.check_batch('evaluation.batch', config.evaluation.batch, config, mesh)
 

@@ -37,9 +37,11 @@ UNREAD = (
   # Asked of a trained run.
   'serving.exploration_weight',
   'serving.exposure_penalty',
+  'evaluation.batch',
   'evaluation.bootstrap',
   'evaluation.ablations',
   'evaluation.exposure_penalty',
+  'evaluation.seed',
 )
 
 _VOCABULARY = (
@@ -84,7 +86,7 @@ READS: dict[str, tuple[str, ...]] = dict(
   ),
   loop=('reasoner.temperature', 'loop', 'loop_stage'),
   no_reasoner=(*_EXAMPLES, 'loop_stage'),
-  calibration=('calibration', 'evaluation.seed', 'evaluation.batch'),
+  calibration=('seed', 'calibration'),
   baselines=(
     'backbone.temporal',
     'backbone.context',

@@ -215,7 +215,7 @@ class RoleGen:
       backbone = self.gathered('backbone', params['backbone'])
       memory, rollout = backbone.encode(examples.history, trie.item_codes), None
       if reasoning:
-        keys = history_keys(self.config.evaluation.seed, examples)
+        keys = history_keys(self.config.seed, examples)
         rollout = self.rollout(params['reasoner'], examples, trie, keys, intervene)
         keep = jnp.ones(examples.timestamp.shape, bool)
         memory = self.add_reasoning(backbone, memory, rollout, keep, trie)

@@ -88,7 +88,7 @@ def _memories(
     memory = backbone.encode(examples.history, trie.item_codes)
     if not reasoning:
       return memory
-    keys = history_keys(rolegen.config.evaluation.seed, examples)
+    keys = history_keys(rolegen.config.seed, examples)
     rollout = rolegen.rollout(params['reasoner'], examples, trie, keys, intervene)
     keep = jnp.ones(examples.timestamp.shape, bool)
     return rolegen.add_reasoning(backbone, memory, rollout, keep, trie)

@@ -62,6 +62,7 @@ def test_every_stage_of_a_run_has_an_entry():
     ('backbone.beam=60', None),
     ('serving.exploration_weight=0', None),
     ('evaluation.bootstrap=7', None),
+    ('evaluation.batch=16', None),
     ('warmup.save_every=7', None),
     ('mesh.fsdp=2', None),
     ('name=other', None),
@@ -82,7 +83,7 @@ def test_every_stage_of_a_run_has_an_entry():
     ('reasoner.temperature=0.3', 'loop'),
     ('loop.kl=0.1', 'loop'),
     ('calibration.steps=7', 'loop/calibration'),
-    ('evaluation.seed=7', 'loop/calibration'),
+    ('evaluation.seed=7', None),
     ('evaluation.sasrec_steps=7', 'baselines'),
   ],
 )

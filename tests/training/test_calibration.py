@@ -53,7 +53,7 @@ def test_only_the_mixing_weights_move_and_the_nll_falls(table, reasoning, device
     backbone = rolegen.bind('backbone', p['backbone'])
     memory = backbone.encode(examples.history, trie.item_codes)
     if reasoning:
-      keys = history_keys(rolegen.config.evaluation.seed, examples)
+      keys = history_keys(rolegen.config.seed, examples)
       rollout = rolegen.rollout(p['reasoner'], examples, trie, keys)
       memory = rolegen.add_reasoning(
         backbone, memory, rollout, np.ones(examples.timestamp.shape, bool), trie
