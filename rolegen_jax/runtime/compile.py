@@ -10,15 +10,12 @@ import jax
 from rolegen_jax.runtime import distributed
 
 # XLA:CPU spends most of a small run in LLVM. Level 1 compiled the warmup gradient in 6.4 s instead
-# of 19 and ran it in 312 ms instead of 324 (2 cores). Without fusion emitters the joint train step
-# of the demo compiles in 53 s of CPU instead of 87 and runs in 581 ms instead of 644. jax 0.12 has
-# no such option; there the step compiles in 45 s instead of 60 without LLVM's expensive passes, and
-# runs in 408 ms instead of 395. Other platforms keep their defaults.
+# of 19 and ran it in 312 ms instead of 324 (2 cores); without fusion emitters the joint train step
+# of the demo compiles in 53 s of CPU instead of 87 and runs in 581 ms instead of 644. Other
+# platforms keep their defaults.
 OPTIONS: dict[str, dict[str, Any]] = {'cpu': {'xla_backend_optimization_level': 1}}
-if jax.__version_info__ < (0, 12):
+if jax.__version_info__ < (0, 12):  # which has no such option any more
   OPTIONS['cpu']['xla_cpu_use_fusion_emitters'] = False
-else:
-  OPTIONS['cpu']['xla_llvm_disable_expensive_passes'] = True
 
 
 # A program that runs once is not worth optimizing: level 0 halves its compilation.
