@@ -18,9 +18,10 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import ConfigError
+from rolegen_jax.fields import Refusal
 
 
-class DataError(ValueError):
+class DataError(Refusal):
   """Data is wrong. The message names the file, the row or field, what was found, what is right."""
 
 

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from rolegen_jax.config import ConfigError, SemanticIdConfig
 from rolegen_jax.data.files import write_npz
+from rolegen_jax.fields import Refusal
 from rolegen_jax.semantic_ids.residual_kmeans import Quantized, residual_kmeans
 from rolegen_jax.semantic_ids.rqvae import rqvae
 
@@ -31,7 +32,7 @@ FILE = 'catalogue.npz'
 QUANTIZERS = {'residual_kmeans': residual_kmeans, 'rqvae': rqvae}
 
 
-class ArtifactError(ValueError):
+class ArtifactError(Refusal):
   """A stored artifact is damaged or is not the expected one. The message names both hashes."""
 
 

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rolegen_jax.config import digest
+from rolegen_jax.fields import Refusal
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.compile import jit_once
 from rolegen_jax.training.state import State
 
 
-class ArtifactMismatch(ValueError):
+class ArtifactMismatch(Refusal):
   """A checkpoint comes from other data, vocabulary, semantic IDs, settings or model code."""
 
 
