@@ -17,7 +17,6 @@ from typing import IO, Any
 import numpy as np
 import polars as pl
 
-from rolegen_jax.config import ConfigError
 from rolegen_jax.fields import Refusal
 
 
@@ -33,7 +32,7 @@ def as_data_error(path: object, expected: str) -> Iterator[None]:
   """
   try:
     yield
-  except (ConfigError, DataError):
+  except Refusal:
     raise
   except FileNotFoundError as error:
     raise DataError(f'{path}: no such file; must be {expected}') from error

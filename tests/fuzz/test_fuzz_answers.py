@@ -135,7 +135,9 @@ def test_every_answer_is_kept_or_rejected(table, tmp_path, attempt, seed):
   rng = random.Random(seed)
   words = annotations.ItemWords.of(table.log.items)
   annotations.write_prompts(table, words, LAST, tmp_path / 'prompts.jsonl')
-  ids = [json.loads(x)['id'] for x in (tmp_path / 'prompts.jsonl').read_text('utf-8').split('\n') if x]
+  ids = [
+    json.loads(x)['id'] for x in (tmp_path / 'prompts.jsonl').read_text('utf-8').split('\n') if x
+  ]
   rows, right, asked = [], {}, collections.Counter()
   for example, prompt_id in enumerate(ids):
     case = rng.choice(('right', 'right', 'right', 'spoiled', 'failed', 'other id', 'none', 'twice'))
@@ -198,7 +200,9 @@ def check_import(table, path, output, content, read, attempt) -> None:
   assert beside.read_text('utf-8').count('\n') == len(rejected)
   if not kept:
     return
-  assert in_order(json.loads(x) for x in output.read_text('utf-8').split('\n') if x) == in_order(kept)
+  assert in_order(json.loads(x) for x in output.read_text('utf-8').split('\n') if x) == in_order(
+    kept
+  )
   again = annotations.read_annotations(table, output)
   replaced = [x for x in again.rejected if x.reason == 'replaced by a later line']
   assert again.rejected == replaced and again.kept + len(replaced) == len(kept)
@@ -286,7 +290,9 @@ def test_every_line_of_a_list_of_users_is_a_user(tmp_path, attempt, capsys, seed
   rng = random.Random(seed)
   log = rng.choice((NUMBERS, NAMES))
   named = rng.choices([str(user) for user in log.users], k=rng.randint(0, 8))
-  lines = [rng.choice((user, user, f' {user}\t' if user == user.strip() else user)) for user in named]
+  lines = [
+    rng.choice((user, user, f' {user}\t' if user == user.strip() else user)) for user in named
+  ]
   lines += [''] * rng.randint(0, 3)
   wrong = [name for name in NO_USERS if name not in set(log.users.cast(pl.String))]
   is_right = rng.random() < 0.6
@@ -307,7 +313,12 @@ def test_every_line_of_a_list_of_users_is_a_user(tmp_path, attempt, capsys, seed
     named = [line if line in known else line.strip() for line in named]
     named = [line for line in named if line]
   elif not is_right or not named or encoding in ('utf-16', 'utf-32'):
-    assert read.refusal and 'users.txt' in read.refusal and 'must' in read.refusal or 'nearest' in read.refusal
+    assert (
+      read.refusal
+      and 'users.txt' in read.refusal
+      and 'must' in read.refusal
+      or 'nearest' in read.refusal
+    )
     return
   found = [str(log.users[int(index)]) for index in read.value]
   assert len(found) == len(set(found)) and set(found) == set(named)

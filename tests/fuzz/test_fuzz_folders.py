@@ -77,7 +77,9 @@ def spoil(rng, log, paths, events) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   if fault in ('text', 'nothing', 'half'):
     whole = paths[0].read_bytes()
-    path.write_bytes(dict(text=b'a,b\n', nothing=b'', half=whole[: rng.randrange(len(whole))])[fault])
+    path.write_bytes(
+      dict(text=b'a,b\n', nothing=b'', half=whole[: rng.randrange(len(whole))])[fault]
+    )
   elif fault == 'gone':
     path.symlink_to('nowhere')
   elif fault == 'loop':
@@ -135,7 +137,11 @@ def test_every_part_is_read_or_named(root, attempt, seed):
   assert set(log_fingerprint(data)) == files | {'items.parquet'}
   by_path = sorted(paths, key=lambda path: path.relative_to(root / 'log').parts)
   order = {path: place for place, path in enumerate(paths)}
-  written = [row for path in by_path for row in logs.rows_of(pl.read_parquet(path, glob=False, hive_partitioning=False))]
+  written = [
+    row
+    for path in by_path
+    for row in logs.rows_of(pl.read_parquet(path, glob=False, hive_partitioning=False))
+  ]
   assert in_order(written) == in_order(logs.rows_of(events)) and len(order) == len(paths)
   users = list(dict.fromkeys(row[0] for row in written))[: data.max_users or None]
   assert logs.rows_of(read.value.events) == [row for row in written if row[0] in users]
@@ -167,9 +173,13 @@ def test_shards_hold_every_row(root, attempt, seed):
     for row in table.iter_rows(named=True)
   ]
   assert in_order(found) == in_order(row[:4] for row in logs.rows_of(events))
-  shards_of = {(row[0], row[1]) for table in tables for row in table.select('user_id', 'shard').rows()}
+  shards_of = {
+    (row[0], row[1]) for table in tables for row in table.select('user_id', 'shard').rows()
+  }
   assert len(shards_of) == len({user for user, _ in shards_of})  # a user is in one shard
-  held = [convert.shard_log(plan, rows.drop('shard')) for _, rows in pl.concat(tables).group_by('shard')]
+  held = [
+    convert.shard_log(plan, rows.drop('shard')) for _, rows in pl.concat(tables).group_by('shard')
+  ]
   assert sum(int(log.count.sum()) for log in held) == events.height
 
 
@@ -190,7 +200,10 @@ def test_folders_of_text_files(root, attempt, seed):
   leave_beside(rng, folder)
   is_right = header != [] or all(written.values())  # a file without a line has no header
   if rng.random() < 0.3:
-    path, is_right = folder / 'events' / rng.choice(('log.txt', 'log', 'a.csv~', '1.csv.zip')), False
+    path, is_right = (
+      folder / 'events' / rng.choice(('log.txt', 'log', 'a.csv~', '1.csv.zip')),
+      False,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(next(iter(written)).read_bytes())
   read = attempt(lambda: read_tables(DataConfig(kind, 'log')))

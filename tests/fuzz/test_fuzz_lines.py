@@ -148,7 +148,9 @@ def test_a_damaged_file_is_read_as_it_is_or_refused(root, attempt, seed):
   most = rng.choice((0, 0, 2))
   read = attempt(lambda: read_tables(DataConfig(kind, name, max_users=most)))
   if is_zipped:
-    assert read.refusal or data == mutate.zipped(content) or rows_are_those(kind, read, content, most)
+    assert (
+      read.refusal or data == mutate.zipped(content) or rows_are_those(kind, read, content, most)
+    )
   else:
     check(kind, read, [data], most, None)
 

@@ -1,7 +1,6 @@
 """Damaged run folders: a command reads what was written, or refuses; it trains and loses nothing."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 import random
@@ -14,12 +13,14 @@ import pytest
 
 from rolegen_jax import overrides, sharding
 from rolegen_jax.cli import entry
+from rolegen_jax.models import functional
 from rolegen_jax.pipeline import stages
 from rolegen_jax.pipeline.artifacts import RUN_LOCK, saved_config
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
 from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.training import checkpoint, fit
+from rolegen_jax.training.calibration import BIASES, VECTORS
 from tests.launch import small
 
 TRAINED = ('warmup', 'align', 'reason', 'loop')
@@ -28,7 +29,9 @@ SETTINGS = small.settings(
   'simulator.users=80',
   'simulator.items=64',
   *(f'{section}.batch=8' for section in small.STAGE_SECTIONS),
-  *(f'{section}.{name}' for section in small.STAGE_SECTIONS for name in ('steps=2', 'save_every=1')),
+  *(
+    f'{section}.{name}' for section in small.STAGE_SECTIONS for name in ('steps=2', 'save_every=1')
+  ),
   'evaluation.batch=16',
   'evaluation.ablations=()',
 )
@@ -62,7 +65,9 @@ class Finished:
 def finished(tmp_path_factory):
   make_mesh = sharding.make_mesh
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sharding, 'make_mesh', lambda config, d=None: make_mesh(config, d or jax.devices()[:1]))
+    patch.setattr(
+      sharding, 'make_mesh', lambda config, d=None: make_mesh(config, d or jax.devices()[:1])
+    )
     patch.setattr(fit, '_steps', stand_in)
     patch.setattr(stages, 'fit_mixing_weights', weights_as_they_are)
     folder = tmp_path_factory.mktemp('run')
@@ -74,9 +79,9 @@ def finished(tmp_path_factory):
 
 
 def weights_as_they_are(rolegen, params, *_):
-  leaves = stages.functional.flatten(params['backbone'])
-  name = sorted(leaves)[0]
-  return {name: np.asarray(leaves[name]) + 1}, np.array([2.0, 1.0])
+  leaves = functional.flatten(params['backbone'])
+  fitted = {name: np.asarray(leaves[name]) + 1 for name in (*VECTORS, *BIASES)}
+  return fitted, np.array([2.0, 1.0])
 
 
 def found(run, loaded: str = '') -> dict:
@@ -84,7 +89,10 @@ def found(run, loaded: str = '') -> dict:
   inputs = prepare_inputs(run)
   models = train_models(run, inputs)
   of_stages = dict(
-    zip((*TRAINED, 'loop/calibration'), (models.warm, models.aligned, models.reasoned, models.looped, models.calibrated))
+    zip(
+      (*TRAINED, 'loop/calibration'),
+      (models.warm, models.aligned, models.reasoned, models.looped, models.calibrated),
+    )
   )
   read = dict(inputs.hashes, roles=models.labeled.table.roles.tolist())
   for name, trained in of_stages.items():
@@ -212,8 +220,3 @@ def test_other_settings_cost_no_stage(finished, tmp_path, attempt, seed):
 def is_of(path: str, stage: str) -> bool:
   """Whether a file of a run folder is of this stage."""
   return stage != '' and path.startswith((f'{stage}/', f'tensorboard/{stage}'))
-
-
-@functools.cache
-def names() -> tuple[str, ...]:
-  return STAGES

@@ -16,11 +16,36 @@ from rolegen_jax.pipeline import keys
 from rolegen_jax.pipeline.artifacts import RunFolder, saved_config
 
 PATHS = overrides.field_paths(Config())
-NUMBERS = ('0', '1', '-1', '2', '3', '7', '64', '100', '0.5', '-0.5', '1e-3', '1e12', '1e-12', '4.0')
+NUMBERS = (
+  '0',
+  '1',
+  '-1',
+  '2',
+  '3',
+  '7',
+  '64',
+  '100',
+  '0.5',
+  '-0.5',
+  '1e-3',
+  '1e12',
+  '1e-12',
+  '4.0',
+)
 BEYOND = ('inf', 'nan', '-inf', '1e999', '1e13', '1e-300', str(2**31), '-' + '9' * 40, '9' * 5000)
 TEXTS = ('', ' ', 'x', 'none', 'None', 'auto', 'all', 'full', 'time', 'demo', 'LG', "'x'", 'true')
 TEXTS += ('True', 'False', '[1]', '{}', '()', '(1,)', '(1,10)', "('a',)", "('no_reasoner',)", '1,2')
-TEXTS += ('contract', 'simulated', '__import__("os")', '(' * 300, '1_000', '0x10', '1j', '01', '1+1')
+TEXTS += (
+  'contract',
+  'simulated',
+  '__import__("os")',
+  '(' * 300,
+  '1_000',
+  '0x10',
+  '1j',
+  '01',
+  '1+1',
+)
 PATH_LIKE = ('gs://b/x', 's3://b', 'file:///x', '~nobody_here/x', '$NOT_SET_HERE/x', 'C:\\x')
 CONTROL = ('a\nb', 'a\0b', 'a\u2028b', '\ud83d', '\x1b[0m')
 VALUES = (*NUMBERS, *BEYOND, *TEXTS, *PATH_LIKE, *CONTROL)
@@ -35,6 +60,18 @@ def held(config: Config, path: str):
 def kind_of(path: str):
   *sections, name = path.split('.')
   return fields.types(type(held(Config(), '.'.join(sections)) if sections else Config()))[name]
+
+
+def value_for(rng, path: str) -> str:
+  """A text from VALUES, or half the time one near what the field holds now."""
+  now = held(Config(), path)
+  if rng.random() < 0.5:
+    return rng.choice(VALUES)
+  if type(now) in (int, float):
+    return repr(rng.choice((now, now * 2, now + 1, now / 2 if type(now) is float else now // 2)))
+  if isinstance(now, tuple):
+    return repr(rng.choice((now, now[:1], now[::-1])))
+  return rng.choice((str(now), str(not now) if type(now) is bool else str(now)))
 
 
 def literal(text: str):
@@ -94,9 +131,11 @@ def test_a_setting_is_taken_as_it_is_or_its_field_is_named(tmp_path, attempt, se
   rng = random.Random(seed)
   paths = [PATHS[seed % len(PATHS)]]
   paths += rng.sample([path for path in PATHS if path not in paths], rng.choice((0, 0, 1, 3)))
-  asked = {path: rng.choice(VALUES) for path in paths}
+  asked = {path: value_for(rng, path) for path in paths}
   if rng.random() < 0.2:  # a name that no field has
-    path = rng.choice((f'{paths[0]}.x', paths[0].upper(), '', f' {paths[0]}', 'loop', '\n', 'x' * 999))
+    path = rng.choice(
+      (f'{paths[0]}.x', paths[0].upper(), '', f' {paths[0]}', 'loop', '\n', 'x' * 999)
+    )
     asked[path] = '1'
   made = attempt(lambda: overrides.apply(Config(), [f'{p}={v}' for p, v in asked.items()]))
   wrong = [p for p, v in asked.items() if p not in PATHS or never_right(p, v)]
@@ -143,7 +182,9 @@ def test_a_changed_config_json_is_read_as_it_is_or_refused(tmp_path, attempt, se
   content = json.dumps(values, indent=2).encode()
   is_damaged = rng.random() < 0.3
   if is_damaged:
-    content = rng.choice((mutate.mutated(rng, content), b'', b'[]', b'null', b'{"a":' * 9999, b'\xff'))
+    content = rng.choice(
+      (mutate.mutated(rng, content), b'', b'[]', b'null', b'{"a":' * 9999, b'\xff')
+    )
   path.write_bytes(content)
   read = attempt(lambda: saved_config(tmp_path).validated())
   assert path.read_bytes() == content

@@ -80,7 +80,9 @@ EVENTS = [
   *missing('user_id'),
   *one('user_id', None, 2**64, -(2**64), 2**63),
   *one('user_id', 0, -5, 2**63 - 1, -(2**63), is_right=True),
-  *each('user_id', *(col('user_id').cast(kind) for kind in types(pl.Float64, pl.Boolean, pl.Binary))),
+  *each(
+    'user_id', *(col('user_id').cast(kind) for kind in types(pl.Float64, pl.Boolean, pl.Binary))
+  ),
   *each('user_id', pl.lit(''), pl.lit(None), pl.lit(None, pl.String), pl.concat_list('user_id')),
   *each('user_id', *(col('user_id').cast(k) for k in types(pl.UInt64, pl.Int32)), is_right=True),
   *each('user_id', '0' + col('user_id').cast(pl.String), pl.lit(' '), is_right=True),
@@ -184,10 +186,17 @@ def test_a_mutated_table_is_read_in_full_or_refused(root, attempt, seed):
   assert logs.rows_of(read.value.events) == kept
   assert sum(read.value.left_out.values()) == len(written) - len(kept)
   names = [name for name in catalogue.columns if name in read.value.items.columns]
-  assert read.value.items.select(names).rows() == catalogue.with_columns(
-    col('embedding').cast(pl.List(pl.Float32)) if 'embedding' in names else []
-  ).select(names).rows()
-  assert all(catalogue[n].null_count() == ITEMS for n in CONTRACT & set(catalogue.columns) - set(names))
+  assert (
+    read.value.items.select(names).rows()
+    == catalogue.with_columns(
+      col('embedding').cast(pl.List(pl.Float32)) if 'embedding' in names else []
+    )
+    .select(names)
+    .rows()
+  )
+  assert all(
+    catalogue[n].null_count() == ITEMS for n in CONTRACT & set(catalogue.columns) - set(names)
+  )
   check_prepared(data, read.value, kept, root / 'run')
 
 
