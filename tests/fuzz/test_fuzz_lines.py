@@ -106,7 +106,7 @@ def check(kind, read, files: list[bytes], most: int, is_right: bool | None) -> N
   assert set(read.value.items['item_id']) == set(read.value.events['item_id'])
 
 
-@mutate.seeds(150)
+@mutate.seeds(130)
 def test_every_line_is_read_counted_or_refused(root, attempt, seed):
   rng = random.Random(seed)
   kind = rng.choice(sorted(logs.KINDS))
@@ -135,7 +135,7 @@ def test_every_line_is_read_counted_or_refused(root, attempt, seed):
   check(kind, read, [content], most, is_right)
 
 
-@mutate.seeds(100)
+@mutate.seeds(90)
 def test_a_damaged_file_is_read_as_it_is_or_refused(root, attempt, seed):
   rng = random.Random(seed)
   kind = rng.choice(sorted(logs.KINDS))

@@ -161,7 +161,7 @@ def kept_users(rows: list[tuple], most: int) -> list[tuple]:
   return [row for row in rows if row[0] in users]
 
 
-@mutate.seeds(250)
+@mutate.seeds(200)
 def test_a_mutated_table_is_read_in_full_or_refused(root, attempt, seed):
   rng = random.Random(seed)
   catalogue = logs.items(rng)
@@ -222,7 +222,7 @@ def check_prepared(data, tables, rows, folder):
   assert sorted(found) == sorted(row[:4] for row in rows)
 
 
-@mutate.seeds(60)
+@mutate.seeds(40)
 def test_a_damaged_file_is_refused_or_keeps_its_rows(root, attempt, seed):
   rng = random.Random(seed)
   catalogue, log = logs.items(rng), root / 'log'
