@@ -11,7 +11,6 @@ worlds.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +94,7 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
       distributed.once(lambda: write_json(sentences, stage.folder / 'rationales.json'))
     distributed.once(lambda: write_npz(dict(roles=roles), saved))
     stage.finish(f'{len(table)} conversions labeled')
-  labeled = dataclasses.replace(table, **artifacts.read_arrays(saved, 'roles'))
+  labeled = dataclasses.replace(table, roles=artifacts.read_arrays(saved, 'roles')['roles'])
   return LabeledExamples(stage.key, labeled)
 
 

@@ -1,4 +1,4 @@
-"""Mutated folders of logs: every file is read in full, named in an error, or ignored by its name."""
+"""Mutated folders of logs: every file is read in full, named in an error, or ignored by name."""
 
 import os
 import random

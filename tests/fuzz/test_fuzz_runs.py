@@ -1,4 +1,4 @@
-"""Damaged run folders: a command reads what was written, or refuses; it trains and loses nothing."""
+"""Damaged run folders: a command reads what was written or refuses; it loses nothing."""
 
 import dataclasses
 import json
