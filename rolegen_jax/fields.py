@@ -23,7 +23,14 @@ NOT_LOCAL = re.compile(r'://|^[A-Za-z][\w+.-]*:[/\\]|^\\')
 VARIABLE = re.compile(r'\$(\w+|\{[^}]*\})')
 
 
-class ConfigError(ValueError):
+class Refusal(ValueError):
+  """Input is wrong. The message is one line, whatever text from outside it quotes."""
+
+  def __str__(self) -> str:
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+
+
+class ConfigError(Refusal):
   """A field of the configuration is wrong. The message names it and what would be right."""
 
 

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from rolegen_jax import fields, overrides
 from rolegen_jax.config import PATHS, Config, ConfigError
+from rolegen_jax.data.files import DataError
 from rolegen_jax.fields import expanded, local_path
+from rolegen_jax.semantic_ids.catalogue import ArtifactError
+from rolegen_jax.training.checkpoint import ArtifactMismatch
 
 FIELDS = overrides.field_paths(Config())
 VALUES = {path: functools.reduce(getattr, path.split('.'), Config()) for path in FIELDS}
@@ -24,6 +27,12 @@ OTHERS = ['', ' ', 'x', 'true', 'None', '()', '[]', '(1,)', '(0, 10)', "('x',)",
 MALFORMED = ['{[]: 1}', '(' * 3000, 'a\nb', '\x00', '\ud800', 'b"x"', '1+2j', '1 2']
 PATH_LIKE = ['gs://b/x', 'file:///x', r'C:\x', '~nobody_here/x', '$NOT_SET_HERE/x', '~/x', 'x/y']
 TEXTS = [*NUMBERS, *NO_NUMBERS, *HUGE, *OTHERS, *MALFORMED, *PATH_LIKE]
+
+
+@pytest.mark.parametrize('kind', [ConfigError, DataError, ArtifactError, ArtifactMismatch])
+def test_a_refusal_is_one_line_whatever_it_quotes(kind):
+  quoted = 'a\nb\u2028c\x1b[0m \ud800 \xe9'
+  assert str(kind(f'{quoted}: must be x')) == r'a\nb\u2028c\x1b[0m \ud800 é: must be x'
 
 
 def refused_by_name(*assignments: str) -> bool:

@@ -105,4 +105,4 @@ def main() -> None:
 
     write_json(json.loads(json.dumps(result, default=str)), _JSON.value)
   if failures:
-    raise ConfigError('\n'.join(failures))
+    raise check.DoesNotFit('\n'.join(failures))

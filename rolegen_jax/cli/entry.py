@@ -124,7 +124,17 @@ def parse_flags(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except flags.Error as error:
     message = ' '.join(str(error).split()).removeprefix('flag ')
-    sys.exit(_report(message, BAD_INPUT))
+    sys.exit(_report(message + _right_value(message), BAD_INPUT))
+
+
+def _right_value(message: str) -> str:
+  """Return what the flag of a message must be, where absl names only what was found."""
+  name, equals, _ = message.removeprefix('--').partition('=')
+  if not equals or name not in flags.FLAGS or 'must be' in message:
+    return ''
+  parser = flags.FLAGS[name].parser
+  right = 'true or false' if isinstance(parser, flags.BooleanParser) else parser.syntactic_help
+  return f'; must be {right}' if right else ''  # of choices absl says which there are
 
 
 def run(main: Callable[[], None]) -> None:

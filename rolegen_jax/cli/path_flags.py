@@ -28,7 +28,7 @@ class _PathListParser(flags.ListParser):
 
   def parse(self, argument: str | list[str]) -> list[str]:
     """Return the expanded paths. Raises ValueError, saying what would be right."""
-    return [fields.expanded(path) for path in super().parse(argument)]
+    return [fields.expanded(path) for path in super().parse(argument) or ['']]
 
 
 _COMMAS = flags.CsvListSerializer(',')

@@ -17,10 +17,10 @@ from typing import IO, Any
 import numpy as np
 import polars as pl
 
-from rolegen_jax.config import ConfigError
+from rolegen_jax.fields import Refusal
 
 
-class DataError(ValueError):
+class DataError(Refusal):
   """Data is wrong. The message names the file, the row or field, what was found, what is right."""
 
 
@@ -32,7 +32,7 @@ def as_data_error(path: object, expected: str) -> Iterator[None]:
   """
   try:
     yield
-  except (ConfigError, DataError):
+  except Refusal:
     raise
   except FileNotFoundError as error:
     raise DataError(f'{path}: no such file; must be {expected}') from error

@@ -16,6 +16,7 @@ import polars as pl
 
 from rolegen_jax.config import ROLE_NAMES, Config, digest
 from rolegen_jax.data.examples import ExampleTable
+from rolegen_jax.data.files import as_data_error
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.evaluation import agreement, diversity
@@ -255,10 +256,11 @@ def training_rows(workdir: pathlib.Path, stages: tuple[str, ...]) -> list[dict]:
     path = workdir / stage / 'metrics.jsonl'
     if not path.exists():
       continue
-    for line in path.read_text(encoding='utf-8').splitlines():
-      row = json.loads(line)
-      row.pop('time_s')
-      rows.append(dict(stage=stage) | row)
+    with as_data_error(path, 'a JSON object per line; without the file the report has no curve'):
+      for line in path.read_text(encoding='utf-8').splitlines():
+        row = json.loads(line)
+        row.pop('time_s')
+        rows.append(dict(stage=stage) | row)
   return rows
 
 

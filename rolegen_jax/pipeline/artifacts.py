@@ -18,9 +18,11 @@ import shutil
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rolegen_jax import config as configs
 from rolegen_jax.config import Config, ConfigError
-from rolegen_jax.data.files import lock, write_json
+from rolegen_jax.data.files import as_data_error, lock, write_json
 from rolegen_jax.pipeline import records
 from rolegen_jax.pipeline.records import Difference, Record
 from rolegen_jax.runtime import distributed
@@ -28,6 +30,7 @@ from rolegen_jax.runtime.progress import say
 
 # A sweep, which holds the folder of a point for its child, has `.lock` there.
 RUN_LOCK = '.run.lock'
+_OF_STAGE = 'what its stage wrote; remove the DONE.json of the stage to run it again'
 _locks: dict[pathlib.Path, Any] = {}  # of the run folders that this process writes to
 
 
@@ -59,7 +62,7 @@ class RunFolder:
     may_train: False = nothing is written, and a stage that is not complete raises ConfigError.
     retrain: True = a stage that read something else starts afresh, which else is a ConfigError.
     """
-    self.path, self._may_train, self._retrain = pathlib.Path(path).absolute(), may_train, retrain
+    self.path, self.may_train, self._retrain = pathlib.Path(path).absolute(), may_train, retrain
 
   def adopt(self, config: Config, read: Iterable[Record]) -> None:
     """Make `config` that of the folder, unless a stage in it read something else.
@@ -112,7 +115,7 @@ class RunFolder:
     if held.is_complete and not difference:
       say(f'{name}: up to date')
       return True
-    if not self._may_train:
+    if not self.may_train:
       raise ConfigError(
         f'--workdir={self.path}: its stage {name} is not complete, and this command trains none; '
         'first run `rolegen train` or, with the ablation in evaluation.ablations, '
@@ -172,6 +175,21 @@ def saved_config(workdir: str | os.PathLike) -> Config:
       f'--workdir={workdir}: no config.json there; must be the folder of a run of `rolegen train`'
     )
   return configs.load(path)
+
+
+def read_arrays(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
+  """Return the arrays of a file that a stage wrote: those of `names`, or all.
+
+  Raises DataError where the file is missing, damaged or another.
+  """
+  with as_data_error(path, _OF_STAGE), np.load(path) as file:
+    return {name: file[name] for name in names or file.files}
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Return the content of a JSON file that a stage wrote. Raises DataError."""
+  with as_data_error(path, _OF_STAGE):
+    return json.loads(path.read_text(encoding='utf-8'))
 
 
 def _remove(folder: pathlib.Path, only_leftovers: bool) -> None:

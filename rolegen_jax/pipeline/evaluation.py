@@ -11,7 +11,6 @@ worlds.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -32,6 +31,7 @@ from rolegen_jax.evaluation.baselines import (
 from rolegen_jax.evaluation.deletion import deletion_curves
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.evaluation.trajectories import Trajectories
+from rolegen_jax.pipeline import artifacts
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.pipeline.stages import (
@@ -81,8 +81,9 @@ def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
     distributed.once(lambda: write_npz(items, items_path))
     distributed.once(lambda: write_json(chosen, settings_path))
     stage.finish(f'{len(rankings)} baselines on {len(rows)} occasions')
-  saved, chosen = np.load(items_path), json.loads(settings_path.read_text(encoding='utf-8'))
-  return {name: Ranking(saved[name][:, :k], chosen[name]) for name in saved.files}
+  chosen = artifacts.read_json(settings_path)
+  saved = artifacts.read_arrays(items_path, *chosen)
+  return {name: Ranking(saved[name][:, :k], chosen[name]) for name in saved}
 
 
 def evaluate(

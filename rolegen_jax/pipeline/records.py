@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rolegen_jax.config import digest
+from rolegen_jax.data.files import DataError
 
 
 class Difference(NamedTuple):
@@ -55,15 +56,20 @@ class Record:
 
 
 def read(path: pathlib.Path, otherwise: Record | None = None) -> Record | None:
-  """Return the record in a file; `otherwise` where there is none, or a crash cut it off.
+  """Return the record in a file; `otherwise` where there is none, or it is not what was written.
 
-  Raises KeyError when another version wrote it.
+  Raises KeyError when another version wrote it, and DataError when there is something else.
   """
   try:
     values = json.loads(path.read_text(encoding='utf-8'))
-    return Record(*(values[field.name] for field in dataclasses.fields(Record)))
-  except (FileNotFoundError, ValueError, TypeError):
+    record = Record(*(values[field.name] for field in dataclasses.fields(Record)))
+    return record if record.key == values['key'] else otherwise
+  except (FileNotFoundError, ValueError, TypeError, RecursionError):
     return otherwise
+  except OSError as error:
+    raise DataError(
+      f'{path}: cannot be read ({error.strerror}); must be a file that its stage wrote'
+    ) from error
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

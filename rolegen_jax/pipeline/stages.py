@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +16,14 @@ import numpy as np
 from rolegen_jax import sharding
 from rolegen_jax.config import ABLATIONS, StageConfig
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.data.files import as_data_error, write_json, write_npz
+from rolegen_jax.data.files import write_json, write_npz
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.log import ranges
 from rolegen_jax.data.occasions import VALID
 from rolegen_jax.data.shards.reader import training_rows
 from rolegen_jax.evaluation.baselines import evaluation_rows
 from rolegen_jax.models import functional
-from rolegen_jax.pipeline import text
+from rolegen_jax.pipeline import artifacts, text
 from rolegen_jax.pipeline.context import Run, load_pretrained
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.reasoning import predict
@@ -33,6 +32,7 @@ from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.text import annotations as imported_labels
 from rolegen_jax.training import checkpoint, losses, steps
+from rolegen_jax.training.calibration import BIASES, VECTORS
 from rolegen_jax.training.calibration import calibrate as fit_mixing_weights
 from rolegen_jax.training.fit import Site, Task, fit
 from rolegen_jax.training.losses import Params
@@ -94,7 +94,7 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
       distributed.once(lambda: write_json(sentences, stage.folder / 'rationales.json'))
     distributed.once(lambda: write_npz(dict(roles=roles), saved))
     stage.finish(f'{len(table)} conversions labeled')
-  labeled = dataclasses.replace(table, roles=_arrays(saved)['roles'])
+  labeled = dataclasses.replace(table, roles=artifacts.read_arrays(saved, 'roles')['roles'])
   return LabeledExamples(stage.key, labeled)
 
 
@@ -213,10 +213,10 @@ def calibrate(
     stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
 
   def load() -> dict[str, Params]:
-    saved = _arrays(path)
+    saved = artifacts.read_arrays(path, *VECTORS, *BIASES)
     shardings = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)
     where = functional.flatten(shardings)
-    fitted = {n: jax.device_put(saved[n], where[n]) for n in saved if n != 'nll'}
+    fitted = {n: jax.device_put(saved[n], where[n]) for n in saved}
     params = trained.load()
     leaves = functional.flatten(params['backbone']) | fitted
     return params | {'backbone': functional.unflatten(leaves)}
@@ -278,15 +278,6 @@ def ablation_switches(ablation: str) -> steps.Switches:
 
 
 # What the stages have in common
-
-
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Return the arrays that a stage wrote. Raises DataError where the file is damaged."""
-  with as_data_error(
-    path, 'what its stage wrote; remove the DONE.json beside it to run that again'
-  ):
-    with np.load(path) as file:
-      return dict(file)
 
 
 def _batches(
@@ -366,6 +357,7 @@ def _fit(run: Run, inputs: Inputs, task: Task, earlier: dict[str, str]) -> Train
       stage.folder,
       run.workdir / 'tensorboard' / task.name,
       hashes,
+      run.folder.may_train,
     )
     params = fit(dataclasses.replace(task, initial_params=initial, extra=extra), site, inputs.trie)
     return functional.join(params, frozen)

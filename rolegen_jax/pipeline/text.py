@@ -7,14 +7,13 @@ words.
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.pipeline import artifacts
 from rolegen_jax.pipeline.context import Run, pretrained_folder
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
@@ -80,13 +79,8 @@ def chains_with_sentences(
     return None
   from rolegen_jax.reasoning.rationales import Rationales
 
-  sentences = _imported_sentences(run.workdir / 'roles' / 'rationales.json')
+  sentences = {}  # (example, row of the log) -> sentence, as far as annotations came with any
+  if run.config.roles.annotations:
+    rows = artifacts.read_json(run.workdir / 'roles' / 'rationales.json')
+    sentences = {(example, row): sentence for example, row, sentence in rows}
   return Rationales(words.alignment, examples, sentences)
-
-
-def _imported_sentences(path: pathlib.Path) -> dict[tuple[int, int], str]:
-  """Return {(example, row of the log): sentence}, as far as annotations came with any."""
-  if not path.exists():
-    return {}
-  rows = json.loads(path.read_text(encoding='utf-8'))
-  return {(example, row): sentence for example, row, sentence in rows}

@@ -23,7 +23,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rolegen_jax.config import ConfigError, SemanticIdConfig
-from rolegen_jax.data.files import write_npz
+from rolegen_jax.data.files import as_data_error, write_npz
+from rolegen_jax.fields import Refusal
 from rolegen_jax.semantic_ids.residual_kmeans import Quantized, residual_kmeans
 from rolegen_jax.semantic_ids.rqvae import rqvae
 
@@ -31,7 +32,7 @@ FILE = 'catalogue.npz'
 QUANTIZERS = {'residual_kmeans': residual_kmeans, 'rqvae': rqvae}
 
 
-class ArtifactError(ValueError):
+class ArtifactError(Refusal):
   """A stored artifact is damaged or is not the expected one. The message names both hashes."""
 
 
@@ -122,10 +123,12 @@ class Catalogue:
   def load(cls, folder: str | os.PathLike, expected_digest: str | None = None) -> Catalogue:
     """Read what `save` wrote.
 
-    Raises ArtifactError when the content does not have the stored hash, or not `expected_digest`.
+    Raises DataError when it cannot be read, and ArtifactError when the content does not have the
+    stored hash, or not `expected_digest`.
     """
     path = pathlib.Path(folder) / FILE
-    with np.load(path, allow_pickle=False) as file:
+    expected = 'a catalogue; remove the DONE.json beside it to make it again'
+    with as_data_error(path, expected), np.load(path, allow_pickle=False) as file:
       n_encoder = sum(name.startswith('encoder') for name in file.files)
       catalogue = cls(
         item_ids=file['item_ids'],

@@ -31,7 +31,8 @@ _LISTED = re.compile(
   rf'({"|".join(ROLE_NAMES)})\b[*_`"\']*[ \t\r]*(?:$|[-:|,;(\u2013\u2014](.*)$)',
   re.IGNORECASE | re.MULTILINE,
 )
-_EVENT_KEY = re.compile(r'\W*(?:event\W*)?(\d{1,6})\W*', re.IGNORECASE)
+# A sign is part of a number, unless it is between `event` and the number.
+_EVENT_KEY = re.compile(r'(?:\W*event\W*|[^\w-]*)(\d{1,6})\W*', re.IGNORECASE)
 
 
 class Response(NamedTuple):

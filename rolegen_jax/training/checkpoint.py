@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rolegen_jax.config import digest
+from rolegen_jax.data.files import DataError
+from rolegen_jax.fields import Refusal
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.compile import jit_once
 from rolegen_jax.training.state import State
 
 
-class ArtifactMismatch(ValueError):
+class ArtifactMismatch(Refusal):
   """A checkpoint comes from other data, vocabulary, semantic IDs, settings or model code."""
 
 
@@ -35,11 +37,12 @@ class Damaged(ValueError):
 class Checkpoints:
   """Asynchronous checkpoints of one stage under `folder`, of which the newest two are kept.
 
-  Damaged ones move to `FOLDER_damaged`.
+  Damaged ones move to `FOLDER_damaged`; with `may_train` False they stay, and are an error.
   """
 
-  def __init__(self, folder: str | os.PathLike, hashes: dict[str, str]):
+  def __init__(self, folder: str | os.PathLike, hashes: dict[str, str], may_train: bool = True):
     self.hashes, self._folder = hashes, pathlib.Path(folder).absolute()
+    self._may_train = may_train
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -68,6 +71,11 @@ class Checkpoints:
       try:
         return self._read(step, abstract)
       except Damaged as error:
+        if not self._may_train:
+          raise DataError(
+            f'{self._folder / str(step)}: is damaged ({error}), and this command trains none; '
+            'first run `rolegen train`, which trains again what was lost'
+          ) from error
         self._set_aside_once(step, error)
         self._manager.reload()
     return None

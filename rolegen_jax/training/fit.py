@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from rolegen_jax import sharding
 from rolegen_jax.config import StageConfig
+from rolegen_jax.data.files import DataError
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.runtime import distributed, heartbeat
 from rolegen_jax.runtime.compile import compile_in_step, jit
@@ -63,6 +64,8 @@ class Site:
   tensorboard: pathlib.Path
   # What a checkpoint depends on; one of other hashes is refused.
   hashes: dict[str, str]
+  # False = a stage whose last checkpoint is missing or damaged is an error.
+  may_train: bool = True
 
 
 def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
@@ -75,9 +78,10 @@ def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
     Preempted: after saving.
     Diverged: the loss is no longer finite.
     ArtifactMismatch: a checkpoint of other hashes.
+    DataError: something is left to train, and the site is not for training.
   """
   clock = Clock(site.folder)
-  checkpoints = Checkpoints(site.folder / 'checkpoints', site.hashes)
+  checkpoints = Checkpoints(site.folder / 'checkpoints', site.hashes, site.may_train)
   with jax.set_mesh(site.mesh):
     state, position = _restore_or_create(task, site, checkpoints)
     start = int(state.step)
@@ -118,6 +122,11 @@ def _restore_or_create(
 ) -> tuple[State, dict | None]:
   """Return the state to start from, and its data position if it was restored."""
   restored = checkpoints.restore(states.abstract(task.model_fns, task.optimizers, site.mesh))
+  if not site.may_train and not (restored and int(restored[0].step) == task.config.steps):
+    raise DataError(
+      f'{site.folder}: has no checkpoint of its last step, {task.config.steps}, and this command '
+      'trains none; first run `rolegen train`, which trains again what was lost'
+    )
   if restored:
     return restored
   key = jax.random.key(site.seed)

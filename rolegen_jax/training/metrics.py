@@ -16,6 +16,8 @@ from typing import IO, Any
 import jax
 import tensorboardX
 
+from rolegen_jax.data.files import as_data_error
+
 
 class Diverged(RuntimeError):
   """The loss is no longer a finite number."""
@@ -43,9 +45,10 @@ class MetricsLog:
 
   def _cut(self, start: int) -> None:
     if jax.process_index() == 0 and self.path.exists():
-      text = self.path.read_text(encoding='utf-8')
-      lines = [line for line in text.split('\n') if line.endswith('}')]
-      earlier = [line for line in lines if json.loads(line)['step'] < start]
+      with as_data_error(self.path, 'a JSON object per line; it may be removed'):
+        text = self.path.read_text(encoding='utf-8')
+        lines = [line for line in text.split('\n') if line.endswith('}')]
+        earlier = [line for line in lines if json.loads(line)['step'] < start]
       temporary = self.path.with_suffix('.tmp')
       temporary.write_text(''.join(line + '\n' for line in earlier), encoding='utf-8')
       os.replace(temporary, self.path)

@@ -85,6 +85,15 @@ def test_a_path_that_is_not_local_is_refused_in_every_flag(command, tmp_path):
     ('recommend --workdir=x --output=y --top=1e3', '--top=1e3:'),
     ('simulate_ab --workdir=x --days=0', '--days=0: 0 is not an integer in the range [1, 3650]'),
     ('simulate_ab --workdir=x --seeds=-1', '--seeds=-1:'),
+    ('simulate_ab --workdir=', '--workdir=: must be a file system path'),
+    (
+      'simulate_ab --workdir=x --slate=ten',
+      "--slate=ten: invalid literal for int() with base 10: 'ten'; must be a positive integer",
+    ),
+    (
+      'train --workdir=x --retrain=2',
+      "--retrain=2: ('Non-boolean argument to boolean flag', '2'); must be true or false",
+    ),
     ('simulate_ab --workdir=x --slate=0', '--slate=0:'),
     ('compile_check --topology=tpu:v5e:4x4 --items=0', '--items=0:'),
     ('train --workdir=x y', "unexpected argument 'y'"),

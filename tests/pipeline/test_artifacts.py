@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data.files import DataError
 from rolegen_jax.overrides import apply
 from rolegen_jax.pipeline import artifacts, keys
 from rolegen_jax.pipeline.artifacts import RunFolder, saved_config
@@ -134,6 +136,45 @@ def test_files_that_a_crash_cut_off(tmp_path, damage):
     assert (tmp_path / 'warmup' / 'weights').exists()
   assert not RunFolder(tmp_path, retrain=True).begin(record()).is_complete
   assert not (tmp_path / 'warmup' / 'weights').exists()
+
+
+@pytest.mark.parametrize('change', [dict(settings=None), dict(files=5), dict(inputs={'log': 'b'})])
+def test_a_record_that_is_not_what_was_written_is_damaged(tmp_path, change):
+  """Its key says so."""
+  finish(tmp_path)
+  for name in ('KEY.json', 'DONE.json'):
+    path = tmp_path / 'warmup' / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  before = content(tmp_path)
+  with pytest.raises(ConfigError, match='stage warmup is damaged: its KEY.json is missing or cut'):
+    RunFolder(tmp_path).begin(record())
+  assert content(tmp_path) == before
+
+
+def test_a_folder_in_the_place_of_a_record_is_named(tmp_path):
+  finish(tmp_path)
+  (tmp_path / 'warmup/DONE.json').unlink()
+  (tmp_path / 'warmup/DONE.json').mkdir()
+  with pytest.raises(DataError, match='warmup/DONE.json: cannot be read .Is a directory.; must be'):
+    RunFolder(tmp_path).begin(record())
+
+
+def test_files_of_a_stage_are_read_or_named(tmp_path):
+  arrays, values = tmp_path / 'a.npz', tmp_path / 'a.json'
+  np.savez(arrays, x=[1], y=[2])
+  values.write_text('[1]')
+  assert set(artifacts.read_arrays(arrays)) == {'x', 'y'}
+  assert list(artifacts.read_arrays(arrays, 'y')) == ['y'] and artifacts.read_json(values) == [1]
+  right = 'must be what its stage wrote; remove the DONE.json of the stage to run it again'
+  with pytest.raises(DataError, match=f'a.npz: cannot be read .KeyError: .*{right}'):
+    artifacts.read_arrays(arrays, 'z')
+  for path, read in ((arrays, artifacts.read_arrays), (values, artifacts.read_json)):
+    path.write_bytes(path.read_bytes()[:-1][:90])
+    with pytest.raises(DataError, match=f'{path.name}: cannot be read .*{right}'):
+      read(path)
+    path.unlink()
+    with pytest.raises(DataError, match=f'{path.name}: no such file; {right}'):
+      read(path)
 
 
 def test_what_a_kill_leaves_of_the_first_write_is_no_stage(tmp_path):

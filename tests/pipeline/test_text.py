@@ -7,6 +7,7 @@ import pytest
 
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ROLE_NAMES, ConfigError
+from rolegen_jax.data.files import DataError
 from rolegen_jax.pipeline import stages, text
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
@@ -86,6 +87,9 @@ def test_a_run_takes_roles_and_rationales_from_outside(tmp_path):
   assert (labeled.roles != table.roles).sum() <= 2
   chains = text.chains_with_sentences(run, inputs.words, labeled)
   assert chains.why(example, row, ROLE_NAMES.index('DISTRACT')) == 'too dear'
+  (tmp_path / 'run/roles/rationales.json').unlink()  # none would be written without a word
+  with pytest.raises(DataError, match='rationales.json: no such file; must be what its stage'):
+    text.chains_with_sentences(run, inputs.words, labeled)
 
 
 def test_a_log_without_words_says_that_the_tasks_with_text_are_off(tmp_path, capfd):

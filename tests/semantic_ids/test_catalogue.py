@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolegen_jax.config import ConfigError, MeshConfig, SemanticIdConfig
+from rolegen_jax.data.files import DataError
 from rolegen_jax.semantic_ids import catalogue as lib
 from rolegen_jax.sharding import make_mesh
 
@@ -93,6 +94,23 @@ def test_load_names_both_hashes(tmp_path):
     arrays = dict(file) | {'codes': other.codes}
   np.savez(path, **arrays)
   with pytest.raises(lib.ArtifactError, match=f'{other.digest}.*{catalogue.digest}'):
+    lib.Catalogue.load(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['codes', 'codebooks', 'report'])
+def test_a_damaged_file_is_named(tmp_path, name):
+  path = lib.Catalogue(np.arange(2), np.eye(2, dtype=np.int32), np.zeros((2, 2, 3))).save(tmp_path)
+  with np.load(path) as file:
+    arrays = {other: file[other] for other in file.files if other != name}
+  whole = path.read_bytes()
+  np.savez(path, **arrays)
+  without = path.read_bytes()
+  for content in (without, whole[:200], b''):
+    path.write_bytes(content)
+    with pytest.raises(DataError, match='catalogue.npz: cannot be read .* must be a catalogue; '):
+      lib.Catalogue.load(tmp_path)
+  path.unlink()
+  with pytest.raises(DataError, match='catalogue.npz: no such file; must be a catalogue'):
     lib.Catalogue.load(tmp_path)
 
 

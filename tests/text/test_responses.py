@@ -121,6 +121,11 @@ def test_numbers_as_keys(answer):
   assert said == [('1', 'ANCHOR'), ('2', 'EXPLORE')]
 
 
+def test_a_sign_is_part_of_a_number_that_is_a_key():
+  answer = '{"-1": {"role": "ANCHOR"}, "event-2": {"role": "EXPLORE"}}'
+  assert [fields['event'] for _, fields in events(answer) if fields['role']] == ['2']
+
+
 @pytest.mark.parametrize(
   'answer',
   [

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rolegen_jax.data.files import DataError
 from rolegen_jax.training.checkpoint import ArtifactMismatch, Checkpoints
 from rolegen_jax.training.state import State
 
@@ -117,6 +118,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(
   again.save(state(20, mesh(8)), {'next': 20})
   again.close()
   assert restore(folder)[1] == {'next': 20}
+
+
+def test_a_damaged_one_stays_where_nothing_is_trained(saved, tmp_path):
+  folder = tmp_path / 'checkpoints'
+  shutil.copytree(saved, folder)
+  DAMAGE['meta cut'](folder / '20')
+  checkpoints = Checkpoints(folder, {'settings': 'a'}, may_train=False)
+  with pytest.raises(DataError, match='checkpoints/20: is damaged .*; first run `rolegen train`'):
+    checkpoints.restore(like(state(0, mesh(8))))
+  assert (folder / '20').is_dir() and not (tmp_path / 'checkpoints_damaged').exists()
 
 
 def test_one_that_was_never_finished_does_not_count(saved, tmp_path):

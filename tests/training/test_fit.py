@@ -12,6 +12,7 @@ import pytest
 
 from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig, OptimizerConfig, StageConfig
+from rolegen_jax.data.files import DataError
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.training import losses, state, steps
 from rolegen_jax.training.checkpoint import ArtifactMismatch
@@ -31,6 +32,7 @@ def run(
   stage=STAGE,
   hashes=None,
   mesh=MeshConfig(data=2, fsdp=2, tensor=2),
+  may_train=True,
 ):
   """Train the reasoner; `disturb(batch number)` is called before each batch is handed out."""
   rolegen = tiny.rolegen()
@@ -58,6 +60,7 @@ def run(
     folder=folder,
     tensorboard=folder / 'tensorboard',
     hashes=hashes or {'settings': 'a'},
+    may_train=may_train,
   )
   return fit(task, site, tiny.trie())
 
@@ -134,6 +137,23 @@ def test_a_finished_stage_gives_its_parameters_without_training(unbroken):
 
   again = run(unbroken[1], never)
   jax.tree.map(np.testing.assert_array_equal, again, unbroken[0])
+
+
+def test_what_is_left_to_train_is_refused_where_nothing_is_trained(unbroken, tmp_path):
+  shutil.copytree(unbroken[1], tmp_path / 'align')
+  jax.tree.map(np.testing.assert_array_equal, run(tmp_path / 'align', may_train=False), unbroken[0])
+  shutil.rmtree(tmp_path / 'align/checkpoints/6')
+  with pytest.raises(DataError, match='align: has no checkpoint of its last step, 6, and'):
+    run(tmp_path / 'align', may_train=False)
+
+
+def test_a_damaged_curve_is_named(unbroken, tmp_path):
+  shutil.copytree(unbroken[1], tmp_path / 'align')
+  shutil.rmtree(tmp_path / 'align/checkpoints/6')
+  path = tmp_path / 'align/metrics.jsonl'
+  path.write_text(path.read_text().replace('"step"', '"step', 1))
+  with pytest.raises(DataError, match='metrics.jsonl: cannot be read .* a JSON object per line'):
+    run(tmp_path / 'align')
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path):

@@ -41,8 +41,11 @@ OPTIONS: dict[str, dict[str, Any]] = {'gpu': {'xla_gpu_enable_triton_gemm': Fals
 class DoesNotFit(ConfigError):
   """The program does not fit into a chip's memory.
 
-  The message has the compiler's sizes and what to change.
+  The message has the compiler's sizes and what to change, on several lines.
   """
+
+  def __str__(self) -> str:
+    return ValueError.__str__(self)
 
 
 def compile_program(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
