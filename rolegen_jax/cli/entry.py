@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import errno
 import importlib
 import importlib.util
 import inspect
@@ -27,6 +28,11 @@ from rolegen_jax.fields import local_path
 from rolegen_jax.runtime import distributed, heartbeat
 
 BAD_INPUT, DIVERGED, PREEMPTED, LOST_PEER = 2, 3, 42, 134  # see WORKSPACE.md; 0 is done
+# Of an OSError: the path is wrong, the disk full, or the folder somebody else's.
+WRONG_PLACE = (
+  *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EFBIG, errno.EDQUOT),
+)
 
 
 def experiment(name: str, assignments: list[str]) -> Config:
@@ -187,6 +193,8 @@ def _code(error: Exception) -> int | None:
   from rolegen_jax.training.metrics import Diverged
 
   if isinstance(error, (DataError, ArtifactError, ArtifactMismatch)):
+    return BAD_INPUT
+  if isinstance(error, OSError) and error.filename and error.errno in WRONG_PLACE:
     return BAD_INPUT
   if isinstance(error, Diverged):
     return DIVERGED

@@ -40,6 +40,7 @@ def main() -> None:
   """Write the table of recommendations that the flags ask for."""
   if os.path.realpath(_USERS.value) == os.path.realpath(_OUTPUT.value):
     raise ConfigError(f'--output={_OUTPUT.value}: is the file of --users; must be another')
+  from rolegen_jax.data.files import require_writable
   from rolegen_jax.pipeline.artifacts import saved_config
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
@@ -49,6 +50,7 @@ def main() -> None:
   config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
   if _TOP.value > config.backbone.beam:
     raise ConfigError(f'--top={_TOP.value}: must be at most backbone.beam={config.backbone.beam}')
+  require_writable(_OUTPUT.value)
   run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   inputs = prepare_inputs(run)
   table = recommend(

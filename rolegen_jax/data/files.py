@@ -112,12 +112,32 @@ def lock(path: pathlib.Path) -> IO[str]:
 
 @contextlib.contextmanager
 def renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yield a temporary name beside `path`, renamed to `path` when the block raises nothing."""
+  """Yield a temporary name beside `path`, renamed to `path` when the block raises nothing.
+
+  Raises DataError where `path` is anything but a file or a name that is free.
+  """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  require_writable(path)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
     yield temporary
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | os.PathLike) -> None:
+  """Make the folder of an output file. Raises DataError where no file can be put there."""
+  path = pathlib.Path(path)
+  if path.exists() and not path.is_file():
+    raise DataError(f'{path}: is a folder or a device; must be a file, or a name that is free')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writable = os.access(path.parent, os.W_OK)
+  except OSError as error:
+    raise DataError(
+      f'{path}: cannot be written ({error.strerror}: {error.filename}); must be in a folder that '
+      'is there or can be made'
+    ) from error
+  if not writable:
+    raise DataError(f'{path.parent}: may not be written to; must be a folder of yours')

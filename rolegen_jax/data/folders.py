@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import pathlib
+import re
 import urllib.parse
 
 from rolegen_jax.data.files import DataError
@@ -92,19 +93,25 @@ def files_under(folder: pathlib.Path) -> list[pathlib.Path]:
   twice, and a folder that cannot be listed.
   """
   found: list[pathlib.Path] = []
-  first: dict[str, pathlib.Path] = {os.path.realpath(folder): folder}  # real path -> path
+  first = {name: folder for name in _names(folder)}
   folders = [folder]
   while folders:
     for path in _entries(folders.pop()):
       is_folder = os.path.isdir(path)
       if not is_folder and not os.path.isfile(path):
         raise DataError(f'{path}: is neither a file nor a folder, or a link to none; must be one')
-      real = os.path.realpath(path)
-      if real in first:
-        raise DataError(f'{path}: is {first[real]} once more; its rows must be there once')
-      first[real] = path
+      for name in _names(path):
+        if name in first:
+          raise DataError(f'{path}: is {first[name]} once more; its rows must be there once')
+        first[name] = path
       (folders if is_folder else found).append(path)
   return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _names(path: pathlib.Path) -> list[object]:
+  """Return what two paths of the same rows have in common: links, and a file and its archive."""
+  stat = os.stat(path)
+  return [(stat.st_dev, stat.st_ino), re.sub(r'\.gz$', '', os.path.realpath(path), flags=re.I)]
 
 
 def fingerprint(root: str | os.PathLike, paths: list[pathlib.Path]) -> dict[str, list[int]]:

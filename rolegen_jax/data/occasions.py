@@ -238,7 +238,7 @@ def find_cuts(times: OccasionTimes, data: DataConfig) -> Cuts | None:
 
 
 def _cuts_between_ties(times: OccasionTimes, ordered: np.ndarray, data: DataConfig) -> Cuts | None:
-  """Return cuts that leave no split empty, nearest to the wanted shares: first that of test.
+  """Return cuts that leave no split empty: test near its wanted share, the others near theirs.
 
   ordered: the times that shares are counted over, sorted. Fewer than three distinct times of
   dormant occasions leave a split to those of the others; with two times in all, nothing is left for
@@ -265,7 +265,9 @@ def _cuts_between_ties(times: OccasionTimes, ordered: np.ndarray, data: DataConf
   if len(edges) == 2:
     return Cuts(int(edges[0]), int(edges[0]))
   valid = nearest(np.arange(1, len(edges) - 1), 1 - data.test_fraction)
-  train = nearest(np.arange(valid), 1 - data.test_fraction - data.valid_fraction)
+  # Of what is not test, training has the wanted share.
+  of_rest = 1 - data.valid_fraction / (1 - data.test_fraction)
+  train = nearest(np.arange(valid), until[valid] * of_rest)
   return Cuts(int(edges[train]), int(edges[valid]))
 
 

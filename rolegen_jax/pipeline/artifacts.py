@@ -62,7 +62,7 @@ class RunFolder:
     may_train: False = nothing is written, and a stage that is not complete raises ConfigError.
     retrain: True = a stage that read something else starts afresh, which else is a ConfigError.
     """
-    self.path, self.may_train, self._retrain = pathlib.Path(path).absolute(), may_train, retrain
+    self.path, self.may_train, self.retrain = pathlib.Path(path).absolute(), may_train, retrain
 
   def adopt(self, config: Config, read: Iterable[Record]) -> None:
     """Make `config` that of the folder, unless a stage in it read something else.
@@ -146,7 +146,7 @@ class RunFolder:
 
   def _require_usable(self, record: Record, difference: Difference | None) -> None:
     """Raise ConfigError where a difference would cost a stage that nobody gave up."""
-    if difference and not self._retrain:
+    if difference and not self.retrain:
       raise ConfigError(
         f'--workdir={self.path}: stage {record.stage} {difference.what}; {difference.way_back}'
         'use another --workdir, or --retrain to train it again'

@@ -88,9 +88,20 @@ def recommend(
     config.serving.exposure_penalty,
     top,
   )
+  _say_short_lists(log, table.user, shown.item[:, :top])
   frame = _frame(log, table, predictions, shown, excitation.opens, top)
   write_parquet(frame, output)
   return frame
+
+
+def _say_short_lists(log: InteractionLog, user: np.ndarray, item_NxK: np.ndarray) -> None:
+  """Say how many users got fewer items than were asked for, and who got none."""
+  n_items = (item_NxK >= 0).sum(1)
+  n_short, nothing = int((n_items < item_NxK.shape[1]).sum()), user[n_items == 0]
+  if n_short:
+    ids = ', '.join(str(log.users[int(index)]) for index in nothing[:10])
+    none = f', {len(nothing)} of them none: {ids}' if len(nothing) else ''
+    say(f'{n_short} users got fewer than {item_NxK.shape[1]} items{none}; raise backbone.beam')
 
 
 # Users

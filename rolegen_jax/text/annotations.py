@@ -189,7 +189,11 @@ def _parse_answer(
   """Yield the annotations of an answer. Text around them, e.g. a code fence, is skipped."""
   log, rows = table.log, _event_rows(table, example, role_events)
   annotated = set()
-  for written, fields in responses.events(answer):
+  said = list(responses.events(answer))
+  if any(fields and _whole_number(fields.get('event')) == 0 for _, fields in said):
+    reject('numbered from 0', answer)  # which would label every event as the one before it
+    said = []
+  for written, fields in said:
     if fields is None:
       reject('not JSON', written)
       continue

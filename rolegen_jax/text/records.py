@@ -90,13 +90,8 @@ def _inside_fences(text: str) -> str | None:
 def write_lines(rows: Iterable[dict], path: str | os.PathLike) -> None:
   """Write a file of JSON lines, whole or not at all. Raises DataError when it cannot be written."""
   lines = [_UNSAFE.sub(_escaped, json.dumps(row, ensure_ascii=False)) + '\n' for row in rows]
-  try:
-    with renamed(path) as temporary:
-      temporary.write_text(''.join(lines), encoding='utf-8')
-  except OSError as error:
-    raise DataError(
-      f'{path}: cannot be written ({error.strerror}); must be a file in a folder that can be'
-    ) from error
+  with renamed(path) as temporary:
+    temporary.write_text(''.join(lines), encoding='utf-8')
 
 
 def _escaped(character: re.Match) -> str:

@@ -73,8 +73,8 @@ class Checkpoints:
       except Damaged as error:
         if not self._may_train:
           raise DataError(
-            f'{self._folder / str(step)}: is damaged ({error}), and this command trains none; '
-            'first run `rolegen train`, which trains again what was lost'
+            f'{self._folder / str(step)}: is damaged ({error}); '
+            '--retrain trains again what was lost'
           ) from error
         self._set_aside_once(step, error)
         self._manager.reload()

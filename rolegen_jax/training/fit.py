@@ -124,8 +124,8 @@ def _restore_or_create(
   restored = checkpoints.restore(states.abstract(task.model_fns, task.optimizers, site.mesh))
   if not site.may_train and not (restored and int(restored[0].step) == task.config.steps):
     raise DataError(
-      f'{site.folder}: has no checkpoint of its last step, {task.config.steps}, and this command '
-      'trains none; first run `rolegen train`, which trains again what was lost'
+      f'{site.folder}: has no checkpoint of its last step, {task.config.steps}; '
+      '--retrain trains again what was lost'
     )
   if restored:
     return restored

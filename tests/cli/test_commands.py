@@ -26,6 +26,7 @@ from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, saved_config
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.run import train, train_models
+from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.simulator import world
 from tests import tiny
@@ -185,6 +186,28 @@ def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
   ):
     prepare_inputs(open_run(config, tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == [RUN_LOCK]
+
+
+def test_users_with_short_lists_are_said(finished, tmp_path, capfd):
+  config = dataclasses.replace(finished.run.config.serving, filter_history=True)
+  config = dataclasses.replace(finished.run.config, serving=config)
+  rolegen = RoleGen(config)
+  inputs, beam = finished.inputs, config.backbone.beam
+  table = recommend(
+    rolegen,
+    finished.params,
+    inputs.log,
+    inputs.excitation,
+    inputs.trie,
+    finished.run.mesh,
+    'all',
+    str(tmp_path / 'out.parquet'),
+    beam,
+  )
+  lengths = table.group_by('user_id').len()['len']
+  n_short = (lengths < beam).sum() + len(inputs.log.users) - len(lengths)
+  assert n_short > 0
+  assert f'{n_short} users got fewer than {beam} items' in capfd.readouterr().err
 
 
 def test_recommendations_carry_their_reasons(finished, tmp_path):

@@ -126,6 +126,11 @@ def test_links_and_what_is_no_file(folder):
     with pytest.raises(DataError, match=message):
       read_contract(folder)
     link.unlink()
+  twice = folder / 'events' / 'hard.parquet'
+  twice.hardlink_to(folder / 'events' / 'part-0.parquet')
+  with pytest.raises(DataError, match='once more; its rows must be there once'):
+    read_contract(folder)
+  twice.unlink()
   os.mkfifo(folder / 'events/pipe')
   with pytest.raises(DataError, match='pipe: is neither a file nor a folder'):
     read_contract(folder)

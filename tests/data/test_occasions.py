@@ -264,6 +264,7 @@ CUTS = {
   'sale at the start': (at(*[1] * 20, 2, 3, 4), None, (1, 2)),
   'sale in the middle': (at(1, *[2] * 20, 3), None, (1, 2)),
   'two sales': (at(1, *[2] * 9, 3, *[4] * 10), None, (2, 3)),
+  'what a sale leaves is divided as asked': (at(*range(1, 41), *[60] * 60), None, (31, 40)),
   'two days': (at(1, *[2] * 9), None, (1, 1)),
   'one day': (at(*[5] * 9), None, (5, 5)),
   'dormant on the last day only': (at(9, 9, 9), at(1, 2, 3, 9, 9, 9), (2, 3)),

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import os
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from random_logs import random_tables
 
 from rolegen_jax.config import DataConfig, SimulatorConfig
 from rolegen_jax.data.events import validate
-from rolegen_jax.data.files import DataError
+from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.data.occasions import D1, D2, TEST, TRAIN, VALID
 from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
 from rolegen_jax.simulator import world
@@ -141,3 +142,11 @@ def test_real_logs_have_training_targets(kind, tmp_path):
     patch.setenv('ROLEGEN_DATA', str(path).removesuffix(data.path))
     _, _, notes = prepare_real(data, tmp_path)
   assert notes['targets']['ACTIVE']['train'] > 0
+
+
+@pytest.mark.parametrize('path', ['', 'file/x', '/dev/null', '/proc/nope/x'])
+def test_an_output_that_no_file_can_be_put_at_is_refused(tmp_path, path):
+  (tmp_path / 'file').write_text('kept')
+  with pytest.raises(DataError, match='must be a file, or a name that is free|cannot be written'):
+    write_json({}, tmp_path / path)
+  assert (tmp_path / 'file').read_text() == 'kept' and not os.path.isfile('/dev/null')

@@ -142,6 +142,18 @@ def event(table):
   )
 
 
+def test_an_answer_that_numbers_events_from_zero_labels_none(table, prompts, tmp_path):
+  """It would label every event as the one before it."""
+  lines = [dict(event=number, role='EXPLORE') for number in range(LAST)]
+  whole = [dict(id=prompts[1]['id'], answer=json_lines(good_answer(table, 1)))]
+  annotations.write_lines(
+    [dict(id=prompts[0]['id'], answer=json_lines(lines)), *whole], tmp_path / 'answers.jsonl'
+  )
+  kept, rejected = annotations.read_answers(table, LAST, tmp_path / 'answers.jsonl')
+  assert len(kept) == len(good_answer(table, 1))
+  assert [row.reason for row in rejected if row.where == prompts[0]['id']][0] == 'numbered from 0'
+
+
 def test_annotations_hold_for_one_conversion_or_for_all(table, event, tmp_path):
   example, fields = event
   path = tmp_path / 'annotations.jsonl'

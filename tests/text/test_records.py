@@ -64,13 +64,6 @@ def test_what_is_no_json_is_named_by_its_line(tmp_path, text, message):
     read_records(tmp_path / 'f')
 
 
-def test_places_that_cannot_be_written(tmp_path):
-  (tmp_path / 'file').touch()
-  for path in (tmp_path, tmp_path / 'file' / 'f'):
-    with pytest.raises(DataError, match='cannot be written .*; must be a file in a folder'):
-      write_lines([], path)
-
-
 def test_written_lines_are_lines_to_every_reader(tmp_path):
   rows = [{'text': 'a\u2028b\u2029c\x85d\x0be\nf 裙子 👗'}, {'text': 'half a pair: \ud83d'}]
   write_lines(rows, tmp_path / 'f')

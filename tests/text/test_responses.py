@@ -100,6 +100,7 @@ LAID_OUT = {
   'in an object': json.dumps({'events': [ONE, TWO]}),
   'numbered': f'1. {json.dumps(ONE)}\n2. {json.dumps(TWO)}',
   'one line': json.dumps(ONE) + json.dumps(TWO),
+  'after a draft': f'<think>{json.dumps(ONE | dict(role="x"))}</think>\n{json.dumps([ONE, TWO])}',
 }
 
 

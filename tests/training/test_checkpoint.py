@@ -125,7 +125,7 @@ def test_a_damaged_one_stays_where_nothing_is_trained(saved, tmp_path):
   shutil.copytree(saved, folder)
   DAMAGE['meta cut'](folder / '20')
   checkpoints = Checkpoints(folder, {'settings': 'a'}, may_train=False)
-  with pytest.raises(DataError, match='checkpoints/20: is damaged .*; first run `rolegen train`'):
+  with pytest.raises(DataError, match='checkpoints/20: is damaged .*; --retrain trains again'):
     checkpoints.restore(like(state(0, mesh(8))))
   assert (folder / '20').is_dir() and not (tmp_path / 'checkpoints_damaged').exists()
 

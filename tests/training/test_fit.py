@@ -143,7 +143,7 @@ def test_what_is_left_to_train_is_refused_where_nothing_is_trained(unbroken, tmp
   shutil.copytree(unbroken[1], tmp_path / 'align')
   jax.tree.map(np.testing.assert_array_equal, run(tmp_path / 'align', may_train=False), unbroken[0])
   shutil.rmtree(tmp_path / 'align/checkpoints/6')
-  with pytest.raises(DataError, match='align: has no checkpoint of its last step, 6, and'):
+  with pytest.raises(DataError, match='align: has no checkpoint of its last step, 6; --retrain'):
     run(tmp_path / 'align', may_train=False)
 
 

@@ -149,11 +149,25 @@ def test_commands_that_train_nothing_say_so(tmp_path):
 def test_a_damaged_result_is_named(template, tmp_path):
   folder = shutil.copytree(template, tmp_path / 'run')
   (folder / 'roles' / 'roles.npz').write_bytes(b'')
-  with pytest.raises(DataError, match='roles.npz: cannot be read .*remove the DONE.json beside it'):
+  with pytest.raises(
+    DataError, match='roles.npz: cannot be read .*remove the DONE.json of the stage'
+  ):
     read_only(saved_config(folder), folder)
   (folder / 'roles' / 'DONE.json').unlink()
   run.train(saved_config(folder), folder)
   read_only(saved_config(folder), folder)
+
+
+def test_a_complete_stage_whose_checkpoint_is_lost_trains_again_only_if_told(
+  template, tmp_path, monkeypatch
+):
+  allowed = []
+  monkeypatch.setattr(stages, 'fit', lambda task, site, _: allowed.append(site.may_train) or {})
+  folder = shutil.copytree(template, tmp_path / 'run')
+  for retrain in (False, True):
+    opened = open_run(saved_config(folder), folder, retrain=retrain)
+    run.train_models(opened, prepare_inputs(opened)).looped.load()
+  assert allowed == [False, True]
 
 
 @pytest.mark.parametrize('command', ['recommend', 'evaluate', 'train'])
