@@ -158,6 +158,7 @@ def test_the_report_says_how_many_targets_are_among_the_candidates(finished):
   assert 0 < np.mean(held) < 1 and found['RoleGen']['difference']['all']['high'] == 0
 
 
+@pytest.mark.slow
 def test_a_second_start_trains_nothing(finished, capfd):
   train(saved_config(finished.workdir), finished.workdir)
   lines = capfd.readouterr().err.splitlines()
@@ -323,6 +324,7 @@ def test_a_cut_off_ab_test_continues_to_the_same_numbers(finished, tmp_path, cap
   assert len(list(kept.iterdir())) == 2 * len(names)
 
 
+@pytest.mark.slow
 def test_an_ab_test_exits_with_42_on_sigterm(finished, tmp_path):
   folder = copy(finished, tmp_path / 'run')
   command = [

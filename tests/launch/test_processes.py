@@ -62,9 +62,8 @@ def workdir(one_process, tmp_path):
   return tmp_path
 
 
-@pytest.mark.parametrize(
-  'kill', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['preempted', 'then killed']
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('kill', [False, True], ids=['preempted', 'then killed'])
 def test_two_processes_resume(one_process, workdir, kill):
   codes, output = run_job(workdir, 2, '--signal=SIGTERM')
   assert codes == [42, 42], output
