@@ -8,6 +8,23 @@ from rolegen_jax.pipeline import stages
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.stages import LabeledExamples, Trained
+from tests import tiny
+
+# A demo that is prepared in seconds; tests add what they vary.
+SMALL = [
+  f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES
+] + [
+  'simulator.users=150',
+  'simulator.items=64',
+  'simulator.categories=8',
+  'semantic_ids.codes=8',
+  'semantic_ids.levels=2',
+  'semantic_ids.collaborative_dim=8',
+  'semantic_ids.iterations=2',
+  'backbone.context=16',
+  'reasoner.events=6',
+  'reasoner.role_events=4',
+]
 
 
 @dataclasses.dataclass(frozen=True)

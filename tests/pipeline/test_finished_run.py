@@ -23,23 +23,12 @@ from rolegen_jax.pipeline.artifacts import saved_config
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
 from rolegen_jax.simulator import world
-from tests import tiny
+from tests import runs
 from tests.pipeline.test_artifacts import content
 
 SMALL = [
-  f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES
-] + [
-  'simulator.users=150',
-  'simulator.items=64',
-  'simulator.categories=8',
-  'semantic_ids.codes=8',
-  'semantic_ids.levels=2',
-  'semantic_ids.collaborative_dim=8',
-  'semantic_ids.iterations=2',
-  'backbone.context=16',
+  *runs.SMALL,
   'backbone.beam=20',
-  'reasoner.events=6',
-  'reasoner.role_events=4',
   'roles.max_conversions=64',
   'evaluation.ks=(1,10)',
 ]

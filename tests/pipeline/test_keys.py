@@ -14,21 +14,10 @@ from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import assign_semantic_ids, prepare_data, prepare_inputs
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.training import state as states
-from tests import tiny
+from tests import runs
 
 SMALL = [
-  f'{part}.{size}' for part in ('backbone.temporal', 'reasoner.transformer') for size in tiny.SIZES
-] + [
-  'simulator.users=150',
-  'simulator.items=64',
-  'simulator.categories=8',
-  'semantic_ids.codes=8',
-  'semantic_ids.levels=2',
-  'semantic_ids.collaborative_dim=8',
-  'semantic_ids.iterations=2',
-  'backbone.context=16',
-  'reasoner.events=6',
-  'reasoner.role_events=4',
+  *runs.SMALL,
   'reasoner.candidates=2',
   'roles.max_conversions=64',
   'text.width=96',
