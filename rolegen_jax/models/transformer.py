@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from rolegen_jax.config import TransformerConfig
 from rolegen_jax.models.attention import KeyValues, Mask, Visible, attend_shared, windowed
 from rolegen_jax.models.layers import Attention, GatedMLP, norm
+from rolegen_jax.models.numerics import dropout
 from rolegen_jax.sharding import constrain
 
 REMAT: dict[str, Callable[[Callable], Callable]] = {
@@ -47,6 +48,22 @@ class LayerMasks(NamedTuple):
 
   full: Mask
   window: Mask  # the same object where the window rules nothing out
+
+
+class Dropout(NamedTuple):
+  """Dropout on what each layer adds to the residual stream, while training."""
+
+  rate: float
+  key: jax.Array | None  # of the stack, or of one layer; None = off
+
+  def __call__(self, x: jax.Array, part: int) -> jax.Array:
+    """Apply it to `x`; `part` numbers the places of a layer."""
+    if self.key is None:
+      return x
+    return dropout(x, self.rate, jax.random.fold_in(self.key, part))
+
+
+NO_DROPOUT = Dropout(0.0, None)
 
 
 class StepPlace(NamedTuple):
@@ -75,13 +92,13 @@ class Block(nnx.Module):
     if config.post_norms:
       self.attention_post_norm, self.mlp_post_norm = norm(config), norm(config)
 
-  def _residual(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+  def _residual(self, x: jax.Array, attended: jax.Array, drop: Dropout = NO_DROPOUT) -> jax.Array:
     """Add what attention and then the MLP compute to the residual stream."""
     if not self.post_norms:
-      x = x + attended
-      return x + self.mlp(self.mlp_norm(x))
-    x = x + self.attention_post_norm(attended)
-    return x + self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
+      x = x + drop(attended, 0)
+      return x + drop(self.mlp(self.mlp_norm(x)), 1)
+    x = x + drop(self.attention_post_norm(attended), 0)
+    return x + drop(self.mlp_post_norm(self.mlp(self.mlp_norm(x))), 1)
 
   def full(
     self,
@@ -90,6 +107,7 @@ class Block(nnx.Module):
     masks: LayerMasks,
     is_local: jax.Array | None = None,
     before: KeyValues | None = None,
+    drop: Dropout = NO_DROPOUT,
   ) -> tuple[jax.Array, KeyValues]:
     """Return the new residual stream and this layer's rotated keys and values [B, T, K, X].
 
@@ -108,7 +126,7 @@ class Block(nnx.Module):
       attended = see_all(q, k, v)
     else:
       attended = jax.lax.cond(is_local, see_window, see_all, q, k, v)
-    return self._residual(x, self.attention.out(attended)), (own_k, own_v)
+    return self._residual(x, self.attention.out(attended), drop), (own_k, own_v)
 
   def step(
     self,
@@ -177,14 +195,18 @@ class Transformer(nnx.Module):
     return jnp.asarray(is_local) if is_local.any() else None
 
   def __call__(
-    self, x_BxTxD: jax.Array, positions: jax.Array | np.ndarray, mask: Mask
+    self,
+    x_BxTxD: jax.Array,
+    positions: jax.Array | np.ndarray,
+    mask: Mask,
+    drop: Dropout = NO_DROPOUT,
   ) -> jax.Array:
     """Return hidden states after the final norm [B, T, D], in `config.dtype`.
 
     `positions` is int32 [B, T], or numpy [T] for all rows. Positions that are known before the
-    program runs keep the pattern of windows static.
+    program runs keep the pattern of windows static. `drop` is dropout inside every layer.
     """
-    return self._layers(x_BxTxD, positions, mask, None, keep=False)[0]
+    return self._layers(x_BxTxD, positions, mask, None, keep=False, drop=drop)[0]
 
   def prefill(
     self,
@@ -207,6 +229,7 @@ class Transformer(nnx.Module):
     mask: Mask,
     before: KeyValues | None,
     keep: bool,
+    drop: Dropout = NO_DROPOUT,
   ) -> tuple[jax.Array, KeyValues]:
     positions_BxT = jnp.broadcast_to(positions, x_BxTxD.shape[:2])
     is_local, masks = self._is_local, LayerMasks(mask, mask)
@@ -215,15 +238,17 @@ class Transformer(nnx.Module):
       masks = LayerMasks(mask, windowed(mask, positions, slots_before, self.config.window))
 
     def layer(
-      x: jax.Array, xs: tuple[Block, KeyValues | None, jax.Array | None]
+      x: jax.Array, xs: tuple[Block, KeyValues | None, jax.Array | None, jax.Array | None]
     ) -> tuple[jax.Array, KeyValues | None]:
-      block, before, is_local = xs
+      block, before, is_local, key = xs
       x = constrain(x, 'batch', None, None)
-      x, kv = block.full(x, positions_BxT, masks, is_local, before)
+      x, kv = block.full(x, positions_BxT, masks, is_local, before, Dropout(drop.rate, key))
       return x, kv if keep else None
 
     x = x_BxTxD.astype(self.config.dtype)
-    x, cache = jax.lax.scan(REMAT[self.config.remat](layer), x, (self.blocks, before, is_local))
+    keys = None if drop.key is None else jax.random.split(drop.key, self.config.layers)
+    layers = self.blocks, before, is_local, keys
+    x, cache = jax.lax.scan(REMAT[self.config.remat](layer), x, layers)
     return self.norm(x), cache
 
   def step(

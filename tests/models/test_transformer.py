@@ -9,7 +9,7 @@ from rolegen_jax.config import TransformerConfig
 from rolegen_jax.models import functional
 from rolegen_jax.models.attention import Visible
 from rolegen_jax.models.layers import frequencies, rope
-from rolegen_jax.models.transformer import Transformer
+from rolegen_jax.models.transformer import Dropout, Transformer
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
@@ -148,3 +148,19 @@ def test_bfloat16_computes_near_float32_with_float32_gradients(params, full):
   assert np.abs(np.array(half, np.float32)[valid] - exact).max() < 0.1 < np.abs(exact).max()
   gradients = jax.eval_shape(gradient(dtype='bfloat16'), params)
   assert {g.dtype for g in jax.tree.leaves(gradients)} == {jnp.dtype('float32')}
+
+
+def test_dropout_is_inside_every_layer(params, full):
+  """It changes each layer's part; without a key, or at rate 0, nothing; with one it repeats."""
+  x, positions, mask, _ = inputs()
+  graphdef = functional.abstract(model_fn())[0]
+
+  def dropped(rate: float, seed: int) -> jax.Array:
+    drop = Dropout(rate, jax.random.key(seed))
+    return functional.bind(graphdef, params)(x, positions, mask, drop)
+
+  exact = full(params, x, positions, mask)
+  np.testing.assert_allclose(dropped(0.0, 0), exact, atol=1e-5)
+  np.testing.assert_array_equal(dropped(0.5, 0), dropped(0.5, 0))
+  assert np.abs(dropped(0.5, 0) - dropped(0.5, 1)).max() > 1e-2
+  assert np.abs(dropped(0.5, 0) - exact).max() > 1e-2
