@@ -35,7 +35,8 @@ PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
 # Fields of TextConfig.
 ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')
 WORD_TASKS = (*ALIGN_TASKS, 'rationale')
-BACKBONE_INPUTS = ('roles', 'intent', 'candidates', 'retrieved')
+BACKBONE_EXPERTS = ('generative', 'dense', 'history')
+REASONER_EXPERTS = ('intent', 'retrieved', 'candidates')
 INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
 TEXT_EMBEDDERS = ('hashed_ngrams', 'column')  # of semantic_ids/embeddings.py
@@ -46,8 +47,7 @@ MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
 # joint train step.
 ABLATIONS: dict[str, dict[str, Any]] = dict(
   no_reasoner={},
-  roles_only=dict(backbone_inputs=('roles',)),
-  no_retrieved=dict(backbone_inputs=('roles', 'intent', 'candidates')),
+  no_retrieved=dict(experts=('intent', 'candidates')),
   no_interventions={},
   common_noise=dict(noise='common'),
   no_reflection={},
@@ -212,20 +212,32 @@ class BackboneConfig(Section):
   context: int = 128  # events of history that a trajectory row holds
   purchase_weight: float = 5.0  # loss weight of a purchase target against 1 for other events
   view_weight: float = 0.2  # loss weight of a target that is no purchase
-  generation_loss: float = 0.3  # weight of the generated part's own NLL beside the mixture's
-  dropout: float = 0.1  # on event embeddings and query output while training
-  pointer: bool = True  # mix the generated distribution with a pointer over memory
-  beam: int = 64  # beams kept per level when decoding
+  # Experts whose scores are added (`models/experts.py`); the others are neither trained nor run.
+  experts: tuple[str, ...] = BACKBONE_EXPERTS
+  generation_loss: float = 1.0  # weight of the generative expert's NLL beside that of the others
+  dropout: float = 0.2  # on event embeddings, and inside every layer, while training
+  row_dropout: float = 0.1  # chance that an item is without its own row in a training step
+  # Items that a step's sum over the catalogue is estimated from; of fewer it is exact.
+  negatives: int = 1024
+  # Beams kept per level, and items taken from the dense expert, when recommending.
+  beam: int = 64
 
   def validate(self, name: str) -> None:
     self.temporal.validate(f'{name}.temporal')
     self._at_least(1, name, 'query_layers', 'depth_layers', 'context', 'beam')
+    self._some_of(BACKBONE_EXPERTS, f'{name}.experts')
+    finds = self.experts != ('history',)
+    self._need(finds, f'{name}.experts', 'generative or dense too, which find items')
+    self._at_least(2, name, 'negatives')
+    self._at_most(MANY, name, 'negatives')
     self._at_most(TOO_DEEP, name, 'query_layers', 'depth_layers')
     self._at_most(TOO_WIDE, name, 'context', 'beam')
     self._positive(name, 'purchase_weight')
     self._at_least(0, name, 'view_weight', 'generation_loss')
-    self._need(0 <= self.dropout < 1, f'{name}.dropout', 'at least 0 and below 1')
-    self._at_most(0.99, name, 'dropout')
+    for rate in ('dropout', 'row_dropout'):
+      in_range = 0 <= getattr(self, rate) < 1
+      self._need(in_range, f'{name}.{rate}', 'at least 0 and below 1')
+    self._at_most(0.99, name, 'dropout', 'row_dropout')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +365,8 @@ class LoopConfig(Section):
   # independent: each world has noise of its own | common: the worlds of a user differ through
   # their interventions alone.
   noise: str = 'independent'
-  backbone_inputs: tuple[str, ...] = BACKBONE_INPUTS  # what of the reasoning the backbone reads
+  # What of the reasoning adds to the score of an item.
+  experts: tuple[str, ...] = REASONER_EXPERTS
   reward_hit: float = 1.0  # a: graded semantic-ID prefix hit of the candidates
   reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
   reward_novelty: float = 0.3  # c: share of a world's candidates in no other world
@@ -372,7 +385,7 @@ class LoopConfig(Section):
     self._need(fits, f'{name}.worlds', f'2 to {MAX_WORLDS}, the world tokens of the vocabulary')
     self._some_of(INTERVENTIONS, f'{name}.interventions')
     self._one_of(('common', 'independent'), f'{name}.noise')
-    self._some_of(BACKBONE_INPUTS, f'{name}.backbone_inputs')
+    self._some_of(REASONER_EXPERTS, f'{name}.experts')
     self._at_least(0, name, 'reward_hit', 'reward_gain', 'reward_novelty', 'reward_malformed')
     self._one_of(('reinforce', 'weighted'), f'{name}.objective')
     self._positive(name, 'weight_beta')

@@ -47,13 +47,15 @@ TRAIN: Table = {
   'mlp': 'tensor',
   'rank': None,  # of a low-rank adapter
   'vocab': 'tensor',  # rows of the token table and of the readouts
+  'items': ('fsdp', 'tensor'),  # rows of the item table
   # activations
   'batch': ('data', 'fsdp'),
   'rows': MESH_AXES,  # rows of a plain data matrix (k-means, embeddings)
 }
 ROLLOUTS: dict[str, Table] = {
-  'replicated': dict.fromkeys(TRAIN) | {'batch': MESH_AXES, 'rows': MESH_AXES},
-  'tensor': TRAIN | {'embed': None, 'vocab': None},
+  'replicated': dict.fromkeys(TRAIN)
+  | {'batch': MESH_AXES, 'rows': MESH_AXES, 'items': MESH_AXES},
+  'tensor': TRAIN | {'embed': None, 'vocab': None, 'items': MESH_AXES},
 }
 _in_force = contextvars.ContextVar('layout', default=TRAIN)
 
@@ -128,6 +130,13 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(axes, _in_force.get()))
 
 
+def item_shards() -> int:
+  """Return over how many devices the layout in force spreads the item table."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = _as_tuple(_in_force.get()['items'])
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+
+
 def constrain_rows(tree: Any) -> Any:
   """Pin every array of a tree by its first axis, the batch."""
   return jax.tree.map(lambda x: constrain(x, 'batch', *(None,) * (x.ndim - 1)), tree)
@@ -141,7 +150,7 @@ def rollout_layout(params: Any, axes: Any, dtype: Any) -> Any:
   """
 
   def gather(param: jax.Array, param_axes: Sequence[str | None]) -> jax.Array:
-    is_cast = not {'embed', 'rank'}.isdisjoint(param_axes)
+    is_cast = not {'embed', 'rank', 'items'}.isdisjoint(param_axes)
     return constrain(param.astype(dtype) if is_cast else param, *param_axes)
 
   return jax.tree.map(gather, params, axes)

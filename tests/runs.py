@@ -44,7 +44,7 @@ def open_inputs(
 ) -> tuple[Run, Inputs]:
   """Return a run and its inputs, prepared where they are not yet."""
   run = open_run(config, folder, may_train)
-  return run, prepare_inputs(run)
+  return prepare_inputs(run)
 
 
 def run_to_reason(config: Config, folder: str | os.PathLike) -> Reasoned:

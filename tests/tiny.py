@@ -16,7 +16,7 @@ from rolegen_jax.models import functional
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
 
-CODES, LEVELS, ITEMS = 8, 3, 60
+CODES, LEVELS, ITEMS, CAPACITY = 8, 3, 60, 64
 USERS, WORLDS, WIDTH = 8, 4, 16
 RETRIEVED = 4  # items that a history retrieves
 DAY, NOW = 86_400, 1_400_000_000
@@ -41,7 +41,7 @@ def config(*assignments: str) -> Config:
 @functools.cache
 def rolegen(*assignments: str) -> RoleGen:
   """Both models of the tiny config."""
-  return RoleGen(config(*assignments))
+  return RoleGen(config(*assignments), CAPACITY)
 
 
 def random_params(model_fn: functional.ModelFn, seed: int = 0) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def codes(items: int = ITEMS, seed: int = 0) -> np.ndarray:
 
 def trie(items: int = ITEMS, seed: int = 0, allowed: np.ndarray | None = None) -> Trie:
   """The catalogue of `codes`, or of its `allowed` items."""
-  return build_trie(codes(items, seed), CODES, capacity=64, allowed=allowed)
+  return build_trie(codes(items, seed), CODES, capacity=CAPACITY, allowed=allowed)
 
 
 def histories(rng: np.random.Generator, users: int = USERS, items: int = ITEMS) -> Trajectories:

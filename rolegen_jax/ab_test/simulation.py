@@ -179,8 +179,8 @@ class Test:
   __test__ = False  # for pytest
 
   def __init__(self, run: Run, days: int, slate: int):
-    self.run, self.days, config = run, days, run.config
-    self.inputs = prepare_inputs(run)
+    self.days, config = days, run.config
+    self.run, self.inputs = prepare_inputs(run)
     log, occasions = self.inputs.log, self.inputs.occasions
     is_dormant = dormant(log, config.data, int(log.timestamp.max()) + 1)
     users = np.flatnonzero(is_dormant).astype(np.int32)

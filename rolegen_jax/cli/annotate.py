@@ -56,7 +56,7 @@ def main() -> None:
 
   config, retrain = saved_config(_WORKDIR.value), _RETRAIN.value
   run = open_run(config, _WORKDIR.value, may_train=retrain, retrain=retrain)
-  inputs = prepare_inputs(run)
+  run, inputs = prepare_inputs(run)
   table = inputs.conversions.evenly(_EXAMPLES.value)
   role_events = run.config.reasoner.role_events
   if _PROMPTS.value:

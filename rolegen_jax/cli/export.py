@@ -53,7 +53,7 @@ def main() -> None:
       '--what=adapters needs a run with reasoner.train=lora or frozen'
     )
   run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
-  params = train_models(run, prepare_inputs(run)).calibrated.load()['reasoner']
+  params = train_models(*prepare_inputs(run)).calibrated.load()['reasoner']
   from rolegen_jax.pretrained.export import export, export_adapters
 
   if _WHAT.value == 'model':

@@ -52,7 +52,7 @@ def main() -> None:
     raise ConfigError(f'--top={_TOP.value}: must be at most backbone.beam={config.backbone.beam}')
   require_writable(_OUTPUT.value)
   run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
-  inputs = prepare_inputs(run)
+  run, inputs = prepare_inputs(run)
   table = recommend(
     run.rolegen,
     train_models(run, inputs).calibrated.load(),

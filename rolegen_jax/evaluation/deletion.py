@@ -110,10 +110,9 @@ def _log_probs(
 
   def batch(params: dict, trie: Trie, examples: Examples) -> tuple[jax.Array]:
     model = rolegen.bind('backbone', params)
-    memory = model.encode(examples.history, trie.item_codes)
+    memory = model.encode(examples.history, model.items(trie))
     query_state = rolegen.query(model, memory, examples.timestamp)
-    target = examples.target[:, None]
-    return (model.log_prob(query_state, memory, target, trie.item_codes)[0][:, 0],)
+    return (model.log_prob(query_state, examples.target, examples.history.item, trie),)
 
   fixed = (backbone, jax.device_put(trie, sharding.sharding(mesh)))
   (log_prob,) = over(rolegen, batch, fixed, variants, mesh, 'deletion curves')

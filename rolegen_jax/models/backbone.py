@@ -1,24 +1,19 @@
-"""The Generative Behavioral Backbone: what will this user convert on, as semantic IDs.
+"""The Generative Behavioral Backbone: what will this user convert on?
 
 It has three parts. A causal *temporal* transformer reads one position per event. A *query* (event
-type and time of the target) attends to memory: the encoded history strictly before its time, and
-the candidates that the reasoner names. A *depth* decoder emits the L codes of an item in turn. The
-item's probability is a mixture of that generated semantic ID and a pointer over memory,
+type and time of the target) attends to memory, the encoded history strictly before its time. What
+it finds is read in two ways: a *depth* decoder emits the L codes of an item in turn, and a product
+with the vectors of items ranks the whole catalogue at once. Those are two of the experts of
+`experts.py`, whose product is the item's probability; what the reasoner says comes in as others.
 
-  p(y | q) = (1 - g) * prod_l p(code_l | codes_<l, q)  +  g * sum_i a_i [item_i = y],
-
-because many conversions of a dormant user go to something already touched, and because a reasoned
-candidate can then be taken up as it is. Where the reasoner gives an intent, the first code itself
-is a mixture, m * intent + (1 - m) * own, and the pointer leans towards slots of intended coarse
-codes; items that the reasoner retrieves have a share of the whole (`pointer.py`).
+An item's vector is the sum of its code embeddings and of a row of its own. Rows are dropped at
+random in training, so that items without one are no strangers.
 
 Every event is supervised in one pass: the query of event j sees only events with an earlier
-timestamp, so ties leak nothing. Roles mark memory and not the input of the temporal transformer: a
-role is known only at the end of the trajectory, and inside the causal stack it would tell earlier
-positions about later events.
+timestamp, so ties leak nothing.
 
-Shapes: B rows, n events, M role events, C candidates, A retrieved items, S = 1 + n + C + A memory
-slots, Q queries, D width, H heads, L levels, K codes; N items to generate, l codes of a prefix.
+Shapes: B rows, n events, S = 1 + n memory slots, Q queries, D width, H heads, L levels, K codes,
+I items, M members, C negatives; N items to generate, l codes of a prefix.
 """
 
 from __future__ import annotations
@@ -32,45 +27,52 @@ from flax import nnx
 
 from rolegen_jax.config import EVENT_NAMES, BackboneConfig, TransformerConfig
 from rolegen_jax.data.batches import Trajectories
-from rolegen_jax.models.attention import causal
+from rolegen_jax.models.attention import KeyValues, Visible, causal
+from rolegen_jax.models.experts import (
+  Experts,
+  Members,
+  Negatives,
+  draw_negatives,
+  in_rows,
+  is_first,
+)
 from rolegen_jax.models.layers import Attention, GatedMLP, RMSNorm, gather_replicated, param
 from rolegen_jax.models.memory import (
   AGE_FEATURES,
-  INVISIBLE,
   NO_EVENT,
   VISIBLE,
-  Candidates,
   Conditioning,
   Memory,
   View,
-  append_retrieved,
-  append_slots,
   count_bucket,
   gap_bucket,
   view_memory,
-  with_intent,
 )
 from rolegen_jax.models.numerics import NEG_INF, dropout
-from rolegen_jax.models.pointer import IntentMix, Pointer, gate_logit, gate_param, share_retrieved
-from rolegen_jax.models.transformer import Transformer
+from rolegen_jax.models.transformer import NO_DROPOUT, Dropout, Transformer
+from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.sharding import constrain
 from rolegen_jax.vocab import Vocabulary
 
 PURCHASE = EVENT_NAMES.index('purchase')
-COUNTED_GATE = -2.0  # where the gate of retrieved items starts, a logit
 # Parts in which the depth decoder generates a row's queries, one after the other: an eighth of the
 # memory, and faster on CPUs.
 PARTS = 8
 
 
+class Items(NamedTuple):
+  """The catalogue as the backbone reads it."""
+
+  codes: jax.Array  # int32 [I, L]
+  has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
+
+
 class QueryState(NamedTuple):
   """The answer to queries, enough to score or decode any item."""
 
-  state: jax.Array  # [B, Q, D], input of the depth decoder
-  log_pointer: jax.Array  # fp32 [B, Q, S], log of the pointer's weight on each slot
-  log_copy: jax.Array  # fp32 [B, Q], log g
-  log_generate: jax.Array  # fp32 [B, Q], log (1 - g)
-  intent: IntentMix | None = None  # None where the memory has no intent
+  state: jax.Array  # [B, Q, D], input of the depth decoder and of the dense product
+  view: View  # what each query sees of the memory
+  slot_item: jax.Array  # int32 [B, S]
 
 
 class QueryBlock(nnx.Module):
@@ -83,7 +85,9 @@ class QueryBlock(nnx.Module):
     self.age_bias = nnx.Param(jnp.zeros((AGE_FEATURES, config.heads)), axes=(None, 'heads'))
     self.event_bias = nnx.Param(jnp.zeros((NO_EVENT + 1, config.heads)), axes=(None, 'heads'))
 
-  def __call__(self, x_BxQxD: jax.Array, memory_BxSxD: jax.Array, view: View) -> jax.Array:
+  def __call__(
+    self, x_BxQxD: jax.Array, memory_BxSxD: jax.Array, view: View, drop: Dropout = NO_DROPOUT
+  ) -> jax.Array:
     age_bias = self.age_bias[...].astype(view.age.dtype)
     event_bias = self.event_bias[...].astype(view.event.dtype)
     by_age = jnp.einsum('bqsa,ah->bhqs', view.age, age_bias)
@@ -92,14 +96,15 @@ class QueryBlock(nnx.Module):
     k, v = self.attention.kv(self.memory_norm(memory_BxSxD))
     q = self.attention.q(self.query_norm(x_BxQxD))
     attended = self.attention.attend(q, k, v, view.visible, bias.astype(q.dtype))
-    x = x_BxQxD + self.attention.out(attended)
-    return x + self.mlp(self.mlp_norm(x))
+    x = x_BxQxD + drop(self.attention.out(attended), 0)
+    return x + drop(self.mlp(self.mlp_norm(x)), 1)
 
 
 class Backbone(nnx.Module):
-  """The generative recommender: `encode`, `condition`, `attend`, then score or decode items."""
+  """The generative recommender: `encode`, `attend`, then score or decode items."""
 
-  def __init__(self, config: BackboneConfig, vocab: Vocabulary, *, rngs: nnx.Rngs):
+  def __init__(self, config: BackboneConfig, vocab: Vocabulary, items: int, *, rngs: nnx.Rngs):
+    """Build it for a catalogue with room for `items` items, each with a row of its own."""
     c, width = config.temporal, config.temporal.width
     self.config, self.vocab = config, vocab
     self.tokens = param(rngs, (vocab.without_text.size, width), ('vocab', 'embed'), fan_in=width)
@@ -107,31 +112,78 @@ class Backbone(nnx.Module):
     self.temporal = Transformer(c, rngs=rngs)
     make_query_block = nnx.vmap(lambda rngs: QueryBlock(c, rngs=rngs))
     self.query_blocks = make_query_block(rngs.split(config.query_layers))
-    # No rematerialization of its own: `_generated` recomputes all layers.
-    depth = dataclasses.replace(c, layers=config.depth_layers, remat='none')
-    self.depth = Transformer(depth, rngs=rngs)
-    readout = vocab.levels, vocab.codes, width
-    self.readout = param(rngs, readout, (None, 'vocab', 'embed'), fan_in=width)
     self.result_norm = RMSNorm(width)
-    self.pointer = Pointer(width, config.pointer, rngs=rngs)
-    self.confidence = nnx.Param(jnp.zeros((width,)), axes=(None,))
-    self.counted_gate = gate_param(width, COUNTED_GATE)
+    self.experts = Experts(config.experts)
+    if 'generative' in config.experts:
+      # No rematerialization of its own: `generated` recomputes all layers.
+      depth = dataclasses.replace(c, layers=config.depth_layers, remat='none')
+      self.depth = Transformer(depth, rngs=rngs)
+      readout = vocab.levels, vocab.codes, width
+      self.readout = param(rngs, readout, (None, 'vocab', 'embed'), fan_in=width)
+    if 'dense' in config.experts:
+      self.rows = param(rngs, (items, width), ('items', None), fan_in=width)
+
+  def has(self, expert: str) -> bool:
+    """Return whether an expert is on."""
+    return expert in self.config.experts
+
+  # Items
+
+  def items(self, trie: Trie, key: jax.Array | None = None) -> Items:
+    """Return the catalogue to read; `key` drops rows at random, as in training."""
+    has_row = trie.item_known
+    if self.has('dense') and key is not None:
+      kept = jax.random.bernoulli(key, 1.0 - self.config.row_dropout, has_row.shape)
+      has_row = has_row & kept
+    return Items(trie.item_codes, has_row)
+
+  def vectors(self, items: Items, item: jax.Array) -> jax.Array:
+    """Return the vectors of items [...], [..., D]; zeros where the item is -1."""
+    index = jnp.maximum(item, 0)
+    vectors = self._embed(self.vocab.sid(jnp.take(items.codes, index, axis=0))).sum(axis=-2)
+    if self.has('dense'):
+      row = jnp.take(self.rows[...].astype(vectors.dtype), index, axis=0, mode='fill', fill_value=0)
+      vectors += jnp.where(jnp.take(items.has_row, index)[..., None], row, 0)
+    return jnp.where((item >= 0)[..., None], vectors, 0)
+
+  def all_vectors(self, items: Items, parts: int) -> jax.Array:
+    """Return the vectors of all items in their order, in equal parts: [parts, items a part, D].
+
+    What fills up the last part is meaningless.
+    """
+    n = len(items.codes)
+    size = -(-n // parts)
+
+    def divide(x: jax.Array) -> jax.Array:
+      more = ((0, max(parts * size - len(x), 0)), *((0, 0),) * (x.ndim - 1))
+      divided = jnp.pad(x, more)[: parts * size].reshape(parts, size, *x.shape[1:])
+      return constrain(divided, 'items', *(None,) * x.ndim)
+
+    vectors = self._embed(self.vocab.sid(divide(items.codes))).sum(axis=-2)
+    if self.has('dense'):
+      rows = divide(self.rows[...].astype(vectors.dtype))
+      vectors += jnp.where(divide(items.has_row)[..., None], rows, 0)
+    return constrain(vectors, 'items', None, None)
+
+  def _embed(self, tokens: jax.Array) -> jax.Array:
+    return jnp.take(gather_replicated(self.tokens, self.config.temporal.dtype), tokens, axis=0)
 
   # Memory
 
-  def encode(
-    self, rows: Trajectories, codes_IxL: jax.Array, key: jax.Array | None = None
-  ) -> Memory:
+  def encode(self, rows: Trajectories, items: Items, key: jax.Array | None = None) -> Memory:
     """Encode history rows [B, n], causally within each segment; `key` turns dropout on."""
     v = self.vocab
     previous_time = jnp.pad(rows.timestamp, ((0, 0), (1, 0)))[:, :-1]
     previous_segment = jnp.pad(rows.segment, ((0, 0), (1, 0)))[:, :-1]
     gap = jnp.where(previous_segment == rows.segment, rows.timestamp - previous_time, 0)
-    x = self._embed_items(rows.item, codes_IxL) + self._embed(v.event(rows.event))
+    x = self.vectors(items, rows.item) + self._embed(v.event(rows.event))
     x = x + self._embed(v.gap(gap_bucket(gap))) + self._embed(v.count(count_bucket(rows.count)))
+    # Scaled as SASRec's: what blocks add to the residual stream would drown rows that are small.
+    x = x * x.shape[-1] ** 0.5
     positions = jnp.broadcast_to(jnp.arange(rows.item.shape[1]), rows.item.shape)
-    x = dropout(x, self.config.dropout, key)
-    hidden = self.temporal(x, positions, causal(rows.segment))
+    keys = (None, None) if key is None else jax.random.split(key)
+    x = dropout(x, self.config.dropout, keys[0])
+    hidden = self.temporal(x, positions, causal(rows.segment), self._dropout(keys[1]))
     start = jnp.broadcast_to(self.start[...].astype(hidden.dtype), hidden[:, :1].shape)
 
     def with_start(field: jax.Array, value: int) -> jax.Array:
@@ -146,51 +198,8 @@ class Backbone(nnx.Module):
       count=with_start(rows.count, 1),
     )
 
-  def condition(self, memory: Memory, conditioning: Conditioning, codes_IxL: jax.Array) -> Memory:
-    """Add what the reasoner says about unpacked, right-aligned rows to their encoded histories.
-
-    All parts are given at once, so no part depends on when another was added. Raises ValueError
-    when the memory has been conditioned before.
-    """
-    if memory.conditioned:
-      raise ValueError('this memory is conditioned: put all parts into one Conditioning')
-    memory = dataclasses.replace(memory, conditioned=True)
-    c = conditioning
-    if c.roles is not None:
-      memory = dataclasses.replace(memory, hidden=self._mark_roles(memory.hidden, c.roles))
-    if c.candidates is not None:
-      memory = self._append_candidates(memory, c.candidates, codes_IxL)
-    if c.retrieved is not None:
-      memory = append_retrieved(memory, c.retrieved)
-    if c.intent is not None:
-      memory = with_intent(memory, c.intent, codes_IxL)
-    return memory
-
-  def _mark_roles(self, hidden_BxSxD: jax.Array, roles_BxM: jax.Array) -> jax.Array:
-    """Add the embedding of its role to each of the last M events; a role of -1 adds nothing."""
-    embedded = self._embed(self.vocab.role(jnp.maximum(roles_BxM, 0)))
-    marks = jnp.where((roles_BxM >= 0)[..., None], embedded, 0)
-    first = hidden_BxSxD.shape[1] - roles_BxM.shape[1]
-    return hidden_BxSxD.at[:, first:].add(marks)
-
-  def _append_candidates(
-    self, memory: Memory, candidates: Candidates, codes_IxL: jax.Array
-  ) -> Memory:
-    """Append a slot for each candidate, embedded by its codes, its world and its log-prob."""
-    item = candidates.item
-    hidden = self._embed_items(item, codes_IxL) + self._embed(self.vocab.world(candidates.world))
-    log_prob = candidates.log_prob[..., None].astype(hidden.dtype)
-    hidden = hidden + log_prob * self.confidence[...].astype(hidden.dtype)
-    return append_slots(memory, hidden, item, jnp.where(item >= 0, VISIBLE, INVISIBLE))
-
-  def _embed(self, tokens: jax.Array) -> jax.Array:
-    return jnp.take(gather_replicated(self.tokens, self.config.temporal.dtype), tokens, axis=0)
-
-  def _embed_items(self, item: jax.Array, codes_IxL: jax.Array) -> jax.Array:
-    """Return the sum of each item's code embeddings, [..., D]; zeros where the item is -1."""
-    codes = jnp.take(codes_IxL, jnp.maximum(item, 0), axis=0)
-    embedded = self._embed(self.vocab.sid(codes)).sum(axis=-2)
-    return jnp.where((item >= 0)[..., None], embedded, 0)
+  def _dropout(self, key: jax.Array | None) -> Dropout:
+    return Dropout(self.config.dropout, key)
 
   # Queries
 
@@ -204,65 +213,110 @@ class Backbone(nnx.Module):
   ) -> QueryState:
     """Answer queries 'which item gets this event at this time?' from memory strictly before it.
 
-    A query sees events of its segment, and the slots that every query sees (start, candidates).
-    `key` turns dropout on.
+    A query sees the start slot and events of its segment. `key` turns dropout on.
     """
     v, seen = self.vocab, view_memory(memory, timestamp_BxQ, segment_BxQ)
     context = jnp.take_along_axis(memory.hidden, seen.last[..., None], axis=1)
     x = context + self._embed(v.event(event_BxQ)) + self._embed(v.gap(gap_bucket(seen.gap)))
+    keys = None if key is None else jax.random.split(key, self.config.query_layers)
 
-    def layer(x: jax.Array, block: QueryBlock) -> tuple[jax.Array, None]:
-      return block(constrain(x, 'batch', None, None), memory.hidden, seen), None
+    def layer(
+      x: jax.Array, xs: tuple[QueryBlock, jax.Array | None]
+    ) -> tuple[jax.Array, None]:
+      block, key = xs
+      x = constrain(x, 'batch', None, None)
+      return block(x, memory.hidden, seen, self._dropout(key)), None
 
-    x, _ = jax.lax.scan(layer, x, self.query_blocks)
-    x = self.result_norm(x)
-    pointing = self.pointer(x, memory, seen)
-    if memory.retrieved_share is not None:
-      gate = gate_logit(self.counted_gate, x)
-      pointing = share_retrieved(pointing, gate, memory.retrieved_share)
-    intent = None if memory.intent is None else self.pointer.mix_intent(x, memory.intent)
-    return QueryState(dropout(x, self.config.dropout, key), *pointing, intent)
+    x, _ = jax.lax.scan(layer, x, (self.query_blocks, keys))
+    return QueryState(self.result_norm(x), seen, memory.item)
+
+  # Scores
+
+  def choice_log_prob(
+    self,
+    query_state: QueryState,
+    target_BxQ: jax.Array,
+    own_BxM: jax.Array,
+    negatives: Negatives,
+    items: Items,
+  ) -> jax.Array:
+    """Return log p(target) by the dense and the history expert alone, fp32 [B, Q].
+
+    The sum over the catalogue is over each row's own items, every target among them, and over the
+    shared negatives. It is recomputed in the backward pass. Values of targets -1 are meaningless.
+    """
+
+    @jax.checkpoint
+    def log_prob(state: jax.Array, own: jax.Array, shared: jax.Array) -> jax.Array:
+      scores = jnp.zeros((*target_BxQ.shape, own_BxM.shape[1]), jnp.float32)
+      shared_scores = jnp.zeros((), jnp.float32)
+      if self.has('dense'):
+        weight = self.experts.weight('dense')
+        scores += weight * _product('bqd,bmd->bqm', state, own)
+        shared_scores = weight * _product('bqd,cd->bqc', state, shared)
+      if self.has('history'):
+        history = self.experts.history(query_state.view, query_state.slot_item, own_BxM)
+        scores += self.experts.weight('history') * history
+      first = is_first(own_BxM)[:, None]
+      elsewhere = jnp.where(in_rows(own_BxM, negatives.item), NEG_INF, negatives.log_weight)
+      shared_scores += elsewhere[:, None]
+      total = jnp.logaddexp(
+        jax.nn.logsumexp(jnp.where(first, scores, NEG_INF), axis=-1),
+        jax.nn.logsumexp(shared_scores, axis=-1),
+      )
+      is_target = first & (own_BxM[:, None] == target_BxQ[..., None])
+      return jnp.sum(jnp.where(is_target, scores, 0.0), axis=-1) - total
+
+    own, shared = self.vectors(items, own_BxM), self.vectors(items, negatives.item)
+    return log_prob(query_state.state, own, shared)
 
   def log_prob(
-    self, query_state: QueryState, memory: Memory, item_BxQ: jax.Array, codes_IxL: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Return log p(item | query) and the log of its generated part alone, fp32 [B, Q] each.
+    self, query_state: QueryState, target_B: jax.Array, history_Bxn: jax.Array, trie: Trie
+  ) -> jax.Array:
+    """Return log p(target) of each row's first query without the reasoner, fp32 [B].
 
-    The values of items -1 are meaningless and to be masked.
+    The generative expert and the others are normalized apart: that bounds log p of the product from
+    below, and costs one item a row. history: the items of the row.
     """
-    codes = jnp.take(codes_IxL, jnp.maximum(item_BxQ, 0), axis=0)
-    generated = self._generated(query_state.state, codes)
-    if query_state.intent is not None:
-      # As `first_code`, of the one code that is asked for.
-      intended = jnp.take_along_axis(query_state.intent.log_intent, codes[..., :1], axis=-1)
-      own = query_state.intent.log_own[..., None] + generated[..., :1]
-      first = jnp.logaddexp(own, intended)
-      generated = jnp.concatenate([first, generated[..., 1:]], axis=-1)
-    generated = generated.sum(-1)
-    same = memory.item[:, None] == item_BxQ[..., None]
-    copied = jax.nn.logsumexp(jnp.where(same, query_state.log_pointer, NEG_INF), axis=-1)
-    log_prob = jnp.logaddexp(query_state.log_generate + generated, query_state.log_copy + copied)
-    return log_prob, generated
+    target, items = target_B[:, None], self.items(trie)
+    own = jnp.concatenate([target, history_Bxn], axis=1)
+    log_prob = jnp.zeros(target_B.shape, jnp.float32)
+    if self.has('dense') or self.has('history'):
+      negatives = draw_negatives(trie.leaf_item, self.config.negatives, jax.random.key(0))
+      first = query_state._replace(state=query_state.state[:, :1])
+      log_prob += self.choice_log_prob(first, target, own, negatives, items)[:, 0]
+    if self.has('generative'):
+      codes = jnp.take(items.codes, jnp.maximum(target, 0), axis=0)
+      generated = self.generated(query_state.state[:, :1], codes)[:, 0]
+      log_prob += self.experts.weight('generative') * generated
+    return log_prob
+
+  def members(
+    self,
+    query_state: QueryState,
+    item_BxM: jax.Array,
+    log_weight_BxM: jax.Array,
+    conditioning: Conditioning,
+    items: Items,
+  ) -> Members:
+    """Return what the experts need to score items for each row's first query."""
+    state, codes = query_state.state[:, 0], jnp.take(items.codes, jnp.maximum(item_BxM, 0), axis=0)
+    dense = None
+    if self.has('dense'):
+      dense = _product('bd,bmd->bm', state, self.vectors(items, item_BxM))
+    generative = self.generated_from(state, codes) if self.has('generative') else None
+    return Members(
+      item=item_BxM,
+      log_weight=log_weight_BxM,
+      code=codes[..., 0],
+      generative=generative,
+      dense=dense,
+      slot_item=query_state.slot_item,
+      view=query_state.view,
+      conditioning=conditioning,
+    )
 
   # Depth decoder
-
-  @staticmethod
-  def first_code(query_state: QueryState, own_BxQxK: jax.Array) -> jax.Array:
-    """Return log-probabilities of the first code, fp32 [B, Q, K].
-
-    They are the depth decoder's own, mixed with the intent where there is one.
-    """
-    if query_state.intent is None:
-      return own_BxQxK
-    log_intent, log_own = query_state.intent
-    return jnp.logaddexp(log_own[..., None] + own_BxQxK, log_intent)
-
-  def code_log_probs(self, state_NxD: jax.Array, prefix_Nxl: jax.Array) -> jax.Array:
-    """Return log-probabilities of codes 0 .. l given the first l < L codes, fp32 [N, l + 1, K]."""
-    hidden = self._depth_hidden(state_NxD, prefix_Nxl)
-    readout = gather_replicated(self.readout, hidden.dtype)[: hidden.shape[1]]
-    logits = jnp.einsum('nld,lkd->nlk', hidden, readout, preferred_element_type=jnp.float32)
-    return jax.nn.log_softmax(logits, axis=-1)
 
   def _depth_hidden(self, state_NxD: jax.Array, prefix_Nxl: jax.Array) -> jax.Array:
     """Return the depth decoder's states [N, l + 1, D]."""
@@ -274,8 +328,55 @@ class Backbone(nnx.Module):
     lower = jnp.tril(jnp.ones((length + 1, length + 1), bool))
     return self.depth(x, positions, jnp.broadcast_to(lower, (n, length + 1, length + 1)))
 
-  def _generated(self, state_BxQxD: jax.Array, codes_BxQxL: jax.Array) -> jax.Array:
-    """Return fp32 log-probabilities [B, Q, L] of given codes, each given those before it.
+  def first_code(self, state_BxD: jax.Array) -> tuple[jax.Array, KeyValues]:
+    """Return log-probabilities of the first code, fp32 [B, K], and the cache of its position.
+
+    The cache, [layers, B, 1, heads, head width] twice, is what all chains of a row share.
+    """
+    every = jnp.ones((len(state_BxD), 1, 1), bool)
+    positions = jnp.zeros((len(state_BxD), 1), jnp.int32)
+    hidden, shared = self.depth.prefill(state_BxD[:, None], positions, every)
+    return self._code_log_probs(0, hidden)[:, 0], shared
+
+  def next_code(
+    self, level: int, code_BxM: jax.Array, shared: KeyValues, own: KeyValues | None
+  ) -> tuple[jax.Array, KeyValues]:
+    """Return log-probabilities of the code at `level` >= 1 of M chains, fp32 [B, M, K].
+
+    code: the chains' codes one level above. own: the cache of the codes before that, [layers, B, M,
+    L - 1, heads, head width] twice; None at level 1. It is returned with this position in it.
+    """
+    c, (b, m) = self.depth.config, code_BxM.shape
+    slots = self.vocab.levels - 1
+    if own is None:
+      empty = jnp.zeros((c.layers, b, m, slots, c.kv_heads, c.head_dim), c.dtype)
+      own = empty, empty
+    tokens = self.vocab.blocks[f'sid{level - 1}'][0] + code_BxM
+    seen = jnp.broadcast_to(jnp.arange(slots) < level, (b, m, slots))
+    visible = Visible(jnp.ones((b, 1), bool), seen)
+    hidden, own = self.depth.step(self._embed(tokens), level, shared, own, level - 1, visible)
+    return self._code_log_probs(level, hidden), own
+
+  def _code_log_probs(self, level: int, hidden: jax.Array) -> jax.Array:
+    readout = gather_replicated(self.readout, hidden.dtype)[level]
+    return jax.nn.log_softmax(_product('bmd,kd->bmk', hidden, readout), axis=-1)
+
+  def generated_from(self, state_BxD: jax.Array, codes_BxMxL: jax.Array) -> jax.Array:
+    """Return log-probabilities of M items a row, by their codes: fp32 [B, M].
+
+    All of them continue one position, which is computed once.
+    """
+    log_probs, shared = self.first_code(state_BxD)
+    total = jnp.take_along_axis(log_probs, codes_BxMxL[..., 0], axis=1)
+    own = None
+    for level in range(1, self.vocab.levels):
+      log_probs, own = self.next_code(level, codes_BxMxL[..., level - 1], shared, own)
+      code = codes_BxMxL[..., level, None]
+      total += jnp.take_along_axis(log_probs, code, axis=-1)[..., 0]
+    return total
+
+  def generated(self, state_BxQxD: jax.Array, codes_BxQxL: jax.Array) -> jax.Array:
+    """Return log-probabilities of one item a query, by their codes: fp32 [B, Q].
 
     The queries are computed in parts, and again in the backward pass: of [B, Q, L, K], one level of
     one part exists at a time.
@@ -291,7 +392,7 @@ class Backbone(nnx.Module):
       log_probs = [
         _log_prob_of(code, hidden[:, level], readout[level]) for level, code in enumerate(codes.T)
       ]
-      return jnp.stack(log_probs, axis=-1).reshape(codes_BxqxL.shape)
+      return sum(log_probs).reshape(codes_BxqxL.shape[:-1])
 
     def split(x: jax.Array) -> jax.Array:
       return jnp.moveaxis(x.reshape(b, parts, q // parts, -1), 1, 0)
@@ -301,11 +402,14 @@ class Backbone(nnx.Module):
     _, log_probs = jax.lax.scan(
       lambda carry, xs: (carry, one_part(*xs)), None, (split(state_BxQxD), split(codes_BxQxL))
     )
-    return jnp.moveaxis(log_probs, 0, 1).reshape(codes_BxQxL.shape)
+    return jnp.moveaxis(log_probs, 0, 1).reshape(b, q)
 
 
 def _log_prob_of(code_N: jax.Array, hidden_NxD: jax.Array, readout_KxD: jax.Array) -> jax.Array:
   """Return log softmax(hidden @ readout.T)[code], fp32 [N]."""
-  logits = jnp.einsum('nd,kd->nk', hidden_NxD, readout_KxD, preferred_element_type=jnp.float32)
-  log_probs = jax.nn.log_softmax(logits, axis=-1)
+  log_probs = jax.nn.log_softmax(_product('nd,kd->nk', hidden_NxD, readout_KxD), axis=-1)
   return jnp.take_along_axis(log_probs, code_N[:, None], axis=-1)[:, 0]
+
+
+def _product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)

@@ -1,16 +1,13 @@
-"""Constrained beam search in the depth decoder; every beam is always a prefix of a real item.
+"""Retrieve, then score exactly: the best items of a product of experts.
 
-The context is encoded once. Scores are exact log p(item) of the backbone's mixture: a prefix keeps
-its generated log-probability and the pointer's mass of the memory slots whose items begin with it,
-so both parts of the mixture narrow together. The catalogue comes in as `Trie` tables, arguments at
-run time: changing it within its capacity compiles nothing.
+Each expert finds items in its own way: the generative one by a constrained beam search in the depth
+decoder, in which every beam is always a prefix of a real item; the dense one by a product with the
+vectors of all items, which are sharded over the mesh; the others name items themselves. The union,
+each item once, is scored by all experts. The catalogue comes in as `Trie` tables, arguments at run
+time: changing it within its capacity compiles nothing.
 
-A level costs one position of the depth decoder for each beam, against the keys and values of the
-codes before it. The pointer moves few entries, for a slot's item continues at most one beam, by one
-code: the mixture is computed at those S entries of a row and not at all k * K.
-
-Shapes: B rows, k beams, S memory slots, D width, K codes, E = k * K entries (the codes of all
-beams), m entries to pick.
+Shapes: B rows, k beams, K codes, E entries (the codes of all beams) or experts, D width, I items,
+P shards of the items, M members.
 """
 
 from __future__ import annotations
@@ -20,118 +17,150 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rolegen_jax.models.attention import KeyValues, Visible
+from rolegen_jax.models.attention import KeyValues
 from rolegen_jax.models.backbone import Backbone, QueryState
-from rolegen_jax.models.layers import gather_replicated
-from rolegen_jax.models.memory import Memory
+from rolegen_jax.models.experts import is_first
+from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.models.numerics import NEG_INF, is_possible
-from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, leaf, root
+from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, is_listed, leaf, root
+from rolegen_jax.sharding import constrain, item_shards
 
 
 class Ranking(NamedTuple):
   """The best items of each row."""
 
   item: jax.Array  # int32 [B, k], best first; -1 where fewer than k items exist
-  score: jax.Array  # fp32 [B, k], log p(item | context)
+  score: jax.Array  # fp32 [B, k], log p(item) among all items that were scored
   found: jax.Array  # int32 [B], number of items; below k where fewer exist
+  terms: jax.Array  # fp32 [B, k, E], what each of `experts.EXPERTS` adds to the score
+
+
+def recommend(
+  backbone: Backbone,
+  query_state: QueryState,
+  conditioning: Conditioning,
+  trie: Trie,
+  k: int,
+  allow: jax.Array | None = None,
+) -> Ranking:
+  """Return the top `k` items of each row's first query.
+
+  It is exact among the items that some expert finds: k by each of generative and dense, the items
+  of the history, and what `conditioning` names. With `allow`, uint32 [B], a row gets items of these
+  regions only (`semantic_ids/trie.py`).
+  """
+  items = backbone.items(trie)
+  item = retrieve(backbone, query_state, conditioning, trie, k, allow)
+  listed = is_listed(trie, item, None if allow is None else allow[:, None])
+  item = jnp.where(listed & is_first(item), item, -1)
+  log_weight = jnp.where(item >= 0, 0.0, NEG_INF)
+  members = backbone.members(query_state, item, log_weight, conditioning, items)
+  terms = backbone.experts.terms(members)
+  score = jnp.where(item >= 0, jax.nn.log_softmax(terms.sum(-1) + log_weight, axis=1), NEG_INF)
+  score, place = jax.lax.top_k(score, min(k, item.shape[1]))
+  item, terms = _pick(item, place), _pick(terms, place)
+  more = k - item.shape[1]
+  item = jnp.pad(item, ((0, 0), (0, more)), constant_values=-1)
+  score = jnp.pad(score, ((0, 0), (0, more)), constant_values=NEG_INF)
+  terms = jnp.pad(terms, ((0, 0), (0, more), (0, 0)))
+  return Ranking(item, score, jnp.sum(item >= 0, axis=1), terms)
+
+
+def retrieve(
+  backbone: Backbone,
+  query_state: QueryState,
+  conditioning: Conditioning,
+  trie: Trie,
+  k: int,
+  allow: jax.Array | None = None,
+) -> jax.Array:
+  """Return what the experts find for each row's first query, int32 [B, M].
+
+  -1 = nothing. Items may be there more than once, and need not be listed or allowed.
+  """
+  state = query_state.state[:, 0]
+  found = [query_state.slot_item]
+  if backbone.has('generative'):
+    found.append(beam_search(backbone, state, trie, k, allow)[0])
+  if backbone.has('dense'):
+    found.append(nearest(backbone, state, trie, k, allow)[0])
+  if conditioning.retrieved is not None:
+    found.append(conditioning.retrieved.item)
+  if conditioning.candidates is not None:
+    found.append(conditioning.candidates.item)
+  return jnp.concatenate(found, axis=1)
+
+
+def nearest(
+  backbone: Backbone,
+  state_BxD: jax.Array,
+  trie: Trie,
+  k: int,
+  allow: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Return the items with the largest products: int32 and fp32 [B, min(k, I)], best first.
+
+  -1 where fewer are listed. Every device ranks its own shard of the items, and the best of all
+  shards are ranked again: that is exact.
+  """
+  p = item_shards()
+  vectors = backbone.all_vectors(backbone.items(trie), p)
+  item_PxI = jnp.arange(vectors.shape[0] * vectors.shape[1], dtype=jnp.int32).reshape(p, -1)
+  item_PxI = constrain(jnp.where(item_PxI < len(trie.item_codes), item_PxI, -1), 'items', None)
+  states = constrain(state_BxD, None, None)  # every shard is asked by all rows
+  score = jnp.einsum('bd,pid->pbi', states, vectors, preferred_element_type=jnp.float32)
+  if allow is None:
+    listed = is_listed(trie, item_PxI)[:, None]
+  else:
+    listed = is_listed(trie, item_PxI[:, None], allow[:, None])
+  score = constrain(jnp.where(listed, score, NEG_INF), 'items', None, None)
+  best, place = jax.lax.top_k(score, min(k, score.shape[2]))
+  place += jnp.arange(p)[:, None, None] * score.shape[2]
+
+  def by_row(x_PxBxk: jax.Array) -> jax.Array:
+    return constrain(jnp.moveaxis(x_PxBxk, 0, 1).reshape(len(state_BxD), -1), 'batch', None)
+
+  best, place = by_row(best), by_row(place)
+  best, chosen = jax.lax.top_k(best, min(k, best.shape[1]))
+  return jnp.where(is_possible(best), _pick(place, chosen), -1), best
 
 
 def beam_search(
   backbone: Backbone,
-  query_state: QueryState,
-  memory: Memory,
+  state_BxD: jax.Array,
   trie: Trie,
   beams: int,
   allow: jax.Array | None = None,
-) -> Ranking:
-  """Return the top `beams` items of each row's first query.
+) -> tuple[jax.Array, jax.Array]:
+  """Return the likeliest items to generate and their log-probabilities, best first.
 
-  The result is exact where `beams` is at least the number of nodes of every level. With `allow`,
-  uint32 [B], a row gets items of these regions only (`semantic_ids/trie.py`).
+  int32 and fp32 [B, beams]; -1 and NEG_INF where fewer exist. The result is exact where `beams` is
+  at least the number of nodes of every level.
   """
-  query_state = jax.tree.map(lambda a: a[:, :1], query_state)
-  levels, codes = backbone.vocab.levels, backbone.vocab.codes
-  pointer_BxS = jnp.exp(query_state.log_pointer[:, 0])
-  slot_codes_BxSxL = jnp.take(trie.item_codes, jnp.maximum(memory.item, 0), axis=0)
-  # The beam that the slot's item continues; -1 = none.
-  slot_beam_BxS = jnp.where(memory.item >= 0, 0, -1)
-
-  x_BxkxD = query_state.state
-  cache: KeyValues | None = None
-  node, generated = root((len(x_BxkxD), 1)), jnp.zeros((len(x_BxkxD), 1))
+  levels, codes, b = backbone.vocab.levels, backbone.vocab.codes, len(state_BxD)
+  node, score, own = root((b, 1)), jnp.zeros((b, 1)), None
+  code = jnp.zeros((b, 1), jnp.int32)
   for level in range(levels):
-    own_BxkxK, cache = _next_code(backbone, level, x_BxkxD, cache)
     if level == 0:
-      own_BxkxK = backbone.first_code(query_state, own_BxkxK)
-    generated = _entries(generated[..., None] + own_BxkxK)
-    exists = _entries(children_mask(trie, level, node, allow)[0])
-    slot_entry = slot_beam_BxS * codes + slot_codes_BxSxL[:, :, level]
-    slot_entry = jnp.where(slot_beam_BxS < 0, -1, slot_entry)
-    score = _mix(query_state, jnp.where(exists, generated, NEG_INF), slot_entry, pointer_BxS)
-
-    score, entry = jax.lax.top_k(score, min(beams, score.shape[1]))
+      first, shared = backbone.first_code(state_BxD)
+      log_probs = first[:, None]
+    else:
+      log_probs, own = backbone.next_code(level, code, shared, own)
+    exists = children_mask(trie, level, node, allow)[0]
+    entries = jnp.where(exists, score[..., None] + log_probs, NEG_INF).reshape(b, -1)
+    score, entry = jax.lax.top_k(entries, min(beams, entries.shape[1]))
     parent, code = entry // codes, entry % codes
     node = jnp.where(is_possible(score), descend(trie, level, _pick(node, parent), code), -1)
-    generated = _pick(generated, entry)
-    if level + 1 < levels:
-      # A slot's entry is kept once or not at all, so the sum is the number of its new beam, plus 1.
-      is_kept = slot_entry[..., None] == entry[:, None]
-      new_beam = jnp.where(is_kept, jnp.arange(entry.shape[1]) + 1, 0)
-      slot_beam_BxS = jnp.sum(new_beam, axis=-1) - 1
-      cache = jax.tree.map(lambda a: jax.vmap(_pick, (0, None))(a, parent), cache)
-      tokens = gather_replicated(backbone.tokens, query_state.state.dtype)
-      x_BxkxD = jnp.take(tokens, backbone.vocab.blocks[f'sid{level}'][0] + code, axis=0)
+    own = _of_parents(own, parent)
   item = leaf(trie, node)
   pad = ((0, 0), (0, beams - item.shape[1]))
-  item, score = jnp.pad(item, pad, constant_values=-1), jnp.pad(score, pad, constant_values=NEG_INF)
-  return Ranking(item, jnp.where(item >= 0, score, NEG_INF), jnp.sum(item >= 0, axis=1))
+  item = jnp.pad(item, pad, constant_values=-1)
+  return item, jnp.where(item >= 0, jnp.pad(score, pad), NEG_INF)
 
 
-def _next_code(
-  backbone: Backbone, level: int, x_BxkxD: jax.Array, cache: KeyValues | None
-) -> tuple[jax.Array, KeyValues]:
-  """Decode one more position, after the `level` positions of `cache`.
-
-  Returns the log-probabilities fp32 [B, k, K] of the code at `level`, and the cache of keys and
-  values, [layers, B, k, positions, heads, head width] each. There is no cache before the first.
-  """
-  c, (b, k, _) = backbone.depth.config, x_BxkxD.shape
-  if cache is None:
-    empty = jnp.zeros((c.layers, b, k, 0, c.kv_heads, c.head_dim), c.dtype)
-    cache = empty, empty
-  cache = jax.tree.map(lambda a: jnp.pad(a, ((0, 0),) * 3 + ((0, 1), (0, 0), (0, 0))), cache)
-  shared = jnp.zeros((c.layers, b, 0, c.kv_heads, c.head_dim), c.dtype)  # beams share no position
-  visible = Visible(jnp.ones((b, 0), bool), jnp.ones((b, k, level + 1), bool))
-  hidden, cache = backbone.depth.step(x_BxkxD, level, (shared, shared), cache, level, visible)
-  readout = gather_replicated(backbone.readout, hidden.dtype)[level]
-  logits = jnp.einsum('bkd,cd->bkc', hidden, readout, preferred_element_type=jnp.float32)
-  return jax.nn.log_softmax(logits, axis=-1), cache
-
-
-def _mix(
-  query_state: QueryState,
-  generated_BxE: jax.Array,
-  slot_entry_BxS: jax.Array,
-  pointer_BxS: jax.Array,
-) -> jax.Array:
-  """Return log p of the prefix that each entry makes, fp32 [B, E].
-
-  `generated` is NEG_INF at entries that begin no item; so is the result.
-  """
-  score = query_state.log_generate + generated_BxE
-  score = jnp.where(is_possible(generated_BxE), score, NEG_INF)
-  same_BxSxS = slot_entry_BxS[:, :, None] == slot_entry_BxS[:, None]
-  mass = jnp.sum(jnp.where(same_BxSxS, pointer_BxS[:, None], 0.0), axis=-1)
-  entry = jnp.maximum(slot_entry_BxS, 0)
-  mixed = jnp.logaddexp(_pick(score, entry), query_state.log_copy + jnp.log(mass))
-  is_open = (slot_entry_BxS >= 0) & is_possible(_pick(score, entry))
-  raise_to = jax.vmap(lambda row, at, value: row.at[at].max(value, mode='drop'))
-  return raise_to(score, jnp.where(is_open, entry, score.shape[1]), mixed)
-
-
-def _entries(a_BxkxK: jax.Array) -> jax.Array:
-  """Lay the codes of all beams side by side, [B, E]."""
-  return a_BxkxK.reshape(len(a_BxkxK), -1)
+def _of_parents(cache: KeyValues | None, parent_Bxk: jax.Array) -> KeyValues | None:
+  """Return the caches of each beam's parent."""
+  return jax.tree.map(lambda a: jax.vmap(_pick, (0, None))(a, parent_Bxk), cache)
 
 
 def _pick(a_Bxn: jax.Array, index_Bxm: jax.Array) -> jax.Array:

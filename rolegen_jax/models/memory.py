@@ -1,15 +1,13 @@
-"""What the backbone's queries attend to: slots of memory, what the reasoner adds, and what is seen.
+"""What the backbone's queries attend to, what the reasoner adds beside it, and what is seen.
 
-Slot 0 is a start slot. The events of the history follow, then the reasoner's candidates, then the
-items that it retrieves; those are copied from and attended to by nobody.
+Slot 0 of memory is a start slot; the events of the history follow.
 
-Shapes: B rows, n events, M role events, C candidates, A retrieved items, S = 1 + n + C + A slots,
-Q queries, D width, K coarse codes, E event types and NO_EVENT.
+Shapes: B rows, n events, C candidates, A retrieved items, S = 1 + n slots, Q queries, D width,
+K coarse codes, E event types and NO_EVENT.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -17,11 +15,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES
-from rolegen_jax.models.numerics import is_possible
 from rolegen_jax.vocab import COUNTS, GAPS
 
 NO_EVENT = len(EVENT_NAMES)  # event type of slots that are no event
-VISIBLE, INVISIBLE = -1, 0  # segments of slots that every query sees, and that none sees
+VISIBLE = -1  # segment of slots that every query sees
 AGE_FEATURES = 9
 
 
@@ -41,68 +38,23 @@ class RetrievedShares(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-  """What the reasoner says about each row. A part that is None is not given."""
+  """What the reasoner says about each row: evidence of experts. A part that is None is absent."""
 
-  roles: jax.Array | None = None  # int32 [B, M], of the last M events; -1 = none
   candidates: Candidates | None = None
   retrieved: RetrievedShares | None = None
   # fp32 [B, K], log-probabilities of coarse codes; NEG_INF throughout in rows that get none
   intent: jax.Array | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Memory:
-  """The slots that queries attend to and copy from."""
+class Memory(NamedTuple):
+  """The slots that queries attend to."""
 
   hidden: jax.Array  # [B, S, D]
   item: jax.Array  # int32 [B, S]; -1 = no item
   event: jax.Array  # int32 [B, S]; NO_EVENT where the slot is no event
   timestamp: jax.Array  # int32 [B, S], seconds
-  segment: jax.Array  # int32 [B, S], the window of the row; or VISIBLE, or INVISIBLE
+  segment: jax.Array  # int32 [B, S], the window of the row; or VISIBLE
   count: jax.Array  # int32 [B, S], repeats of the event; 1 where the slot is no event
-  # Set by conditioning:
-  retrieved_share: jax.Array | None = None  # fp32 [B, S]; 0 in slots that are not retrieved
-  intent: jax.Array | None = None  # fp32 [B, K], see Conditioning
-  # fp32 [B, S], log-probability of the slot's coarse code over that under a uniform intent
-  appeal: jax.Array | None = None
-  conditioned: bool = dataclasses.field(default=False, metadata=dict(static=True))
-
-
-def append_slots(memory: Memory, hidden: jax.Array, item: jax.Array, segment: jax.Array) -> Memory:
-  """Append slots that are no events: hidden [B, more, D], item and segment [B, more]."""
-
-  def join(slots: jax.Array, more: jax.Array) -> jax.Array:
-    return jnp.concatenate([slots, more.astype(slots.dtype)], axis=1)
-
-  return dataclasses.replace(
-    memory,
-    hidden=join(memory.hidden, hidden),
-    item=join(memory.item, item),
-    event=join(memory.event, jnp.full_like(item, NO_EVENT)),
-    timestamp=join(memory.timestamp, jnp.zeros_like(item)),
-    segment=join(memory.segment, segment),
-    count=join(memory.count, jnp.ones_like(item)),
-  )
-
-
-def append_retrieved(memory: Memory, retrieved: RetrievedShares) -> Memory:
-  """Append retrieved items as slots that nobody attends to."""
-  item, width = retrieved.item, memory.hidden.shape[-1]
-  share = jnp.where(item >= 0, retrieved.share, 0.0)
-  share = jnp.concatenate([jnp.zeros(memory.item.shape, share.dtype), share], axis=1)
-  hidden = jnp.zeros((*item.shape, width), memory.hidden.dtype)
-  memory = append_slots(memory, hidden, item, jnp.full_like(item, INVISIBLE))
-  return dataclasses.replace(memory, retrieved_share=share)
-
-
-def with_intent(memory: Memory, intent_BxK: jax.Array, codes_IxL: jax.Array) -> Memory:
-  """Set the intent and each slot's appeal under it. All slots must be there already."""
-  coarse_code = jnp.take(codes_IxL, jnp.maximum(memory.item, 0), axis=0)[..., 0]
-  log_codes = jnp.log(1.0 * intent_BxK.shape[1])  # a uniform intent gives each code 1 / codes
-  appeal = jnp.take_along_axis(intent_BxK, coarse_code, axis=1) + log_codes
-  appeal = jnp.where((memory.item >= 0) & is_possible(appeal), appeal, 0.0)
-  return dataclasses.replace(memory, intent=intent_BxK, appeal=appeal)
 
 
 class View(NamedTuple):

@@ -73,7 +73,7 @@ def measure(
 
 def _inputs(config: Config, workdir: str) -> Inputs:
   # A folder that holds a run keeps the settings of that run.
-  return prepare_inputs(open_run(config, workdir, keep_config=False))
+  return prepare_inputs(open_run(config, workdir, keep_config=False))[1]
 
 
 def show(result: dict[str, Any]) -> str:
@@ -150,13 +150,14 @@ class Bench:
 
   def __init__(self, config: Config, inputs: Inputs | None, items: int):
     self.config, self.inputs, self.items = config, inputs, items
-    self.rolegen, self.mesh = RoleGen(config), sharding.make_mesh(config.mesh)
+    self.mesh, host_trie = sharding.make_mesh(config.mesh), self._host_trie()
+    self.rolegen = RoleGen(config, len(host_trie.item_codes))
     for name in ('loop_stage', 'evaluation'):
       sharding.check_batch(f'{name}.batch', getattr(config, name).batch, config, self.mesh)
     self.model_fns, self.optimizers = steps.joint_parts(self.rolegen)
     complete = self.rolegen.model_fns | {'reference': self.rolegen.model_fns['reasoner']}
     with jax.set_mesh(self.mesh):
-      self.trie = jax.device_put(self._host_trie(), sharding.sharding(self.mesh))
+      self.trie = jax.device_put(host_trie, sharding.sharding(self.mesh))
       key = jax.random.key(config.seed)
       self.params = state.create(complete, {}, self.mesh, key).params
     self.trained = {

@@ -47,7 +47,11 @@ class Run:
     """Return this run with other settings of the closed loop; all earlier stages are the same."""
     loop = dataclasses.replace(self.config.loop, **settings)
     config = dataclasses.replace(self.config, loop=loop)
-    return dataclasses.replace(self, config=config, rolegen=RoleGen(config))
+    return dataclasses.replace(self, config=config, rolegen=RoleGen(config, self.rolegen.items))
+
+  def with_items(self, items: int) -> Run:
+    """Return this run with models for a catalogue with room for `items` items."""
+    return dataclasses.replace(self, rolegen=RoleGen(self.config, items))
 
 
 def open_run(

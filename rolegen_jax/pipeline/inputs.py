@@ -56,8 +56,8 @@ class Inputs:
   hashes: dict[str, str]  # of all of it; every checkpoint carries them
 
 
-def prepare_inputs(run: Run) -> Inputs:
-  """Run the stages before training, in order."""
+def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
+  """Run the stages before training, in order; the run that is returned knows its catalogue."""
   data = prepare_data(run)
   catalogue = assign_semantic_ids(run, data)
   codes = catalogue.codes_of(data.log.items['item_id'])
@@ -75,19 +75,29 @@ def prepare_inputs(run: Run) -> Inputs:
   )
   if words:
     hashes |= dict(tokenizer=words.tokenizer.digest)
-  return Inputs(
+  trie = catalogue_tables(run, data, codes)
+  inputs = Inputs(
     log=data.log,
     occasions=data.occasions,
     shards=data.shards,
     catalogue=catalogue,
     codes=codes,
-    trie=build_trie(codes, run.config.semantic_ids.codes),
+    trie=trie,
     interest_shift=interest_shift,
     excitation=excitation,
     conversions=conversions,
     words=words,
     hashes=hashes,
   )
+  return run.with_items(len(trie.item_codes)), inputs
+
+
+def catalogue_tables(run: Run, data: Data, codes: np.ndarray) -> Trie:
+  """Return the trie of the log's items; those with a training event are `item_known`."""
+  log = data.log
+  in_training = np.arange(len(log.item)) < data.occasions.train_end(log)[log.user]
+  known = np.bincount(log.item[in_training], minlength=len(codes)) > 0
+  return build_trie(codes, run.config.semantic_ids.codes, known=known)
 
 
 def prepare_data(run: Run) -> Data:

@@ -27,7 +27,7 @@ def train(
   otherwise; with `retrain` that stage starts afresh.
   """
   run = open_run(config, workdir, retrain=retrain)
-  inputs = prepare_inputs(run)  # the log, its semantic IDs, and what is counted on it
+  run, inputs = prepare_inputs(run)  # the log, its semantic IDs, and what is counted on it
   models = train_models(run, inputs)
   ablations = stages.train_ablations(run, inputs, models)
   baselines = evaluation.rank_baselines(run, inputs)

@@ -32,7 +32,6 @@ from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.text import annotations as imported_labels
 from rolegen_jax.training import checkpoint, losses, steps
-from rolegen_jax.training.calibration import BIASES, VECTORS
 from rolegen_jax.training.calibration import calibrate as fit_mixing_weights
 from rolegen_jax.training.fit import Site, Task, fit
 from rolegen_jax.training.losses import Params
@@ -213,9 +212,9 @@ def calibrate(
     stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
 
   def load() -> dict[str, Params]:
-    saved = artifacts.read_arrays(path, *VECTORS, *BIASES)
     shardings = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)
-    where = functional.flatten(shardings)
+    where = functional.flatten(dict(experts=shardings['experts']))
+    saved = artifacts.read_arrays(path, *where)
     fitted = {n: jax.device_put(saved[n], where[n]) for n in saved}
     params = trained.load()
     leaves = functional.flatten(params['backbone']) | fitted

@@ -33,7 +33,8 @@ class Predictions(NamedTuple):
   """What RoleGen says of N examples; the reasoner's part is None for the backbone alone."""
 
   item: np.ndarray  # int32 [N, k], best first; -1 = fewer than k exist
-  score: np.ndarray  # fp32 [N, k], log p
+  score: np.ndarray  # fp32 [N, k], log p among all items that were scored
+  terms: np.ndarray  # fp32 [N, k, E], what each of `experts.EXPERTS` adds to an item's score
   roles: np.ndarray | None = None  # int32 [N, M], of the factual world
   candidates: np.ndarray | None = None  # int32 [N, W, P]
   forced_role: np.ndarray | None = None  # int32 [N, W, M], do(role); -1 = none
@@ -85,10 +86,11 @@ def _recommend(rolegen: RoleGen, beams: int, reasoning: bool) -> Callable:
     params: dict[str, Params], trie: Trie, examples: Examples, intervene: jax.Array
   ) -> tuple[jax.Array | None, ...]:
     ranking, rollout = rolegen.recommend(params, examples, trie, beams, reasoning, intervene)
+    listed = ranking.item, ranking.score, ranking.terms
     if rollout is None:
-      return ranking.item, ranking.score
+      return listed
     factual_roles, done = rollout.roles[:, 0], rollout.interventions
-    return (ranking.item, ranking.score, factual_roles, rollout.candidates, *done, rollout.pivotal)
+    return (*listed, factual_roles, rollout.candidates, *done, rollout.pivotal)
 
   return batch
 
@@ -158,7 +160,7 @@ def effects(
     backbone = rolegen.bind('backbone', params['backbone'])
     target, codes = examples.target, trie.item_codes
     by_intent = intent_effects(equation, prompt.evidence, target, codes, last)
-    return by_intent, removal_effects(backbone, examples, codes, last)
+    return by_intent, removal_effects(backbone, examples, trie, last)
 
   fixed = params, jax.device_put(trie, sharding.sharding(mesh))
   return Effects(*over(rolegen, batch, fixed, table, mesh, label))

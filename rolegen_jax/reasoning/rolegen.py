@@ -1,7 +1,7 @@
 """RoleGen: both models, what they share, and what they do together at inference.
 
-`RoleGen(config)` holds structure only: config, vocabulary, layout and graph definitions. Parameters
-are passed in, as `{'backbone': ..., 'reasoner': ...}` where both models are needed, so every method
+`RoleGen(config, items)` holds structure only: config, vocabulary, layout and graph definitions.
+Parameters are passed in, as `{'backbone': ..., 'reasoner': ...}` where both models are needed, so every method
 is a pure function.
 
 Shapes: B users, W worlds, P candidates per world, A retrieved items.
@@ -22,7 +22,7 @@ from rolegen_jax.config import Config
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional, lora
 from rolegen_jax.models.backbone import PURCHASE, Backbone, QueryState
-from rolegen_jax.models.decode import Ranking, beam_search
+from rolegen_jax.models.decode import Ranking, recommend
 from rolegen_jax.models.functional import ModelFn, Params
 from rolegen_jax.models.memory import Candidates, Conditioning, Memory, RetrievedShares
 from rolegen_jax.models.numerics import NEG_INF
@@ -30,7 +30,7 @@ from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, build_prompt
 from rolegen_jax.reasoning.rollout import Rollout, sample_rollout
 from rolegen_jax.reasoning.sampling import RolloutSettings
-from rolegen_jax.semantic_ids.trie import Trie
+from rolegen_jax.semantic_ids.trie import Trie, default_capacity
 from rolegen_jax.sharding import rollout_layout
 from rolegen_jax.vocab import Vocabulary
 
@@ -66,12 +66,13 @@ class RoleGen:
   rest. Nothing is frozen unless `reasoner.train` says so.
   """
 
-  def __init__(self, config: Config):
-    self.config = config
+  def __init__(self, config: Config, items: int = default_capacity(0)):
+    """Build the structure for a catalogue with room for `items` items, the smallest by default."""
+    self.config, self.items = config, items
     self.vocab = Vocabulary.of(config)
     self.layout = Layout(config.reasoner, self.vocab)
     self.model_fns: dict[str, ModelFn] = {
-      'backbone': lambda rngs: Backbone(config.backbone, self.vocab, rngs=rngs),
+      'backbone': lambda rngs: Backbone(config.backbone, self.vocab, items, rngs=rngs),
       'reasoner': lambda rngs: Reasoner(config.reasoner, self.vocab, rngs=rngs),
     }
     self.trained: dict[str, ModelFn] = dict(self.model_fns)
@@ -127,10 +128,8 @@ class RoleGen:
       rollout = sample_rollout(reasoner, self.layout, prompt, trie, keys_B, settings, intervene)
     return sharding.constrain_rows(rollout)
 
-  def add_reasoning(
-    self, backbone: Backbone, memory: Memory, rollout: Rollout, keep_B: jax.Array, trie: Trie
-  ) -> Memory:
-    """Condition memory on the candidates of all worlds, and on what the factual one says else.
+  def reasoning(self, rollout: Rollout, keep_B: jax.Array) -> Conditioning:
+    """Return the candidates of all worlds, and what the factual one says else.
 
     Rows where `keep` is False get nothing.
     """
@@ -141,19 +140,12 @@ class RoleGen:
       world=worlds,
       log_prob=rollout.candidate_log_prob.reshape(b, w * p),
     )
-    conditioning = self._conditioning(rollout, 0, candidates, keep_B)
-    return backbone.condition(memory, conditioning, trie.item_codes)
+    return self._conditioning(rollout, 0, candidates, keep_B)
 
-  def add_world(
-    self,
-    backbone: Backbone,
-    memory: Memory,
-    rollout: Rollout,
-    world: jax.Array,
-    trie: Trie,
-    has_candidates: ArrayLike = True,
-  ) -> Memory:
-    """Condition memory on what one world alone says, with or without its candidates.
+  def world_reasoning(
+    self, rollout: Rollout, world: jax.Array, has_candidates: ArrayLike = True
+  ) -> Conditioning:
+    """Return what one world alone says, with or without its candidates.
 
     World and `has_candidates` may be traced.
     """
@@ -163,32 +155,25 @@ class RoleGen:
       world=jnp.broadcast_to(world, item.shape).astype(jnp.int32),
       log_prob=rollout.candidate_log_prob[:, world],
     )
-    keep = jnp.ones(item.shape[:1], bool)
-    conditioning = self._conditioning(rollout, world, candidates, keep)
-    return backbone.condition(memory, conditioning, trie.item_codes)
+    return self._conditioning(rollout, world, candidates, jnp.ones(item.shape[:1], bool))
 
   def _conditioning(
     self, rollout: Rollout, world: ArrayLike, candidates: Candidates, keep_B: jax.Array
   ) -> Conditioning:
-    """Return the parts that `loop.backbone_inputs` names: given candidates, the rest of a world."""
-    inputs = self.config.loop.backbone_inputs
+    """Return the parts that `loop.experts` names: given candidates, the rest of a world."""
+    experts, said = self.config.loop.experts, Conditioning()
 
     def masked(x: jax.Array, nothing: float) -> jax.Array:
       return jnp.where(keep_B[:, None], x, nothing)
 
-    conditioning = Conditioning()
-    if 'roles' in inputs:
-      conditioning = conditioning._replace(roles=masked(rollout.roles[:, world], -1))
-    if 'candidates' in inputs:
-      candidates = candidates._replace(item=masked(candidates.item, -1))
-      conditioning = conditioning._replace(candidates=candidates)
-    if 'retrieved' in inputs:
+    if 'candidates' in experts:
+      said = said._replace(candidates=candidates._replace(item=masked(candidates.item, -1)))
+    if 'retrieved' in experts:
       item = masked(rollout.retrieved[:, world], -1)
-      retrieved = RetrievedShares(item, rollout.retrieved_share[:, world])
-      conditioning = conditioning._replace(retrieved=retrieved)
-    if 'intent' in inputs:
-      conditioning = conditioning._replace(intent=masked(rollout.intent[:, world], NEG_INF))
-    return conditioning
+      said = said._replace(retrieved=RetrievedShares(item, rollout.retrieved_share[:, world]))
+    if 'intent' in experts:
+      said = said._replace(intent=masked(rollout.intent[:, world], NEG_INF))
+    return said
 
   @staticmethod
   def query(
@@ -213,11 +198,11 @@ class RoleGen:
     """
     with sharding.layout(self.decoding):
       backbone = self.gathered('backbone', params['backbone'])
-      memory, rollout = backbone.encode(examples.history, trie.item_codes), None
+      memory = backbone.encode(examples.history, backbone.items(trie))
+      rollout, said = None, Conditioning()
       if reasoning:
         keys = history_keys(self.config.seed, examples)
         rollout = self.rollout(params['reasoner'], examples, trie, keys, intervene)
-        keep = jnp.ones(examples.timestamp.shape, bool)
-        memory = self.add_reasoning(backbone, memory, rollout, keep, trie)
+        said = self.reasoning(rollout, jnp.ones(examples.timestamp.shape, bool))
       query_state = self.query(backbone, memory, examples.timestamp)
-      return Recommendation(beam_search(backbone, query_state, memory, trie, beams), rollout)
+      return Recommendation(recommend(backbone, query_state, said, trie, beams), rollout)

@@ -24,6 +24,7 @@ from rolegen_jax.data.batches import Examples, Trajectories
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.models.backbone import Backbone
 from rolegen_jax.models.intent import Evidence, Intent, without_each
+from rolegen_jax.semantic_ids.trie import Trie
 
 PURCHASE = EVENT_NAMES.index('purchase')
 DAY_S = 86_400
@@ -44,19 +45,19 @@ def without(history: Trajectories, position: jax.Array | int) -> Trajectories:
 
 
 def removal_effects(
-  backbone: Backbone, examples: Examples, codes_IxL: jax.Array, last: int
+  backbone: Backbone, examples: Examples, trie: Trie, last: int
 ) -> jax.Array:
   """Return what each of the last M = `last` events adds to log p(y | h), fp32 [B, M], nats.
 
   Slots without an event get 0.
   """
   event = jnp.full_like(examples.target, PURCHASE)[:, None]
-  timestamp, target = examples.timestamp[:, None], examples.target[:, None]
+  timestamp = examples.timestamp[:, None]
 
   def log_prob_without(position: jax.Array) -> jax.Array:
-    memory = backbone.encode(without(examples.history, position), codes_IxL)
+    memory = backbone.encode(without(examples.history, position), backbone.items(trie))
     query_state = backbone.attend(memory, event, timestamp, jnp.ones_like(event))
-    return backbone.log_prob(query_state, memory, target, codes_IxL)[0][:, 0]
+    return backbone.log_prob(query_state, examples.target, examples.history.item, trie)
 
   n = examples.history.item.shape[1]
   positions = jnp.concatenate([jnp.array([-1]), jnp.arange(n - last, n)])

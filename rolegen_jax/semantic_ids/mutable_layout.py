@@ -143,6 +143,7 @@ def build_tables(
     tuple(child_bits),
     None,
     item_codes,
+    np.arange(layout.capacity) < len(codes),
     layout.codes_per_level,
     tuple(lists),
     None if regions is None else tuple(node_regions),

@@ -49,6 +49,9 @@ class Trie:
   leaf_item: Array | None
   # int32 [item capacity, L]; 0 in padding. Items left out of the tree keep their codes here.
   item_codes: Array
+  # bool [item capacity]: the items that models have learned about one by one. What they know of the
+  # others follows from their codes.
+  item_known: Array
   # K.
   codes_per_level: int = dataclasses.field(metadata=dict(static=True))
   # Of mutable tables only, per level l < L. None at a level where the child of node p by code k is
@@ -160,6 +163,7 @@ def build_trie(
   capacity: int | None = None,
   allowed: np.ndarray | None = None,
   regions: np.ndarray | None = None,
+  known: np.ndarray | None = None,
 ) -> Trie:
   """Build the tables of codes int [I, L] as numpy arrays, which move to the device when used.
 
@@ -168,6 +172,7 @@ def build_trie(
     capacity: items that the tables have room for; default `default_capacity(I)`.
     allowed: bool [I]; other items are left out of the tree. Default: all.
     regions: uint32 [I], see the module docstring. Default: no request masks.
+    known: bool [I], see `Trie.item_known`. Default: all.
 
   Raises ValueError when I > capacity, a code is out of range, or two allowed items share an ID.
   """
@@ -206,11 +211,14 @@ def build_trie(
   leaf_item[: len(items)] = items
   item_codes = np.zeros((capacity, levels), np.int32)
   item_codes[:n_items] = codes
+  item_known = np.zeros(capacity, bool)
+  item_known[:n_items] = True if known is None else known
   return Trie(
     tuple(first_child),
     tuple(child_bits),
     leaf_item,
     item_codes,
+    item_known,
     codes_per_level,
     regions=None if regions is None else tuple(node_regions),
   )
@@ -298,6 +306,21 @@ def leaf(trie: Trie, node: jax.Array) -> jax.Array:
   """Return the item int32 [...] of nodes of the last level; -1 where the node is -1."""
   item = node if trie.leaf_item is None else jnp.asarray(trie.leaf_item)[node]
   return jnp.where(node >= 0, item, -1)
+
+
+def is_listed(trie: Trie, item: jax.Array, allow: jax.Array | None = None) -> jax.Array:
+  """Return whether each item int32 [...] can be decoded: bool [...]; -1 never can.
+
+  With `allow`, uint32 that broadcasts against `item`, it must also be of one of these regions.
+  """
+  codes = jnp.asarray(trie.item_codes)[jnp.maximum(item, 0)]
+  node = root(item.shape)
+  for level in range(trie.levels):
+    node = descend(trie, level, node, codes[..., level])
+  listed = (item >= 0) & (leaf(trie, node) == item)
+  if allow is not None:
+    listed &= _regions(trie, trie.levels, jnp.maximum(node, 0)) & allow != 0
+  return listed
 
 
 def _child_at(trie: Trie, level: int, entry: jax.Array) -> jax.Array:

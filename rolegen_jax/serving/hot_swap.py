@@ -21,6 +21,7 @@ from rolegen_jax.semantic_ids.mutable_trie import MutableTrie
 from rolegen_jax.semantic_ids.trie import Trie
 
 PIECE = 1 << 14  # entries per call of the writing program
+PER_ITEM = ('item_codes', 'item_known')
 # The fields of Trie that are tuples of tables.
 PER_LEVEL = ('first_child', 'child_bits', 'lists', 'regions')
 
@@ -64,7 +65,7 @@ class MutableCatalogue:
     self._host = MutableTrie(codes, codes_per_level, capacity, regions, self._write)
     tables = self._host.tables
     self._tables: dict[tuple[str, int | None], jax.Array] = {
-      ('item_codes', None): self._put(tables.item_codes)
+      (name, None): self._put(getattr(tables, name)) for name in PER_ITEM
     }
     for name in PER_LEVEL:
       for level, table in enumerate(getattr(tables, name) or ()):
@@ -115,7 +116,7 @@ class MutableCatalogue:
       per_level['regions'] = None
     return Trie(
       leaf_item=None,
-      item_codes=self._tables['item_codes', None],
+      **{name: self._tables[name, None] for name in PER_ITEM},
       codes_per_level=self._host.codes_per_level,
       **per_level,
     )

@@ -4,7 +4,7 @@ Columns:
   user_id
   rank        1.., in falling order of rank_score
   item_id
-  log_prob    log p of the item: what the model says; does not fall along a list
+  log_prob    log p of the item among all that were scored; does not fall along a list
   rank_score  what the order is by: log_prob plus what the item opens, less exposure (`slate.py`)
   opens       new interest that contact with the item opens
   world       first world whose path holds the item; 0 = the factual one; -1 = none, the item is the

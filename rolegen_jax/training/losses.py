@@ -15,8 +15,9 @@ from jax.typing import ArrayLike
 
 from rolegen_jax.config import ALIGN_TASKS, WORD_TASKS
 from rolegen_jax.data.batches import Examples, Trajectories
-from rolegen_jax.models.backbone import PURCHASE, Backbone
-from rolegen_jax.models.memory import Memory
+from rolegen_jax.models.backbone import PURCHASE, Backbone, Items, QueryState
+from rolegen_jax.models.experts import Members, draw_negatives, with_negatives
+from rolegen_jax.models.memory import Conditioning, Memory
 from rolegen_jax.models.numerics import is_possible
 from rolegen_jax.reasoning import feedback, language
 from rolegen_jax.reasoning.frcot import Demonstration, build_prompt, demonstration
@@ -37,6 +38,7 @@ from rolegen_jax.text.packing import Packed
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 LATEST_S = 2**31 - 1  # a timestamp later than any
+PRODUCT_NEGATIVES = 128  # of the loss of all experts together, which scores each one's codes
 
 
 class Feedback(NamedTuple):
@@ -49,18 +51,63 @@ class Feedback(NamedTuple):
 # Backbone
 
 
+class Noise(NamedTuple):
+  """The random keys of the backbone's losses."""
+
+  rows: jax.Array  # which items go without their own row
+  encode: jax.Array
+  query: jax.Array
+  negatives: jax.Array
+  keep: jax.Array  # which targets see the reasoning
+
+  @classmethod
+  def of(cls, key: jax.Array) -> Noise:
+    """Split a key."""
+    return cls(*jax.random.split(key, len(cls._fields)))
+
+
+def choices_loss(
+  rolegen: RoleGen,
+  backbone: Backbone,
+  query_state: QueryState,
+  target_BxQ: jax.Array,
+  own_BxM: jax.Array,
+  weight_BxQ: jax.Array,
+  trie: Trie,
+  items: Items,
+  key: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+  """Return the weighted mean NLL of targets, of the backbone's own experts, and its parts.
+
+  The generative expert has a loss of its own: experts that learn apart err apart, and it is worth
+  more to multiply them. own: see `Backbone.choice_log_prob`.
+  """
+  config, metrics, loss = rolegen.config.backbone, {}, jnp.zeros(())
+  if backbone.has('generative'):
+    codes = jnp.take(items.codes, jnp.maximum(target_BxQ, 0), axis=0)
+    generated = backbone.generated(query_state.state, codes)
+    metrics['generative'] = -_weighted_mean(generated, weight_BxQ)
+    loss += config.generation_loss * metrics['generative']
+  if backbone.has('dense') or backbone.has('history'):
+    negatives = draw_negatives(trie.leaf_item, config.negatives, key, own_BxM)
+    log_prob = backbone.choice_log_prob(query_state, target_BxQ, own_BxM, negatives, items)
+    metrics['choice'] = -_weighted_mean(log_prob, weight_BxQ)
+    loss += metrics['choice']
+  return loss, metrics
+
+
 def sequence_loss(
   rolegen: RoleGen,
   backbone: Backbone,
   memory: Memory,
   rows: Trajectories,
-  codes_IxL: jax.Array,
-  key: jax.Array,
+  trie: Trie,
+  items: Items,
+  noise: Noise,
 ) -> tuple[jax.Array, Metrics]:
   """Return the weighted mean NLL of the events of rows [B, n], given what is strictly earlier."""
   config = rolegen.config.backbone
-  query_state = backbone.attend(memory, rows.event, rows.timestamp, rows.segment, key)
-  log_prob, generated = backbone.log_prob(query_state, memory, rows.item, codes_IxL)
+  query_state = backbone.attend(memory, rows.event, rows.timestamp, rows.segment, noise.query)
   same_segment = rows.segment[:, :, None] == rows.segment[:, None]
   first_s = jnp.min(jnp.where(same_segment, rows.timestamp[:, None], LATEST_S), axis=-1)
   # The first events of a window have nothing before them to be predicted from.
@@ -68,13 +115,10 @@ def sequence_loss(
   purchase = predictable & (rows.event == PURCHASE)
   other_weight = jnp.where(predictable, config.view_weight, 0.0)
   weight = jnp.where(purchase, config.purchase_weight, other_weight)
-  # The generated part is supervised on its own as well: where the pointer explains an item, the
-  # mixture would not teach its codes.
-  loss = -_weighted_mean(log_prob + config.generation_loss * generated, weight)
-  metrics = dict(
-    sequence_nll=-_weighted_mean(log_prob, weight), purchase_nll=-_weighted_mean(log_prob, purchase)
+  loss, parts = choices_loss(
+    rolegen, backbone, query_state, rows.item, rows.item, weight, trie, items, noise.negatives
   )
-  return loss, metrics
+  return loss, {f'sequence_{name}_nll': value for name, value in parts.items()}
 
 
 def _weighted_mean(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -85,10 +129,10 @@ def warmup_loss(
   rolegen: RoleGen, params: Params, rows: Trajectories, trie: Trie, key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
   """Return the loss of the backbone alone on packed rows."""
-  backbone = rolegen.bind('backbone', params)
-  encode_key, query_key = jax.random.split(key)
-  memory = backbone.encode(rows, trie.item_codes, encode_key)
-  return sequence_loss(rolegen, backbone, memory, rows, trie.item_codes, query_key)
+  backbone, noise = rolegen.bind('backbone', params), Noise.of(key)
+  items = backbone.items(trie, noise.rows)
+  memory = backbone.encode(rows, items, noise.encode)
+  return sequence_loss(rolegen, backbone, memory, rows, trie, items, noise)
 
 
 def execution_loss(
@@ -101,54 +145,78 @@ def execution_loss(
 ) -> tuple[jax.Array, tuple[jax.Array | None, Metrics]]:
   """Return the backbone's loss of the true conversion given the reasoning, plus `sequence_loss`.
 
-  The auxiliary output is (gain [B, W] of `execution_gain`, metrics). With `rollout` None the
-  backbone stands alone and the gain is None.
+  The product of all experts teaches its weights alone: what an expert says of an item it learns
+  from its own loss. The auxiliary output is (gain [B, W] of `execution_gain`, metrics). With
+  `rollout` None the backbone stands alone and the gain is None.
   """
-  config = rolegen.config
-  backbone = rolegen.bind('backbone', params)
-  encode_key, sequence_key, keep_key, query_key = jax.random.split(key, 4)
-  memory = backbone.encode(examples.history, trie.item_codes, encode_key)
+  backbone, noise = rolegen.bind('backbone', params), Noise.of(key)
+  items = backbone.items(trie, noise.rows)
+  memory = backbone.encode(examples.history, items, noise.encode)
   loss, metrics = sequence_loss(
-    rolegen, backbone, memory, examples.history, trie.item_codes, sequence_key
+    rolegen, backbone, memory, examples.history, trie, items, noise
   )
-  gain, conditioned = None, memory
+  query_state = rolegen.query(backbone, memory, examples.timestamp, noise.query)
+  target, weight = examples.target[:, None], jnp.ones((len(examples.target), 1))
+  own = jnp.concatenate([target, examples.history.item], axis=1)
+  keys = jax.random.split(noise.negatives)
+  alone, _ = choices_loss(
+    rolegen, backbone, query_state, target, own, weight, trie, items, keys[0]
+  )
+  scored = _scored(rolegen, params, query_state, examples, rollout, trie, items, keys[1])
+  gain, said = None, Conditioning()
   if rollout is not None:
-    keep_share = 1.0 - config.loop.reasoning_dropout
-    keep = jax.random.bernoulli(keep_key, keep_share, examples.target.shape)
-    conditioned = rolegen.add_reasoning(backbone, memory, rollout, keep, trie)
-    gain = execution_gain(rolegen, params, memory, examples, rollout, trie)
-  query_state = rolegen.query(backbone, conditioned, examples.timestamp, query_key)
-  target = examples.target[:, None]
-  log_prob, generated = backbone.log_prob(query_state, conditioned, target, trie.item_codes)
-  log_prob, generated = log_prob[:, 0], generated[:, 0]
-  execution = -jnp.mean(log_prob + config.backbone.generation_loss * generated)
-  metrics |= dict(execution_nll=-jnp.mean(log_prob))
-  return loss + execution, (gain, metrics)
+    keep_share = 1.0 - rolegen.config.loop.reasoning_dropout
+    keep = jax.random.bernoulli(noise.keep, keep_share, examples.target.shape)
+    said = rolegen.reasoning(rollout, keep)
+    gain = execution_gain(rolegen, params, scored, rollout)
+  log_prob = backbone.experts.log_probs(scored._replace(conditioning=said))[:, 0]
+  execution = -jnp.mean(log_prob)
+  metrics |= dict(execution_nll=execution)
+  return loss + alone + execution, (gain, metrics)
+
+
+def _scored(
+  rolegen: RoleGen,
+  params: Params,
+  query_state: QueryState,
+  examples: Examples,
+  rollout: Rollout | None,
+  trie: Trie,
+  items: Items,
+  key: jax.Array,
+) -> Members:
+  """Return what the backbone's experts say of each target, which is the first of its members.
+
+  The others are the items that are named in the history or in any world, and negatives. Nothing of
+  it carries a gradient.
+  """
+  backbone = rolegen.bind('backbone', params)
+  users = len(examples.target)
+  own = [examples.target[:, None], examples.history.item]
+  if rollout is not None:
+    own += [rollout.retrieved.reshape(users, -1), rollout.candidates.reshape(users, -1)]
+  negatives = draw_negatives(trie.leaf_item, PRODUCT_NEGATIVES, key)
+  item, log_weight = with_negatives(jnp.concatenate(own, axis=1), negatives)
+  scored = backbone.members(query_state, item, log_weight, Conditioning(), items)
+  return jax.lax.stop_gradient(scored)
 
 
 def execution_gain(
-  rolegen: RoleGen,
-  params: Params,
-  memory: Memory,
-  examples: Examples,
-  rollout: Rollout,
-  trie: Trie,
+  rolegen: RoleGen, params: Params, scored: Members, rollout: Rollout
 ) -> jax.Array:
   """Return fp32 [B, W]: what the candidates of each world add to log p(target), in nats.
 
   That is log p(y | h, intent_w, retrieved_w, candidates_w) - log p(y | h, intent_w, retrieved_w):
   what the equations make of an intervention is in both terms and no merit of the chain. Nothing
-  here carries a gradient: the gain is a reward of the reasoner, no loss of the backbone.
+  here carries a gradient: the gain is a reward of the reasoner, no loss of the backbone. The target
+  is the first member of `scored`.
   """
-  backbone = rolegen.bind('backbone', jax.lax.stop_gradient(params))
-  memory = jax.lax.stop_gradient(memory)
-  target = examples.target[:, None]
+  experts = rolegen.bind('backbone', jax.lax.stop_gradient(params)).experts
 
   def log_prob(case: tuple[jax.Array, jax.Array]) -> jax.Array:
     world, has_candidates = case
-    conditioned = rolegen.add_world(backbone, memory, rollout, world, trie, has_candidates)
-    query_state = rolegen.query(backbone, conditioned, examples.timestamp)
-    return backbone.log_prob(query_state, conditioned, target, trie.item_codes)[0][:, 0]
+    said = rolegen.world_reasoning(rollout, world, has_candidates)
+    return experts.log_probs(scored._replace(conditioning=said))[:, 0]
 
   worlds = rollout.candidates.shape[1]
   cases = jnp.tile(jnp.arange(worlds), 2), jnp.arange(2 * worlds) < worlds

@@ -86,7 +86,7 @@ def weights_as_they_are(rolegen, params, *_):
 
 def found(run, loaded: str = '') -> dict:
   """What a command reads of a run; of the trained parameters those of stage `loaded`, '' = all."""
-  inputs = prepare_inputs(run)
+  run, inputs = prepare_inputs(run)
   models = train_models(run, inputs)
   of_stages = dict(
     zip(

@@ -75,7 +75,7 @@ def main() -> None:
   if _SIGNAL.value:
     send_signal_while_training(Batches, signal.Signals[_SIGNAL.value])
   run = open_run(tiny.config(*SETTINGS, *_SET.value), _WORKDIR.value)
-  stages.warm_up(run, prepare_inputs(run))
+  stages.warm_up(*prepare_inputs(run))
 
 
 if __name__ == '__main__':

@@ -69,7 +69,7 @@ def finished(template):
 def read_only(config, folder, retrain=False):
   """As `recommend`, `export`, `annotate` and `simulate_ab` open a run."""
   opened = open_run(config, folder, may_train=retrain, retrain=retrain)
-  return run.train_models(opened, prepare_inputs(opened))
+  return run.train_models(*prepare_inputs(opened))
 
 
 UNREAD = [
@@ -155,7 +155,7 @@ def test_a_complete_stage_whose_checkpoint_is_lost_trains_again_only_if_told(
   folder = shutil.copytree(template, tmp_path / 'run')
   for retrain in (False, True):
     opened = open_run(saved_config(folder), folder, retrain=retrain)
-    run.train_models(opened, prepare_inputs(opened)).looped.load()
+    run.train_models(*prepare_inputs(opened)).looped.load()
   assert allowed == [False, True]
 
 

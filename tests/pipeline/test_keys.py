@@ -166,7 +166,7 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
 
   data = read_by('data', prepare_data)
   read_by('semantic_ids', assign_semantic_ids, data)
-  inputs = prepare_inputs(plain)
+  plain, inputs = prepare_inputs(plain)
   if inputs.words:
     monkeypatch.setattr(inputs.words.alignment, 'config', noted)
   warm = read_by('warmup', stages.warm_up, inputs)

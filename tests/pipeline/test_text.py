@@ -81,7 +81,7 @@ def test_a_run_takes_roles_and_rationales_from_outside(tmp_path):
   ):
     open_run(annotated, tmp_path / 'run')
   run = open_run(annotated, tmp_path / 'run', retrain=True)
-  inputs = prepare_inputs(run)
+  run, inputs = prepare_inputs(run)
   labeled = stages.label_roles(run, inputs).table
   assert labeled.roles[example, -1] == ROLE_NAMES.index('DISTRACT')
   assert (labeled.roles != table.roles).sum() <= 2

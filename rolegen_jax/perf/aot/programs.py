@@ -35,7 +35,7 @@ def lower_step(config: Config, mesh: Mesh, items: int) -> jax.stages.Lowered:
 
   The state is donated, and output shardings are given.
   """
-  rolegen = RoleGen(config)
+  rolegen = RoleGen(config, default_capacity(items))
   model_fns, optimizers = steps.joint_parts(rolegen)
   switches = steps.Switches(
     intervene=jax.ShapeDtypeStruct((), jnp.bool_), reflect=jax.ShapeDtypeStruct((), jnp.float32)
@@ -61,7 +61,7 @@ def lower_recommend(config: Config, mesh: Mesh, items: int) -> jax.stages.Lowere
 
   Parameters, catalogue and a batch go in, ranked items come out.
   """
-  rolegen = RoleGen(config)
+  rolegen = RoleGen(config, default_capacity(items))
 
   def recommend(params: Any, trie: Trie, examples: Examples) -> Any:
     result = rolegen.recommend(params, examples, trie, config.backbone.beam)
@@ -136,5 +136,6 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
     tuple(like((count, words), np.uint32) for count in nodes[:-1]),
     like((nodes[-1],), np.int32),
     like((capacity, levels), np.int32),
+    like((capacity,), np.bool_),
     codes,
   )
