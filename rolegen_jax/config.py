@@ -35,7 +35,7 @@ PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
 # Fields of TextConfig.
 ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')
 WORD_TASKS = (*ALIGN_TASKS, 'rationale')
-BACKBONE_EXPERTS = ('generative', 'dense', 'history')
+BACKBONE_EXPERTS = ('generative', 'dense', 'history', 'popularity')
 REASONER_EXPERTS = ('intent', 'retrieved', 'candidates')
 INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
@@ -226,7 +226,7 @@ class BackboneConfig(Section):
     self.temporal.validate(f'{name}.temporal')
     self._at_least(1, name, 'query_layers', 'depth_layers', 'context', 'beam')
     self._some_of(BACKBONE_EXPERTS, f'{name}.experts')
-    finds = self.experts != ('history',)
+    finds = bool({'generative', 'dense'} & set(self.experts))
     self._need(finds, f'{name}.experts', 'generative or dense too, which find items')
     self._at_least(2, name, 'negatives')
     self._at_most(MANY, name, 'negatives')

@@ -64,7 +64,16 @@ class Items(NamedTuple):
   """The catalogue as the backbone reads it."""
 
   codes: jax.Array  # int32 [I, L]
+  count: jax.Array  # fp32 [I], training events
   has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
+
+
+class ItemTable(NamedTuple):
+  """The catalogue in P parts for the experts that rank all of it."""
+
+  code: jax.Array  # int32 [P, I / P], coarse codes
+  popularity: jax.Array  # fp32 [P, I / P], what the expert adds; 0 where it is off
+  vectors: jax.Array | None  # [P, I / P, D]; None where the dense expert is off
 
 
 class QueryState(NamedTuple):
@@ -131,11 +140,11 @@ class Backbone(nnx.Module):
 
   def items(self, trie: Trie, key: jax.Array | None = None) -> Items:
     """Return the catalogue to read; `key` drops rows at random, as in training."""
-    has_row = trie.item_known
+    has_row = trie.item_count > 0
     if self.has('dense') and key is not None:
       kept = jax.random.bernoulli(key, 1.0 - self.config.row_dropout, has_row.shape)
       has_row = has_row & kept
-    return Items(trie.item_codes, has_row)
+    return Items(trie.item_codes, trie.item_count, has_row)
 
   def vectors(self, items: Items, item: jax.Array) -> jax.Array:
     """Return the vectors of items [...], [..., D]; zeros where the item is -1."""
@@ -146,24 +155,33 @@ class Backbone(nnx.Module):
       vectors += jnp.where(jnp.take(items.has_row, index)[..., None], row, 0)
     return jnp.where((item >= 0)[..., None], vectors, 0)
 
-  def all_vectors(self, items: Items, parts: int) -> jax.Array:
-    """Return the vectors of all items in their order, in equal parts: [parts, items a part, D].
+  def popularity(self, items: Items, item: jax.Array) -> jax.Array:
+    """Return what the expert adds to the scores of items [...], fp32 [...]."""
+    count = jnp.take(items.count, jnp.maximum(item, 0))
+    return self.experts.weight('popularity') * jnp.log1p(count)
+
+  def table(self, items: Items, parts: int) -> ItemTable:
+    """Return what scores the whole catalogue, its items in their order and in equal parts.
 
     What fills up the last part is meaningless.
     """
-    n = len(items.codes)
-    size = -(-n // parts)
+    size = -(-len(items.codes) // parts)
 
     def divide(x: jax.Array) -> jax.Array:
       more = ((0, max(parts * size - len(x), 0)), *((0, 0),) * (x.ndim - 1))
       divided = jnp.pad(x, more)[: parts * size].reshape(parts, size, *x.shape[1:])
       return constrain(divided, 'items', *(None,) * x.ndim)
 
-    vectors = self._embed(self.vocab.sid(divide(items.codes))).sum(axis=-2)
+    codes, vectors = divide(items.codes), None
     if self.has('dense'):
-      rows = divide(self.rows[...].astype(vectors.dtype))
+      rows = divide(self.rows[...].astype(self.config.temporal.dtype))
+      vectors = self._embed(self.vocab.sid(codes)).sum(axis=-2)
       vectors += jnp.where(divide(items.has_row)[..., None], rows, 0)
-    return constrain(vectors, 'items', None, None)
+      vectors = constrain(vectors, 'items', None, None)
+    popularity = jnp.zeros((parts, size), jnp.float32)
+    if self.has('popularity'):
+      popularity = self.experts.weight('popularity') * jnp.log1p(divide(items.count))
+    return ItemTable(codes[..., 0], popularity, vectors)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
     return jnp.take(gather_replicated(self.tokens, self.config.temporal.dtype), tokens, axis=0)
@@ -240,7 +258,7 @@ class Backbone(nnx.Module):
     negatives: Negatives,
     items: Items,
   ) -> jax.Array:
-    """Return log p(target) by the dense and the history expert alone, fp32 [B, Q].
+    """Return log p(target) by the backbone's experts other than the generative, fp32 [B, Q].
 
     The sum over the catalogue is over each row's own items, every target among them, and over the
     shared negatives. It is recomputed in the backward pass. Values of targets -1 are meaningless.
@@ -250,16 +268,19 @@ class Backbone(nnx.Module):
     def log_prob(state: jax.Array, own: jax.Array, shared: jax.Array) -> jax.Array:
       scores = jnp.zeros((*target_BxQ.shape, own_BxM.shape[1]), jnp.float32)
       shared_scores = jnp.zeros((), jnp.float32)
+      if self.has('popularity'):
+        scores += self.popularity(items, own_BxM)[:, None]
+        shared_scores = shared_scores + self.popularity(items, negatives.item)
       if self.has('dense'):
         weight = self.experts.weight('dense')
         scores += weight * _product('bqd,bmd->bqm', state, own)
-        shared_scores = weight * _product('bqd,cd->bqc', state, shared)
+        shared_scores = shared_scores + weight * _product('bqd,cd->bqc', state, shared)
       if self.has('history'):
         history = self.experts.history(query_state.view, query_state.slot_item, own_BxM)
         scores += self.experts.weight('history') * history
       first = is_first(own_BxM)[:, None]
       elsewhere = jnp.where(in_rows(own_BxM, negatives.item), NEG_INF, negatives.log_weight)
-      shared_scores += elsewhere[:, None]
+      shared_scores = shared_scores + elsewhere[:, None]
       total = jnp.logaddexp(
         jax.nn.logsumexp(jnp.where(first, scores, NEG_INF), axis=-1),
         jax.nn.logsumexp(shared_scores, axis=-1),
@@ -281,7 +302,7 @@ class Backbone(nnx.Module):
     target, items = target_B[:, None], self.items(trie)
     own = jnp.concatenate([target, history_Bxn], axis=1)
     log_prob = jnp.zeros(target_B.shape, jnp.float32)
-    if self.has('dense') or self.has('history'):
+    if self.config.experts != ('generative',):
       negatives = draw_negatives(trie.leaf_item, self.config.negatives, jax.random.key(0))
       first = query_state._replace(state=query_state.state[:, :1])
       log_prob += self.choice_log_prob(first, target, own, negatives, items)[:, 0]
@@ -309,6 +330,7 @@ class Backbone(nnx.Module):
       item=item_BxM,
       log_weight=log_weight_BxM,
       code=codes[..., 0],
+      count=jnp.take(items.count, jnp.maximum(item_BxM, 0)),
       generative=generative,
       dense=dense,
       slot_item=query_state.slot_item,

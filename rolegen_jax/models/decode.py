@@ -82,8 +82,8 @@ def retrieve(
   found = [query_state.slot_item]
   if backbone.has('generative'):
     found.append(beam_search(backbone, state, trie, k, allow)[0])
-  if backbone.has('dense'):
-    found.append(nearest(backbone, state, trie, k, allow)[0])
+  if backbone.has('dense') or conditioning.intent is not None:
+    found.append(nearest(backbone, state, conditioning.intent, trie, k, allow)[0])
   if conditioning.retrieved is not None:
     found.append(conditioning.retrieved.item)
   if conditioning.candidates is not None:
@@ -94,21 +94,30 @@ def retrieve(
 def nearest(
   backbone: Backbone,
   state_BxD: jax.Array,
+  intent_BxK: jax.Array | None,
   trie: Trie,
   k: int,
   allow: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Return the items with the largest products: int32 and fp32 [B, min(k, I)], best first.
+  """Return the best items by the experts that rank the whole catalogue at once.
 
-  -1 where fewer are listed. Every device ranks its own shard of the items, and the best of all
-  shards are ranked again: that is exact.
+  int32 and fp32 [B, min(k, I)], best first; -1 where fewer are listed. These are dense, popularity
+  and, where there is one, intent. Every device ranks its own shard of the items, and the best of
+  all shards are ranked again: that is exact.
   """
-  p = item_shards()
-  vectors = backbone.all_vectors(backbone.items(trie), p)
-  item_PxI = jnp.arange(vectors.shape[0] * vectors.shape[1], dtype=jnp.int32).reshape(p, -1)
+  p, items, experts = item_shards(), backbone.items(trie), backbone.experts
+  table = backbone.table(items, p)
+  item_PxI = jnp.arange(table.code.size, dtype=jnp.int32).reshape(p, -1)
   item_PxI = constrain(jnp.where(item_PxI < len(trie.item_codes), item_PxI, -1), 'items', None)
-  states = constrain(state_BxD, None, None)  # every shard is asked by all rows
-  score = jnp.einsum('bd,pid->pbi', states, vectors, preferred_element_type=jnp.float32)
+  score = table.popularity[:, None]
+  if table.vectors is not None:
+    states = constrain(state_BxD, None, None)  # every shard is asked by all rows
+    product = jnp.einsum('bd,pid->pbi', states, table.vectors, preferred_element_type=jnp.float32)
+    score = score + experts.weight('dense') * product
+  if intent_BxK is not None:
+    intent = constrain(intent_BxK, None, None)
+    of_code = jax.vmap(lambda code: experts.intent(intent, jnp.broadcast_to(code, (len(intent), len(code)))))(table.code)
+    score = score + experts.weight('intent') * of_code
   if allow is None:
     listed = is_listed(trie, item_PxI)[:, None]
   else:

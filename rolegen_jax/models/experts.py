@@ -6,6 +6,7 @@ The score of an item is a weighted sum of what the experts say, in nats:
 
   generative   log-probability of the item's semantic ID, by the depth decoder
   dense        product of the query's state and the item's vector
+  popularity   log(1 + training events of the item)
   history      log(1 + m), m the mass of the item's own past events by age, count and event type: the
                recency rule is one setting of it
   intent       log-probability of the item's coarse code, over that of a uniform intent
@@ -35,7 +36,13 @@ from rolegen_jax.models.numerics import NEG_INF, is_possible
 EXPERTS = BACKBONE_EXPERTS + REASONER_EXPERTS
 # Where training starts.
 WEIGHTS = dict(
-  generative=0.5, dense=1.0, history=1.0, intent=0.3, retrieved=0.5, candidates=0.3
+  generative=0.5,
+  dense=1.0,
+  history=1.0,
+  popularity=0.3,
+  intent=0.3,
+  retrieved=0.5,
+  candidates=0.3,
 )
 # The recency rule count * weight(event) * exp(-age / 7 days), a strong baseline on every log we
 # know: by age feature, and by event type; the last is of slots that are no event.
@@ -54,6 +61,7 @@ class Members(NamedTuple):
   # fp32 [B, M], log of how many items of the catalogue it stands for; NEG_INF = none
   log_weight: jax.Array
   code: jax.Array  # int32 [B, M], coarse code
+  count: jax.Array  # fp32 [B, M], training events
   generative: jax.Array | None  # fp32 [B, M]
   dense: jax.Array | None  # fp32 [B, M]
   slot_item: jax.Array  # int32 [B, S]
@@ -111,6 +119,8 @@ class Experts(nnx.Module):
     found = dict(generative=m.generative, dense=m.dense)
     if 'history' in self.names:
       found['history'] = self.history(m.view, m.slot_item, m.item)[:, 0]
+    if 'popularity' in self.names:
+      found['popularity'] = jnp.log1p(m.count)
     if said.intent is not None:
       found['intent'] = self.intent(said.intent, m.code)
     if said.retrieved is not None:

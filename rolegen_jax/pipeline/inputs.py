@@ -93,11 +93,11 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
 
 
 def catalogue_tables(run: Run, data: Data, codes: np.ndarray) -> Trie:
-  """Return the trie of the log's items; those with a training event are `item_known`."""
+  """Return the trie of the log's items, with their training events."""
   log = data.log
   in_training = np.arange(len(log.item)) < data.occasions.train_end(log)[log.user]
-  known = np.bincount(log.item[in_training], minlength=len(codes)) > 0
-  return build_trie(codes, run.config.semantic_ids.codes, known=known)
+  counts = np.bincount(log.item[in_training], log.count[in_training], minlength=len(codes))
+  return build_trie(codes, run.config.semantic_ids.codes, counts=counts)
 
 
 def prepare_data(run: Run) -> Data:

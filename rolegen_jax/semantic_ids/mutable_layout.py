@@ -143,7 +143,7 @@ def build_tables(
     tuple(child_bits),
     None,
     item_codes,
-    np.arange(layout.capacity) < len(codes),
+    (np.arange(layout.capacity) < len(codes)).astype(np.float32),
     layout.codes_per_level,
     tuple(lists),
     None if regions is None else tuple(node_regions),

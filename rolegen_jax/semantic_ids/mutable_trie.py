@@ -80,8 +80,8 @@ class MutableTrie:
     """Remove items, then add new ones; return the indices of the new ones, int64 [n].
 
     Indices never used come first, then those of removed items, the longest removed first. Until its
-    index is used again, a removed item keeps its codes in `item_codes`. New items are not
-    `item_known`: no model has learned about them.
+    index is used again, a removed item keeps its codes in `item_codes`. New items
+    have an `item_count` of 0: no model has learned about them.
 
     Args:
       add: int [n, L], codes of the new items.
@@ -127,7 +127,7 @@ class MutableTrie:
     self.listed[indices] = True
     code_entries = indices[:, None] * self.levels + np.arange(self.levels)
     self._store.write('item_codes', None, code_entries.reshape(-1), add.reshape(-1))
-    self._store.write('item_known', None, indices, np.zeros(len(indices), bool))
+    self._store.write('item_count', None, indices, np.zeros(len(indices), np.float32))
     self._insert(indices[order], new_codes, path, new_regions)
     return indices
 

@@ -49,9 +49,9 @@ class Trie:
   leaf_item: Array | None
   # int32 [item capacity, L]; 0 in padding. Items left out of the tree keep their codes here.
   item_codes: Array
-  # bool [item capacity]: the items that models have learned about one by one. What they know of the
-  # others follows from their codes.
-  item_known: Array
+  # fp32 [item capacity]: training events of each item. 0: what models know of it follows from its
+  # codes alone.
+  item_count: Array
   # K.
   codes_per_level: int = dataclasses.field(metadata=dict(static=True))
   # Of mutable tables only, per level l < L. None at a level where the child of node p by code k is
@@ -163,7 +163,7 @@ def build_trie(
   capacity: int | None = None,
   allowed: np.ndarray | None = None,
   regions: np.ndarray | None = None,
-  known: np.ndarray | None = None,
+  counts: np.ndarray | None = None,
 ) -> Trie:
   """Build the tables of codes int [I, L] as numpy arrays, which move to the device when used.
 
@@ -172,7 +172,7 @@ def build_trie(
     capacity: items that the tables have room for; default `default_capacity(I)`.
     allowed: bool [I]; other items are left out of the tree. Default: all.
     regions: uint32 [I], see the module docstring. Default: no request masks.
-    known: bool [I], see `Trie.item_known`. Default: all.
+    counts: [I], see `Trie.item_count`. Default: 1 each.
 
   Raises ValueError when I > capacity, a code is out of range, or two allowed items share an ID.
   """
@@ -211,14 +211,14 @@ def build_trie(
   leaf_item[: len(items)] = items
   item_codes = np.zeros((capacity, levels), np.int32)
   item_codes[:n_items] = codes
-  item_known = np.zeros(capacity, bool)
-  item_known[:n_items] = True if known is None else known
+  item_count = np.zeros(capacity, np.float32)
+  item_count[:n_items] = 1.0 if counts is None else counts
   return Trie(
     tuple(first_child),
     tuple(child_bits),
     leaf_item,
     item_codes,
-    item_known,
+    item_count,
     codes_per_level,
     regions=None if regions is None else tuple(node_regions),
   )

@@ -21,7 +21,7 @@ from rolegen_jax.semantic_ids.mutable_trie import MutableTrie
 from rolegen_jax.semantic_ids.trie import Trie
 
 PIECE = 1 << 14  # entries per call of the writing program
-PER_ITEM = ('item_codes', 'item_known')
+PER_ITEM = ('item_codes', 'item_count')
 # The fields of Trie that are tuples of tables.
 PER_LEVEL = ('first_child', 'child_bits', 'lists', 'regions')
 

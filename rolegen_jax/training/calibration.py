@@ -24,9 +24,8 @@ from rolegen_jax.data.batches import Examples
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.models import functional
 from rolegen_jax.models.decode import retrieve
-from rolegen_jax.models.experts import Experts, Members, is_first
+from rolegen_jax.models.experts import Experts, Members, draw_negatives, with_negatives
 from rolegen_jax.models.memory import Conditioning
-from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import RoleGen, history_keys
 from rolegen_jax.runtime.compile import compile_in_step, jit
@@ -34,6 +33,7 @@ from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training.losses import Params
 
 FOUND = 50  # items that each expert that searches finds
+NEGATIVES = 256  # that stand for all others: what is found alone says nothing of what is missed
 
 
 def calibrate(
@@ -91,8 +91,9 @@ def _members(
       said = rolegen.reasoning(rollout, jnp.ones(examples.timestamp.shape, bool))
     query_state = rolegen.query(backbone, memory, examples.timestamp)
     found = retrieve(backbone, query_state, said, trie, FOUND)
-    item = jnp.concatenate([examples.target[:, None], found], axis=1)
-    log_weight = jnp.where(is_first(item), 0.0, NEG_INF)
+    own = jnp.concatenate([examples.target[:, None], found], axis=1)
+    negatives = draw_negatives(trie.leaf_item, NEGATIVES, jax.random.key(rolegen.config.seed))
+    item, log_weight = with_negatives(own, negatives)
     return backbone.members(query_state, item, log_weight, said, items)
 
   fixed = (params, trie)
@@ -102,7 +103,7 @@ def _members(
 def _fit_program(rolegen: RoleGen) -> Any:
   """Return the function (experts, members, weight of rows) -> (fitted experts, NLLs)."""
   config, names = rolegen.config.calibration, rolegen.config.backbone.experts
-  tx = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+  tx = optax.lbfgs()
   graphdef = functional.abstract(lambda rngs: Experts(names))[0]
 
   def nll(experts: Params, members: Members, weight: jax.Array) -> jax.Array:
@@ -110,10 +111,17 @@ def _fit_program(rolegen: RoleGen) -> Any:
     return -jnp.sum(log_prob * weight) / jnp.sum(weight)
 
   def fit(experts: Params, members: Members, weight: jax.Array) -> tuple[Params, jax.Array]:
+    def objective(fitted: Params) -> jax.Array:
+      return nll(fitted, members, weight)
+
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
     def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], jax.Array]:
       fitted, opt = carry
-      value, grads = jax.value_and_grad(nll)(fitted, members, weight)
-      updates, opt = tx.update(grads, opt, fitted)
+      value, grads = value_and_grad(fitted, state=opt)
+      updates, opt = tx.update(
+        grads, opt, fitted, value=value, grad=grads, value_fn=objective
+      )
       return (optax.apply_updates(fitted, updates), opt), value
 
     (fitted, _), values = jax.lax.scan(step, (experts, tx.init(experts)), length=config.steps)

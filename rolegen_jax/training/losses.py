@@ -88,7 +88,7 @@ def choices_loss(
     generated = backbone.generated(query_state.state, codes)
     metrics['generative'] = -_weighted_mean(generated, weight_BxQ)
     loss += config.generation_loss * metrics['generative']
-  if backbone.has('dense') or backbone.has('history'):
+  if config.experts != ('generative',):
     negatives = draw_negatives(trie.leaf_item, config.negatives, key, own_BxM)
     log_prob = backbone.choice_log_prob(query_state, target_BxQ, own_BxM, negatives, items)
     metrics['choice'] = -_weighted_mean(log_prob, weight_BxQ)

@@ -136,6 +136,6 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
     tuple(like((count, words), np.uint32) for count in nodes[:-1]),
     like((nodes[-1],), np.int32),
     like((capacity, levels), np.int32),
-    like((capacity,), np.bool_),
+    like((capacity,), np.float32),
     codes,
   )
