@@ -1,4 +1,4 @@
-"""The stage `semantic_ids`: training events and text -> embeddings -> catalogue and text vectors."""
+"""The stage `semantic_ids`: training events and text -> the catalogue, and text vectors."""
 
 from __future__ import annotations
 
@@ -69,6 +69,4 @@ def embed(
   used_N = is_train_N & (weight_E[log.event] > 0)
   # Ten repeats of a row within a day are not ten times the evidence.
   weight_N = weight_E[log.event[used_N]] * (1 + np.log(log.count[used_N]))
-  return item_embeddings(
-    log.user[used_N], log.item[used_N], weight_N, log.items, text_IxD, config
-  )
+  return item_embeddings(log.user[used_N], log.item[used_N], weight_N, log.items, text_IxD, config)
