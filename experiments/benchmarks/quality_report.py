@@ -21,6 +21,7 @@ LOGS = dict(
   demo='simulated',
   alibaba2014='alibaba2014',
   taobao_userbehavior_1k='taobao 1k',
+  ijcai15='ijcai15',
   amazon_beauty='amazon_beauty',
 )
 ARMS = dict(

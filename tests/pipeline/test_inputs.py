@@ -1,7 +1,5 @@
 """What the stages before training leave for those that train: here, text vectors."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
@@ -10,6 +8,7 @@ from rolegen_jax.config import ConfigError
 from rolegen_jax.pipeline import keys
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
+from rolegen_jax.semantic_ids import minilm
 from tests.runs import SMALL, open_inputs
 
 
@@ -38,6 +37,6 @@ def test_without_text_there_are_no_text_vectors_and_their_width_is_not_read(tmp_
 
 
 def test_an_embedder_that_is_not_installed_ends_the_run_in_one_line(tmp_path, monkeypatch):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(minilm, 'PACKAGE', 'a_package_that_nobody_has')
   with pytest.raises(ConfigError, match="^semantic_ids.text='minilm': needs .*-text.txt$"):
     open_inputs(entry.experiment('demo', [*SMALL, 'semantic_ids.text=minilm']), tmp_path)
