@@ -31,8 +31,10 @@ from rolegen_jax.data.occasions import Occasions
 
 DORMANT = ('D1', 'D2')
 # Groups of users, and of some the targets of one kind: see `Pairs.slice`.
-SLICES = ('D1', 'D2', 'dormant', 'ACTIVE', 'all')
-SLICES += ('dormant seen', 'dormant new', 'dormant cold', 'all cold')
+SLICES = (
+  *('D1', 'D2', 'dormant', 'ACTIVE', 'all'),
+  *('dormant seen', 'dormant new', 'dormant cold', 'all cold'),
+)
 _CHUNK = 100  # resamples drawn at once, so that the weights stay small
 
 
@@ -82,7 +84,7 @@ class Pairs:
     groups = dict(all=COHORTS, dormant=DORMANT)
     chosen = [COHORTS.index(cohort) for cohort in groups.get(group, (group,))]
     cold = np.zeros_like(self.seen) if self.cold is None else self.cold
-    kinds = {'': True, 'seen': self.seen, 'new': ~self.seen, 'cold': cold}
+    kinds = {'': np.ones_like(cold), 'seen': self.seen, 'new': ~self.seen, 'cold': cold}
     return np.isin(self.cohort, chosen) & kinds[kind]
 
 
