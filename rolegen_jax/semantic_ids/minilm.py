@@ -62,8 +62,11 @@ def minilm(texts: list[str]) -> np.ndarray:
   tokens = [encoding.ids for encoding in tokenizer.encode_batch_fast(distinct.tolist())]
   vectors = np.zeros((len(distinct), weights['word'].shape[1]), np.float32)
   weights, encode = jax.device_put(weights), jit(_encode)
-  for index_B, tokens_BxT in progress([*_batches(tokens)], 'batches of texts through MiniLM'):
-    vectors[index_B] = jax.device_get(encode(weights, jax.device_put(tokens_BxT)))[: len(index_B)]
+  batches = progress([*_batches(tokens)], 'batches of texts through MiniLM')
+  with jax.default_matmul_precision('highest'):  # float32 on every platform
+    for index_B, tokens_BxT in batches:
+      encoded_BxD = encode(weights, jax.device_put(tokens_BxT))
+      vectors[index_B] = jax.device_get(encoded_BxD)[: len(index_B)]
   vectors[distinct == ''] = 0
   return vectors[place_N]
 
@@ -147,7 +150,7 @@ def _attend(x_BxTxD: jax.Array, layer: Weights, is_token_BxT: jax.Array) -> jax.
 
 def _dense(x: jax.Array, weight_and_bias: tuple[jax.Array, jax.Array]) -> jax.Array:
   weight, bias = weight_and_bias
-  return jnp.matmul(x, weight, precision='highest') + bias
+  return x @ weight + bias
 
 
 def _norm(x: jax.Array, scale_and_bias: tuple[jax.Array, jax.Array]) -> jax.Array:

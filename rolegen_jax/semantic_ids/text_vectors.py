@@ -2,8 +2,9 @@
 
 Sentence embeddings share a direction, and few of their directions hold most of their variance, so
 that cosines say little (Su et al. 2021, arXiv 2103.15316). They are centered, reduced to their main
-components and whitened. With 128 columns of MiniLM on Amazon Beauty, R@10 of the items most similar
-to a history is .051 at validation; .043 with all 384 columns as they come.
+components and whitened. Of 6,000 validation targets of Amazon Beauty, .051 are among the ten items
+most similar to the history by 128 such columns of MiniLM, and .043 by its 384 as they come; by
+hashed n-grams .035 and .038.
 
 Legend: I items of the catalogue, N any items, D width of an embedding, E width of a vector.
 """
