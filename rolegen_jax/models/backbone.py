@@ -6,8 +6,8 @@ it finds is read in two ways: a *depth* decoder emits the L codes of an item in 
 with the vectors of items ranks the whole catalogue at once. Those are two of the experts of
 `experts.py`, whose product is the item's probability; what the reasoner says comes in as others.
 
-An item's vector is the sum of its code embeddings and of a row of its own. Rows are dropped at
-random in training, so that items without one are no strangers.
+An item's vector is the sum of its code embeddings, of its text vector where there is one, and of a
+row of its own. Rows are dropped at random in training, so that items without one are no strangers.
 
 Every event is supervised in one pass: the query of event j sees only events with an earlier
 timestamp, so ties leak nothing.
@@ -66,6 +66,7 @@ class Items(NamedTuple):
   codes: jax.Array  # int32 [I, L]
   count: jax.Array  # fp32 [I], training events
   has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
+  text: jax.Array | None  # fp32 [I, E]
 
 
 class ItemTable(NamedTuple):
@@ -112,8 +113,13 @@ class QueryBlock(nnx.Module):
 class Backbone(nnx.Module):
   """The generative recommender: `encode`, `attend`, then score or decode items."""
 
-  def __init__(self, config: BackboneConfig, vocab: Vocabulary, items: int, *, rngs: nnx.Rngs):
-    """Build it for a catalogue with room for `items` items, each with a row of its own."""
+  def __init__(
+    self, config: BackboneConfig, vocab: Vocabulary, items: int, text: int, *, rngs: nnx.Rngs
+  ):
+    """Build it for a catalogue with room for `items` items, each with a row of its own.
+
+    text: width of the items' text vectors; 0 = they have none.
+    """
     c, width = config.temporal, config.temporal.width
     self.config, self.vocab = config, vocab
     self.tokens = param(rngs, (vocab.without_text.size, width), ('vocab', 'embed'), fan_in=width)
@@ -131,6 +137,9 @@ class Backbone(nnx.Module):
       self.readout = param(rngs, readout, (None, 'vocab', 'embed'), fan_in=width)
     if 'dense' in config.experts:
       self.rows = param(rngs, (items, width), ('items', None), fan_in=width)
+    self.has_text = text > 0
+    if self.has_text:
+      self.text = param(rngs, (text, width), (None, 'embed'), fan_in=width)
 
   def has(self, expert: str) -> bool:
     """Return whether an expert is on."""
@@ -144,16 +153,22 @@ class Backbone(nnx.Module):
     if self.has('dense') and key is not None:
       kept = jax.random.bernoulli(key, 1.0 - self.config.row_dropout, has_row.shape)
       has_row = has_row & kept
-    return Items(trie.item_codes, trie.item_count, has_row)
+    return Items(trie.item_codes, trie.item_count, has_row, trie.item_text)
 
   def vectors(self, items: Items, item: jax.Array) -> jax.Array:
     """Return the vectors of items [...], [..., D]; zeros where the item is -1."""
     index = jnp.maximum(item, 0)
     vectors = self._embed(self.vocab.sid(jnp.take(items.codes, index, axis=0))).sum(axis=-2)
+    if self.has_text:
+      vectors += self._of_text(jnp.take(items.text, index, axis=0))
     if self.has('dense'):
       row = jnp.take(self.rows[...].astype(vectors.dtype), index, axis=0, mode='fill', fill_value=0)
       vectors += jnp.where(jnp.take(items.has_row, index)[..., None], row, 0)
     return jnp.where((item >= 0)[..., None], vectors, 0)
+
+  def _of_text(self, text: jax.Array) -> jax.Array:
+    dtype = self.config.temporal.dtype
+    return text.astype(dtype) @ gather_replicated(self.text, dtype)
 
   def popularity(self, items: Items, item: jax.Array) -> jax.Array:
     """Return what the expert adds to the scores of items [...], fp32 [...]."""
@@ -176,6 +191,8 @@ class Backbone(nnx.Module):
     if self.has('dense'):
       rows = divide(self.rows[...].astype(self.config.temporal.dtype))
       vectors = self._embed(self.vocab.sid(codes)).sum(axis=-2)
+      if self.has_text:
+        vectors += self._of_text(divide(items.text))
       vectors += jnp.where(divide(items.has_row)[..., None], rows, 0)
       vectors = constrain(vectors, 'items', None, None)
     popularity = jnp.zeros((parts, size), jnp.float32)

@@ -151,7 +151,7 @@ class Bench:
   def __init__(self, config: Config, inputs: Inputs | None, items: int):
     self.config, self.inputs, self.items = config, inputs, items
     self.mesh, host_trie = sharding.make_mesh(config.mesh), self._host_trie()
-    self.rolegen = RoleGen(config, len(host_trie.item_codes))
+    self.rolegen = RoleGen(config, *host_trie.sizes)
     for name in ('loop_stage', 'evaluation'):
       sharding.check_batch(f'{name}.batch', getattr(config, name).batch, config, self.mesh)
     self.model_fns, self.optimizers = steps.joint_parts(self.rolegen)

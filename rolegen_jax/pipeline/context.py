@@ -20,6 +20,7 @@ from rolegen_jax.pipeline import keys
 from rolegen_jax.pipeline.artifacts import RunFolder, Stage
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime import distributed
+from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training.losses import Params
 
 
@@ -47,11 +48,11 @@ class Run:
     """Return this run with other settings of the closed loop; all earlier stages are the same."""
     loop = dataclasses.replace(self.config.loop, **settings)
     config = dataclasses.replace(self.config, loop=loop)
-    return dataclasses.replace(self, config=config, rolegen=RoleGen(config, self.rolegen.items))
+    return dataclasses.replace(self, config=config, rolegen=self.rolegen.of(config))
 
-  def with_items(self, items: int) -> Run:
-    """Return this run with models for a catalogue with room for `items` items."""
-    return dataclasses.replace(self, rolegen=RoleGen(self.config, items))
+  def with_catalogue(self, trie: Trie) -> Run:
+    """Return this run with models for a catalogue."""
+    return dataclasses.replace(self, rolegen=RoleGen(self.config, *trie.sizes))
 
 
 def open_run(

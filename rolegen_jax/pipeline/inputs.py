@@ -25,6 +25,7 @@ from rolegen_jax.pipeline.text import Words
 from rolegen_jax.runtime import distributed
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids
+from rolegen_jax.semantic_ids.text_vectors import TextVectors
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
 from rolegen_jax.simulator import world
 
@@ -48,6 +49,7 @@ class Inputs:
   shards: Shards | None
   catalogue: Catalogue
   codes: np.ndarray  # int32 [I, L], of the log's items
+  text_vectors: TextVectors | None  # of the log's items; None where semantic_ids.text is off
   trie: Trie
   interest_shift: InterestShift
   excitation: Excitation
@@ -59,7 +61,7 @@ class Inputs:
 def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
   """Run the stages before training, in order; the run that is returned knows its catalogue."""
   data = prepare_data(run)
-  catalogue = assign_semantic_ids(run, data)
+  catalogue, text_vectors = assign_semantic_ids(run, data)
   codes = catalogue.codes_of(data.log.items['item_id'])
   interest_shift, excitation = count_features(run, data, codes)
   reasoner = run.config.reasoner
@@ -73,15 +75,18 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
     semantic_ids=catalogue.digest,
     vocabulary=run.rolegen.vocab.digest,
   )
+  if text_vectors:
+    hashes |= dict(text_vectors=text_vectors.digest)
   if words:
     hashes |= dict(tokenizer=words.tokenizer.digest)
-  trie = catalogue_tables(run, data, codes)
+  trie = catalogue_tables(run, data, codes, text_vectors)
   inputs = Inputs(
     log=data.log,
     occasions=data.occasions,
     shards=data.shards,
     catalogue=catalogue,
     codes=codes,
+    text_vectors=text_vectors,
     trie=trie,
     interest_shift=interest_shift,
     excitation=excitation,
@@ -89,15 +94,18 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
     words=words,
     hashes=hashes,
   )
-  return run.with_items(len(trie.item_codes)), inputs
+  return run.with_catalogue(trie), inputs
 
 
-def catalogue_tables(run: Run, data: Data, codes: np.ndarray) -> Trie:
-  """Return the trie of the log's items, with their training events."""
+def catalogue_tables(
+  run: Run, data: Data, codes: np.ndarray, text_vectors: TextVectors | None
+) -> Trie:
+  """Return the trie of the log's items, with their training events and text vectors."""
   log = data.log
   in_training = np.arange(len(log.item)) < data.occasions.train_end(log)[log.user]
   counts = np.bincount(log.item[in_training], log.count[in_training], minlength=len(codes))
-  return build_trie(codes, run.config.semantic_ids.codes, counts=counts)
+  text = text_vectors.vectors if text_vectors else None
+  return build_trie(codes, run.config.semantic_ids.codes, counts=counts, text=text)
 
 
 def prepare_data(run: Run) -> Data:
@@ -124,8 +132,8 @@ def raw_tables(config: Config) -> RawTables:
   return RawTables(events, items, left_out={}, planted=simulated.planted)
 
 
-def assign_semantic_ids(run: Run, data: Data) -> Catalogue:
-  """Stage `semantic_ids`: every item's codes."""
+def assign_semantic_ids(run: Run, data: Data) -> tuple[Catalogue, TextVectors | None]:
+  """Stage `semantic_ids`: every item's codes and, where `semantic_ids.text` is on, text vector."""
   config, log, occasions = run.config.semantic_ids, data.log, data.occasions
   stage = run.begin('semantic_ids', dict(log=log.digest, occasions=occasions.digest))
   if not stage.is_complete:
@@ -135,7 +143,8 @@ def assign_semantic_ids(run: Run, data: Data) -> Catalogue:
     )
     rate = report.get('collision_rate', float('nan'))
     stage.finish(f'collisions before resolution {rate:.3f}')
-  return Catalogue.load(stage.folder)
+  text_vectors = TextVectors.load(stage.folder) if config.text else None
+  return Catalogue.load(stage.folder), text_vectors
 
 
 def count_features(run: Run, data: Data, codes: np.ndarray) -> tuple[InterestShift, Excitation]:

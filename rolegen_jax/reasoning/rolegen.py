@@ -66,13 +66,16 @@ class RoleGen:
   rest. Nothing is frozen unless `reasoner.train` says so.
   """
 
-  def __init__(self, config: Config, items: int = default_capacity(0)):
-    """Build the structure for a catalogue with room for `items` items, the smallest by default."""
-    self.config, self.items = config, items
+  def __init__(self, config: Config, items: int = default_capacity(0), text: int = 0):
+    """Build the structure for a catalogue with room for `items` items, the smallest by default.
+
+    text: width of their text vectors; 0 = none.
+    """
+    self.config, self._sizes = config, (items, text)
     self.vocab = Vocabulary.of(config)
     self.layout = Layout(config.reasoner, self.vocab)
     self.model_fns: dict[str, ModelFn] = {
-      'backbone': lambda rngs: Backbone(config.backbone, self.vocab, items, rngs=rngs),
+      'backbone': lambda rngs: Backbone(config.backbone, self.vocab, items, text, rngs=rngs),
       'reasoner': lambda rngs: Reasoner(config.reasoner, self.vocab, rngs=rngs),
     }
     self.trained: dict[str, ModelFn] = dict(self.model_fns)
@@ -86,6 +89,10 @@ class RoleGen:
       name: graphdef for name, (graphdef, _, _) in structures.items()
     }
     self.axes: dict[str, Params] = {name: axes for name, (_, _, axes) in structures.items()}
+
+  def of(self, config: Config) -> RoleGen:
+    """Return the structure under another config for the same catalogue."""
+    return RoleGen(config, *self._sizes)
 
   def bind(self, name: str, params: Params) -> Any:
     """Return the module of this name over parameters."""

@@ -144,6 +144,7 @@ def build_tables(
     None,
     item_codes,
     (np.arange(layout.capacity) < len(codes)).astype(np.float32),
+    None,
     layout.codes_per_level,
     tuple(lists),
     None if regions is None else tuple(node_regions),

@@ -16,7 +16,7 @@ table serves all requests of a batch, each with its own `allow`.
 All tables are padded to capacities and are run-time ARGUMENTS of a jitted function: a catalogue
 that changes within its capacity changes no shape, so nothing recompiles.
 
-Legend: I items, L levels, K codes per level, W = ceil(K / 32) bitmap words, C_l capacity of level l
+Legend: I items, E width of text vectors, L levels, K codes per level, W = ceil(K / 32) bitmap words, C_l capacity of level l
 in nodes.
 """
 
@@ -52,6 +52,8 @@ class Trie:
   # fp32 [item capacity]: training events of each item. 0: what models know of it follows from its
   # codes alone.
   item_count: Array
+  # fp32 [item capacity, E], text vectors; None: the catalogue has none.
+  item_text: Array | None
   # K.
   codes_per_level: int = dataclasses.field(metadata=dict(static=True))
   # Of mutable tables only, per level l < L. None at a level where the child of node p by code k is
@@ -65,6 +67,11 @@ class Trie:
   def levels(self) -> int:
     """L."""
     return len(self.child_bits)
+
+  @property
+  def sizes(self) -> tuple[int, int]:
+    """Items that there is room for, and the width of their text vectors, 0 without any."""
+    return len(self.item_codes), 0 if self.item_text is None else self.item_text.shape[1]
 
 
 # Shared by both kinds of tables
@@ -164,6 +171,7 @@ def build_trie(
   allowed: np.ndarray | None = None,
   regions: np.ndarray | None = None,
   counts: np.ndarray | None = None,
+  text: np.ndarray | None = None,
 ) -> Trie:
   """Build the tables of codes int [I, L] as numpy arrays, which move to the device when used.
 
@@ -173,6 +181,7 @@ def build_trie(
     allowed: bool [I]; other items are left out of the tree. Default: all.
     regions: uint32 [I], see the module docstring. Default: no request masks.
     counts: [I], see `Trie.item_count`. Default: 1 each.
+    text: fp32 [I, E], text vectors.
 
   Raises ValueError when I > capacity, a code is out of range, or two allowed items share an ID.
   """
@@ -213,12 +222,17 @@ def build_trie(
   item_codes[:n_items] = codes
   item_count = np.zeros(capacity, np.float32)
   item_count[:n_items] = 1.0 if counts is None else counts
+  item_text = None
+  if text is not None:
+    item_text = np.zeros((capacity, text.shape[1]), np.float32)
+    item_text[:n_items] = text
   return Trie(
     tuple(first_child),
     tuple(child_bits),
     leaf_item,
     item_codes,
     item_count,
+    item_text,
     codes_per_level,
     regions=None if regions is None else tuple(node_regions),
   )

@@ -116,6 +116,7 @@ class MutableCatalogue:
       per_level['regions'] = None
     return Trie(
       leaf_item=None,
+      item_text=None,
       **{name: self._tables[name, None] for name in PER_ITEM},
       codes_per_level=self._host.codes_per_level,
       **per_level,

@@ -3,8 +3,8 @@
 The experts' weights and the parameters of those that are formulas, some two dozen numbers, are
 learned in training on users whose rows the backbone has memorized, and in their past. Here they
 alone are fitted to validation conversions, as temperature scaling does (Guo et al., ICML 2017):
-what the experts say of every item that they find for an example is computed once, then full-batch
-Adam runs on the NLL of what was bought among them. The test occasions stay unseen.
+what the experts say of every item that they find for an example is computed once, then L-BFGS
+runs on the NLL of what was bought among them. The test occasions stay unseen.
 
 Shapes: N examples, B rows, M members.
 """

@@ -137,5 +137,6 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
     like((nodes[-1],), np.int32),
     like((capacity, levels), np.int32),
     like((capacity,), np.float32),
+    None,
     codes,
   )
