@@ -53,8 +53,7 @@ TRAIN: Table = {
   'rows': MESH_AXES,  # rows of a plain data matrix (k-means, embeddings)
 }
 ROLLOUTS: dict[str, Table] = {
-  'replicated': dict.fromkeys(TRAIN)
-  | {'batch': MESH_AXES, 'rows': MESH_AXES, 'items': MESH_AXES},
+  'replicated': dict.fromkeys(TRAIN) | {'batch': MESH_AXES, 'rows': MESH_AXES, 'items': MESH_AXES},
   'tensor': TRAIN | {'embed': None, 'vocab': None, 'items': MESH_AXES},
 }
 _in_force = contextvars.ContextVar('layout', default=TRAIN)

@@ -64,7 +64,7 @@ class Items(NamedTuple):
   """The catalogue as the backbone reads it."""
 
   codes: jax.Array  # int32 [I, L]
-  count: jax.Array  # fp32 [I], training events
+  popularity: jax.Array  # fp32 [I], log of training events, and one more
   has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
   text: jax.Array | None  # fp32 [I, E]
 
@@ -137,8 +137,7 @@ class Backbone(nnx.Module):
       self.readout = param(rngs, readout, (None, 'vocab', 'embed'), fan_in=width)
     if 'dense' in config.experts:
       self.rows = param(rngs, (items, width), ('items', None), fan_in=width)
-    self.has_text = text > 0
-    if self.has_text:
+    if text:
       self.text = param(rngs, (text, width), (None, 'embed'), fan_in=width)
 
   def has(self, expert: str) -> bool:
@@ -153,13 +152,13 @@ class Backbone(nnx.Module):
     if self.has('dense') and key is not None:
       kept = jax.random.bernoulli(key, 1.0 - self.config.row_dropout, has_row.shape)
       has_row = has_row & kept
-    return Items(trie.item_codes, trie.item_count, has_row, trie.item_text)
+    return Items(trie.item_codes, jnp.log1p(trie.item_count), has_row, trie.item_text)
 
   def vectors(self, items: Items, item: jax.Array) -> jax.Array:
     """Return the vectors of items [...], [..., D]; zeros where the item is -1."""
     index = jnp.maximum(item, 0)
     vectors = self._embed(self.vocab.sid(jnp.take(items.codes, index, axis=0))).sum(axis=-2)
-    if self.has_text:
+    if items.text is not None:
       vectors += self._of_text(jnp.take(items.text, index, axis=0))
     if self.has('dense'):
       row = jnp.take(self.rows[...].astype(vectors.dtype), index, axis=0, mode='fill', fill_value=0)
@@ -172,8 +171,8 @@ class Backbone(nnx.Module):
 
   def popularity(self, items: Items, item: jax.Array) -> jax.Array:
     """Return what the expert adds to the scores of items [...], fp32 [...]."""
-    count = jnp.take(items.count, jnp.maximum(item, 0))
-    return self.experts.weight('popularity') * jnp.log1p(count)
+    popularity = jnp.take(items.popularity, jnp.maximum(item, 0))
+    return self.experts.weight('popularity') * popularity
 
   def table(self, items: Items, parts: int) -> ItemTable:
     """Return what scores the whole catalogue, its items in their order and in equal parts.
@@ -191,13 +190,13 @@ class Backbone(nnx.Module):
     if self.has('dense'):
       rows = divide(self.rows[...].astype(self.config.temporal.dtype))
       vectors = self._embed(self.vocab.sid(codes)).sum(axis=-2)
-      if self.has_text:
+      if items.text is not None:
         vectors += self._of_text(divide(items.text))
       vectors += jnp.where(divide(items.has_row)[..., None], rows, 0)
       vectors = constrain(vectors, 'items', None, None)
     popularity = jnp.zeros((parts, size), jnp.float32)
     if self.has('popularity'):
-      popularity = self.experts.weight('popularity') * jnp.log1p(divide(items.count))
+      popularity = self.experts.weight('popularity') * divide(items.popularity)
     return ItemTable(codes[..., 0], popularity, vectors)
 
   def _embed(self, tokens: jax.Array) -> jax.Array:
@@ -230,7 +229,7 @@ class Backbone(nnx.Module):
       event=with_start(rows.event, NO_EVENT),
       timestamp=with_start(rows.timestamp, 0),
       segment=with_start(rows.segment, VISIBLE),
-      count=with_start(rows.count, 1),
+      repeats=with_start(rows.count, 1),
     )
 
   def _dropout(self, key: jax.Array | None) -> Dropout:
@@ -255,9 +254,7 @@ class Backbone(nnx.Module):
     x = context + self._embed(v.event(event_BxQ)) + self._embed(v.gap(gap_bucket(seen.gap)))
     keys = None if key is None else jax.random.split(key, self.config.query_layers)
 
-    def layer(
-      x: jax.Array, xs: tuple[QueryBlock, jax.Array | None]
-    ) -> tuple[jax.Array, None]:
+    def layer(x: jax.Array, xs: tuple[QueryBlock, jax.Array | None]) -> tuple[jax.Array, None]:
       block, key = xs
       x = constrain(x, 'batch', None, None)
       return block(x, memory.hidden, seen, self._dropout(key)), None
@@ -320,7 +317,7 @@ class Backbone(nnx.Module):
     own = jnp.concatenate([target, history_Bxn], axis=1)
     log_prob = jnp.zeros(target_B.shape, jnp.float32)
     if self.config.experts != ('generative',):
-      negatives = draw_negatives(trie.leaf_item, self.config.negatives, jax.random.key(0))
+      negatives = draw_negatives(trie, self.config.negatives, jax.random.key(0))
       first = query_state._replace(state=query_state.state[:, :1])
       log_prob += self.choice_log_prob(first, target, own, negatives, items)[:, 0]
     if self.has('generative'):
@@ -347,7 +344,7 @@ class Backbone(nnx.Module):
       item=item_BxM,
       log_weight=log_weight_BxM,
       code=codes[..., 0],
-      count=jnp.take(items.count, jnp.maximum(item_BxM, 0)),
+      popularity=jnp.take(items.popularity, jnp.maximum(item_BxM, 0)),
       generative=generative,
       dense=dense,
       slot_item=query_state.slot_item,
@@ -431,7 +428,7 @@ class Backbone(nnx.Module):
       log_probs = [
         _log_prob_of(code, hidden[:, level], readout[level]) for level, code in enumerate(codes.T)
       ]
-      return sum(log_probs).reshape(codes_BxqxL.shape[:-1])
+      return jnp.stack(log_probs).sum(0).reshape(codes_BxqxL.shape[:-1])
 
     def split(x: jax.Array) -> jax.Array:
       return jnp.moveaxis(x.reshape(b, parts, q // parts, -1), 1, 0)

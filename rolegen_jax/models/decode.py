@@ -116,7 +116,9 @@ def nearest(
     score = score + experts.weight('dense') * product
   if intent_BxK is not None:
     intent = constrain(intent_BxK, None, None)
-    of_code = jax.vmap(lambda code: experts.intent(intent, jnp.broadcast_to(code, (len(intent), len(code)))))(table.code)
+    of_code = jax.vmap(
+      lambda code: experts.intent(intent, jnp.broadcast_to(code, (len(intent), len(code))))
+    )(table.code)
     score = score + experts.weight('intent') * of_code
   if allow is None:
     listed = is_listed(trie, item_PxI)[:, None]

@@ -7,11 +7,11 @@ The score of an item is a weighted sum of what the experts say, in nats:
   generative   log-probability of the item's semantic ID, by the depth decoder
   dense        product of the query's state and the item's vector
   popularity   log(1 + training events of the item)
-  history      log(1 + m), m the mass of the item's own past events by age, count and event type: the
-               recency rule is one setting of it
+  history      log(1 + m), m the mass of the item's own past events by age, count and event type:
+               the recency rule is one setting of it
   intent       log-probability of the item's coarse code, over that of a uniform intent
   retrieved    log(1 + share / prior) of what the reasoner retrieves (`intent.py`)
-  candidates   log(1 + m), m the mass of the item among the reasoner's candidates, by log-prob and world
+  candidates   log(1 + m), m the item's mass among the reasoner's candidates, by log-prob and world
 
 Products of experts let each rule out what the others leave open (Hinton, Neural Computation 2002).
 All weights are positive. There are some two dozen numbers here, which training fits and
@@ -32,6 +32,7 @@ from flax import nnx
 from rolegen_jax.config import BACKBONE_EXPERTS, REASONER_EXPERTS
 from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares, View
 from rolegen_jax.models.numerics import NEG_INF, is_possible
+from rolegen_jax.semantic_ids.trie import Trie
 
 EXPERTS = BACKBONE_EXPERTS + REASONER_EXPERTS
 # Where training starts.
@@ -61,7 +62,7 @@ class Members(NamedTuple):
   # fp32 [B, M], log of how many items of the catalogue it stands for; NEG_INF = none
   log_weight: jax.Array
   code: jax.Array  # int32 [B, M], coarse code
-  count: jax.Array  # fp32 [B, M], training events
+  popularity: jax.Array  # fp32 [B, M], log of training events, and one more
   generative: jax.Array | None  # fp32 [B, M]
   dense: jax.Array | None  # fp32 [B, M]
   slot_item: jax.Array  # int32 [B, S]
@@ -103,7 +104,9 @@ class Experts(nnx.Module):
 
   def retrieved(self, retrieved: RetrievedShares, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""
-    share = jnp.where(retrieved.item >= 0, retrieved.share, 0.0) / jnp.exp(self.retrieved_prior[...])
+    share = jnp.where(retrieved.item >= 0, retrieved.share, 0.0) / jnp.exp(
+      self.retrieved_prior[...]
+    )
     return jnp.log1p(_mass_of(share[:, None], retrieved.item, item_BxM)[:, 0])
 
   def candidates(self, candidates: Candidates, item_BxM: jax.Array) -> jax.Array:
@@ -116,21 +119,23 @@ class Experts(nnx.Module):
   def terms(self, members: Members) -> jax.Array:
     """Return what each expert adds to each member's score, w_k f_k, fp32 [B, M, E]."""
     m, said = members, members.conditioning
-    found = dict(generative=m.generative, dense=m.dense)
+    found = {}
+    if m.generative is not None:
+      found['generative'] = m.generative
+    if m.dense is not None:
+      found['dense'] = m.dense
     if 'history' in self.names:
       found['history'] = self.history(m.view, m.slot_item, m.item)[:, 0]
     if 'popularity' in self.names:
-      found['popularity'] = jnp.log1p(m.count)
+      found['popularity'] = m.popularity
     if said.intent is not None:
       found['intent'] = self.intent(said.intent, m.code)
     if said.retrieved is not None:
       found['retrieved'] = self.retrieved(said.retrieved, m.item)
     if said.candidates is not None:
       found['candidates'] = self.candidates(said.candidates, m.item)
-    zeros = jnp.zeros(m.item.shape, jnp.float32)
-    terms = [
-      zeros if found.get(name) is None else self.weight(name) * found[name] for name in EXPERTS
-    ]
+    off = jnp.zeros(m.item.shape, jnp.float32)
+    terms = [self.weight(name) * found.get(name, off) for name in EXPERTS]
     return jnp.stack(terms, axis=-1)
 
   def log_probs(self, members: Members) -> jax.Array:
@@ -154,26 +159,26 @@ class Negatives(NamedTuple):
 
 
 def draw_negatives(
-  leaf_item: jax.Array, size: int, key: jax.Array, batch_items: jax.Array | None = None
+  trie: Trie, size: int, key: jax.Array, batch_items: jax.Array | None = None
 ) -> Negatives:
   """Return `size` items and weights by which sums over them estimate sums over the catalogue.
 
   A catalogue with room for no more is taken whole. Otherwise half of them are from `batch_items`
   (any shape; -1 = none), which stand for themselves, as popular items should be there for certain;
   the others are drawn uniformly and stand for all the rest. The estimate of the sum is unbiased.
-
-  leaf_item: int32 [capacity], the items of the catalogue; -1 = padding, at the end.
   """
-  if len(leaf_item) <= size:
-    return Negatives(leaf_item, jnp.where(leaf_item >= 0, 0.0, NEG_INF))
+  assert trie.leaf_item is not None, 'a catalogue that changes in place is not trained on'
+  listed = jnp.asarray(trie.leaf_item)  # padding at the end
+  if len(listed) <= size:
+    return Negatives(listed, jnp.where(listed >= 0, 0.0, NEG_INF))
   from_batch, uniform = jax.random.split(key)
   own = jnp.zeros((0,), jnp.int32)
   if batch_items is not None:
     flat = batch_items.reshape(-1)
     own = flat[jax.random.randint(from_batch, (size // 2,), 0, len(flat))]
-  items = jnp.sum(leaf_item >= 0)
-  drawn = leaf_item[jax.random.randint(uniform, (size - len(own),), 0, items)]
-  certain = (own >= 0) & is_first(own[None])[0]
+  items = jnp.sum(listed >= 0)
+  drawn = listed[jax.random.randint(uniform, (size - len(own),), 0, items)]
+  certain = is_first(own[None])[0]
   is_rest = ~(drawn[:, None] == own).any(1)
   stands_for = (items - certain.sum()) / jnp.maximum(is_rest.sum(), 1)
   log_weight = jnp.concatenate(

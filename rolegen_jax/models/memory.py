@@ -54,7 +54,7 @@ class Memory(NamedTuple):
   event: jax.Array  # int32 [B, S]; NO_EVENT where the slot is no event
   timestamp: jax.Array  # int32 [B, S], seconds
   segment: jax.Array  # int32 [B, S], the window of the row; or VISIBLE
-  count: jax.Array  # int32 [B, S], repeats of the event; 1 where the slot is no event
+  repeats: jax.Array  # int32 [B, S], of the event; 1 where the slot is no event
 
 
 class View(NamedTuple):
@@ -83,7 +83,7 @@ def view_memory(memory: Memory, timestamp_BxQ: jax.Array, segment_BxQ: jax.Array
   gap = jnp.where(last > 0, since, 0)
   age_s = jnp.where(past, timestamp_BxQ[..., None] - memory.timestamp[:, None], 0)
   rank = jnp.where(past, last[..., None] - slots, 0)
-  count = jnp.broadcast_to(memory.count[:, None], age_s.shape)
+  count = jnp.broadcast_to(memory.repeats[:, None], age_s.shape)
   dtype = memory.hidden.dtype
   age = (age_features(age_s, rank, count) * is_event[..., None]).astype(dtype)
   event = jax.nn.one_hot(memory.event, NO_EVENT + 1, dtype=dtype)

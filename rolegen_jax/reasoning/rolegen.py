@@ -1,8 +1,8 @@
 """RoleGen: both models, what they share, and what they do together at inference.
 
 `RoleGen(config, items)` holds structure only: config, vocabulary, layout and graph definitions.
-Parameters are passed in, as `{'backbone': ..., 'reasoner': ...}` where both models are needed, so every method
-is a pure function.
+Parameters are passed in, as `{'backbone': ..., 'reasoner': ...}` where both models are needed, so
+every method is a pure function.
 
 Shapes: B users, W worlds, P candidates per world, A retrieved items.
 """

@@ -44,9 +44,7 @@ def without(history: Trajectories, position: jax.Array | int) -> Trajectories:
   return Trajectories(take(history.item, -1), *(take(field, 0) for field in history[1:]))
 
 
-def removal_effects(
-  backbone: Backbone, examples: Examples, trie: Trie, last: int
-) -> jax.Array:
+def removal_effects(backbone: Backbone, examples: Examples, trie: Trie, last: int) -> jax.Array:
   """Return what each of the last M = `last` events adds to log p(y | h), fp32 [B, M], nats.
 
   Slots without an event get 0.

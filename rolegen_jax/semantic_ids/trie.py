@@ -16,8 +16,8 @@ table serves all requests of a batch, each with its own `allow`.
 All tables are padded to capacities and are run-time ARGUMENTS of a jitted function: a catalogue
 that changes within its capacity changes no shape, so nothing recompiles.
 
-Legend: I items, E width of text vectors, L levels, K codes per level, W = ceil(K / 32) bitmap words, C_l capacity of level l
-in nodes.
+Legend: I items, E width of text vectors, L levels, K codes per level, W = ceil(K / 32) bitmap
+words, C_l capacity of level l in nodes.
 """
 
 from __future__ import annotations

@@ -116,8 +116,9 @@ class MutableCatalogue:
       per_level['regions'] = None
     return Trie(
       leaf_item=None,
+      item_codes=self._tables['item_codes', None],
+      item_count=self._tables['item_count', None],
       item_text=None,
-      **{name: self._tables[name, None] for name in PER_ITEM},
       codes_per_level=self._host.codes_per_level,
       **per_level,
     )

@@ -92,7 +92,7 @@ def _members(
     query_state = rolegen.query(backbone, memory, examples.timestamp)
     found = retrieve(backbone, query_state, said, trie, FOUND)
     own = jnp.concatenate([examples.target[:, None], found], axis=1)
-    negatives = draw_negatives(trie.leaf_item, NEGATIVES, jax.random.key(rolegen.config.seed))
+    negatives = draw_negatives(trie, NEGATIVES, jax.random.key(rolegen.config.seed))
     item, log_weight = with_negatives(own, negatives)
     return backbone.members(query_state, item, log_weight, said, items)
 
@@ -119,9 +119,7 @@ def _fit_program(rolegen: RoleGen) -> Any:
     def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], jax.Array]:
       fitted, opt = carry
       value, grads = value_and_grad(fitted, state=opt)
-      updates, opt = tx.update(
-        grads, opt, fitted, value=value, grad=grads, value_fn=objective
-      )
+      updates, opt = tx.update(grads, opt, fitted, value=value, grad=grads, value_fn=objective)
       return (optax.apply_updates(fitted, updates), opt), value
 
     (fitted, _), values = jax.lax.scan(step, (experts, tx.init(experts)), length=config.steps)

@@ -89,7 +89,7 @@ def choices_loss(
     metrics['generative'] = -_weighted_mean(generated, weight_BxQ)
     loss += config.generation_loss * metrics['generative']
   if config.experts != ('generative',):
-    negatives = draw_negatives(trie.leaf_item, config.negatives, key, own_BxM)
+    negatives = draw_negatives(trie, config.negatives, key, own_BxM)
     log_prob = backbone.choice_log_prob(query_state, target_BxQ, own_BxM, negatives, items)
     metrics['choice'] = -_weighted_mean(log_prob, weight_BxQ)
     loss += metrics['choice']
@@ -152,16 +152,12 @@ def execution_loss(
   backbone, noise = rolegen.bind('backbone', params), Noise.of(key)
   items = backbone.items(trie, noise.rows)
   memory = backbone.encode(examples.history, items, noise.encode)
-  loss, metrics = sequence_loss(
-    rolegen, backbone, memory, examples.history, trie, items, noise
-  )
+  loss, metrics = sequence_loss(rolegen, backbone, memory, examples.history, trie, items, noise)
   query_state = rolegen.query(backbone, memory, examples.timestamp, noise.query)
   target, weight = examples.target[:, None], jnp.ones((len(examples.target), 1))
   own = jnp.concatenate([target, examples.history.item], axis=1)
   keys = jax.random.split(noise.negatives)
-  alone, _ = choices_loss(
-    rolegen, backbone, query_state, target, own, weight, trie, items, keys[0]
-  )
+  alone, _ = choices_loss(rolegen, backbone, query_state, target, own, weight, trie, items, keys[0])
   scored = _scored(rolegen, params, query_state, examples, rollout, trie, items, keys[1])
   gain, said = None, Conditioning()
   if rollout is not None:
@@ -195,7 +191,7 @@ def _scored(
   own = [examples.target[:, None], examples.history.item]
   if rollout is not None:
     own += [rollout.retrieved.reshape(users, -1), rollout.candidates.reshape(users, -1)]
-  negatives = draw_negatives(trie.leaf_item, PRODUCT_NEGATIVES, key)
+  negatives = draw_negatives(trie, PRODUCT_NEGATIVES, key)
   item, log_weight = with_negatives(jnp.concatenate(own, axis=1), negatives)
   scored = backbone.members(query_state, item, log_weight, Conditioning(), items)
   return jax.lax.stop_gradient(scored)
