@@ -39,8 +39,7 @@ def get_config(arg: str = '') -> c.Config:
     backbone=dataclasses.replace(base.backbone, context=32, beam=80, pointer=False),
     reasoner=dataclasses.replace(base.reasoner, events=16, role_events=8),
     warmup=warmup,
-    serving=c.ServingConfig(filter_history=True),
-    evaluation=c.EvaluationConfig(ablations=('no_reasoner',), sasrec_steps=3000),
+    evaluation=c.EvaluationConfig(ablations=('no_reasoner',)),
   )
   if not arg:
     return config
@@ -50,5 +49,4 @@ def get_config(arg: str = '') -> c.Config:
     backbone=dataclasses.replace(config.backbone, temporal=wide, depth_layers=2),
     reasoner=dataclasses.replace(config.reasoner, transformer=wide),
     warmup=dataclasses.replace(warmup, steps=9000, batch=256),
-    evaluation=dataclasses.replace(config.evaluation, sasrec_steps=20_000),
   )

@@ -28,7 +28,7 @@ def get_config() -> c.Config:
     evaluation=c.EvaluationConfig(
       # no_interventions and no_reflection cost a closed loop each.
       ablations=('no_reasoner',),
-      sasrec_steps=300,
+      sasrec=c.SasrecConfig(widths=(64,), context=64, batch=32, steps=900, check_every=150),
       # Of 0.3, 0.5, 0.7 and 1.0 the largest at which validation HI@10 is not below that of the
       # backbone alone, in any of three seeds.
       exposure_penalty=1.0,

@@ -44,8 +44,8 @@ def nothing_is_learned():
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(stages, 'fit', leave_a_file)
     patched.setattr(stages, 'fit_mixing_weights', lambda *_: ({}, np.zeros(2)))
-    patched.setattr(evaluation, 'BASELINES', {})
-    patched.setattr(evaluation, 'sasrec', lambda *_: evaluation.Ranking(np.zeros((1, 1)), {}))
+    nothing = {'popularity': lambda *_: evaluation.Ranking(np.zeros((1, 1)), {})}
+    patched.setattr(evaluation, 'ALL_BASELINES', nothing)
     for name in ('evaluate', 'report'):
       patched.setattr(evaluation, name, lambda *_: None)
     yield
