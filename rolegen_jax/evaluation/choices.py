@@ -51,6 +51,18 @@ class Choices:
   bars_history: bool
   scores: dict[str, float]
 
+  def told(self, bars_history: bool) -> str:
+    """Return a sentence for the report: what lists hold, and what validation says of that."""
+    verb = 'leave out' if bars_history else 'may hold'
+    sentence = f"The lists of every system {verb} items of the user's history."
+    if not self.scores:
+      return f'{sentence} There are no validation occasions to choose by.'
+    return (
+      f'{sentence} Validation NDCG@10 of the better of recency and item transitions: '
+      f'{self.scores["history_allowed"]:.4f} with such items, '
+      f'{self.scores["history_barred"]:.4f} without.'
+    )
+
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> Choices:
     """Return the choices of `dataclasses.asdict`."""
@@ -71,13 +83,10 @@ def choose(log: InteractionLog, occasions: Occasions, config: Config) -> Choices
   found = [search.climb(kernel, bars_history) for kernel in STARTS]
   score, kernel = max(found, key=lambda pair: pair[0])
   say(f'item transitions: validation NDCG@10 {score:.4f} with {kernel}')
-  say(
-    f'lists {"hold nothing" if bars_history else "may hold items"} of the history: validation '
-    f'NDCG@10 of the better of recency and item transitions {barred:.4f} without them, '
-    f'{allowed:.4f} with them'
-  )
   scores = dict(item_transitions=score, history_allowed=allowed, history_barred=barred)
-  return Choices(kernel, bars_history, scores)
+  made = Choices(kernel, bars_history, scores)
+  say(made.told(bars_history))
+  return made
 
 
 class _Search:

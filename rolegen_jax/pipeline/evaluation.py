@@ -178,7 +178,8 @@ def report(
     config, log, occasions, results.rows, inputs.codes, results.rankings
   )
   roles, notes = _roles(run, inputs, models, results)
-  notes = content.parts(systems, f'HI@{_main_k(config.evaluation.ks)}') + notes
+  told = inputs.choices.told(inputs.bars_history)
+  notes = [told] + content.parts(systems, f'HI@{_main_k(config.evaluation.ks)}') + notes
   notes += content.short_lists(config.evaluation.ks, len(log.items), results.rankings)
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)

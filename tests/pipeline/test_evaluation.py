@@ -63,6 +63,29 @@ def test_the_baselines_stage_depends_on_the_filter(opened, tmp_path):
   assert keys[0] != keys[1]
 
 
+def test_a_stopped_stage_keeps_the_baselines_that_were_ranked(opened, tmp_path, monkeypatch):
+  run, inputs, _ = opened
+  run, ranked = dataclasses.replace(run, folder=RunFolder(tmp_path)), []
+
+  def first(inputs, rows, k):
+    ranked.append('first')
+    return evaluation.Ranking(np.tile(np.arange(k, dtype=np.int32), (len(rows), 1)), dict(tau=1.5))
+
+  def second(inputs, rows, k):
+    if ranked.count('second') == 0:
+      ranked.append('second')
+      raise KeyboardInterrupt
+    return evaluation.Ranking(np.zeros((len(rows), k), np.int32), {})
+
+  monkeypatch.setattr(evaluation, 'ALL_BASELINES', dict(first=first, second=second))
+  with pytest.raises(KeyboardInterrupt):
+    evaluation.rank_baselines(run, inputs)
+  rankings = evaluation.rank_baselines(run, inputs)
+  assert ranked == ['first', 'second'] and list(rankings) == ['first', 'second']
+  assert rankings['first'].settings == dict(tau=1.5) and (rankings['second'].items == 0).all()
+  assert (rankings['first'].items[0] == np.arange(rankings['first'].items.shape[1])).all()
+
+
 def test_recommendations_hold_nothing_that_the_user_touched(opened, tmp_path):
   run, inputs, trained = opened
   table = recommend(
