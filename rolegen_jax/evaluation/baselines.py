@@ -25,7 +25,7 @@ from rolegen_jax.data.batches import histories
 from rolegen_jax.data.log import InteractionLog, ranges
 from rolegen_jax.data.occasions import D1, D2, VALID, Occasions
 from rolegen_jax.evaluation.counting import Counting
-from rolegen_jax.evaluation.metrics import Pairs, ndcg, ranks
+from rolegen_jax.evaluation.metrics import Pairs, hit, reciprocal_rank
 from rolegen_jax.evaluation.ranking import Scores, lists, target_ranks
 from rolegen_jax.features.interest_shift import InterestShift, event_weights
 from rolegen_jax.features.item_transitions import DAY, Kernel, Transitions
@@ -40,7 +40,7 @@ BEHAVIOR = {
 }
 STEP_DECAYS = (0.2, 0.5, 0.8, 0.95, 1.0)  # grid of ItemKNN, per distinct later time
 TRANSITION_CONTEXT = 64  # latest events of a context that item transitions and counting read
-TRANSITION_WEIGHTS, POWERS = (0.3, 1.0, 3.0), (1.0, 2.0)  # grids of `counting`
+TRANSITION_WEIGHTS, POWERS = (0.1, 0.3, 1.0, 3.0), (1.0, 2.0)  # grids of `counting`
 TUNING_OCCASIONS = 2000  # at most so many validation occasions decide a setting
 
 
@@ -205,16 +205,12 @@ def tuning_rows(log: InteractionLog, occasions: Occasions) -> np.ndarray:
   return candidates[np.linspace(0, len(candidates) - 1, most).astype(np.int64)]
 
 
-def validation_score(items_OxK: np.ndarray, pairs: Pairs) -> float:
-  """Return NDCG@10 of lists: what every choice on validation occasions is made by."""
-  return float(ndcg(ranks(items_OxK, pairs), 10).mean())
-
-
-def score_on_validation(
+def validation_score(
   inputs: BaselineInputs, tuning: np.ndarray, pairs: Pairs, score: Callable[..., Scores]
 ) -> float:
-  """Return the same of scores, without making lists."""
-  return float(ndcg(target_ranks(tuning, score, inputs.popular, pairs), 10).mean())
+  """Return HI@10 plus a little MRR, so that equal hits are decided by their ranks."""
+  rank = target_ranks(tuning, score, inputs.popular, pairs)
+  return float(hit(rank, 10).mean() + 1e-3 * reciprocal_rank(rank).mean())
 
 
 def choose(
@@ -235,11 +231,11 @@ def choose(
   if len(tuning):
     pairs = Pairs.of(inputs.occasions, tuning)
     scored = [
-      score_on_validation(inputs, tuning, pairs, functools.partial(score, **settings))
+      validation_score(inputs, tuning, pairs, functools.partial(score, **settings))
       for settings in progress(options, f'settings of {label}')
     ]
     best = options[int(np.argmax(scored))]
-    told = {'validation NDCG@10': round(max(scored), 4)}
+    told = {'validation HI@10': round(max(scored), 4)}
   ranking = lists(rows, functools.partial(score, **best), inputs.popular, k)
   return Ranking(ranking, best | told | {'validation_occasions': len(tuning)})
 

@@ -18,9 +18,9 @@ from rolegen_jax.evaluation.baselines import (
   TAUS,
   BaselineInputs,
   recency_scores,
-  score_on_validation,
   transition_scores,
   tuning_rows,
+  validation_score,
 )
 from rolegen_jax.evaluation.metrics import Pairs
 from rolegen_jax.features.interest_shift import MAX_LAG, InterestShift
@@ -45,7 +45,7 @@ ROUNDS = 2  # through the settings of a kernel, one after the other
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-  """What was chosen, and the validation NDCG@10 that decided."""
+  """What was chosen, and the validation HI@10 that decided."""
 
   kernel: Kernel
   bars_history: bool
@@ -58,7 +58,7 @@ class Choices:
     if not self.scores:
       return f'{sentence} There are no validation occasions to choose by.'
     return (
-      f'{sentence} Validation NDCG@10 of the better of recency and item transitions: '
+      f'{sentence} Validation HI@10 of the better of recency and item transitions: '
       f'{self.scores["history_allowed"]:.4f} with such items, '
       f'{self.scores["history_barred"]:.4f} without.'
     )
@@ -82,7 +82,7 @@ def choose(log: InteractionLog, occasions: Occasions, config: Config) -> Choices
   bars_history = barred > allowed
   found = [search.climb(kernel, bars_history) for kernel in STARTS]
   score, kernel = max(found, key=lambda pair: pair[0])
-  say(f'item transitions: validation NDCG@10 {score:.4f} with {kernel}')
+  say(f'item transitions: validation HI@10 {score:.4f} with {kernel}')
   scores = dict(item_transitions=score, history_allowed=allowed, history_barred=barred)
   made = Choices(kernel, bars_history, scores)
   say(made.told(bars_history))
@@ -106,7 +106,7 @@ class _Search:
     """Return the best score of recency and of the kernels that the search starts from."""
     inputs = dataclasses.replace(self._inputs, bars_history=bars_history)
     recency = [
-      score_on_validation(
+      validation_score(
         inputs,
         self.tuning,
         self._pairs,
@@ -127,12 +127,12 @@ class _Search:
     return score, kernel
 
   def score(self, kernel: Kernel, bars_history: bool) -> float:
-    """Return validation NDCG@10 of item transitions by this kernel."""
+    """Return validation HI@10 of item transitions by this kernel."""
     inputs = dataclasses.replace(self._inputs, kernel=kernel, bars_history=bars_history)
     vars(inputs)['popular'] = self._inputs.popular
     vars(inputs)['transitions'] = self._table(dataclasses.replace(kernel, step=1.0, days=0.0))
     score = functools.partial(transition_scores, inputs)
-    return score_on_validation(inputs, self.tuning, self._pairs, score)
+    return validation_score(inputs, self.tuning, self._pairs, score)
 
   def _make_table(self, kernel: Kernel) -> Any:
     counted = self._counted(kernel.lags, kernel.fade, kernel.backward)

@@ -18,8 +18,8 @@ from rolegen_jax.data.log import ranges
 from rolegen_jax.evaluation.baselines import (
   BaselineInputs,
   Ranking,
-  score_on_validation,
   tuning_rows,
+  validation_score,
 )
 from rolegen_jax.evaluation.metrics import Pairs
 from rolegen_jax.evaluation.ranking import Scores, lists
@@ -50,9 +50,9 @@ def u2i(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
     pairs, score = Pairs.of(inputs.occasions, tuning), -1.0
     for settings in progress(options, 'settings of u2i'):
       fitted = _Factors(inputs, settings)
-      if (found := score_on_validation(inputs, tuning, pairs, fitted.scores)) > score:
+      if (found := validation_score(inputs, tuning, pairs, fitted.scores)) > score:
         score, best, model = found, settings, fitted
-    told = {'validation NDCG@10': round(score, 4)}
+    told = {'validation HI@10': round(score, 4)}
   model = model or _Factors(inputs, best)
   ranking = lists(rows, model.scores, inputs.popular, k)
   chosen = best._asdict() | dict(iterations=ITERATIONS)

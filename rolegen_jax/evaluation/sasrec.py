@@ -32,9 +32,8 @@ from rolegen_jax.evaluation.baselines import (
   BaselineInputs,
   Ranking,
   tuning_rows,
-  validation_score,
 )
-from rolegen_jax.evaluation.metrics import Pairs
+from rolegen_jax.evaluation.metrics import Pairs, ndcg, ranks
 from rolegen_jax.models import functional
 from rolegen_jax.models.layers import param
 from rolegen_jax.models.numerics import NEG_INF, dropout, is_possible
@@ -227,7 +226,7 @@ def _train(inputs: BaselineInputs, batches: _Batches, width: int, k: int, mesh: 
     if index % config.check_every and index != config.steps:
       continue
     lists = _rank(functools.partial(top, params), inputs, tuning, 10)
-    score = validation_score(lists, pairs) if len(tuning) else float(index)
+    score = float(ndcg(ranks(lists, pairs), 10).mean()) if len(tuning) else float(index)
     if score > best_score:
       best_score, best_step, best_params = score, index, params
     elif index - best_step >= config.patience * config.check_every:

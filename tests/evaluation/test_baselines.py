@@ -154,12 +154,13 @@ def test_top_breaks_ties_by_column():
   assert listed.tolist() == [[True] * 3, [True, True, False]]
 
 
-def real(name: str, **data):
+def real(name: str, bars_history: bool = False, **data):
   config = Config(data=dataclasses.replace(RAW[name], **data))
   need(config.data.path)
   events, items, _ = ADAPTERS[name](log_path(config.data), config.data)
   log = InteractionLog.build(events, items)
-  return tiny_log.inputs(log, find_occasions(log, config.data), config)
+  occasions = find_occasions(log, config.data)
+  return tiny_log.inputs(log, occasions, config, bars_history=bars_history)
 
 
 def figures(items, pairs, part) -> list[float]:
@@ -206,7 +207,7 @@ def test_taobao_known_numbers():
 
 @pytest.mark.slow
 def test_beauty_known_numbers():
-  known = real('ranked_sequences')
+  known = real('ranked_sequences', bars_history=True)
   # A third of the users: 7455, standard error about 0.003.
   rows = baselines.evaluation_rows(known.log, known.occasions, TEST)[::3]
   pairs = Pairs.of(known.occasions, rows)
