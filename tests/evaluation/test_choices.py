@@ -14,6 +14,7 @@ from rolegen_jax.features.item_transitions import Kernel, Transitions
 from rolegen_jax.pipeline.inputs import choose_on_validation, prepare_data, prepare_inputs
 from tests import runs
 from tests.evaluation import tiny_log
+from tests.evaluation.test_baselines import real
 
 ITEMS = 40
 
@@ -60,6 +61,14 @@ def test_the_choice_is_the_same_again_and_reads_no_test_target(chosen):
   changed = dataclasses.replace(occasions, target=other)
   assert choices.choose(log, occasions, Config()) == chosen[False]
   assert choices.choose(log, changed, Config()) == chosen[False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['ranked_sequences', 'alibaba2014', 'taobao_userbehavior'])
+def test_on_public_logs_only_reviews_leave_out_the_history(name):
+  known = real(name)
+  made = choices.choose(known.log, known.occasions, known.config)
+  assert made.bars_history == (name == 'ranked_sequences')
 
 
 def test_without_validation_occasions_the_defaults_stand():
