@@ -2,7 +2,7 @@
 
 An experiment with every ablation (amazon_beauty: its own), under three seeds.
 
-  for NAME in demo alibaba2014 taobao_userbehavior_1k amazon_beauty; do
+  for NAME in demo alibaba2014 taobao_userbehavior_1k ijcai15 amazon_beauty; do
     python -m launch.sweep --experiment=quality:$NAME --workdir=runs/quality/$NAME
   done
   python -m experiments.benchmarks.quality --runs=runs/quality
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from rolegen_jax import config as c
 
-EXPERIMENTS = ('demo', 'alibaba2014', 'taobao_userbehavior_1k', 'amazon_beauty')
+EXPERIMENTS = ('demo', 'alibaba2014', 'taobao_userbehavior_1k', 'ijcai15', 'amazon_beauty')
 OWN_ABLATIONS = ('amazon_beauty',)  # no dormant cohort there: it is for the backbone alone
 SEEDS = 3
 

@@ -38,7 +38,7 @@ WORD_TASKS = (*ALIGN_TASKS, 'rationale')
 BACKBONE_INPUTS = ('roles', 'intent', 'candidates', 'retrieved')
 INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
-TEXT_EMBEDDERS = ('hashed_ngrams', 'column')  # of semantic_ids/embeddings.py
+TEXT_EMBEDDERS = ('hashed_ngrams', 'column', 'minilm')  # of semantic_ids/embeddings.py
 PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations')
 # Far beyond what anybody trains: whoever asks for more has mistyped.
 MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
@@ -118,7 +118,8 @@ class SemanticIdConfig(Section):
   levels: int = 3  # codes per item
   codes: int = 256  # codebook size per level
   collaborative_dim: int = 64  # width of the collaborative item embedding; 0 = off
-  text: str = ''  # text embedder by registered name; '' = off
+  text: str = ''  # text embedder of items: hashed_ngrams | column | minilm; '' = off
+  text_dim: int = 128  # width of the items' text vectors, at most that of the embedder's
   iterations: int = 20  # k-means iterations per level, or RQ-VAE epochs
   seed: int = 0
 
@@ -126,9 +127,10 @@ class SemanticIdConfig(Section):
     self._one_of(('residual_kmeans', 'rqvae'), f'{name}.method')
     self._need(2 <= self.levels <= 8, f'{name}.levels', '2 to 8')
     self._at_least(2, name, 'codes')
-    self._at_most(TOO_WIDE, name, 'codes', 'collaborative_dim')
+    self._at_most(TOO_WIDE, name, 'codes', 'collaborative_dim', 'text_dim')
     self._at_least(0, name, 'collaborative_dim', 'seed')
     self._one_of(('', *TEXT_EMBEDDERS), f'{name}.text')
+    self._at_least(1, name, 'text_dim')
     some = self.collaborative_dim > 0 or self.text != ''
     self._need(some, f'{name}.collaborative_dim', 'positive when no text embedder is set')
     self._at_least(1, name, 'iterations')

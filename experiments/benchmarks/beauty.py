@@ -31,6 +31,7 @@ from rolegen_jax.data.occasions import Occasions, find_occasions
 from rolegen_jax.models.backbone import PURCHASE
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
+from rolegen_jax.semantic_ids.embeddings import text_embeddings
 from rolegen_jax.semantic_ids.residual_kmeans import residual_kmeans
 from rolegen_jax.semantic_ids.stage import embed
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
@@ -116,7 +117,8 @@ def codes() -> np.ndarray:
   log, occasions = sequences().log, sequences().occasions
   ids = config().semantic_ids
   mesh = sharding.make_mesh(c.MeshConfig(), jax.local_devices()[:1])
-  embeddings = embed(log, occasions, ids)
+  text = text_embeddings(log.items, ids.text)
+  embeddings = embed(log, occasions, text, ids)
   result = residual_kmeans(embeddings, QUANTISED, ids.codes, ids.iterations, ids.seed, mesh)
   return distinct(result.codes, ids.codes)
 

@@ -41,8 +41,16 @@ from rolegen_jax.reasoning.feedback import repeats
 from rolegen_jax.runtime.progress import say
 
 METRICS = {'HI@1': (hit, 1), 'HI@10': (hit, 10), 'HI@50': (hit, 50), 'NDCG@10': (ndcg, 10)}
-# Slice -> the metrics that are kept; all of METRICS where a log is about ACTIVE users.
-SLICES = {'dormant': tuple(METRICS), 'D1': ('HI@1', 'HI@10'), 'dormant new': ('HI@50',)}
+# Main slice of a log -> slices that are kept, and their metrics.
+SLICES = {
+  'dormant': {
+    'dormant': tuple(METRICS),
+    'D1': ('HI@1', 'HI@10'),
+    'dormant new': ('HI@50',),
+    'dormant cold': ('HI@50',),
+  },
+  'ACTIVE': {'ACTIVE': tuple(METRICS), 'all cold': ('HI@50',)},
+}
 CANDIDATES = 'candidates/'  # precedes a system's name in rankings.npz
 AB_RUNS = dict(
   default='ab.json', held_back='held_back/ab.json'
@@ -137,8 +145,9 @@ class Runs:
         raise ConfigError(
           f'{folder}: evaluated other occasions than {folders[0]}; must be runs on the same log'
         )
-    _, occasions = load_prepared(folders[0] / 'data')
-    return cls(folders, reports, rankings, Pairs.of(occasions, occasion_rows[0]))
+    log, occasions = load_prepared(folders[0] / 'data')
+    pairs = Pairs.of(occasions, occasion_rows[0], occasions.train_events(log))
+    return cls(folders, reports, rankings, pairs)
 
   def arrays(self) -> list[str]:
     """Return the names of the arrays that every run has."""
@@ -224,10 +233,9 @@ def _candidates(runs: Runs, main: str) -> dict[str, dict]:
 
 
 def _by_slice(runs: Runs, values: dict[str, np.ndarray]) -> dict[str, dict]:
-  slices = SLICES if runs.main_slice() == 'dormant' else {runs.main_slice(): tuple(METRICS)}
   return {
     name: _on_slice(runs, {metric: values[metric] for metric in metrics}, name)
-    for name, metrics in slices.items()
+    for name, metrics in SLICES[runs.main_slice()].items()
     if runs.pairs.slice(name).any()
   }
 

@@ -21,6 +21,7 @@ LOGS = dict(
   demo='simulated',
   alibaba2014='alibaba2014',
   taobao_userbehavior_1k='taobao 1k',
+  ijcai15='ijcai15',
   amazon_beauty='amazon_beauty',
 )
 ARMS = dict(
@@ -177,10 +178,12 @@ def _seeds_table(experiments: dict) -> str:
 
 def _hits_table(summary: dict) -> str:
   part, rows = summary['slice'], []
+  tested = summary['systems'][TESTED]['metrics']
+  cold = next((name for name in ('dormant cold', 'all cold') if name in tested), '')
   for name, system in summary['systems'].items():
     hits, diversity = system['metrics'][part], system['diversity']
     mean = {metric: f'{100 * estimate["mean"]:.2f}' for metric, estimate in hits.items()}
-    new = system['metrics'].get('dormant new')
+    kinds = [system['metrics'].get(kind) for kind in ('dormant new', *filter(None, [cold]))]
     rows.append(
       [
         name,
@@ -189,15 +192,16 @@ def _hits_table(summary: dict) -> str:
         mean['HI@50'],
         mean['NDCG@10'],
         '' if name == TESTED else _percent(system['tested_minus_it']['HI@10'], '+'),
-        f'{100 * new["HI@50"]["mean"]:.1f}' if new else '',
+        *(f'{100 * kind["HI@50"]["mean"]:.1f}' if kind else '' for kind in kinds),
         f'{diversity["coverage"]:.3f}',
         f'{diversity["long_tail_share"]:.3f}',
       ]
     )
-  pairs = summary['systems'][TESTED]['metrics'][part]['HI@10']['pairs']
+  pairs = tested[part]['HI@10']['pairs']
   head = [f'{part}, {pairs:,} targets', 'HI@1', 'HI@10', 'HI@50', 'NDCG@10']
-  head += ['RoleGen minus it, HI@10', 'new, HI@50', 'coverage', 'long tail']
-  return _markdown(head, rows)
+  head += ['RoleGen minus it, HI@10', 'new, HI@50']
+  head += [f'{tested[cold]["HI@50"]["pairs"]:,} cold, HI@50'] if cold else []
+  return _markdown([*head, 'coverage', 'long tail'], rows)
 
 
 def _candidates_table(summary: dict) -> str:

@@ -92,6 +92,11 @@ class Occasions:
     np.minimum.at(end, self.user[held_out], self.context_end[held_out])
     return end
 
+  def train_events(self, log: InteractionLog) -> np.ndarray:
+    """Return how many rows of `log` training may use of every item, int64 [I]; 0 = cold."""
+    is_training = np.arange(len(log.item)) < self.train_end(log)[log.user]
+    return np.bincount(log.item[is_training], minlength=len(log.items))
+
   def save(self, folder: str | os.PathLike) -> None:
     """Write occasions.parquet into `folder`."""
     frame = pl.DataFrame({name: getattr(self, name) for name in _PER_OCCASION})

@@ -40,8 +40,8 @@ def systems(
 
   The first of `rankings` is the system under test.
   """
-  pairs = Pairs.of(occasions, rows)
-  train_events = _train_events(log, occasions)
+  train_events = occasions.train_events(log)
+  pairs = Pairs.of(occasions, rows, train_events)
   metrics = {
     name: dict(
       kind=kind,
@@ -59,12 +59,6 @@ def systems(
   return metrics, differences
 
 
-def _train_events(log: InteractionLog, occasions: Occasions) -> np.ndarray:
-  """Return the number of training events of every item, int [I]."""
-  train = np.arange(len(log.item)) < occasions.train_end(log)[log.user]
-  return np.bincount(log.item[train], minlength=len(log.items))
-
-
 def table(systems: dict, differences: dict, ks: list[int]) -> str:
   """Return HI@k (hit rate) of every system in per cent as text.
 
@@ -72,7 +66,7 @@ def table(systems: dict, differences: dict, ks: list[int]) -> str:
   """
   width = max(map(len, systems)) + 18
   lines = []
-  for part in ('dormant', 'ACTIVE', 'all'):
+  for part in ('dormant', 'dormant cold', 'ACTIVE', 'all', 'all cold'):
     present = {name: s['metrics'][part] for name, s in systems.items() if part in s['metrics']}
     if not present:
       continue
@@ -109,7 +103,8 @@ def worlds(
   under test. `systems` in the result: how far the worlds of each lie apart, and the share of
   targets among all candidates of a user, by slice.
   """
-  train_events, pairs = _train_events(log, occasions), Pairs.of(occasions, rows)
+  train_events = occasions.train_events(log)
+  pairs = Pairs.of(occasions, rows, train_events)
   spread = {
     name: diversity.world_diversity(items, codes, train_events)
     for name, items in candidates.items()

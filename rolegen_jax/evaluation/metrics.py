@@ -30,7 +30,11 @@ from rolegen_jax.data.log import ranges
 from rolegen_jax.data.occasions import Occasions
 
 DORMANT = ('D1', 'D2')
-SLICES = ('D1', 'D2', 'dormant', 'ACTIVE', 'all', 'dormant seen', 'dormant new')
+# Groups of users, and of some the targets of one kind: see `Pairs.slice`.
+SLICES = (
+  *('D1', 'D2', 'dormant', 'ACTIVE', 'all'),
+  *('dormant seen', 'dormant new', 'dormant cold', 'all cold'),
+)
 _CHUNK = 100  # resamples drawn at once, so that the weights stay small
 
 
@@ -44,35 +48,44 @@ class Pairs:
   seen: np.ndarray  # bool [T], the user engaged with it before
   cohort: np.ndarray  # int8 [T], index in config.COHORTS
   occasions: int  # O
+  # bool [T], the item has no training event of any user; None = not known, no slice has cold pairs
+  cold: np.ndarray | None = None
 
   @classmethod
-  def of(cls, occasions: Occasions, rows: np.ndarray) -> Pairs:
-    """Return the pairs of the occasions `rows` (int [O], indices into `occasions`), in order."""
+  def of(
+    cls, occasions: Occasions, rows: np.ndarray, train_events: np.ndarray | None = None
+  ) -> Pairs:
+    """Return the pairs of the occasions `rows` (int [O], indices into `occasions`), in order.
+
+    train_events: of `Occasions.train_events`, int [I]; tells which targets are cold.
+    """
     rows = np.asarray(rows, np.int64)
     first = occasions.target_offsets[rows]
     sizes = occasions.target_offsets[rows + 1] - first
     source, owner = ranges(first, sizes)
+    item = occasions.target[source]
     return cls(
       occasion=owner.astype(np.int32),
       user=occasions.user[rows][owner],
-      item=occasions.target[source],
+      item=item,
       seen=occasions.target_seen[source],
       cohort=occasions.cohort[rows][owner],
       occasions=len(rows),
+      cold=None if train_events is None else train_events[item] == 0,
     )
 
   def slice(self, name: str) -> np.ndarray:
-    """Return which pairs belong to one of SLICES, bool [T]."""
-    dormant = np.isin(self.cohort, [COHORTS.index(c) for c in DORMANT])
-    if name in COHORTS:
-      return self.cohort == COHORTS.index(name)
-    slices = {
-      'all': np.ones_like(dormant),
-      'dormant': dormant,
-      'dormant seen': dormant & self.seen,
-      'dormant new': dormant & ~self.seen,
-    }
-    return slices[name]
+    """Return which pairs belong to one of SLICES, bool [T].
+
+    A slice is a group of users (a cohort, dormant or all), then perhaps a kind of target: seen or
+    new to the user, or cold: new to everybody, in training.
+    """
+    group, _, kind = name.partition(' ')
+    groups = dict(all=COHORTS, dormant=DORMANT)
+    chosen = [COHORTS.index(cohort) for cohort in groups.get(group, (group,))]
+    cold = np.zeros_like(self.seen) if self.cold is None else self.cold
+    kinds = {'': np.ones_like(cold), 'seen': self.seen, 'new': ~self.seen, 'cold': cold}
+    return np.isin(self.cohort, chosen) & kinds[kind]
 
 
 def ranks(ranked_OxK: np.ndarray, pairs: Pairs) -> np.ndarray:

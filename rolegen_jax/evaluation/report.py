@@ -62,7 +62,10 @@ REQUIRED = (
 )
 _TABLE_METRICS = ('HI@1', 'HI@5', 'HI@10', 'HI@50', 'NDCG@10', 'MRR')
 # The order of the tables after the one of the main slice.
-_OTHER_SLICES = ('D1', 'D2', 'dormant seen', 'dormant new', 'ACTIVE', 'all')
+_OTHER_SLICES = (
+  *('D1', 'D2', 'dormant seen', 'dormant new', 'dormant cold'),
+  *('ACTIVE', 'all', 'all cold'),
+)
 _PENALTY = '_exposure_penalty'  # suffix of systems whose lists an exposure penalty reordered
 _EVENT_GLYPHS = {
   'impression': '·',

@@ -28,6 +28,7 @@ from rolegen_jax.pipeline.text import Words
 from rolegen_jax.runtime import distributed
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids
+from rolegen_jax.semantic_ids.text_vectors import TextVectors
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
 from rolegen_jax.simulator import world
 
@@ -51,6 +52,7 @@ class Inputs:
   shards: Shards | None
   catalogue: Catalogue
   codes: np.ndarray  # int32 [I, L], of the log's items
+  text_vectors: TextVectors | None  # of the log's items; None where semantic_ids.text is off
   trie: Trie
   choices: Choices
   bars_history: bool  # whether lists, of every system, leave out what the user's history holds
@@ -64,7 +66,7 @@ class Inputs:
 def prepare_inputs(run: Run) -> Inputs:
   """Run the stages before training, in order."""
   data = prepare_data(run)
-  catalogue = assign_semantic_ids(run, data)
+  catalogue, text_vectors = assign_semantic_ids(run, data)
   codes = catalogue.codes_of(data.log.items['item_id'])
   chosen = choose_on_validation(run, data)
   interest_shift, excitation = count_features(run, data, codes, chosen.kernel)
@@ -80,6 +82,8 @@ def prepare_inputs(run: Run) -> Inputs:
     choices=digest(chosen),
     vocabulary=run.rolegen.vocab.digest,
   )
+  if text_vectors:
+    hashes |= dict(text_vectors=text_vectors.digest)
   if words:
     hashes |= dict(tokenizer=words.tokenizer.digest)
   wish = run.config.serving.filter_history
@@ -89,6 +93,7 @@ def prepare_inputs(run: Run) -> Inputs:
     shards=data.shards,
     catalogue=catalogue,
     codes=codes,
+    text_vectors=text_vectors,
     trie=build_trie(codes, run.config.semantic_ids.codes),
     choices=chosen,
     bars_history=chosen.bars_history if wish == 'auto' else wish == 'bar',
@@ -124,8 +129,8 @@ def raw_tables(config: Config) -> RawTables:
   return RawTables(events, items, left_out={}, planted=simulated.planted)
 
 
-def assign_semantic_ids(run: Run, data: Data) -> Catalogue:
-  """Stage `semantic_ids`: every item's codes."""
+def assign_semantic_ids(run: Run, data: Data) -> tuple[Catalogue, TextVectors | None]:
+  """Stage `semantic_ids`: every item's codes and, where `semantic_ids.text` is on, text vector."""
   config, log, occasions = run.config.semantic_ids, data.log, data.occasions
   stage = run.begin('semantic_ids', dict(log=log.digest, occasions=occasions.digest))
   if not stage.is_complete:
@@ -135,7 +140,8 @@ def assign_semantic_ids(run: Run, data: Data) -> Catalogue:
     )
     rate = report.get('collision_rate', float('nan'))
     stage.finish(f'collisions before resolution {rate:.3f}')
-  return Catalogue.load(stage.folder)
+  text_vectors = TextVectors.load(stage.folder) if config.text else None
+  return Catalogue.load(stage.folder), text_vectors
 
 
 def choose_on_validation(run: Run, data: Data) -> Choices:

@@ -155,6 +155,8 @@ def _is_off(path: str, config: Config) -> bool:
   """Return whether the field is of a part that these settings turn off."""
   if path.startswith('simulator.'):
     return config.data.format != 'simulated'
+  if path == 'semantic_ids.text_dim':
+    return not config.semantic_ids.text
   if path.startswith('text.'):
     return not config.reasoner.text_pieces
   return path.startswith('reasoner.lora.') and config.reasoner.train != 'lora'

@@ -7,7 +7,7 @@ brand) as nodes of ONE graph, turned into smoothed PPMI and factorized (Levy & G
 so it is shrunk to that of the item's attributes.
 
 The text part is a function texts -> matrix, chosen by name, see TEXT_EMBEDDERS. It is off by
-default.
+default. The same matrix gives the text vectors (text_vectors.py).
 
 Legend: N events, I items, A attribute columns, V nodes (items, then attribute values), D width.
 """
@@ -22,6 +22,7 @@ import polars as pl
 import scipy.sparse as sp
 
 from rolegen_jax.config import ConfigError, SemanticIdConfig
+from rolegen_jax.semantic_ids.minilm import minilm
 
 # Events: two events further apart in one trajectory do not co-occur.
 WINDOW = 30
@@ -48,11 +49,12 @@ def item_embeddings(
   item_N: np.ndarray,
   weight_N: np.ndarray,
   items: pl.DataFrame,
+  text_IxD: np.ndarray | None,
   config: SemanticIdConfig,
 ) -> np.ndarray:
-  """Return the parts that `config` asks for, side by side with equal weight, as float32 [I, D].
+  """Return collaborative and text part side by side with equal weight, as float32 [I, D].
 
-  For the arguments see `collaborative`.
+  text_IxD: of `text_embeddings`; None = no such part. For the others see `collaborative`.
   """
   parts = []
   if config.collaborative_dim:
@@ -62,8 +64,8 @@ def item_embeddings(
         user_N, item_N, weight_N, items.height, config.collaborative_dim, attributes, config.seed
       )
     )
-  if config.text:
-    parts.append(text_embeddings(items, config.text))
+  if text_IxD is not None:
+    parts.append(text_IxD)
   if not parts:
     raise ConfigError(
       'semantic_ids.collaborative_dim=0: must be positive when no text embedder is set'
@@ -274,15 +276,20 @@ def _ngram_buckets(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 # Name -> (texts -> [I, D]).
-TEXT_EMBEDDERS: dict[str, Callable[[list[str]], np.ndarray]] = {'hashed_ngrams': hashed_ngrams}
+TEXT_EMBEDDERS: dict[str, Callable[[list[str]], np.ndarray]] = {
+  'hashed_ngrams': hashed_ngrams,
+  'minilm': minilm,
+}
 
 
-def text_embeddings(items: pl.DataFrame, name: str) -> np.ndarray:
-  """Return unit rows float32 [I, D] of the items' text by the embedder `name`.
+def text_embeddings(items: pl.DataFrame, name: str) -> np.ndarray | None:
+  """Return unit rows float32 [I, D] of the items' text by the embedder `name`; None for ''.
 
-  For name='column', of their `embedding` column. Raises ConfigError naming the known embedders, or
-  the column that the items table lacks.
+  For name='column', of their `embedding` column. A row without text is zero. Raises ConfigError
+  naming the known embedders, or what the items table or the environment lacks.
   """
+  if not name:
+    return None
   if name == 'column':
     if 'embedding' not in items.columns:
       raise ConfigError(

@@ -1,5 +1,6 @@
 """The quality summary: figures from tiny run folders, tables, and what earlier ones keep."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -12,7 +13,7 @@ from rolegen_jax.cli import entry
 from rolegen_jax.config import ABLATIONS, ConfigError, EvaluationConfig
 from rolegen_jax.data.files import write_json, write_npz
 from rolegen_jax.data.occasions import TEST
-from rolegen_jax.data.prepare import prepare
+from rolegen_jax.data.prepare import load_prepared, prepare
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.baselines import evaluation_rows
 from rolegen_jax.pipeline.inputs import raw_tables
@@ -129,6 +130,25 @@ def test_candidates_are_tabulated(folder):
   _, _, held, _, repeated, _ = rows['weighted'].split(' | ')
   assert held == '0.00 [0.00, 0.00]'
   assert repeated == '66.67 [66.67, 66.67]'  # two of three were on the path before
+
+
+def test_cold_targets_have_a_column_where_there_are_some(folder):
+  runs = quality.Runs.load([folder / 'demo' / 'points' / f'seed{seed}' for seed in range(2)])
+  log, occasions = load_prepared(runs.folders[0] / 'data')
+  trained = set(log.item[log.timestamp <= occasions.train_cut].tolist())
+  assert runs.pairs.cold.tolist() == [item not in trained for item in runs.pairs.item.tolist()]
+  dormant, some = runs.pairs.slice('dormant'), np.arange(len(runs.pairs.item)) % 3 == 0
+  for cold in (np.zeros_like(some), some):
+    pairs = dataclasses.replace(runs.pairs, cold=cold)
+    summary = quality.summarize(dataclasses.replace(runs, pairs=pairs))
+    table = quality_report.tables(dict(experiments=dict(demo=summary), ab_tests={}))['hits demo']
+    head = table.splitlines()[0]
+    assert ('cold' in head) == cold.any()
+  of_ours = summary['systems']['RoleGen']['metrics']['dormant cold']['HI@50']
+  assert of_ours['pairs'] == (some & dormant).sum()
+  assert f'| new, HI@50 | {of_ours["pairs"]:,} cold, HI@50 | coverage |' in head
+  cell = next(row for row in table.splitlines() if row.startswith('| RoleGen |')).split(' | ')[7]
+  assert cell == f'{100 * of_ours["mean"]:.1f}'
 
 
 def test_runs_on_other_occasions_are_refused(folder, tmp_path):

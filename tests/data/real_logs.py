@@ -13,6 +13,9 @@ RAW = {
     'taobao_userbehavior', 'raw/UserBehavior_first100001.csv', max_users=982
   ),
   'rees46': DataConfig('rees46', 'raw/rees46_2019-Oct_head.csv'),
+  'ijcai15': DataConfig(
+    'contract', 'ijcai15', first_conversion_min_views=5, reactivation_min_views=3
+  ),
   'ranked_sequences': DataConfig('ranked_sequences', 'amazon_beauty', split='leave_one_out'),
 }
 

@@ -196,11 +196,12 @@ def test_saved_occasions_load_again_and_wrong_files_are_refused(tmp_path, rule):
   [
     ('alibaba2014', 428, 488),
     ('taobao_userbehavior', 140, 149),
+    ('ijcai15', 903, 1090),
   ],
 )
 def test_dormant_test_occasions_of_the_real_logs(kind, n_occasions, n_targets):
   data = real_logs.RAW[kind]
-  events, items, _ = ADAPTERS[kind](real_logs.need(data.path), data)
+  events, items, _ = ADAPTERS[data.format](real_logs.need(data.path), data)
   log = InteractionLog.build(*validate(events, items))
   occasions = find_occasions(log, data)
   check_no_leak(log, occasions)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import EvaluationConfig
+from rolegen_jax.data.occasions import TEST
 from rolegen_jax.evaluation import metrics
 from rolegen_jax.evaluation.metrics import Interval, Pairs
 from tests.evaluation import tiny_log
@@ -63,6 +64,58 @@ def test_slices_are_by_pair():
   assert table['all']['HI@1'].mean == 0.25
   with pytest.raises(ValueError, match='3 occasions'):
     metrics.evaluate(RANKED[:2], pairs, EvaluationConfig())
+
+
+def cold_log():
+  """(log, occasions): ten first purchases of ten users, ten days apart; three of them are test.
+
+  Only later than training anybody touches items 2, 3 and 5. Item 4 was shown in training once.
+  """
+  bought = [1, 1, 1, 1, 1, 2, 1, 2, 3, 1]
+  rows = [(0, 4, 'impression', 1)]
+  for user, item in enumerate(bought):
+    rows += [(user, 0, 'view', 10 * user), (user, item, 'purchase', 10 * user + 5)]
+  rows += [(8, 3, 'view', 84), (8, 5, 'purchase', 86), (9, 4, 'purchase', 95)]
+  return tiny_log.make(rows, 6, first_conversion_min_views=1, test_fraction=0.3, valid_fraction=0.2)
+
+
+def test_a_target_without_a_training_event_is_cold():
+  log, occasions = cold_log()
+  assert occasions.train_events(log).tolist() == [5, 5, 0, 0, 1, 0]
+  rows = np.flatnonzero(occasions.split == TEST)
+  pairs = Pairs.of(occasions, rows, occasions.train_events(log))
+  # User 8 looked at item 3 the day before: it is cold, and the user has seen it.
+  assert pairs.item.tolist() == [2, 3, 5, 1, 4]
+  assert pairs.cold.tolist() == [True, True, True, False, False]
+  assert pairs.seen.tolist() == [False, True, False, False, False]
+  config = EvaluationConfig(ks=(1,), bootstrap=20)
+  found = np.tile(np.array([[3]], np.int32), (len(rows), 1))
+  table = metrics.evaluate(found, pairs, config)
+  counts = {name: (row['HI@1'].pairs, row['HI@1'].users) for name, row in table.items()}
+  assert counts['dormant cold'] == (2, 2) and counts['all cold'] == (3, 2)
+  assert counts['dormant'] == (4, 3) and counts['dormant new'] == (3, 2)
+  assert table['dormant cold']['HI@1'].mean == 0.5
+  nothing = np.full_like(found, -1)
+  assert metrics.compare(found, nothing, pairs, config)['all cold'].mean == pytest.approx(1 / 3)
+
+
+def test_under_leave_one_out_cold_is_what_nobody_has_before_validation():
+  rows = [(user, item, 'purchase', day) for user in (0, 1) for day, item in enumerate((0, 1, 2, 3))]
+  rows += [(2, item, 'purchase', day) for day, item in enumerate((0, 3, 4, 2))]
+  log, occasions = tiny_log.make(rows, 5, split='leave_one_out')
+  assert occasions.train_events(log).tolist() == [3, 2, 0, 1, 0]
+  test = np.flatnonzero(occasions.split == TEST)
+  pairs = Pairs.of(occasions, test, occasions.train_events(log))
+  assert dict(zip(pairs.user.tolist(), pairs.cold.tolist())) == {0: False, 1: False, 2: True}
+
+
+def test_without_cold_targets_there_is_no_such_slice():
+  log, occasions = cold_log()
+  rows = np.flatnonzero(occasions.split == TEST)
+  config = EvaluationConfig(ks=(1,), bootstrap=20)
+  lists = np.zeros((len(rows), 1), np.int32)
+  for pairs in (Pairs.of(occasions, rows, np.ones(6, int)), Pairs.of(occasions, rows)):
+    assert not [name for name in metrics.evaluate(lists, pairs, config) if 'cold' in name]
 
 
 def test_against_brute_force():

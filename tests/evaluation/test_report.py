@@ -8,7 +8,7 @@ import pytest
 from rolegen_jax.config import EvaluationConfig
 from rolegen_jax.evaluation import report
 from rolegen_jax.evaluation.agreement import effect_agreement, role_agreement
-from rolegen_jax.evaluation.content import short_lists
+from rolegen_jax.evaluation.content import short_lists, table
 from rolegen_jax.evaluation.diversity import list_diversity, world_diversity
 from rolegen_jax.evaluation.metrics import Interval, Pairs, compare, evaluate
 
@@ -195,6 +195,31 @@ def test_systems_have_plain_names_on_the_page_and_keys_in_the_json(tmp_path):
     assert key == name or key not in page
   assert '<td>no interventions</td>' in page and 'no_interventions' not in page
   assert '<h3>ablation: no reasoner</h3>' in page
+
+
+def test_cold_targets_have_tables_on_the_page_and_in_print(tmp_path):
+  n = 40
+  cohort, cold = np.where(np.arange(n) < 30, 0, 3).astype(np.int8), np.arange(n) % 4 == 0
+  pairs = Pairs(np.arange(n), np.arange(n), np.arange(n), np.ones(n, bool), cohort, n, cold)
+  lists = {'RoleGen': np.where(cold, -1, np.arange(n))[:, None], 'recency': np.arange(n)[:, None]}
+  config = EvaluationConfig(ks=(1, 10), bootstrap=20)
+  by_name = {
+    name: dict(kind=kind, metrics=evaluate(lists[name], pairs, config))
+    for name, kind in (('RoleGen', 'model'), ('recency', 'baseline'))
+  }
+  differences = {'recency': compare(lists['RoleGen'], lists['recency'], pairs, config)}
+  everything = content() | dict(systems=by_name, differences=differences)
+  page = report.write_report(tmp_path, everything).read_text()
+  assert '<h3>dormant cold <span class="kind">8 targets of 8 users' in page
+  assert '<h3>all cold <span class="kind">10 targets of 10 users' in page
+  stored = json.loads((tmp_path / 'report.json').read_text())
+  assert stored['systems']['RoleGen']['metrics']['dormant cold']['HI@10']['mean'] == 0
+  assert stored['differences']['recency']['all cold']['mean'] == -1
+  printed = table(by_name, differences, [1, 10]).splitlines()
+  at = next(i for i, line in enumerate(printed) if line.startswith('dormant cold (8 targets)'))
+  assert printed[at + 1].split() == ['RoleGen', '0.00', '0.00']
+  assert printed[at + 2].split()[:4] == ['recency', '100.00', '100.00', '-100.00']
+  assert any(line.startswith('all cold (10 targets)') for line in printed)
 
 
 def test_words_have_a_table_and_stand_beside_their_events(tmp_path):

@@ -34,7 +34,7 @@ SMALL = [
 ]
 # Where a run trains is not what it trains, and the content of these files counts, not their path.
 WITHOUT_EFFECT = {'mesh.rollout', 'data.shards', 'roles.annotations'}
-INPUT_OF = dict(log='data', occasions='data')
+INPUT_OF = dict(log='data', occasions='data', text_vectors='semantic_ids')
 
 
 def test_every_field_is_read_by_a_stage_or_by_none():

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 
-from rolegen_jax.config import ConfigError, SemanticIdConfig
+from rolegen_jax.config import TEXT_EMBEDDERS, ConfigError, SemanticIdConfig
 from rolegen_jax.semantic_ids import embeddings as lib
 
 
@@ -87,11 +87,15 @@ def test_text_embeddings_by_name_and_by_column():
     }
   )
   config = SemanticIdConfig(collaborative_dim=4, text='column')
-  both = lib.item_embeddings(user, item, weight, items, config)
+  text = lib.text_embeddings(items, 'column')
+  both = lib.item_embeddings(user, item, weight, items, text, config)
   assert both.shape == (20, 10) and np.linalg.norm(both[0]) == pytest.approx(1)
   config = SemanticIdConfig(collaborative_dim=0, text='hashed_ngrams')
-  assert lib.item_embeddings(user, item, weight, items, config).shape == (20, 128)
-  message = "'bert': unknown text embedder, known are: column, hashed_ngrams"
+  text = lib.text_embeddings(items, 'hashed_ngrams')
+  assert lib.item_embeddings(user, item, weight, items, text, config).shape == (20, 128)
+  assert lib.text_embeddings(items, '') is None
+  assert {'column', *lib.TEXT_EMBEDDERS} == set(TEXT_EMBEDDERS)
+  message = "'bert': unknown text embedder, known are: column, hashed_ngrams, minilm"
   with pytest.raises(ConfigError, match=message):
     lib.text_embeddings(items, 'bert')
   with pytest.raises(ConfigError, match='no `embedding` list column'):
