@@ -473,12 +473,55 @@ class ServingConfig(Section):
   exploration_weight: float = 2.0
   # `recommend`: weight against items that the lists before show much; 0 = each list for itself.
   exposure_penalty: float = 0.0
-  # Lists hold no item of the user's history, in `recommend`, the report and A/B tests alike. Models
-  # drop them from the backbone.beam items they find, so the beam must leave room for them.
-  filter_history: bool = False
+  # Whether lists may hold items of the user's history, in `recommend`, the report and A/B tests
+  # alike: allow | bar | auto (what is better on validation occasions). Models drop them from the
+  # backbone.beam items they find, so the beam must leave room for them.
+  filter_history: str = 'auto'
 
   def validate(self, name: str) -> None:
     self._at_least(0, name, 'exploration_weight', 'exposure_penalty')
+    self._one_of(('auto', 'allow', 'bar'), f'{name}.filter_history')
+
+
+@dataclasses.dataclass(frozen=True)
+class SasrecConfig(Section):
+  """The baseline SASRec, sized and trained as published, whatever the backbone is."""
+
+  widths: tuple[int, ...] = (64, 128)  # one model each; the best on validation occasions is kept
+  blocks: int = 1
+  heads: int = 1
+  context: int = 50  # latest events of a history
+  dropout: float = 0.5  # on embeddings and inside blocks
+  learning_rate: float = 1e-3  # of Adam
+  b2: float = 0.98
+  # Uniform negatives that all positions of a step share; catalogues of at most `full_softmax` items
+  # are read whole.
+  negatives: int = 1024
+  full_softmax: int = 2048
+  view_weight: float = 0.04  # loss weight of an event that is no purchase, against 1
+  batch: int = 16  # packed rows of `context` events per step
+  steps: int = 40_000  # at most, of each model
+  check_every: int = 400  # steps between validations
+  patience: int = 10  # validations in a row without improvement that end the training of a model
+
+  def validate(self, name: str) -> None:
+    self._at_least(1, name, 'blocks', 'heads', 'context', 'negatives', 'batch', 'steps')
+    self._at_least(1, name, 'check_every', 'patience')
+    self._at_most(TOO_DEEP, name, 'blocks', 'heads')
+    self._at_most(TOO_WIDE, name, 'context')
+    self._at_most(MANY, name, 'negatives', 'full_softmax', 'batch', 'steps', 'check_every')
+    self._at_most(MANY, name, 'patience')
+    self._at_least(0, name, 'full_softmax', 'view_weight')
+    fits = len(self.widths) > 0 and all(w % (2 * self.heads) == 0 and w > 0 for w in self.widths)
+    even = f'one or more multiples of 2 * heads={2 * self.heads}'
+    self._need(fits, f'{name}.widths', even)
+    self._need(max(self.widths) <= TOO_WIDE, f'{name}.widths', f'at most {TOO_WIDE} each')
+    self._need(0 <= self.dropout < 1, f'{name}.dropout', 'at least 0 and below 1')
+    self._at_most(0.99, name, 'dropout')
+    self._positive(name, 'learning_rate')
+    self._at_most(1000, name, 'learning_rate')
+    self._need(0 < self.b2 < 1, f'{name}.b2', 'between 0 and 1')
+    self._at_most(0.99999, name, 'b2')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -491,14 +534,15 @@ class EvaluationConfig(Section):
   # RoleGen and the backbone alone are also reported with their lists under this exposure penalty;
   # 0 = they are not.
   exposure_penalty: float = 0.7
-  sasrec_steps: int = 600  # training steps of the SASRec baseline; its best validation step counts
+  sasrec: SasrecConfig = SasrecConfig()
   seed: int = 0
 
   def validate(self, name: str) -> None:
     ascending = len(self.ks) > 0 and list(self.ks) == sorted(set(self.ks)) and self.ks[0] >= 1
     self._need(ascending, f'{name}.ks', 'one or more numbers from 1 on, ascending')
-    self._at_least(1, name, 'batch', 'bootstrap', 'sasrec_steps')
-    self._at_most(MANY, name, 'batch', 'bootstrap', 'sasrec_steps')
+    self._at_least(1, name, 'batch', 'bootstrap')
+    self._at_most(MANY, name, 'batch', 'bootstrap')
+    self.sasrec.validate(f'{name}.sasrec')
     self._at_least(0, name, 'exposure_penalty', 'seed')
     if self.ablations:
       self._some_of(ABLATIONS, f'{name}.ablations')

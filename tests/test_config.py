@@ -70,7 +70,11 @@ def test_the_default_is_valid():
     ('evaluation.ks=()', 'evaluation.ks=(): must be one or more numbers from 1 on'),
     ('evaluation.ks=(0, 10)', 'evaluation.ks=(0, 10): must be one or more numbers from 1 on'),
     ('evaluation.ks=(1, 1)', 'evaluation.ks=(1, 1): must be one or more numbers from 1 on'),
-    ('evaluation.sasrec_steps=0', 'evaluation.sasrec_steps=0: must be at least 1'),
+    ('evaluation.sasrec.steps=0', 'evaluation.sasrec.steps=0: must be at least 1'),
+    ('evaluation.sasrec.widths=()', 'evaluation.sasrec.widths=(): must be one or more multiples'),
+    ('evaluation.sasrec.widths=(64,7)', 'must be one or more multiples of 2 * heads=2'),
+    ('evaluation.sasrec.dropout=1.0', 'evaluation.sasrec.dropout=1.0: must be at least 0 and be'),
+    ('serving.filter_history=maybe', "must be one of 'auto', 'allow', 'bar'"),
     (
       "evaluation.ablations=('no_reasoner', 'no_reasoner')",
       'must be different ones of no_reasoner',

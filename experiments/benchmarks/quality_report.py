@@ -68,6 +68,7 @@ COVERAGE_MARKERS = dict(
   item_knn='v',
   item_transitions='P',
   counting='*',
+  u2i='d',
   SASRec='X',
 )
 LOOP_TITLES = dict(

@@ -27,6 +27,7 @@ from rolegen_jax.evaluation.baselines import BaselineInputs
 from rolegen_jax.evaluation.sasrec import Fit
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
+from rolegen_jax.features.item_transitions import Kernel
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.serving.history_filter import held_items, without
 from rolegen_jax.serving.slate import slates
@@ -79,13 +80,17 @@ class Setting:
   occasions: Occasions
   shift: InterestShift
   excitation: Excitation
+  kernel: Kernel  # of item transitions
+  bars_history: bool  # whether nothing that a user touched, in the log or since, is shown
   users: np.ndarray  # int32 [N], user indices of the log
   slate: int  # K
 
   @functools.cached_property
   def baselines(self) -> BaselineInputs:
     """What the baselines of the report read."""
-    return BaselineInputs(self.log, self.occasions, self.shift, self.config)
+    return BaselineInputs(
+      self.log, self.occasions, self.shift, self.config, self.kernel, self.bars_history
+    )
 
   @property
   def listed(self) -> int:
@@ -101,32 +106,22 @@ class Setting:
 
 
 class Policy:
-  """Shows the first items of a ranker's lists, as they are or, with a weight, as `slates`.
+  """Shows the first items of a ranker's lists, as they are or, with a weight, as `slates`."""
 
-  With `filter_history` what a user touched, in the log or since, is not shown.
-  """
-
-  def __init__(
-    self,
-    setting: Setting,
-    ranker: Ranker,
-    exploration_weight: float = 0.0,
-    filter_history: bool = False,
-  ):
+  def __init__(self, setting: Setting, ranker: Ranker, exploration_weight: float = 0.0):
     self._setting, self._ranker, self._weight = setting, ranker, exploration_weight
-    self._filter_history = filter_history
 
   def begin(self) -> None:
     """Return to the end of the log."""
     self._ranker.begin()
-    if self._filter_history:
+    if self._setting.bars_history:
       log, users = self._setting.log, self._setting.users
       self._held_NxI = held_items(log, users, log.offsets[users + 1]).toarray()
 
   def recommend(self, rows: np.ndarray, now: int) -> np.ndarray:
     """Return items int [V, K], best first, -1 past the end; arguments as in `Ranker.rank`."""
     item, log_prob = self._ranker.rank(rows, now)
-    if self._filter_history:
+    if self._setting.bars_history:
       item, log_prob = without(item, log_prob, self._held_NxI[rows[:, None], np.maximum(item, 0)])
     if self._weight:
       item = slates(item, log_prob, self._setting.excitation.opens, self._weight).item
@@ -136,7 +131,7 @@ class Policy:
   def observe(self, events: Events) -> None:
     """Take note of what the users of the arm did."""
     self._ranker.observe(events)
-    if self._filter_history:
+    if self._setting.bars_history:
       self._held_NxI[events.row, events.item] = True
 
 
@@ -249,7 +244,6 @@ class Counting(_Windows):
     super().__init__(setting, setting.config.evaluation.batch, baselines.TRANSITION_CONTEXT)
     chosen = chosen_settings(setting, baselines.counting)
     self._chosen = {name: chosen[name] for name in ('tau', 'transitions', 'power')}
-    self.own = bool(chosen['own'])  # whether its lists may hold items of the history
 
   def _rank(self, rows: np.ndarray, now: int) -> Lists:
     inputs = self.setting.baselines
@@ -262,7 +256,7 @@ class Sasrec(_Windows):
 
   def __init__(self, setting: Setting, fit: Fit):
     config = setting.config
-    super().__init__(setting, config.evaluation.batch, config.backbone.context)
+    super().__init__(setting, config.evaluation.batch, config.evaluation.sasrec.context)
     self._fit = fit
 
   def _rank(self, rows: np.ndarray, now: int) -> Lists:

@@ -191,7 +191,15 @@ class Test:
       )
     inputs = self.inputs
     self.setting = policies.Setting(
-      config, log, occasions, inputs.interest_shift, inputs.excitation, users, slate
+      config,
+      log,
+      occasions,
+      inputs.interest_shift,
+      inputs.excitation,
+      inputs.choices.kernel,
+      inputs.bars_history,
+      users,
+      slate,
     )
     self.world = World.build(config.simulator)
     user_ids = log.users.gather(users).to_numpy()
@@ -221,7 +229,7 @@ class Test:
       config.serving,
       config.seed,
       config.backbone.beam,
-      evaluation.sasrec_steps,
+      evaluation.sasrec,
       evaluation.ks,
       self.days,
       self.setting.slate,
@@ -251,10 +259,7 @@ class Test:
     serving = self.run.config.serving
     ranker = self._ranker(name.removesuffix(summary.SLATES))
     weight = serving.exploration_weight if name.endswith(summary.SLATES) else 0.0
-    bars_history = serving.filter_history
-    if isinstance(ranker, policies.Counting):
-      bars_history = bars_history or not ranker.own
-    return policies.Policy(self.setting, ranker, weight, bars_history)
+    return policies.Policy(self.setting, ranker, weight)
 
   def _ranker(self, name: str) -> policies.Ranker:
     setting, run = self.setting, self.run

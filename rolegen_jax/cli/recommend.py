@@ -63,6 +63,7 @@ def main() -> None:
     _USERS.value,
     _OUTPUT.value,
     _TOP.value,
+    inputs.bars_history,
   )
   n_users = table['user_id'].n_unique()
   say(f'{n_users} users, {len(table)} recommendations -> {_OUTPUT.value}')

@@ -2,7 +2,8 @@
 
   score(j) = (w T(j) + P(j)) / (w + 1)
 
-T: what users turn to after the items of the context (`features/item_transitions.py`), as a share.
+T: what users turn to around the items of the context (`features/item_transitions.py`, with the
+kernel of the run), as a share.
 P: the share of the coarse code of j, times that of j in it by training events. A coarse code's
 share is its intensity to a power, by the counted kernel of a self-exciting process: the equation of
 intent of `models/intent.py` at the constants where its training starts, with one exponential decay
@@ -20,9 +21,9 @@ from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.batches import Trajectories
 from rolegen_jax.features.excitation import strongest_codes
 from rolegen_jax.features.interest_shift import InterestShift
+from rolegen_jax.features.item_transitions import Kernel
 from rolegen_jax.models import intent
 
-DAY = 86_400.0  # seconds
 _GAIN = np.exp([intent.EVENT_GAIN[name] for name in EVENT_NAMES])
 
 
@@ -32,16 +33,17 @@ class Counting:
   def __init__(
     self,
     shift: InterestShift,
-    excess_IxI: sp.csr_matrix,
+    kernel: Kernel,
+    table_IxI: sp.csr_array,
     events_I: np.ndarray,
     coarse_codes: int,
   ):
     """Take the counts over training events.
 
-    excess_IxI: of `item_transitions.excess`. events_I: how often users acted on each item.
+    table_IxI: `Transitions.table` of the kernel. events_I: how often users acted on each item.
     coarse_codes: R.
     """
-    self._coarse_I, self._excess_IxI = shift.coarse, excess_IxI
+    self._coarse_I, self._kernel, self._table_IxI = shift.coarse, kernel, table_IxI
     self._code, self._weight, self._shift = strongest_codes(
       *shift.total, shift.coarse, coarse_codes
     )
@@ -56,18 +58,17 @@ class Counting:
     """Return the score of every item, fp64 [O, I], which sums to one over items.
 
     history: [O, n], right-aligned, strictly before `now_O`. tau: seconds in which an event fades to
-    1 / e. transitions: w. power: that of the intensity. Without a transition T is 0.
+    1 / e in P. transitions: w. power: that of the intensity. Without a transition T is 0.
     """
     row, column = np.nonzero(history.item >= 0)
     item, event = history.item[row, column], history.event[row, column]
     time = history.timestamp[row, column]
     fade = np.exp(-(now_O[row] - time) / tau)
-    # As T is a share, the fade of the newest event falls out: without it an old history does not
-    # underflow to nothing.
-    relative = np.exp(-(history.timestamp[row, -1] - time) / tau)
+    since = history.item.shape[1] - 1 - column
+    weight = self._kernel.context_weights(since, history.timestamp[row, -1] - time)
     shape = (len(history.item), len(self._coarse_I))
-    query_OxI = sp.csr_matrix((relative, (row, item)), shape=shape)
-    turned_to = (query_OxI @ self._excess_IxI).toarray()
+    query_OxI = sp.csr_matrix((weight, (row, item)), shape=shape)
+    turned_to = (query_OxI @ self._table_IxI).toarray()
     turned_to /= np.maximum(turned_to.sum(1, keepdims=True), 1e-12)
     share_OxK = self._intensity(row, item, event, fade, len(history.item)) ** power * self._known_K
     share_OxK /= np.maximum(share_OxK.sum(1, keepdims=True), 1e-300)

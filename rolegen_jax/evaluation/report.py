@@ -169,7 +169,7 @@ def _system_name(name: str) -> str:
   """Return 'no reasoner, exposure penalty' for 'no_reasoner_exposure_penalty', and so on."""
   if name.endswith(_PENALTY):
     return f'{_system_name(name.removesuffix(_PENALTY))}, exposure penalty'
-  return 'ItemKNN' if name == 'item_knn' else name.replace('_', ' ')
+  return dict(item_knn='ItemKNN', u2i='U2I').get(name, name.replace('_', ' '))
 
 
 def _stage_name(name: str) -> str:

@@ -21,8 +21,8 @@ import scipy.sparse as sp
 
 from rolegen_jax.config import ReasonerConfig
 from rolegen_jax.data.batches import Excites
-from rolegen_jax.features import item_transitions
 from rolegen_jax.features.interest_shift import FOLDS, InterestShift, share_shifts, sum_by_code
+from rolegen_jax.features.item_transitions import Transitions
 
 # An item followed by this much is half-way between its own shares and those of its coarse code.
 SHRINK = 20.0
@@ -37,24 +37,21 @@ class Excitation:
   # fp32 [F, I, R], share after contact less share before; 0 in the item's own coarse code
   shift: np.ndarray
   next_item: np.ndarray  # int32 [F, I, S], items that follow
-  share: np.ndarray  # fp32 [F, I, S], how much more often than at large; 0 = nothing
+  share: np.ndarray  # fp32 [F, I, S], how strongly; 0 = nothing
   # fp32 [I], the largest of the shifts over all users; the item's power as a trigger
   opens: np.ndarray
 
   @classmethod
   def of_counts(
-    cls, shift: InterestShift, transitions: list[sp.csr_array], config: ReasonerConfig
+    cls, shift: InterestShift, transitions: Transitions, config: ReasonerConfig
   ) -> Excitation:
-    """Build the tables from counts.
-
-    transitions: what `item_transitions.followed` returned.
-    """
+    """Build the tables from counts."""
     tables = [
       strongest_codes(*shift.without_fold(fold), shift.coarse, config.coarse_codes)
       for fold in range(FOLDS)
     ]
     code, weight, code_shift = (np.stack(table) for table in zip(*tables))
-    next_item, share = item_transitions.strongest(transitions, config.transitions)
+    next_item, share = transitions.strongest(config.transitions)
     return cls(code, weight, code_shift, next_item, share, shift.opens_I)
 
   def of(self, user: np.ndarray, item: np.ndarray) -> Excites:

@@ -126,14 +126,14 @@ class InterestShift:
 
 
 def event_pairs(
-  log: InteractionLog, train_end: np.ndarray
+  log: InteractionLog, train_end: np.ndarray, lags: int = MAX_LAG
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """Yield pairs of training events of one user, a lag at a time: (earlier, later, decay).
 
-  earlier, later: log rows, at most MAX_LAG apart and at different times. decay: fp64.
+  earlier, later: log rows, at most `lags` apart and at different times. decay: fp64.
   """
   usable = np.arange(len(log.item)) < train_end[log.user]
-  for lag in range(1, min(MAX_LAG, len(log.item) - 1) + 1):
+  for lag in range(1, min(lags, len(log.item) - 1) + 1):
     same_user = log.user[lag:] == log.user[:-lag]
     is_later = log.timestamp[lag:] > log.timestamp[:-lag]
     earlier = np.flatnonzero(same_user & usable[lag:] & is_later)

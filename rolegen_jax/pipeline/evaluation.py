@@ -11,6 +11,7 @@ worlds.
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import time
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from rolegen_jax.config import ABLATIONS
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.data.files import read_parquet, write_json, write_npz
+from rolegen_jax.data.files import read_parquet, write_npz
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.baselines import (
@@ -29,6 +30,7 @@ from rolegen_jax.evaluation.baselines import (
   evaluation_rows,
 )
 from rolegen_jax.evaluation.deletion import deletion_curves
+from rolegen_jax.evaluation.factorization import u2i
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.evaluation.trajectories import Trajectories
 from rolegen_jax.pipeline import artifacts
@@ -49,6 +51,7 @@ from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.history_filter import without_history
 from rolegen_jax.serving.slate import slates
 
+ALL_BASELINES = BASELINES | {'u2i': u2i, 'SASRec': sasrec}
 # Systems whose lists are also reported with an exposure penalty.
 PENALIZED = ('RoleGen', 'no_reasoner')
 EFFECT_EXAMPLES = 1000  # test examples whose removal effects are computed, evenly spaced
@@ -65,25 +68,32 @@ class Results:
 
 
 def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
-  """Stage `baselines`: what every baseline lists on the test occasions, SASRec trained first."""
+  """Stage `baselines`: what every baseline lists on the test occasions."""
   config = run.config
   rows = evaluation_rows(inputs.log, inputs.occasions, TEST)
   k = max(config.evaluation.ks)
   stage = run.begin('baselines', inputs.hashes)
-  items_path, settings_path = stage.folder / 'rankings.npz', stage.folder / 'settings.json'
   if not stage.is_complete:
-    known = BaselineInputs(inputs.log, inputs.occasions, inputs.interest_shift, config)
-    rankings = {
-      name: baseline(known, rows, k) for name, baseline in (BASELINES | {'SASRec': sasrec}).items()
-    }
-    items = {name: ranking.items for name, ranking in rankings.items()}
-    chosen = {name: ranking.settings for name, ranking in rankings.items()}
-    distributed.once(lambda: write_npz(items, items_path))
-    distributed.once(lambda: write_json(chosen, settings_path))
-    stage.finish(f'{len(rankings)} baselines on {len(rows)} occasions')
-  chosen = artifacts.read_json(settings_path)
-  saved = artifacts.read_arrays(items_path, *chosen)
-  return {name: Ranking(saved[name][:, :k], chosen[name]) for name in saved}
+    known = BaselineInputs(
+      inputs.log,
+      inputs.occasions,
+      inputs.interest_shift,
+      config,
+      inputs.choices.kernel,
+      inputs.bars_history,
+    )
+    for name, baseline in ALL_BASELINES.items():
+      path = stage.folder / f'{name}.npz'  # each on its own, so that a kill costs one at most
+      if not distributed.once(path.exists):
+        ranking = baseline(known, rows, k)
+        saved = dict(items=ranking.items, settings=np.array(json.dumps(ranking.settings)))
+        distributed.once(lambda: write_npz(saved, path))
+    stage.finish(f'{len(ALL_BASELINES)} baselines on {len(rows)} occasions')
+  rankings = {}
+  for name in ALL_BASELINES:
+    saved = artifacts.read_arrays(stage.folder / f'{name}.npz', 'items', 'settings')
+    rankings[name] = Ranking(saved['items'][:, :k], json.loads(str(saved['settings'])))
+  return rankings
 
 
 def evaluate(
@@ -139,7 +149,7 @@ def _predict(
     intervene=intervene,
     label=name,
   )
-  if not run.config.serving.filter_history:
+  if not inputs.bars_history:
     return predictions
   lists = without_history(predictions.item, predictions.score, table.log, table.user, table.end)
   return predictions._replace(item=lists[0], score=lists[1])
@@ -168,7 +178,8 @@ def report(
     config, log, occasions, results.rows, inputs.codes, results.rankings
   )
   roles, notes = _roles(run, inputs, models, results)
-  notes = content.parts(systems, f'HI@{_main_k(config.evaluation.ks)}') + notes
+  told = inputs.choices.told(inputs.bars_history)
+  notes = [told] + content.parts(systems, f'HI@{_main_k(config.evaluation.ks)}') + notes
   notes += content.short_lists(config.evaluation.ks, len(log.items), results.rankings)
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)

@@ -8,18 +8,21 @@ import jax
 import numpy as np
 
 from rolegen_jax import sharding
-from rolegen_jax.config import Config, MeshConfig
+from rolegen_jax.config import Config, MeshConfig, digest
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
+from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
 from rolegen_jax.data.shards.reader import Shards
+from rolegen_jax.evaluation import choices
+from rolegen_jax.evaluation.choices import Choices
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
-from rolegen_jax.features.item_transitions import followed
-from rolegen_jax.pipeline import text
+from rolegen_jax.features.item_transitions import Kernel, Transitions
+from rolegen_jax.pipeline import artifacts, text
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.text import Words
 from rolegen_jax.runtime import distributed
@@ -51,6 +54,8 @@ class Inputs:
   codes: np.ndarray  # int32 [I, L], of the log's items
   text_vectors: TextVectors | None  # of the log's items; None where semantic_ids.text is off
   trie: Trie
+  choices: Choices
+  bars_history: bool  # whether lists, of every system, leave out what the user's history holds
   interest_shift: InterestShift
   excitation: Excitation
   conversions: ExampleTable  # training conversions that are labeled, roles unknown
@@ -63,7 +68,8 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
   data = prepare_data(run)
   catalogue, text_vectors = assign_semantic_ids(run, data)
   codes = catalogue.codes_of(data.log.items['item_id'])
-  interest_shift, excitation = count_features(run, data, codes)
+  chosen = choose_on_validation(run, data)
+  interest_shift, excitation = count_features(run, data, codes, chosen.kernel)
   reasoner = run.config.reasoner
   conversions = training_examples(
     data.log, data.occasions, reasoner.role_events, reasoner.candidates, excitation
@@ -73,6 +79,7 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
     log=data.log.digest,
     occasions=data.occasions.digest,
     semantic_ids=catalogue.digest,
+    choices=digest(chosen),
     vocabulary=run.rolegen.vocab.digest,
   )
   if text_vectors:
@@ -80,6 +87,7 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
   if words:
     hashes |= dict(tokenizer=words.tokenizer.digest)
   trie = catalogue_tables(run, data, codes, text_vectors)
+  wish = run.config.serving.filter_history
   inputs = Inputs(
     log=data.log,
     occasions=data.occasions,
@@ -88,6 +96,8 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
     codes=codes,
     text_vectors=text_vectors,
     trie=trie,
+    choices=chosen,
+    bars_history=chosen.bars_history if wish == 'auto' else wish == 'bar',
     interest_shift=interest_shift,
     excitation=excitation,
     conversions=conversions,
@@ -147,11 +157,26 @@ def assign_semantic_ids(run: Run, data: Data) -> tuple[Catalogue, TextVectors | 
   return Catalogue.load(stage.folder), text_vectors
 
 
-def count_features(run: Run, data: Data, codes: np.ndarray) -> tuple[InterestShift, Excitation]:
+def choose_on_validation(run: Run, data: Data) -> Choices:
+  """Stage `choices`: the kernel of item transitions, and whether lists leave out the history."""
+  log, occasions = data.log, data.occasions
+  stage = run.begin('choices', dict(log=log.digest, occasions=occasions.digest))
+  path = stage.folder / 'choices.json'
+  if not stage.is_complete:
+    distributed.once(
+      lambda: write_json(dataclasses.asdict(choices.choose(log, occasions, run.config)), path)
+    )
+    stage.finish('on validation occasions')
+  return Choices.from_json(artifacts.read_json(path))
+
+
+def count_features(
+  run: Run, data: Data, codes: np.ndarray, kernel: Kernel
+) -> tuple[InterestShift, Excitation]:
   """Count, on training events, what contact with every item leads to."""
   train_end = data.occasions.train_end(data.log)
   shift = InterestShift.of(data.log, train_end, codes[:, 0], run.config.semantic_ids.codes)
-  transitions = followed(data.log, train_end)
+  transitions = Transitions.of(data.log, train_end, kernel)
   return shift, Excitation.of_counts(shift, transitions, run.config.reasoner)
 
 

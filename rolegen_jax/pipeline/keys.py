@@ -58,6 +58,7 @@ _EXAMPLES = ('backbone.context', 'roles.max_conversions')
 READS: dict[str, tuple[str, ...]] = dict(
   data=('data', 'simulator'),
   semantic_ids=('semantic_ids',),
+  choices=(),
   tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer'),
   warmup=('seed', *_VOCABULARY, 'backbone', 'warmup'),
   roles=('roles', 'reasoner.role_events', 'backbone.context'),
@@ -88,14 +89,8 @@ READS: dict[str, tuple[str, ...]] = dict(
   no_reasoner=(*_EXAMPLES, 'loop_stage'),
   calibration=('seed', 'calibration'),
   baselines=(
-    'backbone.temporal',
-    'backbone.context',
-    'backbone.purchase_weight',
-    'backbone.view_weight',
-    'backbone.dropout',
-    'warmup.batch',
     'evaluation.ks',
-    'evaluation.sasrec_steps',
+    'evaluation.sasrec',
     'reasoner.coarse_codes',
     'serving.filter_history',
     'seed',
@@ -152,7 +147,7 @@ def stages(config: Config) -> list[str]:
   if config.calibration.steps:
     looped = [name for stage in looped for name in (stage, f'{stage}/calibration')]
   tokenizer = ['tokenizer'] if config.reasoner.text_pieces else []
-  first = ['data', 'semantic_ids', *tokenizer, 'warmup', 'roles', 'align', 'reason']
+  first = ['data', 'semantic_ids', 'choices', *tokenizer, 'warmup', 'roles', 'align', 'reason']
   return [*first, *looped, 'baselines']
 
 

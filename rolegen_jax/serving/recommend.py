@@ -57,10 +57,12 @@ def recommend(
   users: str,
   output: str | os.PathLike,
   top: int = 10,
+  bars_history: bool = False,
 ) -> pl.DataFrame:
   """Write the table of the `top` items of each user to `output` and return it.
 
-  users: all, dormant, or a file of user ids. Raises DataError naming the line of an unknown id.
+  users: all, dormant, or a file of user ids. bars_history: whether lists leave out what the users'
+  histories hold. Raises DataError naming the line of an unknown id.
   """
   config = rolegen.config
   if top > config.backbone.beam:
@@ -78,7 +80,7 @@ def recommend(
   )
   predictions = predict(rolegen, params, table, trie, mesh, config.backbone.beam)
   item, log_prob = predictions.item, predictions.score
-  if config.serving.filter_history:
+  if bars_history:
     item, log_prob = without_history(item, log_prob, log, table.user, table.end)
   shown = slates(
     item,

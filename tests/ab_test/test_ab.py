@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from inspect import signature
 
 import jax
 import numpy as np
@@ -16,9 +17,9 @@ from rolegen_jax import overrides
 from rolegen_jax.ab_test import policies, simulation, summary
 from rolegen_jax.ab_test.arms import Noise, Played, play
 from rolegen_jax.cli import entry
-from rolegen_jax.config import EVENT_NAMES, ConfigError, ServingConfig
+from rolegen_jax.config import EVENT_NAMES, ConfigError
 from rolegen_jax.data.batches import Trajectories, append, histories
-from rolegen_jax.evaluation import baselines
+from rolegen_jax.evaluation import baselines, ranking
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.serving.slate import log_opens
@@ -39,7 +40,7 @@ SMALL = [
   'loop.worlds=2',
   'evaluation.batch=32',
   'evaluation.ks=(1,10)',
-  'evaluation.sasrec_steps=2',
+  'evaluation.sasrec.steps=2',
   'evaluation.bootstrap=50',
   'warmup.batch=8',
 ]
@@ -174,13 +175,14 @@ def test_rankers_are_the_baselines_of_the_report(test, name):
     timestamp=np.full(len(users), now),
     context_end=setting.log.offsets[users + 1],
   )
-  picked = baselines.BASELINES[name](setting.baselines, np.zeros(0, int), 10).settings
-  del picked['validation_occasions']
+  chosen = baselines.BASELINES[name](setting.baselines, np.zeros(0, int), 10).settings
+  score = getattr(baselines, f'{name}_scores')
+  picked = {key: value for key, value in chosen.items() if key in signature(score).parameters}
   inputs = dataclasses.replace(setting.baselines, occasions=occasions)
-  counted = ('train_N', 'popular', 'excess', 'counting')
+  counted = ('train_N', 'popular', 'transitions', 'counting')
   vars(inputs).update({part: getattr(setting.baselines, part) for part in counted})
-  baseline = getattr(baselines, f'_{name}')
-  want = baseline(inputs, 5, np.arange(len(users)), **picked)
+  by_settings = functools.partial(score, inputs, **picked)
+  want = ranking.lists(np.arange(len(users)), by_settings, inputs.popular, 5)
   assert np.array_equal(policy.recommend(np.arange(len(users)), now), want)
 
 
@@ -226,9 +228,7 @@ def test_popular_opens_is_one_slate_of_the_whole_catalogue(test):
 
 @pytest.mark.parametrize('name', ['popularity', 'recency', 'counting_slates', 'oracle'])
 def test_with_the_history_filter_no_arm_shows_what_a_user_touched(test, monkeypatch, name):
-  config = dataclasses.replace(test.run.config, serving=ServingConfig(filter_history=True))
-  monkeypatch.setattr(test, 'run', dataclasses.replace(test.run, config=config))
-  monkeypatch.setattr(test, 'setting', dataclasses.replace(test.setting, config=config))
+  monkeypatch.setattr(test, 'setting', dataclasses.replace(test.setting, bars_history=True))
   past = test.setting.past()
   touched = np.zeros((len(test.setting.users), 64), bool)
   touched[past.row, past.item] = True

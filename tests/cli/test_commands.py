@@ -26,7 +26,6 @@ from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, saved_config
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.run import train, train_models
-from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.simulator import world
 from tests import tiny
@@ -56,7 +55,7 @@ SMALL = [
   'loop_stage.batch=8',
   'evaluation.batch=64',
   'evaluation.ks=(1,10)',
-  'evaluation.sasrec_steps=2',
+  'evaluation.sasrec.steps=2',
   'evaluation.bootstrap=50',
 ]
 
@@ -128,6 +127,7 @@ def test_the_report_compares_with_baselines_and_ablations(finished):
     'item_knn',
     'item_transitions',
     'counting',
+    'u2i',
     'SASRec',
   }
   assert report['provenance']['simulated'] is True
@@ -162,7 +162,7 @@ def test_the_report_says_how_many_targets_are_among_the_candidates(finished):
 def test_a_second_start_trains_nothing(finished, capfd):
   train(saved_config(finished.workdir), finished.workdir)
   lines = capfd.readouterr().err.splitlines()
-  before_training = ('data', 'semantic_ids', 'warmup', 'roles')
+  before_training = ('data', 'semantic_ids', 'choices', 'warmup', 'roles')
   training = ('align', 'reason', 'loop', 'loop/calibration', 'ablations/no_reasoner', 'baselines')
   for stage in before_training + training:
     assert f'{stage}: up to date' in lines
@@ -190,12 +190,9 @@ def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
 
 
 def test_users_with_short_lists_are_said(finished, tmp_path, capfd):
-  config = dataclasses.replace(finished.run.config.serving, filter_history=True)
-  config = dataclasses.replace(finished.run.config, serving=config)
-  rolegen = RoleGen(config)
-  inputs, beam = finished.inputs, config.backbone.beam
+  inputs, beam = finished.inputs, finished.run.config.backbone.beam
   table = recommend(
-    rolegen,
+    finished.run.rolegen,
     finished.params,
     inputs.log,
     inputs.excitation,
@@ -204,6 +201,7 @@ def test_users_with_short_lists_are_said(finished, tmp_path, capfd):
     'all',
     str(tmp_path / 'out.parquet'),
     beam,
+    bars_history=True,
   )
   lengths = table.group_by('user_id').len()['len']
   n_short = (lengths < beam).sum() + len(inputs.log.users) - len(lengths)

@@ -9,7 +9,7 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TRAIN, find_occasions
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
-from rolegen_jax.features.item_transitions import followed
+from rolegen_jax.features.item_transitions import Kernel, Transitions
 from tests.data import random_logs
 
 
@@ -20,7 +20,9 @@ def table():
   one_code = np.zeros(len(log.items), np.int32)
   end = occasions.train_end(log)
   shift = InterestShift.of(log, end, one_code, 2)
-  excitation = Excitation.of_counts(shift, followed(log, end), ReasonerConfig(coarse_codes=1))
+  excitation = Excitation.of_counts(
+    shift, Transitions.of(log, end, Kernel()), ReasonerConfig(coarse_codes=1)
+  )
   return log, occasions, training_examples(log, occasions, 4, 3, excitation)
 
 

@@ -1,15 +1,17 @@
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from rolegen_jax.config import Config
 from rolegen_jax.data.adapters import ADAPTERS, log_path
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TEST, VALID, find_occasions
-from rolegen_jax.evaluation import baselines
+from rolegen_jax.evaluation import baselines, ranking
 from rolegen_jax.evaluation.metrics import Pairs, hit, ndcg, ranks
-from rolegen_jax.features.item_transitions import excess, followed
+from rolegen_jax.features.item_transitions import Kernel, Transitions
 from tests.data.real_logs import RAW, need
 from tests.evaluation import tiny_log
 
@@ -35,6 +37,12 @@ def test_popularity_counts_training_only():
   assert baselines.popularity(known, rows, 8).items.tolist() == [[2, 0, 1, 3, 4, 5, -1, -1]]
 
 
+def recency_lists(known, rows, k, tau, behavior):
+  settings = dict(tau=tau, behavior=behavior, repeats=True)
+  score = functools.partial(baselines.recency_scores, known, **settings)
+  return ranking.lists(rows, score, known.popular, k)
+
+
 def test_recency_decays_and_fills_with_popular_items():
   log, occasions = tiny()
   rows = baselines.evaluation_rows(log, occasions, TEST)
@@ -42,7 +50,7 @@ def test_recency_decays_and_fills_with_popular_items():
 
   def rank(days):
     tau = days * 86_400.0
-    return baselines._recency(known, 4, rows, tau, 'equal', True).tolist()
+    return recency_lists(known, rows, 4, tau, 'equal').tolist()
 
   assert rank(1) == [[1, 0, 2, 3]], 'one fresh view beats three old ones'
   assert rank(1e6) == [[0, 1, 2, 3]], (
@@ -65,16 +73,15 @@ def test_knn_neighbors_by_hand():
   )
   test = baselines.evaluation_rows(log, occasions, TEST)
   test = test[occasions.user[test] == 4]
-  ranking = baselines.item_knn(tiny_log.inputs(log, occasions), test, 6)
   # cosine(0, 1) = 2 / sqrt(4 * 2), cosine(0, 2) = 1 / sqrt(4 * 1); nobody of training has 4
-  neighbors = [i for i in ranking.items[0].tolist() if i in (1, 2)]
-  assert neighbors == [1, 2]
-  assert ranking.settings['own'] or not {0, 4} & set(ranking.items[0].tolist()), (
-    'barred items do not return as filler'
-  )
+  for bars_history in (False, True):
+    known = tiny_log.inputs(log, occasions, bars_history=bars_history)
+    listed = baselines.item_knn(known, test, 6).items[0].tolist()
+    assert [i for i in listed if i in (1, 2)] == [1, 2]
+    assert bool({0, 4} & set(listed)) != bars_history, 'barred items do not return as filler'
 
 
-def test_successors_of_newer_events_come_first():
+def test_transitions_of_newer_events_come_first():
   rows = [
     (u, i, 'view', 2 * u + d) for u in range(8) for d, i in enumerate((0, 1) if u % 2 else (2, 3))
   ]  # 1 follows 0, 3 follows 2
@@ -82,19 +89,18 @@ def test_successors_of_newer_events_come_first():
     (u, 5, 'purchase', 40 + d) for u in range(10) for d in range(2)
   ]
   log, occasions = tiny_log.make(rows, 6, split='leave_one_out')
-  known = tiny_log.inputs(log, occasions)
-  vars(known)['excess'] = excess(
-    followed(log, np.where(np.arange(len(log.users)) < 8, log.offsets[:-1] + 2, log.offsets[:-1]))
-  )  # nothing else is training
+  end = np.where(np.arange(len(log.users)) < 8, log.offsets[:-1] + 2, log.offsets[:-1])
   test = baselines.evaluation_rows(log, occasions, TEST)
   nine = test[log.users.gather(occasions.user[test]).to_numpy() == 9][:1]
 
-  def rank(days, own):
-    tau = days * 86_400.0
-    return baselines._item_transitions(known, 6, nine, tau, own)[0].tolist()
+  def rank(bars_history=False, **settings):
+    kernel = Kernel(backward=0.0, **settings)
+    known = tiny_log.inputs(log, occasions, kernel=kernel, bars_history=bars_history)
+    vars(known)['transitions'] = Transitions.of(log, end, kernel).table()  # of those users only
+    return baselines.item_transitions(known, nine, 6).items[0].tolist()
 
-  assert rank(1, True)[:2] == [3, 1], 'the view of 2 is newer'
-  assert not {0, 2} & set(rank(1, False))
+  assert rank()[:2] == rank(step=1.0, days=1.0)[:2] == [3, 1], 'the view of 2 is newer'
+  assert not {0, 2} & set(rank(bars_history=True))
 
 
 def test_choice_reads_validation_only():
@@ -118,19 +124,43 @@ def test_choice_reads_validation_only():
   assert chosen[0] == chosen[1]
 
 
+@pytest.mark.parametrize('is_dense', [False, True])
+def test_ranks_of_targets_are_those_of_full_lists(is_dense):
+  rng = np.random.default_rng(1)
+  n_rows, n_items = 40, 30
+  score = np.where(rng.random((n_rows, n_items)) < 0.3, rng.integers(0, 4, (n_rows, n_items)), 0)
+  barred = sp.csr_matrix(rng.random((n_rows, n_items)) < 0.2)
+  popular, target = rng.permutation(n_items), rng.integers(0, n_items, 90)
+  occasion = np.sort(rng.integers(0, n_rows, 90))
+  nothing = np.zeros(90, np.int8)
+  pairs = Pairs(occasion, nothing, target, nothing > 0, nothing, n_rows)
+  for held in (None, barred):
+
+    def scores(chunk):
+      dense = score[chunk].astype(float)
+      part = None if held is None else held[chunk]
+      return ranking.Scores(dense if is_dense else sp.csr_matrix(dense), part)
+
+    listed = ranking.lists(np.arange(n_rows), scores, popular, n_items)
+    got = ranking.target_ranks(np.arange(n_rows), scores, popular, pairs)
+    np.testing.assert_array_equal(got, ranks(listed, pairs))
+    assert (got == 0).any() == (held is not None)
+
+
 def test_top_breaks_ties_by_column():
   scores = np.array([[1.0, 3.0, 1.0, 3.0, 1.0], [-np.inf, 0.0, -np.inf, 1.0, -np.inf]])
-  columns, listed = baselines._top(scores, 3)
+  columns, listed = ranking._top(scores, 3)
   assert columns.tolist()[0] == [1, 3, 0] and columns[1, :2].tolist() == [3, 1]
   assert listed.tolist() == [[True] * 3, [True, True, False]]
 
 
-def real(name: str, **data):
+def real(name: str, bars_history: bool = False, **data):
   config = Config(data=dataclasses.replace(RAW[name], **data))
   need(config.data.path)
   events, items, _ = ADAPTERS[name](log_path(config.data), config.data)
   log = InteractionLog.build(events, items)
-  return tiny_log.inputs(log, find_occasions(log, config.data), config)
+  occasions = find_occasions(log, config.data)
+  return tiny_log.inputs(log, occasions, config, bars_history=bars_history)
 
 
 def figures(items, pairs, part) -> list[float]:
@@ -151,7 +181,7 @@ def test_alibaba_known_numbers():
   assert (len(np.unique(pairs.occasion[dormant])), dormant.sum()) == (428, 488)
 
   def rule(days):
-    return baselines._recency(known, 50, rows, days * 86_400.0, 'graded', True)
+    return recency_lists(known, rows, 50, days * 86_400.0, 'graded')
 
   np.testing.assert_allclose(
     figures(rule(1), pairs, 'dormant'), [15.98, 26.84, 29.92, 36.89], atol=0.25
@@ -177,7 +207,7 @@ def test_taobao_known_numbers():
 
 @pytest.mark.slow
 def test_beauty_known_numbers():
-  known = real('ranked_sequences')
+  known = real('ranked_sequences', bars_history=True)
   # A third of the users: 7455, standard error about 0.003.
   rows = baselines.evaluation_rows(known.log, known.occasions, TEST)[::3]
   pairs = Pairs.of(known.occasions, rows)

@@ -1,6 +1,7 @@
 """Counting alone: the score against a direct computation, its grid, and wide catalogues."""
 
 import dataclasses
+import functools
 import time
 import tracemalloc
 
@@ -10,7 +11,7 @@ import pytest
 from rolegen_jax.config import EVENT_NAMES, Config
 from rolegen_jax.data.batches import histories
 from rolegen_jax.data.occasions import TEST
-from rolegen_jax.evaluation import baselines
+from rolegen_jax.evaluation import baselines, ranking
 from rolegen_jax.features.excitation import strongest_codes
 from rolegen_jax.models import intent
 from tests.evaluation import tiny_log
@@ -40,14 +41,14 @@ def direct_score(known, row: int) -> np.ndarray:
   """The score of every item for one occasion, event by event, as the docstrings state it."""
   log, occasions, shift = known.log, known.occasions, known.shift
   code, weight, moved = strongest_codes(*shift.total, shift.coarse, CODES)
-  excess = known.excess.toarray()
+  table, kernel = known.transitions.toarray(), known.kernel
   turned_to, excited, damped = np.zeros(ITEMS), np.full(CODES, intent.BASE / CODES), np.zeros(CODES)
   end = occasions.context_end[row]
   first = max(log.offsets[occasions.user[row]], end - baselines.TRANSITION_CONTEXT)
   for event in range(first, end):
     item, name = log.item[event], EVENT_NAMES[log.event[event]]
     fade = np.exp(-(occasions.timestamp[row] - log.timestamp[event]) / TAU)
-    turned_to += fade * excess[item]
+    turned_to += kernel.step ** (end - 1 - event) * table[item]
     gain = fade * np.exp(intent.EVENT_GAIN[name])
     for k, w, s in zip(code[item], weight[item], moved[item]):
       excited[k] += gain * (w + intent.OPENS * max(s, 0))
@@ -76,6 +77,11 @@ def scores(known, rows: np.ndarray) -> np.ndarray:
   return known.counting.scores(window, occasions.timestamp[rows], TAU, WEIGHT, POWER)
 
 
+def score_of(known):
+  settings = dict(tau=TAU, transitions=WEIGHT, power=POWER)
+  return functools.partial(baselines.counting_scores, known, **settings)
+
+
 def test_the_score_is_the_stated_one_and_sums_to_one(known):
   rows = baselines.evaluation_rows(known.log, known.occasions, TEST)
   got = scores(known, rows)
@@ -85,12 +91,12 @@ def test_the_score_is_the_stated_one_and_sums_to_one(known):
 
 def test_lists_are_the_highest_scores_and_settings_are_chosen(known):
   rows = baselines.evaluation_rows(known.log, known.occasions, TEST)
-  lists = baselines._counting(known, ITEMS, rows, TAU, WEIGHT, POWER, True)
+  lists = ranking.lists(rows, score_of(known), known.popular, ITEMS)
   ranked = np.take_along_axis(scores(known, rows), lists, axis=1)
   assert (np.diff(ranked, axis=1) <= 0).all() and (np.sort(lists, 1) == np.arange(ITEMS)).all()
   chosen = baselines.BASELINES['counting'](known, rows, 5).settings
   assert chosen['tau'] in baselines.TAUS and chosen['power'] in (1.0, 2.0)
-  assert chosen['transitions'] in baselines.TRANSITION_WEIGHTS and chosen['own'] in (True, False)
+  assert chosen['transitions'] in baselines.TRANSITION_WEIGHTS
 
 
 def test_a_code_without_training_events_and_an_old_history_make_no_holes():
@@ -115,11 +121,12 @@ def test_a_wide_catalogue_needs_no_table_of_items_by_items():
   config = dataclasses.replace(
     Config(), reasoner=dataclasses.replace(Config().reasoner, coarse_codes=4)
   )
-  known = tiny_log.inputs(log, occasions, config, coarse=np.arange(100_000) % 256)
+  coarse = np.arange(100_000) % 256
+  known = tiny_log.inputs(log, occasions, config, coarse, bars_history=True)
   rows = baselines.evaluation_rows(log, occasions, TEST)[:20]
   started = time.monotonic()
   tracemalloc.start()
-  lists = baselines._counting(known, 50, rows, TAU, WEIGHT, POWER, False)
+  lists = ranking.lists(rows, score_of(known), known.popular, 50)
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert lists.shape == (len(rows), 50) and (lists >= 0).all()

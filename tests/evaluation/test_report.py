@@ -176,6 +176,7 @@ def test_systems_have_plain_names_on_the_page_and_keys_in_the_json(tmp_path):
     'no_reasoner_exposure_penalty': 'no reasoner, exposure penalty',
     'item_knn': 'ItemKNN',
     'item_transitions': 'item transitions',
+    'u2i': 'U2I',
   }
   everything = content()
   model, baseline = everything['systems'].values()

@@ -1,16 +1,15 @@
 """A log small enough to check by hand: item i is 'item i', day d is (d + 1) * 86400 s."""
 
-import dataclasses
-
 import numpy as np
 import polars as pl
 
-from rolegen_jax.config import Config, DataConfig, ServingConfig
+from rolegen_jax.config import Config, DataConfig
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions, find_occasions
 from rolegen_jax.evaluation.baselines import BaselineInputs
 from rolegen_jax.features.interest_shift import InterestShift
+from rolegen_jax.features.item_transitions import Kernel
 
 DAY = 86_400
 
@@ -28,13 +27,10 @@ def inputs(
   occasions: Occasions,
   config: Config = Config(),
   coarse: np.ndarray | None = None,
+  kernel: Kernel = Kernel(),
+  bars_history: bool = False,
 ) -> BaselineInputs:
   """What the baselines read; coarse codes [I] are item % 2 unless given."""
   coarse = np.arange(len(log.items)) % 2 if coarse is None else coarse
   shift = InterestShift.of(log, occasions.train_end(log), coarse, int(coarse.max()) + 1)
-  return BaselineInputs(log, occasions, shift, config)
-
-
-def filtering(config: Config = Config()) -> Config:
-  """The same settings with lists that hold nothing of the history."""
-  return dataclasses.replace(config, serving=ServingConfig(filter_history=True))
+  return BaselineInputs(log, occasions, shift, config, kernel, bars_history)

@@ -9,7 +9,7 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import find_occasions
 from rolegen_jax.features import excitation as lib
 from rolegen_jax.features.interest_shift import FOLDS, SHRINK, InterestShift
-from rolegen_jax.features.item_transitions import followed
+from rolegen_jax.features.item_transitions import Kernel, Transitions
 from tests.data import random_logs
 
 CODES = 5
@@ -19,7 +19,7 @@ def build(log, train_end, coarse, keep: int = CODES):
   """Return the interest shift and the excitation of a log."""
   shift = InterestShift.of(log, train_end, coarse, CODES)
   config = ReasonerConfig(coarse_codes=keep, transitions=4)
-  return shift, lib.Excitation.of_counts(shift, followed(log, train_end), config)
+  return shift, lib.Excitation.of_counts(shift, Transitions.of(log, train_end, Kernel()), config)
 
 
 def estimate(seed: int, keep: int = CODES):

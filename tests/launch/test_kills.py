@@ -29,7 +29,7 @@ SETTINGS = small.settings(
   'align.batch=256',
   'reason.batch=128',
   'loop_stage.batch=64',
-  'evaluation.sasrec_steps=10',
+  'evaluation.sasrec.steps=10',
   'mesh.fsdp=2',
   *(f'{section}.steps={STEPS}' for section in small.STAGE_SECTIONS),
   *(f'{section}.save_every=5' for section in small.STAGE_SECTIONS),
@@ -38,6 +38,7 @@ TRAINED = ('warmup', 'align', 'reason', 'loop', 'ablations/no_reasoner')
 STAGES = (
   'data',
   'semantic_ids',
+  'choices',
   'warmup',
   'roles',
   'align',

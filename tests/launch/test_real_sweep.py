@@ -29,10 +29,11 @@ SETTINGS = small.settings(
   'reason.steps=1',
   'loop_stage.steps=2',
   *(f'{section}.batch=8' for section in small.STAGE_SECTIONS),
-  'evaluation.sasrec_steps=1',
+  'evaluation.sasrec.steps=1',
   'evaluation.ablations=()',
 )
-STAGES = ['data', 'semantic_ids', 'warmup', 'roles', 'align', 'reason', 'loop', 'baselines']
+STAGES = ['data', 'semantic_ids', 'choices', 'warmup', 'roles', 'align', 'reason', 'loop']
+STAGES += ['baselines']
 
 
 def test_a_run_that_fails_says_why_and_a_stopped_one_may_continue(tmp_path):

@@ -21,7 +21,7 @@ from tests.runs import open_inputs
 @pytest.fixture(scope='module')
 def opened(tmp_path_factory):
   """(run, inputs, models) with the filter on: a log, its semantic IDs, and random parameters."""
-  config = entry.experiment('demo', [*SMALL, 'serving.filter_history=True'])
+  config = entry.experiment('demo', [*SMALL, 'serving.filter_history=bar'])
   run, inputs = open_inputs(config, tmp_path_factory.mktemp('filtered'))
   params = {name: tiny.random_params(fn) for name, fn in run.rolegen.model_fns.items()}
   return run, inputs, Trained('random', lambda: params)
@@ -37,7 +37,7 @@ def test_no_system_lists_what_the_history_holds(opened):
   assert set(results.rankings) == {
     *('RoleGen', 'no_language_model', 'counts_only', 'no_reasoner'),
     *('RoleGen_exposure_penalty', 'no_reasoner_exposure_penalty'),
-    *('popularity', 'recency', 'item_knn', 'item_transitions', 'counting', 'SASRec'),
+    *('popularity', 'recency', 'item_knn', 'item_transitions', 'counting', 'u2i', 'SASRec'),
   }
   for name, (_, items, _) in results.rankings.items():
     is_item = items >= 0
@@ -54,12 +54,36 @@ def test_no_system_lists_what_the_history_holds(opened):
 def test_the_baselines_stage_depends_on_the_filter(opened, tmp_path):
   run, inputs, _ = opened
   evaluation.rank_baselines(run, inputs)
-  config = dataclasses.replace(run.config, serving=ServingConfig())
+  config = dataclasses.replace(run.config, serving=ServingConfig(filter_history='allow'))
   plain = dataclasses.replace(run, config=config, folder=RunFolder(tmp_path))
-  lists = evaluation.rank_baselines(plain, inputs)['popularity'].items
+  allowing = dataclasses.replace(inputs, bars_history=False)
+  lists = evaluation.rank_baselines(plain, allowing)['popularity'].items
   assert (lists == lists[0]).all()  # the same list for everybody, whoever knows what of it
   keys = [json.loads((r.workdir / 'baselines' / 'KEY.json').read_text()) for r in (run, plain)]
   assert keys[0] != keys[1]
+
+
+def test_a_stopped_stage_keeps_the_baselines_that_were_ranked(opened, tmp_path, monkeypatch):
+  run, inputs, _ = opened
+  run, ranked = dataclasses.replace(run, folder=RunFolder(tmp_path)), []
+
+  def first(inputs, rows, k):
+    ranked.append('first')
+    return evaluation.Ranking(np.tile(np.arange(k, dtype=np.int32), (len(rows), 1)), dict(tau=1.5))
+
+  def second(inputs, rows, k):
+    if ranked.count('second') == 0:
+      ranked.append('second')
+      raise KeyboardInterrupt
+    return evaluation.Ranking(np.zeros((len(rows), k), np.int32), {})
+
+  monkeypatch.setattr(evaluation, 'ALL_BASELINES', dict(first=first, second=second))
+  with pytest.raises(KeyboardInterrupt):
+    evaluation.rank_baselines(run, inputs)
+  rankings = evaluation.rank_baselines(run, inputs)
+  assert ranked == ['first', 'second'] and list(rankings) == ['first', 'second']
+  assert rankings['first'].settings == dict(tau=1.5) and (rankings['second'].items == 0).all()
+  assert (rankings['first'].items[0] == np.arange(rankings['first'].items.shape[1])).all()
 
 
 def test_recommendations_hold_nothing_that_the_user_touched(opened, tmp_path):
@@ -74,6 +98,7 @@ def test_recommendations_hold_nothing_that_the_user_touched(opened, tmp_path):
     'dormant',
     tmp_path / 'out.parquet',
     top=10,
+    bars_history=inputs.bars_history,
   )
   assert table.height and not table['seen'].any()
   assert table.group_by('user_id').len()['len'].max() <= 10

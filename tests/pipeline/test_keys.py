@@ -11,7 +11,12 @@ from rolegen_jax.config import ABLATIONS, Config
 from rolegen_jax.overrides import apply, field_paths
 from rolegen_jax.pipeline import evaluation, keys, stages
 from rolegen_jax.pipeline.context import Run, open_run
-from rolegen_jax.pipeline.inputs import assign_semantic_ids, prepare_data, prepare_inputs
+from rolegen_jax.pipeline.inputs import (
+  assign_semantic_ids,
+  choose_on_validation,
+  prepare_data,
+  prepare_inputs,
+)
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.training import state as states
 from tests import runs
@@ -24,7 +29,7 @@ SMALL = [
   'text.sentence=8',
   'loop.worlds=2',
   'calibration.steps=1',
-  'evaluation.sasrec_steps=1',
+  'evaluation.sasrec.steps=1',
   *(f'{stage}.batch=8' for stage in ('warmup', 'align', 'reason', 'loop_stage')),
 ]
 # Where a run trains is not what it trains, and the content of these files counts, not their path.
@@ -73,7 +78,8 @@ def test_every_stage_of_a_run_has_an_entry():
     ('loop.kl=0.1', 'loop'),
     ('calibration.steps=7', 'loop/calibration'),
     ('evaluation.seed=7', None),
-    ('evaluation.sasrec_steps=7', 'baselines'),
+    ('evaluation.sasrec.steps=7', 'baselines'),
+    ('serving.filter_history=bar', 'baselines'),
   ],
 )
 def test_the_first_stage_that_a_setting_changes(assignment, first):
@@ -166,6 +172,9 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
 
   data = read_by('data', prepare_data)
   read_by('semantic_ids', assign_semantic_ids, data)
+  seen.clear()
+  choose_on_validation(run, data)
+  assert not seen, 'choices read the log alone'
   plain, inputs = prepare_inputs(plain)
   if inputs.words:
     monkeypatch.setattr(inputs.words.alignment, 'config', noted)

@@ -1,20 +1,18 @@
 """Lists without what the history holds: by brute force, and for every system alike."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from rolegen_jax.config import Config, EvaluationConfig
 from rolegen_jax.data.occasions import TEST
-from rolegen_jax.evaluation import baselines, sasrec
+from rolegen_jax.evaluation import baselines
+from rolegen_jax.pipeline.evaluation import ALL_BASELINES
 from rolegen_jax.serving import history_filter
 from rolegen_jax.serving.history_filter import held_items, without, without_history
 from tests.evaluation import tiny_log
 from tests.evaluation.test_counting import ITEMS, random_log
-from tests.evaluation.test_sasrec import SMALL
+from tests.evaluation.test_sasrec import config
 
-FEW_STEPS = dataclasses.replace(SMALL, evaluation=EvaluationConfig(sasrec_steps=2))
+FEW_STEPS = config(steps=2)
 
 
 @pytest.fixture(scope='module')
@@ -72,17 +70,17 @@ def test_lists_of_models_are_filtered_by_their_contexts(shop, monkeypatch):
 
 
 def lists_of(name: str, known, rows, k: int) -> np.ndarray:
-  baseline = baselines.BASELINES.get(name, sasrec.sasrec)
-  return baseline(known, rows, k).items
+  return ALL_BASELINES[name](known, rows, k).items
 
 
-@pytest.mark.parametrize('name', [*baselines.BASELINES, 'SASRec'])
+@pytest.mark.parametrize('name', ALL_BASELINES)
 def test_baselines_bar_the_history_and_keep_their_lists_full(shop, name):
   log, occasions, rows = shop
-  config = FEW_STEPS if name == 'SASRec' else Config()
   k = 3
-  plain = lists_of(name, tiny_log.inputs(log, occasions, config), rows, k)
-  filtered = lists_of(name, tiny_log.inputs(log, occasions, tiny_log.filtering(config)), rows, k)
+  plain, filtered = (
+    lists_of(name, tiny_log.inputs(log, occasions, FEW_STEPS, bars_history=bars), rows, k)
+    for bars in (False, True)
+  )
   held = contexts(log, occasions, rows)
   assert all(ITEMS - len(items) >= k for items in held)
   assert not any(set(row) & items for row, items in zip(filtered, held))
@@ -91,20 +89,16 @@ def test_baselines_bar_the_history_and_keep_their_lists_full(shop, name):
     assert any(set(row) & items for row, items in zip(plain, held))
 
 
-@pytest.mark.parametrize('name', [*baselines.BASELINES, 'SASRec'])
+@pytest.mark.parametrize('name', ALL_BASELINES)
 def test_a_catalogue_smaller_than_the_list_ends_in_empty_slots(name):
   """Lists of 20 of nine items, some of them barred: no crash, each item once, then -1."""
   log, occasions = random_log(users=20)
   rows = baselines.evaluation_rows(log, occasions, TEST)
-  config = FEW_STEPS if name == 'SASRec' else Config()
-  for settings in (config, tiny_log.filtering(config)):
-    items = lists_of(name, tiny_log.inputs(log, occasions, settings), rows, 20)
+  for bars in (False, True):
+    items = lists_of(name, tiny_log.inputs(log, occasions, FEW_STEPS, bars_history=bars), rows, 20)
     held = contexts(log, occasions, rows)
     assert items.shape == (len(rows), 20)
     for row, barred in zip(items.tolist(), held):
       listed = [i for i in row if i >= 0]
       assert row == listed + [-1] * (20 - len(listed)) and len(set(listed)) == len(listed)
-      if settings is config and name not in ('item_knn', 'item_transitions', 'counting'):
-        assert len(listed) == ITEMS
-      if settings is not config:
-        assert set(listed) == set(range(ITEMS)) - barred
+      assert set(listed) == set(range(ITEMS)) - (barred if bars else set())

@@ -13,7 +13,7 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import find_occasions
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
-from rolegen_jax.features.item_transitions import followed
+from rolegen_jax.features.item_transitions import Kernel, Transitions
 from rolegen_jax.reasoning.alignment import Alignment
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.simulator import world
@@ -45,7 +45,7 @@ def log_and_examples():
   codes = tiny.codes(len(log.items))
   end = occasions.train_end(log)
   shift = InterestShift.of(log, end, codes[:, 0], tiny.CODES)
-  excitation = Excitation.of_counts(shift, followed(log, end), c.reasoner)
+  excitation = Excitation.of_counts(shift, Transitions.of(log, end, Kernel()), c.reasoner)
   examples = training_examples(
     log, occasions, c.reasoner.role_events, c.reasoner.candidates, excitation
   )
