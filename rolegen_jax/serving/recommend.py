@@ -12,8 +12,8 @@ Columns:
               for the user: only differences between items of one user mean something
   seen        whether the user touched the item before
   pivots      the events at which worlds were changed, with their factual roles
-  why         the largest terms in words, the candidates' named by the world of the item and what was
-              done in it; then seen and pivots
+  why         the largest terms in words, the candidates' named by the world of the item and what
+              was done in it; then seen and pivots
 
 Shapes: U users, I items, N users that are recommended for, K items found for each, R
 recommendations, W worlds, E experts.

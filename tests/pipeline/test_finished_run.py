@@ -5,6 +5,7 @@ checkpoints, which nothing here reads.
 """
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -43,7 +44,7 @@ def nothing_is_learned():
 
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(stages, 'fit', leave_a_file)
-    patched.setattr(stages, 'fit_mixing_weights', lambda *_: ({}, np.zeros(2)))
+    patched.setattr(stages, 'fit_weights', lambda *_: ({}, np.zeros(2)))
     patched.setattr(evaluation, 'BASELINES', {})
     patched.setattr(evaluation, 'sasrec', lambda *_: evaluation.Ranking(np.zeros((1, 1)), {}))
     for name in ('evaluate', 'report'):
@@ -201,12 +202,19 @@ def test_evaluate_trains_the_ablations_that_are_missing(tmp_path, capfd):
   config = entry.experiment('demo', SMALL)
   run.train(config, tmp_path)
   capfd.readouterr()
-  run.train(apply(config, ["evaluation.ablations=('no_reasoner', 'weighted')"]), tmp_path)
+  names = ('no_reasoner', 'weighted', 'without_dense', 'tiger')
+  run.train(apply(config, [f'evaluation.ablations={names}']), tmp_path)
   lines = capfd.readouterr().err.splitlines()
   assert [line for line in lines if line.endswith(': running')] == [
     'ablations/weighted: running',
     'ablations/weighted/calibration: running',
+    'ablations/without_dense/calibration: running',
+    'ablations/tiger: running',
   ]
+  inputs = json.loads((tmp_path / 'ablations/without_dense/calibration/KEY.json').read_text())
+  assert list(inputs['inputs']) == ['loop']
+  with pytest.raises(ConfigError, match=r'must be free of without_dense, as backbone\.experts'):
+    apply(config, [f'evaluation.ablations={names}', "backbone.experts=('generative',)"])
 
 
 def test_the_held_back_simulator_is_not_trained_again_unasked(tmp_path, monkeypatch, capfd):
