@@ -69,12 +69,12 @@ def finished(tmp_path_factory):
       sharding, 'make_mesh', lambda config, d=None: make_mesh(config, d or jax.devices()[:1])
     )
     patch.setattr(fit, '_steps', stand_in)
-    patch.setattr(stages, 'fit_mixing_weights', weights_as_they_are)
+    patch.setattr(stages, 'fit_weights', weights_as_they_are)
     folder = tmp_path_factory.mktemp('run')
     config = entry.experiment('demo', SETTINGS)
     content = found(open_run(config, folder))
     patch.setattr(fit, '_steps', no_training)
-    patch.setattr(stages, 'fit_mixing_weights', no_training)
+    patch.setattr(stages, 'fit_weights', no_training)
     yield Finished(folder, content)
 
 
