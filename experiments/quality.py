@@ -1,6 +1,7 @@
 """The runs that experiments/benchmarks/quality.py summarizes: --experiment=quality:NAME.
 
-An experiment with every ablation (amazon_beauty: its own), under three seeds.
+An experiment with every ablation, under three seeds. amazon_beauty has its own, and those that say
+what each expert is worth.
 
   for NAME in demo alibaba2014 taobao_userbehavior_1k ijcai15 amazon_beauty; do
     python -m launch.sweep --experiment=quality:$NAME --workdir=runs/quality/$NAME
@@ -18,7 +19,8 @@ from collections.abc import Callable
 from rolegen_jax import config as c
 
 EXPERIMENTS = ('demo', 'alibaba2014', 'taobao_userbehavior_1k', 'ijcai15', 'amazon_beauty')
-OWN_ABLATIONS = ('amazon_beauty',)  # no dormant cohort there: it is for the backbone alone
+OF_EXPERTS = (*c.WITHOUT, 'tiger')
+OWN_ABLATIONS = ('amazon_beauty',)  # no dormant cohort there: those of the loop say little
 SEEDS = 3
 
 
@@ -28,11 +30,12 @@ def get_config(arg: str = 'demo') -> c.Config:
   if name not in EXPERIMENTS:
     raise c.ConfigError(f'--experiment=quality:{name}: must be one of {", ".join(EXPERIMENTS)}')
   base = importlib.import_module(f'experiments.{name}').get_config()
-  if name in OWN_ABLATIONS:
-    return base
   if name == 'demo':
     base = _longer(base)
-  evaluation = dataclasses.replace(base.evaluation, ablations=tuple(c.ABLATIONS))
+  ablations = tuple(c.ABLATIONS)
+  if name in OWN_ABLATIONS:
+    ablations = (*base.evaluation.ablations, *OF_EXPERTS)
+  evaluation = dataclasses.replace(base.evaluation, ablations=ablations)
   return dataclasses.replace(base, evaluation=evaluation)
 
 

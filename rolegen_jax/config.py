@@ -43,15 +43,20 @@ TEXT_EMBEDDERS = ('hashed_ngrams', 'column', 'minilm')  # of semantic_ids/embedd
 PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations')
 # Far beyond what anybody trains: whoever asks for more has mistyped.
 MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
-# Ablation -> the settings of the closed loop that make it. Those without any are switches of the
-# joint train step.
-ABLATIONS: dict[str, dict[str, Any]] = dict(
+# Ablation -> the expert that RoleGen is left without. Nothing is trained for it: the weights of the
+# other experts are fitted again.
+WITHOUT = {f'without_{name}': name for name in (*BACKBONE_EXPERTS, *REASONER_EXPERTS)}
+# Ablation -> the settings that make it, by section. Those without any are switches of the joint
+# train step, or of WITHOUT. tiger: generation alone, the baseline TIGER (arXiv 2305.05065).
+ABLATIONS: dict[str, dict[str, dict[str, Any]]] = dict(
   no_reasoner={},
-  no_retrieved=dict(experts=('intent', 'candidates')),
+  no_retrieved=dict(loop=dict(experts=('intent', 'candidates'))),
   no_interventions={},
-  common_noise=dict(noise='common'),
+  common_noise=dict(loop=dict(noise='common')),
   no_reflection={},
-  weighted=dict(objective='weighted'),
+  weighted=dict(loop=dict(objective='weighted')),
+  tiger=dict(backbone=dict(experts=('generative',))),
+  **{name: {} for name in WITHOUT},
 )
 
 
@@ -529,21 +534,22 @@ class EvaluationConfig(Section):
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
   bootstrap: int = 1000  # resamples of users for 95 % intervals
-  # Some of ABLATIONS, trained and reported beside RoleGen.
+  # Some of ABLATIONS, made and reported beside RoleGen.
   ablations: tuple[str, ...] = ('no_reasoner', 'no_interventions', 'no_reflection')
   # RoleGen and the backbone alone are also reported with their lists under this exposure penalty;
   # 0 = they are not.
   exposure_penalty: float = 0.7
   sasrec: SasrecConfig = SasrecConfig()
+  tiger_steps: int = 0  # training steps of the ablation `tiger`; 0 = as many as the warmup's
   seed: int = 0
 
   def validate(self, name: str) -> None:
     ascending = len(self.ks) > 0 and list(self.ks) == sorted(set(self.ks)) and self.ks[0] >= 1
     self._need(ascending, f'{name}.ks', 'one or more numbers from 1 on, ascending')
     self._at_least(1, name, 'batch', 'bootstrap')
-    self._at_most(MANY, name, 'batch', 'bootstrap')
+    self._at_most(MANY, name, 'batch', 'bootstrap', 'tiger_steps')
     self.sasrec.validate(f'{name}.sasrec')
-    self._at_least(0, name, 'exposure_penalty', 'seed')
+    self._at_least(0, name, 'exposure_penalty', 'seed', 'tiger_steps')
     if self.ablations:
       self._some_of(ABLATIONS, f'{name}.ablations')
 
@@ -588,6 +594,16 @@ class Config(Section):
     config._validate_across_sections()
     return config
 
+  def ablated(self, ablation: str) -> Config:
+    """Return the settings that an ablation trains and recommends with."""
+    config, steps = self, self.evaluation.tiger_steps
+    for name, settings in ABLATIONS.get(ablation, {}).items():
+      section = dataclasses.replace(getattr(config, name), **settings)
+      config = dataclasses.replace(config, **{name: section})
+    if ablation == 'tiger' and steps:
+      config = dataclasses.replace(config, warmup=dataclasses.replace(config.warmup, steps=steps))
+    return config
+
   def _validate_across_sections(self) -> None:
     ids, reasoner, backbone = self.semantic_ids, self.reasoner, self.backbone
     if self.seed < 0:
@@ -607,6 +623,10 @@ class Config(Section):
     self.text._need(self.text.width >= least, 'text.width', f'at least {least}, four events')
     most, beam = max(self.evaluation.ks), backbone.beam
     backbone._need(beam >= most, 'backbone.beam', f'at least the largest of evaluation.ks={most}')
+    on = (*backbone.experts, *self.loop.experts)
+    off = [name for name in self.evaluation.ablations if WITHOUT.get(name, on[0]) not in on]
+    right = f'free of {", ".join(off)}, as backbone.experts and loop.experts lack that already'
+    self.evaluation._need(not off, 'evaluation.ablations', right)
 
 
 def to_dict(config: Any) -> dict:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rolegen_jax.config import ROLE_NAMES, Config, digest
+from rolegen_jax.config import ROLE_NAMES, WITHOUT, Config, digest
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import as_data_error
 from rolegen_jax.data.log import InteractionLog
@@ -223,6 +223,24 @@ def parts(systems: dict[str, dict], metric: str) -> list[str]:
     for name, words in shown.items()
   )
   return [f'What the parts are worth, {metric} on {part} targets: {"; ".join(values)}.']
+
+
+def experts(systems: dict[str, dict], metric: str) -> list[str]:
+  """Return a note on what is left without each expert, as far as such are among the systems."""
+  tested = systems['RoleGen']['metrics']
+  part = 'dormant' if 'dormant' in tested else 'all'
+  values = [
+    f'without {expert} {100 * systems[name]["metrics"][part][metric].mean:.2f} %'
+    for name, expert in WITHOUT.items()
+    if name in systems
+  ]
+  if not values:
+    return []
+  whole = f'{metric} on {part} targets {100 * tested[part][metric].mean:.2f} %'
+  return [
+    'Each expert left out, the weights of the others fitted again: '
+    f'{whole} with all of them, {", ".join(values)}.'
+  ]
 
 
 def short_lists(ks: tuple[int, ...], items: int, rankings: Rankings) -> list[str]:

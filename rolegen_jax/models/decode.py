@@ -78,16 +78,21 @@ def retrieve(
 
   -1 = nothing. Items may be there more than once, and need not be listed or allowed.
   """
-  state = query_state.state[:, 0]
-  found = [query_state.slot_item]
+  state, by_expert = query_state.state[:, 0], {}
+  if backbone.has('history'):
+    by_expert['history'] = query_state.slot_item
   if backbone.has('generative'):
-    found.append(beam_search(backbone, state, trie, k, allow)[0])
+    by_expert['generative'] = beam_search(backbone, state, trie, k, allow)[0]
+  if conditioning.retrieved is not None:
+    by_expert['retrieved'] = conditioning.retrieved.item
+  if conditioning.candidates is not None:
+    by_expert['candidates'] = conditioning.candidates.item
+  # An expert that is left out finds nothing.
+  found = [
+    jnp.where(backbone.experts.weight(name) > 0, item, -1) for name, item in by_expert.items()
+  ]
   if backbone.has('dense') or conditioning.intent is not None:
     found.append(nearest(backbone, state, conditioning.intent, trie, k, allow)[0])
-  if conditioning.retrieved is not None:
-    found.append(conditioning.retrieved.item)
-  if conditioning.candidates is not None:
-    found.append(conditioning.candidates.item)
   return jnp.concatenate(found, axis=1)
 
 

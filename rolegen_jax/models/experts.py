@@ -53,6 +53,7 @@ RETRIEVED_PRIOR = 0.01  # share of what is retrieved
 # Log mass of a candidate of the factual world, of another, and by nat of its log-probability.
 CANDIDATE = (1.0, 0.0, 0.5)
 MOST = 30.0  # nats; no mass is larger
+OFF = -200.0  # log weight of an expert that is left out: its weight is 0, and no gradient moves it
 
 
 class Members(NamedTuple):

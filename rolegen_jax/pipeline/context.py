@@ -8,7 +8,6 @@ import os
 import pathlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -44,10 +43,11 @@ class Run:
     """Return a stage, its folder ready; `inputs` are hashes and keys of what it reads of others."""
     return self.folder.begin(keys.record(stage, self.config, inputs))
 
-  def with_loop(self, **settings: Any) -> Run:
-    """Return this run with other settings of the closed loop; all earlier stages are the same."""
-    loop = dataclasses.replace(self.config.loop, **settings)
-    config = dataclasses.replace(self.config, loop=loop)
+  def ablated(self, ablation: str) -> Run:
+    """Return this run with the settings of an ablation: itself where they are the same."""
+    config = self.config.ablated(ablation)
+    if config == self.config:
+      return self
     return dataclasses.replace(self, config=config, rolegen=self.rolegen.of(config))
 
   def with_catalogue(self, trie: Trie) -> Run:

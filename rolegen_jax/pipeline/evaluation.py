@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import ABLATIONS
+from rolegen_jax.config import WITHOUT
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import read_parquet, write_npz
 from rolegen_jax.data.occasions import TEST
@@ -39,7 +39,6 @@ from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.pipeline.stages import (
   Models,
   Trained,
-  ablation_run,
   ablation_switches,
   run_time_ablations,
   validation_examples,
@@ -54,6 +53,7 @@ from rolegen_jax.serving.slate import slates
 ALL_BASELINES = BASELINES | {'u2i': u2i, 'SASRec': sasrec}
 # Systems whose lists are also reported with an exposure penalty.
 PENALIZED = ('RoleGen', 'no_reasoner')
+KINDS = ('model', 'ablation', 'baseline')  # of systems, in the order of the report
 EFFECT_EXAMPLES = 1000  # test examples whose removal effects are computed, evenly spaced
 
 
@@ -63,7 +63,7 @@ class Results:
 
   rows: np.ndarray  # int64 [N], of the occasions
   table: ExampleTable  # of those occasions, targets unknown
-  predictions: dict[str, Predictions]  # of RoleGen and its ablations
+  predictions: dict[str, Predictions]  # of RoleGen, its ablations and `tiger`
   rankings: content.Rankings
 
 
@@ -113,7 +113,8 @@ def evaluate(
   predictions = {name: _predict(run, inputs, table, name, model) for name, model in trained.items()}
   k = max(config.ks)
   rankings: content.Rankings = {
-    name: (_kind(name), prediction.item[:, :k], {}) for name, prediction in predictions.items()
+    name: (_kind(name), prediction.item[:, :k], _settings(run, name))
+    for name, prediction in predictions.items()
   }
   if config.exposure_penalty:
     for name in (name for name in PENALIZED if name in predictions):
@@ -123,21 +124,24 @@ def evaluate(
       rankings[f'{name}_exposure_penalty'] = (_kind(name), items[:, :k], {})
   for name, ranking in baselines.items():
     rankings[name] = ('baseline', ranking.items, ranking.settings)
-  return Results(rows, table, predictions, rankings)
+  by_kind = dict(sorted(rankings.items(), key=lambda system: KINDS.index(system[1][0])))
+  return Results(rows, table, predictions, by_kind)
 
 
 def _kind(name: str) -> str:
-  return 'model' if name == 'RoleGen' else 'ablation'
+  return {'RoleGen': 'model', 'tiger': 'baseline'}.get(name, 'ablation')
+
+
+def _settings(run: Run, name: str) -> dict[str, Any]:
+  """Return the settings of a baseline that is a model of ours; {} for other systems."""
+  config = run.config.ablated(name)
+  return dict(steps=config.warmup.steps, beam=config.backbone.beam) if name == 'tiger' else {}
 
 
 def _predict(
   run: Run, inputs: Inputs, table: ExampleTable, name: str, model: Trained
 ) -> Predictions:
-  reasoning, intervene = True, True
-  if name == 'no_reasoner':
-    reasoning = False
-  elif name in ABLATIONS:
-    run, intervene = ablation_run(run, name), bool(ablation_switches(name).intervene)
+  run = run.ablated(name)
   predictions = predict.predict(
     run.rolegen,
     model.load(),
@@ -145,8 +149,8 @@ def _predict(
     inputs.trie,
     run.mesh,
     run.config.backbone.beam,
-    reasoning=reasoning,
-    intervene=intervene,
+    reasoning=name not in ('no_reasoner', 'tiger'),
+    intervene=bool(ablation_switches(name).intervene),
     label=name,
   )
   if not inputs.bars_history:
@@ -178,8 +182,8 @@ def report(
     config, log, occasions, results.rows, inputs.codes, results.rankings
   )
   roles, notes = _roles(run, inputs, models, results)
-  told = inputs.choices.told(inputs.bars_history)
-  notes = [told] + content.parts(systems, f'HI@{_main_k(config.evaluation.ks)}') + notes
+  told, metric = inputs.choices.told(inputs.bars_history), f'HI@{_main_k(config.evaluation.ks)}'
+  notes = [told, *content.parts(systems, metric), *content.experts(systems, metric), *notes]
   notes += content.short_lists(config.evaluation.ks, len(log.items), results.rankings)
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)
@@ -241,8 +245,9 @@ def headline(systems: dict[str, dict]) -> str:
 
 
 def _candidates(results: Results) -> dict[str, np.ndarray]:
-  predictions = results.predictions.items()
-  return {name: p.candidates for name, p in predictions if p.candidates is not None}
+  """Return the candidates of each system whose worlds are its own."""
+  own = {name: p for name, p in results.predictions.items() if name not in WITHOUT}
+  return {name: p.candidates for name, p in own.items() if p.candidates is not None}
 
 
 def _write_rankings(run: Run, results: Results) -> None:
@@ -280,7 +285,7 @@ def _roles(
   n_validation = len(validation_examples(run, inputs))
   if config.calibration.steps and n_validation:
     notes.append(
-      f'RoleGen and its ablations fitted their mixing weights to {n_validation} conversions of '
+      f'RoleGen and its ablations fitted the weights of experts to {n_validation} conversions of '
       'the validation period; the baselines chose their settings there too.'
     )
   return roles, notes

@@ -9,13 +9,12 @@ What a stage reads of earlier stages, it is told by their hashes and keys (`inpu
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import pathlib
 from typing import Any
 
-from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, Config
+from rolegen_jax.config import ALIGN_TASKS, WITHOUT, Config
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.overrides import field_paths
@@ -87,6 +86,7 @@ READS: dict[str, tuple[str, ...]] = dict(
   ),
   loop=('reasoner.temperature', 'loop', 'loop_stage'),
   no_reasoner=(*_EXAMPLES, 'loop_stage'),
+  tiger=('seed', *_VOCABULARY, 'backbone', 'warmup', 'evaluation.tiger_steps'),
   calibration=('seed', 'calibration'),
   baselines=(
     'evaluation.ks',
@@ -107,8 +107,7 @@ def settings(stage: str, config: Config) -> dict[str, Any]:
   """Return the settings that `stage` reads, by their full names."""
   _, _, ablation = stage.removesuffix('/calibration').partition('ablations/')
   if ablation:
-    loop = dataclasses.replace(config.loop, **ABLATIONS.get(ablation, {}))
-    config = dataclasses.replace(config, loop=loop)
+    config = config.ablated(ablation)
   values: dict[str, Any] = {
     path: functools.reduce(getattr, path.split('.'), config)
     for path in fields(kind(stage))
@@ -123,9 +122,8 @@ def kind(stage: str) -> str:
   """Return the entry of READS for a stage by its name, which is its folder in the run folder."""
   if stage.endswith('/calibration'):
     return 'calibration'
-  if stage == 'ablations/no_reasoner':
-    return 'no_reasoner'
-  return 'loop' if stage.startswith('ablations/') else stage
+  _, _, ablation = stage.partition('ablations/')
+  return (ablation if ablation in READS else 'loop') if ablation else stage
 
 
 @functools.cache
@@ -143,9 +141,11 @@ def under(*sections: str) -> list[str]:
 
 def stages(config: Config) -> list[str]:
   """Return the names of the stages that `rolegen train` runs under these settings, in order."""
-  looped = ['loop', *(f'ablations/{name}' for name in config.evaluation.ablations)]
-  if config.calibration.steps:
-    looped = [name for stage in looped for name in (stage, f'{stage}/calibration')]
+  looped = []
+  for name in ('', *config.evaluation.ablations):
+    stage = f'ablations/{name}' if name else 'loop'
+    looped += [stage] if name not in WITHOUT else []
+    looped += [f'{stage}/calibration'] if config.calibration.steps and name != 'tiger' else []
   tokenizer = ['tokenizer'] if config.reasoner.text_pieces else []
   first = ['data', 'semantic_ids', 'choices', *tokenizer, 'warmup', 'roles', 'align', 'reason']
   return [*first, *looped, 'baselines']
@@ -167,7 +167,7 @@ def _files(stage: str, config: Config) -> dict[str, Any]:
   files: dict[str, Any] = {}
   if stage == 'data' and config.data.format != 'simulated':
     files |= log_fingerprint(config.data)
-  if stage in ('data', 'warmup') and config.data.shards:
+  if stage in ('data', 'warmup', 'ablations/tiger') and config.data.shards:
     files['data.shards'] = Shards(config.data.shards).digest
   if stage == 'roles' and config.roles.annotations:
     content = pathlib.Path(config.roles.annotations).read_bytes()

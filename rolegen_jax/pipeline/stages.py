@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from rolegen_jax import sharding
-from rolegen_jax.config import ABLATIONS, StageConfig
+from rolegen_jax.config import WITHOUT, StageConfig
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import write_json, write_npz
 from rolegen_jax.data.loader import Batches
@@ -27,12 +27,12 @@ from rolegen_jax.pipeline import artifacts, text
 from rolegen_jax.pipeline.context import Run, load_pretrained
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.reasoning import predict
-from rolegen_jax.reasoning.ablations import RUN_TIME_ABLATIONS
+from rolegen_jax.reasoning.ablations import RUN_TIME_ABLATIONS, Replacement, without
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.text import annotations as imported_labels
 from rolegen_jax.training import checkpoint, losses, steps
-from rolegen_jax.training.calibration import calibrate as fit_mixing_weights
+from rolegen_jax.training.calibration import calibrate as fit_weights
 from rolegen_jax.training.fit import Site, Task, fit
 from rolegen_jax.training.losses import Params
 from rolegen_jax.training.state import optimizer
@@ -63,15 +63,15 @@ class Models:
   aligned: Trained  # reasoner
   reasoned: Trained  # reasoner
   looped: Trained  # backbone, reasoner and its reference
-  calibrated: Trained  # the same with fitted mixing weights: what recommends
+  calibrated: Trained  # the same, the experts' weights fitted: what recommends
 
 
-def warm_up(run: Run, inputs: Inputs) -> Trained:
+def warm_up(run: Run, inputs: Inputs, name: str = 'warmup') -> Trained:
   """Stage `warmup`: the backbone alone, on packed trajectories."""
   config = run.config
   n_rows, rows = training_rows(config, inputs.log, inputs.occasions, inputs.shards)
   batches = functools.partial(_batches, run, n_rows, config.warmup.batch, rows, seed=config.seed)
-  return _train(run, inputs, 'warmup', 'backbone', losses.warmup_loss, config.warmup, batches, {})
+  return _train(run, inputs, name, 'backbone', losses.warmup_loss, config.warmup, batches, {})
 
 
 def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
@@ -192,20 +192,21 @@ def calibrate(
   name: str = 'loop',
   reasoning: bool = True,
   intervene: bool = True,
+  of: str = '',
 ) -> Trained:
-  """Fit the weights by which the backbone mixes its sources to the validation conversions.
+  """Fit the experts' weights to the validation conversions, in the folder of stage `name`.
 
   Return `trained` as it is where `calibration.steps` is 0 or nothing was bought at a validation
-  occasion.
+  occasion. of: the stage that left `trained`, where it is another.
   """
   config = run.config
   table = validation_examples(run, inputs)
   if not config.calibration.steps or not len(table):
     return trained
-  stage = run.begin(f'{name}/calibration', {name: trained.key})
+  stage = run.begin(f'{name}/calibration', {of or name: trained.key})
   path = stage.folder / 'backbone.npz'
   if not stage.is_complete:
-    fitted, nll = fit_mixing_weights(
+    fitted, nll = fit_weights(
       run.rolegen, trained.load(), table, inputs.trie, run.mesh, reasoning, intervene
     )
     distributed.once(lambda: write_npz(fitted | dict(nll=nll), path))
@@ -238,35 +239,38 @@ def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:
 
 
 def train_ablations(run: Run, inputs: Inputs, models: Models) -> dict[str, Trained]:
-  """Train and calibrate what `evaluation.ablations` names."""
+  """Train and calibrate what `evaluation.ablations` names, each as far as it needs that."""
   names = run.config.evaluation.ablations
   return {name: train_ablation(run, inputs, models, name) for name in names}
 
 
 def run_time_ablations(run: Run, models: Models) -> dict[str, Trained]:
-  """Return the ablations of RoleGen that need no training."""
+  """Return the ablations of RoleGen that need neither training nor calibration."""
+  return {
+    name: Trained(f'{models.calibrated.key} {name}', _replaced(run, models.calibrated, replace))
+    for name, replace in RUN_TIME_ABLATIONS.items()
+  }
 
-  def replaced(name: str, replace: Callable) -> Trained:
-    key = f'{models.calibrated.key} {name}'
-    return Trained(key, functools.cache(lambda: replace(models.calibrated.load(), run.mesh)))
 
-  return {name: replaced(name, replace) for name, replace in RUN_TIME_ABLATIONS.items()}
+def _replaced(run: Run, trained: Trained, replace: Replacement) -> Callable[[], dict[str, Params]]:
+  return functools.cache(lambda: replace(trained.load(), run.mesh))
 
 
 def train_ablation(run: Run, inputs: Inputs, models: Models, ablation: str) -> Trained:
   """Train and calibrate RoleGen with one part turned off (`config.ABLATIONS`)."""
   name, labeled, warm = f'ablations/{ablation}', models.labeled, models.warm
+  if ablation in WITHOUT:
+    looped = models.looped
+    rest = Trained(looped.key, _replaced(run, looped, without(WITHOUT[ablation])))
+    return calibrate(run, inputs, rest, name, of='loop')
   if ablation == 'no_reasoner':
     alone = train_backbone_alone(run, inputs, labeled, warm, name)
     return calibrate(run, inputs, alone, name, reasoning=False)
-  varied, switches = ablation_run(run, ablation), ablation_switches(ablation)
+  varied, switches = run.ablated(ablation), ablation_switches(ablation)
+  if ablation == 'tiger':
+    return warm_up(varied, inputs, name)
   looped = close_loop(varied, inputs, labeled, warm, models.reasoned, name, switches)
   return calibrate(varied, inputs, looped, name, intervene=bool(switches.intervene))
-
-
-def ablation_run(run: Run, ablation: str) -> Run:
-  """Return the run with the settings of the closed loop that make an ablation."""
-  return run.with_loop(**ABLATIONS[ablation])
 
 
 def ablation_switches(ablation: str) -> steps.Switches:

@@ -1,7 +1,8 @@
 """Ablations of a trained RoleGen that need no training: what is replaced at run time.
 
-They say what the language model is worth, and what training the structural equations is worth. The
-backbone, and the weights by which it mixes its sources, stay those of RoleGen.
+They say what the language model is worth, what training the structural equations is worth, and what
+each expert is worth. With the first two, the backbone and the weights of its experts stay those of
+RoleGen; without an expert, the weights of the others are fitted again.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rolegen_jax.models import functional
+from rolegen_jax.models.experts import EXPERTS, OFF
 from rolegen_jax.models.functional import Params
 from rolegen_jax.models.intent import Intent
 
+# (parameters of both models, mesh) -> those of the ablation.
+Replacement = Callable[[dict[str, Params], Mesh], dict[str, Params]]
 # Parameters of the reasoner through which its language model speaks.
 _TABLES = ('tokens', 'tokens_delta', 'readout', 'readout_delta')
 
@@ -43,6 +47,20 @@ def counts_only(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
   return params | {'reasoner': params['reasoner'] | {'intent': initial}}
 
 
-RUN_TIME_ABLATIONS: dict[str, Callable[[dict[str, Params], Mesh], dict[str, Params]]] = dict(
+def without(expert: str) -> Replacement:
+  """Return what leaves an expert out of both models: it neither finds items nor scores them."""
+
+  def replace(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
+    del mesh
+    experts = params['backbone']['experts']
+    log_weight = jnp.asarray(experts['log_weight']).at[EXPERTS.index(expert)].set(OFF)
+    backbone = params['backbone'] | {'experts': experts | {'log_weight': log_weight}}
+    return params | {'backbone': backbone}
+
+  return replace
+
+
+# Those of every report.
+RUN_TIME_ABLATIONS: dict[str, Replacement] = dict(
   no_language_model=no_language_model, counts_only=counts_only
 )

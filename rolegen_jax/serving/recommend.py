@@ -7,13 +7,16 @@ Columns:
   log_prob    log p of the item among all that were scored; does not fall along a list
   rank_score  what the order is by: log_prob plus what the item opens, less exposure (`slate.py`)
   opens       new interest that contact with the item opens
-  world       first world whose path holds the item; 0 = the factual one; -1 = none, the item is the
-              backbone's own
+  world       first world whose path holds the item; 0 = the factual one; -1 = none
+  terms       what each expert adds to log_prob, nats, less its mean over the items that were found
+              for the user: only differences between items of one user mean something
   seen        whether the user touched the item before
   pivots      the events at which worlds were changed, with their factual roles
-  why         the same in words, and what was done in that world
+  why         the largest terms in words, the candidates' named by the world of the item and what
+              was done in it; then seen and pivots
 
-Shapes: U users, I items, R recommendations, W worlds.
+Shapes: U users, I items, N users that are recommended for, K items found for each, R
+recommendations, W worlds, E experts.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from rolegen_jax.data.files import DataError, write_parquet
 from rolegen_jax.data.lines import read_text, split_lines
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.features.excitation import Excitation
+from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.progress import say
@@ -43,6 +47,7 @@ from rolegen_jax.serving.slate import Slates, slates
 
 VIEW = EVENT_NAMES.index('view')
 DAY = 86_400  # seconds
+SHOWN_TERMS, SMALLEST = 3, 0.05  # terms in words, at most; nats that are no longer 0 there
 MAX_COMPARED = 20_000  # ids among which the nearest to an unknown one is looked for
 
 
@@ -209,11 +214,18 @@ def _frame(
   n_items = len(log.items)
   touched = np.unique(log.user.astype(np.int64) * n_items + log.item)
   seen = np.isin(table.user[example].astype(np.int64) * n_items + listed, touched)
+  terms_NxKxE = _relative_terms(predictions)
+  place = (predictions.item[example] == listed[:, None]).argmax(1)
+  terms = pl.DataFrame(terms_NxKxE[example, place], schema=list(EXPERTS)).to_struct('terms')
   pivots = [_pivots(log, table, predictions, index) for index in range(len(table))]
   done = [_interventions(log, table, predictions, index) for index in range(len(table))]
+  largest = [
+    _largest_terms(terms_NxKxE[index], found, of_world, done[index])
+    for index, found, of_world in zip(example, place, world)
+  ]
   why = [
-    _explain(pivots[index], of_world, done[index], was_seen)
-    for index, of_world, was_seen in zip(example, world, seen)
+    _explain(of_experts, pivots[index], was_seen)
+    for of_experts, index, was_seen in zip(largest, example, seen)
   ]
   pivot_type = pl.Struct(
     {'item_id': log.items['item_id'].dtype, 'event': pl.String, 'role': pl.String}
@@ -227,11 +239,42 @@ def _frame(
       rank_score=shown.rank_score[example, rank],
       opens=opens_I[listed],
       world=world.astype(np.int32),
+      terms=terms,
       seen=seen,
       pivots=pl.Series([pivots[index] for index in example], dtype=pl.List(pivot_type)),
       why=why,
     )
   )
+
+
+def _relative_terms(predictions: Predictions) -> np.ndarray:
+  """Return the terms fp32 [N, K, E] less their means over each list; 0 in an empty slot."""
+  is_item = (predictions.item >= 0)[..., None]
+  count = np.maximum(is_item.sum(1, keepdims=True), 1)
+  mean = np.where(is_item, predictions.terms, 0).sum(1, keepdims=True) / count
+  return np.where(is_item, predictions.terms - mean, 0).astype(np.float32)
+
+
+def _largest_terms(terms_KxE: np.ndarray, place: int, world: int, done: list[str]) -> str:
+  """Return the largest terms of the item at a place of a user's list, in words.
+
+  Experts that say the same of the whole list tell nothing of it. done: what is done in each world.
+  """
+  if world < 0:
+    of_candidates = 'no world'
+  else:
+    of_candidates = f'world {world} ({done[world] if world else "factual"})'
+  tells = np.flatnonzero(np.ptp(terms_KxE, axis=0) >= SMALLEST)
+  largest = tells[np.argsort(-terms_KxE[place, tells], kind='stable')][:SHOWN_TERMS]
+  return ', '.join(
+    f'{of_candidates if EXPERTS[expert] == "candidates" else EXPERTS[expert]} '
+    + _nats(terms_KxE[place, expert])
+    for expert in largest
+  )
+
+
+def _nats(value: float) -> str:
+  return f'{value:+.1f}' if abs(value) >= SMALLEST else '0'
 
 
 def _pivots(
@@ -277,18 +320,9 @@ def _interventions(
   return done
 
 
-def _explain(pivots: list[dict[str, Any]], world: int, done: list[str], seen: bool) -> str:
-  """Return what the columns world, seen and pivots of a row say, in words.
-
-  done: what is done in each world.
-  """
-  if world < 0:
-    source = 'the backbone alone'
-  elif world == 0:
-    source = 'the factual path'
-  else:
-    source = f'world {world} ({done[world]})'
-  parts = [f'from {source}', 'seen before' if seen else 'new to the user']
+def _explain(terms: str, pivots: list[dict[str, Any]], seen: bool) -> str:
+  """Return what the columns terms (in words), seen and pivots of a row say, in words."""
+  parts = [*([terms] if terms else []), 'seen before' if seen else 'new to the user']
   if pivots:
     events = (f'{pivot["role"]} {pivot["item_id"]} ({pivot["event"]})' for pivot in pivots)
     parts.append(f'pivots: {", ".join(events)}')

@@ -8,7 +8,7 @@ import pytest
 from rolegen_jax.config import EvaluationConfig
 from rolegen_jax.evaluation import report
 from rolegen_jax.evaluation.agreement import effect_agreement, role_agreement
-from rolegen_jax.evaluation.content import short_lists, table
+from rolegen_jax.evaluation.content import experts, short_lists, table
 from rolegen_jax.evaluation.diversity import list_diversity, world_diversity
 from rolegen_jax.evaluation.metrics import Interval, Pairs, compare, evaluate
 
@@ -267,3 +267,13 @@ def test_ks_beyond_the_catalogue_and_short_lists_are_noted():
   assert short_lists((1, 8), 8, lists) == [
     'Lists of fewer than 8 items, which miss what they have no place for: RoleGen 25.0 %.'
   ]
+
+
+def test_a_note_says_what_is_left_without_each_expert():
+  right, wrong = (systems(model_hits)[0]['RoleGen'] for model_hits in (True, False))
+  assert experts({'RoleGen': right, 'no_reasoner': wrong}, 'HI@1') == []
+  (note,) = experts({'RoleGen': right, 'without_dense': wrong, 'without_history': right}, 'HI@1')
+  assert note == (
+    'Each expert left out, the weights of the others fitted again: HI@1 on dormant targets '
+    '100.00 % with all of them, without dense 0.00 %, without history 100.00 %.'
+  )

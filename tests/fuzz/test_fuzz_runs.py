@@ -20,7 +20,6 @@ from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
 from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.training import checkpoint, fit
-from rolegen_jax.training.calibration import BIASES, VECTORS
 from tests.launch import small
 
 TRAINED = ('warmup', 'align', 'reason', 'loop')
@@ -69,18 +68,18 @@ def finished(tmp_path_factory):
       sharding, 'make_mesh', lambda config, d=None: make_mesh(config, d or jax.devices()[:1])
     )
     patch.setattr(fit, '_steps', stand_in)
-    patch.setattr(stages, 'fit_mixing_weights', weights_as_they_are)
+    patch.setattr(stages, 'fit_weights', weights_as_they_are)
     folder = tmp_path_factory.mktemp('run')
     config = entry.experiment('demo', SETTINGS)
     content = found(open_run(config, folder))
     patch.setattr(fit, '_steps', no_training)
-    patch.setattr(stages, 'fit_mixing_weights', no_training)
+    patch.setattr(stages, 'fit_weights', no_training)
     yield Finished(folder, content)
 
 
 def weights_as_they_are(rolegen, params, *_):
   leaves = functional.flatten(params['backbone'])
-  fitted = {name: np.asarray(leaves[name]) + 1 for name in (*VECTORS, *BIASES)}
+  fitted = {name: np.asarray(x) + 1 for name, x in leaves.items() if name.startswith('experts.')}
   return fitted, np.array([2.0, 1.0])
 
 

@@ -11,6 +11,7 @@ from rolegen_jax.config import ServingConfig
 from rolegen_jax.pipeline import evaluation
 from rolegen_jax.pipeline.artifacts import RunFolder
 from rolegen_jax.pipeline.stages import Models, Trained
+from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving.history_filter import held_items
 from rolegen_jax.serving.recommend import recommend
 from tests import tiny
@@ -104,3 +105,40 @@ def test_recommendations_hold_nothing_that_the_user_touched(opened, tmp_path):
   assert table.group_by('user_id').len()['len'].max() <= 10
   for _, lists in table.group_by('user_id', maintain_order=True):
     assert lists['rank_score'].is_sorted(descending=True) and lists['rank'].is_sorted()
+
+
+def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened, monkeypatch):
+  run, inputs, trained = opened
+  asked = {}
+
+  def predict(rolegen, params, table, trie, mesh, beams, reasoning, intervene, label):
+    asked[label] = (rolegen, reasoning, intervene)
+    listed, worlds = np.zeros((len(table), 1), np.int32), np.zeros((len(table), 2, 1), np.int32)
+    score, terms = np.zeros(listed.shape), np.zeros((*listed.shape, 7))
+    return Predictions(listed, score, terms, candidates=worlds if reasoning else None)
+
+  monkeypatch.setattr(evaluation.predict, 'predict', predict)
+  models = Models(trained, None, trained, trained, trained, trained)
+  names = ('no_reasoner', 'no_interventions', 'no_retrieved', 'tiger', 'without_dense')
+  of_sasrec = evaluation.Ranking(np.zeros((1, 1), np.int32), {'width': 64})
+  results = evaluation.evaluate(
+    run, inputs, models, dict.fromkeys(names, trained), {'SASRec': of_sasrec}
+  )
+  kinds = {name: kind for name, (kind, _, _) in results.rankings.items()}
+  assert next(iter(kinds)) == 'RoleGen' and kinds['without_dense'] == 'ablation'
+  assert [name for name, kind in kinds.items() if kind == 'baseline'] == ['tiger', 'SASRec']
+  assert [*kinds][-2:] == ['tiger', 'SASRec']  # after all ablations
+  steps = run.config.warmup.steps
+  assert results.rankings['tiger'][2] == dict(steps=steps, beam=run.config.backbone.beam)
+  # What needs no other settings runs RoleGen's program.
+  same = {name for name, (rolegen, *_) in asked.items() if rolegen is run.rolegen}
+  assert same == {*asked} - {'tiger', 'no_retrieved'}
+  assert asked['tiger'][0].config.backbone.experts == ('generative',)
+  assert [name for name, (_, reasoning, _) in asked.items() if not reasoning] == [
+    'no_reasoner',
+    'tiger',
+  ]
+  assert [name for name, (*_, intervene) in asked.items() if not intervene] == ['no_interventions']
+  # Worlds without an expert are those of RoleGen: the report does not show them again.
+  with_worlds = {'RoleGen', 'no_language_model', 'counts_only', 'no_interventions', 'no_retrieved'}
+  assert {*evaluation._candidates(results)} == with_worlds

@@ -5,6 +5,7 @@ checkpoints, which nothing here reads.
 """
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -37,13 +38,14 @@ SMALL = [
 @pytest.fixture(scope='module', autouse=True)
 def nothing_is_learned():
   def leave_a_file(task, site, trie):
-    site.folder.joinpath('checkpoints').mkdir()
+    site.folder.joinpath('checkpoints').mkdir(exist_ok=True)
     site.folder.joinpath('checkpoints', '1').write_text('hours of work')
     return {}
 
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(stages, 'fit', leave_a_file)
-    patched.setattr(stages, 'fit_mixing_weights', lambda *_: ({}, np.zeros(2)))
+    patched.setattr(stages, 'fit_weights', lambda *_: ({}, np.zeros(2)))
+    patched.setattr(stages, 'without', lambda _: lambda params, mesh: params)
     nothing = {'popularity': lambda *_: evaluation.Ranking(np.zeros((1, 1)), {})}
     patched.setattr(evaluation, 'ALL_BASELINES', nothing)
     for name in ('evaluate', 'report'):
@@ -112,7 +114,7 @@ READ = {
   'warmup.steps=7': 'stage warmup was trained with warmup.steps=300, now 7; ',
   'loop.kl=0.5': 'stage loop was trained with loop.kl=0.02, now 0.5; ',
   'evaluation.ks=(1,20)': r'stage baselines was trained with max\(evaluation.ks\)=10, now 20; ',
-  'calibration.steps=7': 'stage loop/calibration was trained with calibration.steps=80, now 7; ',
+  'calibration.steps=7': 'stage loop/calibration was trained with calibration.steps=60, now 7; ',
 }
 
 
@@ -201,12 +203,19 @@ def test_evaluate_trains_the_ablations_that_are_missing(tmp_path, capfd):
   config = entry.experiment('demo', SMALL)
   run.train(config, tmp_path)
   capfd.readouterr()
-  run.train(apply(config, ["evaluation.ablations=('no_reasoner', 'weighted')"]), tmp_path)
+  names = ('no_reasoner', 'weighted', 'without_dense', 'tiger')
+  run.train(apply(config, [f'evaluation.ablations={names}']), tmp_path)
   lines = capfd.readouterr().err.splitlines()
   assert [line for line in lines if line.endswith(': running')] == [
     'ablations/weighted: running',
     'ablations/weighted/calibration: running',
+    'ablations/without_dense/calibration: running',
+    'ablations/tiger: running',
   ]
+  inputs = json.loads((tmp_path / 'ablations/without_dense/calibration/KEY.json').read_text())
+  assert list(inputs['inputs']) == ['loop']
+  with pytest.raises(ConfigError, match=r'must be free of without_dense, as backbone\.experts'):
+    apply(config, [f'evaluation.ablations={names}', "backbone.experts=('generative',)"])
 
 
 def test_the_held_back_simulator_is_not_trained_again_unasked(tmp_path, monkeypatch, capfd):

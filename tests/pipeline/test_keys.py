@@ -80,6 +80,10 @@ def test_every_stage_of_a_run_has_an_entry():
     ('evaluation.seed=7', None),
     ('evaluation.sasrec.steps=7', 'baselines'),
     ('serving.filter_history=bar', 'baselines'),
+    ('evaluation.tiger_steps=7', None),  # it is not asked for
+    ('backbone.negatives=64', 'warmup'),
+    ("backbone.experts=('dense',)", 'warmup'),
+    ("loop.experts=('intent',)", 'loop'),
   ],
 )
 def test_the_first_stage_that_a_setting_changes(assignment, first):
@@ -99,6 +103,24 @@ def test_an_ablation_reads_its_own_settings_of_the_loop():
   # What a switch of the train step turns off is no setting: the name tells such ablations apart.
   names = ('loop', 'ablations/no_reflection', 'ablations/no_counterfactual')
   assert len({keys.record(name, Config(), {}).key for name in names}) == 3
+
+
+def test_what_is_left_without_an_expert_is_calibrated_and_no_more():
+  config = apply(Config(), ["evaluation.ablations=('without_dense', 'tiger')"])
+  stages_of_ablations = [s for s in keys.stages(config) if s.startswith('ablations/')]
+  assert stages_of_ablations == ['ablations/without_dense/calibration', 'ablations/tiger']
+  plain = apply(config, ['calibration.steps=0'])
+  assert [s for s in keys.stages(plain) if s.startswith('ablations/')] == ['ablations/tiger']
+
+
+@pytest.mark.parametrize('steps, expected', [(0, 300), (7, 7)])
+def test_tiger_reads_the_settings_that_it_trains_with(steps, expected):
+  config = apply(Config(), [f'evaluation.tiger_steps={steps}', 'warmup.steps=300'])
+  settings = keys.settings('ablations/tiger', config)
+  assert settings['backbone.experts'] == ['generative'] and settings['warmup.steps'] == expected
+  # A run under these settings asks for the same.
+  assert keys.settings('ablations/tiger', config.ablated('tiger')) == settings
+  assert keys.settings('warmup', config)['warmup.steps'] == 300
 
 
 def recording(section, seen, prefix=''):
@@ -176,6 +198,8 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
   choose_on_validation(run, data)
   assert not seen, 'choices read the log alone'
   plain, inputs = prepare_inputs(plain)
+  run = run.with_catalogue(inputs.trie)
+  alone = run.ablated('tiger')  # to make models is to look at all settings
   if inputs.words:
     monkeypatch.setattr(inputs.words.alignment, 'config', noted)
   warm = read_by('warmup', stages.warm_up, inputs)
@@ -185,5 +209,6 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
   looped = read_by('loop', stages.close_loop, inputs, labeled, warm, reasoned)
   models = stages.Models(warm, labeled, aligned, reasoned, looped, looped)
   read_by('ablations/no_reasoner', stages.train_ablation, inputs, models, 'no_reasoner')
+  read_by('ablations/tiger', lambda _: stages.warm_up(alone, inputs, 'ablations/tiger'))
   if not words:
     read_by('baselines', evaluation.rank_baselines, inputs)

@@ -1,4 +1,4 @@
-"""Ablations at run time: what is left when the language model, or all training, is taken out."""
+"""Ablations at run time: what is left without the language model, all training, or an expert."""
 
 import jax
 import numpy as np
@@ -7,10 +7,17 @@ import pytest
 from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig
 from rolegen_jax.models import intent
-from rolegen_jax.reasoning.ablations import counts_only, no_language_model
+from rolegen_jax.models.decode import retrieve
+from rolegen_jax.models.experts import EXPERTS, OFF
+from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
+from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.ablations import counts_only, no_language_model, without
 from rolegen_jax.runtime.compile import jit
+from rolegen_jax.semantic_ids.trie import build_trie
+from rolegen_jax.training.calibration import calibrate
 from tests import tiny
 from tests.reasoning import chains
+from tests.text import catalogue
 
 
 @pytest.fixture(scope='module')
@@ -50,3 +57,76 @@ def test_counts_only_has_the_initial_constants(params, mesh):
   np.testing.assert_allclose(equation['counted_focus'], [intent.COUNTED_FOCUS] * 2)
   np.testing.assert_allclose(np.exp(equation['strength']), [intent.OPENS, intent.DRAWS, 1.2], 1e-6)
   assert not ablated['reasoner']['tokens'].any() and params['reasoner']['tokens'].any()
+
+
+@pytest.fixture(scope='module')
+def recommended(params, mesh):
+  """(trie, table, what is recommended with these parameters) of a log of 60 items."""
+  table = catalogue.log_and_examples()[2].evenly(16)
+  trie = build_trie(tiny.codes(len(table.log.items)), tiny.CODES, capacity=64)
+  rolegen = tiny.rolegen('evaluation.batch=16')
+
+  def recommend(params: dict) -> predict.Predictions:
+    return predict.predict(rolegen, params, table, trie, mesh, beams=4)
+
+  return trie, table, recommend
+
+
+@pytest.mark.parametrize('expert', EXPERTS)
+def test_an_expert_that_is_left_out_neither_scores_nor_finds(params, mesh, recommended, expert):
+  _, _, recommend = recommended
+  rest = without(expert)(params, mesh)
+  jax.tree.map(np.testing.assert_array_equal, rest['reasoner'], params['reasoner'])
+  whole, left = recommend(params), recommend(rest)
+  on, others = EXPERTS.index(expert), [e for e in range(len(EXPERTS)) if EXPERTS[e] != expert]
+  assert not left.terms[..., on].any() and whole.terms[..., on].any()
+  # What the others say of an item stays.
+  row, place, before = np.nonzero(
+    (left.item[:, :, None] == whole.item[:, None]) & (left.item >= 0)[:, :, None]
+  )
+  assert len(row)
+  np.testing.assert_allclose(
+    left.terms[row, place][:, others], whole.terms[row, before][:, others], atol=1e-4
+  )
+
+
+def test_an_expert_that_is_left_out_finds_nothing(params, mesh):
+  examples, trie, k = tiny.examples(), tiny.trie(), 4
+  item, share = tiny.retrieved()
+  chosen = np.arange(tiny.USERS * 3, dtype=np.int32).reshape(tiny.USERS, 3)
+  said = Conditioning(
+    candidates=Candidates(chosen, np.zeros_like(chosen), np.zeros(chosen.shape, np.float32)),
+    retrieved=RetrievedShares(item, share),
+  )
+
+  @jit
+  def found(backbone_params):
+    rolegen = tiny.rolegen()
+    backbone = rolegen.bind('backbone', backbone_params)
+    memory = backbone.encode(examples.history, backbone.items(trie))
+    query_state = rolegen.query(backbone, memory, examples.timestamp)
+    return retrieve(backbone, query_state, said, trie, k)
+
+  whole = np.asarray(found(params['backbone']))
+  names = dict(history=examples.history.item, retrieved=item, candidates=chosen)
+  for expert in (*names, 'generative'):
+    left = np.asarray(found(without(expert)(params, mesh)['backbone']))
+    lost = whole[whole != left]
+    assert (left[whole != left] == -1).all(), expert
+    if expert == 'generative':
+      assert len(lost) == tiny.USERS * k
+    else:
+      items = names[expert]
+      assert sorted(lost) == sorted(items[items >= 0]), expert
+
+
+def test_the_others_are_fitted_again_and_the_weight_stays_zero(params, mesh, recommended):
+  trie, table, _ = recommended
+  rest = without('dense')(params, mesh)
+  rolegen = tiny.rolegen('evaluation.batch=16', 'calibration.steps=8')
+  fitted, nll = calibrate(rolegen, rest, table, trie, mesh)
+  weights, before = fitted['experts.log_weight'], params['backbone']['experts']['log_weight']
+  dense = EXPERTS.index('dense')
+  assert weights[dense] == OFF and np.exp(weights[dense], dtype=np.float32) == 0
+  assert (np.delete(weights, dense) != np.delete(before, dense)).all()
+  assert np.isfinite(nll).all() and nll[-1] < nll[0]

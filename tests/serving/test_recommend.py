@@ -1,11 +1,13 @@
-"""The table of recommendations: what its order is by, and what it says of worlds."""
+"""The table of recommendations: what its order is by, and the reasons that it gives."""
 
 import numpy as np
 import pytest
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 from rolegen_jax.data.examples import inference_examples
+from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.predict import Predictions
+from rolegen_jax.serving.history_filter import without
 from rolegen_jax.serving.recommend import _frame
 from rolegen_jax.serving.slate import slates
 from tests.evaluation import tiny_log
@@ -15,6 +17,15 @@ OPENS = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.4, 0.0])
 # Items 0 to 4 are of the paths of worlds 0 to 4, 7 of none; 6 opens most.
 ITEM = np.array([[0, 1, 2, 3, 4, 7, 6, -1]])
 LOG_PROB = np.log(np.array([[0.3, 0.2, 0.15, 0.1, 0.08, 0.05, 0.01, 1.0]]))
+# By place of ITEM; experts that are not here are off. What stands in the empty slot is meaningless.
+SAID = dict(
+  dense=[3.0, 1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 99.0],  # mean 1
+  history=[0.0, 0.5, 0.0, 0.0, 0.0, 0.0, -0.5, 99.0],  # mean 0
+  popularity=[7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 99.0],  # the same of all
+  candidates=[1.2, 1.2, 2.2, 1.2, 1.2, 0.0, 0.0, 99.0],  # mean 1
+  retrieved=[0.0, 0.0, 0.0, 0.0, 0.0, 0.34, -0.34, 99.0],  # mean 0
+)
+TERMS = np.stack([SAID.get(name, [0.0] * 8) for name in EXPERTS], -1)[None].astype(np.float32)
 
 
 @pytest.fixture(scope='module')
@@ -36,6 +47,7 @@ def predictions() -> Predictions:
   return Predictions(
     item=ITEM,
     score=LOG_PROB,
+    terms=TERMS,
     roles=np.zeros((1, M), int),
     candidates=np.arange(WORLDS)[None, :, None],
     forced_role=forced_role,
@@ -44,8 +56,9 @@ def predictions() -> Predictions:
   )
 
 
-def frame(shop, exploration_weight: float, exposure_penalty: float = 0.0, top: int = 7):
-  shown = slates(ITEM, LOG_PROB, OPENS, exploration_weight, exposure_penalty, top)
+def frame(shop, exploration_weight: float, exposure_penalty: float = 0.0, top: int = 7, drop=()):
+  lists = without(ITEM, LOG_PROB, np.isin(ITEM, drop))
+  shown = slates(*lists, OPENS, exploration_weight, exposure_penalty, top)
   return _frame(*shop, predictions(), shown, OPENS, top)
 
 
@@ -66,21 +79,40 @@ def test_rank_is_by_rank_score_and_log_prob_is_that_of_the_item(shop):
   assert frame(shop, 2.0, top=2)['item_id'].to_list() == [6, 0]
 
 
-def test_why_names_what_was_done_in_the_world(shop):
+# Slates that reorder the list and a filter that drops from it leave each item its own terms.
+@pytest.mark.parametrize('weight, drop', [(0.0, ()), (2.0, ()), (0.0, (0, 7))])
+def test_terms_are_relative_to_all_that_was_found(shop, weight, drop):
+  table = frame(shop, weight, drop=drop)
+  assert table['terms'].struct.fields == list(EXPERTS)
+  means = dict(dense=1.0, popularity=7.0, candidates=1.0)
+  assert len(table) == 7 - len(drop)
+  for item, terms in zip(table['item_id'].to_list(), table['terms'].to_list()):
+    place = ITEM[0].tolist().index(item)
+    expected = {
+      name: SAID[name][place] - means.get(name, 0.0) if name in SAID else 0.0 for name in EXPERTS
+    }
+    assert terms == pytest.approx(expected, abs=1e-6), item
+
+
+def test_why_names_the_largest_terms_and_what_was_done_in_the_world(shop):
   table = frame(shop, 0.0)
-  source = {
+  terms = {
     item: why.split(';')[0] for item, why in zip(table['item_id'].to_list(), table['why'].to_list())
   }
-  assert source == {
-    0: 'from the factual path',
-    1: 'from world 1 (without the view of 5)',
-    2: 'from world 2 (the cart of 6 as ANCHOR)',
-    3: 'from world 3 (intent set to coarse code 4)',
-    4: 'from world 4 (no intervention)',
-    7: 'from the backbone alone',
-    6: 'from the backbone alone',
+  assert terms == {
+    0: 'dense +2.0, world 0 (factual) +0.2, history 0',
+    1: 'history +0.5, world 1 (without the view of 5) +0.2, dense 0',
+    2: 'world 2 (the cart of 6 as ANCHOR) +1.2, dense 0, history 0',
+    3: 'world 3 (intent set to coarse code 4) +0.2, dense 0, history 0',
+    4: 'world 4 (no intervention) +0.2, history 0, retrieved 0',
+    7: 'retrieved +0.3, dense 0, history 0',
+    6: 'dense 0, retrieved -0.3, history -0.5',
   }
   assert not any('counterfactual' in why for why in table['why'].to_list())
+  assert {why.split('; ')[1] for why in table['why'].to_list()} == {
+    'seen before',
+    'new to the user',
+  }
   pivots = table['pivots'][0].to_list()
   assert [p['item_id'] for p in pivots] == [5, 6]
   assert {p['event'] for p in pivots} <= set(EVENT_NAMES)
