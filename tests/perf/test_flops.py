@@ -20,6 +20,7 @@ from rolegen_jax.reasoning.prefill import prefill as prefill_prompt
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.rollout import Rollout
 from rolegen_jax.reasoning.worlds import Interventions, Tree
+from rolegen_jax.semantic_ids.trie import default_capacity
 from rolegen_jax.sharding import make_mesh
 from rolegen_jax.training import losses
 
@@ -45,8 +46,10 @@ CONFIG = overrides.apply(
     'evaluation.ks=(1,4)',
   ],
 )
-ROLEGEN = RoleGen(CONFIG)
-OURS = flops.Flops(CONFIG)
+ITEMS = 1000
+ROOM = default_capacity(ITEMS)
+ROLEGEN = RoleGen(CONFIG, ROOM)
+OURS = flops.Flops(CONFIG, ROOM)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +70,7 @@ def examples():
 
 @functools.cache
 def trie():
-  return plain(programs.trie_like(CONFIG, 1000, make_mesh(MeshConfig(), jax.devices()[:1])))
+  return plain(programs.trie_like(CONFIG, ITEMS, make_mesh(MeshConfig(), jax.devices()[:1])))
 
 
 def key():
@@ -136,7 +139,7 @@ def test_reflection():
 @pytest.mark.parametrize('train', ['lora', 'frozen'])
 def test_no_gradient_of_what_is_frozen_is_computed(train):
   config = overrides.apply(CONFIG, [f'reasoner.train={train}', 'reasoner.lora.rank=32'])
-  rolegen, ours = RoleGen(config), flops.Flops(config)
+  rolegen, ours = RoleGen(config, ROOM), flops.Flops(config, ROOM)
   trained, frozen = (
     functional.abstract(part['reasoner'])[1] for part in (rolegen.trained, rolegen.frozen)
   )
@@ -151,7 +154,7 @@ def test_no_gradient_of_what_is_frozen_is_computed(train):
   assert (
     xla < (0.95 if train == 'lora' else 0.8) * OURS.phases()['reflection'].hardware
   )  # adapters cost something themselves
-  assert flops.trained(config)['reasoner'] == pytest.approx(
+  assert flops.trained(config, ROOM)['reasoner'] == pytest.approx(
     sum(np.prod(x.shape) for x in jax.tree.leaves(trained)), rel=0.01
   )
 
@@ -223,7 +226,7 @@ def test_rematerialization_repeats_the_forward_of_the_stack(remat, again):
   stack = flops.stack(
     CONFIG.reasoner.transformer, ROLEGEN.layout.prompt_length + ROLEGEN.layout.length
   ).forward
-  remat_flops, default_flops = (flops.Flops(c).likelihood(tree).recompute for c in (config, CONFIG))
+  remat_flops, default_flops = (flops.Flops(c, ROOM).likelihood(tree).recompute for c in (config, CONFIG))
   assert remat_flops - default_flops == pytest.approx(again * stack)
 
 

@@ -20,7 +20,7 @@ def test_text_vectors_are_read_from_the_stage_of_semantic_ids(tmp_path):
   np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
   assert inputs.hashes['text_vectors'] == inputs.text_vectors.digest
   # A run that is there does not embed again.
-  again = prepare_inputs(open_run(config, tmp_path, may_train=False))
+  _, again = prepare_inputs(open_run(config, tmp_path, may_train=False))
   np.testing.assert_array_equal(again.text_vectors.vectors, vectors)
 
 

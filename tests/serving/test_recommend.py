@@ -5,6 +5,7 @@ import pytest
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 from rolegen_jax.data.examples import inference_examples
+from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving.recommend import _frame
 from rolegen_jax.serving.slate import slates
@@ -36,6 +37,7 @@ def predictions() -> Predictions:
   return Predictions(
     item=ITEM,
     score=LOG_PROB,
+    terms=np.zeros((1, ITEM.shape[1], len(EXPERTS)), np.float32),
     roles=np.zeros((1, M), int),
     candidates=np.arange(WORLDS)[None, :, None],
     forced_role=forced_role,
