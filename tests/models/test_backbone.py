@@ -239,9 +239,7 @@ def test_generated_items_have_the_log_probs_and_gradients_of_the_plain_form(form
   (expected, plain), (found, log_probs) = results
   np.testing.assert_allclose(log_probs, plain, rtol=1e-5, atol=1e-5)
   largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(b, a, atol=2e-6 * largest), expected, found
-  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-6 * largest), expected, found)
 
 
 def test_the_items_of_a_row_share_its_first_position():

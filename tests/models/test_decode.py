@@ -153,9 +153,7 @@ def test_masks_of_requests():
   """A row gets the items of its regions, with the scores that they have among each other."""
   allow = np.array([1, 2, 4, 3, 6, 7, 0, 8], np.uint32)
   for k in (5, 64):
-    ranking, found, terms, allowed = recommend(
-      k, 2, 60, said=conditioning.random(), allow=allow
-    )
+    ranking, found, terms, allowed = recommend(k, 2, 60, said=conditioning.random(), allow=allow)
     assert not ranking.found[-2:].any() and ranking.found[:-2].all()
     union = np.array([np.isin(np.arange(tiny.CAPACITY), row) for row in found])
     assert_ranks(ranking, terms, allowed & union, k)
