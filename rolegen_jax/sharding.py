@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -134,6 +134,17 @@ def item_shards() -> int:
   mesh = jax.sharding.get_abstract_mesh()
   axes = _as_tuple(_in_force.get()['items'])
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
+
+
+def of_item_shards(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+  """Return `function` of an array [P, ...] of all P parts of the items, each where it lies.
+
+  XLA gathers what it cannot divide, `top_k` among it, even along axes that are only mapped over.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function(x)
+  parts = spec(('items',), _in_force.get())
+  return jax.shard_map(function, in_specs=parts, out_specs=parts)(x)
 
 
 def constrain_rows(tree: Any) -> Any:

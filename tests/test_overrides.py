@@ -12,8 +12,8 @@ from rolegen_jax.config import Config, ConfigError, EvaluationConfig
     ('seed=3', lambda c: c.seed, 3),
     ('name=a=b', lambda c: c.name, 'a=b'),
     ('data.path=2024', lambda c: c.data.path, '2024'),  # a text field takes anything
-    ('serving.filter_history=false', lambda c: c.serving.filter_history, False),
-    ('serving.filter_history=True', lambda c: c.serving.filter_history, True),
+    ('reasoner.transformer.tied=false', lambda c: c.reasoner.transformer.tied, False),
+    ('reasoner.transformer.tied=True', lambda c: c.reasoner.transformer.tied, True),
     ('loop.kl=1', lambda c: c.loop.kl, 1.0),  # a whole number is a fine float
     ('loop.kl=1e-3', lambda c: c.loop.kl, 1e-3),
     ('evaluation.ks=[1, 20]', lambda c: c.evaluation.ks, (1, 20)),
@@ -54,7 +54,7 @@ def test_an_unknown_field_names_the_nearest(assignment, nearest):
     'seed=one',
     'loop.kl=low',
     'loop.kl=True',
-    'serving.filter_history=1',
+    'reasoner.transformer.tied=1',
     'evaluation.ks=5',
     'evaluation.ks=(1, 2.5)',
   ],

@@ -29,6 +29,7 @@ from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions, find_occasions
 from rolegen_jax.models.backbone import PURCHASE
+from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids.embeddings import text_embeddings
@@ -179,8 +180,9 @@ class Ours:
     self, sequences: Sequences, codes_IxL: np.ndarray, config: c.Config, batch: int, seed: int = 0
   ) -> None:
     self.sequences, self.codes_IxL, self.config = sequences, codes_IxL, config
-    self.batch, self.rolegen = batch, RoleGen(config)
-    self.mesh = sharding.make_mesh(config.mesh, jax.local_devices()[:1])
+    self.batch, self.mesh = batch, sharding.make_mesh(config.mesh, jax.local_devices()[:1])
+    self.trie = self.catalogue()
+    self.rolegen = RoleGen(config, *self.trie.sizes)
     width = config.backbone.context
     packed = batches.pack_windows(sequences.offsets, sequences.held_out('valid'), width)
     n_rows = int(packed[0].max()) + 1
@@ -189,7 +191,6 @@ class Ours:
     self.model_fns = {'backbone': self.rolegen.model_fns['backbone']}
     warmup = config.warmup
     self.optimizers = {'backbone': state.optimizer(warmup.optimizer, warmup.steps)}
-    self.trie = self.catalogue()
     with jax.set_mesh(self.mesh):
       key = jax.random.key(seed)
       self.state = state.create(self.model_fns, self.optimizers, self.mesh, key)
@@ -200,7 +201,11 @@ class Ours:
 
   def catalogue(self, allowed_I: np.ndarray | None = None) -> Trie:
     """Return the tables of the items that `allowed_I` bool [I] names, on the device."""
-    trie = build_trie(self.codes_IxL, self.config.semantic_ids.codes, allowed=allowed_I)
+    log = self.sequences.log
+    in_training = np.arange(len(log.item)) < self.sequences.held_out('valid')[log.user]
+    counts = np.bincount(log.item[in_training], minlength=len(self.codes_IxL))
+    codes = self.config.semantic_ids.codes
+    trie = build_trie(self.codes_IxL, codes, allowed=allowed_I, counts=counts)
     return jax.device_put(trie, sharding.sharding(self.mesh))
 
   def update(self) -> Work:
@@ -262,7 +267,7 @@ class Ours:
       return jax.device_get(self._serve_programs[key](params, examples, trie))
 
   def score_all(self, item_Bxn: np.ndarray) -> np.ndarray:
-    """Return log p of every item of the catalogue, fp32 [B, I], without tree and beams."""
+    """Return the score of every item, fp32 [B, I], without tree and beams: log p but a constant."""
     n_items, params = len(self.codes_IxL), self.state.params['backbone']
     shape = -(-n_items // SCORED_AT_ONCE), min(SCORED_AT_ONCE, n_items)
     chunks = np.resize(np.arange(n_items, dtype=np.int32), shape)
@@ -276,13 +281,15 @@ class Ours:
 
   @functools.cached_property
   def _score(self):
-    def score(params, examples, trie, item_Q):
+    def score(params, examples, trie, item_M):
       backbone = self.rolegen.bind('backbone', params)
-      memory = backbone.encode(examples.history, trie.item_codes)
+      items = backbone.items(trie)
+      memory = backbone.encode(examples.history, items)
       query_state = self.rolegen.query(backbone, memory, examples.timestamp)
-      item_BxQ = jnp.broadcast_to(item_Q, (len(examples.timestamp), len(item_Q)))
-      repeated = jax.tree.map(lambda a: jnp.repeat(a, len(item_Q), axis=1), query_state)
-      return backbone.log_prob(repeated, memory, item_BxQ, trie.item_codes)[0]
+      item = jnp.broadcast_to(item_M, (len(examples.timestamp), len(item_M)))
+      weight = jnp.zeros(item.shape)
+      members = backbone.members(query_state, item, weight, Conditioning(), items)
+      return backbone.experts.terms(members).sum(-1)
 
     return jit(score)
 

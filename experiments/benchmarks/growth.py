@@ -25,6 +25,7 @@ from rolegen_jax.config import Config
 from rolegen_jax.perf.flops import Flops
 from rolegen_jax.perf.throughput import Bench, Program
 from rolegen_jax.runtime.progress import progress
+from rolegen_jax.semantic_ids.trie import default_capacity
 
 # The demo's models and batch; codes with place for two million items, and no more roles than the
 # shortest prompt has events.
@@ -75,7 +76,7 @@ def measure(
   harness.require_known('axes', axes, list(AXES))
   base = overrides.apply(demo.get_config(), [*BASE, *assignments])
   base_step = functools.cache(functools.partial(compile_step, base, items))
-  store.point('base', (base, items), lambda: sizes(base, base_step()))
+  store.point('base', (base, items), lambda: sizes(base, items, base_step()))
   # The axes take turns, so that a run that is cut short has some points of each.
   rounds = max(len(AXES[name].factors) for name in axes)
   turns = [(name, f) for i in range(rounds) for name in axes for f in AXES[name].factors[i : i + 1]]
@@ -111,9 +112,10 @@ def compile_step(config: Config, items: int) -> Program:
   return Bench(config, None, items).program('step')
 
 
-def sizes(config: Config, step: Program) -> dict:
+def sizes(config: Config, items: int, step: Program) -> dict:
   """Return compile_s, memory (bytes a device by kind) and flops by phase."""
-  flops = {name: work.hardware for name, work in Flops(config).phases().items()}
+  counts = Flops(config, default_capacity(items)).phases()
+  flops = {name: work.hardware for name, work in counts.items()}
   return dict(compile_s=step.compile_s, memory=step.memory, flops=flops)
 
 
@@ -123,7 +125,7 @@ def measure_point(
   """Compile a step and time it in turn with the base step."""
   step = compile_step(config, items)
   seconds = harness.alternate(dict(step=step.call, base_step=base_step().call), repeats)
-  return sizes(config, step) | dict(
+  return sizes(config, items, step) | dict(
     step=harness.summary(seconds['step']),
     base_step=harness.summary(seconds['base_step']),
     ratio=harness.ratio_summary(seconds['step'], seconds['base_step']),

@@ -150,7 +150,7 @@ def check_covered(
     along = np.take_along_axis(score_BxI, ranking.item, axis=1)
     complete = (np.sort(ranking.item, axis=1) == np.flatnonzero(allowed_I)).all(axis=1)
     in_order = complete & (np.diff(along, axis=1) <= TIE).all(axis=1)
-    nats = float(np.abs(along - ranking.score).max())
+    nats = float(np.abs(along - ranking.terms.sum(-1)).max())
     counts = dict(items=size, requests=len(item_Bxn), same_but_ties=int(in_order.sum()))
     checks.append(counts | dict(max_nats=nats))
   return checks

@@ -23,7 +23,7 @@ from rolegen_jax.models.experts import is_first
 from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, is_listed, leaf, root
-from rolegen_jax.sharding import constrain, item_shards
+from rolegen_jax.sharding import constrain, item_shards, of_item_shards
 
 
 class Ranking(NamedTuple):
@@ -130,7 +130,7 @@ def nearest(
   else:
     listed = is_listed(trie, item_PxI[:, None], allow[:, None])
   score = constrain(jnp.where(listed, score, NEG_INF), 'items', None, None)
-  best, place = jax.lax.top_k(score, min(k, score.shape[2]))
+  best, place = of_item_shards(lambda x: jax.lax.top_k(x, min(k, x.shape[2])), score)
   place += jnp.arange(p)[:, None, None] * score.shape[2]
 
   def by_row(x_PxBxk: jax.Array) -> jax.Array:

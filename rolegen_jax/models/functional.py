@@ -56,7 +56,7 @@ def join(params: Params, others: Params) -> Params:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-  """Return the leaves of nested parameters by their dotted paths, such as 'pointer.gate'."""
+  """Return the leaves of nested parameters by their dotted paths, such as 'experts.log_weight'."""
   return traverse_util.flatten_dict(params, sep='.')
 
 

@@ -8,7 +8,7 @@ counted: elementwise work, gathers, the structural equations, optimizers. `model
 recomputation out, as MFU does (PaLM, arXiv 2204.02311, appendix B); `hardware` has it.
 
 Shapes: B users or rows, n events of context, S memory slots, Q queries, W worlds, T completion,
-R prompt, L levels, K codes.
+R prompt, L levels, K codes, I items, M members, C negatives.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rolegen_jax.config import (
 from rolegen_jax.models.memory import AGE_FEATURES, NO_EVENT
 from rolegen_jax.reasoning.frcot import Layout
 from rolegen_jax.reasoning.worlds import Tree, removing
+from rolegen_jax.training.losses import PRODUCT_NEGATIVES
 from rolegen_jax.vocab import GAPS, Vocabulary
 
 
@@ -134,35 +135,37 @@ def stack(
 class Flops:
   """All counts of one config. Methods give one user or row unless they say otherwise."""
 
-  def __init__(self, config: Config):
+  def __init__(self, config: Config, room: int, text: int = 0):
+    """Count for a catalogue with room for `room` items, with text vectors of width `text`."""
+    self.room, self.text = room, text
     self.config, self.vocab = config, Vocabulary.of(config)
     self.layout = Layout(config.reasoner, self.vocab)
     self.b, self.r, self.loop = config.backbone, config.reasoner, config.loop
     self.worlds = config.loop.worlds
     self.history = config.backbone.context + 1  # the start slot is memory too
-    # Slots that the reasoning of all worlds adds.
-    self.reasoned = self.worlds * config.reasoner.candidates + config.reasoner.retrieved
+    # Items that the reasoning of all worlds names.
+    self.candidates = self.worlds * config.reasoner.candidates
     self.tree = Tree(self.layout, self.worlds, removing(self.worlds, self.loop.interventions))
 
   # Backbone
 
   def encode(self) -> Work:
     """Return the work of encoding a row."""
-    return stack(self.b.temporal, self.b.context)
+    return self.vectors(self.b.context) + stack(self.b.temporal, self.b.context)
+
+  def vectors(self, items: float) -> Work:
+    """Return the work of the vectors of items: their text's; the rest is looked up."""
+    work = product(items, self.text, self.b.temporal.width)
+    return Work(work.forward, work.forward)  # the text has no gradient
 
   def attend(self, queries: int, slots: int) -> Work:
-    """Return the work of queries attending to memory, and of the pointer."""
+    """Return the work of queries attending to memory."""
     c = self.b.temporal
     layer = projections(c, queries, slots) + attention(c, queries, slots)
     age_bias = 2.0 * queries * slots * AGE_FEATURES * c.heads
     layer += Work(age_bias, age_bias)
     layer += product(slots, NO_EVENT + 1, c.heads)
-    pointer = (
-      product(queries, c.width, c.width)
-      + product(slots, c.width, c.width)
-      + product(queries, c.width, slots)
-    )
-    return layer.times(self.b.query_layers) + pointer + Work(2.0 * queries * slots * AGE_FEATURES)
+    return layer.times(self.b.query_layers)
 
   def generate(self, items: float, length: int) -> Work:
     """Return the work of the log-probs of the first `length` codes of items."""
@@ -172,30 +175,96 @@ class Flops:
 
   def supervised(self, items: float) -> Work:
     """Return the work of the log-probs of given items; the backward pass repeats them."""
+    if 'generative' not in self.b.experts:
+      return Work()
     work = self.generate(items, self.vocab.levels)
     return work + Work(recompute=work.forward)
 
-  def query(self, slots: int) -> Work:
-    """Return the work of one query and the log-prob of its target."""
-    return self.attend(1, slots) + self.supervised(1)
+  def history_expert(self, queries: float, items: float) -> Work:
+    """Return the work of what the slots of memory say of items, whose gradient is by the slots."""
+    if 'history' not in self.b.experts:
+      return Work()
+    by_age = 2.0 * queries * self.history * AGE_FEATURES
+    by_event = 2.0 * self.history * (NO_EVENT + 1)
+    forward = by_age + by_event + 2.0 * queries * self.history * items
+    return Work(forward, forward)
+
+  def choice(self, queries: float, own: float) -> Work:
+    """Return the work of choosing among a row's own items and negatives.
+
+    The backward pass repeats it. The vectors of negatives are a batch's, and a row's share of them
+    is small.
+    """
+    if self.b.experts == ('generative',):
+      return Work()
+    work = self.history_expert(queries, own)
+    if 'dense' in self.b.experts:
+      work += product(queries, self.b.temporal.width, own + min(self.b.negatives, self.room))
+    return self.vectors(own) + work + Work(recompute=work.forward)
 
   def sequence(self) -> Work:
     """Return the work of encoding a row and predicting each of its events."""
     n = self.b.context
-    return self.encode() + self.attend(n, self.history) + self.supervised(n)
+    return self.encode() + self.attend(n, self.history) + self.supervised(n) + self.choice(n, n)
+
+  def members(self, items: int) -> Work:
+    """Return the work of what dense and generative experts say of a row's members, forward.
+
+    Members share the depth decoder's first position.
+    """
+    work = self.vectors(items)
+    if 'dense' in self.b.experts:
+      work += product(1, self.b.temporal.width, items)
+    if 'generative' in self.b.experts:
+      work += self.position(1, 1)
+      work += self.position(items, self.vocab.levels).times(self.vocab.levels - 1)
+    return work.only_forward()
+
+  def position(self, chains: float, slots: int) -> Work:
+    """Return the work of a position of the depth decoder that attends to `slots`, and its code."""
+    c = self.b.temporal
+    layer = projections(c, 1, 1) + attention(c, 1, slots)
+    return (layer.times(self.b.depth_layers) + product(1, c.width, self.vocab.codes)).times(chains)
+
+  def terms(self, items: int, candidates: int) -> Work:
+    """Return the work of the experts that are formulas, for a row's members."""
+    work, said = self.history_expert(1, items), self.loop.experts
+    named = dict(retrieved=self.r.retrieved, candidates=candidates)
+    forward = sum(2.0 * n * items for name, n in named.items() if name in said)
+    return work + Work(forward, forward)
 
   def beam_search(self) -> Work:
     """Return the work of a beam search.
 
-    A level is one position of the depth decoder per beam, against the cache of the codes before it.
+    A level is one position of the depth decoder per beam, against the cache of the codes before it;
+    the first is one for all beams.
     """
-    c, total, beams = self.b.temporal, Work(), 1
-    for level in range(self.vocab.levels):
-      layer = projections(c, 1, 1) + attention(c, 1, level + 1)
-      position = layer.times(self.b.depth_layers) + product(1, c.width, self.vocab.codes)
-      total += position.times(beams)
-      beams = min(self.b.beam, beams * self.vocab.codes)
+    if 'generative' not in self.b.experts:
+      return Work()
+    total, beams = self.position(1, 1), self.vocab.codes
+    for _ in range(1, self.vocab.levels):
+      beams = min(self.b.beam, beams)
+      total += self.position(beams, self.vocab.levels)
+      beams *= self.vocab.codes
     return total.only_forward()
+
+  def nearest(self) -> Work:
+    """Return the work of ranking the whole catalogue, the vectors apart."""
+    if 'dense' not in self.b.experts:
+      return Work()
+    return product(1, self.b.temporal.width, self.room).only_forward()
+
+  def rank(self) -> Work:
+    """Return the work of finding items and ranking what was found."""
+    by_search = min(self.b.beam, self.room)
+    searches = ('generative' in self.b.experts) + (
+      'dense' in self.b.experts or 'intent' in self.loop.experts
+    )
+    named = dict(retrieved=self.r.retrieved, candidates=self.candidates)
+    found = self.history + searches * by_search
+    found += sum(n for name, n in named.items() if name in self.loop.experts)
+    scored = self.members(found) + self.terms(found, self.candidates)
+    return self.beam_search() + self.nearest() + scored.only_forward()
 
   # Reasoner
 
@@ -243,14 +312,18 @@ class Flops:
 
   def phases(self, users: int | None = None) -> dict[str, Work]:
     """Return the work of each phase over `users`, by default a batch of the loop."""
-    w, tree = self.worlds, self.tree
-    with_world = self.query(self.history + self.r.candidates + self.r.retrieved)
+    w, tree, n = self.worlds, self.tree, self.b.context
     policy = self.likelihood(dataclasses.replace(tree, chains=w + 1))
+    # The target, the history, what any world names, and negatives.
+    scored = 1 + n + w * self.r.retrieved + self.candidates + min(PRODUCT_NEGATIVES, self.room)
+    alone = self.attend(1, self.history) + self.supervised(1) + self.choice(1, 1 + n)
+    product_of_experts = self.members(scored) + self.terms(scored, self.candidates)
     per_user = {
       'rollout prefill': self.prefill() + self.branches(),
       'rollout decode': self.decode().times(w),
-      'execution': self.sequence() + self.query(self.history + self.reasoned),
-      'feedback': with_world.times(2 * w).only_forward(),  # with and without candidates
+      'execution': self.sequence() + alone + product_of_experts,
+      # With and without candidates.
+      'feedback': self.terms(scored, self.r.candidates).times(2 * w).only_forward(),
       'reflection': policy + self.likelihood(tree).only_forward(),
     }
     batch = users or self.config.loop_stage.batch
@@ -261,27 +334,32 @@ class Flops:
     c, phases = self.config, self.phases()
     reason = self.phases(1)
     recommend = reason['rollout prefill'] + reason['rollout decode'] + self.encode().only_forward()
-    recommend += self.attend(1, self.history + self.reasoned).only_forward() + self.beam_search()
+    recommend += self.attend(1, self.history).only_forward() + self.rank()
     return {
       'warmup': self.sequence().times(c.warmup.batch),
       'align': self.next_event().times(c.align.batch),
       'reason': self.likelihood(Tree(self.layout)).times(c.reason.batch),
       'loop': sum(phases.values(), Work()),
-      'recommend': recommend.times(c.evaluation.batch),
+      'recommend': recommend.times(c.evaluation.batch) + self.vectors(self.room).only_forward(),
     }
 
 
-def parameters(config: Config) -> dict[str, int]:
+def parameters(config: Config, room: int, text: int = 0) -> dict[str, int]:
   """Return the numbers of parameters, without what is added to a frozen base.
 
-  Only matrices count: vectors are a few parts in ten thousand.
+  The backbone's item table has a row for each of the `room` items that there may be; `text` is the
+  width of their text vectors. Only matrices count: vectors are a few parts in ten thousand.
   """
   vocab = Vocabulary.of(config)
   b, r = config.backbone, config.reasoner.transformer
   t = b.temporal
-  tables = vocab.without_text.size * t.width + vocab.levels * vocab.codes * t.width + 2 * t.width**2
+  depth, tables = 0, (vocab.without_text.size + text) * t.width
+  if 'generative' in b.experts:
+    depth, tables = b.depth_layers, tables + vocab.levels * vocab.codes * t.width
+  if 'dense' in b.experts:
+    tables += room * t.width
   return dict(
-    backbone=(t.layers + b.query_layers + b.depth_layers) * _block(t) + tables,
+    backbone=(t.layers + b.query_layers + depth) * _block(t) + tables,
     reasoner=r.layers * _block(r) + (2 - r.tied) * vocab.size * r.width,
   )
 
@@ -290,9 +368,9 @@ def _block(c: TransformerConfig) -> int:
   return c.width * (2 * (c.heads + c.kv_heads) * c.head_dim + 3 * c.mlp)
 
 
-def trained(config: Config) -> dict[str, int]:
+def trained(config: Config, room: int, text: int = 0) -> dict[str, int]:
   """Return how many parameters train: those that have moments and, in the reasoner, a reference."""
-  count, r, vocab = parameters(config), config.reasoner, Vocabulary.of(config)
+  count, r, vocab = parameters(config, room, text), config.reasoner, Vocabulary.of(config)
   if r.train == 'all':
     return count
   rows = (2 - r.transformer.tied) * vocab.own * r.transformer.width

@@ -323,7 +323,7 @@ class Bench:
     return dict(trajectories=users) | counts.get(name, {})
 
   def _model_flops(self, name: str, users: int) -> float | None:
-    flops = Flops(self.config)
+    flops = Flops(self.config, *self.trie.sizes)
     phases = {phase: work.model for phase, work in flops.phases(users).items()}
     return {
       'rollout': phases['rollout prefill'] + phases['rollout decode'],
@@ -338,7 +338,7 @@ class Bench:
     if name != 'rollout':
       return None
     tensor = self.mesh.shape['tensor']
-    return bytes_read(self.config, 'step', jax.device_count(), tensor)['rollout']
+    return bytes_read(self.config, 'step', jax.device_count(), tensor, *self.trie.sizes)['rollout']
 
 
 def _clock(call: Callable[[], Any], repeats: int) -> np.ndarray:

@@ -164,6 +164,7 @@ def check_distinct(items: np.ndarray, codes: np.ndarray, name: str = 'items') ->
 # Building
 
 
+# Long by its docstring, and by tables that are built level by level in one pass.
 def build_trie(
   codes: np.ndarray,
   codes_per_level: int,

@@ -66,6 +66,7 @@ class Noise(NamedTuple):
     return cls(*jax.random.split(key, len(cls._fields)))
 
 
+# What is scored, by which model, and over which items: each caller has them apart.
 def choices_loss(
   rolegen: RoleGen,
   backbone: Backbone,

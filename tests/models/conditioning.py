@@ -1,4 +1,4 @@
-"""Conditionings of the tiny backbone, in numpy, with every part given."""
+"""What a reasoner may say to the tiny backbone, in numpy, with every part given."""
 
 import numpy as np
 
@@ -6,10 +6,7 @@ from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
 from rolegen_jax.models.numerics import NEG_INF
 from tests import tiny
 
-ROLES = 4  # events that get a role
-
 NEUTRAL = Conditioning(
-  roles=np.full((tiny.USERS, ROLES), -1, np.int32),
   candidates=Candidates(
     item=np.full((tiny.USERS, 3), -1, np.int32),
     world=np.zeros((tiny.USERS, 3), np.int32),
@@ -32,18 +29,6 @@ def random(seed: int = 0, items: int = tiny.ITEMS) -> Conditioning:
     world=rng.integers(0, tiny.WORLDS, shape).astype(np.int32),
     log_prob=-rng.exponential(size=shape).astype(np.float32),
   )
-  return Conditioning(
-    roles=rng.integers(0, 8, NEUTRAL.roles.shape).astype(np.int32),
-    candidates=candidates,
-    retrieved=retrieved(items, seed),
-    intent=intent(rng),
-  )
-
-
-def retrieved(items: int = tiny.ITEMS, seed: int = 0) -> RetrievedShares:
-  return RetrievedShares(*tiny.retrieved(items, seed))
-
-
-def intent(rng: np.random.Generator) -> np.ndarray:
-  """Log-probabilities of coarse codes for every user."""
-  return np.log(rng.dirichlet(np.ones(tiny.CODES), tiny.USERS)).astype(np.float32)
+  shares = RetrievedShares(*tiny.retrieved(items, seed))
+  intent = np.log(rng.dirichlet(np.ones(tiny.CODES), tiny.USERS)).astype(np.float32)
+  return Conditioning(candidates, shares, intent)

@@ -1,4 +1,4 @@
-"""The backbone: no leaks from the future, a mixture that is a distribution, little memory."""
+"""The backbone: no leaks from the future, exact probabilities, little memory."""
 
 import functools
 
@@ -12,33 +12,37 @@ from hypothesis import strategies as st
 from rolegen_jax.data.batches import Trajectories
 from rolegen_jax.models import functional
 from rolegen_jax.models.backbone import Backbone
+from rolegen_jax.models.experts import EXPERTS, draw_negatives
 from rolegen_jax.models.memory import Conditioning
-from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.runtime.compile import jit
+from rolegen_jax.semantic_ids.trie import build_trie
 from tests import tiny
-from tests.models import conditioning
 
 SEEDS = st.integers(0, 10**6)
-NEUTRAL = conditioning.NEUTRAL._replace(candidates=None)
 
 
 @functools.cache
-def scorer():
+def scorer(negatives: int = tiny.CAPACITY):
 
   @jit
-  def score(params, rows, queries, codes, conditioning):
+  def score(params, rows, queries, trie):
     backbone = tiny.rolegen().bind('backbone', params)
-    memory = backbone.condition(backbone.encode(rows, codes), conditioning, codes)
+    items = backbone.items(trie)
+    memory = backbone.encode(rows, items)
     query_state = backbone.attend(memory, queries.event, queries.timestamp, queries.segment)
-    return *backbone.log_prob(query_state, memory, queries.item, codes), query_state
+    shared = draw_negatives(trie, negatives, jax.random.key(0))
+    own = jnp.concatenate([queries.item, rows.item], axis=1)
+    choice = backbone.choice_log_prob(query_state, queries.item, own, shared, items)
+    codes = jnp.take(trie.item_codes, jnp.maximum(queries.item, 0), axis=0)
+    return jnp.stack([choice, backbone.generated(query_state.state, codes)])
 
   return score
 
 
-def score(rows, queries, codes=None, conditioning=NEUTRAL):
-  """(log p [B, n] of the queried items, its generated part, the query state)."""
-  codes = tiny.codes() if codes is None else codes
-  return jax.device_get(scorer()(tiny.params('backbone'), rows, queries, codes, conditioning))
+def score(rows, queries, trie=None):
+  """log p [2, B, n] of the queried items, by dense, history and popularity, and generated."""
+  trie = tiny.trie() if trie is None else trie
+  return jax.device_get(scorer()(tiny.params('backbone'), rows, queries, trie))
 
 
 def packed(rng) -> Trajectories:
@@ -64,11 +68,7 @@ def packed(rng) -> Trajectories:
   )
 
 
-def at_now(rows: Trajectories) -> Trajectories:
-  """Queries about the items of rows, all at NOW and in segment 1."""
-  return rows._replace(
-    timestamp=np.full_like(rows.timestamp, tiny.NOW), segment=np.ones_like(rows.segment)
-  )
+# What a query sees
 
 
 @settings(max_examples=25, deadline=None)
@@ -87,9 +87,11 @@ def test_a_query_sees_earlier_events_of_its_own_window_only(seed):
   }
   later = hidden & (rows.timestamp > time)
   fields['timestamp'] = np.where(later, rows.timestamp + 7, rows.timestamp)
-  before, after = score(rows, rows)[0], score(rows._replace(**fields), rows)[0]
+  before, after = score(rows, rows), score(rows._replace(**fields), rows)
   np.testing.assert_allclose(
-    np.take_along_axis(after, column, 1), np.take_along_axis(before, column, 1), atol=1e-5
+    np.take_along_axis(after, column[None], 2),
+    np.take_along_axis(before, column[None], 2),
+    atol=2e-5,
   )
 
 
@@ -97,14 +99,14 @@ def test_earlier_events_of_the_window_are_seen():
   rows = packed(np.random.default_rng(0))
   is_first = np.arange(tiny.WIDTH) == 0
   changed = rows._replace(item=np.where(is_first, (rows.item + 1) % tiny.ITEMS, rows.item))
-  before, after = score(rows, rows)[0], score(changed, rows)[0]
+  before, after = score(rows, rows), score(changed, rows)
   later = (rows.segment == 1) & (rows.timestamp > rows.timestamp[:, :1])
-  assert later.any() and (np.abs(before - after)[later] > 1e-5).all()
+  assert later.any() and (np.abs(before - after)[:, later] > 1e-5).all()
 
 
 def test_packed_windows_score_as_they_do_alone():
   rows = packed(np.random.default_rng(1))
-  together, columns = score(rows, rows)[0], np.arange(tiny.WIDTH)
+  together, columns = score(rows, rows), np.arange(tiny.WIDTH)
   for number in (1, 2):
     is_own = rows.segment == number
     shift = is_own.argmax(1)[:, None] * (number == 2)  # window 2 moves to the row's beginning
@@ -116,146 +118,143 @@ def test_packed_windows_score_as_they_do_alone():
         for field, padding in zip(rows, (-1, 0, 0, 0, 0))
       )
     )
-    expected = np.take_along_axis(together, index, 1)[real]
-    np.testing.assert_allclose(score(alone, alone)[0][real], expected, atol=2e-5)
+    expected = np.take_along_axis(together, index[None], 2)[:, real]
+    np.testing.assert_allclose(score(alone, alone)[:, real], expected, atol=5e-5)
 
 
-@pytest.mark.parametrize(
-  'with_intent, with_retrieved', [(False, False), (True, False), (False, True), (True, True)]
-)
-def test_the_mixture_is_a_distribution_over_all_codes(with_intent, with_retrieved):
-  """Every combination of codes is an item here, 512 in all; each row asks about 16 at a time."""
+# Probabilities
+
+
+def about(items: np.ndarray) -> Trajectories:
+  """Queries at NOW, of every user about each of some items."""
+  item = np.tile(items.astype(np.int32), (tiny.USERS, 1))
+  ones = np.ones_like(item)
+  return Trajectories(item, 5 * ones, ones, tiny.NOW * ones, ones)
+
+
+def test_both_kinds_of_probability_sum_to_one():
+  """Every combination of codes is an item here, 512 in all; with holes less is generated."""
   grid = np.meshgrid(*[np.arange(tiny.CODES)] * tiny.LEVELS, indexing='ij')
   all_codes = np.stack(grid, -1).reshape(-1, tiny.LEVELS).astype(np.int32)
-  rows = tiny.histories(np.random.default_rng(2), items=len(all_codes))
-  zeros = np.zeros((tiny.USERS, tiny.WIDTH), np.int32)
-  said = NEUTRAL
-  if with_intent:
-    said = said._replace(intent=conditioning.intent(np.random.default_rng(3)))
-  if with_retrieved:
-    said = said._replace(retrieved=conditioning.retrieved(len(all_codes)))
-  log_probs = []
-  for start in range(0, len(all_codes), tiny.WIDTH):
-    items = zeros + np.arange(start, start + tiny.WIDTH)
-    queries = Trajectories(items, zeros + 5, zeros + 1, zeros + tiny.NOW, zeros + 1)
-    log_probs.append(score(rows, queries, all_codes, said)[0])
-  probabilities = np.exp(np.concatenate(log_probs, axis=1))
-  np.testing.assert_allclose(probabilities.sum(1), 1.0, atol=1e-4)
-  assert (probabilities > 0).all()
-  assert (probabilities[:, ::2].sum(1) < 1.0).all()  # a catalogue with holes gets less
+  rows = tiny.histories(np.random.default_rng(2), items=tiny.ITEMS)
+  whole = build_trie(all_codes, tiny.CODES, len(all_codes))
+  run = scorer(len(all_codes))
+  parts = [
+    run(tiny.params('backbone'), rows, about(np.arange(start, start + 64)), whole)
+    for start in range(0, len(all_codes), 64)
+  ]
+  # The model has 64 rows; items beyond have none.
+  total = np.exp(np.concatenate(parts, axis=2)).sum(-1)
+  np.testing.assert_allclose(total, 1.0, atol=1e-4)
+  choice, generated = np.exp(score(rows, about(np.arange(tiny.ITEMS)))).sum(-1)
+  np.testing.assert_allclose(choice, 1.0, atol=1e-4)
+  assert (generated < 1.0).all()
 
 
-def test_an_item_outside_memory_gets_generated_mass_only():
-  rows = tiny.histories(np.random.default_rng(3), items=tiny.ITEMS // 2)
-  absent = rows._replace(item=rows.item + tiny.ITEMS // 2)
-  real = rows.segment > 0
-  log_prob, generated, query_state = score(rows, at_now(absent))
-  expected = (generated + query_state.log_generate)[real]
-  np.testing.assert_allclose(log_prob[real], expected, atol=1e-6)
-  log_prob, generated, query_state = score(rows, at_now(rows))
-  assert (log_prob > generated + query_state.log_generate)[real].all()
-  np.testing.assert_allclose(np.exp(query_state.log_pointer).sum(-1), 1.0, atol=1e-5)
-  copied_or_generated = np.exp(query_state.log_copy) + np.exp(query_state.log_generate)
-  np.testing.assert_allclose(copied_or_generated, 1.0, atol=1e-6)
+def test_a_choice_is_a_softmax_over_the_catalogue():
+  """Where negatives cover it, whatever a row's own items are; all but the generative expert."""
+
+  @jit
+  def both(params, history, target, own, trie):
+    rolegen = tiny.rolegen()
+    backbone = rolegen.bind('backbone', params)
+    items = backbone.items(trie)
+    now = jnp.full((tiny.USERS,), tiny.NOW)
+    query_state = rolegen.query(backbone, backbone.encode(history, items), now)
+    shared = draw_negatives(trie, tiny.CAPACITY, jax.random.key(0))
+    choice = backbone.choice_log_prob(query_state, target, own, shared, items)[:, 0]
+    every = jnp.broadcast_to(jnp.arange(tiny.ITEMS), (tiny.USERS, tiny.ITEMS))
+    members = backbone.members(query_state, every, jnp.zeros(every.shape), Conditioning(), items)
+    terms = backbone.experts.terms(members).at[..., EXPERTS.index('generative')].set(0.0)
+    plain = jax.nn.log_softmax(terms.sum(-1), axis=-1)
+    bound = backbone.log_prob(query_state, target[:, 0], history.item, trie)
+    generated = backbone.experts.weight('generative') * members.generative
+    of_target = [jnp.take_along_axis(x, target, axis=1)[:, 0] for x in (plain, generated)]
+    return choice, bound, of_target
+
+  counts = np.random.default_rng(0).integers(0, 9, tiny.ITEMS)
+  trie = build_trie(tiny.codes(), tiny.CODES, tiny.CAPACITY, counts=counts)
+  examples, history = tiny.examples(), tiny.histories(np.random.default_rng(1))
+  target, params = examples.target[:, None], tiny.params('backbone')
+  every = np.tile(np.arange(tiny.ITEMS, dtype=np.int32), (tiny.USERS, 1))
+  for own in (np.concatenate([history.item, target, history.item[:, ::-1]], axis=1), every):
+    choice, bound, (plain, generated) = both(params, history, target, own, trie)
+    np.testing.assert_allclose(choice, plain, atol=5e-5)
+    np.testing.assert_allclose(bound, plain + generated, atol=5e-5)
 
 
-def test_retrieved_items_have_a_share_of_the_whole():
-  """Rows that retrieve nothing answer as before.
-
-  In the others every other probability shrinks by one factor, and the rest is shared out.
-  """
-  rows = tiny.histories(np.random.default_rng(5))
-  queries = at_now(rows)._replace(item=np.tile(np.arange(tiny.WIDTH), (tiny.USERS, 1)))
-  item, share = conditioning.retrieved(tiny.WIDTH)
-  item = np.where(np.arange(tiny.USERS)[:, None] % 2, item, -1).astype(np.int32)
-  some = NEUTRAL._replace(retrieved=NEUTRAL.retrieved._replace(item=item, share=share))
-  plain, _, alone = score(rows, queries)
-  log_prob, _, query_state = score(rows, queries, conditioning=some)
-  np.testing.assert_allclose(log_prob[::2], plain[::2], atol=1e-5)
-  rest = np.exp(query_state.log_generate - alone.log_generate)
-  for row in range(1, tiny.USERS, 2):
-    expected = rest[row] * np.exp(plain[row])
-    np.add.at(expected, item[row], (1 - rest[row])[item[row]] * share[row])
-    np.testing.assert_allclose(np.exp(log_prob[row]), expected, rtol=1e-4)
-    assert ((0 < rest[row]) & (rest[row] < 1)).all()
+# The depth decoder
 
 
-def test_with_nothing_to_point_at_everything_is_generated():
-  rows = tiny.histories(np.random.default_rng(4))
-  before_all = np.full_like(rows.timestamp, tiny.NOW - 400 * tiny.DAY)
-  log_prob, generated, query_state = score(rows, rows._replace(timestamp=before_all))
-  np.testing.assert_array_equal(query_state.log_generate, 0.0)
-  np.testing.assert_allclose(log_prob, generated, atol=1e-6)
+def plain_generated(backbone, state_BxQxD, codes_BxQxL):
+  """`Backbone.generated` from the distributions over all codes, [B, Q, L, K] in one piece."""
+  codes = codes_BxQxL.reshape(-1, tiny.LEVELS)
+  state = state_BxQxD.reshape(len(codes), -1)
+  hidden = backbone._depth_hidden(state, codes[:, :-1])
+  logits = jnp.einsum('nld,lkd->nlk', hidden, backbone.readout[...])
+  chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), codes[..., None], axis=-1)
+  return chosen.sum((1, 2)).reshape(codes_BxQxL.shape[:2])
 
 
-def test_roles_of_the_last_events_do_not_reach_earlier_queries():
-  rows = tiny.histories(np.random.default_rng(5))
-  roles = np.random.default_rng(6).integers(0, 8, NEUTRAL.roles.shape).astype(np.int32)
-  with_roles = NEUTRAL._replace(roles=roles)
-  before, after = score(rows, rows)[0], score(rows, rows, conditioning=with_roles)[0]
-  earlier = (rows.segment > 0) & (rows.timestamp <= rows.timestamp[:, -4:-3])
-  np.testing.assert_array_equal(after[earlier], before[earlier])
-  late = rows._replace(timestamp=np.full_like(rows.timestamp, tiny.NOW))
-  difference = score(rows, late)[0] - score(rows, late, conditioning=with_roles)[0]
-  assert np.abs(difference[rows.segment > 0]).min() > 0
+def generated_from(backbone, state_BxQxD, codes_BxQxL):
+  """The same by `Backbone.generated_from`, every query a row with one item."""
+  b, q, d = state_BxQxD.shape
+  flat = codes_BxQxL.reshape(b * q, 1, tiny.LEVELS)
+  return backbone.generated_from(state_BxQxD.reshape(b * q, d), flat).reshape(b, q)
 
 
-def plain_log_prob(backbone, query_state, memory, item_BxQ, codes_IxL):
-  """`Backbone.log_prob` from the distributions over all codes, [B, Q, L, K] in one piece."""
-  b, q, d = query_state.state.shape
-  codes = jnp.take(codes_IxL, item_BxQ, axis=0)
-  prefix = codes.reshape(b * q, -1)[:, :-1]
-  own = backbone.code_log_probs(query_state.state.reshape(b * q, d), prefix)
-  own = own.reshape(b, q, tiny.LEVELS, -1)
-  first = backbone.first_code(query_state, own[:, :, 0])
-  mixed = jnp.concatenate([first[:, :, None], own[:, :, 1:]], axis=2)
-  generated = jnp.take_along_axis(mixed, codes[..., None], axis=-1)[..., 0].sum(-1)
-  same = memory.item[:, None] == item_BxQ[..., None]
-  copied = jax.nn.logsumexp(jnp.where(same, query_state.log_pointer, NEG_INF), axis=-1)
-  log_prob = jnp.logaddexp(query_state.log_generate + generated, query_state.log_copy + copied)
-  return log_prob, generated
-
-
-def weighted_score(log_prob_fn, queries: int, with_intent: bool, codes: int = tiny.CODES):
-  """params -> (weighted sum, log-probs [2, B, Q]) of the last events, by a form of `log_prob`."""
+def weighted_score(form, queries: int, codes: int = tiny.CODES):
+  """(params, states) -> (weighted sum, log-probs [B, Q]) of random items."""
   rng = np.random.default_rng(7)
-  rows, ids = jax.tree.map(jnp.asarray, tiny.histories(rng)), jnp.asarray(tiny.codes())
-  logits = jnp.asarray(rng.normal(size=(tiny.USERS, codes)), jnp.float32)
-  said = Conditioning(intent=jax.nn.log_softmax(logits) if with_intent else None)
-  asked = jax.tree.map(lambda x: x[:, -queries:], rows)
-  weight = jnp.asarray(rng.normal(size=(2, tiny.USERS, queries)), jnp.float32)
+  ids = rng.integers(0, codes, (tiny.USERS, queries, tiny.LEVELS)).astype(np.int32)
+  weight = rng.normal(size=(tiny.USERS, queries)).astype(np.float32)
 
-  def run(params):
+  def run(params, state):
     backbone = tiny.rolegen(f'semantic_ids.codes={codes}').bind('backbone', params)
-    memory = backbone.condition(backbone.encode(rows, ids), said, ids)
-    query_state = backbone.attend(memory, asked.event, asked.timestamp, asked.segment)
-    log_probs = log_prob_fn(backbone, query_state, memory, jnp.maximum(asked.item, 0), ids)
-    return jnp.sum(jnp.stack(log_probs) * weight), jnp.stack(log_probs)
+    log_probs = form(backbone, state, jnp.asarray(ids))
+    return jnp.sum(log_probs * weight), log_probs
 
   return run
 
 
+def states(queries: int) -> np.ndarray:
+  rng = np.random.default_rng(8)
+  return rng.normal(size=(tiny.USERS, queries, 32)).astype(np.float32)
+
+
 @pytest.mark.parametrize(
-  'queries, with_intent',
+  'form, queries',
   [
-    pytest.param(16, False, id='8 parts', marks=pytest.mark.slow),
-    pytest.param(5, True, id='5 parts'),
-    pytest.param(1, True, id='whole', marks=pytest.mark.slow),
+    pytest.param(Backbone.generated, 16, id='8 parts'),
+    pytest.param(Backbone.generated, 5, id='5 parts', marks=pytest.mark.slow),
+    pytest.param(Backbone.generated, 1, id='whole', marks=pytest.mark.slow),
+    pytest.param(generated_from, 3, id='cached'),
   ],
 )
-def test_log_probs_in_parts_equal_the_plain_form(queries, with_intent):
+def test_generated_items_have_the_log_probs_and_gradients_of_the_plain_form(form, queries):
   results = []
-  for log_prob_fn in (plain_log_prob, Backbone.log_prob):
-    run = weighted_score(log_prob_fn, queries, with_intent)
-    results.append(jit(jax.grad(run, has_aux=True))(tiny.params('backbone')))
-  (plain_gradient, plain), (gradient, log_probs) = results
-  np.testing.assert_allclose(log_probs, plain, rtol=1e-6, atol=1e-6)
-  largest = max(np.abs(g).max() for g in jax.tree.leaves(plain_gradient))
-  jax.tree.map(
-    lambda expected, actual: np.testing.assert_allclose(actual, expected, atol=1e-6 * largest),
-    plain_gradient,
-    gradient,
-  )
+  for one in (plain_generated, form):
+    gradient = jax.grad(weighted_score(one, queries), argnums=(0, 1), has_aux=True)
+    results.append(jax.device_get(jit(gradient)(tiny.params('backbone'), states(queries))))
+  (expected, plain), (found, log_probs) = results
+  np.testing.assert_allclose(log_probs, plain, rtol=1e-5, atol=1e-5)
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-6 * largest), expected, found)
+
+
+def test_the_items_of_a_row_share_its_first_position():
+  """Many items of one row, against a query for each of them."""
+  codes = np.tile(tiny.codes(), (tiny.USERS, 1, 1))
+  state = states(1)
+
+  @jit
+  def both(params):
+    backbone = tiny.rolegen().bind('backbone', params)
+    apart = jnp.repeat(state, tiny.ITEMS, axis=1)
+    return backbone.generated_from(state[:, 0], codes), plain_generated(backbone, apart, codes)
+
+  together, apart = both(tiny.params('backbone'))
+  np.testing.assert_allclose(together, apart, atol=2e-5)
 
 
 def test_the_backward_pass_keeps_no_distributions_over_codes():
@@ -263,9 +262,9 @@ def test_the_backward_pass_keeps_no_distributions_over_codes():
   codes = 24  # a size that nothing else has
   shapes = functional.abstract(tiny.rolegen(f'semantic_ids.codes={codes}').model_fns['backbone'])[1]
 
-  def kept(log_prob_fn):
-    run = weighted_score(log_prob_fn, 16, False, codes)
-    backward = jax.eval_shape(lambda params: jax.vjp(run, params)[1], shapes)
+  def kept(form):
+    run = weighted_score(form, 16, codes)
+    backward = jax.eval_shape(lambda params: jax.vjp(run, params, states(16))[1], shapes)
     return [x.shape for x in jax.tree.leaves(backward) if x.shape[-1:] == (codes,)]
 
-  assert kept(plain_log_prob) and not kept(Backbone.log_prob)
+  assert kept(plain_generated) and not kept(Backbone.generated)

@@ -67,5 +67,5 @@ def test_a_bound_module_holds_the_same_arrays(name):
 def test_leaves_by_path_and_back():
   params = tiny.params('backbone')
   leaves = functional.flatten(params)
-  assert leaves['pointer.gate'] is params['pointer']['gate']
+  assert leaves['experts.log_weight'] is params['experts']['log_weight']
   assert functional.unflatten(leaves) == params

@@ -7,6 +7,7 @@ import pytest
 from rolegen_jax.config import ConfigError
 from rolegen_jax.perf import throughput
 from rolegen_jax.perf.flops import Flops
+from rolegen_jax.semantic_ids.trie import default_capacity
 from tests import tiny
 
 CONFIG = tiny.config('loop_stage.batch=8', 'mesh.data=8')
@@ -29,7 +30,7 @@ def test_rates_follow_from_the_medians(name):
   if name == 'step':  # scores chains by policy and reference, and a demonstration
     tokens += (2 * tiny.WORLDS + 1) * (layout.prompt_length + layout.length)
   assert rates['tokens'] == pytest.approx(rates['trajectories'] * tokens)
-  of_phases = Flops(CONFIG).phases(8).items()
+  of_phases = Flops(CONFIG, default_capacity(60)).phases(8).items()
   assert phase['model_flops'] == sum(
     work.model for of_phase, work in of_phases if name == 'step' or of_phase.startswith('rollout')
   )

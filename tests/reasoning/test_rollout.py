@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolegen_jax.config import BACKBONE_INPUTS, INTERVENTIONS, ROLE_NAMES
+from rolegen_jax.config import INTERVENTIONS, REASONER_EXPERTS, ROLE_NAMES
 from rolegen_jax.reasoning.worlds import kinds
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
@@ -174,16 +174,18 @@ def test_worlds_differ_by_chance_without_an_intervention():
 
 @functools.cache
 def answers():
-  """One program for the log-probs of targets with each input of the backbone alone."""
-  rolegens = {part: tiny.rolegen(f"loop.backbone_inputs=('{part}',)") for part in BACKBONE_INPUTS}
+  """What every item gets with one of the reasoner's experts alone, by expert, compiled once."""
+  rolegens = {part: tiny.rolegen(f"loop.experts=('{part}',)") for part in REASONER_EXPERTS}
 
   def answer(rolegen, params, examples, rollout, trie):
-    backbone, keep = rolegen.bind('backbone', params), jnp.ones(tiny.USERS, bool)
-    memory = backbone.encode(examples.history, trie.item_codes)
-    memory = rolegen.add_reasoning(backbone, memory, rollout, keep, trie)
+    backbone, keep = rolegen.bind('backbone', params), np.arange(tiny.USERS) > 0
+    items = backbone.items(trie)
+    memory = backbone.encode(examples.history, items)
     query_state = rolegen.query(backbone, memory, examples.timestamp)
-    target = examples.target[:, None]
-    return backbone.log_prob(query_state, memory, target, trie.item_codes)[0]
+    every = jnp.broadcast_to(jnp.arange(tiny.ITEMS), (tiny.USERS, tiny.ITEMS))
+    said = rolegen.reasoning(rollout, keep)
+    members = backbone.members(query_state, every, jnp.zeros(every.shape), said, items)
+    return backbone.experts.terms(members)[..., -len(REASONER_EXPERTS) :]
 
   @jit
   def run(*arguments):
@@ -192,25 +194,28 @@ def answers():
   return run
 
 
-@pytest.mark.parametrize('part', BACKBONE_INPUTS)
-def test_the_backbone_reads_what_the_settings_let_it(part):
-  """With one input alone, the other parts of a rollout make no difference."""
+@pytest.mark.parametrize('part', REASONER_EXPERTS)
+def test_the_backbone_hears_what_the_settings_let_it(part):
+  """With one expert alone, other parts of a rollout make no difference; row 0 is told nothing."""
   examples = tiny.examples(7)
   rollout = chains.rollout(examples, 3)
   retrieved = rollout.retrieved
   others = dict(
-    roles=np.where(rollout.roles >= 0, 1, NONE),
     intent=rollout.intent[:, :, ::-1],
     candidates=(rollout.candidates + 1) % tiny.ITEMS,
     retrieved=np.where(retrieved >= 0, (retrieved + 1) % tiny.ITEMS, NONE),
   )
   own = {part: others.pop(part)}
 
-  def log_prob(rollout) -> np.ndarray:
+  def terms(rollout) -> np.ndarray:
     return np.array(answers()(tiny.params('backbone'), examples, rollout, tiny.trie())[part])
 
-  np.testing.assert_array_equal(log_prob(rollout), log_prob(rollout._replace(**others)))
-  assert (log_prob(rollout) != log_prob(rollout._replace(**own))).any()
+  found = terms(rollout)
+  assert (found.any((0, 1)) == [name == part for name in REASONER_EXPERTS]).all()
+  assert not found[0].any() and found[1:].any((1, 2)).all()
+  roles = np.where(rollout.roles >= 0, 1, NONE)
+  np.testing.assert_array_equal(found, terms(rollout._replace(**others, roles=roles)))
+  assert (found != terms(rollout._replace(**own))).any()
 
 
 def test_without_noise_the_chain_is_the_greedy_one():

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolegen_jax.semantic_ids import trie as trie_lib
+from rolegen_jax.semantic_ids.mutable_trie import MutableTrie
 from tests.semantic_ids.trees import children, random_codes
 
 
@@ -95,3 +96,44 @@ def test_bad_codes_are_refused():
     trie_lib.build_trie(np.array([[1, 2], [1, 3], [1, 1]]), 4, capacity=2)
   with pytest.raises(ValueError, match='codes from 1 to 4, must be 0 to 3'):
     trie_lib.build_trie(np.array([[1, 4]]), 4)
+
+
+def tables(mutable: bool, codes, allowed, regions):
+  """Those of 20 items, of which only `allowed` ones are in the tree."""
+  if not mutable:
+    return trie_lib.build_trie(codes, 4, 32, allowed, regions)
+  trie = MutableTrie(codes, 4, 32, regions)
+  none = np.zeros((0, codes.shape[1]), np.int32)
+  trie.swap(none, np.flatnonzero(~allowed), np.zeros(0, np.uint32))
+  return trie.tables
+
+
+@pytest.mark.parametrize('mutable', [False, True])
+def test_what_is_listed(mutable):
+  """Items in the tree, with a mask those of its regions; neither padding, nor -1, nor gone."""
+  rng = np.random.default_rng(0)
+  codes, allowed = random_codes(0, 20, 3, 4), rng.random(20) < 0.6
+  codes[(codes == 0).all(1)], codes[7] = codes[7].copy(), 0  # padding has these codes too
+  regions = rng.integers(1, 8, 20).astype(np.uint32)
+  trie = tables(mutable, codes, allowed, regions)
+  item = jnp.arange(-1, 32)
+  expected = np.zeros(33, bool)
+  expected[1 + np.flatnonzero(allowed)] = True
+  np.testing.assert_array_equal(trie_lib.is_listed(trie, item), expected)
+  allow = jnp.array([[1], [6], [0]], jnp.uint32)
+  of_region = np.zeros((3, 33), bool)
+  of_region[:, 1:21] = regions & np.asarray(allow) != 0
+  np.testing.assert_array_equal(
+    trie_lib.is_listed(trie, jnp.tile(item, (3, 1)), allow), expected & of_region
+  )
+
+
+def test_what_is_known_of_items_is_padded_to_the_capacity():
+  codes, text = random_codes(0, 5, 2, 4), np.ones((5, 3), np.float32)
+  trie = trie_lib.build_trie(codes, 4, 8, counts=np.arange(5), text=text)
+  assert trie.sizes == (8, 3)
+  assert trie.item_count.tolist() == [0, 1, 2, 3, 4, 0, 0, 0]
+  assert trie.item_text.sum(1).tolist() == [3] * 5 + [0] * 3
+  plain = trie_lib.build_trie(codes, 4, 8)
+  assert plain.sizes == (8, 0) and plain.item_text is None
+  assert plain.item_count.tolist() == [1] * 5 + [0] * 3

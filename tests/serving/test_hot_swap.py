@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import MeshConfig
-from rolegen_jax.models.decode import beam_search
+from rolegen_jax.models.decode import recommend
+from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids import trie as trie_lib
 from rolegen_jax.serving import hot_swap
@@ -129,24 +130,48 @@ def test_requests_of_one_batch_have_their_own_regions():
     masks(trie_lib.build_trie(ids, CODES, 64), 0, prefix, allow)
 
 
+def test_nothing_was_learned_about_items_that_come():
+  """Not even where their index was an item's before: whatever its row is, they have none."""
+  codes, rolegen = tiny.codes(90), tiny.rolegen()
+  catalogue = MutableCatalogue(codes[:60], tiny.CODES, tiny.CAPACITY)
+  new = catalogue.swap(codes[60:], np.arange(5, 35))
+  assert np.isin(new, np.arange(5, 35)).any()
+  params = tiny.params('backbone')
+  other = params | dict(rows=params['rows'] + 1.0)
+
+  @jax.jit
+  def vectors(params, trie):
+    backbone = rolegen.bind('backbone', params)
+    return backbone.vectors(backbone.items(trie), jnp.arange(tiny.CAPACITY))
+
+  with catalogue.serving() as trie:
+    is_new = np.isin(np.arange(tiny.CAPACITY), new)
+    np.testing.assert_array_equal(trie.item_count, ~is_new & (np.arange(tiny.CAPACITY) < 60))
+    same = (vectors(params, trie) == vectors(other, trie)).all(-1)
+  assert (same == is_new).all()
+
+
 @pytest.mark.slow
-def test_decoding_after_a_swap_equals_decoding_with_fresh_tables():
+def test_recommending_after_a_swap_equals_recommending_from_fresh_tables():
   rolegen, params, examples = tiny.rolegen(), tiny.params('backbone'), tiny.examples()
 
   @jit
   def search(params, examples, trie):
     backbone = rolegen.bind('backbone', params)
-    memory = backbone.encode(examples.history, trie.item_codes)
-    query = rolegen.query(backbone, memory, examples.timestamp)
-    return beam_search(backbone, query, memory, trie, 16)
+    memory = backbone.encode(examples.history, backbone.items(trie))
+    query_state = rolegen.query(backbone, memory, examples.timestamp)
+    return recommend(backbone, query_state, Conditioning(), trie, 16)
 
   codes = tiny.codes(90)
-  catalogue = MutableCatalogue(codes[:60], tiny.CODES, 64)
+  catalogue = MutableCatalogue(codes[:60], tiny.CODES, tiny.CAPACITY)
   new = catalogue.swap(codes[60:], np.arange(5, 35))
   with catalogue.serving() as trie:
     ranking = jax.device_get(search(params, examples, trie))
+    tables = jax.device_get(trie)
   listed = np.isin(np.arange(64), [*range(5), *range(35, 60), *new])
-  fresh = trie_lib.build_trie(np.asarray(trie.item_codes), tiny.CODES, 64, allowed=listed)
+  fresh = trie_lib.build_trie(
+    tables.item_codes, tiny.CODES, 64, allowed=listed, counts=tables.item_count
+  )
   expected = jax.device_get(search(params, examples, fresh))
   np.testing.assert_array_equal(ranking.item, expected.item)
   np.testing.assert_allclose(ranking.score, expected.score, atol=1e-5)

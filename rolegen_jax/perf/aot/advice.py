@@ -24,17 +24,18 @@ def advice(
   program: str,
   mesh: dict[str, int],
   topology: Topology,
+  room: int,
   sizes: str = '',
   has_place: HasPlace = anywhere,
 ) -> list[str]:
   """Return lines that say what to change, the greatest part of the program's memory first.
 
   `sizes` are the compiler's; activations are what they hold beyond the state and the weights to
-  decode with.
+  decode with. room: items that the catalogue has room for.
   """
   hbm = topology.chip.hbm / topology.chip.devices
-  state = _state_bytes(config, program, mesh)
-  decoding = _decoding_bytes(config, mesh)
+  state = _state_bytes(config, program, mesh, room)
+  decoding = _decoding_bytes(config, mesh, room)
   parts = [(state, _shard_the_state(program, mesh, state, has_place))]
   if wider := _wider_tensor_axis(config, mesh, topology, has_place):
     shards = mesh['fsdp'] * mesh['tensor']
@@ -54,22 +55,23 @@ def needed(sizes: str) -> float:
   return float(match[1]) * 1024 ** ('KMGT'.index(match[2]) + 1) if match else 0.0
 
 
-def _state_bytes(config: Config, program: str, mesh: dict[str, int]) -> float:
+def _state_bytes(config: Config, program: str, mesh: dict[str, int], room: int) -> float:
   """Return the bytes per device of parameters and, in training, of what stands beside them.
 
   Parameters are float32; training adds gradients and two moments, and to the reasoner its
   reference.
   """
-  size = 4.0 * sum(parameters(config).values())
+  size = 4.0 * sum(parameters(config, room).values())
   if program == 'step':
-    training = trained(config)
+    training = trained(config, room)
     size += 12 * training['backbone'] + 16 * training['reasoner']
   return size / (mesh['fsdp'] * mesh['tensor'])
 
 
-def _decoding_bytes(config: Config, mesh: dict[str, int]) -> float:
+def _decoding_bytes(config: Config, mesh: dict[str, int], room: int) -> float:
   shards = mesh['tensor'] if config.mesh.rollout == 'tensor' else 1
-  return compute_bytes(config.reasoner.transformer) * parameters(config)['reasoner'] / shards
+  count = parameters(config, room)['reasoner']
+  return compute_bytes(config.reasoner.transformer) * count / shards
 
 
 def _shard_the_state(

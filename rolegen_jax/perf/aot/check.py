@@ -131,9 +131,9 @@ def collectives(compiled: jax.stages.Compiled, topology: Topology) -> dict[str, 
   )
 
 
-def work(config: Config, program: str) -> dict[str, float]:
+def work(config: Config, program: str, room: int) -> dict[str, float]:
   """Return the hardware FLOPs over all devices by phase."""
-  flops = Flops(config)
+  flops = Flops(config, room)
   if program == 'recommend':
     phases = flops.phases(config.evaluation.batch).items()
     rollout = sum(work.hardware for name, work in phases if name.startswith('rollout'))
@@ -153,9 +153,11 @@ def compute_bytes(stack: TransformerConfig) -> int:
   return 2 if stack.dtype == 'bfloat16' else 4
 
 
-def bytes_read(config: Config, program: str, devices: int, tensor: int) -> dict[str, float]:
+def bytes_read(
+  config: Config, program: str, devices: int, tensor: int, room: int, text: int = 0
+) -> dict[str, float]:
   """Return the HBM traffic per device by phase, see ASSUMPTIONS."""
-  flops, count = Flops(config), parameters(config)
+  flops, count = Flops(config, room, text), parameters(config, room, text)
   reasoner, backbone = config.reasoner.transformer, config.backbone.temporal
   shards = tensor if config.mesh.rollout == 'tensor' else 1  # of the weights while decoding
   users = (config.loop_stage if program == 'step' else config.evaluation).batch
@@ -171,7 +173,7 @@ def bytes_read(config: Config, program: str, devices: int, tensor: int) -> dict[
     once = count['backbone'] * compute_bytes(backbone) / shards
     other = once * (1 + config.semantic_ids.levels)
     return dict(rollout=rollout, execution=0.0, reflection=0.0, other=other)
-  training = trained(config)
+  training = trained(config, room, text)
   parameter_shards = devices / (config.mesh.data if config.mesh.data > 0 else 1)
   passes = 4 if config.reasoner.train == 'all' else 3  # the reference's too
   return dict(
@@ -183,14 +185,21 @@ def bytes_read(config: Config, program: str, devices: int, tensor: int) -> dict[
 
 
 def roofline(
-  config: Config, program: str, topology: Topology, mesh: dict[str, int], sent: dict[str, Any]
+  config: Config,
+  program: str,
+  topology: Topology,
+  mesh: dict[str, int],
+  sent: dict[str, Any],
+  room: int,
 ) -> dict[str, Any]:
   """Return per phase the seconds by resource, the roofline and what bounds it.
 
-  Without the interconnect where the collectives are unknown.
+  Without the interconnect where the collectives are unknown. room: items that the catalogue has
+  room for.
   """
   chip, devices = topology.chip, topology.chips * topology.chip.devices
-  flops, read = work(config, program), bytes_read(config, program, devices, mesh['tensor'])
+  flops = work(config, program, room)
+  read = bytes_read(config, program, devices, mesh['tensor'], room)
   phases: dict[str, dict[str, Any]] = {}
   for name in PHASES:
     seconds = dict(
@@ -205,6 +214,6 @@ def roofline(
     about = dict(flops=flops[name], bytes_read=read[name])
     phases[name] = about | seconds | dict(roofline=seconds[bound], bound=bound)
   total = sum(phase['roofline'] for phase in phases.values())
-  model = Flops(config).stages()['loop' if program == 'step' else 'recommend'].model
+  model = Flops(config, room).stages()['loop' if program == 'step' else 'recommend'].model
   mfu = model / topology.chips / chip.flops / total if total else 0.0
   return dict(phases=phases, seconds=total, model_flops=model, mfu_at_roofline=mfu)

@@ -14,6 +14,7 @@ from rolegen_jax.perf.aot import check, programs, search, topology
 from rolegen_jax.perf.aot.advice import advice
 from rolegen_jax.perf.aot.check import GIB, DoesNotFit
 from rolegen_jax.perf.aot.topology import Topology
+from rolegen_jax.semantic_ids.trie import default_capacity
 
 
 def examine(
@@ -26,14 +27,14 @@ def examine(
   """
   started = time.monotonic()
   mesh = sharding.make_mesh(config.mesh, devices)
-  shape = dict(mesh.shape)
+  shape, room = dict(mesh.shape), default_capacity(items)
   try:
     lowered = programs.lower(program, config, mesh, items)
     compiled = check.compile_program(lowered, place.chip.platform)
     memory = check.memory(compiled, place)
   except DoesNotFit as error:
     has_place = functools.partial(topology.lies, devices)
-    lines = advice(config, program, shape, place, str(error), has_place)
+    lines = advice(config, program, shape, place, room, str(error), has_place)
     changes = '\n'.join(f'  - {line}' for line in lines)
     raise DoesNotFit(
       f'{program} of {config.name} does not fit on {place.text}, mesh {shape}.\n{error}\n'
@@ -43,7 +44,7 @@ def examine(
   result = dict(program=program, mesh=shape, compile_seconds=seconds, memory=memory)
   print(show_memory(result, place), flush=True)
   sent = check.collectives(compiled, place)
-  roofline = check.roofline(config, program, place, shape, sent)
+  roofline = check.roofline(config, program, place, shape, sent, room)
   result |= dict(collectives=sent, roofline=roofline)
   print(show_roofline(result), flush=True)
   return result
@@ -107,7 +108,7 @@ def search_meshes(
   """
   has_place = functools.partial(topology.lies, devices)
   results: list[dict[str, Any]] = []
-  for candidate in search.candidates(config, place, has_place):
+  for candidate in search.candidates(config, place, default_capacity(items), has_place):
     label = dict(mesh=to_dict(candidate.mesh), remat=candidate.reasoner.transformer.remat)
     if any(result['fits'] and result['mesh'] == label['mesh'] for result in results):
       continue  # less rematerialization fits already

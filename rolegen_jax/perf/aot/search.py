@@ -13,15 +13,17 @@ from rolegen_jax.perf.flops import parameters
 
 
 def candidates(
-  config: Config, topology: Topology, has_place: HasPlace = anywhere
+  config: Config, topology: Topology, room: int, has_place: HasPlace = anywhere
 ) -> Iterator[Config]:
   """Yield configs to compile, least rematerialization first.
 
   Left out are meshes that have no place on the chips' torus, and those whose state and decoding
-  weights alone exceed the memory.
+  weights alone exceed the memory. room: items that the catalogue has room for.
   """
   hbm = topology.chip.hbm / topology.chip.devices
-  possible = [m for m in meshes(config, topology) if resident(config, m) < hbm and has_place(m)]
+  possible = [
+    m for m in meshes(config, topology) if resident(config, m, room) < hbm and has_place(m)
+  ]
   for mesh in sorted(possible, key=lambda m: (m.tensor, -m.fsdp)):
     for remat in ('none', 'dots', 'full'):
       yield _with_remat(dataclasses.replace(config, mesh=mesh), remat)
@@ -71,12 +73,12 @@ def _powers_of_two_that_divide(n: int) -> list[int]:
   return powers
 
 
-def resident(config: Config, mesh: MeshConfig) -> float:
+def resident(config: Config, mesh: MeshConfig, room: int) -> float:
   """Return the bytes a device certainly holds at once.
 
   They are the training state, and the reasoner's weights while decoding.
   """
-  count = parameters(config)
+  count = parameters(config, room)
   state = (12 * count['backbone'] + 16 * count['reasoner']) / (mesh.fsdp * mesh.tensor)
   shards = mesh.tensor if mesh.rollout == 'tensor' else 1
   return state + compute_bytes(config.reasoner.transformer) * count['reasoner'] / shards

@@ -8,6 +8,8 @@ from rolegen_jax.perf import hardware
 from rolegen_jax.perf.aot import advice, check, search, topology
 from rolegen_jax.perf.flops import parameters
 
+ROOM = 1 << 17  # items
+
 
 @pytest.mark.parametrize(
   'text, chips, domain',
@@ -53,7 +55,8 @@ def test_chips_by_their_device_kind(kind, name):
 
 
 def test_pod_models_have_the_sizes_that_they_are_named_after():
-  small, large = parameters(pod.get_config('v5e_16')), parameters(pod.get_config('v5p_128'))
+  """The item table apart, which grows with the catalogue."""
+  small, large = (parameters(pod.get_config(size), 0) for size in ('v5e_16', 'v5p_128'))
   assert small['reasoner'] == pytest.approx(0.6e9, rel=0.05) and small['backbone'] == pytest.approx(
     0.3e9, rel=0.07
   )
@@ -64,10 +67,10 @@ def test_pod_models_have_the_sizes_that_they_are_named_after():
 
 def test_search_keeps_tensor_in_a_host_and_drops_what_cannot_fit():
   config, place = pod.get_config('h100_64'), topology.parse('gpu:h100:8x8')
-  found = [c.mesh for c in search.candidates(config, place)]
+  found = [c.mesh for c in search.candidates(config, place, ROOM)]
   assert MeshConfig(1, 8, 8, 'tensor') in found
   assert all(m.tensor <= 8 and m.fsdp * m.tensor > 1 for m in found)
-  assert not list(search.candidates(config, topology.parse('tpu:v5e:2x2')))
+  assert not list(search.candidates(config, topology.parse('tpu:v5e:2x2'), ROOM))
 
 
 def test_the_compilers_sizes_and_the_advice_are_in_the_message():
@@ -89,21 +92,27 @@ def test_advice_can_be_pasted_and_fits_the_program():
     config, ['mesh.rollout=replicated', 'mesh.tensor=1', 'mesh.fsdp=8', 'mesh.data=2']
   )
   mesh = dict(data=2, fsdp=8, tensor=1)
-  state, decoding, batch = advice.advice(whole, 'step', mesh, place)
-  assert 'training state: 20.' in state and '--set mesh.data=1 --set mesh.fsdp=16' in state
+  state, decoding, batch = advice.advice(whole, 'step', mesh, place, ROOM)
+  assert 'training state: 21.' in state and '--set mesh.data=1 --set mesh.fsdp=16' in state
   assert '--set mesh.rollout=tensor --set mesh.tensor=2 --set mesh.fsdp=4' in decoding
   assert 'a smaller --set loop_stage.batch, a multiple of 16,' in batch
   assert (
     advice.advice(
-      whole, 'step', mesh, place, 'the total memory required for HLO temporaries (76.51G) exceeds'
+      whole,
+      'step',
+      mesh,
+      place,
+      ROOM,
+      'the total memory required for HLO temporaries (76.51G) exceeds',
     )[0]
     == batch
   )
   kept = overrides.apply(whole, ['reasoner.transformer.remat=none'])
   assert any(
-    'reasoner.transformer.remat=full' in line for line in advice.advice(kept, 'step', mesh, place)
+    'reasoner.transformer.remat=full' in line
+    for line in advice.advice(kept, 'step', mesh, place, ROOM)
   )
-  lines = advice.advice(kept, 'recommend', mesh, place)
+  lines = advice.advice(kept, 'recommend', mesh, place, ROOM)
   assert (
     not any('remat' in line or 'training state' in line for line in lines)
     and 'evaluation.batch' in lines[-1]
@@ -120,7 +129,7 @@ class Unreadable:
 def test_a_program_that_cannot_be_read_back_keeps_what_is_known():
   config, place = pod.get_config('v5e_16'), topology.parse('tpu:v5e:4x4')
   sent = check.collectives(Unreadable(), place)
-  roofline = check.roofline(config, 'step', place, dict(data=1, fsdp=16, tensor=1), sent)
+  roofline = check.roofline(config, 'step', place, dict(data=1, fsdp=16, tensor=1), sent, ROOM)
   assert (
     sent['unknown'].endswith('RET_CHECK failure') and not sent['phases'] and roofline['seconds'] > 0
   )

@@ -79,5 +79,7 @@ def test_every_pod_config_lies_on_its_chips(monkeypatch):
     devices = topology.devices(place)
     assert topology.lies(devices, pod.get_config(size).mesh)
     assert any(
-      search.candidates(pod.get_config(size), place, functools.partial(topology.lies, devices))
+      search.candidates(
+        pod.get_config(size), place, 1 << 21, functools.partial(topology.lies, devices)
+      )
     )

@@ -1,0 +1,118 @@
+"""What the candidates of a world are worth, and what the loss of all experts is taken over."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
+from rolegen_jax.runtime.compile import jit
+from rolegen_jax.training import losses
+from tests import tiny
+from tests.reasoning import chains
+
+
+def score(params, examples, rollout, trie):
+  """The members of the loss of all experts."""
+  rolegen = tiny.rolegen()
+  backbone = rolegen.bind('backbone', params)
+  items = backbone.items(trie)
+  memory = backbone.encode(examples.history, items)
+  query_state = rolegen.query(backbone, memory, examples.timestamp)
+  key = jax.random.key(0)
+  return losses._scored(rolegen, params, query_state, examples, rollout, trie, items, key)
+
+
+@functools.cache
+def scored():
+  """(members, the rollout): the same for all tests."""
+  examples = tiny.examples()
+  rollout = chains.rollout(examples)
+  return jit(score)(tiny.params('backbone'), examples, rollout, tiny.trie()), rollout
+
+
+@functools.cache
+def gains():
+  return jit(functools.partial(losses.execution_gain, tiny.rolegen()))
+
+
+def gain(rollout) -> np.ndarray:
+  """What the candidates of each world are worth, [B, W]."""
+  return np.asarray(gains()(tiny.params('backbone'), scored()[0], rollout))
+
+
+def said_by(rollout, world: int, has_candidates: bool) -> Conditioning:
+  """What one world says."""
+  item = rollout.candidates[:, world] if has_candidates else -1 + 0 * rollout.candidates[:, world]
+  return Conditioning(
+    Candidates(item, np.full_like(item, world), rollout.candidate_log_prob[:, world]),
+    RetrievedShares(rollout.retrieved[:, world], rollout.retrieved_share[:, world]),
+    rollout.intent[:, world],
+  )
+
+
+def test_what_is_scored_begins_with_the_target_and_holds_all_that_is_named():
+  members, rollout = scored()
+  examples, item = tiny.examples(), np.asarray(members.item)
+  np.testing.assert_array_equal(item[:, 0], examples.target)
+  assert (np.asarray(members.log_weight)[:, 0] == 0).all()
+  for row in range(tiny.USERS):
+    counted = item[row][np.asarray(members.log_weight)[row] == 0]
+    assert len(set(counted.tolist())) == len(counted)
+    named = [examples.history.item[row], rollout.candidates[row], rollout.retrieved[row]]
+    named = np.concatenate([x.reshape(-1) for x in named])
+    assert np.isin(named[named >= 0], counted).all()
+    # So small a catalogue is there whole.
+    assert sorted(counted.tolist()) == list(range(tiny.ITEMS))
+
+
+def test_a_world_without_candidates_gains_nothing():
+  """Whatever its intervention made of intent and retrieved items."""
+  rollout = scored()[1]
+  assert (rollout.intent[:, 1:] != rollout.intent[:, :1]).any()
+  assert (gain(rollout._replace(candidates=np.full_like(rollout.candidates, -1))) == 0).all()
+  one_world = rollout.candidates.copy()
+  one_world[:, 2] = -1
+  found = gain(rollout._replace(candidates=one_world))
+  assert ((found == 0) == (np.arange(tiny.WORLDS) == 2)).all()
+
+
+def test_a_world_gains_what_its_candidates_add_beside_its_own_intent_and_retrieved_items():
+  """log p(target) by its intent, retrieved items and candidates, less that without the last."""
+  members, rollout = scored()
+  experts = tiny.rolegen().bind('backbone', jax.tree.map(jnp.asarray, tiny.params('backbone')))
+  experts, found = experts.experts, gain(rollout)
+  for world in range(tiny.WORLDS):
+    with_candidates, without = (
+      experts.log_probs(members._replace(conditioning=said_by(rollout, world, has)))[:, 0]
+      for has in (True, False)
+    )
+    np.testing.assert_allclose(found[:, world], with_candidates - without, atol=2e-5)
+
+
+def test_a_world_that_names_the_target_alone_gains():
+  rollout, target = scored()[1], tiny.examples().target
+  alone = np.full_like(rollout.candidates, -1)
+  alone[:, 1, 0] = target
+  found = gain(rollout._replace(candidates=alone))
+  assert (found[:, 1] > 0).all() and not np.delete(found, 1, axis=1).any()
+  wrong = alone.copy()
+  wrong[:, 1, 0] = (target + 1) % tiny.ITEMS
+  worse = gain(rollout._replace(candidates=wrong))[:, 1]
+  assert (worse <= 0).all() and worse.min() < -1e-3
+
+
+def test_the_loss_of_all_experts_teaches_their_numbers_alone():
+  """What an expert says of an item it learns from its own loss: nothing here has a gradient."""
+
+  @jit
+  def gradient(params, *arguments):
+    def total(params):
+      members = score(params, *arguments)
+      return members.dense.sum() + members.generative.sum()
+
+    return jax.grad(total)(params)
+
+  found = gradient(tiny.params('backbone'), tiny.examples(), scored()[1], tiny.trie())
+  assert not any(np.any(g) for g in jax.tree.leaves(found))
