@@ -29,14 +29,14 @@ def get_config(arg: str = '') -> c.Config:
       f'--experiment=amazon_beauty:{arg}: must be amazon_beauty or amazon_beauty:accelerator'
     )
   base = alibaba2014.get_config()
-  warmup = dataclasses.replace(base.warmup, steps=10_000, batch=32, save_every=500)
+  warmup = dataclasses.replace(base.warmup, steps=6000, batch=32, save_every=500)
   config = dataclasses.replace(
     base,
     name='amazon_beauty',
     data=c.DataConfig(format='ranked_sequences', path='amazon_beauty', split='leave_one_out'),
     semantic_ids=c.SemanticIdConfig(levels=3, codes=256, text='hashed_ngrams'),
     # Lists of 50 without the user's history: the beam leaves room for the longest of nearly all.
-    backbone=dataclasses.replace(base.backbone, context=32, beam=80),
+    backbone=dataclasses.replace(base.backbone, context=32, beam=80, dropout=0.5),
     reasoner=dataclasses.replace(base.reasoner, events=16, role_events=8),
     warmup=warmup,
     evaluation=c.EvaluationConfig(ablations=('no_reasoner',)),

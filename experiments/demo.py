@@ -18,10 +18,10 @@ def get_config() -> c.Config:
   return c.Config(
     name='demo',
     semantic_ids=c.SemanticIdConfig(levels=3, codes=32, text='hashed_ngrams'),
-    backbone=c.BackboneConfig(temporal=model, context=64, beam=50),
+    backbone=c.BackboneConfig(temporal=model, context=64, beam=50, dropout=0.5),
     reasoner=c.ReasonerConfig(transformer=model, events=16, role_events=12),
     # The losses are flat from about there on; that of the warmup is not.
-    warmup=_stage(300),
+    warmup=_stage(400),
     align=_stage(90),
     reason=_stage(130),
     loop_stage=c.StageConfig(60, 16, loop_optimizer, save_every=60),
