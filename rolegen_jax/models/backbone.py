@@ -19,37 +19,38 @@ I items, M members, C negatives; N items to generate, l codes of a prefix.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rolegen_jax.config import EVENT_NAMES, BackboneConfig, TransformerConfig
+from rolegen_jax.config import EVENT_NAMES, BackboneConfig
 from rolegen_jax.data.batches import Trajectories
 from rolegen_jax.models.attention import KeyValues, Visible, causal
 from rolegen_jax.models.experts import (
   Experts,
+  Items,
+  ItemTable,
   Members,
   Negatives,
   draw_negatives,
   in_rows,
   is_first,
 )
-from rolegen_jax.models.layers import Attention, GatedMLP, RMSNorm, gather_replicated, param
+from rolegen_jax.models.layers import RMSNorm, gather_replicated, param
 from rolegen_jax.models.memory import (
-  AGE_FEATURES,
   NO_EVENT,
   VISIBLE,
   Conditioning,
   Memory,
-  View,
+  QueryBlock,
+  QueryState,
   count_bucket,
   gap_bucket,
   view_memory,
 )
 from rolegen_jax.models.numerics import NEG_INF, dropout
-from rolegen_jax.models.transformer import NO_DROPOUT, Dropout, Transformer
+from rolegen_jax.models.transformer import Dropout, Transformer
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.sharding import constrain
 from rolegen_jax.vocab import Vocabulary
@@ -58,56 +59,6 @@ PURCHASE = EVENT_NAMES.index('purchase')
 # Parts in which the depth decoder generates a row's queries, one after the other: an eighth of the
 # memory, and faster on CPUs.
 PARTS = 8
-
-
-class Items(NamedTuple):
-  """The catalogue as the backbone reads it."""
-
-  codes: jax.Array  # int32 [I, L]
-  popularity: jax.Array  # fp32 [I], log of training events, and one more
-  has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
-  text: jax.Array | None  # fp32 [I, E]
-
-
-class ItemTable(NamedTuple):
-  """The catalogue in P parts for the experts that rank all of it."""
-
-  code: jax.Array  # int32 [P, I / P], coarse codes
-  popularity: jax.Array  # fp32 [P, I / P], what the expert adds; 0 where it is off
-  vectors: jax.Array | None  # [P, I / P, D]; None where the dense expert is off
-
-
-class QueryState(NamedTuple):
-  """The answer to queries, enough to score or decode any item."""
-
-  state: jax.Array  # [B, Q, D], input of the depth decoder and of the dense product
-  view: View  # what each query sees of the memory
-  slot_item: jax.Array  # int32 [B, S]
-
-
-class QueryBlock(nnx.Module):
-  """Cross-attention to memory with a learned bias by age and event type, then an MLP."""
-
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    self.query_norm, self.memory_norm, self.mlp_norm = (RMSNorm(config.width) for _ in range(3))
-    self.attention = Attention(config, rngs=rngs)
-    self.mlp = GatedMLP(config, rngs=rngs)
-    self.age_bias = nnx.Param(jnp.zeros((AGE_FEATURES, config.heads)), axes=(None, 'heads'))
-    self.event_bias = nnx.Param(jnp.zeros((NO_EVENT + 1, config.heads)), axes=(None, 'heads'))
-
-  def __call__(
-    self, x_BxQxD: jax.Array, memory_BxSxD: jax.Array, view: View, drop: Dropout = NO_DROPOUT
-  ) -> jax.Array:
-    age_bias = self.age_bias[...].astype(view.age.dtype)
-    event_bias = self.event_bias[...].astype(view.event.dtype)
-    by_age = jnp.einsum('bqsa,ah->bhqs', view.age, age_bias)
-    by_event = jnp.einsum('bse,eh->bhs', view.event, event_bias)
-    bias = by_age + by_event[:, :, None]
-    k, v = self.attention.kv(self.memory_norm(memory_BxSxD))
-    q = self.attention.q(self.query_norm(x_BxQxD))
-    attended = self.attention.attend(q, k, v, view.visible, bias.astype(q.dtype))
-    x = x_BxQxD + drop(self.attention.out(attended), 0)
-    return x + drop(self.mlp(self.mlp_norm(x)), 1)
 
 
 class Backbone(nnx.Module):
@@ -217,7 +168,9 @@ class Backbone(nnx.Module):
     positions = jnp.broadcast_to(jnp.arange(rows.item.shape[1]), rows.item.shape)
     keys = (None, None) if key is None else jax.random.split(key)
     x = dropout(x, self.config.dropout, keys[0])
-    hidden = self.temporal(x, positions, causal(rows.segment), self._dropout(keys[1]))
+    hidden = self.temporal(
+      x, positions, causal(rows.segment), Dropout(self.config.dropout, keys[1])
+    )
     start = jnp.broadcast_to(self.start[...].astype(hidden.dtype), hidden[:, :1].shape)
 
     def with_start(field: jax.Array, value: int) -> jax.Array:
@@ -231,9 +184,6 @@ class Backbone(nnx.Module):
       segment=with_start(rows.segment, VISIBLE),
       repeats=with_start(rows.count, 1),
     )
-
-  def _dropout(self, key: jax.Array | None) -> Dropout:
-    return Dropout(self.config.dropout, key)
 
   # Queries
 
@@ -257,7 +207,7 @@ class Backbone(nnx.Module):
     def layer(x: jax.Array, xs: tuple[QueryBlock, jax.Array | None]) -> tuple[jax.Array, None]:
       block, key = xs
       x = constrain(x, 'batch', None, None)
-      return block(x, memory.hidden, seen, self._dropout(key)), None
+      return block(x, memory.hidden, seen, Dropout(self.config.dropout, key)), None
 
     x, _ = jax.lax.scan(layer, x, (self.query_blocks, keys))
     return QueryState(self.result_norm(x), seen, memory.item)

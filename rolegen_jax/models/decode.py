@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from rolegen_jax.models.attention import KeyValues
-from rolegen_jax.models.backbone import Backbone, QueryState
+from rolegen_jax.models.backbone import Backbone
 from rolegen_jax.models.experts import is_first
-from rolegen_jax.models.memory import Conditioning
+from rolegen_jax.models.memory import Conditioning, QueryState
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, is_listed, leaf, root
 from rolegen_jax.sharding import constrain, item_shards, of_item_shards

@@ -56,6 +56,23 @@ MOST = 30.0  # nats; no mass is larger
 OFF = -200.0  # log weight of an expert that is left out: its weight is 0, and no gradient moves it
 
 
+class Items(NamedTuple):
+  """The catalogue as the backbone reads it."""
+
+  codes: jax.Array  # int32 [I, L]
+  popularity: jax.Array  # fp32 [I], log of training events, and one more
+  has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
+  text: jax.Array | None  # fp32 [I, E]
+
+
+class ItemTable(NamedTuple):
+  """The catalogue in P parts for the experts that rank all of it."""
+
+  code: jax.Array  # int32 [P, I / P], coarse codes
+  popularity: jax.Array  # fp32 [P, I / P], what the expert adds; 0 where it is off
+  vectors: jax.Array | None  # [P, I / P, D]; None where the dense expert is off
+
+
 class Members(NamedTuple):
   """Items to score for one query a row, and what that takes; None = the expert is off."""
 

@@ -1,4 +1,4 @@
-"""What the backbone's queries attend to, what the reasoner adds beside it, and what is seen.
+"""What the backbone's queries attend to and how, and what the reasoner adds beside it.
 
 Slot 0 of memory is a start slot; the events of the history follow.
 
@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import ArrayLike
 
-from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.config import EVENT_NAMES, TransformerConfig
+from rolegen_jax.models.layers import Attention, GatedMLP, RMSNorm
+from rolegen_jax.models.transformer import NO_DROPOUT, Dropout
 from rolegen_jax.vocab import COUNTS, GAPS
 
 NO_EVENT = len(EVENT_NAMES)  # event type of slots that are no event
@@ -65,6 +68,39 @@ class View(NamedTuple):
   gap: jax.Array  # int32 [B, Q], seconds since that event; 0 without any
   age: jax.Array  # [B, Q, S, AGE_FEATURES]; 0 where the slot is no event
   event: jax.Array  # [B, S, E], one-hot
+
+
+class QueryState(NamedTuple):
+  """The answer to queries, enough to score or decode any item."""
+
+  state: jax.Array  # [B, Q, D], input of the depth decoder and of the dense product
+  view: View  # what each query sees of the memory
+  slot_item: jax.Array  # int32 [B, S]
+
+
+class QueryBlock(nnx.Module):
+  """Cross-attention to memory with a learned bias by age and event type, then an MLP."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    self.query_norm, self.memory_norm, self.mlp_norm = (RMSNorm(config.width) for _ in range(3))
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp = GatedMLP(config, rngs=rngs)
+    self.age_bias = nnx.Param(jnp.zeros((AGE_FEATURES, config.heads)), axes=(None, 'heads'))
+    self.event_bias = nnx.Param(jnp.zeros((NO_EVENT + 1, config.heads)), axes=(None, 'heads'))
+
+  def __call__(
+    self, x_BxQxD: jax.Array, memory_BxSxD: jax.Array, view: View, drop: Dropout = NO_DROPOUT
+  ) -> jax.Array:
+    age_bias = self.age_bias[...].astype(view.age.dtype)
+    event_bias = self.event_bias[...].astype(view.event.dtype)
+    by_age = jnp.einsum('bqsa,ah->bhqs', view.age, age_bias)
+    by_event = jnp.einsum('bse,eh->bhs', view.event, event_bias)
+    bias = by_age + by_event[:, :, None]
+    k, v = self.attention.kv(self.memory_norm(memory_BxSxD))
+    q = self.attention.q(self.query_norm(x_BxQxD))
+    attended = self.attention.attend(q, k, v, view.visible, bias.astype(q.dtype))
+    x = x_BxQxD + drop(self.attention.out(attended), 0)
+    return x + drop(self.mlp(self.mlp_norm(x)), 1)
 
 
 def view_memory(memory: Memory, timestamp_BxQ: jax.Array, segment_BxQ: jax.Array) -> View:

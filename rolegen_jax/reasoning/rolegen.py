@@ -21,10 +21,16 @@ from rolegen_jax import sharding
 from rolegen_jax.config import Config
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional, lora
-from rolegen_jax.models.backbone import PURCHASE, Backbone, QueryState
+from rolegen_jax.models.backbone import PURCHASE, Backbone
 from rolegen_jax.models.decode import Ranking, recommend
 from rolegen_jax.models.functional import ModelFn, Params
-from rolegen_jax.models.memory import Candidates, Conditioning, Memory, RetrievedShares
+from rolegen_jax.models.memory import (
+  Candidates,
+  Conditioning,
+  Memory,
+  QueryState,
+  RetrievedShares,
+)
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, build_prompt

@@ -219,24 +219,24 @@ def build_trie(
 
   leaf_item = np.full(capacities[levels], -1, np.int32)
   leaf_item[: len(items)] = items
-  item_codes = np.zeros((capacity, levels), np.int32)
-  item_codes[:n_items] = codes
-  item_count = np.zeros(capacity, np.float32)
-  item_count[:n_items] = 1.0 if counts is None else counts
-  item_text = None
-  if text is not None:
-    item_text = np.zeros((capacity, text.shape[1]), np.float32)
-    item_text[:n_items] = text
+  item_counts = np.ones(n_items) if counts is None else counts
   return Trie(
     tuple(first_child),
     tuple(child_bits),
     leaf_item,
-    item_codes,
-    item_count,
-    item_text,
+    _padded(codes, capacity, np.int32),
+    _padded(item_counts, capacity, np.float32),
+    None if text is None else _padded(text, capacity, np.float32),
     codes_per_level,
     regions=None if regions is None else tuple(node_regions),
   )
+
+
+def _padded(rows: np.ndarray, capacity: int, dtype: Any) -> np.ndarray:
+  """Return a table of `capacity` rows that begins with `rows`, then zeros."""
+  table = np.zeros((capacity, *rows.shape[1:]), dtype)
+  table[: len(rows)] = rows
+  return table
 
 
 # Reading, inside jitted functions

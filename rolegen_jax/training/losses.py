@@ -15,9 +15,9 @@ from jax.typing import ArrayLike
 
 from rolegen_jax.config import ALIGN_TASKS, WORD_TASKS
 from rolegen_jax.data.batches import Examples, Trajectories
-from rolegen_jax.models.backbone import PURCHASE, Backbone, Items, QueryState
-from rolegen_jax.models.experts import Members, draw_negatives, with_negatives
-from rolegen_jax.models.memory import Conditioning, Memory
+from rolegen_jax.models.backbone import PURCHASE, Backbone
+from rolegen_jax.models.experts import Items, Members, Negatives, draw_negatives, with_negatives
+from rolegen_jax.models.memory import Conditioning, Memory, QueryState
 from rolegen_jax.models.numerics import is_possible
 from rolegen_jax.reasoning import feedback, language
 from rolegen_jax.reasoning.frcot import Demonstration, build_prompt, demonstration
@@ -66,31 +66,27 @@ class Noise(NamedTuple):
     return cls(*jax.random.split(key, len(cls._fields)))
 
 
-# What is scored, by which model, and over which items: each caller has them apart.
 def choices_loss(
-  rolegen: RoleGen,
   backbone: Backbone,
   query_state: QueryState,
   target_BxQ: jax.Array,
   own_BxM: jax.Array,
   weight_BxQ: jax.Array,
-  trie: Trie,
+  negatives: Negatives,
   items: Items,
-  key: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
   """Return the weighted mean NLL of targets, of the backbone's own experts, and its parts.
 
   The generative expert has a loss of its own: experts that learn apart err apart, and it is worth
   more to multiply them. own: see `Backbone.choice_log_prob`.
   """
-  config, metrics, loss = rolegen.config.backbone, {}, jnp.zeros(())
+  config, metrics, loss = backbone.config, {}, jnp.zeros(())
   if backbone.has('generative'):
     codes = jnp.take(items.codes, jnp.maximum(target_BxQ, 0), axis=0)
     generated = backbone.generated(query_state.state, codes)
     metrics['generative'] = -_weighted_mean(generated, weight_BxQ)
     loss += config.generation_loss * metrics['generative']
   if config.experts != ('generative',):
-    negatives = draw_negatives(trie, config.negatives, key, own_BxM)
     log_prob = backbone.choice_log_prob(query_state, target_BxQ, own_BxM, negatives, items)
     metrics['choice'] = -_weighted_mean(log_prob, weight_BxQ)
     loss += metrics['choice']
@@ -98,7 +94,6 @@ def choices_loss(
 
 
 def sequence_loss(
-  rolegen: RoleGen,
   backbone: Backbone,
   memory: Memory,
   rows: Trajectories,
@@ -107,7 +102,7 @@ def sequence_loss(
   noise: Noise,
 ) -> tuple[jax.Array, Metrics]:
   """Return the weighted mean NLL of the events of rows [B, n], given what is strictly earlier."""
-  config = rolegen.config.backbone
+  config = backbone.config
   query_state = backbone.attend(memory, rows.event, rows.timestamp, rows.segment, noise.query)
   same_segment = rows.segment[:, :, None] == rows.segment[:, None]
   first_s = jnp.min(jnp.where(same_segment, rows.timestamp[:, None], LATEST_S), axis=-1)
@@ -116,9 +111,8 @@ def sequence_loss(
   purchase = predictable & (rows.event == PURCHASE)
   other_weight = jnp.where(predictable, config.view_weight, 0.0)
   weight = jnp.where(purchase, config.purchase_weight, other_weight)
-  loss, parts = choices_loss(
-    rolegen, backbone, query_state, rows.item, rows.item, weight, trie, items, noise.negatives
-  )
+  negatives = draw_negatives(trie, config.negatives, noise.negatives, rows.item)
+  loss, parts = choices_loss(backbone, query_state, rows.item, rows.item, weight, negatives, items)
   return loss, {f'sequence_{name}_nll': value for name, value in parts.items()}
 
 
@@ -133,7 +127,7 @@ def warmup_loss(
   backbone, noise = rolegen.bind('backbone', params), Noise.of(key)
   items = backbone.items(trie, noise.rows)
   memory = backbone.encode(rows, items, noise.encode)
-  return sequence_loss(rolegen, backbone, memory, rows, trie, items, noise)
+  return sequence_loss(backbone, memory, rows, trie, items, noise)
 
 
 def execution_loss(
@@ -153,12 +147,13 @@ def execution_loss(
   backbone, noise = rolegen.bind('backbone', params), Noise.of(key)
   items = backbone.items(trie, noise.rows)
   memory = backbone.encode(examples.history, items, noise.encode)
-  loss, metrics = sequence_loss(rolegen, backbone, memory, examples.history, trie, items, noise)
+  loss, metrics = sequence_loss(backbone, memory, examples.history, trie, items, noise)
   query_state = rolegen.query(backbone, memory, examples.timestamp, noise.query)
   target, weight = examples.target[:, None], jnp.ones((len(examples.target), 1))
   own = jnp.concatenate([target, examples.history.item], axis=1)
   keys = jax.random.split(noise.negatives)
-  alone, _ = choices_loss(rolegen, backbone, query_state, target, own, weight, trie, items, keys[0])
+  negatives = draw_negatives(trie, backbone.config.negatives, keys[0], own)
+  alone, _ = choices_loss(backbone, query_state, target, own, weight, negatives, items)
   scored = _scored(rolegen, params, query_state, examples, rollout, trie, items, keys[1])
   gain, said = None, Conditioning()
   if rollout is not None:
@@ -167,9 +162,8 @@ def execution_loss(
     said = rolegen.reasoning(rollout, keep)
     gain = execution_gain(rolegen, params, scored, rollout)
   log_prob = backbone.experts.log_probs(scored._replace(conditioning=said))[:, 0]
-  execution = -jnp.mean(log_prob)
-  metrics |= dict(execution_nll=execution)
-  return loss + alone + execution, (gain, metrics)
+  metrics |= dict(execution_nll=-jnp.mean(log_prob))
+  return loss + alone + metrics['execution_nll'], (gain, metrics)
 
 
 def _scored(
