@@ -67,10 +67,7 @@ class Backbone(nnx.Module):
   def __init__(
     self, config: BackboneConfig, vocab: Vocabulary, items: int, text: int, *, rngs: nnx.Rngs
   ):
-    """Build it for a catalogue with room for `items` items, each with a row of its own.
-
-    text: width of the items' text vectors; 0 = they have none.
-    """
+    """Build it for a catalogue with room for `items` items, text vectors `text` wide (0 = none)."""
     c, width = config.temporal, config.temporal.width
     self.config, self.vocab = config, vocab
     self.tokens = param(rngs, (vocab.without_text.size, width), ('vocab', 'embed'), fan_in=width)

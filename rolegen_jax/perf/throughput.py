@@ -32,6 +32,7 @@ from rolegen_jax.perf.flops import Flops
 from rolegen_jax.perf.random_inputs import random_codes, random_examples
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
+from rolegen_jax.reasoning.feedback import Feedback
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.runtime.progress import progress
@@ -264,7 +265,7 @@ class Bench:
 
   def _reflection(self, examples: Examples, rollout: Any) -> tuple[Any, list[Any]]:
     zeros = jnp.zeros(rollout.candidates.shape[:2])
-    worth = losses.Feedback(zeros, zeros)
+    worth = Feedback(zeros, zeros)
 
     def loss(
       trained: Any,
@@ -272,7 +273,7 @@ class Bench:
       frozen: Any,
       examples: Examples,
       rollout: Any,
-      worth: losses.Feedback,
+      worth: Feedback,
       trie: Trie,
     ) -> Any:
       fixed = frozen.get('reasoner', {})

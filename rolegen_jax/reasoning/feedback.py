@@ -6,6 +6,7 @@ Shapes: B users, W worlds, P candidates per world, T completion length, L levels
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rolegen_jax.config import LoopConfig
+
+
+class Feedback(NamedTuple):
+  """What each world's rollout was worth; constants of the policy loss."""
+
+  reward: jax.Array  # fp32 [B, W]
+  advantage: jax.Array  # fp32 [B, W], relative to the other worlds of the user
 
 
 def prefix_share(

@@ -20,6 +20,7 @@ from rolegen_jax.models.experts import Items, Members, Negatives, draw_negatives
 from rolegen_jax.models.memory import Conditioning, Memory, QueryState
 from rolegen_jax.models.numerics import is_possible
 from rolegen_jax.reasoning import feedback, language
+from rolegen_jax.reasoning.feedback import Feedback
 from rolegen_jax.reasoning.frcot import Demonstration, build_prompt, demonstration
 from rolegen_jax.reasoning.likelihood import (
   EquationLoss,
@@ -39,13 +40,6 @@ Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 LATEST_S = 2**31 - 1  # a timestamp later than any
 PRODUCT_NEGATIVES = 128  # of the loss of all experts together, which scores each one's codes
-
-
-class Feedback(NamedTuple):
-  """What each world's rollout was worth; constants of the policy loss."""
-
-  reward: jax.Array  # fp32 [B, W]
-  advantage: jax.Array  # fp32 [B, W], relative to the other worlds of the user
 
 
 # Backbone
@@ -74,23 +68,23 @@ def choices_loss(
   weight_BxQ: jax.Array,
   negatives: Negatives,
   items: Items,
-) -> tuple[jax.Array, Metrics]:
-  """Return the weighted mean NLL of targets, of the backbone's own experts, and its parts.
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Return the weighted mean NLL of targets, and log p of each by its parts, fp32 [B, Q].
 
-  The generative expert has a loss of its own: experts that learn apart err apart, and it is worth
-  more to multiply them. own: see `Backbone.choice_log_prob`.
+  The parts are the generative expert and the others of the backbone: experts that learn apart err
+  apart, and it is worth more to multiply them. own: see `Backbone.choice_log_prob`.
   """
-  config, metrics, loss = backbone.config, {}, jnp.zeros(())
+  config, log_probs, loss = backbone.config, {}, jnp.zeros(())
   if backbone.has('generative'):
     codes = jnp.take(items.codes, jnp.maximum(target_BxQ, 0), axis=0)
-    generated = backbone.generated(query_state.state, codes)
-    metrics['generative'] = -_weighted_mean(generated, weight_BxQ)
-    loss += config.generation_loss * metrics['generative']
+    log_probs['generative'] = backbone.generated(query_state.state, codes)
+    loss -= config.generation_loss * _weighted_mean(log_probs['generative'], weight_BxQ)
   if config.experts != ('generative',):
-    log_prob = backbone.choice_log_prob(query_state, target_BxQ, own_BxM, negatives, items)
-    metrics['choice'] = -_weighted_mean(log_prob, weight_BxQ)
-    loss += metrics['choice']
-  return loss, metrics
+    log_probs['choice'] = backbone.choice_log_prob(
+      query_state, target_BxQ, own_BxM, negatives, items
+    )
+    loss -= _weighted_mean(log_probs['choice'], weight_BxQ)
+  return loss, log_probs
 
 
 def sequence_loss(
@@ -112,8 +106,12 @@ def sequence_loss(
   other_weight = jnp.where(predictable, config.view_weight, 0.0)
   weight = jnp.where(purchase, config.purchase_weight, other_weight)
   negatives = draw_negatives(trie, config.negatives, noise.negatives, rows.item)
-  loss, parts = choices_loss(backbone, query_state, rows.item, rows.item, weight, negatives, items)
-  return loss, {f'sequence_{name}_nll': value for name, value in parts.items()}
+  loss, log_probs = choices_loss(
+    backbone, query_state, rows.item, rows.item, weight, negatives, items
+  )
+  metrics = {f'sequence_{name}_nll': -_weighted_mean(x, weight) for name, x in log_probs.items()}
+  last = list(log_probs)[-1]
+  return loss, metrics | dict(purchase_nll=-_weighted_mean(log_probs[last], purchase))
 
 
 def _weighted_mean(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -27,12 +27,12 @@ from jax.typing import ArrayLike
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional
 from rolegen_jax.reasoning import feedback, worlds
+from rolegen_jax.reasoning.feedback import Feedback
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.rollout import Rollout
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.sharding import constrain_rows
 from rolegen_jax.training.losses import (
-  Feedback,
   Metrics,
   Params,
   execution_loss,
