@@ -26,7 +26,6 @@ from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, saved_config
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.run import train, train_models
-from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.simulator import world
 from tests import tiny
@@ -192,7 +191,7 @@ def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
 def test_users_with_short_lists_are_said(finished, tmp_path, capfd):
   config = dataclasses.replace(finished.run.config.serving, filter_history=True)
   config = dataclasses.replace(finished.run.config, serving=config)
-  rolegen = RoleGen(config)
+  rolegen = finished.run.rolegen.of(config)
   inputs, beam = finished.inputs, config.backbone.beam
   table = recommend(
     rolegen,

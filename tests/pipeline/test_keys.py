@@ -166,7 +166,8 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
 
   data = read_by('data', prepare_data)
   read_by('semantic_ids', assign_semantic_ids, data)
-  plain, inputs = prepare_inputs(plain)
+  _, inputs = prepare_inputs(plain)
+  run = run.with_catalogue(inputs.trie)
   if inputs.words:
     monkeypatch.setattr(inputs.words.alignment, 'config', noted)
   warm = read_by('warmup', stages.warm_up, inputs)
