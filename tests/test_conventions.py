@@ -16,8 +16,6 @@ MAX_LINES = 400
 # file -> why it is one idea all the same
 LONGER = {
   'rolegen_jax/config.py': 'every setting, beside the bounds that are checked',
-  'rolegen_jax/models/backbone.py': 'one module: both readings of a query share its tables',
-  'rolegen_jax/training/losses.py': 'the losses of all stages, which share how rows are scored',
 }
 MAX_COLUMNS, MAX_FUNCTION_LINES, MAX_PARAMETERS = 100, 60, 8
 # Words that the field has others for; docs/glossary.md says which. History may hold them.

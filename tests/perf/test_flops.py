@@ -15,6 +15,7 @@ from rolegen_jax.config import Config, MeshConfig
 from rolegen_jax.models import functional
 from rolegen_jax.perf import flops
 from rolegen_jax.perf.aot import programs
+from rolegen_jax.reasoning.feedback import Feedback
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.reasoning.prefill import prefill as prefill_prompt
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -131,7 +132,7 @@ def test_execution_and_feedback():
 
 @pytest.mark.slow
 def test_reflection():
-  worth = losses.Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
+  worth = Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
 
   def loss(p, reference, examples, rollout, worth, trie):
     return losses.reflection_loss(ROLEGEN, p, reference, examples, rollout, worth, trie, 1.0)
@@ -155,7 +156,7 @@ def test_no_gradient_of_what_is_frozen_is_computed(train):
     policy, fixed = (functional.join(part, frozen) for part in (p, reference))
     return losses.reflection_loss(rolegen, policy, fixed, examples, rollout, worth, trie, 1.0)
 
-  worth = losses.Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
+  worth = Feedback(*[jax.ShapeDtypeStruct((USERS, CONFIG.loop.worlds), jnp.float32)] * 2)
   xla = gradient(loss, trained, frozen, trained, examples(), rollout_like(), worth, trie())
   assert ours.phases()['reflection'].hardware == pytest.approx(xla, rel=0.02)
   assert (
