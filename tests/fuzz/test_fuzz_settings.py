@@ -210,4 +210,4 @@ def test_values_reach_every_field():
 
 @pytest.mark.parametrize('text', ['1', '0', '0.5'])
 def test_what_the_oracle_says(text):
-  assert never_right('loop.kl', text) is False and never_right('serving.filter_history', text)
+  assert never_right('loop.kl', text) is False and never_right('reasoner.transformer.tied', text)

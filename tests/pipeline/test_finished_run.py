@@ -111,7 +111,7 @@ READ = {
   'simulator.users=151': 'stage data was trained with simulator.users=150, now 151; ',
   'semantic_ids.seed=3': 'stage semantic_ids was trained with semantic_ids.seed=0, now 3; ',
   'backbone.context=12': 'stage warmup was trained with backbone.context=16, now 12; ',
-  'warmup.steps=7': 'stage warmup was trained with warmup.steps=300, now 7; ',
+  'warmup.steps=7': 'stage warmup was trained with warmup.steps=400, now 7; ',
   'loop.kl=0.5': 'stage loop was trained with loop.kl=0.02, now 0.5; ',
   'evaluation.ks=(1,20)': r'stage baselines was trained with max\(evaluation.ks\)=10, now 20; ',
   'calibration.steps=7': 'stage loop/calibration was trained with calibration.steps=60, now 7; ',
@@ -229,13 +229,13 @@ def test_the_held_back_simulator_is_not_trained_again_unasked(tmp_path, monkeypa
   before = content(tmp_path / 'held_back')
   open_run(apply(config, ['warmup.steps=7']), tmp_path)  # which was not trained yet
   with pytest.raises(
-    ConfigError, match='held_back: stage warmup was trained with warmup.steps=300'
+    ConfigError, match='held_back: stage warmup was trained with warmup.steps=400'
   ):
     simulation.simulate_ab(tmp_path, 'held_back')
   assert content(tmp_path / 'held_back') == before
   capfd.readouterr()
   simulation.simulate_ab(tmp_path, 'held_back', retrain=True)
-  assert 'warmup: was trained with warmup.steps=300, now 7; starting' in capfd.readouterr().err
+  assert 'warmup: was trained with warmup.steps=400, now 7; starting' in capfd.readouterr().err
 
 
 def test_a_log_that_changed_is_named(tmp_path, monkeypatch, capfd):

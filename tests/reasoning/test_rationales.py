@@ -107,7 +107,7 @@ def test_what_the_reasoner_writes_is_cut_into_its_sentences(table):
   a, mesh = catalogue.alignment('text.sentence=4'), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   worlds, candidates = 2, 4
   path = np.broadcast_to(table.path[:, None], (len(table), worlds, candidates))
-  predictions = Predictions(None, None, table.roles, path)
+  predictions = Predictions(None, None, None, roles=table.roles, candidates=path)
   chosen = [0, 3, len(table) - 1]
   params = tiny.random_params(rolegen.model_fns['reasoner'])
   written = sentences(rolegen, params, a.over(table), chosen, predictions, mesh)

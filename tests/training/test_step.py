@@ -331,7 +331,7 @@ def test_ties_at_the_first_timestamp_are_not_targets():
     tiny.params('backbone'), flat, tiny.trie(), jax.random.key(0)
   )
   assert float(loss) == 0.0
-  assert set(metrics) == {'sequence_generative_nll', 'sequence_choice_nll'}
+  assert set(metrics) == {'sequence_generative_nll', 'sequence_choice_nll', 'purchase_nll'}
   assert not any(float(x) for x in metrics.values())
 
 
