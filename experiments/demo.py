@@ -2,8 +2,8 @@
 
   rolegen train --experiment=demo --workdir=runs/demo
 
-Expect five to seven minutes on two idle CPU cores, HI@10 of about 34 % on the dormant test targets,
-27 % for its backbone without a reasoner, and 35 % for counting, which trains nothing.
+Expect seven to nine minutes on two idle CPU cores, HI@10 of about 35 % on the dormant test targets,
+30 % for its backbone without a reasoner, and 35 % for counting, which trains nothing.
 docs/simulator.md says what is simulated.
 """
 
