@@ -224,15 +224,15 @@ def build_trie(
     tuple(first_child),
     tuple(child_bits),
     leaf_item,
-    _padded(codes, capacity, np.int32),
-    _padded(item_counts, capacity, np.float32),
-    None if text is None else _padded(text, capacity, np.float32),
+    padded(codes, capacity, np.int32),
+    padded(item_counts, capacity, np.float32),
+    None if text is None else padded(text, capacity, np.float32),
     codes_per_level,
     regions=None if regions is None else tuple(node_regions),
   )
 
 
-def _padded(rows: np.ndarray, capacity: int, dtype: Any) -> np.ndarray:
+def padded(rows: np.ndarray, capacity: int, dtype: Any) -> np.ndarray:
   """Return a table of `capacity` rows that begins with `rows`, then zeros."""
   table = np.zeros((capacity, *rows.shape[1:]), dtype)
   table[: len(rows)] = rows

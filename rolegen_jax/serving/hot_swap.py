@@ -18,10 +18,9 @@ import numpy as np
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids.mutable_tables import Write
 from rolegen_jax.semantic_ids.mutable_trie import MutableTrie
-from rolegen_jax.semantic_ids.trie import Trie
+from rolegen_jax.semantic_ids.trie import Trie, padded
 
 PIECE = 1 << 14  # entries per call of the writing program
-PER_ITEM = ('item_codes', 'item_count')
 # The fields of Trie that are tuples of tables.
 PER_LEVEL = ('first_child', 'child_bits', 'lists', 'regions')
 
@@ -51,6 +50,8 @@ class MutableCatalogue:
     capacity: int | None = None,
     regions: np.ndarray | None = None,
     sharding: jax.sharding.Sharding | None = None,
+    counts: np.ndarray | None = None,
+    text: np.ndarray | None = None,
   ) -> None:
     """Build the tables and compile what writes into them.
 
@@ -65,8 +66,14 @@ class MutableCatalogue:
     self._host = MutableTrie(codes, codes_per_level, capacity, regions, self._write)
     tables = self._host.tables
     self._tables: dict[tuple[str, int | None], jax.Array] = {
-      (name, None): self._put(getattr(tables, name)) for name in PER_ITEM
+      ('item_codes', None): self._put(tables.item_codes),
+      ('item_count', None): self._put(
+        tables.item_count if counts is None else padded(counts, self.capacity, np.float32)
+      ),
     }
+    self._text_width = 0 if text is None else text.shape[1]
+    if text is not None:
+      self._tables['item_text', None] = self._put(padded(text, self.capacity, np.float32))
     for name in PER_LEVEL:
       for level, table in enumerate(getattr(tables, name) or ()):
         if table is not None:
@@ -93,14 +100,28 @@ class MutableCatalogue:
       yield self._trie()
 
   def swap(
-    self, add: np.ndarray, remove: np.ndarray, regions: np.ndarray | None = None
+    self,
+    add: np.ndarray,
+    remove: np.ndarray,
+    regions: np.ndarray | None = None,
+    text: np.ndarray | None = None,
   ) -> np.ndarray:
     """Do `MutableTrie.swap`, then the same on the device.
 
-    There it may still be under way on return: the next call waits for it.
+    There it may still be under way on return: the next call waits for it. `text` are the text
+    vectors fp32 [n, E] of the new items, zeros by default. Raises ValueError, and changes nothing,
+    when the catalogue has vectors of another width, or none.
     """
+    shape = len(np.reshape(add, (-1, self._host.levels))), self._text_width
+    if text is not None and text.shape != shape:
+      raise ValueError(f'trie: text vectors of shape {text.shape}, must be {shape}')
     with self._lock:
-      return self._host.swap(add, remove, regions)
+      indices = self._host.swap(add, remove, regions)
+      if self._text_width:
+        entries = indices[:, None] * self._text_width + np.arange(self._text_width)
+        vectors = np.zeros(shape, np.float32) if text is None else np.asarray(text, np.float32)
+        self._write(Write('item_text', None, entries.reshape(-1), vectors.reshape(-1)))
+      return indices
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
     """Do `MutableTrie.set_regions`, on the device too."""
@@ -118,7 +139,7 @@ class MutableCatalogue:
       leaf_item=None,
       item_codes=self._tables['item_codes', None],
       item_count=self._tables['item_count', None],
-      item_text=None,
+      item_text=self._tables.get(('item_text', None)),
       codes_per_level=self._host.codes_per_level,
       **per_level,
     )

@@ -151,6 +151,26 @@ def test_nothing_was_learned_about_items_that_come():
   assert (same == is_new).all()
 
 
+def test_counts_and_text_vectors_move_with_the_items():
+  """Initial items keep their own; a new item has no count, and its text vector or zeros."""
+  codes, rng = tiny.codes(64), np.random.default_rng(0)
+  counts, text = rng.integers(1, 9, 60), rng.normal(size=(64, 3)).astype(np.float32)
+  catalogue = MutableCatalogue(codes[:60], tiny.CODES, tiny.CAPACITY, counts=counts, text=text[:60])
+  told = catalogue.swap(codes[60:62], np.array([4, 9]), text=text[60:62])
+  untold = catalogue.swap(codes[62:], np.array([7]))
+  with pytest.raises(ValueError, match=r'of shape \(1, 2\), must be \(1, 3\)'):
+    catalogue.swap(codes[4:5], np.zeros(0, int), text=text[:1, :2])
+  expected_text, expected_count = np.zeros((64, 3), np.float32), np.zeros(64, np.float32)
+  expected_text[:60], expected_count[:60] = text[:60], counts
+  new = np.concatenate([told, untold])
+  expected_text[new], expected_count[new] = 0, 0
+  expected_text[told] = text[60:62]
+  with catalogue.serving() as trie:
+    np.testing.assert_array_equal(trie.item_text, expected_text)
+    np.testing.assert_array_equal(trie.item_count, expected_count)
+    assert catalogue.items == 61
+
+
 @pytest.mark.slow
 def test_recommending_after_a_swap_equals_recommending_from_fresh_tables():
   rolegen, params, examples = tiny.rolegen(), tiny.params('backbone'), tiny.examples()
