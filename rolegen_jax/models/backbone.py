@@ -222,7 +222,8 @@ class Backbone(nnx.Module):
     """Return log p(target) by the backbone's experts other than the generative, fp32 [B, Q].
 
     The sum over the catalogue is over each row's own items, every target and the history among
-    them, and over the shared negatives. It is recomputed in the backward pass. Values of targets -1 are meaningless.
+    them, and over the shared negatives. It is recomputed in the backward pass. Values of targets -1
+    are meaningless.
     """
 
     @jax.checkpoint
