@@ -1,8 +1,8 @@
 """Retrieve, then score exactly: the best items of a product of experts.
 
 Each expert finds items in its own way: the generative one by a constrained beam search in the depth
-decoder, in which every beam is always a prefix of a real item; the dense one by a product with the
-vectors of all items, which are sharded over the mesh; the others name items themselves. The union,
+decoder, in which every beam is always a prefix of a real item; dense, popularity and intent by
+ranking all items, which are sharded over the mesh; the others name items themselves. The union,
 each item once, is scored by all experts. The catalogue comes in as `Trie` tables, arguments at run
 time: changing it within its capacity compiles nothing.
 
@@ -45,9 +45,9 @@ def recommend(
 ) -> Ranking:
   """Return the top `k` items of each row's first query.
 
-  It is exact among the items that some expert finds: k by each of generative and dense, the items
-  of the history, and what `conditioning` names. With `allow`, uint32 [B], a row gets items of these
-  regions only (`semantic_ids/trie.py`).
+  It is exact among the items that some expert finds: k by the generative one, k by dense,
+  popularity and intent together, the items of the history, and what `conditioning` names. With
+  `allow`, uint32 [B], a row gets items of these regions only (`semantic_ids/trie.py`).
   """
   items = backbone.items(trie)
   item = retrieve(backbone, query_state, conditioning, trie, k, allow)

@@ -60,7 +60,7 @@ class Items(NamedTuple):
   """The catalogue as the backbone reads it."""
 
   codes: jax.Array  # int32 [I, L]
-  popularity: jax.Array  # fp32 [I], log of training events, and one more
+  popularity: jax.Array  # fp32 [I], log(1 + training events)
   has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
   text: jax.Array | None  # fp32 [I, E]
 
@@ -80,7 +80,7 @@ class Members(NamedTuple):
   # fp32 [B, M], log of how many items of the catalogue it stands for; NEG_INF = none
   log_weight: jax.Array
   code: jax.Array  # int32 [B, M], coarse code
-  popularity: jax.Array  # fp32 [B, M], log of training events, and one more
+  popularity: jax.Array  # fp32 [B, M], log(1 + training events)
   generative: jax.Array | None  # fp32 [B, M]
   dense: jax.Array | None  # fp32 [B, M]
   slot_item: jax.Array  # int32 [B, S]
@@ -122,10 +122,9 @@ class Experts(nnx.Module):
 
   def retrieved(self, retrieved: RetrievedShares, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""
-    share = jnp.where(retrieved.item >= 0, retrieved.share, 0.0) / jnp.exp(
-      self.retrieved_prior[...]
-    )
-    return jnp.log1p(_mass_of(share[:, None], retrieved.item, item_BxM)[:, 0])
+    share = jnp.where(retrieved.item >= 0, retrieved.share, 0.0)
+    mass = share / jnp.exp(self.retrieved_prior[...])
+    return jnp.log1p(_mass_of(mass[:, None], retrieved.item, item_BxM)[:, 0])
 
   def candidates(self, candidates: Candidates, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""

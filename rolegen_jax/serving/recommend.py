@@ -51,7 +51,7 @@ SHOWN_TERMS, SMALLEST = 3, 0.05  # terms in words, at most; nats that are no lon
 MAX_COMPARED = 20_000  # ids among which the nearest to an unknown one is looked for
 
 
-# Nine parameters: six are the parts of a trained run, which has no type of its own at this level.
+# Six are the parts of a trained run, which has no type of its own at this level.
 def recommend(
   rolegen: RoleGen,
   params: dict,
