@@ -10,7 +10,7 @@ Histories are nine items long and every time is a rank, so there are no dormant 
 the academic yardstick. Nobody buys an item twice, and validation occasions say that no system
 should list an item of the history.
 
-`amazon_beauty` is sized for two CPU cores, about 30 epochs; `amazon_beauty:accelerator` for a GPU
+`amazon_beauty` is sized for two CPU cores, about 50 epochs; `amazon_beauty:accelerator` for a GPU
 or TPU, about 350 epochs, and has not been run.
 """
 
@@ -28,7 +28,7 @@ def get_config(arg: str = '') -> c.Config:
       f'--experiment=amazon_beauty:{arg}: must be amazon_beauty or amazon_beauty:accelerator'
     )
   base = alibaba2014.get_config()
-  warmup = dataclasses.replace(base.warmup, steps=6000, batch=32, save_every=500)
+  warmup = dataclasses.replace(base.warmup, steps=9000, batch=32, save_every=500)
   config = dataclasses.replace(
     base,
     name='amazon_beauty',
@@ -38,6 +38,7 @@ def get_config(arg: str = '') -> c.Config:
     backbone=dataclasses.replace(base.backbone, context=32, beam=80, dropout=0.5),
     reasoner=dataclasses.replace(base.reasoner, events=16, role_events=8),
     warmup=warmup,
+    calibration=c.CalibrationConfig(examples=4000),
     evaluation=c.EvaluationConfig(ablations=('no_reasoner',)),
   )
   if not arg:

@@ -463,7 +463,7 @@ class CalibrationConfig(Section):
 
   steps: int = 60  # of L-BFGS; 0 = off
   # Validation conversions, evenly drawn; 0 = all. What is scored for them is held at once.
-  examples: int = 1000
+  examples: int = 2000
 
   def validate(self, name: str) -> None:
     self._at_least(0, name, 'steps', 'examples')

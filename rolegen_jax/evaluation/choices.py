@@ -1,6 +1,6 @@
 """What is chosen once per run, on validation occasions, and holds for every system alike.
 
-The kernel of item transitions, and whether lists may hold what the user's history holds.
+The kernels of item transitions, and whether lists may hold what the user's history holds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ ROUNDS = 2  # through the settings of a kernel, one after the other
 class Choices:
   """What was chosen, and the validation HI@10 that decided."""
 
-  kernel: Kernel
+  kernel: Kernel  # of the baselines: the best there is
+  # Of what the reasoner retrieves: the best by cosine. It is multiplied with an expert of
+  # popularity, which shares would count once more.
+  retrieval: Kernel
   bars_history: bool
   scores: dict[str, float]
 
@@ -66,7 +69,8 @@ class Choices:
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> Choices:
     """Return the choices of `dataclasses.asdict`."""
-    return cls(**values | dict(kernel=Kernel(**values['kernel'])))
+    kernels = {name: Kernel(**values[name]) for name in ('kernel', 'retrieval')}
+    return cls(**values | kernels)
 
 
 def choose(log: InteractionLog, occasions: Occasions, config: Config) -> Choices:
@@ -77,14 +81,14 @@ def choose(log: InteractionLog, occasions: Occasions, config: Config) -> Choices
   """
   search = _Search(log, occasions, config)
   if not len(search.tuning):
-    return Choices(Kernel(), False, {})
+    return Choices(Kernel(), Kernel(), False, {})
   allowed, barred = search.best_simple(False), search.best_simple(True)
   bars_history = barred > allowed
   found = [search.climb(kernel, bars_history) for kernel in STARTS]
   score, kernel = max(found, key=lambda pair: pair[0])
   say(f'item transitions: validation HI@10 {score:.4f} with {kernel}')
   scores = dict(item_transitions=score, history_allowed=allowed, history_barred=barred)
-  made = Choices(kernel, bars_history, scores)
+  made = Choices(kernel, found[0][1], bars_history, scores)
   say(made.told(bars_history))
   return made
 

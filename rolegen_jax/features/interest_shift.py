@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.log import InteractionLog
 
-FOLDS = 4
+FOLDS = 8
 MAX_LAG = 12  # events of the user after a contact, and before it, that count
 DECAY_DAYS = 10.0  # an event this many days away counts 1 / e
 PURCHASE_WEIGHT = 5.0  # of a purchase, against 1 for other events

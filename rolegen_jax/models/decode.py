@@ -21,7 +21,7 @@ from rolegen_jax.models.attention import KeyValues
 from rolegen_jax.models.backbone import Backbone
 from rolegen_jax.models.experts import is_first
 from rolegen_jax.models.memory import Conditioning, QueryState
-from rolegen_jax.models.numerics import NEG_INF, is_possible
+from rolegen_jax.models.numerics import NEG_INF, is_possible, top_k
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, is_listed, leaf, root
 from rolegen_jax.sharding import constrain, item_shards, of_item_shards
 
@@ -130,7 +130,7 @@ def nearest(
   else:
     listed = is_listed(trie, item_PxI[:, None], allow[:, None])
   score = constrain(jnp.where(listed, score, NEG_INF), 'items', None, None)
-  best, place = of_item_shards(lambda x: jax.lax.top_k(x, min(k, x.shape[2])), score)
+  best, place = of_item_shards(lambda x: top_k(x, min(k, x.shape[2])), score)
   place += jnp.arange(p)[:, None, None] * score.shape[2]
 
   def by_row(x_PxBxk: jax.Array) -> jax.Array:

@@ -69,7 +69,7 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
   catalogue, text_vectors = assign_semantic_ids(run, data)
   codes = catalogue.codes_of(data.log.items['item_id'])
   chosen = choose_on_validation(run, data)
-  interest_shift, excitation = count_features(run, data, codes, chosen.kernel)
+  interest_shift, excitation = count_features(run, data, codes, chosen.retrieval)
   reasoner = run.config.reasoner
   conversions = training_examples(
     data.log, data.occasions, reasoner.role_events, reasoner.candidates, excitation
