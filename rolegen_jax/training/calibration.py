@@ -2,8 +2,8 @@
 
 The experts' weights and the parameters of those that are formulas, some two dozen numbers, are
 learned in training on users whose rows the backbone has memorized, and in their past. Here they
-alone are fitted to validation conversions, which the test occasions are not among. What the experts say of every item that they
-find for an example is computed once.
+alone are fitted to validation conversions, by L-BFGS. What the experts say of every item that they
+find for an example is computed once; the test occasions stay unseen.
 
 Lists are judged by their heads, and NLL by the targets that nothing explains: on Amazon Beauty it
 wants a third of the weight of retrieved items that the best NDCG@10 does. So after all numbers are
