@@ -281,13 +281,18 @@ class Backbone(nnx.Module):
     log_weight_BxM: jax.Array,
     conditioning: Conditioning,
     items: Items,
+    generative: jax.Array | None = None,
   ) -> Members:
-    """Return what the experts need to score items for each row's first query."""
+    """Return what the experts need to score items for each row's first query.
+
+    generative: what that expert says, fp32 [B, M], if it is known.
+    """
     state, codes = query_state.state[:, 0], jnp.take(items.codes, jnp.maximum(item_BxM, 0), axis=0)
     dense = None
     if self.has('dense'):
       dense = _product('bd,bmd->bm', state, self.vectors(items, item_BxM))
-    generative = self.generated_from(state, codes) if self.has('generative') else None
+    if self.has('generative') and generative is None:
+      generative = self.generated_from(state, codes)
     return Members(
       item=item_BxM,
       log_weight=log_weight_BxM,

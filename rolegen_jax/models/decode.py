@@ -19,11 +19,13 @@ import jax.numpy as jnp
 
 from rolegen_jax.models.attention import KeyValues
 from rolegen_jax.models.backbone import Backbone
-from rolegen_jax.models.experts import is_first
+from rolegen_jax.models.experts import Items, is_first
 from rolegen_jax.models.memory import Conditioning, QueryState
 from rolegen_jax.models.numerics import NEG_INF, is_possible, top_k
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, is_listed, leaf, root
 from rolegen_jax.sharding import constrain, item_shards, of_item_shards
+
+PART = 16  # items of a row that the depth decoder reads at once
 
 
 class Ranking(NamedTuple):
@@ -50,11 +52,13 @@ def recommend(
   `allow`, uint32 [B], a row gets items of these regions only (`semantic_ids/trie.py`).
   """
   items = backbone.items(trie)
-  item = retrieve(backbone, query_state, conditioning, trie, k, allow)
+  item, generated = retrieve(backbone, query_state, conditioning, trie, k, allow)
   listed = is_listed(trie, item, None if allow is None else allow[:, None])
   item = jnp.where(listed & is_first(item), item, -1)
+  if generated is not None:
+    generated = _score_others(backbone, query_state.state[:, 0], item, generated, items)
   log_weight = jnp.where(item >= 0, 0.0, NEG_INF)
-  members = backbone.members(query_state, item, log_weight, conditioning, items)
+  members = backbone.members(query_state, item, log_weight, conditioning, items, generated)
   terms = backbone.experts.terms(members)
   score = jnp.where(item >= 0, jax.nn.log_softmax(terms.sum(-1) + log_weight, axis=1), NEG_INF)
   score, place = jax.lax.top_k(score, min(k, item.shape[1]))
@@ -73,16 +77,18 @@ def retrieve(
   trie: Trie,
   k: int,
   allow: jax.Array | None = None,
-) -> jax.Array:
-  """Return what the experts find for each row's first query, int32 [B, M].
+) -> tuple[jax.Array, jax.Array | None]:
+  """Return what the experts find for each row's first query, and what is generated of it.
 
-  -1 = nothing. Items may be there more than once, and need not be listed or allowed.
+  int32 [B, M], -1 = nothing, and fp32 [B, M], the generative expert's log-probabilities, NEG_INF =
+  found by others; None where it is off. Items may be there more than once, those that are generated
+  first, and need not be listed or allowed.
   """
-  state, by_expert = query_state.state[:, 0], {}
+  state, by_expert, log_prob = query_state.state[:, 0], {}, None
+  if backbone.has('generative'):
+    by_expert['generative'], log_prob = beam_search(backbone, state, trie, k, allow)
   if backbone.has('history'):
     by_expert['history'] = query_state.slot_item
-  if backbone.has('generative'):
-    by_expert['generative'] = beam_search(backbone, state, trie, k, allow)[0]
   if conditioning.retrieved is not None:
     by_expert['retrieved'] = conditioning.retrieved.item
   if conditioning.candidates is not None:
@@ -93,7 +99,36 @@ def retrieve(
   ]
   if backbone.has('dense') or conditioning.intent is not None:
     found.append(nearest(backbone, state, conditioning.intent, trie, k, allow)[0])
-  return jnp.concatenate(found, axis=1)
+  item = jnp.concatenate(found, axis=1)
+  if log_prob is not None:
+    others = ((0, 0), (0, item.shape[1] - k))
+    log_prob = jnp.pad(log_prob, others, constant_values=NEG_INF)
+  return item, log_prob
+
+
+def _score_others(
+  backbone: Backbone, state_BxD: jax.Array, item_BxM: jax.Array, log_prob: jax.Array, items: Items
+) -> jax.Array:
+  """Return log-probabilities of all items by the generative expert, fp32 [B, M].
+
+  log_prob: those of the items that it generated, NEG_INF for the others, which the depth decoder
+  reads here. They are few of the places there are: parts of them are computed as long as any row
+  has more.
+  """
+  m = item_BxM.shape[1]
+  missing = (item_BxM >= 0) & ~is_possible(log_prob)
+  order = jnp.argsort(~missing, axis=1, stable=True)
+  codes = jnp.take(items.codes, jnp.maximum(_pick(item_BxM, order), 0), axis=0)
+  codes = jnp.pad(codes, ((0, 0), (0, -m % PART), (0, 0)))
+
+  def compute(part: jax.Array, scored: jax.Array) -> jax.Array:
+    own = jax.lax.dynamic_slice_in_dim(codes, part * PART, PART, axis=1)
+    new = backbone.generated_from(state_BxD, own)
+    return jax.lax.dynamic_update_slice_in_dim(scored, new, part * PART, axis=1)
+
+  parts = -(-jnp.max(jnp.sum(missing, axis=1)) // PART)
+  scored = jax.lax.fori_loop(0, parts, compute, jnp.zeros(codes.shape[:2], jnp.float32))
+  return jnp.where(missing, _pick(scored, jnp.argsort(order, axis=1)), log_prob)
 
 
 def nearest(

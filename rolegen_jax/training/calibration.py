@@ -114,7 +114,7 @@ def _members(
       rollout = rolegen.rollout(params['reasoner'], examples, trie, keys, intervene)
       said = rolegen.reasoning(rollout, jnp.ones(examples.timestamp.shape, bool))
     query_state = rolegen.query(backbone, memory, examples.timestamp)
-    found = retrieve(backbone, query_state, said, trie, FOUND)
+    found, _ = retrieve(backbone, query_state, said, trie, FOUND)
     own = jnp.concatenate([examples.target[:, None], found], axis=1)
     negatives = draw_negatives(trie, NEGATIVES, jax.random.key(rolegen.config.seed))
     item, log_weight = with_negatives(own, negatives)

@@ -47,7 +47,7 @@ def recommender(k: int, *assignments: str):
     weight = jnp.zeros(item.shape)
     members = backbone.members(query_state, item, weight, said, backbone.items(trie))
     arguments = backbone, query_state, said, trie, k, allow
-    ranking, found = decode.recommend(*arguments), decode.retrieve(*arguments)
+    ranking, (found, _) = decode.recommend(*arguments), decode.retrieve(*arguments)
     return ranking, found, backbone.experts.terms(members)
 
   return recommend
