@@ -208,12 +208,9 @@ def calibrate(
   path = stage.folder / 'backbone.npz'
   if not stage.is_complete:
     models = run.rolegen, trained.load(), table, inputs.trie, run.mesh
-    fitted, fit = fit_weights(*models, reasoning, intervene, inputs.bars_history)
-    distributed.once(lambda: write_npz(fitted | fit._asdict(), path))
-    stage.finish(
-      f'{len(table)} validation conversions: smooth NDCG {fit.ndcg[0]:.4f} -> {fit.ndcg[-1]:.4f}, '
-      f'NLL {fit.nll[0]:.3f} -> {fit.calibrated_nll:.3f} nats'
-    )
+    fitted, nll = fit_weights(*models, reasoning, intervene, inputs.bars_history)
+    distributed.once(lambda: write_npz(fitted | dict(nll=nll), path))
+    stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
 
   def load() -> dict[str, Params]:
     shardings = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)

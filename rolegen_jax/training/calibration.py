@@ -2,22 +2,16 @@
 
 The experts' weights and the parameters of those that are formulas, some two dozen numbers, are
 learned in training on users whose rows the backbone has memorized, and in their past. Here they
-alone are fitted to validation conversions, by L-BFGS. What the experts say of every item that they
-find for an example is computed once; the test occasions stay unseen.
-
-Lists are judged by their heads, and NLL by the targets that nothing explains: on Amazon Beauty it
-wants a third of the weight of retrieved items that the best NDCG@10 does. So after all numbers are
-fitted to the NLL of what was bought, the weights are tried one after the other for its NDCG@10, as
-the baselines' settings are. A common factor of all weights is then fitted to the NLL again, as
-temperature scaling does (Guo et al., ICML 2017), which leaves every ranking as it is.
+alone are fitted to validation conversions, as temperature scaling does (Guo et al., ICML 2017):
+what the experts say of every item that they find for an example is computed once, then L-BFGS
+runs on the NLL of what was bought among them. The test occasions stay unseen.
 
 Shapes: N examples, B rows, M members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +24,7 @@ from rolegen_jax.data.batches import Examples
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.models import functional
 from rolegen_jax.models.decode import retrieve
-from rolegen_jax.models.experts import OFF, Experts, Members, draw_negatives, with_negatives
+from rolegen_jax.models.experts import Experts, Members, draw_negatives, with_negatives
 from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.reasoning import predict
@@ -41,20 +35,6 @@ from rolegen_jax.training.losses import Params
 
 FOUND = 50  # items that each expert that searches finds
 NEGATIVES = 256  # that stand for all others: what is found alone says nothing of what is missed
-# Weights that are tried, beside what an expert has: by half octaves.
-TRIED = (0.0, *(2.0 ** (step / 2) for step in range(-14, 6)))
-ROUNDS = 2  # through all experts
-# NDCG is made smooth, which judges by more than the pairs that stand on an edge: an item is ahead
-# by the sigmoid of how much higher it scores, a rank within the first K likewise.
-K, SCORE_SOFTNESS, RANK_SOFTNESS = 10, 0.25, 2.0
-
-
-class Fit(NamedTuple):
-  """How well the experts' numbers fit."""
-
-  nll: jax.Array  # fp32 [steps + 1], before each step towards it, and after the last
-  ndcg: jax.Array  # fp32 [2], smooth, then and after the search for weights
-  calibrated_nll: jax.Array  # fp32 [], at the end
 
 
 def calibrate(
@@ -66,15 +46,18 @@ def calibrate(
   reasoning: bool = True,
   intervene: bool = True,
   bars_history: bool = False,
-) -> tuple[dict[str, np.ndarray], Fit]:
-  """Return the fitted arrays of the backbone by path, and how well they fit.
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Return the fitted arrays of the backbone by path, and the NLL before each step and at the end.
 
   NLLs are in nats. Targets of `table` are known. `reasoning` and `intervene` are as in
-  `predict.predict`, with the same noise. bars_history: lists hold nothing of the history.
+  `predict.predict`, with the same noise. bars_history: lists hold nothing of the history, so
+  that none of it stands against the target.
   """
   replicated = sharding.sharding(mesh)
   device_trie = jax.device_put(trie, replicated)
   members = _members(rolegen, params, table, device_trie, mesh, reasoning, intervene)
+  if bars_history:
+    members = _without_history(members)
   # Every device gets as many rows: those that fill up weigh nothing.
   n_padding = -len(table) % mesh.size
   size = len(table) + n_padding
@@ -87,11 +70,9 @@ def calibrate(
   with jax.set_mesh(mesh):
     rows = put(weight, np.zeros(1, np.float32))
     args = (params['backbone']['experts'], jax.tree.map(put, members), rows)
-    program = compile_in_step(
-      jit(_fit_program(rolegen, bars_history), out_shardings=replicated), *args
-    )
-    fitted, fit = jax.device_get(program(*args))
-  return {f'experts.{name}': value for name, value in functional.flatten(fitted).items()}, fit
+    program = compile_in_step(jit(_fit_program(rolegen), out_shardings=replicated), *args)
+    fitted, nll = jax.device_get(program(*args))
+  return {f'experts.{name}': value for name, value in functional.flatten(fitted).items()}, nll
 
 
 def _members(
@@ -124,93 +105,36 @@ def _members(
   return predict.over(rolegen, score, fixed, table, mesh, 'calibration', np.bool_(intervene))
 
 
-def _fit_program(rolegen: RoleGen, bars_history: bool) -> Any:
-  """Return the function (experts, members, weight of rows) -> (fitted experts, Fit)."""
-  config, names = rolegen.config.calibration, rolegen.config.backbone.experts
-  graphdef = functional.abstract(lambda rngs: Experts(names))[0]
-
-  def fit(experts: Params, members: Members, weight: jax.Array) -> tuple[Params, Fit]:
-    if bars_history:
-      members = _without_history(members)
-
-    def mean(value_N: jax.Array) -> jax.Array:
-      return jnp.sum(value_N * weight) / jnp.sum(weight)
-
-    def nll(fitted: Params) -> jax.Array:
-      return -mean(functional.bind(graphdef, fitted).log_probs(members)[:, 0])
-
-    likely, nlls = _minimized(nll, experts, config.steps)
-    log_weight = likely['log_weight']
-    # What the experts say, whatever their weights. One that is off stays off.
-    terms = functional.bind(graphdef, likely | dict(log_weight=jnp.zeros_like(log_weight)))
-    ndcg = _soft_ndcg(terms.terms(members), members)
-    weights, ndcgs = _climb(lambda x: mean(ndcg(x)), jnp.exp(log_weight), log_weight > OFF)
-
-    def scaled(log_scale: jax.Array) -> Params:
-      return likely | dict(log_weight=jnp.maximum(jnp.log(weights) + log_scale, OFF))
-
-    log_scale, _ = _minimized(lambda x: nll(scaled(x)), jnp.zeros(()), config.steps)
-    fitted = scaled(log_scale)
-    return fitted, Fit(nlls, ndcgs, nll(fitted))
-
-  return fit
-
-
-def _minimized(objective: Callable, start: Any, steps: int) -> tuple[Any, jax.Array]:
-  """Return where L-BFGS leads, and the objective before each step and at the end."""
-  tx = optax.lbfgs()
-  value_and_grad = optax.value_and_grad_from_state(objective)
-
-  def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], jax.Array]:
-    fitted, opt = carry
-    value, grads = value_and_grad(fitted, state=opt)
-    updates, opt = tx.update(grads, opt, fitted, value=value, grad=grads, value_fn=objective)
-    return (optax.apply_updates(fitted, updates), opt), value
-
-  (fitted, _), values = jax.lax.scan(step, (start, tx.init(start)), length=steps)
-  return fitted, jnp.append(values, objective(fitted))
-
-
 def _without_history(members: Members) -> Members:
   """Return the members without items of the history, but for the target, which is the first."""
   held = (members.item[:, :, None] == members.slot_item[:, None]).any(-1)
-  held = held.at[:, 0].set(False)
-  return members._replace(log_weight=jnp.where(held, NEG_INF, members.log_weight))
+  held[:, 0] = False
+  return members._replace(log_weight=np.where(held, np.float32(NEG_INF), members.log_weight))
 
 
-def _soft_ndcg(says_NxMxE: jax.Array, members: Members) -> Callable[[jax.Array], jax.Array]:
-  """Return a function from weights [E] to the smooth NDCG@K of each example's target, fp32 [N].
+def _fit_program(rolegen: RoleGen) -> Any:
+  """Return the function (experts, members, weight of rows) -> (fitted experts, NLLs)."""
+  config, names = rolegen.config.calibration, rolegen.config.backbone.experts
+  tx = optax.lbfgs()
+  graphdef = functional.abstract(lambda rngs: Experts(names))[0]
 
-  The target is the first member. Its rank is among those that stand for themselves alone.
-  """
-  counts = members.log_weight[:, 1:] == 0.0
-  higher = says_NxMxE[:, 1:] - says_NxMxE[:, :1]
+  def nll(experts: Params, members: Members, weight: jax.Array) -> jax.Array:
+    log_prob = functional.bind(graphdef, experts).log_probs(members)[:, 0]
+    return -jnp.sum(log_prob * weight) / jnp.sum(weight)
 
-  def ndcg(weights: jax.Array) -> jax.Array:
-    ahead = jax.nn.sigmoid(higher @ weights / SCORE_SOFTNESS)
-    rank = jnp.sum(jnp.where(counts, ahead, 0.0), axis=1)  # 0 = first
-    return jax.nn.sigmoid((K - rank) / RANK_SOFTNESS) / jnp.log2(2.0 + rank)
+  def fit(experts: Params, members: Members, weight: jax.Array) -> tuple[Params, jax.Array]:
+    def objective(fitted: Params) -> jax.Array:
+      return nll(fitted, members, weight)
 
-  return ndcg
+    value_and_grad = optax.value_and_grad_from_state(objective)
 
+    def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], jax.Array]:
+      fitted, opt = carry
+      value, grads = value_and_grad(fitted, state=opt)
+      updates, opt = tx.update(grads, opt, fitted, value=value, grad=grads, value_fn=objective)
+      return (optax.apply_updates(fitted, updates), opt), value
 
-def _climb(
-  objective: Callable[[jax.Array], jax.Array], start_E: jax.Array, is_on: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Return the weights [E] that changing one after the other leads to, and what they gain, [2]."""
-  n = len(start_E)
-  expert, value = jnp.repeat(jnp.arange(n), len(TRIED)), jnp.tile(jnp.array(TRIED), n)
+    (fitted, _), values = jax.lax.scan(step, (experts, tx.init(experts)), length=config.steps)
+    return fitted, jnp.append(values, nll(fitted, members, weight))
 
-  def step(
-    carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array]
-  ) -> tuple[tuple[jax.Array, jax.Array], None]:
-    (weights, best), (expert, value) = carry, xs
-    changed = weights.at[expert].set(value)
-    found = objective(changed)
-    better = is_on[expert] & (found > best)
-    return (jnp.where(better, changed, weights), jnp.where(better, found, best)), None
-
-  first = objective(start_E)
-  tried = jnp.tile(expert, ROUNDS), jnp.tile(value, ROUNDS)
-  (weights, best), _ = jax.lax.scan(step, (start_E, first), tried)
-  return weights, jnp.stack([first, best])
+  return fit

@@ -1,4 +1,4 @@
-"""Calibration ranks its examples better and moves the experts' numbers and nothing else."""
+"""Calibration lowers the NLL of its examples and moves the experts' numbers and nothing else."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def trie():
 
 
 def fit(devices: int, params=PARAMS, examples=None, steps: int = STEPS, **options):
-  """(fitted numbers by path, Fit) over all items, which negatives and what is found cover."""
+  """(fitted numbers by path, NLLs) of all items, which negatives and what is found cover."""
   rolegen = tiny.rolegen(f'calibration.steps={steps}', 'evaluation.batch=32')
   examples = table() if examples is None else examples
   return calibrate(rolegen, params, examples, trie(), mesh_of(devices), **options)
@@ -55,54 +55,50 @@ def after(numbers) -> dict:
   return {**PARAMS, 'backbone': functional.unflatten(leaves | numbers)}
 
 
-def test_nll_falls_then_mrr_rises_and_only_the_numbers_of_experts_move():
-  numbers, found = fitted(8)
-  assert len(found.nll) == STEPS + 1
-  assert found.nll[-1] < found.nll[0] - 0.05
-  assert found.ndcg[1] > found.ndcg[0] + 0.005
-  assert found.calibrated_nll < found.nll[0]
+def test_the_nll_falls_and_only_the_numbers_of_experts_move():
+  numbers, nll = fitted(8)
+  assert len(nll) == STEPS + 1 and np.isfinite(nll).all() and nll[-1] < nll[0] - 0.05
   before = functional.flatten(dict(experts=PARAMS['backbone']['experts']))
   assert set(numbers) == set(before)
   for name, value in numbers.items():
     assert value.shape == before[name].shape and (value != before[name]).any(), name
 
 
-def test_without_a_reasoner_what_it_says_keeps_its_weights_beside_each_other():
-  numbers, found = fit(8, reasoning=False)
+def test_without_a_reasoner_what_it_says_has_no_weight_to_fit():
+  numbers, nll = fit(8, reasoning=False)
   before = functional.flatten(dict(experts=PARAMS['backbone']['experts']))
   moved = {name for name in numbers if (numbers[name] != before[name]).any()}
   assert moved == {f'experts.{name}' for name in ('log_weight', 'slot_age', 'slot_event')}
-  by = numbers['experts.log_weight'] - before['experts.log_weight']
-  np.testing.assert_allclose(by[4:], by[4], atol=1e-6)  # the common factor alone
-  assert len(set(by[:4].tolist())) == 4 and found.calibrated_nll < found.nll[0]
+  of_weight = numbers['experts.log_weight'] != before['experts.log_weight']
+  assert of_weight.tolist() == [True] * 4 + [False] * 3 and nll[-1] < nll[0]
 
 
-def test_where_lists_leave_out_the_history_it_counts_for_no_rank():
-  with_history, without = fit(8)[1], fit(8, bars_history=True)[1]
-  assert without.ndcg[0] > with_history.ndcg[0]
+def test_where_lists_leave_out_the_history_nothing_of_it_stands_against_a_target():
+  _, nll = fit(8, steps=0)
+  _, without = fit(8, steps=0, bars_history=True)
+  assert without[0] < nll[0] - 0.05
 
 
 def test_eight_devices_fit_what_one_does():
   """L-BFGS searches along lines: rounding moves where it looks, little where it ends."""
-  (one, alone), (spread, together) = fitted(1), fitted(8)
-  np.testing.assert_allclose(together.nll[0], alone.nll[0], atol=1e-5)
-  np.testing.assert_allclose(together.nll[-1], alone.nll[-1], atol=1e-2)
-  np.testing.assert_allclose(together.ndcg[-1], alone.ndcg[-1], atol=1e-2)
+  (one, nll), (spread, spread_nll) = fitted(1), fitted(8)
+  np.testing.assert_allclose(spread_nll[0], nll[0], atol=1e-5)
+  np.testing.assert_allclose(spread_nll[-1], nll[-1], atol=1e-2)
   assert set(one) == set(spread)
 
 
 def test_what_is_recommended_is_scored_by_what_was_fitted():
   """The NLL after it is where a calibration begins that starts from its result."""
-  numbers, found = fitted(8)
+  numbers, nll = fitted(8)
   _, again = fit(8, after(numbers), steps=0)
-  assert float(again.nll[0]) == pytest.approx(float(found.calibrated_nll), abs=1e-4)
+  assert again == pytest.approx([nll[-1]], abs=1e-4)
   rolegen = tiny.rolegen('evaluation.batch=32', 'evaluation.ks=1,10')
-  listed = predict.predict(rolegen, after(numbers), table(), trie(), mesh_of(8), beams=10)
+  found = predict.predict(rolegen, after(numbers), table(), trie(), mesh_of(8), beams=10)
   name = EXPERTS.index('popularity')
   popularity = np.exp(numbers['experts.log_weight'][name]) * np.log1p(trie().item_count)
-  real = listed.item >= 0
+  real = found.item >= 0
   np.testing.assert_allclose(
-    listed.terms[..., name][real], popularity[listed.item[real]], rtol=1e-4, atol=1e-6
+    found.terms[..., name][real], popularity[found.item[real]], rtol=1e-4, atol=1e-6
   )
 
 
