@@ -461,7 +461,7 @@ class MeshConfig(Section):
 class CalibrationConfig(Section):
   """After the loop: the weights of the experts, fitted to validation conversions."""
 
-  steps: int = 60  # of L-BFGS; 0 = off
+  steps: int = 30  # of L-BFGS; 0 = off
   # Validation conversions, evenly drawn; 0 = all. What is scored for them is held at once.
   examples: int = 2000
 

@@ -207,17 +207,18 @@ class Flops:
     n = self.b.context
     return self.encode() + self.attend(n, self.history) + self.supervised(n) + self.choice(n, n)
 
-  def members(self, items: int) -> Work:
+  def members(self, items: int, generated: int = 0) -> Work:
     """Return the work of what dense and generative experts say of a row's members, forward.
 
-    Members share the depth decoder's first position.
+    Members share the depth decoder's first position; those that it generated are not read again.
     """
     work = self.vectors(items)
     if 'dense' in self.b.experts:
       work += product(1, self.b.temporal.width, items)
     if 'generative' in self.b.experts:
       work += self.position(1, 1)
-      work += self.position(items, self.vocab.levels).times(self.vocab.levels - 1)
+      others = self.position(items - generated, self.vocab.levels)
+      work += others.times(self.vocab.levels - 1)
     return work.only_forward()
 
   def position(self, chains: float, slots: int) -> Work:
@@ -255,7 +256,7 @@ class Flops:
     return product(1, self.b.temporal.width, self.room).only_forward()
 
   def rank(self) -> Work:
-    """Return the work of finding items and ranking what was found."""
+    """Return the most work of finding items and ranking them: what is found twice is read once."""
     by_search = min(self.b.beam, self.room)
     searches = ('generative' in self.b.experts) + (
       'dense' in self.b.experts or 'intent' in self.loop.experts
@@ -263,7 +264,7 @@ class Flops:
     named = dict(retrieved=self.r.retrieved, candidates=self.candidates)
     found = self.history + searches * by_search
     found += sum(n for name, n in named.items() if name in self.loop.experts)
-    scored = self.members(found) + self.terms(found, self.candidates)
+    scored = self.members(found, by_search) + self.terms(found, self.candidates)
     return self.beam_search() + self.nearest() + scored.only_forward()
 
   # Reasoner

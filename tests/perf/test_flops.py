@@ -12,7 +12,7 @@ import pytest
 
 from rolegen_jax import overrides
 from rolegen_jax.config import Config, MeshConfig
-from rolegen_jax.models import functional
+from rolegen_jax.models import decode, functional
 from rolegen_jax.perf import flops
 from rolegen_jax.perf.aot import programs
 from rolegen_jax.reasoning.feedback import Feedback
@@ -216,7 +216,10 @@ def test_supervised_stages(stage, model, loss):
 
 
 @pytest.mark.slow
-def test_recommend():
+def test_recommend(monkeypatch):
+  # All that other experts find, in one part: the beams are read already.
+  said = CONFIG.reasoner.retrieved + OURS.candidates
+  monkeypatch.setattr(decode, 'PART', OURS.history + CONFIG.backbone.beam + said)
   params = {name: shapes(name) for name in ('backbone', 'reasoner')}
   xla = counted(
     lambda p, examples, trie: ROLEGEN.recommend(p, examples, trie, CONFIG.backbone.beam).ranking,
