@@ -119,8 +119,7 @@ class Backbone(nnx.Module):
 
   def popularity(self, items: Items, item: jax.Array) -> jax.Array:
     """Return what the expert adds to the scores of items [...], fp32 [...]."""
-    popularity = jnp.take(items.popularity, jnp.maximum(item, 0))
-    return self.experts.weight('popularity') * popularity
+    return self.experts.weight('popularity') * jnp.take(items.popularity, jnp.maximum(item, 0))
 
   def table(self, items: Items, parts: int) -> ItemTable:
     """Return what scores the whole catalogue, its items in their order and in equal parts.
@@ -288,9 +287,8 @@ class Backbone(nnx.Module):
     generative: what that expert says, fp32 [B, M], if it is known.
     """
     state, codes = query_state.state[:, 0], jnp.take(items.codes, jnp.maximum(item_BxM, 0), axis=0)
-    dense = None
-    if self.has('dense'):
-      dense = _product('bd,bmd->bm', state, self.vectors(items, item_BxM))
+    vectors = self.vectors(items, item_BxM) if self.has('dense') else None
+    dense = None if vectors is None else _product('bd,bmd->bm', state, vectors)
     if self.has('generative') and generative is None:
       generative = self.generated_from(state, codes)
     return Members(
@@ -310,9 +308,7 @@ class Backbone(nnx.Module):
   def _depth_hidden(self, state_NxD: jax.Array, prefix_Nxl: jax.Array) -> jax.Array:
     """Return the depth decoder's states [N, l + 1, D]."""
     n, length = prefix_Nxl.shape
-    x = state_NxD[:, None]
-    if length:
-      x = jnp.concatenate([x, self._embed(self.vocab.sid(prefix_Nxl))], axis=1)
+    x = jnp.concatenate([state_NxD[:, None], self._embed(self.vocab.sid(prefix_Nxl))], axis=1)
     positions = jnp.broadcast_to(jnp.arange(length + 1), (n, length + 1))
     lower = jnp.tril(jnp.ones((length + 1, length + 1), bool))
     return self.depth(x, positions, jnp.broadcast_to(lower, (n, length + 1, length + 1)))

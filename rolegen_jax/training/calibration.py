@@ -55,9 +55,7 @@ def calibrate(
   """
   replicated = sharding.sharding(mesh)
   device_trie = jax.device_put(trie, replicated)
-  members = _members(rolegen, params, table, device_trie, mesh, reasoning, intervene)
-  if bars_history:
-    members = _without_history(members)
+  members = _members(rolegen, params, table, device_trie, mesh, reasoning, intervene, bars_history)
   # Every device gets as many rows: those that fill up weigh nothing.
   n_padding = -len(table) % mesh.size
   size = len(table) + n_padding
@@ -83,6 +81,7 @@ def _members(
   mesh: Mesh,
   reasoning: bool,
   intervene: bool,
+  bars_history: bool,
 ) -> Members:
   """Return what the experts say of each example's target and of all that they find, on the host."""
 
@@ -99,17 +98,13 @@ def _members(
     own = jnp.concatenate([examples.target[:, None], found], axis=1)
     negatives = draw_negatives(trie, NEGATIVES, jax.random.key(rolegen.config.seed))
     item, log_weight = with_negatives(own, negatives)
+    if bars_history:
+      held = (item[:, :, None] == query_state.slot_item[:, None]).any(-1).at[:, 0].set(False)
+      log_weight = jnp.where(held, NEG_INF, log_weight)
     return backbone.members(query_state, item, log_weight, said, items)
 
   fixed = (params, trie)
   return predict.over(rolegen, score, fixed, table, mesh, 'calibration', np.bool_(intervene))
-
-
-def _without_history(members: Members) -> Members:
-  """Return the members without items of the history, but for the target, which is the first."""
-  held = (members.item[:, :, None] == members.slot_item[:, None]).any(-1)
-  held[:, 0] = False
-  return members._replace(log_weight=np.where(held, np.float32(NEG_INF), members.log_weight))
 
 
 def _fit_program(rolegen: RoleGen) -> Any:
