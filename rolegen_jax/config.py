@@ -50,7 +50,7 @@ WITHOUT = {f'without_{name}': name for name in (*BACKBONE_EXPERTS, *REASONER_EXP
 # train step, or of WITHOUT. tiger: generation alone, the baseline TIGER (arXiv 2305.05065).
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = dict(
   no_reasoner={},
-  no_retrieved=dict(loop=dict(experts=('intent', 'candidates'))),
+  no_retrieved={},
   no_interventions={},
   common_noise=dict(loop=dict(noise='common')),
   no_reflection={},
@@ -224,7 +224,8 @@ class BackboneConfig(Section):
   generation_loss: float = 1.0  # weight of the generative expert's NLL beside that of the others
   dropout: float = 0.2  # on event embeddings, and inside every layer, while training
   row_dropout: float = 0.1  # chance that an item is without its own row in a training step
-  # Items that a step's sum over the catalogue is estimated from; of fewer it is exact.
+  # Items that a step's sum over the catalogue is estimated from. One with room for no more is
+  # summed over exactly.
   negatives: int = 1024
   # Beams kept per level, and items taken from the dense expert, when recommending.
   beam: int = 64
@@ -272,8 +273,7 @@ class ReasonerConfig(Section):
   candidates: int = 4  # items on the path of one completion
   coarse_codes: int = 8  # coarse codes that contact with an item may excite, the strongest ones
   transitions: int = 16  # items that contact with an item may retrieve, those that follow it most
-  # Items retrieved by a whole history, the strongest ones: paths go to them, the backbone reads
-  # them.
+  # Items retrieved by a whole history, the strongest ones. Paths go to them; they are an expert.
   retrieved: int = 64
   temperature: float = 0.2  # of rollouts; demonstrations are fitted at 1
   pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = none
@@ -600,6 +600,9 @@ class Config(Section):
     for name, settings in ABLATIONS.get(ablation, {}).items():
       section = dataclasses.replace(getattr(config, name), **settings)
       config = dataclasses.replace(config, **{name: section})
+    if ablation == 'no_retrieved':
+      rest = tuple(name for name in self.loop.experts if name != 'retrieved')
+      config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, experts=rest))
     if ablation == 'tiger' and steps:
       config = dataclasses.replace(config, warmup=dataclasses.replace(config.warmup, steps=steps))
     return config
@@ -624,7 +627,12 @@ class Config(Section):
     most, beam = max(self.evaluation.ks), backbone.beam
     backbone._need(beam >= most, 'backbone.beam', f'at least the largest of evaluation.ks={most}')
     on = (*backbone.experts, *self.loop.experts)
-    off = [name for name in self.evaluation.ablations if WITHOUT.get(name, on[0]) not in on]
+    left_out = WITHOUT | dict(no_retrieved='retrieved')
+    off = [name for name in self.evaluation.ablations if left_out.get(name, on[0]) not in on]
+    finds = {'generative', 'dense'} & set(backbone.experts)
+    lost = [name for name in self.evaluation.ablations if {WITHOUT.get(name)} >= finds]
+    right = f'free of {", ".join(lost)}, as nothing would find items'
+    self.evaluation._need(not lost, 'evaluation.ablations', right)
     right = f'free of {", ".join(off)}, as backbone.experts and loop.experts lack that already'
     self.evaluation._need(not off, 'evaluation.ablations', right)
 

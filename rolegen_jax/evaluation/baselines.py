@@ -210,7 +210,7 @@ def validation_score(
 ) -> float:
   """Return HI@10 plus a little MRR, so that equal hits are decided by their ranks."""
   rank = target_ranks(tuning, score, inputs.popular, pairs)
-  return float(hit(rank, 10).mean() + 1e-3 * reciprocal_rank(rank).mean())
+  return float(hit(rank, 10).mean() + 1e-5 * reciprocal_rank(rank).mean())
 
 
 def choose(

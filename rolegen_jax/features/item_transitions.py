@@ -1,9 +1,10 @@
 """Item transitions: the items that users act on around contact with an item, by counting.
 
-One kernel, of few settings, serves the baselines `item_transitions` and `counting` and what the
-reasoner retrieves. Every pair of training events of one user, at different times and at most `lags`
-events apart, adds to the count of (earlier item, later item) and, with weight `backward`, to that
-of (later item, earlier item). Counts are then normalized:
+A kernel is a few settings. One serves the baselines `item_transitions` and `counting`; what the
+reasoner retrieves is counted by another, the best by cosine. Every pair of training events of one
+user, at different times and at most `lags` events apart, adds to the count of (earlier item, later
+item) and, with weight `backward`, to that of (later item, earlier item). A purchase counts as much
+as five other events. Counts are then normalized:
 
   cosine  count_ij / sqrt((events_i + prior) (events_j + prior))
   shares  max(count_ij - total_i base_j, 0) / (total_i + prior), base_j the share of j at large

@@ -97,8 +97,12 @@ def retrieve(
   found = [
     jnp.where(backbone.experts.weight(name) > 0, item, -1) for name, item in by_expert.items()
   ]
-  if backbone.has('dense') or conditioning.intent is not None:
-    found.append(nearest(backbone, state, conditioning.intent, trie, k, allow)[0])
+  ranking = [name for name in ('dense', 'popularity') if backbone.has(name)]
+  ranking += ['intent'] if conditioning.intent is not None else []
+  if ranking not in ([], ['popularity']):
+    weight = sum(backbone.experts.weight(name) for name in ranking)
+    best = nearest(backbone, state, conditioning.intent, trie, k, allow)[0]
+    found.append(jnp.where(weight > 0, best, -1))
   item = jnp.concatenate(found, axis=1)
   if log_prob is not None:
     others = ((0, 0), (0, item.shape[1] - k))

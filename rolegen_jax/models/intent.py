@@ -73,7 +73,7 @@ class Evidence(NamedTuple):
   weight: jax.Array  # fp32 [N, n, R], how much more than at large
   shift: jax.Array  # fp32 [N, n, R], share of interest after contact less the share before
   next_item: jax.Array  # int32 [N, n, S], items that follow the event's
-  share: jax.Array  # fp32 [N, n, S], how much more often than at large
+  share: jax.Array  # fp32 [N, n, S], how strongly: the normalized counts
   item: jax.Array  # int32 [N, n]; -1 = padding
   age: jax.Array  # int32 [N, n], seconds before the occasion
   event: jax.Array  # int32 [N, n]

@@ -153,6 +153,7 @@ def _predict(
     intervene=bool(ablation_switches(name).intervene),
     label=name,
   )
+  predictions = predictions._replace(terms=None)  # large, and of lists with the history
   if not inputs.bars_history:
     return predictions
   lists = without_history(predictions.item, predictions.score, table.log, table.user, table.end)

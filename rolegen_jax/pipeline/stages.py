@@ -30,6 +30,7 @@ from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.ablations import RUN_TIME_ABLATIONS, Replacement, without
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
+from rolegen_jax.serving.history_filter import held_items
 from rolegen_jax.text import annotations as imported_labels
 from rolegen_jax.training import checkpoint, losses, steps
 from rolegen_jax.training.calibration import calibrate as fit_weights
@@ -208,7 +209,10 @@ def calibrate(
   path = stage.folder / 'backbone.npz'
   if not stage.is_complete:
     models = run.rolegen, trained.load(), table, inputs.trie, run.mesh
-    fitted, nll = fit_weights(*models, reasoning, intervene, inputs.bars_history)
+    barred = None
+    if inputs.bars_history:
+      barred = held_items(table.log, table.user, table.end)
+    fitted, nll = fit_weights(*models, reasoning, intervene, barred)
     distributed.once(lambda: write_npz(fitted | dict(nll=nll), path))
     stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
 
@@ -225,7 +229,10 @@ def calibrate(
 
 
 def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:
-  """Return at most `calibration.examples` examples of what was bought in the validation period."""
+  """Return at most `calibration.examples` examples of what was bought in the validation period.
+
+  Where lists leave out the history, what the user has already is none of them.
+  """
   occasions = inputs.occasions
   rows = evaluation_rows(inputs.log, occasions, VALID)
   first = occasions.target_offsets[rows]
@@ -235,6 +242,10 @@ def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:
     run, inputs, occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows]
   )
   known = dataclasses.replace(table, target=occasions.target[bought])
+  if inputs.bars_history:
+    held = held_items(known.log, known.user, known.end)
+    is_held = np.asarray(held[np.arange(len(known)), known.target]).ravel()
+    known = known.picked(np.flatnonzero(~is_held))
   return known.evenly(run.config.calibration.examples)
 
 

@@ -34,7 +34,8 @@ class Predictions(NamedTuple):
 
   item: np.ndarray  # int32 [N, k], best first; -1 = fewer than k exist
   score: np.ndarray  # fp32 [N, k], log p among all items that were scored
-  terms: np.ndarray  # fp32 [N, k, E], what each of `experts.EXPERTS` adds to an item's score
+  # fp32 [N, k, E], what each of `experts.EXPERTS` adds to an item's score; None = not kept
+  terms: np.ndarray | None
   roles: np.ndarray | None = None  # int32 [N, M], of the factual world
   candidates: np.ndarray | None = None  # int32 [N, W, P]
   forced_role: np.ndarray | None = None  # int32 [N, W, M], do(role); -1 = none

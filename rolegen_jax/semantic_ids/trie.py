@@ -50,7 +50,7 @@ class Trie:
   # int32 [item capacity, L]; 0 in padding. Items left out of the tree keep their codes here.
   item_codes: Array
   # fp32 [item capacity]: training events of each item. 0: what models know of it follows from its
-  # codes alone.
+  # codes and its text vector alone.
   item_count: Array
   # fp32 [item capacity, E], text vectors; None: the catalogue has none.
   item_text: Array | None

@@ -251,6 +251,7 @@ def _relative_terms(predictions: Predictions) -> np.ndarray:
   """Return the terms fp32 [N, K, E] less their means over each list; 0 in an empty slot."""
   is_item = (predictions.item >= 0)[..., None]
   count = np.maximum(is_item.sum(1, keepdims=True), 1)
+  assert predictions.terms is not None
   mean = np.where(is_item, predictions.terms, 0).sum(1, keepdims=True) / count
   return np.where(is_item, predictions.terms - mean, 0).astype(np.float32)
 

@@ -4,7 +4,8 @@ The experts' weights and the parameters of those that are formulas, some two doz
 learned in training on users whose rows the backbone has memorized, and in their past. Here they
 alone are fitted to validation conversions, as temperature scaling does (Guo et al., ICML 2017):
 what the experts say of every item that they find for an example is computed once, then L-BFGS
-runs on the NLL of what was bought among them. The test occasions stay unseen.
+runs on the NLL of what was bought among them. A normal prior about what training left, one nat wide
+and worth one example, keeps few examples from moving them far. The test occasions stay unseen.
 
 Shapes: N examples, B rows, M members.
 """
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.sparse as sp
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
@@ -45,17 +47,20 @@ def calibrate(
   mesh: Mesh,
   reasoning: bool = True,
   intervene: bool = True,
-  bars_history: bool = False,
+  barred: sp.csr_matrix | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Return the fitted arrays of the backbone by path, and the NLL before each step and at the end.
+  """Return the fitted arrays of the backbone by path, and the loss before each step.
 
-  NLLs are in nats. Targets of `table` are known. `reasoning` and `intervene` are as in
-  `predict.predict`, with the same noise. bars_history: lists hold nothing of the history, so
-  that none of it stands against the target.
+  The first loss is the NLL at the start, in nats; one more, at the end, is the NLL there. Targets
+  of `table` are known. `reasoning` and `intervene` are as in `predict.predict`, with the same
+  noise. barred: bool [N, I], what the lists of the examples leave out, so that it stands against
+  no target; it holds none of them.
   """
   replicated = sharding.sharding(mesh)
   device_trie = jax.device_put(trie, replicated)
-  members = _members(rolegen, params, table, device_trie, mesh, reasoning, intervene, bars_history)
+  members = _members(rolegen, params, table, device_trie, mesh, reasoning, intervene)
+  if barred is not None:
+    members = _without(members, barred)
   # Every device gets as many rows: those that fill up weigh nothing.
   n_padding = -len(table) % mesh.size
   size = len(table) + n_padding
@@ -81,7 +86,6 @@ def _members(
   mesh: Mesh,
   reasoning: bool,
   intervene: bool,
-  bars_history: bool,
 ) -> Members:
   """Return what the experts say of each example's target and of all that they find, on the host."""
 
@@ -98,13 +102,17 @@ def _members(
     own = jnp.concatenate([examples.target[:, None], found], axis=1)
     negatives = draw_negatives(trie, NEGATIVES, jax.random.key(rolegen.config.seed))
     item, log_weight = with_negatives(own, negatives)
-    if bars_history:
-      held = (item[:, :, None] == query_state.slot_item[:, None]).any(-1).at[:, 0].set(False)
-      log_weight = jnp.where(held, NEG_INF, log_weight)
     return backbone.members(query_state, item, log_weight, said, items)
 
   fixed = (params, trie)
   return predict.over(rolegen, score, fixed, table, mesh, 'calibration', np.bool_(intervene))
+
+
+def _without(members: Members, barred: sp.csr_matrix) -> Members:
+  item = np.asarray(members.item)
+  held = np.asarray(barred[np.arange(len(item))[:, None], np.maximum(item, 0)].todense())
+  log_weight = jnp.where(held & (item >= 0), NEG_INF, members.log_weight)
+  return members._replace(log_weight=log_weight)
 
 
 def _fit_program(rolegen: RoleGen) -> Any:
@@ -119,7 +127,8 @@ def _fit_program(rolegen: RoleGen) -> Any:
 
   def fit(experts: Params, members: Members, weight: jax.Array) -> tuple[Params, jax.Array]:
     def objective(fitted: Params) -> jax.Array:
-      return nll(fitted, members, weight)
+      moved = jax.tree.map(lambda x, start: jnp.sum((x - start) ** 2) / 2, fitted, experts)
+      return nll(fitted, members, weight) + sum(jax.tree.leaves(moved)) / jnp.sum(weight)
 
     value_and_grad = optax.value_and_grad_from_state(objective)
 

@@ -73,7 +73,7 @@ def test_on_public_logs_only_reviews_leave_out_the_history(name):
 
 def test_without_validation_occasions_the_defaults_stand():
   log, occasions = tiny_log.make([(u, u, 'view', 1) for u in range(3)], 3)
-  assert choices.choose(log, occasions, Config()) == choices.Choices(Kernel(), False, {})
+  assert choices.choose(log, occasions, Config()) == choices.Choices(Kernel(), Kernel(), False, {})
 
 
 def test_choices_survive_json(chosen):
@@ -100,5 +100,5 @@ def test_an_excitation_is_of_the_kernel_that_was_chosen(tmp_path):
   config = entry.experiment('demo', runs.SMALL)
   _, inputs = runs.open_inputs(config, tmp_path)
   end = inputs.occasions.train_end(inputs.log)
-  counted = Transitions.of(inputs.log, end, inputs.choices.kernel)
+  counted = Transitions.of(inputs.log, end, inputs.choices.retrieval)
   np.testing.assert_array_equal(inputs.excitation.share, counted.strongest(16)[1])

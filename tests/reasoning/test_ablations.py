@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from rolegen_jax import sharding
-from rolegen_jax.config import MeshConfig
+from rolegen_jax import overrides, sharding
+from rolegen_jax.config import Config, ConfigError, MeshConfig
 from rolegen_jax.models import intent
 from rolegen_jax.models.decode import retrieve
 from rolegen_jax.models.experts import EXPERTS, OFF
@@ -130,3 +130,28 @@ def test_the_others_are_fitted_again_and_the_weight_stays_zero(params, mesh, rec
   assert weights[dense] == OFF and np.exp(weights[dense], dtype=np.float32) == 0
   assert (np.delete(weights, dense) != np.delete(before, dense)).all()
   assert np.isfinite(nll).all() and nll[-1] < nll[0]
+
+
+def test_no_retrieved_leaves_out_that_expert_alone():
+  config = overrides.apply(Config(), ["loop.experts=('retrieved','intent')"])
+  assert config.ablated('no_retrieved').loop.experts == ('intent',)
+
+
+@pytest.mark.parametrize(
+  'experts, loop_experts, ablation, message',
+  [
+    (('generative', 'history'), ('intent',), 'without_generative', 'nothing would find items'),
+    (('generative', 'dense'), ('intent',), 'no_retrieved', 'lack that already'),
+    (('generative', 'dense'), ('intent',), 'without_history', 'lack that already'),
+  ],
+)
+def test_an_ablation_that_leaves_out_nothing_or_too_much_is_refused(
+  experts, loop_experts, ablation, message
+):
+  settings = [
+    f'backbone.experts={experts}',
+    f'loop.experts={loop_experts}',
+    f"evaluation.ablations=('{ablation}',)",
+  ]
+  with pytest.raises(ConfigError, match=f'evaluation.ablations=.*{ablation}.*{message}'):
+    overrides.apply(Config(), settings)

@@ -13,6 +13,7 @@ from rolegen_jax.models import functional
 from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning import predict
 from rolegen_jax.semantic_ids.trie import build_trie
+from rolegen_jax.serving.history_filter import held_items
 from rolegen_jax.training.calibration import calibrate
 from tests import tiny
 from tests.text import catalogue
@@ -73,10 +74,28 @@ def test_without_a_reasoner_what_it_says_has_no_weight_to_fit():
   assert of_weight.tolist() == [True] * 4 + [False] * 3 and nll[-1] < nll[0]
 
 
+def new_targets():
+  """Examples whose target is not in the history, and what their lists leave out."""
+  held = held_items(table().log, table().user, table().end)
+  is_held = np.asarray(held[np.arange(len(table())), table().target]).ravel()
+  new = np.flatnonzero(~is_held)
+  return table().picked(new), held[new]
+
+
 def test_where_lists_leave_out_the_history_nothing_of_it_stands_against_a_target():
-  _, nll = fit(8, steps=0)
-  _, without = fit(8, steps=0, bars_history=True)
+  known, barred = new_targets()
+  _, nll = fit(8, examples=known, steps=0)
+  _, without = fit(8, examples=known, steps=0, barred=barred)
   assert without[0] < nll[0] - 0.05
+
+
+def test_where_lists_leave_out_the_history_its_expert_has_nothing_to_fit():
+  """Its weight would grow without bound if a target of the history stood among the examples."""
+  known, barred = new_targets()
+  numbers, _ = fit(8, examples=known, barred=barred)
+  before, name = PARAMS['backbone']['experts'], EXPERTS.index('history')
+  np.testing.assert_array_equal(numbers['experts.slot_age'], before['slot_age'])
+  assert numbers['experts.log_weight'][name] == before['log_weight'][name]
 
 
 def test_eight_devices_fit_what_one_does():
