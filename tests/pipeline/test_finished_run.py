@@ -114,7 +114,7 @@ READ = {
   'warmup.steps=7': 'stage warmup was trained with warmup.steps=400, now 7; ',
   'loop.kl=0.5': 'stage loop was trained with loop.kl=0.02, now 0.5; ',
   'evaluation.ks=(1,20)': r'stage baselines was trained with max\(evaluation.ks\)=10, now 20; ',
-  'calibration.steps=7': 'stage loop/calibration was trained with calibration.steps=60, now 7; ',
+  'calibration.steps=7': 'stage loop/calibration was trained with calibration.steps=30, now 7; ',
 }
 
 
