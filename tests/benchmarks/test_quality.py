@@ -16,6 +16,7 @@ from rolegen_jax.data.occasions import TEST
 from rolegen_jax.data.prepare import load_prepared, prepare
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.baselines import evaluation_rows
+from rolegen_jax.pipeline.evaluation import ALL_BASELINES
 from rolegen_jax.pipeline.inputs import raw_tables
 
 SMALL = ['simulator.users=200', 'simulator.items=64', 'simulator.categories=8']
@@ -88,7 +89,20 @@ def test_figures_pool_seeds_and_pair_occasions(folder, capfd):
   coverage = ours['diversity']['coverage'] / theirs['diversity']['coverage']
   assert aims['demo: coverage of RoleGen, ratio to the backbone alone'] == (1.3, coverage)
   assert aims['demo: macro-F1 of hindsight roles'] == (0.8, pytest.approx(0.6))
-  assert len(aims) == 4
+  assert aims['demo: dormant HI@1 of RoleGen'] == (0.11, ours['metrics']['dormant']['HI@1']['mean'])
+  assert len(aims) == 7
+
+
+def test_a_lead_is_over_all_baselines():
+  results = committed()
+  lead = 'amazon_beauty: ACTIVE HI@10 of RoleGen minus the best baseline'
+  systems = results['experiments']['amazon_beauty']['systems']
+  by_name = {name: system['metrics']['ACTIVE']['HI@10']['mean'] for name, system in systems.items()}
+  best = max(by_name[name] for name in ALL_BASELINES)
+  aims = {what: value for what, _, value in quality_report.aims(results)}
+  assert aims[lead] == pytest.approx(by_name['RoleGen'] - best)
+  del systems['SASRec']
+  assert lead not in {what for what, _, _ in quality_report.aims(results)}
 
 
 def test_what_was_not_run_again_stays_as_it_was(folder):
