@@ -47,7 +47,8 @@ MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
 # other experts are fitted again.
 WITHOUT = {f'without_{name}': name for name in (*BACKBONE_EXPERTS, *REASONER_EXPERTS)}
 # Ablation -> the settings that make it, by section. Those without any are switches of the joint
-# train step, or of WITHOUT. tiger: generation alone, the baseline TIGER (arXiv 2305.05065).
+# train step, or leave out an expert (`Config.ablated`, WITHOUT). tiger: generation alone, the
+# baseline TIGER (arXiv 2305.05065).
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = dict(
   no_reasoner={},
   no_retrieved={},

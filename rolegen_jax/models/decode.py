@@ -97,10 +97,10 @@ def retrieve(
   found = [
     jnp.where(backbone.experts.weight(name) > 0, item, -1) for name, item in by_expert.items()
   ]
-  ranking = [name for name in ('dense', 'popularity') if backbone.has(name)]
-  ranking += ['intent'] if conditioning.intent is not None else []
-  if ranking not in ([], ['popularity']):
-    weight = sum(backbone.experts.weight(name) for name in ranking)
+  ranks_all = {name: backbone.has(name) for name in ('dense', 'popularity')}
+  ranks_all['intent'] = conditioning.intent is not None
+  if ranks_all['dense'] or ranks_all['intent']:
+    weight = sum(backbone.experts.weight(name) for name, is_on in ranks_all.items() if is_on)
     best = nearest(backbone, state, conditioning.intent, trie, k, allow)[0]
     found.append(jnp.where(weight > 0, best, -1))
   item = jnp.concatenate(found, axis=1)

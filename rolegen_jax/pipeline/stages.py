@@ -30,7 +30,7 @@ from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.ablations import RUN_TIME_ABLATIONS, Replacement, without
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
-from rolegen_jax.serving.history_filter import held_items
+from rolegen_jax.serving.history_filter import holds
 from rolegen_jax.text import annotations as imported_labels
 from rolegen_jax.training import checkpoint, losses, steps
 from rolegen_jax.training.calibration import calibrate as fit_weights
@@ -209,10 +209,9 @@ def calibrate(
   path = stage.folder / 'backbone.npz'
   if not stage.is_complete:
     models = run.rolegen, trained.load(), table, inputs.trie, run.mesh
-    barred = None
-    if inputs.bars_history:
-      barred = held_items(table.log, table.user, table.end)
-    fitted, nll = fit_weights(*models, reasoning, intervene, barred)
+    held = functools.partial(holds, table.log, table.user, table.end)
+    is_barred = held if inputs.bars_history else None
+    fitted, nll = fit_weights(*models, reasoning, intervene, is_barred)
     distributed.once(lambda: write_npz(fitted | dict(nll=nll), path))
     stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
 
@@ -243,9 +242,8 @@ def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:
   )
   known = dataclasses.replace(table, target=occasions.target[bought])
   if inputs.bars_history:
-    held = held_items(known.log, known.user, known.end)
-    is_held = np.asarray(held[np.arange(len(known)), known.target]).ravel()
-    known = known.picked(np.flatnonzero(~is_held))
+    held = holds(known.log, known.user, known.end, known.target[:, None])[:, 0]
+    known = known.picked(np.flatnonzero(~held))
   return known.evenly(run.config.calibration.examples)
 
 

@@ -27,6 +27,19 @@ def held_items(log: InteractionLog, user: np.ndarray, end: np.ndarray) -> sp.csr
   return held
 
 
+def holds(
+  log: InteractionLog, user: np.ndarray, end: np.ndarray, item_NxK: np.ndarray
+) -> np.ndarray:
+  """Return whether the histories `user`, `end` [N] hold items, bool [N, K]; no matter at -1."""
+  held_NxK = np.zeros(item_NxK.shape, bool)
+  for start in range(0, len(item_NxK), _CHUNK):
+    rows = slice(start, start + _CHUNK)
+    item = np.maximum(item_NxK[rows], 0)
+    held = held_items(log, user[rows], end[rows])
+    held_NxK[rows] = np.asarray(held[np.arange(len(item))[:, None], item].todense())
+  return held_NxK
+
+
 def without_history(
   item_NxK: np.ndarray,
   score_NxK: np.ndarray,
@@ -38,13 +51,7 @@ def without_history(
 
   The others move up in order; -1, of score -inf, fills the end.
   """
-  held_NxK = np.zeros(item_NxK.shape, bool)
-  for start in range(0, len(item_NxK), _CHUNK):
-    rows = slice(start, start + _CHUNK)
-    item = np.maximum(item_NxK[rows], 0)
-    held = held_items(log, user[rows], end[rows])
-    held_NxK[rows] = np.asarray(held[np.arange(len(item))[:, None], item].todense())
-  return without(item_NxK, score_NxK, held_NxK)
+  return without(item_NxK, score_NxK, holds(log, user, end, item_NxK))
 
 
 def without(

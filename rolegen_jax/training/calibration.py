@@ -12,13 +12,13 @@ Shapes: N examples, B rows, M members.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.sparse as sp
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
@@ -47,20 +47,21 @@ def calibrate(
   mesh: Mesh,
   reasoning: bool = True,
   intervene: bool = True,
-  barred: sp.csr_matrix | None = None,
+  is_barred: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
   """Return the fitted arrays of the backbone by path, and the loss before each step.
 
   The first loss is the NLL at the start, in nats; one more, at the end, is the NLL there. Targets
   of `table` are known. `reasoning` and `intervene` are as in `predict.predict`, with the same
-  noise. barred: bool [N, I], what the lists of the examples leave out, so that it stands against
-  no target; it holds none of them.
+  noise. is_barred: items [N, M] -> bool, what the lists of the examples leave out, so that it
+  stands against no target. No target is barred.
   """
   replicated = sharding.sharding(mesh)
   device_trie = jax.device_put(trie, replicated)
   members = _members(rolegen, params, table, device_trie, mesh, reasoning, intervene)
-  if barred is not None:
-    members = _without(members, barred)
+  if is_barred is not None:
+    barred = is_barred(np.asarray(members.item))
+    members = members._replace(log_weight=jnp.where(barred, NEG_INF, members.log_weight))
   # Every device gets as many rows: those that fill up weigh nothing.
   n_padding = -len(table) % mesh.size
   size = len(table) + n_padding
@@ -106,13 +107,6 @@ def _members(
 
   fixed = (params, trie)
   return predict.over(rolegen, score, fixed, table, mesh, 'calibration', np.bool_(intervene))
-
-
-def _without(members: Members, barred: sp.csr_matrix) -> Members:
-  item = np.asarray(members.item)
-  held = np.asarray(barred[np.arange(len(item))[:, None], np.maximum(item, 0)].todense())
-  log_weight = jnp.where(held & (item >= 0), NEG_INF, members.log_weight)
-  return members._replace(log_weight=log_weight)
 
 
 def _fit_program(rolegen: RoleGen) -> Any:

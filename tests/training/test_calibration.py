@@ -13,7 +13,7 @@ from rolegen_jax.models import functional
 from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning import predict
 from rolegen_jax.semantic_ids.trie import build_trie
-from rolegen_jax.serving.history_filter import held_items
+from rolegen_jax.serving.history_filter import holds
 from rolegen_jax.training.calibration import calibrate
 from tests import tiny
 from tests.text import catalogue
@@ -76,23 +76,22 @@ def test_without_a_reasoner_what_it_says_has_no_weight_to_fit():
 
 def new_targets():
   """Examples whose target is not in the history, and what their lists leave out."""
-  held = held_items(table().log, table().user, table().end)
-  is_held = np.asarray(held[np.arange(len(table())), table().target]).ravel()
-  new = np.flatnonzero(~is_held)
-  return table().picked(new), held[new]
+  held = holds(table().log, table().user, table().end, table().target[:, None])[:, 0]
+  known = table().picked(np.flatnonzero(~held))
+  return known, functools.partial(holds, known.log, known.user, known.end)
 
 
 def test_where_lists_leave_out_the_history_nothing_of_it_stands_against_a_target():
   known, barred = new_targets()
   _, nll = fit(8, examples=known, steps=0)
-  _, without = fit(8, examples=known, steps=0, barred=barred)
+  _, without = fit(8, examples=known, steps=0, is_barred=barred)
   assert without[0] < nll[0] - 0.05
 
 
 def test_where_lists_leave_out_the_history_its_expert_has_nothing_to_fit():
   """Its weight would grow without bound if a target of the history stood among the examples."""
   known, barred = new_targets()
-  numbers, _ = fit(8, examples=known, barred=barred)
+  numbers, _ = fit(8, examples=known, is_barred=barred)
   before, name = PARAMS['backbone']['experts'], EXPERTS.index('history')
   np.testing.assert_array_equal(numbers['experts.slot_age'], before['slot_age'])
   assert numbers['experts.log_weight'][name] == before['log_weight'][name]
