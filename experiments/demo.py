@@ -2,7 +2,7 @@
 
   rolegen train --experiment=demo --workdir=runs/demo
 
-Expect seven to nine minutes on two idle CPU cores, HI@10 of about 35 % on the dormant test targets,
+Expect about nine minutes on two idle CPU cores, HI@10 of about 35 % on the dormant test targets,
 30 % for its backbone without a reasoner, and 35 % for counting, which trains nothing.
 docs/simulator.md says what is simulated.
 """

@@ -30,7 +30,7 @@ def held_items(log: InteractionLog, user: np.ndarray, end: np.ndarray) -> sp.csr
 def holds(
   log: InteractionLog, user: np.ndarray, end: np.ndarray, item_NxK: np.ndarray
 ) -> np.ndarray:
-  """Return whether the histories `user`, `end` [N] hold items, bool [N, K]; no matter at -1."""
+  """Return whether the histories `user`, `end` [N] hold items, bool [N, K]; meaningless at -1."""
   held_NxK = np.zeros(item_NxK.shape, bool)
   for start in range(0, len(item_NxK), _CHUNK):
     rows = slice(start, start + _CHUNK)
