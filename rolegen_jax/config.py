@@ -46,16 +46,17 @@ MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
 # Ablation -> the expert that RoleGen is left without. Nothing is trained for it: the weights of the
 # other experts are fitted again.
 WITHOUT = {f'without_{name}': name for name in (*BACKBONE_EXPERTS, *REASONER_EXPERTS)}
-# Ablation -> the settings that make it, by section. Those without any are switches of the joint
-# train step, or leave out an expert (`Config.ablated`, WITHOUT). tiger: generation alone, the
-# baseline TIGER (arXiv 2305.05065).
+# Ablations that replace parameters of the trained RoleGen and neither train nor fit anything
+# (`reasoning/ablations.py`).
+AT_RUN_TIME = ('no_language_model', 'counts_only')
+# Ablation -> the settings that make it, by section. Those without any replace parameters
+# (AT_RUN_TIME), are switches of the joint train step, or leave out an expert (WITHOUT). tiger:
+# generation alone, the baseline TIGER (arXiv 2305.05065).
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = dict(
   no_reasoner={},
-  no_retrieved={},
+  **{name: {} for name in AT_RUN_TIME},
   no_interventions={},
-  common_noise=dict(loop=dict(noise='common')),
   no_reflection={},
-  weighted=dict(loop=dict(objective='weighted')),
   tiger=dict(backbone=dict(experts=('generative',))),
   **{name: {} for name in WITHOUT},
 )
@@ -534,9 +535,11 @@ class SasrecConfig(Section):
 class EvaluationConfig(Section):
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
+  # At most so many test occasions of each cohort, evenly spaced in time; 0 = all of them.
+  occasions: int = 0
   bootstrap: int = 1000  # resamples of users for 95 % intervals
   # Some of ABLATIONS, made and reported beside RoleGen.
-  ablations: tuple[str, ...] = ('no_reasoner', 'no_interventions', 'no_reflection')
+  ablations: tuple[str, ...] = ('no_reasoner', *AT_RUN_TIME)
   # RoleGen and the backbone alone are also reported with their lists under this exposure penalty;
   # 0 = they are not.
   exposure_penalty: float = 0.7
@@ -548,9 +551,9 @@ class EvaluationConfig(Section):
     ascending = len(self.ks) > 0 and list(self.ks) == sorted(set(self.ks)) and self.ks[0] >= 1
     self._need(ascending, f'{name}.ks', 'one or more numbers from 1 on, ascending')
     self._at_least(1, name, 'batch', 'bootstrap')
-    self._at_most(MANY, name, 'batch', 'bootstrap', 'tiger_steps')
+    self._at_most(MANY, name, 'batch', 'bootstrap', 'occasions', 'tiger_steps')
     self.sasrec.validate(f'{name}.sasrec')
-    self._at_least(0, name, 'exposure_penalty', 'seed', 'tiger_steps')
+    self._at_least(0, name, 'exposure_penalty', 'seed', 'occasions', 'tiger_steps')
     if self.ablations:
       self._some_of(ABLATIONS, f'{name}.ablations')
 
@@ -601,9 +604,6 @@ class Config(Section):
     for name, settings in ABLATIONS.get(ablation, {}).items():
       section = dataclasses.replace(getattr(config, name), **settings)
       config = dataclasses.replace(config, **{name: section})
-    if ablation == 'no_retrieved':
-      rest = tuple(name for name in self.loop.experts if name != 'retrieved')
-      config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, experts=rest))
     if ablation == 'tiger' and steps:
       config = dataclasses.replace(config, warmup=dataclasses.replace(config.warmup, steps=steps))
     return config
@@ -628,8 +628,7 @@ class Config(Section):
     most, beam = max(self.evaluation.ks), backbone.beam
     backbone._need(beam >= most, 'backbone.beam', f'at least the largest of evaluation.ks={most}')
     on = (*backbone.experts, *self.loop.experts)
-    left_out = WITHOUT | dict(no_retrieved='retrieved')
-    off = [name for name in self.evaluation.ablations if left_out.get(name, on[0]) not in on]
+    off = [name for name in self.evaluation.ablations if WITHOUT.get(name, on[0]) not in on]
     finds = {'generative', 'dense'} & set(backbone.experts)
     lost = [name for name in self.evaluation.ablations if {WITHOUT.get(name)} >= finds]
     right = f'free of {", ".join(lost)}, as nothing would find items'

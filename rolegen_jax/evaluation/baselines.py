@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from rolegen_jax.config import EVENT_NAMES, Config
+from rolegen_jax.config import COHORTS, EVENT_NAMES, Config
 from rolegen_jax.data.batches import histories
 from rolegen_jax.data.log import InteractionLog, ranges
 from rolegen_jax.data.occasions import D1, D2, VALID, Occasions
@@ -183,11 +183,27 @@ BASELINES: dict[str, Callable[[BaselineInputs, np.ndarray, int], Ranking]] = {
 }
 
 
-def evaluation_rows(log: InteractionLog, occasions: Occasions, split: int) -> np.ndarray:
-  """Return the occasions of `split` (VALID or TEST) that have a target and a context, int64."""
+def evaluation_rows(
+  log: InteractionLog, occasions: Occasions, split: int, most: int = 0
+) -> np.ndarray:
+  """Return the occasions of `split` (VALID or TEST) that have a target and a context, int64.
+
+  With `most`, at most so many of each cohort, evenly spaced in time.
+  """
   has_target = np.diff(occasions.target_offsets) > 0
   has_context = occasions.context_end > log.offsets[occasions.user]
-  return np.flatnonzero((occasions.split == split) & has_target & has_context)
+  rows = np.flatnonzero((occasions.split == split) & has_target & has_context)
+  if not most:
+    return rows
+  cohorts = (rows[occasions.cohort[rows] == cohort] for cohort in range(len(COHORTS)))
+  return np.sort(np.concatenate([_evenly(cohort, most) for cohort in cohorts]))
+
+
+def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
+  """Return at most `most` of `rows`, evenly spaced."""
+  if len(rows) <= most:
+    return rows
+  return rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def tuning_rows(log: InteractionLog, occasions: Occasions) -> np.ndarray:
@@ -198,11 +214,7 @@ def tuning_rows(log: InteractionLog, occasions: Occasions) -> np.ndarray:
   """
   valid = evaluation_rows(log, occasions, VALID)
   dormant = valid[np.isin(occasions.cohort[valid], (D1, D2))]
-  candidates = dormant if len(dormant) else valid
-  if not len(candidates):
-    return candidates
-  most = min(len(candidates), TUNING_OCCASIONS)
-  return candidates[np.linspace(0, len(candidates) - 1, most).astype(np.int64)]
+  return _evenly(dormant if len(dormant) else valid, TUNING_OCCASIONS)
 
 
 def validation_score(

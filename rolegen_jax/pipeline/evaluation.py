@@ -40,7 +40,6 @@ from rolegen_jax.pipeline.stages import (
   Models,
   Trained,
   ablation_switches,
-  run_time_ablations,
   validation_examples,
 )
 from rolegen_jax.reasoning import predict
@@ -70,7 +69,7 @@ class Results:
 def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
   """Stage `baselines`: what every baseline lists on the test occasions."""
   config = run.config
-  rows = evaluation_rows(inputs.log, inputs.occasions, TEST)
+  rows = evaluation_rows(inputs.log, inputs.occasions, TEST, config.evaluation.occasions)
   k = max(config.evaluation.ks)
   stage = run.begin('baselines', inputs.hashes)
   if not stage.is_complete:
@@ -105,11 +104,11 @@ def evaluate(
 ) -> Results:
   """Rank the catalogue for every test occasion, by RoleGen, its ablations and the baselines."""
   config, occasions = run.config.evaluation, inputs.occasions
-  rows = evaluation_rows(inputs.log, occasions, TEST)
+  rows = evaluation_rows(inputs.log, occasions, TEST, config.occasions)
   table = inference_table(
     run, inputs, occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows]
   )
-  trained = {'RoleGen': models.calibrated} | run_time_ablations(run, models) | ablations
+  trained = {'RoleGen': models.calibrated} | ablations
   predictions = {name: _predict(run, inputs, table, name, model) for name, model in trained.items()}
   k = max(config.ks)
   rankings: content.Rankings = {

@@ -14,7 +14,7 @@ import hashlib
 import pathlib
 from typing import Any
 
-from rolegen_jax.config import ALIGN_TASKS, WITHOUT, Config
+from rolegen_jax.config import ALIGN_TASKS, AT_RUN_TIME, WITHOUT, Config
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.overrides import field_paths
@@ -90,6 +90,7 @@ READS: dict[str, tuple[str, ...]] = dict(
   calibration=('seed', 'calibration'),
   baselines=(
     'evaluation.ks',
+    'evaluation.occasions',
     'evaluation.sasrec',
     'reasoner.coarse_codes',
     'serving.filter_history',
@@ -142,7 +143,8 @@ def under(*sections: str) -> list[str]:
 def stages(config: Config) -> list[str]:
   """Return the names of the stages that `rolegen train` runs under these settings, in order."""
   looped = []
-  for name in ('', *config.evaluation.ablations):
+  trained = [name for name in config.evaluation.ablations if name not in AT_RUN_TIME]
+  for name in ('', *trained):
     stage = f'ablations/{name}' if name else 'loop'
     looped += [stage] if name not in WITHOUT else []
     looped += [f'{stage}/calibration'] if config.calibration.steps and name != 'tiger' else []

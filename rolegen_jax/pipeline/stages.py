@@ -27,7 +27,7 @@ from rolegen_jax.pipeline import artifacts, text
 from rolegen_jax.pipeline.context import Run, load_pretrained
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.reasoning import predict
-from rolegen_jax.reasoning.ablations import RUN_TIME_ABLATIONS, Replacement, without
+from rolegen_jax.reasoning.ablations import AT_RUN_TIME, Replacement, without
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.history_filter import holds
@@ -253,14 +253,6 @@ def train_ablations(run: Run, inputs: Inputs, models: Models) -> dict[str, Train
   return {name: train_ablation(run, inputs, models, name) for name in names}
 
 
-def run_time_ablations(run: Run, models: Models) -> dict[str, Trained]:
-  """Return the ablations of RoleGen that need neither training nor calibration."""
-  return {
-    name: Trained(f'{models.calibrated.key} {name}', _replaced(run, models.calibrated, replace))
-    for name, replace in RUN_TIME_ABLATIONS.items()
-  }
-
-
 def _replaced(run: Run, trained: Trained, replace: Replacement) -> Callable[[], dict[str, Params]]:
   return functools.cache(lambda: replace(trained.load(), run.mesh))
 
@@ -268,6 +260,9 @@ def _replaced(run: Run, trained: Trained, replace: Replacement) -> Callable[[], 
 def train_ablation(run: Run, inputs: Inputs, models: Models, ablation: str) -> Trained:
   """Train and calibrate RoleGen with one part turned off (`config.ABLATIONS`)."""
   name, labeled, warm = f'ablations/{ablation}', models.labeled, models.warm
+  if ablation in AT_RUN_TIME:
+    whole = models.calibrated
+    return Trained(f'{whole.key} {ablation}', _replaced(run, whole, AT_RUN_TIME[ablation]))
   if ablation in WITHOUT:
     looped = models.looped
     rest = Trained(looped.key, _replaced(run, looped, without(WITHOUT[ablation])))

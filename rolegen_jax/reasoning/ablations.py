@@ -60,7 +60,6 @@ def without(expert: str) -> Replacement:
   return replace
 
 
-# Those of every report.
-RUN_TIME_ABLATIONS: dict[str, Replacement] = dict(
+AT_RUN_TIME: dict[str, Replacement] = dict(
   no_language_model=no_language_model, counts_only=counts_only
 )

@@ -10,7 +10,7 @@ import pytest
 from experiments import quality as experiment
 from experiments.benchmarks import harness, quality, quality_report
 from rolegen_jax.cli import entry
-from rolegen_jax.config import ABLATIONS, WITHOUT, ConfigError, EvaluationConfig
+from rolegen_jax.config import ABLATIONS, AT_RUN_TIME, WITHOUT, ConfigError, EvaluationConfig
 from rolegen_jax.data.files import write_json, write_npz
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.data.prepare import load_prepared, prepare
@@ -188,12 +188,14 @@ def test_json_keeps_values_and_puts_small_ones_on_a_line():
   assert len(text.splitlines()) == 9
 
 
-def test_the_experiment_has_every_ablation():
+def test_each_experiment_has_its_ablations():
   for name in experiment.EXPERIMENTS:
-    expected = tuple(ABLATIONS)
-    if name == 'amazon_beauty':
-      expected = ('no_reasoner', *WITHOUT, 'tiger')
-    assert entry.experiment(f'quality:{name}', []).evaluation.ablations == expected
+    expected = {'no_reasoner', *AT_RUN_TIME}
+    if name in ('demo', 'amazon_beauty'):
+      expected |= {*WITHOUT, 'tiger'}
+    if name == 'demo':
+      expected = {*ABLATIONS}
+    assert {*entry.experiment(f'quality:{name}', []).evaluation.ablations} == expected
   with pytest.raises(ConfigError, match='quality:dem: must be one of demo, alibaba2014'):
     entry.experiment('quality:dem', [])
   assert EvaluationConfig().ablations != tuple(ABLATIONS)

@@ -37,6 +37,21 @@ def test_popularity_counts_training_only():
   assert baselines.popularity(known, rows, 8).items.tolist() == [[2, 0, 1, 3, 4, 5, -1, -1]]
 
 
+def test_at_most_so_many_occasions_of_each_cohort_spread_over_time():
+  rows = [(u, u % 5, 'purchase', d) for u in range(20) for d in (u, u + 20, u + 40)]
+  log, occasions = tiny_log.make(rows, 5, test_fraction=0.5)
+  every = baselines.evaluation_rows(log, occasions, TEST)
+  some = baselines.evaluation_rows(log, occasions, TEST, 3)
+  assert len(some) < len(every) and (np.diff(some) > 0).all()
+  for cohort in np.unique(occasions.cohort[every]):
+    rows = every[occasions.cohort[every] == cohort]
+    chosen = some[occasions.cohort[some] == cohort]
+    assert len(chosen) == min(3, len(rows)) and np.isin(chosen, rows).all()
+    assert chosen[0] == rows[0] and chosen[-1] == rows[-1]
+  most = baselines.evaluation_rows(log, occasions, TEST, len(every))
+  np.testing.assert_array_equal(most, every)
+
+
 def recency_lists(known, rows, k, tau, behavior):
   settings = dict(tau=tau, behavior=behavior, repeats=True)
   score = functools.partial(baselines.recency_scores, known, **settings)

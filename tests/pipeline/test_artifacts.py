@@ -239,11 +239,13 @@ def test_the_saved_settings_are_those_of_the_stages(tmp_path):
 
 def test_a_stage_that_is_not_asked_for_does_not_count(tmp_path):
   config = Config()
-  weighted = apply(config, ["evaluation.ablations=('weighted',)"])
-  folder = begun(tmp_path / 'run', weighted, ['ablations/weighted'])
+  varied = apply(config, ["evaluation.ablations=('no_reflection',)"])
+  folder = begun(tmp_path / 'run', varied, ['ablations/no_reflection'])
   adopt(folder, apply(config, ['loop.kl=0.5']))
-  with pytest.raises(ConfigError, match='stage ablations/weighted was trained with loop.kl=0.02'):
-    adopt(folder, apply(weighted, ['loop.kl=0.5']))
+  with pytest.raises(
+    ConfigError, match='stage ablations/no_reflection was trained with loop.kl=0.02'
+  ):
+    adopt(folder, apply(varied, ['loop.kl=0.5']))
 
 
 @pytest.mark.parametrize('damage', [b'', b'{"name": ', b'[]', b'{"data": 3}', b'\xff'])

@@ -36,7 +36,7 @@ def test_no_system_lists_what_the_history_holds(opened):
   occasions, rows = inputs.occasions, results.rows
   held = held_items(inputs.log, occasions.user[rows], occasions.context_end[rows]).toarray()
   assert set(results.rankings) == {
-    *('RoleGen', 'no_language_model', 'counts_only', 'no_reasoner'),
+    *('RoleGen', 'no_reasoner'),
     *('RoleGen_exposure_penalty', 'no_reasoner_exposure_penalty'),
     *('popularity', 'recency', 'item_knn', 'item_transitions', 'counting', 'u2i', 'SASRec'),
   }
@@ -119,7 +119,7 @@ def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened,
 
   monkeypatch.setattr(evaluation.predict, 'predict', predict)
   models = Models(trained, None, trained, trained, trained, trained)
-  names = ('no_reasoner', 'no_interventions', 'no_retrieved', 'tiger', 'without_dense')
+  names = ('no_reasoner', 'no_interventions', 'counts_only', 'tiger', 'without_dense')
   of_sasrec = evaluation.Ranking(np.zeros((1, 1), np.int32), {'width': 64})
   results = evaluation.evaluate(
     run, inputs, models, dict.fromkeys(names, trained), {'SASRec': of_sasrec}
@@ -132,7 +132,7 @@ def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened,
   assert results.rankings['tiger'][2] == dict(steps=steps, beam=run.config.backbone.beam)
   # What needs no other settings runs RoleGen's program.
   same = {name for name, (rolegen, *_) in asked.items() if rolegen is run.rolegen}
-  assert same == {*asked} - {'tiger', 'no_retrieved'}
+  assert same == {*asked} - {'tiger'}
   assert asked['tiger'][0].config.backbone.experts == ('generative',)
   assert [name for name, (_, reasoning, _) in asked.items() if not reasoning] == [
     'no_reasoner',
@@ -140,5 +140,5 @@ def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened,
   ]
   assert [name for name, (*_, intervene) in asked.items() if not intervene] == ['no_interventions']
   # Worlds without an expert are those of RoleGen: the report does not show them again.
-  with_worlds = {'RoleGen', 'no_language_model', 'counts_only', 'no_interventions', 'no_retrieved'}
+  with_worlds = {'RoleGen', 'no_interventions', 'counts_only'}
   assert {*evaluation._candidates(results)} == with_worlds

@@ -203,12 +203,12 @@ def test_evaluate_trains_the_ablations_that_are_missing(tmp_path, capfd):
   config = entry.experiment('demo', SMALL)
   run.train(config, tmp_path)
   capfd.readouterr()
-  names = ('no_reasoner', 'weighted', 'without_dense', 'tiger')
+  names = ('no_reasoner', 'counts_only', 'no_reflection', 'without_dense', 'tiger')
   run.train(apply(config, [f'evaluation.ablations={names}']), tmp_path)
   lines = capfd.readouterr().err.splitlines()
   assert [line for line in lines if line.endswith(': running')] == [
-    'ablations/weighted: running',
-    'ablations/weighted/calibration: running',
+    'ablations/no_reflection: running',
+    'ablations/no_reflection/calibration: running',
     'ablations/without_dense/calibration: running',
     'ablations/tiger: running',
   ]

@@ -98,8 +98,8 @@ def test_the_first_stage_that_a_setting_changes(assignment, first):
 
 
 def test_an_ablation_reads_its_own_settings_of_the_loop():
-  settings = keys.settings('ablations/weighted', Config())
-  assert settings['loop.objective'] == 'weighted'
+  settings = keys.settings('ablations/tiger', Config())
+  assert settings['backbone.experts'] == ['generative']
   # What a switch of the train step turns off is no setting: the name tells such ablations apart.
   names = ('loop', 'ablations/no_reflection', 'ablations/no_counterfactual')
   assert len({keys.record(name, Config(), {}).key for name in names}) == 3

@@ -132,16 +132,11 @@ def test_the_others_are_fitted_again_and_the_weight_stays_zero(params, mesh, rec
   assert np.isfinite(nll).all() and nll[-1] < nll[0]
 
 
-def test_no_retrieved_leaves_out_that_expert_alone():
-  config = overrides.apply(Config(), ["loop.experts=('retrieved','intent')"])
-  assert config.ablated('no_retrieved').loop.experts == ('intent',)
-
-
 @pytest.mark.parametrize(
   'experts, loop_experts, ablation, message',
   [
     (('generative', 'history'), ('intent',), 'without_generative', 'nothing would find items'),
-    (('generative', 'dense'), ('intent',), 'no_retrieved', 'lack that already'),
+    (('generative', 'dense'), ('intent',), 'without_retrieved', 'lack that already'),
     (('generative', 'dense'), ('intent',), 'without_history', 'lack that already'),
   ],
 )
