@@ -49,9 +49,12 @@ WITHOUT = {f'without_{name}': name for name in (*BACKBONE_EXPERTS, *REASONER_EXP
 # Ablations that replace parameters of the trained RoleGen and neither train nor fit anything
 # (`reasoning/ablations.py`).
 AT_RUN_TIME = ('no_language_model', 'counts_only')
-# Ablation -> the settings that make it, by section. Those without any replace parameters
-# (AT_RUN_TIME), are switches of the joint train step, or leave out an expert (WITHOUT). tiger:
-# generation alone, the baseline TIGER (arXiv 2305.05065).
+# Ablations of the trained RoleGen whose experts' weights are fitted again. no_reasoner leaves its
+# backbone, to which the reasoner teaches nothing else: alone it would have learnt the same.
+REFITTED = ('no_reasoner', *WITHOUT)
+# Ablation -> the settings that make it, by section. Those without any need no training
+# (AT_RUN_TIME, REFITTED) or are switches of the joint train step. tiger: generation alone, the
+# baseline TIGER (arXiv 2305.05065).
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = dict(
   no_reasoner={},
   **{name: {} for name in AT_RUN_TIME},

@@ -14,7 +14,7 @@ import hashlib
 import pathlib
 from typing import Any
 
-from rolegen_jax.config import ALIGN_TASKS, AT_RUN_TIME, WITHOUT, Config
+from rolegen_jax.config import ALIGN_TASKS, AT_RUN_TIME, REFITTED, Config
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.overrides import field_paths
@@ -85,7 +85,6 @@ READS: dict[str, tuple[str, ...]] = dict(
     'reason',
   ),
   loop=('reasoner.temperature', 'loop', 'loop_stage'),
-  no_reasoner=(*_EXAMPLES, 'loop_stage'),
   tiger=('seed', *_VOCABULARY, 'backbone', 'warmup', 'evaluation.tiger_steps'),
   calibration=('seed', 'calibration'),
   baselines=(
@@ -146,7 +145,7 @@ def stages(config: Config) -> list[str]:
   trained = [name for name in config.evaluation.ablations if name not in AT_RUN_TIME]
   for name in ('', *trained):
     stage = f'ablations/{name}' if name else 'loop'
-    looped += [stage] if name not in WITHOUT else []
+    looped += [stage] if name not in REFITTED else []
     looped += [f'{stage}/calibration'] if config.calibration.steps and name != 'tiger' else []
   tokenizer = ['tokenizer'] if config.reasoner.text_pieces else []
   first = ['data', 'semantic_ids', 'choices', *tokenizer, 'warmup', 'roles', 'align', 'reason']

@@ -167,25 +167,6 @@ def close_loop(
   return _fit(run, inputs, task, dict(warmup=warm.key, reason=reasoned.key))
 
 
-def train_backbone_alone(
-  run: Run, inputs: Inputs, labeled: LabeledExamples, warm: Trained, name: str
-) -> Trained:
-  """Train the backbone for as many steps on the same examples as the loop, without a reasoner."""
-  config = run.config
-  batches = functools.partial(_example_batches, run, labeled.table, config.loop_stage.batch)
-  return _train(
-    run,
-    inputs,
-    name,
-    'backbone',
-    losses.execution_only_loss,
-    config.loop_stage,
-    batches,
-    dict(warmup=warm.key),
-    warm.load,
-  )
-
-
 def calibrate(
   run: Run,
   inputs: Inputs,
@@ -259,20 +240,19 @@ def _replaced(run: Run, trained: Trained, replace: Replacement) -> Callable[[], 
 
 def train_ablation(run: Run, inputs: Inputs, models: Models, ablation: str) -> Trained:
   """Train and calibrate RoleGen with one part turned off (`config.ABLATIONS`)."""
-  name, labeled, warm = f'ablations/{ablation}', models.labeled, models.warm
+  name, looped = f'ablations/{ablation}', models.looped
   if ablation in AT_RUN_TIME:
     whole = models.calibrated
     return Trained(f'{whole.key} {ablation}', _replaced(run, whole, AT_RUN_TIME[ablation]))
+  if ablation == 'no_reasoner':
+    return calibrate(run, inputs, looped, name, reasoning=False, of='loop')
   if ablation in WITHOUT:
-    looped = models.looped
     rest = Trained(looped.key, _replaced(run, looped, without(WITHOUT[ablation])))
     return calibrate(run, inputs, rest, name, of='loop')
-  if ablation == 'no_reasoner':
-    alone = train_backbone_alone(run, inputs, labeled, warm, name)
-    return calibrate(run, inputs, alone, name, reasoning=False)
   varied, switches = run.ablated(ablation), ablation_switches(ablation)
   if ablation == 'tiger':
     return warm_up(varied, inputs, name)
+  labeled, warm = models.labeled, models.warm
   looped = close_loop(varied, inputs, labeled, warm, models.reasoned, name, switches)
   return calibrate(varied, inputs, looped, name, intervene=bool(switches.intervene))
 

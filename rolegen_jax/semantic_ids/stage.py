@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from jax.sharding import Mesh
 
-from rolegen_jax.config import EVENT_NAMES, SemanticIdConfig, to_dict
+from rolegen_jax.config import EVENT_NAMES, SemanticIdConfig
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
@@ -47,7 +47,6 @@ def build_semantic_ids(
     'digest': catalogue.digest,
     'log': log.digest,
     'occasions': occasions.digest,
-    'config': to_dict(config),
   }
   write_json(report | catalogue.report, pathlib.Path(folder) / 'report.json')
   return catalogue

@@ -132,15 +132,14 @@ def execution_loss(
   rolegen: RoleGen,
   params: Params,
   examples: Examples,
-  rollout: Rollout | None,
+  rollout: Rollout,
   trie: Trie,
   key: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array | None, Metrics]]:
+) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
   """Return the backbone's loss of the true conversion given the reasoning, plus `sequence_loss`.
 
   The product of all experts teaches its weights alone: what an expert says of an item it learns
-  from its own loss. The auxiliary output is (gain [B, W] of `execution_gain`, metrics). With
-  `rollout` None the backbone stands alone and the gain is None.
+  from its own loss. The auxiliary output is (gain [B, W] of `execution_gain`, metrics).
   """
   backbone, noise = rolegen.bind('backbone', params), Noise.of(key)
   items = backbone.items(trie, noise.rows)
@@ -153,12 +152,10 @@ def execution_loss(
   negatives = draw_negatives(trie, backbone.config.negatives, keys[0], own)
   alone, _ = choices_loss(backbone, query_state, target, own, weight, negatives, items)
   scored = _scored(rolegen, params, query_state, examples, rollout, trie, items, keys[1])
-  gain, said = None, Conditioning()
-  if rollout is not None:
-    keep_share = 1.0 - rolegen.config.loop.reasoning_dropout
-    keep = jax.random.bernoulli(noise.keep, keep_share, examples.target.shape)
-    said = rolegen.reasoning(rollout, keep)
-    gain = execution_gain(rolegen, params, scored, rollout)
+  keep_share = 1.0 - rolegen.config.loop.reasoning_dropout
+  keep = jax.random.bernoulli(noise.keep, keep_share, examples.target.shape)
+  said = rolegen.reasoning(rollout, keep)
+  gain = execution_gain(rolegen, params, scored, rollout)
   log_prob = backbone.experts.log_probs(scored._replace(conditioning=said))[:, 0]
   metrics |= dict(execution_nll=-jnp.mean(log_prob))
   return loss + alone + metrics['execution_nll'], (gain, metrics)
@@ -169,7 +166,7 @@ def _scored(
   params: Params,
   query_state: QueryState,
   examples: Examples,
-  rollout: Rollout | None,
+  rollout: Rollout,
   trie: Trie,
   items: Items,
   key: jax.Array,
@@ -182,8 +179,7 @@ def _scored(
   backbone = rolegen.bind('backbone', params)
   users = len(examples.target)
   own = [examples.target[:, None], examples.history.item]
-  if rollout is not None:
-    own += [rollout.retrieved.reshape(users, -1), rollout.candidates.reshape(users, -1)]
+  own += [rollout.retrieved.reshape(users, -1), rollout.candidates.reshape(users, -1)]
   negatives = draw_negatives(trie, PRODUCT_NEGATIVES, key)
   item, log_weight = with_negatives(jnp.concatenate(own, axis=1), negatives)
   scored = backbone.members(query_state, item, log_weight, Conditioning(), items)
@@ -211,14 +207,6 @@ def execution_gain(
   cases = jnp.tile(jnp.arange(worlds), 2), jnp.arange(2 * worlds) < worlds
   with_candidates, without = jnp.split(jax.lax.map(log_prob, cases), 2)
   return jax.lax.stop_gradient((with_candidates - without).T)
-
-
-def execution_only_loss(
-  rolegen: RoleGen, params: Params, examples: Examples, trie: Trie, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-  """Return `execution_loss` without a reasoner, which the ablation `no_reasoner` trains on."""
-  loss, (_, metrics) = execution_loss(rolegen, params, examples, None, trie, key)
-  return loss, metrics
 
 
 # Reasoner

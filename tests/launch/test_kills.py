@@ -34,7 +34,7 @@ SETTINGS = small.settings(
   *(f'{section}.steps={STEPS}' for section in small.STAGE_SECTIONS),
   *(f'{section}.save_every=5' for section in small.STAGE_SECTIONS),
 )
-TRAINED = ('warmup', 'align', 'reason', 'loop', 'ablations/no_reasoner')
+TRAINED = ('warmup', 'align', 'reason', 'loop')
 STAGES = (
   'data',
   'semantic_ids',
@@ -44,7 +44,7 @@ STAGES = (
   'align',
   'reason',
   'loop',
-  'ablations/no_reasoner',
+  'ablations/no_reasoner/calibration',
   'baselines',
   'evaluation',
 )

@@ -206,9 +206,7 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
   labeled = read_by('roles', stages.label_roles, inputs)
   aligned = read_by('align', stages.align, inputs, labeled)
   reasoned = read_by('reason', stages.reason, inputs, labeled, aligned)
-  looped = read_by('loop', stages.close_loop, inputs, labeled, warm, reasoned)
-  models = stages.Models(warm, labeled, aligned, reasoned, looped, looped)
-  read_by('ablations/no_reasoner', stages.train_ablation, inputs, models, 'no_reasoner')
+  read_by('loop', stages.close_loop, inputs, labeled, warm, reasoned)
   read_by('ablations/tiger', lambda _: stages.warm_up(alone, inputs, 'ablations/tiger'))
   if not words:
     read_by('baselines', evaluation.rank_baselines, inputs)

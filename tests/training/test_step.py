@@ -350,6 +350,21 @@ def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
   assert all(not jnp.any(g) for g in jax.tree.leaves(gradient))
 
 
+def test_reasoning_teaches_the_backbone_nothing_but_its_experts(rollout_on_one):
+  """Hence the ablation no_reasoner needs no training."""
+  rolegen = tiny.rolegen(*PLAIN)
+
+  def execution(backbone, rollout):
+    examples, trie = tiny.examples(), tiny.trie()
+    return losses.execution_loss(rolegen, backbone, examples, rollout, trie, jax.random.key(1))[0]
+
+  reversed_ = jax.tree.map(lambda x: x[::-1], rollout_on_one)
+  gradient = jit(jax.grad(execution))
+  one, other = (gradient(tiny.params('backbone'), r) for r in (rollout_on_one, reversed_))
+  assert not np.array_equal(*(grads.pop('experts')['log_weight'] for grads in (one, other)))
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
 def lowered(stage: str, *assignments: str) -> str:
   """The program of a stage before XLA."""
   with jax.set_mesh(make_mesh(1)):
