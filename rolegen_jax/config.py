@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import typing
 from typing import Any
@@ -227,6 +228,9 @@ class BackboneConfig(Section):
   # Experts whose scores are added (`models/experts.py`); the others are neither trained nor run.
   experts: tuple[str, ...] = BACKBONE_EXPERTS
   generation_loss: float = 1.0  # weight of the generative expert's NLL beside that of the others
+  # Share of each row's events, drawn anew in every step, that the generative expert learns from
+  # where others learn from all: generating is most of a step's work.
+  generation_share: float = 0.25
   dropout: float = 0.2  # on event embeddings, and inside every layer, while training
   row_dropout: float = 0.1  # chance that an item is without its own row in a training step
   # Items that a step's sum over the catalogue is estimated from. One with room for no more is
@@ -234,6 +238,11 @@ class BackboneConfig(Section):
   negatives: int = 1024
   # Beams kept per level, and items taken from the dense expert, when recommending.
   beam: int = 64
+
+  def generated(self, targets: int) -> int:
+    """Return how many of a row's targets the generative expert learns from in a step."""
+    is_alone = self.experts == ('generative',)
+    return targets if is_alone else math.ceil(self.generation_share * targets)
 
   def validate(self, name: str) -> None:
     self.temporal.validate(f'{name}.temporal')
@@ -247,6 +256,8 @@ class BackboneConfig(Section):
     self._at_most(TOO_WIDE, name, 'context', 'beam')
     self._positive(name, 'purchase_weight')
     self._at_least(0, name, 'view_weight', 'generation_loss')
+    share = self.generation_share
+    self._need(0 < share <= 1, f'{name}.generation_share', 'above 0 and at most 1')
     for rate in ('dropout', 'row_dropout'):
       in_range = 0 <= getattr(self, rate) < 1
       self._need(in_range, f'{name}.{rate}', 'at least 0 and below 1')

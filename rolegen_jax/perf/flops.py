@@ -205,7 +205,8 @@ class Flops:
   def sequence(self) -> Work:
     """Return the work of encoding a row and predicting each of its events."""
     n = self.b.context
-    return self.encode() + self.attend(n, self.history) + self.supervised(n) + self.choice(n, n)
+    generated = self.supervised(self.b.generated(n))
+    return self.encode() + self.attend(n, self.history) + generated + self.choice(n, n)
 
   def members(self, items: int, generated: int = 0) -> Work:
     """Return the work of what dense and generative experts say of a row's members, forward.

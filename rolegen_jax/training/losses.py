@@ -53,6 +53,7 @@ class Noise(NamedTuple):
   query: jax.Array
   negatives: jax.Array
   keep: jax.Array  # which targets see the reasoning
+  generated: jax.Array  # which targets the generative expert learns from
 
   @classmethod
   def of(cls, key: jax.Array) -> Noise:
@@ -68,23 +69,36 @@ def choices_loss(
   weight_BxQ: jax.Array,
   negatives: Negatives,
   items: Items,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Return the weighted mean NLL of targets, and log p of each by its parts, fp32 [B, Q].
+  key: jax.Array,
+) -> tuple[jax.Array, Metrics, jax.Array]:
+  """Return the loss of targets, their weighted mean NLL by its parts, and log p of each.
 
   The parts are the generative expert and the others of the backbone: experts that learn apart err
-  apart, and it is worth more to multiply them. own: see `Backbone.choice_log_prob`.
+  apart, and it is worth more to multiply them. log p, fp32 [B, Q], is by the others where there are
+  any. own: see `Backbone.choice_log_prob`; key: draws the targets that are generated.
   """
-  config, log_probs, loss = backbone.config, {}, jnp.zeros(())
+  config, nll = backbone.config, {}
+  state, target, weight = query_state.state, target_BxQ, weight_BxQ
+  loss, log_prob = jnp.zeros(()), jnp.zeros(target.shape)
   if backbone.has('generative'):
-    codes = jnp.take(items.codes, jnp.maximum(target_BxQ, 0), axis=0)
-    log_probs['generative'] = backbone.generated(query_state.state, codes)
-    loss -= config.generation_loss * _weighted_mean(log_probs['generative'], weight_BxQ)
+    if (number := config.generated(weight.shape[1])) < weight.shape[1]:
+      drawn = draw_queries(weight, number, key)
+      state = jnp.take_along_axis(state, drawn[..., None], axis=1)
+      target, weight = (jnp.take_along_axis(x, drawn, axis=1) for x in (target, weight))
+    log_prob = backbone.generated(state, jnp.take(items.codes, jnp.maximum(target, 0), axis=0))
+    nll['generative'] = -_weighted_mean(log_prob, weight)
+    loss += config.generation_loss * nll['generative']
   if config.experts != ('generative',):
-    log_probs['choice'] = backbone.choice_log_prob(
-      query_state, target_BxQ, own_BxM, negatives, items
-    )
-    loss -= _weighted_mean(log_probs['choice'], weight_BxQ)
-  return loss, log_probs
+    log_prob = backbone.choice_log_prob(query_state, target_BxQ, own_BxM, negatives, items)
+    nll['choice'] = -_weighted_mean(log_prob, weight_BxQ)
+    loss += nll['choice']
+  return loss, nll, log_prob
+
+
+def draw_queries(weight_BxQ: jax.Array, number: int, key: jax.Array) -> jax.Array:
+  """Return so many random queries of each row, int32 [B, number]; those without weight last."""
+  order = jnp.where(weight_BxQ > 0, jax.random.uniform(key, weight_BxQ.shape), -1.0)
+  return jax.lax.top_k(order, number)[1]
 
 
 def sequence_loss(
@@ -106,12 +120,11 @@ def sequence_loss(
   other_weight = jnp.where(predictable, config.view_weight, 0.0)
   weight = jnp.where(purchase, config.purchase_weight, other_weight)
   negatives = draw_negatives(trie, config.negatives, noise.negatives, rows.item)
-  loss, log_probs = choices_loss(
-    backbone, query_state, rows.item, rows.item, weight, negatives, items
+  loss, nll, log_prob = choices_loss(
+    backbone, query_state, rows.item, rows.item, weight, negatives, items, noise.generated
   )
-  metrics = {f'sequence_{name}_nll': -_weighted_mean(x, weight) for name, x in log_probs.items()}
-  last = list(log_probs)[-1]
-  return loss, metrics | dict(purchase_nll=-_weighted_mean(log_probs[last], purchase))
+  metrics = {f'sequence_{name}_nll': value for name, value in nll.items()}
+  return loss, metrics | dict(purchase_nll=-_weighted_mean(log_prob, purchase))
 
 
 def _weighted_mean(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -150,7 +163,9 @@ def execution_loss(
   own = jnp.concatenate([target, examples.history.item], axis=1)
   keys = jax.random.split(noise.negatives)
   negatives = draw_negatives(trie, backbone.config.negatives, keys[0], own)
-  alone, _ = choices_loss(backbone, query_state, target, own, weight, negatives, items)
+  alone, _, _ = choices_loss(
+    backbone, query_state, target, own, weight, negatives, items, noise.generated
+  )
   scored = _scored(rolegen, params, query_state, examples, rollout, trie, items, keys[1])
   keep_share = 1.0 - rolegen.config.loop.reasoning_dropout
   keep = jax.random.bernoulli(noise.keep, keep_share, examples.target.shape)

@@ -1,11 +1,13 @@
-"""What the candidates of a world are worth, and what the loss of all experts is taken over."""
+"""What candidates of a world are worth, and what the losses of the experts are taken over."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from rolegen_jax.models.backbone import Backbone
 from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.training import losses
@@ -116,3 +118,32 @@ def test_the_loss_of_all_experts_teaches_their_numbers_alone():
 
   found = gradient(tiny.params('backbone'), tiny.examples(), scored()[1], tiny.trie())
   assert not any(np.any(g) for g in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize('share, generated', [(0.25, 4), (1.0, tiny.WIDTH)])
+def test_the_generative_expert_learns_from_a_share_of_events_unless_it_is_alone(
+  monkeypatch, share, generated
+):
+  seen = []
+  original = Backbone.generated
+
+  def note(self, state, codes):
+    seen.append(state.shape[1])
+    return original(self, state, codes)
+
+  monkeypatch.setattr(Backbone, 'generated', note)
+  for experts in (('dense', 'generative'), ('generative',)):
+    settings = f'backbone.generation_share={share}', f'backbone.experts={experts}'
+    rolegen = tiny.rolegen(*settings)
+    params = tiny.random_params(rolegen.model_fns['backbone'])
+    loss = functools.partial(losses.warmup_loss, rolegen)
+    jax.eval_shape(loss, params, tiny.examples().history, tiny.trie(), jax.random.key(0))
+  assert seen == [generated, tiny.WIDTH]
+
+
+def test_events_without_weight_are_drawn_where_there_are_no_others():
+  weight = jnp.array([[0.0, 5.0, 0.0, 0.2, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
+  keys = jax.random.split(jax.random.key(0), 40)
+  drawn = np.asarray(jax.vmap(lambda key: losses.draw_queries(weight, 2, key))(keys))
+  assert {*drawn[:, 0].flat} == {1, 3, 4} and (drawn[:, 1] == 5).any(-1).all()
+  assert all(len({*row}) == 2 for row in drawn.reshape(-1, 2).tolist())
