@@ -47,12 +47,16 @@ def get_config(arg: str = 'demo') -> c.Config:
 
 
 def _longer(demo: c.Config) -> c.Config:
-  """Return the demo with the numbers of steps that the published figures are of."""
+  """Return the demo with the sizes that the published figures are of, on all occasions."""
+  sasrec = dataclasses.replace(demo.evaluation.sasrec, steps=900)
   return dataclasses.replace(
     demo,
+    warmup=dataclasses.replace(demo.warmup, steps=1200),
     align=dataclasses.replace(demo.align, steps=150),
     reason=dataclasses.replace(demo.reason, steps=240),
     loop_stage=dataclasses.replace(demo.loop_stage, steps=100, save_every=40),
+    calibration=c.CalibrationConfig(),
+    evaluation=dataclasses.replace(demo.evaluation, occasions=0, sasrec=sasrec),
   )
 
 
