@@ -118,7 +118,6 @@ def test_the_report_compares_with_baselines_and_ablations(finished):
   assert set(report['systems']) == {
     'RoleGen',
     'no_language_model',
-    'counts_only',
     'no_reasoner',
     'RoleGen_exposure_penalty',
     'no_reasoner_exposure_penalty',
@@ -148,7 +147,7 @@ def test_the_report_says_how_many_targets_are_among_the_candidates(finished):
     first, last = occasions.target_offsets[occasion : occasion + 2]
     held += [target in candidates[row] for target in occasions.target[first:last]]
   found = json.loads((finished.workdir / 'report.json').read_text())['worlds']['systems']
-  assert set(found) == {'RoleGen', 'no_language_model', 'counts_only'}
+  assert set(found) == {'RoleGen', 'no_language_model'}
   assert found['RoleGen']['hits']['all']['mean'] == pytest.approx(np.mean(held))
   assert 0 < np.mean(held) < 1 and found['RoleGen']['difference']['all']['high'] == 0
 
