@@ -1,8 +1,8 @@
 """The runs that experiments/benchmarks/quality.py summarizes: --experiment=quality:NAME.
 
-An experiment under three seeds, with the ablations that its targets are enough to judge: of all
-logs what the reasoner is worth, of the largest two what each expert is, of the simulated one the
-parts of the loop too.
+An experiment under three seeds, with the ablations that it has enough targets to judge: on every
+log, what the reasoner is worth; on the two largest, also what each expert is worth; on the
+simulated one, also what the parts of the loop are worth.
 
   for NAME in demo alibaba2014 taobao_userbehavior_1k ijcai15 amazon_beauty; do
     python -m launch.sweep --experiment=quality:$NAME --workdir=runs/quality/$NAME

@@ -51,7 +51,7 @@ WITHOUT = {f'without_{name}': name for name in (*BACKBONE_EXPERTS, *REASONER_EXP
 # (`reasoning/ablations.py`).
 AT_RUN_TIME = ('no_language_model', 'counts_only')
 # Ablations of the trained RoleGen whose experts' weights are fitted again. no_reasoner leaves its
-# backbone, to which the reasoner teaches nothing else: alone it would have learnt the same.
+# backbone, whose networks have the same gradient whatever the reasoner says.
 REFITTED = ('no_reasoner', *WITHOUT)
 # Ablation -> the settings that make it, by section. Those without any need no training
 # (AT_RUN_TIME, REFITTED) or are switches of the joint train step. tiger: generation alone, the
@@ -228,8 +228,8 @@ class BackboneConfig(Section):
   # Experts whose scores are added (`models/experts.py`); the others are neither trained nor run.
   experts: tuple[str, ...] = BACKBONE_EXPERTS
   generation_loss: float = 1.0  # weight of the generative expert's NLL beside that of the others
-  # Share of each row's events, drawn anew in every step, that the generative expert learns from
-  # where others learn from all: generating is most of a step's work.
+  # The generative expert learns from so many targets of a row, drawn anew in every step, as this
+  # share of its width; the others learn from all. Generating is most of a step's work.
   generation_share: float = 0.25
   dropout: float = 0.2  # on event embeddings, and inside every layer, while training
   row_dropout: float = 0.1  # chance that an item is without its own row in a training step
@@ -239,10 +239,10 @@ class BackboneConfig(Section):
   # Beams kept per level, and items taken from the dense expert, when recommending.
   beam: int = 64
 
-  def generated(self, targets: int) -> int:
-    """Return how many of a row's targets the generative expert learns from in a step."""
+  def generated_targets(self, width: int) -> int:
+    """Return how many targets of a row the generative expert learns from; alone it has all."""
     is_alone = self.experts == ('generative',)
-    return targets if is_alone else math.ceil(self.generation_share * targets)
+    return width if is_alone else math.ceil(self.generation_share * width)
 
   def validate(self, name: str) -> None:
     self.temporal.validate(f'{name}.temporal')
@@ -549,7 +549,8 @@ class SasrecConfig(Section):
 class EvaluationConfig(Section):
   ks: tuple[int, ...] = (1, 5, 10, 50)
   batch: int = 64
-  # At most so many test occasions of each cohort, evenly spaced in time; 0 = all of them.
+  # At most so many test occasions of each cohort, evenly spaced in time; 0 = all of them. What is
+  # over all cohorts then weighs them otherwise than the log does.
   occasions: int = 0
   bootstrap: int = 1000  # resamples of users for 95 % intervals
   # Some of ABLATIONS, made and reported beside RoleGen.

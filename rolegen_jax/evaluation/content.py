@@ -243,6 +243,14 @@ def experts(systems: dict[str, dict], metric: str) -> list[str]:
   ]
 
 
+def some_occasions(most: int) -> str:
+  """Return the note on test occasions that were left out."""
+  return (
+    f'At most {most} test occasions of each cohort were asked for (evaluation.occasions): slices '
+    'over all cohorts weigh them otherwise than the log does.'
+  )
+
+
 def short_lists(ks: tuple[int, ...], items: int, rankings: Rankings) -> list[str]:
   """Return notes on ks beyond the catalogue of `items`, and on lists with fewer items than k."""
   notes = []

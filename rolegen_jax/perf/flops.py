@@ -205,7 +205,7 @@ class Flops:
   def sequence(self) -> Work:
     """Return the work of encoding a row and predicting each of its events."""
     n = self.b.context
-    generated = self.supervised(self.b.generated(n))
+    generated = self.supervised(self.b.generated_targets(n))
     return self.encode() + self.attend(n, self.history) + generated + self.choice(n, n)
 
   def members(self, items: int, generated: int = 0) -> Work:

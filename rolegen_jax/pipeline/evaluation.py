@@ -184,6 +184,8 @@ def report(
   roles, notes = _roles(run, inputs, models, results)
   told, metric = inputs.choices.told(inputs.bars_history), f'HI@{_main_k(config.evaluation.ks)}'
   notes = [told, *content.parts(systems, metric), *content.experts(systems, metric), *notes]
+  if config.evaluation.occasions:
+    notes += [content.some_occasions(config.evaluation.occasions)]
   notes += content.short_lists(config.evaluation.ks, len(log.items), results.rankings)
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)
@@ -222,7 +224,7 @@ def _main_k(ks: tuple[int, ...]) -> int:
 
 
 def headline(systems: dict[str, dict]) -> str:
-  """Return five lines: hit rates of RoleGen, of its parts alone and of the best baseline."""
+  """Return a table: hit rates of RoleGen, of its parts alone and of the best baseline."""
   tested = systems['RoleGen']['metrics']
   part = 'dormant' if 'dormant' in tested else 'all'
   ks = [name for name in tested[part] if name.startswith('HI@')]
@@ -232,7 +234,7 @@ def headline(systems: dict[str, dict]) -> str:
     return 100 * systems[name]['metrics'][part][metric].mean
 
   baselines = [name for name, system in systems.items() if system['kind'] == 'baseline']
-  parts = [name for name in ('counts_only', 'no_reasoner') if name in systems]
+  parts = [name for name in ('no_language_model', 'counts_only', 'no_reasoner') if name in systems]
   shown = ['RoleGen', *parts, max(baselines, key=lambda name: mean(name, k))]
   width = max(map(len, shown))
   title = f'{part}, hit rate in %'.ljust(width + 10)

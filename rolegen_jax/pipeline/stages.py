@@ -27,7 +27,7 @@ from rolegen_jax.pipeline import artifacts, text
 from rolegen_jax.pipeline.context import Run, load_pretrained
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.reasoning import predict
-from rolegen_jax.reasoning.ablations import AT_RUN_TIME, Replacement, without
+from rolegen_jax.reasoning.ablations import REPLACEMENTS, Replacement, without
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.history_filter import holds
@@ -229,7 +229,7 @@ def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:
 
 
 def train_ablations(run: Run, inputs: Inputs, models: Models) -> dict[str, Trained]:
-  """Train and calibrate what `evaluation.ablations` names, each as far as it needs that."""
+  """Make what `evaluation.ablations` names: trained, calibrated, both or neither."""
   names = run.config.evaluation.ablations
   return {name: train_ablation(run, inputs, models, name) for name in names}
 
@@ -239,11 +239,11 @@ def _replaced(run: Run, trained: Trained, replace: Replacement) -> Callable[[], 
 
 
 def train_ablation(run: Run, inputs: Inputs, models: Models, ablation: str) -> Trained:
-  """Train and calibrate RoleGen with one part turned off (`config.ABLATIONS`)."""
+  """Make RoleGen with one part turned off; `config.ABLATIONS` says what that takes."""
   name, looped = f'ablations/{ablation}', models.looped
-  if ablation in AT_RUN_TIME:
+  if ablation in REPLACEMENTS:
     whole = models.calibrated
-    return Trained(f'{whole.key} {ablation}', _replaced(run, whole, AT_RUN_TIME[ablation]))
+    return Trained(f'{whole.key} {ablation}', _replaced(run, whole, REPLACEMENTS[ablation]))
   if ablation == 'no_reasoner':
     return calibrate(run, inputs, looped, name, reasoning=False, of='loop')
   if ablation in WITHOUT:

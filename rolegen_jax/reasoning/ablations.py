@@ -60,6 +60,6 @@ def without(expert: str) -> Replacement:
   return replace
 
 
-AT_RUN_TIME: dict[str, Replacement] = dict(
+REPLACEMENTS: dict[str, Replacement] = dict(  # of `config.AT_RUN_TIME`
   no_language_model=no_language_model, counts_only=counts_only
 )

@@ -192,7 +192,7 @@ def over(
       if number == 0:
         compiled = compile_in_step(jitted, *args)
       results.append(compiled(*args))
-      # The device has this batch while the next one is assembled, and the bar shows what is done.
+      # The device has this batch while the next one is assembled: the bar is ahead by one.
       jax.block_until_ready(results[max(number - 1, 0)])
   host = jax.device_get(results)
   return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(table)], *host)

@@ -81,7 +81,7 @@ def choices_loss(
   state, target, weight = query_state.state, target_BxQ, weight_BxQ
   loss, log_prob = jnp.zeros(()), jnp.zeros(target.shape)
   if backbone.has('generative'):
-    if (number := config.generated(weight.shape[1])) < weight.shape[1]:
+    if (number := config.generated_targets(weight.shape[1])) < weight.shape[1]:
       drawn = draw_queries(weight, number, key)
       state = jnp.take_along_axis(state, drawn[..., None], axis=1)
       target, weight = (jnp.take_along_axis(x, drawn, axis=1) for x in (target, weight))

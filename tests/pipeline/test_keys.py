@@ -101,7 +101,7 @@ def test_an_ablation_reads_its_own_settings_of_the_loop():
   settings = keys.settings('ablations/tiger', Config())
   assert settings['backbone.experts'] == ['generative']
   # What a switch of the train step turns off is no setting: the name tells such ablations apart.
-  names = ('loop', 'ablations/no_reflection', 'ablations/no_counterfactual')
+  names = ('loop', 'ablations/no_reflection', 'ablations/no_interventions')
   assert len({keys.record(name, Config(), {}).key for name in names}) == 3
 
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from rolegen_jax import overrides, sharding
-from rolegen_jax.config import Config, ConfigError, MeshConfig
+from rolegen_jax.config import AT_RUN_TIME, Config, ConfigError, MeshConfig
 from rolegen_jax.models import intent
 from rolegen_jax.models.decode import retrieve
 from rolegen_jax.models.experts import EXPERTS, OFF
 from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
 from rolegen_jax.reasoning import predict
-from rolegen_jax.reasoning.ablations import counts_only, no_language_model, without
+from rolegen_jax.reasoning.ablations import REPLACEMENTS, counts_only, no_language_model, without
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids.trie import build_trie
 from rolegen_jax.training.calibration import calibrate
@@ -28,6 +28,10 @@ def params() -> dict:
 @pytest.fixture(scope='module')
 def mesh():
   return sharding.make_mesh(MeshConfig())
+
+
+def test_every_ablation_at_run_time_has_its_replacement():
+  assert tuple(REPLACEMENTS) == AT_RUN_TIME
 
 
 def test_no_language_model_leaves_the_equations_and_uniform_roles(params, mesh):
