@@ -25,11 +25,11 @@ def get_config() -> c.Config:
     align=_stage(90),
     reason=_stage(130),
     loop_stage=c.StageConfig(40, 16, loop_optimizer, save_every=40),
-    calibration=c.CalibrationConfig(examples=1000),
+    calibration=c.CalibrationConfig(examples=800),
     evaluation=c.EvaluationConfig(
       # Those that train cost a closed loop each.
       ablations=('no_reasoner', 'no_language_model'),
-      occasions=1000,
+      occasions=600,
       sasrec=_sasrec(),
       # Of 0.3, 0.5, 0.7 and 1.0 the largest at which validation HI@10 is not below that of the
       # backbone alone, in any of three seeds.
