@@ -39,6 +39,7 @@ def measured() -> dict:
   return json.loads(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_a_size_is_measured(measured):
   point = measured['points'][str(ITEMS)]
   assert set(point['live']['swaps']) == {'10', '100'}
@@ -48,6 +49,7 @@ def test_a_size_is_measured(measured):
   assert point['peak_bytes'] > 1e7
 
 
+@pytest.mark.slow
 def test_results_plot_and_tabulate(measured, tmp_path):
   committed = json.loads((harness.FOLDER / 'catalogue.json').read_text())
   for results in (measured, committed):

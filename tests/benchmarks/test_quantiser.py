@@ -45,6 +45,7 @@ def sharded() -> dict:
   return quantiser.sharded(ROWS, WIDTH, ITERATIONS, repeats=1)
 
 
+@pytest.mark.slow
 def test_eight_devices_find_what_one_finds(sharded):
   assert sharded['devices'] == 8
   assert sharded['equal_codes'] > 0.99 and sharded['codebook_difference'] < 1e-2
@@ -52,6 +53,7 @@ def test_eight_devices_find_what_one_finds(sharded):
   np.testing.assert_allclose(one, eight, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_all_sides_are_measured_and_drawn(sharded, monkeypatch, tmp_path):
   pytest.importorskip('faiss')
   size = f'{ROWS}x{WIDTH}'

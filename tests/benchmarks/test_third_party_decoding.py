@@ -38,6 +38,7 @@ def test_histories_are_full_and_real(data, histories):
   assert any((joined[0, : len(items)] == items).all() for items in whole)
 
 
+@pytest.mark.slow
 def test_ours_against_every_score(ours, histories):
   for check in decoding.check_covered(ours, histories, (7, 40)):
     assert check['same_but_ties'] == check['requests'] == BATCH
@@ -53,6 +54,7 @@ def test_ours_against_every_score(ours, histories):
   assert (five['beams'], five['top'], five['requests']) == (BEAMS, 5, BATCH)
 
 
+@pytest.mark.slow
 def test_a_shape_is_compiled_once(ours, histories):
   ours.serve(histories, 3)
   programs = dict(ours._serve_programs)

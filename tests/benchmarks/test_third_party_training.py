@@ -67,6 +67,7 @@ def test_tokens_lead_back_to_their_items():
   assert sum(map(len, leaves)) == tiny.ITEMS
 
 
+@pytest.mark.slow
 def test_ours_counts_what_the_loss_trains_on(ours):
   position = ours.batches.position
   rows = next(ours.batches)
@@ -80,7 +81,9 @@ def test_ours_counts_what_the_loss_trains_on(ours):
   assert ours.update() == (sequences, targets) and targets > sequences
 
 
-@pytest.mark.parametrize('name', ['ours', 'hugging_face', 'cornac'])
+@pytest.mark.parametrize(
+  'name', [pytest.param('ours', marks=pytest.mark.slow), 'hugging_face', 'cornac']
+)
 def test_a_model_learns_and_ranks_real_items(name, data, ours):
   model = ours if name == 'ours' else getattr(third_party, name)(data)
   losses = []
