@@ -24,7 +24,7 @@ PYTEST := $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile 
 .PHONY: demo test test-all lint clean
 
 demo: $(INSTALLED)
-	@echo 'A simulated log, semantic IDs, training, a report: about five minutes on two idle cores.'
+	@echo 'A simulated log, semantic IDs, training, a report: five to six minutes on two idle cores.'
 	@$(RUN) -m rolegen_jax train --experiment=demo --workdir=runs/demo
 
 test: $(INSTALLED_TEST)

@@ -2,8 +2,8 @@
 
   rolegen train --experiment=demo --workdir=runs/demo
 
-Expect about five minutes on two idle CPU cores, HI@10 of about 36 % on the dormant test targets,
-30 % for its backbone without a reasoner, and 36 % for counting, which trains nothing.
+Expect five to six minutes on two idle CPU cores, HI@10 of about 35 % on the dormant test targets,
+29 % for its backbone without a reasoner, and 36 % for counting, which trains nothing.
 docs/simulator.md says what is simulated.
 """
 

@@ -67,7 +67,7 @@ LOOP_FIGURES = (
 )
 CURVE_POINTS = 100
 
-JSON_WIDTH = 240  # an object or list that fits is one line
+JSON_WIDTH = 320  # an object or list that fits is one line
 
 _RUNS = path_flag('runs', '', 'Folder of the sweeps, each named like its experiment.')
 _RESULTS = path_flag('results', str(harness.FOLDER / 'quality.json'), 'The summary.')
@@ -81,6 +81,7 @@ def main() -> None:
   if _RUNS.value:
     results = measure(pathlib.Path(_RUNS.value), results)
     results['provenance'] = harness.Store().provenance
+    results = rounded(results)
     with renamed(path) as temporary:
       pathlib.Path(temporary).write_text(to_json(results) + '\n')
   blocks = tables(results)
@@ -325,6 +326,15 @@ def _provenance(folder: pathlib.Path) -> dict:
   end = datetime.datetime.fromisoformat(report['when']).timestamp()
   wall_s = round(end - min(starts)) if starts else None
   return {field: report[field] for field in fields} | dict(wall_s=wall_s)
+
+
+def rounded(value: object) -> object:
+  """Return the value with its numbers to six digits, more than any table shows."""
+  if isinstance(value, float):
+    return float(f'{value:.6g}')
+  if isinstance(value, list):
+    return [rounded(x) for x in value]
+  return {key: rounded(x) for key, x in value.items()} if isinstance(value, dict) else value
 
 
 def to_json(value: object, indent: int = 0) -> str:
