@@ -316,13 +316,16 @@ def test_an_expert_that_is_off_is_not_computed(expert):
 @pytest.mark.parametrize('expert', ['history', 'popularity'])
 def test_an_expert_that_is_off_is_not_trained(expert):
   """Its weight and the parameters of its formula have no gradient."""
+  # Of items that are equally popular, the weight's gradient is 0 but for rounding.
+  counts = np.arange(tiny.ITEMS) ** 2
+  trie = build_trie(tiny.codes(), tiny.CODES, tiny.CAPACITY, counts=counts)
 
   def gradient(names):
     rolegen = tiny.rolegen(f'backbone.experts={names}')
 
     def loss(params):
       rows = tiny.examples().history
-      return losses.warmup_loss(rolegen, params, rows, tiny.trie(), jax.random.key(0))[0]
+      return losses.warmup_loss(rolegen, params, rows, trie, jax.random.key(0))[0]
 
     found = jax.device_get(jit(jax.grad(loss))(tiny.params('backbone')))['experts']
     of_formula = ('slot_age', 'slot_event') if expert == 'history' else ()
@@ -330,5 +333,5 @@ def test_an_expert_that_is_off_is_not_trained(expert):
     return [np.abs(x).max() for x in own]
 
   names = BACKBONE_EXPERTS
-  assert min(gradient(names)) > 0
+  assert min(gradient(names)) > 1e-4
   assert max(gradient(tuple(name for name in names if name != expert))) == 0
