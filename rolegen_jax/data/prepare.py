@@ -146,7 +146,7 @@ def _split_notes(occasions: Occasions, cuts: Cuts | None) -> dict[str, Any]:
   if not chosen.any():
     chosen, kind = occasions.cohort != D3, 'occasions'
   counts = np.bincount(occasions.split[chosen], minlength=len(SPLITS))
-  shares = counts / max(counts.sum(), 1)
+  shares = counts / max(int(counts.sum()), 1)
   starts = {
     f'{SPLITS[split]}_from': _iso(occasions.timestamp[occasions.split == split].min())
     for split in (VALID, TEST)
