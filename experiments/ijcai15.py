@@ -2,8 +2,8 @@
 
   rolegen train --experiment=ijcai15 --workdir=runs/ijcai15
 
-Sized for less than an hour on two CPU cores, and not yet run whole: there are no figures. The
-metric is HI@10 on the 1,090 dormant test targets, beside that of the baselines. How to get the log:
+Expect 20 minutes on two CPU cores and HI@10 of 24.0 % on the 1,090 dormant test targets, 23.9 for
+the backbone alone and for the recency baseline (one seed; docs/quality.md). How to get the log:
 docs/guide.md.
 
 Of the source's clicks there are none: what stands as a view is a favorite, the stronger signal, so

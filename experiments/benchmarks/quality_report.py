@@ -148,8 +148,8 @@ def aims(results: dict) -> Iterator[tuple[str, float, float]]:
         for name, system in systems.items()
         if is_baseline(name)
       )
-      slice_ = summary['slice']
-      yield f'{log}: {slice_} HI@10 of {TESTED} minus any baseline, at least', LEAD_AIM, ahead
+      what = f'{log}: {summary["slice"]} HI@10 of {TESTED} minus any baseline, at least'
+      yield what, LEAD_AIM, ahead
     for name in (TESTED, f'{TESTED}_exposure_penalty'):
       if not {name, BACKBONE} <= set(systems):
         continue
