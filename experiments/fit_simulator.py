@@ -1,6 +1,7 @@
-"""Fit the simulator's presets to the marginals of two real logs and draw docs/simulator.png.
+"""Fit a simulator's presets to the marginals of two real logs and draw them.
 
   python -m experiments.fit_simulator --preset=alibaba2014    # fit, write, draw (minutes)
+  python -m experiments.fit_simulator --kind=context --figure=docs/context_simulator.png
   python -m experiments.fit_simulator --draw_only             # redraw, no real log needed
 
 Needs $ROLEGEN_DATA (default data/) with <preset>/events.parquet in the contract's columns. Only
@@ -30,6 +31,7 @@ from rolegen_jax.simulator import behavior, marginals, rules, world
 
 PRESETS = ('alibaba2014', 'taobao_userbehavior_1k')
 _PRESET = flags.DEFINE_enum('preset', 'both', PRESETS + ('both',), 'The real log to fit to.')
+_KIND = flags.DEFINE_enum('kind', 'item_traits', ('item_traits', 'context'), 'The simulator.')
 _ROUNDS = flags.DEFINE_integer('rounds', 4, 'Passes over the parameters.', lower_bound=1)
 _USERS = flags.DEFINE_integer(
   'users', 900, 'Simulated users of a trial, about as many as the real logs have.', lower_bound=100
@@ -82,10 +84,10 @@ def real_log(preset: str) -> pl.DataFrame:
   return events
 
 
-def trial(preset: str, fitted: rules.Fitted, per_item: float, users: int) -> dict:
+def trial(kind: str, preset: str, fitted: rules.Fitted, per_item: float, users: int) -> dict:
   """Return the summary of a log simulated with `fitted`, read as the real log of `preset` is."""
-  config = SimulatorConfig(preset=preset, users=users, events_per_user_scale=1.0)
-  simulator = world.World.build(config, fitted)
+  config = SimulatorConfig(kind=kind, preset=preset, users=users, events_per_user_scale=1.0)
+  simulator = world.build(config, fitted)
   user, item, event, time = behavior.draw_log(simulator)
   names = np.array(EVENT_NAMES)[event]
   log = pl.DataFrame({'user_id': user, 'item_id': item, 'event': names, 'timestamp': time})
@@ -103,15 +105,15 @@ def loss(simulated: dict, real: dict) -> float:
   return sum(distances.values()) + 2 * distances[POPULARITY] + 0.5 * sum(gaps)
 
 
-def fit(preset: str, rounds: int, users: int) -> dict:
-  """Return the fitted parameters, target summary and distances of one preset, as committed."""
+def fit(kind: str, preset: str, rounds: int, users: int) -> dict:
+  """Return the target summary, fitted parameters and distances of one preset, as committed."""
   events = real_log(preset)
   target = marginals.summary(events)
   others = events.unique().filter(pl.col('event') != 'purchase')['event']
   shares = {f'{event}_share': float((others == event).mean()) for event in ('fav', 'cart')}
 
   def simulated(values: dict) -> dict:
-    return trial(preset, rules.Fitted(**values), target['per_item'], users)
+    return trial(kind, preset, rules.Fitted(**values), target['per_item'], users)
 
   values, step = START | shares, FIRST_STEP
   best = loss(simulated(values), target)
@@ -130,7 +132,8 @@ def fit(preset: str, rounds: int, users: int) -> dict:
     step *= SHRINK
   values = {name: float(f'{value:.4g}') for name, value in values.items()}
   distances = marginals.distances(simulated(values), target)
-  return dict(fitted=values, target=rounded(target), distance=rounded(distances))
+  fitted = dict(fitted=values, distance=rounded(distances))
+  return {'target': rounded(target), kind: fitted}
 
 
 def rounded(value):
@@ -153,14 +156,15 @@ def write(presets: dict) -> None:
     temporary.write_text(text + '\n', encoding='utf-8')
 
 
-def draw(presets: dict, users: int, path: str) -> None:
+def draw(kind: str, presets: dict, users: int, path: str) -> None:
   """Draw every marginal of every preset, the real curve and the simulated one in each panel."""
   size = (17, 3.6 * len(presets))
   figure = Figure(figsize=size, layout='constrained')
   panels = figure.subplots(len(presets), len(marginals.MARGINALS), squeeze=False)
   for row, (preset, entry) in zip(panels, presets.items()):
     target = entry['target']
-    simulated = trial(preset, rules.Fitted(**entry['fitted']), target['per_item'], users)
+    fitted = rules.Fitted(**entry[kind]['fitted'])
+    simulated = trial(kind, preset, fitted, target['per_item'], users)
     distances = marginals.distances(simulated, target)
     print(preset, 'real', target['scalars'], 'SIMULATED', rounded(simulated['scalars']))
     for panel, name in zip(row, marginals.MARGINALS):
@@ -198,10 +202,11 @@ def main(argv: Sequence[str]) -> None:
   presets = rules.load_presets() if rules.PRESETS.exists() else {}
   for preset in PRESETS if _PRESET.value == 'both' else (_PRESET.value,):
     if not _DRAW_ONLY.value:
-      presets[preset] = fit(preset, _ROUNDS.value, _USERS.value)
+      fitted = fit(_KIND.value, preset, _ROUNDS.value, _USERS.value)
+      presets[preset] = presets.get(preset, {}) | fitted
       write(presets)
-    print(preset, presets[preset]['distance'], presets[preset]['fitted'])
-  draw(presets, _USERS.value, _FIGURE.value)
+    print(preset, presets[preset][_KIND.value])
+  draw(_KIND.value, presets, _USERS.value, _FIGURE.value)
 
 
 if __name__ == '__main__':

@@ -101,9 +101,12 @@ class DataConfig(Section):
 class SimulatorConfig(Section):
   """The simulated shop log (`rolegen_jax/simulator/`)."""
 
+  # item_traits (effects add up) | context (what an event does depends on its context).
+  kind: str = 'item_traits'
   # Which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k; or
-  # held_back, of other strengths.
+  # held_back, item traits of other strengths.
   preset: str = 'alibaba2014'
+  strength: float = 1.0  # of what context does; kind=context only
   users: int = 3000
   items: int = 1200
   categories: int = 24
@@ -112,7 +115,14 @@ class SimulatorConfig(Section):
   seed: int = 0
 
   def validate(self, name: str) -> None:
-    self._one_of(('alibaba2014', 'taobao_userbehavior_1k', 'held_back'), f'{name}.preset')
+    self._one_of(('item_traits', 'context'), f'{name}.kind')
+    is_context = self.kind == 'context'
+    presets = 'alibaba2014', 'taobao_userbehavior_1k', *(() if is_context else ('held_back',))
+    self._one_of(presets, f'{name}.preset')
+    self._at_least(0, name, 'strength')
+    self._at_most(4, name, 'strength')
+    has_strength = is_context or self.strength == 1
+    self._need(has_strength, f'{name}.strength', '1 unless simulator.kind=context')
     self._at_least(1, name, 'users', 'items', 'categories')
     self._at_most(MANY, name, 'users', 'items')
     # Two departments of four, and items to choose from in each category.

@@ -306,9 +306,4 @@ class Oracle:
     return Lists(order, np.take_along_axis(score, order, axis=1))
 
   def observe(self, events: Events) -> None:
-    added = self._world.state_of_rows(self._users, *events)
-    sums = {
-      name: getattr(self._state, name) + getattr(added, name)
-      for name in ('excitation', 'inhibition', 'consideration')
-    }
-    self._state = dataclasses.replace(self._state, **sums)
+    self._state = self._world.extended(self._state, *events)

@@ -33,7 +33,7 @@ from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.recommend import dormant
 from rolegen_jax.serving.slate import log_opens
 from rolegen_jax.simulator.rules import HELD_BACK
-from rolegen_jax.simulator.world import World
+from rolegen_jax.simulator.world import build
 
 # As in the report; no_reasoner is the backbone alone. What has probabilities is shown by log p and
 # as slates; popular_opens is one slate for everybody.
@@ -201,7 +201,7 @@ class Test:
       users,
       slate,
     )
-    self.world = World.build(config.simulator)
+    self.world = build(config.simulator)
     user_ids = log.users.gather(users).to_numpy()
     self.state = self.world.state_of_rows(user_ids, *self.setting.past())
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from rolegen_jax.config import EVENT_NAMES
-from rolegen_jax.simulator.rules import Uniforms, stream
+from rolegen_jax.simulator.rules import DAY, Uniforms, stream
 
 if TYPE_CHECKING:
   from rolegen_jax.simulator.world import State, World
 
 VIEW, FAV, CART, PURCHASE = map(EVENT_NAMES.index, ('view', 'fav', 'cart', 'purchase'))
-DAY = 86_400
 
 # Uniforms that one event takes, by column: does the user buy; by which mechanism is the event
 # drawn; in which category; does it go back to a considered item; which item; which kind of contact;
@@ -36,25 +35,6 @@ def choose(weight_AxN: np.ndarray, u_A: np.ndarray) -> np.ndarray:
   """Draw an index in proportion to each row of non-negative weights, by inverse CDF."""
   cdf = np.cumsum(weight_AxN, axis=1)
   return np.minimum((cdf < (u_A * cdf[:, -1])[:, None]).sum(1), weight_AxN.shape[1] - 1)
-
-
-class Tables:
-  """Item lists that drawing needs.
-
-  items_CxN: items by category, padded with -1. trigger_1xI, distract_DxI: weights of triggers, and
-  of the distractors against each of D departments.
-  """
-
-  def __init__(self, world: World) -> None:
-    traits = world.traits
-    members = [np.flatnonzero(traits.category_I == c) for c in range(world.config.categories)]
-    self.items_CxN = np.full((len(members), max(map(len, members))), -1)
-    for c, items in enumerate(members):
-      self.items_CxN[c, : len(items)] = items
-    weight_I = np.exp(traits.popularity_I)
-    departments = np.arange(traits.department_C[-1] + 1)
-    self.trigger_1xI = (weight_I * (traits.trigger_I >= 0))[None]
-    self.distract_DxI = weight_I * (traits.distracts_I == departments[:, None])
 
 
 def draw_purchases(
@@ -75,87 +55,33 @@ def draw_purchases(
   return choose(p, u_A)
 
 
-def draw_events(
-  world: World,
-  tables: Tables,
-  state: State,
-  rows: np.ndarray,
-  times: np.ndarray,
-  u_AxQ: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Draw the next event of each of `rows` [A] of `state` at `times` [A]: (items, event codes).
-
-  u_AxQ: uniforms [A, NOISE].
-  """
-  rules, traits = world.rules, world.traits
-  users, now = state.users[rows], world.decay(times)
-  raised = traits.base_UxC[users] + now[:, None] * state.excitation[rows]
-  lam = raised * np.exp(-now[:, None] * state.inhibition[rows])
-  total = lam.sum(1)
-  buys = u_AxQ[:, U_BUYS] < traits.rate_U[users] * total / (total + rules.hazard_half)
-
-  chances = [rules.p_explore, rules.p_trigger, rules.p_distract, rules.p_complement]
-  mechanism = np.searchsorted(np.cumsum(chances), u_AxQ[:, U_MECHANISM], 'right')
-  explores, triggers, distracts, complements, intends = (mechanism == k for k in range(5))
-  category_weight = np.where(explores[:, None], traits.base_UxC[users], lam**rules.focus)
-  category = choose(category_weight, u_AxQ[:, U_CATEGORY])
-  department = traits.department_C[category]
-  triggers &= tables.trigger_1xI.any()
-  distracts &= tables.distract_DxI.any(1)[department]
-  # An event "in the complement of the active intent" is in a category whose contacts kick that
-  # intent.
-  complemented_by = np.argsort(traits.complement_C)
-  category = np.where(complements, complemented_by[category], category)
-
-  items, revisits = _draw_contacts(world, tables, state, rows, times, category, intends, u_AxQ)
-  if triggers.any():
-    weight = np.broadcast_to(tables.trigger_1xI, (triggers.sum(), world.config.items))
-    items[triggers] = choose(weight, u_AxQ[triggers, U_ITEM])
-  if distracts.any():
-    weight = tables.distract_DxI[department[distracts]]
-    items[distracts] = choose(weight, u_AxQ[distracts, U_ITEM])
-  codes = _contact_codes(world, revisits, u_AxQ[:, U_KIND])
-  if buys.any():
-    bought = draw_purchases(world, state, rows[buys], times[buys], u_AxQ[buys, U_BOUGHT])
-    items[buys] = bought
-    codes[buys] = PURCHASE
-  return items, codes
+def contact_codes(world: World, revisits: np.ndarray, u_A: np.ndarray) -> np.ndarray:
+  """Draw view, fav or cart."""
+  (_, first_fav, first_cart), (_, again_fav, again_cart) = _mark_shares(world)
+  p_fav = np.where(revisits, again_fav, first_fav)
+  p_cart = np.where(revisits, again_cart, first_cart)
+  return np.where(u_A < p_fav, FAV, np.where(u_A < p_fav + p_cart, CART, VIEW))
 
 
-def _draw_contacts(
-  world: World,
-  tables: Tables,
-  state: State,
-  rows: np.ndarray,
-  times: np.ndarray,
-  category: np.ndarray,
-  intends: np.ndarray,
-  u_AxQ: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Draw (items [A] in `category`, whether they are revisits of a considered item [A])."""
-  users, now = state.users[rows], world.decay(times)
-  options = tables.items_CxN[category]
-  is_item = options >= 0
-  weight = np.where(is_item, world.attraction(users[:, None], options), 0)
-  considered = now[:, None] * state.consideration[rows[:, None], options]
-  contacts = np.where(is_item, considered, 0)
-  mass = contacts.sum(1)
-  p_revisit = world.fitted.revisit * mass / (mass + 0.5)
-  revisits = intends & (u_AxQ[:, U_REVISIT] < p_revisit)
-  chosen = choose(np.where(revisits[:, None], contacts, weight), u_AxQ[:, U_ITEM])
-  return options[np.arange(len(rows)), chosen], revisits
+def code_shares(world: World, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Return the share of contacts that are `codes`, of first contacts and of repeated ones."""
+  first, again = (np.array([*shares, 1.0]) for shares in _mark_shares(world))
+  column = np.select([codes == VIEW, codes == FAV, codes == CART], [0, 1, 2], 3)
+  return first[column], again[column]
 
 
-def _contact_codes(world: World, revisits: np.ndarray, u_A: np.ndarray) -> np.ndarray:
-  """Draw view, fav or cart.
+def _mark_shares(world: World) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+  """Return shares of (view, fav, cart) of first contacts and of repeated ones.
 
   A fav or cart falls on a repeated contact `repeat_mark_odds` times as often as on a first one.
   """
   odds, fitted = world.rules.repeat_mark_odds, world.fitted
   expected = 1 + (odds - 1) * fitted.revisit / 2
-  lift = np.where(revisits, odds, 1) / expected
-  p_fav, p_cart = fitted.fav_share * lift, fitted.cart_share * lift
-  return np.where(u_A < p_fav, FAV, np.where(u_A < p_fav + p_cart, CART, VIEW))
+  shares = []
+  for lift in (1 / expected, odds / expected):
+    p_fav, p_cart = fitted.fav_share * lift, fitted.cart_share * lift
+    shares.append((1 - p_fav - p_cart, p_fav, p_cart))
+  return shares[0], shares[1]
 
 
 def draw_log(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -165,7 +91,7 @@ def draw_log(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
   """
   rng, rules, traits = stream(world.config.seed, 'log'), world.rules, world.traits
   n_users, end = world.config.users, rules.start + rules.days * DAY
-  tables, state = Tables(world), world.empty(np.arange(n_users))
+  state = world.empty(np.arange(n_users))
   shape = world.fitted.gap_shape
   gap_scale = DAY / traits.visits_U / math.gamma(1 + 1 / shape)  # of a Weibull, seconds
   # A visit starts the log of every user: at a random point of the first gap, wrapped into the
@@ -177,7 +103,7 @@ def draw_log(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
   while len(active):
     u = rng.random((len(active), NOISE + 3))
     u_leaves, u_stay, u_away = u[:, NOISE:].T
-    items, codes = draw_events(world, tables, state, active, times[active], u[:, :NOISE])
+    items, codes = world.draw_events(state, active, times[active], u[:, :NOISE])
     world.add(state, active, items, codes, times[active])
     events.append((active, items, codes, times[active]))
     leaves = u_leaves < 1 / traits.session_U[active]
@@ -208,7 +134,7 @@ def act(
   shown_NxK: np.ndarray,
   day: int,
   rng: Uniforms,
-) -> tuple[pl.DataFrame, State]:
+) -> tuple[pl.DataFrame, Any]:
   """Play one day; see `World.act`."""
   rules = world.rules
   rows = _state_rows(world, state, user_indices)
@@ -219,7 +145,7 @@ def act(
   u_shown = rng.random((n_users, n_slots, SHOWN_NOISE))
   u_organic = rng.random((n_users, rules.max_session, NOISE + 1))
   clock = rules.start + day * DAY + (u_visit[:, 1] * 43_200).astype(np.int64)
-  visit_day = _VisitDay(world, Tables(world), state.copy(), user_indices, rows, clock)
+  visit_day = _VisitDay(world, state.copy(), user_indices, rows, clock)
   for slot in range(n_slots):
     visit_day.show(visits, shown_NxK[:, slot], slot, u_shown[:, slot])
   visit_day.browse(np.flatnonzero(visits), u_organic)
@@ -243,7 +169,6 @@ class _VisitDay:
   """The visits of N users on one day, played in step; `state`, `clock` and `log` move on."""
 
   world: World
-  tables: Tables
   state: State
   users: np.ndarray  # [N], user indices
   rows: np.ndarray  # [N], rows of `state`
@@ -260,7 +185,7 @@ class _VisitDay:
     is_examined = u[:, U_EXAMINED] < 1 / math.log2(position + 2)
     examining = np.flatnonzero(visits & (shown >= 0) & is_examined)
     rows, items = self.rows[examining], shown[examining]
-    desire = _relative_desire(world, state, rows, items, self.clock[examining])
+    desire = world.desire(state, rows, items, self.clock[examining])
     views = u[examining, U_VIEWED] < desire / (desire + world.rules.view_half)
     viewing, rows, items = examining[views], rows[views], items[views]
     self._record(viewing, items, np.full(len(viewing), VIEW), position)
@@ -278,7 +203,7 @@ class _VisitDay:
     """
     for step in range(self.world.rules.max_session):
       rows, times, noise = self.rows[active], self.clock[active], u[active, step, :NOISE]
-      items, codes = draw_events(self.world, self.tables, self.state, rows, times, noise)
+      items, codes = self.world.draw_events(self.state, rows, times, noise)
       self._record(active, items, codes, None)
       session = self.world.traits.session_U[self.users[active]]
       active = active[u[active, step, NOISE] >= 1 / session]
@@ -306,18 +231,3 @@ class _VisitDay:
     positions = np.full(len(active), -1 if position is None else position)
     self.log.append((self.users[active], items, codes, times, shown, positions))
     self.clock[active] += 30
-
-
-def _relative_desire(
-  world: World, state: State, rows: np.ndarray, items: np.ndarray, times: np.ndarray
-) -> np.ndarray:
-  """Return the choice weight of `items` [A] for `rows` [A] of `state`.
-
-  It is relative to an average item for a user with even preferences and no history.
-  """
-  category, users, now = world.traits.category_I[items], state.users[rows], world.decay(times)
-  raised = world.traits.base_UxC[users, category] + now * state.excitation[rows, category]
-  lam = raised * np.exp(-now * state.inhibition[rows, category])
-  contacts = 1 + now * state.consideration[rows, items]
-  contact_factor = contacts**world.fitted.consideration
-  return lam * world.attraction(users, items) * contact_factor * world.config.items

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from rolegen_jax.simulator.rules import DAY
+
 GRID = np.linspace(0, 1, 41)  # quantile levels, and catalogue shares of the popularity curve
 MARGINALS = (
   'events per user',
@@ -19,8 +21,6 @@ MARGINALS = (
   'repeat share per user',
 )
 SCALARS = ('conversion rate', 'repeat share', 'purchases seen before')
-
-_DAY = 86_400  # seconds
 
 
 def summary(
@@ -40,7 +40,7 @@ def summary(
   distinct item are as in the log compared with (a small sample has a longer tail).
   """
   if day_level:
-    events = events.with_columns(pl.col('timestamp') // _DAY * _DAY)
+    events = events.with_columns(pl.col('timestamp') // DAY * DAY)
   events = (
     events.select('user_id', 'item_id', 'event', 'timestamp')
     .unique()
@@ -51,7 +51,7 @@ def summary(
   events = events.with_columns(
     seen=pl.col('timestamp') > first_contact,
     bought=pl.col('event') == 'purchase',
-    bin=((pl.col('timestamp') - start) / (_DAY * bin_days)).floor().cast(pl.Int64),
+    bin=((pl.col('timestamp') - start) / (DAY * bin_days)).floor().cast(pl.Int64),
   )
   users = events.group_by('user_id', maintain_order=True).agg(
     pl.len(), pl.col('bought').mean(), pl.col('seen').mean()

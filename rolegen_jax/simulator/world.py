@@ -1,53 +1,171 @@
-"""The simulated world: a seeded structural causal model of shoppers with closed-form conversions.
+"""The simulated worlds: seeded structural causal models of shoppers with closed-form conversions.
 
-`simulate(config)` gives a log with planted roles and true removal effects; `World` answers what-if
-questions about any history and plays A/B tests. Rules, equations and constants are in
-docs/simulator.md. SIMULATED DATA: no real shopper.
+`simulate(config)` gives a log with planted roles and true removal effects; a `World` answers
+what-if questions about any history and plays A/B tests. `config.kind` names the model:
+docs/simulator.md has the item-trait simulator, docs/context_simulator.md the one of contexts.
+SIMULATED DATA: no real shopper.
 
-U users of the world, N rows of a state, C categories, I items, M recent events, K shown items.
+N rows of a state, A of them that act, I items, K shown items.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, ConfigError, SimulatorConfig
-from rolegen_jax.simulator import behavior, roles
-from rolegen_jax.simulator.rules import STYLES, Fitted, Rules, Uniforms, load_fitted, rules_of
-from rolegen_jax.simulator.traits import Traits, draw_traits, item_table
-
-VIEW, FAV, CART, PURCHASE = map(EVENT_NAMES.index, ('view', 'fav', 'cart', 'purchase'))
-DAY = 86_400
+from rolegen_jax.simulator import behavior, planted
+from rolegen_jax.simulator.context.world import ContextWorld
+from rolegen_jax.simulator.item_traits.world import TraitWorld
+from rolegen_jax.simulator.rules import DEPARTMENT_SIZE, CommonRules, Fitted, Uniforms
 
 
-@dataclasses.dataclass(frozen=True)
-class State:
-  """Latent state of N users: sums of the kicks of their events, each times exp(+day / decay_days).
+class State(Protocol):
+  """Latent state of N users after a history."""
 
-  The value on day d is the stored value times exp(-d / decay_days), so the state needs no clock and
-  is additive in events.
-  """
+  @property
+  def users(self) -> np.ndarray:
+    """User indices, [N]."""
+    ...
 
-  users: np.ndarray  # [N], user indices
-  excitation: np.ndarray  # [N, C], adds to intensity
-  inhibition: np.ndarray  # [N, C], lowers log intensity
-  consideration: np.ndarray  # [N, I], contacts by item
-
-  def copy(self) -> State:
-    """Return a state that shares no memory with this one."""
-    return State(
-      self.users.copy(), self.excitation.copy(), self.inhibition.copy(), self.consideration.copy()
-    )
-
-  def rows(self, index: np.ndarray) -> State:
+  def rows(self, index: np.ndarray) -> Any:
     """Return the state of these rows."""
-    return State(
-      self.users[index], self.excitation[index], self.inhibition[index], self.consideration[index]
-    )
+    ...
+
+  def copy(self) -> Any:
+    """Return a state that shares no memory with this one."""
+    ...
+
+
+class World(Protocol):
+  """What a simulator answers; timestamps are of each row, [N] or [A]."""
+
+  @property
+  def config(self) -> SimulatorConfig: ...
+
+  @property
+  def rules(self) -> CommonRules: ...
+
+  @property
+  def fitted(self) -> Fitted: ...
+
+  @property
+  def traits(self) -> Any:
+    """Fixed properties of users and items; each model's own."""
+    ...
+
+  def day(self, timestamps: ArrayLike) -> np.ndarray:
+    """Return days since the start of the world, as floats."""
+    ...
+
+  def empty(self, users: np.ndarray) -> Any:
+    """Return the state of users [N] without history."""
+    ...
+
+  def add(
+    self,
+    state: Any,
+    rows: np.ndarray,
+    items: np.ndarray,
+    codes: np.ndarray,
+    timestamps: np.ndarray,
+  ) -> None:
+    """Add one event to each of `rows` IN PLACE; a row may occur once only."""
+    ...
+
+  def extended(
+    self,
+    state: Any,
+    rows: np.ndarray,
+    items: np.ndarray,
+    codes: np.ndarray,
+    timestamps: np.ndarray,
+  ) -> Any:
+    """Return `state` after more events, flat arrays; `rows` may repeat. `state` stays."""
+    ...
+
+  def state(self, histories: pl.DataFrame, users: ArrayLike | None = None) -> Any:
+    """Return the state after any histories, edited ones too.
+
+    histories: columns user_id, item_id, event, timestamp, in any order. users: [N], the rows of the
+    state; None = every user of the world. Events of other users are ignored.
+    """
+    ...
+
+  def state_of_rows(
+    self,
+    users: ArrayLike,
+    rows: np.ndarray,
+    items: np.ndarray,
+    codes: np.ndarray,
+    timestamps: np.ndarray,
+  ) -> Any:
+    """Return the same from flat arrays, one element per event; `rows` index `users` [N]."""
+    ...
+
+  def hazard(self, state: Any, timestamps: ArrayLike) -> np.ndarray:
+    """Return the probability that an event is a purchase, [N]."""
+    ...
+
+  def log_p_conversion(self, state: Any, timestamps: ArrayLike) -> np.ndarray:
+    """Return log p(item | a purchase happens, history), [N, I]; rows sum to 1 in probability."""
+    ...
+
+  def roles_and_effects(self, pairs: planted.Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Return role and true removal effect of each pair, [O, M]; NaN where there is no event."""
+    ...
+
+  def desire(
+    self, state: Any, rows: np.ndarray, items: np.ndarray, timestamps: np.ndarray
+  ) -> np.ndarray:
+    """Return the choice weight of `items` [A] for `rows` [A] of `state`.
+
+    It is relative to an average item for a user with even preferences and no history.
+    """
+    ...
+
+  def draw_events(
+    self, state: Any, rows: np.ndarray, timestamps: np.ndarray, u_AxQ: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the next event of each of `rows` [A] of `state`: (items, event codes).
+
+    u_AxQ: uniforms [A, behavior.NOISE].
+    """
+    ...
+
+  def act(
+    self,
+    state: Any,
+    user_indices: ArrayLike,
+    shown_items: ArrayLike,
+    day: int,
+    rng: Uniforms,
+  ) -> tuple[pl.DataFrame, Any]:
+    """Play one day of an A/B test: who visits sees the items shown, then browses as always.
+
+    user_indices: [N], distinct and in `state.users`, else ValueError. shown_items: [N, K], -1 =
+    nothing.
+
+    Returns the events of the day (user_id, item_id, event, timestamp, shown: bool, position: 0.. or
+    -1) and the state after them; `state` is not changed. Pure given `rng`; two arms with equal
+    generators share the noise of each user and slot.
+    """
+    ...
+
+  def visitors(self, user_indices: ArrayLike, rng: Uniforms) -> np.ndarray:
+    """Return who visits on the day that `act` plays with an equal generator, bool [N].
+
+    The others see nothing of what is shown to them.
+    """
+    ...
+
+  def item_table(self) -> pl.DataFrame:
+    """Return the items as a shop files them: item_id, title, category_code, brand, price."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,293 +178,29 @@ class SimulatedLog:
   world: World
 
 
-@dataclasses.dataclass(frozen=True)
-class World:
-  """Rebuilt from `config` alone by `World.build`."""
+def build(config: SimulatorConfig, fitted: Fitted | None = None) -> World:
+  """Return the world of `config`.
 
-  config: SimulatorConfig
-  rules: Rules
-  fitted: Fitted
-  traits: Traits
-  excite: np.ndarray  # [2, I, C], intensity added per strength by a contact (0) and a purchase (1)
-  inhibit: np.ndarray  # [2, I, C], the same for log intensity taken away
-  strength: np.ndarray  # [event codes], strength of an event
-  normalizer_UxC: np.ndarray  # sum over a category's items of exp(popularity + style)
-
-  @classmethod
-  def build(cls, config: SimulatorConfig, fitted: Fitted | None = None) -> World:
-    """Return the world of `config`.
-
-    fitted: replaces the preset's parameters (for the fit itself). Raises ConfigError when there are
-    too few categories or items.
-    """
-    rules = rules_of(config.preset)
-    least = 2 * rules.department_size
-    if config.categories < least or config.items < 4 * config.categories:
-      raise ConfigError(
-        f'simulator.items={config.items}, simulator.categories={config.categories}: '
-        f'must be at least {least} categories and 4 items in each'
-      )
-    fitted = fitted or load_fitted(config.preset)
-    traits = draw_traits(config, rules, fitted)
-    excite, inhibit = _kicks(rules, traits)
-    strength = np.zeros(len(EVENT_NAMES))
-    strength[[VIEW, FAV, CART, PURCHASE]] = 1, rules.fav_strength, rules.cart_strength, 1
-    mass_SxC = np.zeros((len(STYLES), config.categories))
-    np.add.at(mass_SxC, (traits.style_I, traits.category_I), np.exp(traits.popularity_I))
-    normalizer_UxC = np.exp(traits.style_UxS) @ mass_SxC
-    return cls(config, rules, fitted, traits, excite, inhibit, strength, normalizer_UxC)
-
-  def day(self, timestamps: ArrayLike) -> np.ndarray:
-    """Return days since the start of the world, as floats."""
-    return (np.asarray(timestamps) - self.rules.start) / DAY
-
-  def decay(self, timestamps: ArrayLike) -> np.ndarray:
-    """Return what a stored kick is worth at these times.
-
-    Its inverse scales a kick that happens then.
-    """
-    return np.exp(-self.day(timestamps) / self.rules.decay_days)
-
-  def attraction(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Return the choice share of `items` in their categories before any contact.
-
-    users, items: broadcast. Shares sum to 1 over a category.
-    """
-    traits = self.traits
-    utility = traits.popularity_I[items] + traits.style_UxS[users, traits.style_I[items]]
-    return np.exp(utility) / self.normalizer_UxC[users, traits.category_I[items]]
-
-  def empty(self, users: np.ndarray) -> State:
-    """Return the state of users [N] without history."""
-    n, categories = len(users), self.config.categories
-    return State(
-      users=np.asarray(users),
-      excitation=np.zeros((n, categories)),
-      inhibition=np.zeros((n, categories)),
-      consideration=np.zeros((n, self.config.items)),
-    )
-
-  def add(
-    self,
-    state: State,
-    rows: np.ndarray,
-    items: np.ndarray,
-    codes: np.ndarray,
-    timestamps: np.ndarray,
-  ) -> None:
-    """Add one event to each of `rows` IN PLACE; a row may occur once only."""
-    scale = self.strength[codes] / self.decay(timestamps)
-    is_purchase = (codes == PURCHASE).astype(int)
-    state.excitation[rows] += scale[:, None] * self.excite[is_purchase, items]
-    state.inhibition[rows] += scale[:, None] * self.inhibit[is_purchase, items]
-    state.consideration[rows, items] += scale
-
-  def state(self, histories: pl.DataFrame, users: ArrayLike | None = None) -> State:
-    """Return the state after any histories, edited ones too.
-
-    histories: columns user_id, item_id, event, timestamp, in any order. users: [N], the rows of the
-    state; None = every user of the world. Events of other users are ignored.
-    """
-    users = np.arange(self.config.users) if users is None else np.asarray(users)
-    row_of_user = pl.DataFrame(
-      {'user_id': users, 'row': np.arange(len(users))}, schema_overrides={'user_id': pl.Int64}
-    )
-    events = histories.join(row_of_user, on='user_id')
-    return self.state_of_rows(
-      users,
-      events['row'].to_numpy(),
-      events['item_id'].to_numpy(),
-      event_codes(events['event']),
-      events['timestamp'].to_numpy(),
-    )
-
-  def state_of_rows(
-    self,
-    users: ArrayLike,
-    rows: np.ndarray,
-    items: np.ndarray,
-    codes: np.ndarray,
-    timestamps: np.ndarray,
-  ) -> State:
-    """Return the same from flat arrays, one element per event.
-
-    rows: indices into `users` [N]; may repeat.
-    """
-    users = np.asarray(users)
-    shape = len(users), self.config.items
-    scale = self.strength[codes] / self.decay(timestamps)
-
-    def strength_by_item(chosen: np.ndarray) -> np.ndarray:
-      flat = rows[chosen] * shape[1] + items[chosen]
-      return np.bincount(flat, scale[chosen], shape[0] * shape[1]).reshape(shape)
-
-    contacts = strength_by_item(codes != PURCHASE)
-    purchases = strength_by_item(codes == PURCHASE)
-    return State(
-      users=users,
-      excitation=contacts @ self.excite[0] + purchases @ self.excite[1],
-      inhibition=contacts @ self.inhibit[0] + purchases @ self.inhibit[1],
-      consideration=contacts + purchases,
-    )
-
-  def intensity(self, state: State, timestamps: ArrayLike) -> np.ndarray:
-    """Return lambda = (base + excitation) * exp(-inhibition) at `timestamps` [N], [N, C]."""
-    now = self.decay(timestamps)[:, None]
-    raised = self.traits.base_UxC[state.users] + now * state.excitation
-    return raised * np.exp(-now * state.inhibition)
-
-  def hazard(self, state: State, timestamps: ArrayLike) -> np.ndarray:
-    """Return the probability that an event at `timestamps` [N] is a purchase, [N]."""
-    total = self.intensity(state, timestamps).sum(1)
-    return self.traits.rate_U[state.users] * total / (total + self.rules.hazard_half)
-
-  def item_weights(self, state: State, timestamps: ArrayLike) -> np.ndarray:
-    """Return choice weights in categories: attraction * (1 + contacts)^consideration, [N, I]."""
-    contacts = 1 + self.decay(timestamps)[:, None] * state.consideration
-    attraction = self.attraction(state.users[:, None], np.arange(self.config.items))
-    return attraction * contacts**self.fitted.consideration
-
-  def log_p_conversion(self, state: State, timestamps: ArrayLike) -> np.ndarray:
-    """Return log p(item | a purchase happens at `timestamps` [N], history), [N, I].
-
-    Each row sums to one in probability.
-    """
-    category_share = self.intensity(state, timestamps) ** self.rules.focus
-    item_weights = self.item_weights(state, timestamps)
-    weight = category_share[:, self.traits.category_I] * item_weights
-    return np.log(weight) - np.log(weight.sum(1, keepdims=True))
-
-  def removal_effects(
-    self,
-    state: State,
-    timestamps: np.ndarray,
-    bought: np.ndarray,
-    items: np.ndarray,
-    codes: np.ndarray,
-    times: np.ndarray,
-  ) -> np.ndarray:
-    """Return the true effects of events, [N, M] in nats, exact.
-
-    The effect is log p(bought | h) - log p(bought | h without the event). The state is additive, so
-    a removal is a subtraction.
-
-    timestamps, bought: [N], when and what is bought. items, codes, times: [N, M], events of the
-    history that `state` holds; -1 in `items` = none there (effect NaN).
-    """
-    category = self.traits.category_I
-    now = self.decay(timestamps)
-    lam = self.intensity(state, timestamps) ** self.rules.focus
-    weight = self.item_weights(state, timestamps)
-    by_category = np.argsort(category, kind='stable')
-    starts = np.searchsorted(category[by_category], np.arange(self.config.categories))
-    category_weight_NxC = np.add.reduceat(weight[:, by_category], starts, axis=1)
-    n = np.arange(len(bought))
-    numerator = lam[n, category[bought]] * weight[n, bought]
-    log_p = np.log(numerator) - np.log((lam * category_weight_NxC).sum(1))
-    effects = np.full(items.shape, np.nan)
-    for m in range(items.shape[1]):
-      rows = np.flatnonzero(items[:, m] >= 0)
-      item, target, user = items[rows, m], bought[rows], state.users[rows]
-      excitation, inhibition, consideration = self._without(
-        state, rows, item, codes[rows, m], times[rows, m]
-      )
-      raised = self.traits.base_UxC[user] + now[rows, None] * excitation
-      new_lam = raised * np.exp(-now[rows, None] * inhibition)
-      new_lam **= self.rules.focus
-      contacts = 1 + now[rows] * consideration
-      item_weight = self.attraction(user, item) * contacts**self.fitted.consideration
-      i = np.arange(len(rows))
-      weight_change = item_weight - weight[rows, item]
-      total = (new_lam * category_weight_NxC[rows]).sum(1)
-      total = total + new_lam[i, category[item]] * weight_change
-      target_weight = np.where(item == target, item_weight, weight[rows, target])
-      new_numerator = new_lam[i, category[target]] * target_weight
-      effects[rows, m] = log_p[rows] - np.log(new_numerator) + np.log(total)
-    return effects
-
-  def _without(
-    self,
-    state: State,
-    rows: np.ndarray,
-    item: np.ndarray,
-    code: np.ndarray,
-    timestamp: np.ndarray,
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the state of `rows` [R] without one event of each.
-
-    Returns (excitation [R, C], inhibition [R, C], consideration of the event's item [R]).
-    """
-    scale = self.strength[code] / self.decay(timestamp)
-    is_purchase = (code == PURCHASE).astype(int)
-    excite = scale[:, None] * self.excite[is_purchase, item]
-    inhibit = scale[:, None] * self.inhibit[is_purchase, item]
-    return (
-      np.maximum(state.excitation[rows] - excite, 0),
-      np.maximum(state.inhibition[rows] - inhibit, 0),
-      np.maximum(state.consideration[rows, item] - scale, 0),
-    )
-
-  def act(
-    self,
-    state: State,
-    user_indices: ArrayLike,
-    shown_items: ArrayLike,
-    day: int,
-    rng: Uniforms,
-  ) -> tuple[pl.DataFrame, State]:
-    """Play one day of an A/B test: who visits sees the items shown, then browses as always.
-
-    user_indices: [N], distinct and in `state.users`, else ValueError. shown_items: [N, K], -1 =
-    nothing.
-
-    Returns the events of the day (user_id, item_id, event, timestamp, shown: bool, position: 0.. or
-    -1) and the state after them; `state` is not changed. Pure given `rng`; two arms with equal
-    generators share the noise of each user and slot.
-    """
-    return behavior.act(self, state, np.asarray(user_indices), np.asarray(shown_items), day, rng)
-
-  def visitors(self, user_indices: ArrayLike, rng: Uniforms) -> np.ndarray:
-    """Return who visits on the day that `act` plays with an equal generator, bool [N].
-
-    The others see nothing of what is shown to them.
-    """
-    return behavior.arrivals(self, np.asarray(user_indices), rng)[0]
-
-
-def event_codes(events: pl.Series) -> np.ndarray:
-  """Return indices into EVENT_NAMES.
-
-  Raises polars.exceptions.InvalidOperationError for an unknown name.
+  fitted: replaces the preset's parameters (for the fit itself). Raises ConfigError when there are
+  too few categories or items.
   """
-  codes = events.cast(pl.String).replace_strict(
-    list(EVENT_NAMES), range(len(EVENT_NAMES)), return_dtype=pl.Int64
-  )
-  return codes.to_numpy()
+  least = 2 * DEPARTMENT_SIZE
+  if config.categories < least or config.items < 4 * config.categories:
+    raise ConfigError(
+      f'simulator.items={config.items}, simulator.categories={config.categories}: '
+      f'must be at least {least} categories and 4 items in each'
+    )
+  if config.kind == 'context':
+    return ContextWorld.build(config, fitted)
+  return TraitWorld.build(config, fitted)
 
 
 def simulate(config: SimulatorConfig, fitted: Fitted | None = None) -> SimulatedLog:
-  """Simulate the full log of `config`: about 5 s for 3000 users on one core."""
-  world = World.build(config, fitted)
+  """Simulate the full log of `config`: seconds for 3000 users on one core."""
+  world = build(config, fitted)
   users, items, codes, times = behavior.draw_log(world)
   events = pl.DataFrame(
     {'user_id': users, 'item_id': items, 'event': np.array(EVENT_NAMES)[codes], 'timestamp': times}
   )
-  planted = roles.planted(world, users, items, codes, times)
-  return SimulatedLog(events, item_table(config, world.rules, world.traits), planted, world)
-
-
-def _kicks(rules: Rules, traits: Traits) -> tuple[np.ndarray, np.ndarray]:
-  """Return (excite, inhibit) of a `World`."""
-  items = np.arange(len(traits.category_I))
-  own, complement = traits.category_I, traits.complement_C[traits.category_I]
-  is_trigger = traits.trigger_I >= 0
-  excite, inhibit = np.zeros((2, 2, len(items), len(traits.department_C)))
-  excite[0, items, own] += rules.view_kick
-  excite[0, items, complement] += rules.complement_kick
-  excite[0, items[is_trigger], traits.trigger_I[is_trigger]] += rules.trigger_kick
-  excite[1, items, complement] += rules.purchase_complement_kick
-  is_damped_IxC = traits.department_C[None] == traits.distracts_I[:, None]
-  inhibit[0] = rules.distractor_damp * is_damped_IxC
-  inhibit[1, items, own] = rules.purchase_damp
-  return excite, inhibit
+  table = planted.planted(world, users, items, codes, times)
+  return SimulatedLog(events, world.item_table(), table, world)

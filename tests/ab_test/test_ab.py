@@ -23,7 +23,8 @@ from rolegen_jax.evaluation import baselines, ranking
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.serving.slate import log_opens
-from rolegen_jax.simulator.world import DAY, World
+from rolegen_jax.simulator.rules import DAY
+from rolegen_jax.simulator.world import build
 from tests import tiny
 
 SMALL = [
@@ -325,7 +326,7 @@ def test_runs_must_differ_in_their_seed_alone():
 
 
 def test_the_world_is_the_one_of_the_log(test):
-  fresh = World.build(test.run.config.simulator)
+  fresh = build(test.run.config.simulator)
   for name in ('base_UxC', 'category_I', 'trigger_I', 'rate_U'):
     assert np.array_equal(getattr(fresh.traits, name), getattr(test.world.traits, name))
   assert test.setting.log.items['item_id'].to_list() == list(range(64))

@@ -1,26 +1,41 @@
-"""Planted roles of the simulated world, with the true removal effect of every planted pair.
+"""Planted roles of a simulated log, with the true removal effect of every planted pair.
 
-A pair is an occasion and one of the M = RECENT events before it. N events of the log, O occasions.
+A pair is an occasion and one of the M = RECENT events before it. N events of the log, O occasions,
+H events before them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
+from rolegen_jax.simulator.rules import DAY
 
 if TYPE_CHECKING:
   from rolegen_jax.simulator.world import World
 
 RECENT = 24  # events before an occasion that get a role
-CHUNK = 1024  # occasions whose states are held at once
+CHUNK = 1024  # occasions whose pairs are held at once
 PURCHASE = EVENT_NAMES.index('purchase')
 ANCHOR, COMPARE, REINFORCE = map(ROLE_NAMES.index, ('ANCHOR', 'COMPARE', 'REINFORCE'))
 
-_DAY = 86_400  # seconds
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """The pairs of O occasions, and the whole histories behind them."""
+
+  users: np.ndarray  # [O]
+  times: np.ndarray  # [O], of the purchases
+  bought: np.ndarray  # [O], items
+  items: np.ndarray  # [O, M], -1 = no event
+  codes: np.ndarray  # [O, M]
+  event_times: np.ndarray  # [O, M]
+  contacts: np.ndarray  # [O, M], by `contact_roles`
+  past: tuple[np.ndarray, ...]  # [H] each: occasion, item, event code, time
 
 
 def contact_roles(
@@ -44,7 +59,7 @@ def contact_roles(
     (np.diff(user) != 0)
     | (np.diff(category) != 0)
     | is_purchase[:-1]
-    | (np.diff(time) > world.rules.intent_gap_days * _DAY)
+    | (np.diff(time) > world.rules.intent_gap_days * DAY)
   )
   intent = np.cumsum(is_anchor)
   by_item = np.lexsort((time, item, intent))
@@ -55,30 +70,6 @@ def contact_roles(
   roles = np.empty(len(user), int)
   roles[order] = np.where(is_anchor, ANCHOR, np.where(is_first_meeting, COMPARE, REINFORCE))
   return roles
-
-
-def relative_roles(
-  world: World, items: np.ndarray, codes: np.ndarray, contacts: np.ndarray, bought: np.ndarray
-) -> np.ndarray:
-  """Return the roles of events relative to the purchase of `bought`.
-
-  The first rule that holds wins, in the order of docs/simulator.md. All arrays broadcast;
-  contacts: what `contact_roles` returned for the events.
-  """
-  traits = world.traits
-  # An item cannot be an alternative to itself: meeting the bought item for the first time is its
-  # entry, an ANCHOR.
-  contacts = np.where((contacts == COMPARE) & (items == bought), ANCHOR, contacts)
-  category, target = traits.category_I[items], traits.category_I[bought]
-  rules = {
-    'CONVERT': codes == PURCHASE,
-    'TRIGGER': traits.trigger_I[items] == target,
-    'DISTRACT': traits.distracts_I[items] == traits.department_C[target],
-    'contact': category == target,
-    'COMPLEMENT': traits.complement_C[category] == target,
-  }
-  values = [contacts if name == 'contact' else ROLE_NAMES.index(name) for name in rules]
-  return np.select(list(rules.values()), values, ROLE_NAMES.index('EXPLORE'))
 
 
 def planted(
@@ -97,22 +88,17 @@ def planted(
     is_event = recent_OxM >= first[rows_O, None]
     recent_OxM = np.where(is_event, recent_OxM, 0)
     occasion, past = _past_events(rows_O, first[rows_O])
-    state = world.state_of_rows(users[rows_O], occasion, items[past], codes[past], times[past])
-    effect = world.removal_effects(
-      state,
-      timestamps=times[rows_O],
+    pairs = Pairs(
+      users=users[rows_O],
+      times=times[rows_O],
       bought=items[rows_O],
       items=np.where(is_event, items[recent_OxM], -1),
       codes=codes[recent_OxM],
-      times=times[recent_OxM],
+      event_times=times[recent_OxM],
+      contacts=contacts[recent_OxM],
+      past=(occasion, items[past], codes[past], times[past]),
     )
-    role = relative_roles(
-      world,
-      items[recent_OxM],
-      codes[recent_OxM],
-      contacts[recent_OxM],
-      bought=items[rows_O][:, None],
-    )
+    role, effect = world.roles_and_effects(pairs)
     event_row = recent_OxM[is_event]
     occasion_row = np.broadcast_to(rows_O[:, None], is_event.shape)[is_event]
     frames.append(

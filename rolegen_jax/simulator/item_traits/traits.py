@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import SimulatorConfig
-from rolegen_jax.simulator.rules import STYLES, Fitted, Rules, category_names, stream
-
-NEVER_BUYS, DORMANT, ACTIVE = range(3)  # kinds of users
+from rolegen_jax.simulator.activity import draw_activity
+from rolegen_jax.simulator.item_traits.rules import Rules
+from rolegen_jax.simulator.rules import DEPARTMENT_SIZE, STYLES, Fitted, category_names, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _item_traits(config: SimulatorConfig, rules: Rules, fitted: Fitted) -> dict[
   for c in range(categories):
     members = category_I == c
     rank_I[members] = 1 + rng.permutation(members.sum())
-  department_C = np.arange(categories) // rules.department_size
+  department_C = np.arange(categories) // DEPARTMENT_SIZE
   kind_draw_I = rng.random(items)
   cycle = rng.permutation(categories)
   complement_C = np.empty(categories, int)
@@ -96,34 +96,17 @@ def _user_traits(config: SimulatorConfig, rules: Rules, fitted: Fitted) -> dict[
   base = rng.gamma(rules.base_concentration, size=(users, categories)) + 1e-12
   concentrated = (1 - rules.base_floor) * base / base.sum(1, keepdims=True)
   style_UxS = rules.style_weight * rng.standard_normal((users, len(STYLES)))
-  never_draw_U, dormant_draw_U = rng.random(users), rng.random(users)
-  buyer_kind_U = np.where(dormant_draw_U < rules.dormant_share, DORMANT, ACTIVE)
-  kind_U = np.where(never_draw_U < fitted.never_share, NEVER_BUYS, buyer_kind_U)
-  rate_U = fitted.purchase_rate * np.exp(fitted.purchase_spread * rng.standard_normal(users))
-  rate_of_kind = np.array([0, rules.dormant_rate, 1])
-  events_mean = fitted.events_mean * config.events_per_user_scale
-  multiplier_U = np.where(kind_U == DORMANT, rules.dormant_events, 1)
-  dormant_share = (1 - fitted.never_share) * rules.dormant_share
-  # The mean over users stays the fitted one.
-  multiplier_U = multiplier_U / (1 + dormant_share * (rules.dormant_events - 1))
-  gamma_U = rng.gamma(fitted.events_shape, events_mean / fitted.events_shape, users)
-  events_U = np.maximum(multiplier_U * gamma_U, 1)
-  session_noise_U = np.exp(0.4 * rng.standard_normal(users))
-  session_U = np.clip(fitted.session_events * session_noise_U, 1, events_U)
   return dict(
     base_UxC=concentrated + rules.base_floor / categories,
     style_UxS=style_UxS,
-    rate_U=np.minimum(rate_U * rate_of_kind[kind_U], 0.9),
-    kind_U=kind_U,
-    visits_U=events_U / session_U / rules.days,
-    session_U=session_U,
+    **draw_activity(rng, config, rules, fitted),
   )
 
 
 def item_table(config: SimulatorConfig, rules: Rules, traits: Traits) -> pl.DataFrame:
   """Return text, brand and price of every item, made of category and style words."""
   rng = stream(config.seed, 'text')
-  names = np.array(category_names(config.categories, rules.department_size))[traits.category_I]
+  names = np.array(category_names(config.categories))[traits.category_I]
   maker_I = rng.integers(0, rules.brands, config.items)
   brand = [
     f'{STYLES[style][:3]}{name[:3]}{maker}'
