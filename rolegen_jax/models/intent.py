@@ -82,6 +82,10 @@ class Evidence(NamedTuple):
   role: jax.Array  # int32 [N, n], do(role); -1 = left alone
   intent: jax.Array  # int32 [N], do(intent); -1 = left alone
 
+  def without_roles(self) -> Evidence:
+    """Return the same with every role left alone."""
+    return self._replace(role=jnp.full_like(self.role, -1))
+
 
 class Retrieved(NamedTuple):
   """The items that a history retrieves most strongly, in falling order."""

@@ -1,8 +1,11 @@
 """FR-CoT: what the reasoner reads and writes, at fixed positions.
 
   prompt      event, gap, code_1 .. code_L  of each of the last E events;  gap to now;  REASON
-  completion  role of each of the last M events;  INTENT;  I coarse prefixes;
+  completion  INTENT;  I coarse prefixes;  role of each of the last M events;
               PATH;  P items of L codes;  END
+
+A role is one towards an intent: the intents come first, the roles of the events follow from them,
+and the path from both.
 
 Every position of a completion belongs to one block of the vocabulary, known beforehand, and to a
 constraint: roles fit the event (CONVERT exactly on purchases), codes continue to an item that
@@ -53,10 +56,10 @@ class Layout:
   def level(self) -> np.ndarray:
     """Level of the code that each position holds; -1 where it holds none."""
     c, none = self.config, [-1]
-    roles = none * c.role_events
     intents = list(range(c.intent_levels)) * c.intents
+    roles = none * c.role_events
     path = list(range(self.vocab.levels)) * c.candidates
-    return np.array(roles + none + intents + none + path + none, np.int32)
+    return np.array(none + intents + roles + none + path + none, np.int32)
 
   @property
   def length(self) -> int:
@@ -66,18 +69,17 @@ class Layout:
   @functools.cached_property
   def start(self) -> np.ndarray:
     """First token of the block that each position holds; at delimiters, the delimiter itself."""
-    c, v = self.config, self.vocab
+    v = self.vocab
     blocks = ['role' if level < 0 else f'sid{level}' for level in self.level]
     start = [v.blocks[name][0] for name in blocks]
-    intent = c.role_events
-    path = intent + 1 + c.intents * c.intent_levels
-    start[intent], start[path], start[-1] = v.control('INTENT'), v.control('PATH'), v.control('END')
+    path = self.path_slots[0, 0] - 1
+    start[0], start[path], start[-1] = v.control('INTENT'), v.control('PATH'), v.control('END')
     return np.array(start, np.int32)
 
   @functools.cached_property
   def is_role(self) -> np.ndarray:
     """Where a position holds a role."""
-    return np.arange(self.length) < self.config.role_events
+    return np.isin(np.arange(self.length), self.role_slots)
 
   @functools.cached_property
   def is_delimiter(self) -> np.ndarray:
@@ -87,8 +89,13 @@ class Layout:
   @functools.cached_property
   def intent_slots(self) -> np.ndarray:
     """Positions of the intents' codes, [I, intent_levels]."""
-    c, first = self.config, self.config.role_events + 1
-    return first + np.arange(c.intents * c.intent_levels).reshape(c.intents, -1)
+    c = self.config
+    return 1 + np.arange(c.intents * c.intent_levels).reshape(c.intents, -1)
+
+  @functools.cached_property
+  def role_slots(self) -> np.ndarray:
+    """Positions of the roles, [M]."""
+    return 1 + self.intent_slots.size + np.arange(self.config.role_events)
 
   @functools.cached_property
   def path_slots(self) -> np.ndarray:
@@ -198,17 +205,17 @@ def demonstration(layout: Layout, examples: Examples, codes_IxL: jax.Array) -> D
 
   unweighted = jnp.zeros((b, 1), bool)
   tokens = [
-    roles,
     delimiter('INTENT'),
     v.sid(intents).reshape(b, -1),
+    roles,
     delimiter('PATH'),
     v.sid(path_codes).reshape(b, -1),
     delimiter('END'),
   ]
   weight = [
-    role_known,
     unweighted,
     jnp.repeat(intent_known, c.intent_levels, axis=1),
+    role_known,
     unweighted,
     jnp.repeat(on_path, v.levels, axis=1),
     unweighted,

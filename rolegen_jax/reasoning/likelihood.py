@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models.attention import causal
-from rolegen_jax.models.intent import Priors, Retrieved
+from rolegen_jax.models.intent import Evidence, Priors, Retrieved
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
@@ -82,20 +82,21 @@ def likelihood(
   hidden = constrain_rows(_hidden(reasoner, tree, prompt, tokens_NxT))
 
   start, size = layout.vocab.blocks['role']
-  m = layout.config.role_events
-  role_logits = reasoner.logits(hidden[:, :m], start, size)
+  role_logits = reasoner.logits(at_slots(hidden, layout.role_slots), start, size)
   role_log_prob = constrained_log_softmax(role_logits, prompt.role_allowed, temperature)
-  role = jnp.clip(tokens_NxT[:, :m] - start, 0, size - 1)
+  role = jnp.clip(at_slots(tokens_NxT, layout.role_slots) - start, 0, size - 1)
   roles = _choose(role_log_prob, role, prompt.role_allowed.any(-1))
 
-  priors = reasoner.intent.priors(prompt.evidence, layout.config.retrieved, trie.item_codes)
-  choose_codes = functools.partial(
-    _code_choices, reasoner, layout, priors, trie, temperature, hidden, tokens_NxT
-  )
+  def choose_codes(slots: np.ndarray, evidence: Evidence) -> Choice:
+    priors = reasoner.intent.priors(evidence, layout.config.retrieved, trie.item_codes)
+    return _code_choices(reasoner, layout, priors, trie, temperature, hidden, tokens_NxT, slots)
+
   zeros = jnp.zeros((tokens_NxT.shape[0], 1))
   delimiter = Choice(zeros, zeros)
-  intents, path = choose_codes(layout.intent_slots), choose_codes(layout.path_slots)
-  parts = roles, delimiter, intents, delimiter, path, delimiter
+  # Intents are written before the roles: what is done to a role does not reach them.
+  intents = choose_codes(layout.intent_slots, prompt.evidence.without_roles())
+  path = choose_codes(layout.path_slots, prompt.evidence)
+  parts = delimiter, intents, roles, delimiter, path, delimiter
   log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*parts))
   return Likelihood(log_prob, entropy, role_log_prob)
 

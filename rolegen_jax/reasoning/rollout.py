@@ -2,8 +2,9 @@
 
 A rollout finds the pivotal events by the structural equation, chooses what is done in each world,
 reads the prompts (`prefill.py`) and samples the completions of all worlds at once (`sampling.py`):
-roles first, then what the structural equations say once they are known, then items. All of it is on
-device and in a layout of `sharding.ROLLOUTS`.
+intents, the roles of the events towards them, then the path, which starts from what the structural
+equations say once the roles are known. All of it is on device and in a layout of
+`sharding.ROLLOUTS`.
 
 Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), M role events,
 P candidates, T completion length, K coarse codes, A retrieved items.
@@ -98,6 +99,9 @@ def sample_worlds(
   reasoner, layout = sampler.reasoner, sampler.layout
   users, worlds, m = choice.role_shift.shape
   prompts = world_prompts(layout, prompt, choice.without_roles())
+  keep = layout.config.retrieved
+  priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes)
+  reading, intents = sampler.intents(reading, priors, prompts.evidence.intent, trie)
   shift = choice.role_shift.reshape(users * worlds, m)
   reading, written = sampler.roles(reading, prompts.role_allowed, shift)
   has_event = prompts.role_allowed.any(-1)
@@ -105,9 +109,10 @@ def sample_worlds(
 
   interventions = choice.with_roles(roles.reshape(users, worlds, m))
   prompts = world_prompts(layout, prompt, interventions)
-  priors = reasoner.intent.priors(prompts.evidence, layout.config.retrieved, trie.item_codes)
-  items = sampler.items(reading, priors, prompts.evidence.intent, trie)
-  completions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), written, items)
+  priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes)
+  on_path = sampler.path(reading, priors, trie)
+  parts = intents, written, on_path
+  completions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
 
   path = layout.path_slots
   path_log_prob = at_slots(completions.log_prob, path.ravel())
@@ -133,5 +138,5 @@ def _sampled_mask(layout: Layout, prompts: Prompt, completions: Completions) -> 
   has_event = prompts.role_allowed.any(-1)
   role_sampled = has_event & (prompts.evidence.role[:, -m:] < 0)
   sampled = jnp.broadcast_to(~layout.is_delimiter, completions.tokens.shape)
-  sampled = sampled.at[:, :m].set(role_sampled)
+  sampled = sampled.at[:, layout.role_slots].set(role_sampled)
   return sampled.at[:, layout.intent_slots[0, 0]].set(prompts.evidence.intent < 0)

@@ -1,8 +1,8 @@
 """Sampling completions token by token, with KV caches and the constraints of the catalogue.
 
 What the worlds of a user share of their prompt is read once per token for all of them; a world
-keeps apart only what it writes. Roles come first and items after them, in two loops: what a changed
-role does to the intent is known only once the factual role is.
+keeps apart only what it writes. Intents, roles and the path are sampled in three loops: what a
+changed role does to the path is known only once the factual role is.
 
 Sampling is Gumbel-max: the token of a position is argmax(logits / temperature + noise). By default
 each world has noise of its own: the result is a sample of what may follow where this is done, an
@@ -73,7 +73,7 @@ class ItemState(NamedTuple):
 
 
 class Position(NamedTuple):
-  """What is known of a position after the roles, or of all of them with a leading axis."""
+  """What is known of a position of codes, or of several of them with a leading axis."""
 
   number: jax.Array  # int32 [], from the completion's start
   start: jax.Array  # int32 [], first token of its block; at a delimiter, the delimiter
@@ -130,12 +130,12 @@ class Sampler:
   def roles(
     self, reading: Reading, role_allowed_NxMxR: jax.Array, role_shift_NxM: jax.Array
   ) -> tuple[Reading, Completions]:
-    """Sample the roles, the first M positions.
+    """Sample the M roles.
 
     Where `role_shift` is s > 0, the role is forced: the factual one moved on by s, CONVERT left
     out. Where no role is allowed, there is no event and the token says so.
     """
-    vocab, length = self.layout.vocab, role_shift_NxM.shape[1]
+    vocab = self.layout.vocab
 
     def step(
       reading: Reading, at: tuple[jax.Array, jax.Array, jax.Array]
@@ -152,31 +152,46 @@ class Sampler:
       return reading, Completions(token, log_prob, jnp.zeros_like(token))
 
     by_position = jnp.moveaxis(role_allowed_NxMxR, 1, 0), jnp.moveaxis(role_shift_NxM, 1, 0)
-    reading, completions = jax.lax.scan(step, reading, (jnp.arange(length), *by_position))
+    number = jnp.asarray(self.layout.role_slots)
+    reading, completions = jax.lax.scan(step, reading, (number, *by_position))
     return reading, _batch_first(completions)
 
-  def items(self, reading: Reading, priors: Priors, intent_N: jax.Array, trie: Trie) -> Completions:
-    """Sample what follows the roles: intents and the path.
+  def intents(
+    self, reading: Reading, priors: Priors, intent_N: jax.Array, trie: Trie
+  ) -> tuple[Reading, Completions]:
+    """Sample what comes before the roles; `intent`: what the first one is forced to be, -1 = none.
+
+    First codes start from the world's intent by the structural equation.
+    """
+    numbers = np.arange(self.layout.role_slots[0])
+    return self._codes(reading, priors, intent_N, trie, numbers)
+
+  def path(self, reading: Reading, priors: Priors, trie: Trie) -> Completions:
+    """Sample what comes after the roles.
 
     First codes start from the world's intent, further ones from its retrieved items that are not on
-    the path yet. `intent` is the code that the first intent is forced to be; -1 = none.
+    the path yet.
     """
-    every = jnp.ones(priors.retrieved.item.shape, bool)
-    state = ItemState(reading, jnp.zeros((len(every),), jnp.int32), every, every)
-    step = functools.partial(self._item_step, priors, trie)
-    _, completions = jax.lax.scan(step, state, self._item_positions(intent_N))
-    return _batch_first(completions)
+    numbers = np.arange(self.layout.role_slots[-1] + 1, self.layout.length)
+    free = jnp.full(priors.retrieved.item.shape[:1], -1)
+    return self._codes(reading, priors, free, trie, numbers)[1]
 
-  def _item_positions(self, intent_N: jax.Array) -> Position:
-    layout, first = self.layout, self.layout.config.role_events
-    number = np.arange(first, layout.length)
-    is_first_intent = number == layout.intent_slots[0, 0]
-    return Position(
-      number=jnp.asarray(number),
-      start=jnp.asarray(layout.start[first:]),
-      level=jnp.asarray(layout.level[first:]),
+  def _codes(
+    self, reading: Reading, priors: Priors, intent_N: jax.Array, trie: Trie, numbers: np.ndarray
+  ) -> tuple[Reading, Completions]:
+    """Sample the codes and delimiters at positions `numbers`."""
+    every, layout = jnp.ones(priors.retrieved.item.shape, bool), self.layout
+    state = ItemState(reading, jnp.zeros((len(every),), jnp.int32), every, every)
+    is_first_intent = numbers == layout.intent_slots[0, 0]
+    positions = Position(
+      number=jnp.asarray(numbers),
+      start=jnp.asarray(layout.start[numbers]),
+      level=jnp.asarray(layout.level[numbers]),
       forced=jnp.where(is_first_intent[:, None], intent_N, -1),
     )
+    step = functools.partial(self._item_step, priors, trie)
+    state, completions = jax.lax.scan(step, state, positions)
+    return state.reading, _batch_first(completions)
 
   def _item_step(
     self, priors: Priors, trie: Trie, state: ItemState, at: Position

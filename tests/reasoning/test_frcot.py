@@ -22,19 +22,19 @@ def sid(item: int) -> list[int]:
 
 
 def test_positions_of_a_completion():
-  """4 roles, INTENT, 2 prefixes of one code, PATH, 4 items of three codes, END."""
-  assert LAYOUT.length == 4 + 1 + 2 + 1 + 12 + 1
-  levels = [-1] * 4 + [-1] + [0, 0] + [-1] + [0, 1, 2] * 4 + [-1]
+  """INTENT, 2 prefixes of one code, 4 roles, PATH, 4 items of three codes, END."""
+  assert LAYOUT.length == 1 + 2 + 4 + 1 + 12 + 1
+  levels = [-1] + [0, 0] + [-1] * 4 + [-1] + [0, 1, 2] * 4 + [-1]
   np.testing.assert_array_equal(LAYOUT.level, levels)
-  np.testing.assert_array_equal(np.flatnonzero(LAYOUT.is_delimiter), [4, 7, 20])
-  np.testing.assert_array_equal(np.flatnonzero(LAYOUT.is_role), range(4))
-  np.testing.assert_array_equal(LAYOUT.intent_slots, [[5], [6]])
+  np.testing.assert_array_equal(np.flatnonzero(LAYOUT.is_delimiter), [0, 7, 20])
+  np.testing.assert_array_equal(np.flatnonzero(LAYOUT.is_role), range(3, 7))
+  np.testing.assert_array_equal(LAYOUT.intent_slots, [[1], [2]])
   np.testing.assert_array_equal(LAYOUT.path_slots, np.arange(8, 20).reshape(4, 3))
   delimiters = [V.control(name) for name in ('INTENT', 'PATH', 'END')]
-  assert LAYOUT.start[[4, 7, 20]].tolist() == delimiters
-  assert (LAYOUT.start[:4] == V.role(0)).all()
+  assert LAYOUT.start[[0, 7, 20]].tolist() == delimiters
+  assert (LAYOUT.start[3:7] == V.role(0)).all()
   firsts = [V.blocks[f'sid{level}'][0] for level in (0, 0, 1, 2)]
-  assert LAYOUT.start[[5, 8, 9, 10]].tolist() == firsts
+  assert LAYOUT.start[[1, 8, 9, 10]].tolist() == firsts
 
 
 def test_a_prompt_token_by_token():
@@ -81,9 +81,9 @@ def test_a_demonstration_token_by_token():
   roles = [V.control('UNKNOWN_ROLE'), V.role(2), V.role(7), V.role(0)]
   intents = [V.control('INTENT'), sid(first)[0], sid(far)[0]]
   path = [V.control('PATH'), *sid(first), *sid(near), *sid(far)]
-  assert demo.tokens[0, :17].tolist() == roles + intents + path
+  assert demo.tokens[0, :17].tolist() == intents + roles + path
   assert demo.tokens[0, -1] == V.control('END')
-  assert demo.weight[0].tolist() == [0, 1, 1, 1, 0, 1, 1, 0] + [1] * 9 + [0] * 4
+  assert demo.weight[0].tolist() == [0, 1, 1, 0, 1, 1, 1, 0] + [1] * 9 + [0] * 4
 
 
 def test_an_imported_role_that_no_chain_can_hold_is_none():
@@ -100,11 +100,11 @@ def test_an_intent_that_the_path_does_not_have_weighs_nothing():
   example = jax.tree.map(lambda x: x[:1], tiny.examples())
   example = example._replace(path=np.array([[3, -1, -1, -1]], np.int32))
   demo = demonstration(example, tiny.codes())
-  assert demo.weight[0, 5:7].tolist() == [1, 0]
+  assert demo.weight[0, 1:3].tolist() == [1, 0]
 
 
 def test_intents_of_two_codes():
   config = tiny.config('reasoner.intent_levels=2').reasoner
   layout = frcot.Layout(config, Vocabulary(levels=3, codes=8))
-  np.testing.assert_array_equal(layout.intent_slots, [[5, 6], [7, 8]])
-  np.testing.assert_array_equal(layout.level[5:9], [0, 1, 0, 1])
+  np.testing.assert_array_equal(layout.intent_slots, [[1, 2], [3, 4]])
+  np.testing.assert_array_equal(layout.level[1:5], [0, 1, 0, 1])

@@ -112,7 +112,8 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
     size = len(frcot.ROLE_NAMES) if level < 0 else tiny.CODES
     if level <= 0:
       node, matches = jnp.zeros_like(node), unused
-    allowed = prompt.role_allowed[:, at] if level < 0 else children_mask(trie, level, node)[0]
+    role = max(at - LAYOUT.role_slots[0], 0)
+    allowed = prompt.role_allowed[:, role] if level < 0 else children_mask(trie, level, node)[0]
     logits = reasoner.logits(hidden[:, at], start, size)
     if level >= 0:
       logits += reasoner.intent.code_prior(level, priors, matches[:, None])[:, 0]
@@ -203,7 +204,7 @@ def test_without_preferences_choices_are_uniform_over_what_may_come():
   np.testing.assert_allclose(scores.entropy, -scores.log_prob, atol=1e-5)
   events, real = examples.history.event[:, -4:], examples.history.segment[:, -4:] > 0
   of_roles = np.where(real & (events != tiny.PURCHASE), -np.log(7), 0.0)
-  np.testing.assert_allclose(scores.log_prob[:, :4], of_roles, atol=1e-5)
+  np.testing.assert_allclose(scores.log_prob[:, LAYOUT.role_slots], of_roles, atol=1e-5)
   assert (scores.log_prob[:, LAYOUT.is_delimiter] == 0).all()
   paths = tokens[:, LAYOUT.path_slots] - V.sid(np.zeros(3, np.int32))
   for item, of_codes in zip(
