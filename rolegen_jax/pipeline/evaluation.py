@@ -275,7 +275,8 @@ def _roles(
   if planted.exists():
     truth = content.planted_truth(table, read_parquet(planted), config.reasoner.role_events)
   assert prediction.roles is not None and prediction.pivotal is not None  # RoleGen reasons
-  roles, notes = content.roles(hindsight, prediction.roles, truth, effects, sample)
+  told = predict.roles_towards_targets(run.rolegen, params, known, inputs.trie, run.mesh)
+  roles, notes = content.roles(hindsight, prediction.roles, told, truth, effects, sample)
   scores = {
     'pivots of the reasoner': prediction.pivotal[sample],
     'removal effects in hindsight': effects.intent,

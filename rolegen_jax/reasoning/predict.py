@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -138,6 +139,19 @@ def hindsight_roles(rolegen: RoleGen, table: ExampleTable, shift: InterestShift)
     last, target = config.reasoner.role_events, table.target[rows]
     roles.append(label_roles(history, target, last, shift, config.roles))
   return np.concatenate(roles)
+
+
+def roles_towards_targets(
+  rolegen: RoleGen, params: dict[str, Params], table: ExampleTable, trie: Trie, mesh: Mesh
+) -> np.ndarray:
+  """Return the roles int32 [N, M] that the reasoner gives events once told the target's intent."""
+
+  def batch(params: dict[str, Params], trie: Trie, examples: Examples) -> jax.Array:
+    coarse_code = jnp.take(trie.item_codes[:, 0], examples.target)
+    return rolegen.roles_towards(params['reasoner'], examples, trie, coarse_code)
+
+  fixed = params, jax.device_put(trie, sharding.sharding(mesh))
+  return over(rolegen, batch, fixed, table, mesh, 'roles given the intent')
 
 
 def effects(

@@ -22,7 +22,7 @@ from rolegen_jax.models.intent import without_each
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
-from rolegen_jax.reasoning.prefill import prefill, prefill_worlds
+from rolegen_jax.reasoning.prefill import Prefilled, prefill, prefill_worlds
 from rolegen_jax.reasoning.sampling import Completions, Reading, RolloutSettings, Sampler
 from rolegen_jax.reasoning.worlds import (
   Choice,
@@ -82,11 +82,41 @@ def sample_rollout(
   choice = jax.tree.map(
     lambda done, none: jnp.where(intervene, done, none), choice, no_choice(users, worlds, m)
   )
-  prompts = world_prompts(layout, prompt, choice.without_roles())
+  sampler, reading = _begin(reasoner, tree, factual, prompt, choice, noise_keys, settings)
+  return sample_worlds(sampler, reading, prompt, choice, trie)._replace(pivotal=moved)
+
+
+def roles_towards(
+  reasoner: Reasoner,
+  layout: Layout,
+  prompt: Prompt,
+  trie: Trie,
+  intent_B: jax.Array,
+  keys_B: jax.Array,
+) -> jax.Array:
+  """Sample the roles int32 [B, M] under do(first code of the first intent = `intent`)."""
+  users, m = prompt.role_allowed.shape[:2]
+  choice = no_choice(users, 1, m)._replace(intent=intent_B[:, None])
+  tree, settings = Tree(layout), RolloutSettings(1, ())
+  factual = prefill(reasoner, tree, prompt)
+  sampler, reading = _begin(reasoner, tree, factual, prompt, choice, keys_B, settings)
+  return sample_worlds(sampler, reading, prompt, choice, trie).roles[:, 0]
+
+
+def _begin(
+  reasoner: Reasoner,
+  tree: Tree,
+  factual: Prefilled,
+  prompt: Prompt,
+  choice: Choice,
+  keys_B: jax.Array,
+  settings: RolloutSettings,
+) -> tuple[Sampler, Reading]:
+  """Read the prompts of all worlds under a choice."""
+  prompts = world_prompts(tree.layout, prompt, choice.without_roles())
   removes = choice.removed.any(-1)
   prefilled = prefill_worlds(reasoner, tree, factual, prompt, prompts, removes)
-  sampler, reading = Sampler.begin(reasoner, layout, prefilled, noise_keys, settings)
-  return sample_worlds(sampler, reading, prompt, choice, trie)._replace(pivotal=moved)
+  return Sampler.begin(reasoner, tree.layout, prefilled, keys_B, settings)
 
 
 def sample_worlds(
