@@ -146,7 +146,7 @@ def role_shares(shares: dict[str, dict[str, float]]) -> str:
   roles = [role for role in ROLE_COLORS if any(role in share for share in shares.values())]
   hatches = ('', '///', '...')
   with matplotlib.rc_context(_STYLE | {'hatch.linewidth': 0.7}):
-    figure, axis = _figure(7.6, 0.7 + 0.4 * len(roles))
+    figure, axis = _figure(7.6, 0.7 + 0.2 * len(shares) * len(roles))
     height = 0.8 / len(shares)
     for i, (source, share) in enumerate(shares.items()):
       offset = (i - (len(shares) - 1) / 2) * height

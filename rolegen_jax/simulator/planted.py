@@ -87,7 +87,7 @@ def planted(
     recent_OxM = rows_O[:, None] - np.arange(RECENT, 0, -1)
     is_event = recent_OxM >= first[rows_O, None]
     recent_OxM = np.where(is_event, recent_OxM, 0)
-    occasion, past = _past_events(rows_O, first[rows_O])
+    past, occasion = ranges(first[rows_O], rows_O - first[rows_O])
     pairs = Pairs(
       users=users[rows_O],
       times=times[rows_O],
@@ -117,12 +117,8 @@ def planted(
   return pl.concat(frames)
 
 
-def _past_events(rows_O: np.ndarray, first_O: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Return every earlier event of each occasion's user, flattened: (occasion, log row).
-
-  rows_O: log rows of the occasions. first_O: the first log rows of their users.
-  """
-  lengths = rows_O - first_O
-  occasion = np.repeat(np.arange(len(rows_O)), lengths)
-  position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-  return occasion, position + first_O[occasion]
+def ranges(first_O: np.ndarray, lengths_O: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Return the members of O ranges of rows, flattened, and the range that each belongs to."""
+  owner = np.repeat(np.arange(len(first_O)), lengths_O)
+  position = np.arange(lengths_O.sum()) - np.repeat(np.cumsum(lengths_O) - lengths_O, lengths_O)
+  return position + first_O[owner], owner

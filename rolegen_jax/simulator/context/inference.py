@@ -11,6 +11,8 @@ items.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 
@@ -31,33 +33,41 @@ def best_lists(
   log: events of the simulated log. users, timestamps: [O]; what happened before counts. `bayes`
   goes by what the history tells, `truth` knows the shopper's hidden traits.
   """
+  lists = {name: np.zeros((len(users), k), np.int32) for name in ('bayes', 'truth')}
+  for part, reader, rows in follow(world, log, users, timestamps):
+    now = timestamps[part]
+    p = {'bayes': reader.p_conversion(rows, now)}
+    p['truth'] = world.log_p_conversion(reader.state.rows(rows), now)
+    for name, score in p.items():
+      lists[name][part] = np.argsort(-score, axis=1, kind='stable')[:, :k]
+  return lists
+
+
+def follow(
+  world: ContextWorld, log: pl.DataFrame, users: np.ndarray, timestamps: np.ndarray
+) -> Iterator[tuple[np.ndarray, Reader, np.ndarray]]:
+  """Read the histories of O moments, and stop at each of them.
+
+  Yields (which moments [A], a reader that has read what came before them, its rows [A]), until all
+  have had their turn. log: events of the simulated log. users, timestamps: [O].
+  """
   known = np.unique(users)
   rows, items, codes, times = rows_of_users(log, known)
-  lists = {name: np.zeros((len(users), k), np.int32) for name in ('bayes', 'truth')}
   row = np.searchsorted(known, users)
   order = np.lexsort((times, rows))
   rows, items, codes, times = (column[order] for column in (rows, items, codes, times))
   first = np.searchsorted(rows, np.arange(len(known) + 1))
   seen = np.array([np.sum(times[first[r] : first[r + 1]] < t) for r, t in zip(row, timestamps)])
-  reader = Reader(world, known)
-
-  def answer(position: int) -> None:
-    for part in _parts(np.flatnonzero(seen == position)):
-      now, state = timestamps[part], reader.state.rows(row[part])
-      p = {'bayes': reader.p_conversion(row[part], now)}
-      p['truth'] = world.log_p_conversion(state, now)
-      for name, score in p.items():
-        lists[name][part] = np.argsort(-score, axis=1, kind='stable')[:, :k]
-
-  last = np.zeros(len(known), int)
+  reader, last = Reader(world, known), np.zeros(len(known), int)
   np.maximum.at(last, row, seen)
-  position = -1
-  for position, step in enumerate(positions(rows, times)):
-    answer(position)
-    for part in _parts(step[last[rows[step]] > position]):
-      reader.read(rows[part], items[part], codes[part], times[part])
-  answer(position + 1)
-  return lists
+  steps = list(positions(rows, times))
+  for position in range(len(steps) + 1):
+    for part in _parts(np.flatnonzero(seen == position)):
+      yield part, reader, row[part]
+    if position < len(steps):
+      step = steps[position]
+      for part in _parts(step[last[rows[step]] > position]):
+        reader.read(rows[part], items[part], codes[part], times[part])
 
 
 def _parts(index: np.ndarray) -> list[np.ndarray]:
@@ -79,20 +89,26 @@ class Reader:
     return p / p.sum((1, 2, 3), keepdims=True)
 
   def p_conversion(self, rows: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-    """Return p(item | a purchase happens, history) of `rows`, [A, I].
-
-    A purchase tells by itself of whom one may rather be: of those whose hazard is higher.
-    """
+    """Return p(item | a purchase happens, history) of `rows`, [A, I]."""
     world, state = self.world, self.state.rows(rows)
     contacts = world.contacts(state, timestamps)
-    steady, opened = self._needs(state, timestamps, contacts)
-    needs = steady + opened[:, :, None]
-    posterior = self.posterior(rows) * world.hazard_of(state.users, needs)[..., None]
-    posterior /= posterior.sum((1, 2, 3), keepdims=True)
-    share_AxCxT = np.einsum('apft,apfc->act', posterior, category_shares(world, needs))
+    posterior, share = self.buyers(rows, timestamps)
+    share_AxCxT = np.einsum('apft,apfc->act', posterior, share)
     tastes = np.broadcast_to(np.arange(len(STYLES)), (len(rows), len(STYLES)))
     within = world.choice_shares_everywhere(contacts, tastes)  # [A, C, T, M]
     return world.by_item(np.einsum('act,actm->acm', share_AxCxT, within))
+
+  def buyers(self, rows: np.ndarray, timestamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return p(hidden traits | a purchase happens, history), and what follows from each.
+
+    A purchase tells by itself of whom one may rather be: of those whose hazard is higher. Returns
+    ([A, P, F, T], p(category | a purchase happens, traits) [A, P, F, C]).
+    """
+    world, state = self.world, self.state.rows(rows)
+    steady, opened = self._needs(state, timestamps, world.contacts(state, timestamps))
+    needs = steady + opened[:, :, None]
+    posterior = self.posterior(rows) * world.hazard_of(state.users, needs)[..., None]
+    return posterior / posterior.sum((1, 2, 3), keepdims=True), category_shares(world, needs)
 
   def read(
     self, rows: np.ndarray, items: np.ndarray, codes: np.ndarray, timestamps: np.ndarray
