@@ -7,6 +7,9 @@ import shutil
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Workers and the processes that tests start import the same libraries. Where Python is told to keep
+# no bytecode (images of containers often do), each would compile their sources for seconds.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
 # Runs, commands and workers of one session compile each program once: the processes that pytest or
 # a test starts inherit the folder.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

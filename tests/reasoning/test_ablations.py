@@ -64,13 +64,16 @@ def test_counts_only_has_the_initial_constants(params, mesh):
 
 @pytest.fixture(scope='module')
 def recommended(params, mesh):
-  """(trie, table, what is recommended with these parameters) of a log of 60 items."""
-  table = catalogue.log_and_examples()[2].evenly(16)
+  """(trie, table, what is recommended with these parameters) of a log of 60 items.
+
+  Of the sizes that the tests of calibration have, whose programs this then runs.
+  """
+  table = catalogue.log_and_examples()[2].evenly(37)
   trie = build_trie(tiny.codes(len(table.log.items)), tiny.CODES, capacity=64)
-  rolegen = tiny.rolegen('evaluation.batch=16')
+  rolegen = tiny.rolegen('evaluation.batch=32')
 
   def recommend(params: dict) -> predict.Predictions:
-    return predict.predict(rolegen, params, table, trie, mesh, beams=4)
+    return predict.predict(rolegen, params, table, trie, mesh, beams=10)
 
   return trie, table, recommend
 
@@ -126,7 +129,7 @@ def test_an_expert_that_is_left_out_finds_nothing(params, mesh):
 def test_the_others_are_fitted_again_and_the_weight_stays_zero(params, mesh, recommended):
   trie, table, _ = recommended
   rest = without('dense')(params, mesh)
-  rolegen = tiny.rolegen('evaluation.batch=16', 'calibration.steps=8')
+  rolegen = tiny.rolegen('evaluation.batch=32', 'calibration.steps=12')
   fitted, nll = calibrate(rolegen, rest, table, trie, mesh)
   weights, before = fitted['experts.log_weight'], params['backbone']['experts']['log_weight']
   dense = EXPERTS.index('dense')

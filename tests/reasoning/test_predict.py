@@ -13,7 +13,7 @@ from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.rolegen import history_keys
 from tests import tiny
 
-USERS, BEAMS = 24, 10
+USERS, BEAMS = 72, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def examples() -> Examples:
 
 
 def recommend(examples: Examples) -> predict.Predictions:
-  rolegen = tiny.rolegen('evaluation.batch=8', 'evaluation.ks=1,10')
+  rolegen = tiny.rolegen('evaluation.batch=32', 'evaluation.ks=1,10')
   params = {name: tiny.params(name) for name in ('backbone', 'reasoner')}
   mesh = sharding.make_mesh(MeshConfig())
   return predict.predict(rolegen, params, Table(examples), tiny.trie(), mesh, BEAMS)
@@ -46,7 +46,7 @@ def test_lists_do_not_depend_on_the_other_rows_of_the_table(examples):
   """A permuted table, and a part of one that starts elsewhere in its batches."""
   everyone = recommend(examples)
   order = np.random.default_rng(0).permutation(USERS)
-  for rows in (order, order[:13]):
+  for rows in (order, order[:39]):
     some = recommend(jax.tree.map(lambda x: x[rows], examples))
     for name in ('item', 'candidates', 'roles', 'forced_role', 'forced_intent'):
       np.testing.assert_array_equal(getattr(some, name), getattr(everyone, name)[rows], name)
