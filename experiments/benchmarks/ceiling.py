@@ -29,15 +29,16 @@ from rolegen_jax.simulator.context.world import ContextWorld
 
 KS = (1, 10, 50)
 SLICE = 'dormant'
-COLORS = {
-  'truth': harness.GRAY,
-  'bayes': harness.GREEN,
-  'counting': harness.BLUE,
-  'item_transitions': harness.SKY,
-  'item_knn': harness.ORANGE,
-  'recency': harness.YELLOW,
-  'popularity': harness.VERMILION,
-}
+SYSTEMS = (
+  'truth',
+  'bayes',
+  'counting',
+  'item_transitions',
+  'recency',
+  'item_knn',
+  'popularity',
+)
+COLORS = (harness.SKY, harness.BLUE, harness.VERMILION, harness.GRAY)  # by strength
 
 
 def measure(
@@ -124,20 +125,22 @@ def table(results: dict) -> str:
 
 
 def plot(results: dict, figure_path: pathlib.Path) -> None:
-  """Draw HI@10 of every system, seeds as points."""
-  points = results['points']
+  """Draw HI@10 of every system, a point for each seed."""
+  by_strength: dict[str, list[dict]] = {}
+  for name, point in results['points'].items():
+    by_strength.setdefault(name.split(',')[0], []).append(point['hits'])
   figure, grid = harness.panels(1, 1, (7.5, 3.2), grid='y')
-  panel = grid[0]
-  for position, name in enumerate(COLORS):
-    values = {log: point['hits'][name][1] for log, point in points.items()}
-    for offset, (log, value) in enumerate(values.items()):
-      place = position + 0.1 * (offset - len(values) / 2)
-      panel.plot([place], [value], 'o', color=COLORS[name], ms=5)
-      panel.annotate(log.split(',')[0].split()[1], (place, value), fontsize=5, ha='center')
-  panel.set_xticks(range(len(COLORS)), list(COLORS), fontsize=8)
-  panel.set_title(
-    'HI@10, dormant test targets, SIMULATED; numbers: strength', fontsize=9, loc='left'
-  )
+  panel, places = grid[0][0], np.arange(len(SYSTEMS))
+  for number, ((strength, hits), color) in enumerate(zip(by_strength.items(), COLORS)):
+    for row, of_seed in enumerate(hits):
+      at = places + 0.25 * (number - (len(by_strength) - 1) / 2)
+      values = [of_seed[name][1] for name in SYSTEMS]
+      panel.plot(at, values, 'o', color=color, ms=5, label=None if row else strength)
+  panel.set_xticks(places, [name.replace('_', ' ') for name in SYSTEMS], fontsize=9)
+  panel.set_ylim(bottom=0)
+  title = 'HI@10 in %, dormant test targets of the SIMULATED context logs'
+  panel.set_title(title, loc='left', fontsize=9)
+  panel.legend(fontsize=8, frameon=False)
   figure.savefig(figure_path, dpi=100)
 
 
