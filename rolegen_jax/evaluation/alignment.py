@@ -128,15 +128,17 @@ def sentences(
   ]
   written = _write(rolegen, params, prompts, plans, mesh)
   vocab = rolegen.vocab
-  begin, end, intent = (vocab.control(name) for name in ('BOS', 'END', 'INTENT'))
+  begin, end = (vocab.control(name) for name in ('BOS', 'END'))
+  first_role, roles = vocab.blocks['role']
   results = []
   for row in written[: len(examples)]:
     of_events: list[str] = []
     of_intents: list[str] = []
+    is_role = (row >= first_role) & (row < first_role + roles)
     for start in np.flatnonzero(row == begin):
       length = np.flatnonzero(row[start:] == end)[0]
       sentence = alignment.text.decode(row[start + 1 : start + length]).strip()
-      (of_intents if intent in row[:start] else of_events).append(sentence)
+      (of_events if is_role[:start].any() else of_intents).append(sentence)
     results.append((of_events, of_intents))
   return results
 

@@ -1,6 +1,6 @@
-"""FR-CoT in words: an example's chain with a sentence after every role and every intent.
+"""FR-CoT in words: an example's chain with a sentence after every intent and every role.
 
-  event gap SID ..  gap REASON  |  role SID BOS why END ..  INTENT  prefix BOS what END ..
+  event gap SID ..  gap REASON  |  INTENT  prefix BOS what END ..  role SID BOS why END ..
                                 |  PATH  items  END
 
 It is read and written as text of any length, so it stands beside the chain of fixed positions
@@ -90,16 +90,15 @@ class Rationales:
     """Return an example's history and its chain, which is taught."""
     a, v, table = self.alignment, self.alignment.vocab, self.table
     begin, m, end = v.control('BOS'), table.roles.shape[1], table.end[example]
-    answer: list[int] = []
+    answer = [v.control('INTENT')]
+    for intent in self.intents(table.path[example]):
+      answer += [*self._prefix(intent), begin, *a.sentence(self.wanted(intent))]
     for row, role in zip(range(end - m, end), table.roles[example]):
       if role < 0:
         continue
       why = self.why(example, row, int(role))
-      item = a.sid[table.log.item[row]].tolist()
-      answer += [v.role(int(role)), *item, begin, *a.sentence(why)]
-    answer.append(v.control('INTENT'))
-    for item in self.intents(table.path[example]):
-      answer += [*self._prefix(item), begin, *a.sentence(self.wanted(item))]
+      sid = a.sid[table.log.item[row]].tolist()
+      answer += [v.role(int(role)), *sid, begin, *a.sentence(why)]
     answer.append(v.control('PATH'))
     for item in table.path[example][table.path[example] >= 0]:
       answer += a.sid[item].tolist()
@@ -109,17 +108,16 @@ class Rationales:
   def plan(self, example: int, roles: np.ndarray, path: Sequence[int] | np.ndarray) -> list[int]:
     """Return an example's chain without its sentences, as `language.write` takes it.
 
-    The chain has the roles [M] of the last events (-1 = no event) and the intents of a path.
+    The chain has the intents of a path, and the roles [M] of the last events (-1 = no event).
     """
     a, v, log = self.alignment, self.alignment.vocab, self.table.log
     begin, end = v.control('BOS'), self.table.end[example]
-    tokens: list[int] = []
+    tokens = [v.control('INTENT')]
+    for item in self.intents(path):
+      tokens += [*self._prefix(item), begin]
     for row, role in zip(range(end - len(roles), end), roles):
       if role >= 0:
         tokens += [v.role(int(role)), *a.sid[log.item[row]].tolist(), begin]
-    tokens.append(v.control('INTENT'))
-    for item in self.intents(path):
-      tokens += [*self._prefix(item), begin]
     return tokens
 
   def rows(self, examples: np.ndarray) -> Packed:
