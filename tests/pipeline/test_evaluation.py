@@ -25,7 +25,7 @@ from tests.runs import open_inputs
 def opened(tmp_path_factory):
   """(run, inputs, models) with the filter on: a log, its semantic IDs, and random parameters."""
   config = entry.experiment('demo', [*SMALL, 'serving.filter_history=bar'])
-  # The mesh of the run of test_commands too: what both recommend with is compiled once.
+  # One device compiles faster; tests/reasoning/test_predict.py recommends on eight.
   mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharding, 'make_mesh', lambda *_: mesh)
