@@ -66,7 +66,7 @@ def unflatten(leaves: dict[str, Any]) -> Params:
   return traverse_util.unflatten_dict(leaves, sep='.')
 
 
-@functools.lru_cache(maxsize=32)  # a run asks a dozen times for each, at half a second
+@functools.lru_cache(maxsize=32)  # a run asks for each many times, and building takes a while
 def abstract(make_model: ModelFn) -> tuple[nnx.GraphDef, Params, Params]:
   """Return a model's structure, shapes and logical axes without computing anything.
 
