@@ -42,15 +42,17 @@ def main() -> None:
     raise ConfigError(f'--output={_OUTPUT.value}: is the file of --users; must be another')
   from rolegen_jax.data.files import require_writable
   from rolegen_jax.pipeline.artifacts import saved_config
-  from rolegen_jax.pipeline.context import open_run
-  from rolegen_jax.pipeline.inputs import prepare_inputs
-  from rolegen_jax.pipeline.run import train_models
-  from rolegen_jax.serving.recommend import recommend
 
   config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
   if _TOP.value > config.backbone.beam:
     raise ConfigError(f'--top={_TOP.value}: must be at most backbone.beam={config.backbone.beam}')
   require_writable(_OUTPUT.value)
+  # These bring jax, which takes seconds: what is wrong is said before.
+  from rolegen_jax.pipeline.context import open_run
+  from rolegen_jax.pipeline.inputs import prepare_inputs
+  from rolegen_jax.pipeline.run import train_models
+  from rolegen_jax.serving.recommend import recommend
+
   run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   run, inputs = prepare_inputs(run)
   table = recommend(

@@ -7,6 +7,7 @@ arrays, and `bind(graphdef, params)` returns the callable module inside a pure f
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -65,9 +66,11 @@ def unflatten(leaves: dict[str, Any]) -> Params:
   return traverse_util.unflatten_dict(leaves, sep='.')
 
 
+@functools.lru_cache(maxsize=32)  # a run asks for each many times, and building takes a while
 def abstract(make_model: ModelFn) -> tuple[nnx.GraphDef, Params, Params]:
   """Return a model's structure, shapes and logical axes without computing anything.
 
+  Callers share the result and leave it as it is.
   Shapes are `jax.ShapeDtypeStruct`s and axes tuples of names, both in the structure of the
   parameters. Layers that `nnx.vmap` stacked have one more leading dimension than they declare: it
   is the axis `layers`. For a Part, the structure is that of the whole model.

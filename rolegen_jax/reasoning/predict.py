@@ -112,12 +112,9 @@ class Online:
     beams: int,
     reasoning: bool = True,
   ):
-    def batch(params: dict[str, Params], trie: Trie, examples: Examples) -> Ranking:
-      return rolegen.recommend(params, examples, trie, beams, reasoning).ranking
-
     self.size, self._mesh = rolegen.config.evaluation.batch, mesh
     self._fixed = params, jax.device_put(trie, sharding.sharding(mesh))
-    self._jitted = jit(batch, out_shardings=sharding.sharding(mesh))
+    self._jitted = _ranked(rolegen, mesh, beams, reasoning)
     self._compiled: jax.stages.Compiled | None = None
 
   def __call__(self, examples: Examples) -> Ranking:
@@ -128,6 +125,16 @@ class Online:
       if self._compiled is None:
         self._compiled = compile_in_step(self._jitted, *args)
       return self._compiled(*args)
+
+
+@functools.lru_cache(maxsize=2)  # as `_recommend`: arms of an A/B test share their program
+def _ranked(rolegen: RoleGen, mesh: Mesh, beams: int, reasoning: bool) -> jax.stages.Wrapped:
+  """Return (parameters, trie, examples) -> the ranking of one batch, jitted."""
+
+  def batch(params: dict[str, Params], trie: Trie, examples: Examples) -> Ranking:
+    return rolegen.recommend(params, examples, trie, beams, reasoning).ranking
+
+  return jit(batch, out_shardings=sharding.sharding(mesh))
 
 
 def hindsight_roles(rolegen: RoleGen, table: ExampleTable, shift: InterestShift) -> np.ndarray:

@@ -12,6 +12,7 @@ Shapes: N examples, B rows, M members.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,8 +57,7 @@ def calibrate(
   noise. is_barred: items [N, M] -> bool, what the lists of the examples leave out, so that it
   stands against no target. No target is barred.
   """
-  replicated = sharding.sharding(mesh)
-  device_trie = jax.device_put(trie, replicated)
+  device_trie = jax.device_put(trie, sharding.sharding(mesh))
   members = _members(rolegen, params, table, device_trie, mesh, reasoning, intervene)
   if is_barred is not None:
     barred = is_barred(np.asarray(members.item))
@@ -74,7 +74,7 @@ def calibrate(
   with jax.set_mesh(mesh):
     rows = put(weight, np.zeros(1, np.float32))
     args = (params['backbone']['experts'], jax.tree.map(put, members), rows)
-    program = compile_in_step(jit(_fit_program(rolegen), out_shardings=replicated), *args)
+    program = compile_in_step(_fit_program(rolegen, mesh), *args)
     fitted, nll = jax.device_get(program(*args))
   return {f'experts.{name}': value for name, value in functional.flatten(fitted).items()}, nll
 
@@ -89,6 +89,13 @@ def _members(
   intervene: bool,
 ) -> Members:
   """Return what the experts say of each example's target and of all that they find, on the host."""
+  score, fixed = _score(rolegen, reasoning), (params, trie)
+  return predict.over(rolegen, score, fixed, table, mesh, 'calibration', np.bool_(intervene))
+
+
+@functools.lru_cache(maxsize=2)  # other parameters of the same models run the same program
+def _score(rolegen: RoleGen, reasoning: bool) -> Callable[..., Members]:
+  """Return (parameters, trie, examples, intervene) -> the Members of one batch."""
 
   def score(params: Any, trie: Trie, examples: Examples, intervene: jax.Array) -> Members:
     backbone = rolegen.bind('backbone', params['backbone'])
@@ -105,12 +112,12 @@ def _members(
     item, log_weight = with_negatives(own, negatives)
     return backbone.members(query_state, item, log_weight, said, items)
 
-  fixed = (params, trie)
-  return predict.over(rolegen, score, fixed, table, mesh, 'calibration', np.bool_(intervene))
+  return score
 
 
-def _fit_program(rolegen: RoleGen) -> Any:
-  """Return the function (experts, members, weight of rows) -> (fitted experts, NLLs)."""
+@functools.lru_cache(maxsize=2)
+def _fit_program(rolegen: RoleGen, mesh: Mesh) -> jax.stages.Wrapped:
+  """Return the function (experts, members, weight of rows) -> (fitted experts, NLLs), jitted."""
   config, names = rolegen.config.calibration, rolegen.config.backbone.experts
   tx = optax.lbfgs()
   graphdef = functional.abstract(lambda rngs: Experts(names))[0]
@@ -135,4 +142,4 @@ def _fit_program(rolegen: RoleGen) -> Any:
     (fitted, _), values = jax.lax.scan(step, (experts, tx.init(experts)), length=config.steps)
     return fitted, jnp.append(values, nll(fitted, members, weight))
 
-  return fit
+  return jit(fit, out_shardings=sharding.sharding(mesh))

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 
 import pytest
@@ -85,6 +86,9 @@ def test_summaries():
 
 
 def test_a_function_is_called_in_a_process_of_its_own():
-  forced = harness.call_in_process(harness.cpu_devices, 3)
-  assert forced['JAX_PLATFORMS'] == 'cpu' and forced['XLA_FLAGS'].endswith('device_count=3')
-  assert harness.call_in_process(harness.processor) == harness.processor()
+  """It has other flags than this process, and a result for the arguments."""
+  flag = '--xla_cpu_enable_fast_math=false'
+  assert flag not in os.environ['XLA_FLAGS'] and harness.processor()
+  forced = harness.call_in_process(harness.cpu_devices, 3, environment={'XLA_FLAGS': flag})
+  expected = f'{flag} --xla_force_host_platform_device_count=3'
+  assert forced == {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': expected}

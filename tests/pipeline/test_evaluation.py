@@ -3,9 +3,11 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from rolegen_jax import sharding
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ServingConfig
 from rolegen_jax.pipeline import evaluation
@@ -15,7 +17,7 @@ from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving.history_filter import held_items
 from rolegen_jax.serving.recommend import recommend
 from tests import tiny
-from tests.ab_test.test_ab import SMALL
+from tests.cli.test_commands import SMALL
 from tests.runs import open_inputs
 
 
@@ -23,7 +25,11 @@ from tests.runs import open_inputs
 def opened(tmp_path_factory):
   """(run, inputs, models) with the filter on: a log, its semantic IDs, and random parameters."""
   config = entry.experiment('demo', [*SMALL, 'serving.filter_history=bar'])
-  run, inputs = open_inputs(config, tmp_path_factory.mktemp('filtered'))
+  # One device compiles faster; tests/reasoning/test_predict.py recommends on eight.
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, 'make_mesh', lambda *_: mesh)
+    run, inputs = open_inputs(config, tmp_path_factory.mktemp('filtered'))
   params = {name: tiny.random_params(fn) for name, fn in run.rolegen.model_fns.items()}
   return run, inputs, Trained('random', lambda: params)
 

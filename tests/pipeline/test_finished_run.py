@@ -161,7 +161,10 @@ def test_a_complete_stage_whose_checkpoint_is_lost_trains_again_only_if_told(
   assert allowed == [False, True]
 
 
-@pytest.mark.parametrize('command', ['recommend', 'evaluate', 'train'])
+# evaluate and train are one function behind their flags.
+@pytest.mark.parametrize(
+  'command', ['recommend', pytest.param('evaluate', marks=pytest.mark.slow), 'train']
+)
 def test_a_refusal_is_one_line_and_exit_code_2(finished, tmp_path, command):
   flags = ['--set=backbone.context=12']
   if command == 'recommend':

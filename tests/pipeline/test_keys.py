@@ -8,6 +8,7 @@ import pytest
 
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ABLATIONS, Config
+from rolegen_jax.models import functional
 from rolegen_jax.overrides import apply, field_paths
 from rolegen_jax.pipeline import evaluation, keys, stages
 from rolegen_jax.pipeline.context import Run, open_run
@@ -158,6 +159,8 @@ def trace_one_step(task, site, trie):
 @pytest.fixture
 def traced(monkeypatch):
   """Stages that are traced instead of trained."""
+  # Each builds its models anew, and looks at all that they are made of.
+  monkeypatch.setattr(functional, 'abstract', functional.abstract.__wrapped__)
   monkeypatch.setattr(stages, 'fit', trace_one_step)
   monkeypatch.setattr(stages, 'calibrate', lambda run, inputs, trained, *_, **__: trained)
 
