@@ -43,7 +43,15 @@ jax.config.update('jax_num_cpu_devices', 8)
 del compile_lib.OPTIONS['cpu']  # the flags above hold
 
 # Files that take longest, which workers start with: one that came last would run alone.
-LONGEST = ('tests/cli/test_commands.py', 'tests/training/test_step.py')
+LONGEST = (
+  'tests/cli/test_commands.py',
+  'tests/training/test_step.py',
+  'tests/models/test_decode.py',
+  'tests/training/test_calibration.py',
+  'tests/models/test_experts.py',
+  'tests/reasoning/test_ablations.py',
+  'tests/training/test_fit.py',
+)
 
 
 def pytest_collection_modifyitems(items):

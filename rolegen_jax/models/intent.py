@@ -177,8 +177,17 @@ class Intent(nnx.Module):
     codes = jnp.take(codes_IxL, jnp.maximum(item, 0), axis=0)
     return Retrieved(item, codes, jnp.pad(weight, pad))
 
-  def priors(self, evidence: Evidence, keep: int, codes_IxL: jax.Array) -> Priors:
-    """Return log p(coarse code), and the `keep` items that are retrieved most strongly."""
+  def priors(self, evidence: Evidence, keep: int, codes_IxL: jax.Array, levels: int) -> Priors:
+    """Return what codes of the first `levels` levels start from.
+
+    That is log p(coarse code), and beyond the first level the `keep` items that are retrieved most
+    strongly; none where there is no such level.
+    """
+    if levels == 1:
+      n, empty = len(evidence.age), (len(evidence.age), 0)
+      nothing = jnp.zeros(empty, jnp.int32)
+      codes = jnp.zeros((n, 0, codes_IxL.shape[1]), jnp.int32)
+      return Priors(self(evidence), Retrieved(nothing, codes, jnp.zeros(empty)))
     return Priors(self(evidence), self.retrieve(evidence, keep, codes_IxL))
 
   def code_prior(self, level: int, priors: Priors, matches_NxPxA: jax.Array) -> jax.Array:

@@ -88,7 +88,8 @@ def likelihood(
   roles = _choose(role_log_prob, role, prompt.role_allowed.any(-1))
 
   def choose_codes(slots: np.ndarray, evidence: Evidence) -> Choice:
-    priors = reasoner.intent.priors(evidence, layout.config.retrieved, trie.item_codes)
+    keep, levels = layout.config.retrieved, slots.shape[1]
+    priors = reasoner.intent.priors(evidence, keep, trie.item_codes, levels)
     return _code_choices(reasoner, layout, priors, trie, temperature, hidden, tokens_NxT, slots)
 
   zeros = jnp.zeros((tokens_NxT.shape[0], 1))

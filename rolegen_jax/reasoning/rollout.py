@@ -129,8 +129,8 @@ def sample_worlds(
   reasoner, layout = sampler.reasoner, sampler.layout
   users, worlds, m = choice.role_shift.shape
   prompts = world_prompts(layout, prompt, choice.without_roles())
-  keep = layout.config.retrieved
-  priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes)
+  equation, keep, codes = reasoner.intent, layout.config.retrieved, trie.item_codes
+  priors = equation.priors(prompts.evidence, keep, codes, layout.config.intent_levels)
   reading, intents = sampler.intents(reading, priors, prompts.evidence.intent, trie)
   shift = choice.role_shift.reshape(users * worlds, m)
   reading, written = sampler.roles(reading, prompts.role_allowed, shift)
@@ -139,7 +139,7 @@ def sample_worlds(
 
   interventions = choice.with_roles(roles.reshape(users, worlds, m))
   prompts = world_prompts(layout, prompt, interventions)
-  priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes)
+  priors = equation.priors(prompts.evidence, keep, codes, layout.vocab.levels)
   on_path = sampler.path(reading, priors, trie)
   parts = intents, written, on_path
   completions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)

@@ -189,19 +189,20 @@ class Sampler:
       level=jnp.asarray(layout.level[numbers]),
       forced=jnp.where(is_first_intent[:, None], intent_N, -1),
     )
-    step = functools.partial(self._item_step, priors, trie)
+    levels = 1 + int(layout.level[numbers].max())
+    step = functools.partial(self._item_step, priors, trie, levels)
     state, completions = jax.lax.scan(step, state, positions)
     return state.reading, _batch_first(completions)
 
   def _item_step(
-    self, priors: Priors, trie: Trie, state: ItemState, at: Position
+    self, priors: Priors, trie: Trie, levels: int, state: ItemState, at: Position
   ) -> tuple[ItemState, Completions]:
-    """Sample the token of one position and read it."""
+    """Sample the token of one position, a delimiter or a code of `levels` levels, and read it."""
     begins = at.level <= 0  # at the first code of an intent or item, and at delimiters
     is_code = at.level >= 0
     node = jnp.where(begins, 0, state.node)
     matches = jnp.where(begins, state.unused, state.matches)
-    options = self._options(priors, trie, at.level, node, matches)
+    options = self._options(priors, trie, levels, at.level, node, matches)
     log_probs = self._log_probs(state.reading, at.start, options.allowed, options.prior)
     choice = jnp.where(at.forced >= 0, at.forced, self._sample(log_probs, at.number))
 
@@ -218,9 +219,15 @@ class Sampler:
     return ItemState(reading, node, matches, unused), Completions(token, log_prob, node)
 
   def _options(
-    self, priors: Priors, trie: Trie, level: jax.Array, node_N: jax.Array, matches_NxA: jax.Array
+    self,
+    priors: Priors,
+    trie: Trie,
+    levels: int,
+    level: jax.Array,
+    node_N: jax.Array,
+    matches_NxA: jax.Array,
   ) -> Options:
-    """Return what may be chosen at a level; at a delimiter nothing is."""
+    """Return what may be chosen at a level, one of `levels`; at a delimiter nothing is."""
     shape = (len(node_N), self.layout.vocab.codes)
 
     def of_delimiter() -> Options:
@@ -231,8 +238,7 @@ class Sampler:
       prior = self.reasoner.intent.code_prior(level, priors, matches_NxA[:, None])[:, 0]
       return Options(allowed, child, prior)
 
-    levels = range(self.layout.vocab.levels)
-    of_levels = [functools.partial(of_level, level) for level in levels]
+    of_levels = [functools.partial(of_level, level) for level in range(levels)]
     return jax.lax.switch(level + 1, [of_delimiter, *of_levels])
 
   def _log_probs(

@@ -22,6 +22,9 @@ from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.training import checkpoint, fit
 from tests.launch import small
 
+# It trains a run of its own; tests/pipeline/test_finished_run.py has single cases that are fast.
+pytestmark = pytest.mark.slow
+
 TRAINED = ('warmup', 'align', 'reason', 'loop')
 STAGES = ('data', 'semantic_ids', 'roles', *TRAINED, 'loop/calibration')
 SETTINGS = small.settings(

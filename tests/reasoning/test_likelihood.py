@@ -101,7 +101,7 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
   positions = np.arange(sequence.shape[1])
   hidden = reasoner.hidden(sequence, positions, causal(valid.astype(jnp.int32)))
   hidden = hidden[:, LAYOUT.prompt_length - 1 : -1]
-  priors = reasoner.intent.priors(prompt.evidence, config.retrieved, trie.item_codes)
+  priors = reasoner.intent.priors(prompt.evidence, config.retrieved, trie.item_codes, V.levels)
   node = jnp.zeros(n, jnp.int32)
   matches = unused = jnp.ones(priors.retrieved.weight.shape, bool)
   scores = []
