@@ -187,6 +187,7 @@ def test_rankers_are_the_baselines_of_the_report(test, name):
   assert np.array_equal(policy.recommend(np.arange(len(users)), now), want)
 
 
+@pytest.mark.slow  # the others show the arms one by one
 def test_every_arm_is_shown_by_log_p_and_as_slates(test):
   """NAME lists by log p, NAME_slates shows the same lists by log p plus what items open."""
   setting, rows = test.setting, np.arange(20)

@@ -30,6 +30,7 @@ GEMMA = (
 )
 
 
+@pytest.mark.slow  # those below hold the windows themselves
 def test_rollouts_and_likelihoods_agree_in_layers_with_windows():
   """What a rollout samples token by token is what one pass over all worlds scores."""
   rolegen = tiny.rolegen(*(f'reasoner.transformer.{switch}' for switch in GEMMA))

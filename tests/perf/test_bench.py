@@ -18,7 +18,8 @@ def measured(phase: str):
   return throughput.measure(CONFIG, '', [phase], 'random', 60, 3)
 
 
-@pytest.mark.parametrize('name', ['rollout', pytest.param('step', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['rollout', 'step'])
 def test_rates_follow_from_the_medians(name):
   result = measured(name)
   phase = result['phases'][name]

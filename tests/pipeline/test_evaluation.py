@@ -38,12 +38,11 @@ def test_no_system_lists_what_the_history_holds(opened):
   run, inputs, trained = opened
   models = Models(trained, None, trained, trained, trained, trained)
   baselines = evaluation.rank_baselines(run, inputs)
-  results = evaluation.evaluate(run, inputs, models, {'no_reasoner': trained}, baselines)
+  results = evaluation.evaluate(run, inputs, models, {}, baselines)
   occasions, rows = inputs.occasions, results.rows
   held = held_items(inputs.log, occasions.user[rows], occasions.context_end[rows]).toarray()
   assert set(results.rankings) == {
-    *('RoleGen', 'no_reasoner'),
-    *('RoleGen_exposure_penalty', 'no_reasoner_exposure_penalty'),
+    *('RoleGen', 'RoleGen_exposure_penalty'),
     *('popularity', 'recency', 'item_knn', 'item_transitions', 'counting', 'u2i', 'SASRec'),
   }
   for name, (_, items, _) in results.rankings.items():
