@@ -1,6 +1,7 @@
 """Every test runs on eight CPU devices: the sharding that one device would hide is tested too."""
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -40,6 +41,8 @@ import jax
 from rolegen_jax.runtime import compile as compile_lib
 
 jax.config.update('jax_num_cpu_devices', 8)
+# Tracing makes many objects that live on: Python would look through all of them again and again.
+gc.set_threshold(200_000, 50, 50)
 del compile_lib.OPTIONS['cpu']  # the flags above hold
 
 # Files that take longest, which workers start with: one that came last would run alone.

@@ -277,7 +277,12 @@ def test_more_events_than_a_window_holds():
 
 
 @pytest.mark.parametrize(
-  'name', [pytest.param('RoleGen', marks=pytest.mark.slow), 'no_reasoner', 'SASRec']
+  'name',
+  [
+    pytest.param('RoleGen', marks=pytest.mark.slow),
+    pytest.param('no_reasoner', marks=pytest.mark.slow),
+    'SASRec',
+  ],
 )
 def test_models_compile_once_and_see_what_happens(test, name):
   """All programs of a policy are compiled on its first day; what users do changes its slates."""

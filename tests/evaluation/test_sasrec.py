@@ -103,6 +103,7 @@ def test_the_loss_over_every_other_item_is_the_full_one():
   )
 
 
+@pytest.mark.slow
 def test_the_width_that_is_best_on_validation_is_kept(monkeypatch):
   log, occasions = cycle()
   trained = []

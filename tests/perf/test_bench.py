@@ -43,6 +43,7 @@ def test_rates_follow_from_the_medians(name):
   assert f'{name} ' in throughput.show(result) and 'peak memory' in throughput.show(result)
 
 
+@pytest.mark.slow
 def test_comparing_refuses_other_devices_and_gives_ratios():
   first = measured('rollout')
   second = copy.deepcopy(first)

@@ -11,7 +11,7 @@ from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ConfigError, SimulatorCo
 from rolegen_jax.simulator import rules, world
 from rolegen_jax.simulator.behavior import NOISE, PURCHASE, VIEW
 from rolegen_jax.simulator.context.foresight import role_posteriors
-from rolegen_jax.simulator.context.inference import Reader, best_lists
+from rolegen_jax.simulator.context.inference import Reader, best_lists, follow
 from rolegen_jax.simulator.context.rules import ContextRules
 
 CONFIG = SimulatorConfig(kind='context', users=300, items=240)
@@ -169,13 +169,10 @@ def test_a_history_tells_who_the_shopper_is(log, shop):
   """Of users with long histories, the posterior finds the hidden traits, and is calibrated."""
   lengths = log.events['user_id'].value_counts().sort('count', descending=True)
   users = np.sort(lengths['user_id'].to_numpy()[:60])
-  reader = Reader(shop, users)
-  for number, user in enumerate(users):
-    for event in log.events.filter(pl.col('user_id') == user).head(60).iter_rows(named=True):
-      code = EVENT_NAMES.index(event['event'])
-      one = (np.array([value]) for value in (number, event['item_id'], code, event['timestamp']))
-      reader.read(*one)
-  posterior = reader.posterior(np.arange(len(users))).sum((2, 3))
+  end = np.full(len(users), shop.rules.start + 60 * rules.DAY)
+  posterior = np.zeros((len(users), shop.rules.personas))
+  for part, reader, rows in follow(shop, log.events, users, end):
+    posterior[part] = reader.posterior(rows).sum((2, 3))
   n, persona = np.arange(len(users)), shop.traits.persona_U[users]
   right = posterior.argmax(1) == persona
   assert right.mean() > 0.7
@@ -213,7 +210,7 @@ def test_roles_follow_from_effects_and_one_item_has_many(log, shop):
 
 def test_what_can_be_known_of_roles_is_calibrated(log, shop):
   """Posteriors agree with the planted roles on average, and being told the category says more."""
-  chosen = log.events.filter(pl.col('event') == 'purchase').sample(150, seed=2)
+  chosen = log.events.filter(pl.col('event') == 'purchase').sample(100, seed=2)
   users, times = chosen['user_id'].to_numpy(), chosen['timestamp'].to_numpy()
   bought, last = shop.traits.category_I[chosen['item_id'].to_numpy()], 8
   true = np.full((len(users), last), -1)
@@ -224,12 +221,12 @@ def test_what_can_be_known_of_roles_is_calibrated(log, shop):
   known = true >= 0
   losses = []
   for categories in (None, bought):
-    p = role_posteriors(shop, log.events, users, times, last, categories, draws=24)
+    p = role_posteriors(shop, log.events, users, times, last, categories, draws=16)
     np.testing.assert_allclose(p.sum(-1), known, atol=1e-9)
     share = np.bincount(true[known], minlength=len(ROLE_NAMES)) / known.sum()
     np.testing.assert_allclose(p[known].mean(0), share, atol=0.04)
     of_truth = np.take_along_axis(p, np.maximum(true, 0)[..., None], axis=2)[..., 0][known]
-    losses.append(-np.log((24 * of_truth + 0.1) / 24.8).mean())
+    losses.append(-np.log((16 * of_truth + 0.1) / 16.8).mean())
   marginal = -np.log(share[true[known]]).mean()
   assert losses[1] < losses[0] / 2 < marginal / 3
 

@@ -61,7 +61,8 @@ def after_one_step(train: str) -> dict:
   return gradient | {'loss': float(metrics['loss'])}
 
 
-@pytest.mark.parametrize('train', ['lora', pytest.param('frozen', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('train', ['lora', 'frozen'])
 def test_gradients_are_those_of_the_whole(train):
   """Rows and equations get their gradients; adapters what the chain rule makes of theirs."""
   whole, part = after_one_step('all'), after_one_step(train)
