@@ -73,7 +73,7 @@ def simulate_ab(
   """
   workdirs = [workdir, *others]
   configs = [saved_config(folder) for folder in workdirs]
-  _check(configs[0], workdir, days, seeds, arms, slate)
+  _check(configs[0], workdir, simulator, days, seeds, arms, slate)
   _check_alike(configs, workdirs)
   runs = [_open(folder, config, simulator, retrain) for folder, config in zip(workdirs, configs)]
   result = played([Test(run, days, slate) for run in runs], arms, seeds)
@@ -97,6 +97,7 @@ def _open(workdir: str | os.PathLike, config: Config, simulator: str, retrain: b
 def _check(
   config: Config,
   workdir: str | os.PathLike,
+  simulator: str,
   days: int,
   seeds: int,
   arms: Sequence[str],
@@ -106,6 +107,11 @@ def _check(
     raise ConfigError(
       f'--workdir={workdir}: its log is {config.data.format}; must be simulated, as no other log '
       'answers what users would have done'
+    )
+  if simulator == HELD_BACK and config.simulator.kind != 'item_traits':
+    raise ConfigError(
+      f'--simulator={HELD_BACK}: holds back item traits; must be default for a run with '
+      f'simulator.kind={config.simulator.kind}'
     )
   unknown = [name for name in arms if name not in KNOWN]
   if unknown or len(set(arms)) < len(arms) or not arms:

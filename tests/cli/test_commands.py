@@ -354,6 +354,11 @@ def test_what_an_ab_test_refuses(finished, tmp_path):
   with pytest.raises(ConfigError, match='its stage data is not complete'):
     simulation.simulate_ab(untrained)
   assert not (untrained / 'data').exists()
+  config = json.loads((finished.workdir / 'config.json').read_text())
+  config['simulator']['kind'] = 'context'
+  (untrained / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(ConfigError, match='--simulator=held_back: holds back item traits'):
+    simulation.simulate_ab(untrained, 'held_back')
   with pytest.raises(ConfigError, match='--arms=oracle,best: must be different ones of popularity'):
     simulation.simulate_ab(finished.workdir, arms=['oracle', 'best'])
   with pytest.raises(ConfigError, match='--slate=21: must be 1 to backbone.beam=20'):
