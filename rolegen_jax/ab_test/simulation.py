@@ -169,8 +169,9 @@ def played(tests: list[Test], arms: Sequence[str], seeds: int) -> dict:
     noise_seeds=seeds,
     config_digests=[digest(test.run.config) for test in tests],
   )
+  kind = '' if simulator.kind == 'item_traits' else f'{simulator.kind}, '
   about = dict(
-    simulator=f'simulator {simulator.preset}, seed {simulator.seed}',
+    simulator=f'simulator {kind}{simulator.preset}, seed {simulator.seed}',
     slate=first.setting.slate,
     key=digest(*(test.key for test in tests)),
     measures=summary.MEASURES,
