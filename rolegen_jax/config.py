@@ -106,13 +106,19 @@ class SimulatorConfig(Section):
   # Which real log its marginals were fitted to: alibaba2014 | taobao_userbehavior_1k; or
   # held_back, item traits of other strengths.
   preset: str = 'alibaba2014'
-  strength: float = 1.0  # of what context does; kind=context only
+  strength: float = 1.0  # of what signals and decoys do; kind=context only
   users: int = 3000
   items: int = 1200
   categories: int = 24
   # Share of the fitted mean: the demo is smaller, the shape of the distribution stays.
   events_per_user_scale: float = 0.75
   seed: int = 0
+
+  @property
+  def label(self) -> str:
+    """Return what tells this simulated log from others, in words."""
+    kind = f'context of strength {self.strength:g}, ' if self.kind == 'context' else ''
+    return f'{kind}{self.preset}, seed {self.seed}'
 
   def validate(self, name: str) -> None:
     self._one_of(('item_traits', 'context'), f'{name}.kind')

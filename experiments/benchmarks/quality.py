@@ -263,7 +263,9 @@ def _estimate(value_SxT: np.ndarray, user_T: np.ndarray) -> dict:
 def _roles(section: dict) -> dict:
   """Return one run's agreement with the planted roles, empty where none are known."""
   figures = {
-    name: section[name]['macro_f1'] for name in ('agreement', 'foresight') if name in section
+    name: section[name]['macro_f1']
+    for name in ('agreement', 'told', 'foresight')
+    if name in section
   }
   if 'effects' in section:
     figures |= {name: section['effects'][name] for name in ('spearman', 'same_sign')}

@@ -169,9 +169,8 @@ def played(tests: list[Test], arms: Sequence[str], seeds: int) -> dict:
     noise_seeds=seeds,
     config_digests=[digest(test.run.config) for test in tests],
   )
-  kind = '' if simulator.kind == 'item_traits' else f'{simulator.kind}, '
   about = dict(
-    simulator=f'simulator {kind}{simulator.preset}, seed {simulator.seed}',
+    simulator=f'simulator {simulator.label}',
     slate=first.setting.slate,
     key=digest(*(test.key for test in tests)),
     measures=summary.MEASURES,

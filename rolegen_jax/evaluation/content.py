@@ -175,7 +175,7 @@ def roles(
   )
   with_hindsight = agreement.role_agreement(hindsight.ravel(), told.ravel())['macro_f1']
   if truth is None:
-    return dict(shares=shares, told_macro_f1=with_hindsight), [
+    return dict(shares=shares, told_against_hindsight=with_hindsight), [
       f'Roles given the intent of the target, against those in hindsight: macro-F1 '
       f'{with_hindsight:.3f}.'
     ]
@@ -187,7 +187,7 @@ def roles(
     effects=agreement.effect_agreement(effects.intent.ravel()[known], effect[known]),
     foresight=agreement.role_agreement(role, predicted.ravel()),
     told=agreement.role_agreement(role, told.ravel()),
-    told_macro_f1=with_hindsight,
+    told_against_hindsight=with_hindsight,
   )
   backbone = agreement.effect_agreement(effects.backbone.ravel()[known], effect[known])
   macro_f1 = {name: section[name]['macro_f1'] for name in ('agreement', 'told', 'foresight')}
@@ -300,10 +300,9 @@ def training_rows(workdir: pathlib.Path, stages: tuple[str, ...]) -> list[dict]:
 def provenance(config: Config, artifacts: dict[str, str], wall_s: float) -> dict:
   """Return what every number of a report must carry."""
   simulated = config.data.format == 'simulated'
-  simulator = config.simulator
   data = f'{config.data.format}: {config.data.path}'
   if simulated:
-    data = f'the simulated shop log, preset {simulator.preset}, seed {simulator.seed}'
+    data = f'the simulated shop log, {config.simulator.label}'
   return dict(
     data=data,
     simulated=simulated,

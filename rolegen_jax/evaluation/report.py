@@ -14,8 +14,10 @@ dicts of its fields, of shares in 0..1.
   differences   {name: {slice: Interval}}: paired difference of HI@10, system under test minus
                 `name`, of `metrics.compare`
   training      rows of metrics.jsonl: {stage, step, name: value, ...}
-  roles         {shares?, agreement?, effects?, deletion?}: shares are {source: {role: share}},
-                the others of `agreement.role_agreement`, `agreement.effect_agreement` and
+  roles         {shares?, agreement?, told?, foresight?, told_against_hindsight?, effects?,
+                deletion?}: shares are {source: {role: share}}, agreement is of roles in hindsight,
+                told of those given the target's intent, foresight of those from the history alone;
+                the others are of `agreement.role_agreement`, `agreement.effect_agreement` and
                 `deletion.deletion_curves`; agreement and effects exist only in simulated data,
                 where the truth is known
   worlds        of `diversity.world_diversity`, and systems: {name: {jaccard, union_size, hits,

@@ -71,6 +71,7 @@ def abstract(make_model: ModelFn) -> tuple[nnx.GraphDef, Params, Params]:
   """Return a model's structure, shapes and logical axes without computing anything.
 
   Callers share the result and leave it as it is.
+
   Shapes are `jax.ShapeDtypeStruct`s and axes tuples of names, both in the structure of the
   parameters. Layers that `nnx.vmap` stacked have one more leading dimension than they declare: it
   is the axis `layers`. For a Part, the structure is that of the whole model.

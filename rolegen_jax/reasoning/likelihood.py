@@ -1,6 +1,6 @@
 """How likely the reasoner finds what it reads and writes, and the losses made of that.
 
-Sampling (`rollout.py`) and likelihood use the same constrained softmax over the block of the
+Sampling (`sampling.py`) and likelihood use the same constrained softmax over the block of the
 vocabulary that a position holds, so their log-probs agree up to rounding. No logits are kept for
 the backward pass.
 

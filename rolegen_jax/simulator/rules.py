@@ -42,7 +42,7 @@ class CommonRules:
   dormant_rate: float = 0.4  # purchase rate of dormant browsers against the others
   dormant_events: float = 1.6  # events of dormant browsers against the others
 
-  brands: int = 3  # per department and style
+  brands: int = 3  # per style and department, or category
 
   # Purchase hazard at an event: rate * Lambda / (Lambda + hazard_half), Lambda = summed intensity.
   hazard_half: float = 5.0

@@ -181,6 +181,27 @@ def test_roles_are_towards_the_intent():
   assert (changed[has_choice] > 1e-6).mean() > 0.9
 
 
+def test_roles_can_be_asked_for_towards_any_intent():
+  """Told the factual intent, greedily: the factual roles. Told another: others, but for CONVERT."""
+
+  @jit
+  def towards(params, examples, trie, intent):
+    return tiny.rolegen('reasoner.temperature=0.001').roles_towards(params, examples, trie, intent)
+
+  examples, cold = tiny.examples(4), ('reasoner.temperature=0.001',)
+  r = chains.rollout(examples, intervene=False, settings=cold)
+  first, codes = LAYOUT.intent_slots[0, 0], LAYOUT.vocab.blocks['sid0'][0]
+  factual = r.tokens[:, 0, first] - codes
+  args = tiny.params('reasoner'), examples, tiny.trie()
+  told = np.asarray(towards(*args, factual))
+  assert (told == r.roles[:, 0]).mean() > 0.9  # noise decides where two roles are as likely
+  other = np.asarray(towards(*args, (factual + 3) % LAYOUT.vocab.codes))
+  is_convert = r.roles[:, 0] == tiny.CONVERT
+  np.testing.assert_array_equal(other == tiny.CONVERT, is_convert)
+  np.testing.assert_array_equal(other < 0, r.roles[:, 0] < 0)
+  assert (other != told).any()
+
+
 def test_worlds_differ_by_chance_without_an_intervention():
   examples = tiny.examples(6)
   r = chains.rollout(examples, 2, intervene=False)

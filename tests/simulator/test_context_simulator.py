@@ -121,6 +121,15 @@ def test_without_strength_signals_and_decoys_do_nothing():
   user, target, carrier, key = cast(shop)
   after = needs(shop, user, [(key, 10), (carrier, 12)], 12.5)
   assert after[target] == pytest.approx(needs(shop, user, [(key, 10)], 12.5)[target])
+  category = int(np.argmax(shop.dominates_CxMxM.sum((1, 2))))
+  met = shop.dominates_CxMxM[category].any(0).astype(np.int8)[None]
+  met[0, np.argmax(shop.dominates_CxMxM[category].sum(1))] = 1
+  shares = shop.choice_shares(met, np.array([category]), np.array([0]))[0]
+  strong = world.build(CONFIG).choice_shares(met, np.array([category]), np.array([0]))[0]
+  items = shop.items_CxM[category]
+  utility = shop.attraction(0, items) + shop.fitted.consideration * np.log1p(met[0])
+  np.testing.assert_allclose(shares, np.exp(utility) / np.exp(utility).sum())
+  assert np.abs(strong - shares).max() > 0.05
 
 
 def test_a_strength_or_preset_of_the_other_simulator_is_refused():

@@ -20,7 +20,7 @@ from rolegen_jax.simulator.behavior import PURCHASE, code_shares
 from rolegen_jax.simulator.context import drawing
 from rolegen_jax.simulator.context.world import ContextWorld, State, category_shares
 from rolegen_jax.simulator.histories import positions, rows_of_users
-from rolegen_jax.simulator.rules import STYLES
+from rolegen_jax.simulator.rules import STYLES, purchase_hazard
 
 ROWS = 128  # rows whose posteriors are worked on at once
 
@@ -107,7 +107,9 @@ class Reader:
     world, state = self.world, self.state.rows(rows)
     steady, opened = self._needs(state, timestamps, world.contacts(state, timestamps))
     needs = steady + opened[:, :, None]
-    posterior = self.posterior(rows) * world.hazard_of(state.users, needs)[..., None]
+    # The ceiling of the hazard is the shopper's own: it cancels, even where it is 0.
+    hazard = purchase_hazard(world.rules, np.ones(()), needs.sum(-1))
+    posterior = self.posterior(rows) * hazard[..., None]
     return posterior / posterior.sum((1, 2, 3), keepdims=True), category_shares(world, needs)
 
   def read(

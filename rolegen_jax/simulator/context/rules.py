@@ -43,7 +43,8 @@ class ContextRules(CommonRules):
   compare_need: float = 0.8  # the need added from there on, however many follow
   satisfied_days: float = 30.0  # after a purchase in a category
   satisfied: float = 0.2  # what is left of the need there
-  most_contacts: int = 2  # contacts with an item beyond these change nothing
+  # Contacts with an item beyond these change nothing; the state holds two.
+  most_contacts: int = 2
   margin: float = 0.1  # log price by which an item must be cheaper to dominate another
   dominance: float = 1.5  # utility of dominating a considered item; times the strength
   focus: float = 1.6  # exponent of need when a category is chosen

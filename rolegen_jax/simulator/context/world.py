@@ -183,7 +183,8 @@ class ContextWorld:
     """
     begin = self.day(timestamps)[:, None] - self.rules.consider_days
     begin = np.maximum(begin, state.bought).astype(np.float32)[..., None]
-    return (state.last > begin).astype(np.int8) + (state.previous > begin)
+    number = (state.last > begin).astype(np.int8) + (state.previous > begin)
+    return np.minimum(number, self.rules.most_contacts)
 
   def steady_needs(
     self, state: State, timestamps: ArrayLike, contacts: np.ndarray, base: np.ndarray
@@ -269,7 +270,7 @@ class ContextWorld:
     Each row sums to one in probability.
     """
     log_p = np.empty((len(state.users), self.config.items))
-    for rows in np.array_split(np.arange(len(log_p)), max(1, len(log_p) // ROWS)):
+    for rows in np.array_split(np.arange(len(log_p)), max(1, -(-len(log_p) // ROWS))):
       part, times = state.rows(rows), np.asarray(timestamps)[rows]
       contacts = self.contacts(part, times)
       share = category_shares(self, self.needs(part, times, contacts).total)
@@ -278,7 +279,10 @@ class ContextWorld:
     return log_p
 
   def choice_shares_everywhere(self, contacts: np.ndarray, tastes: np.ndarray) -> np.ndarray:
-    """Return `choice_shares` of every category: contacts [N, C, M], tastes [N], [N, C, M]."""
+    """Return `choice_shares` of every category, [N, C, ..., M].
+
+    contacts: [N, C, M]. tastes: [N, ...].
+    """
     n, categories, slots = contacts.shape
     shares = self.choice_shares(
       contacts.reshape(-1, slots),
@@ -292,7 +296,7 @@ class ContextWorld:
     return values[:, self.traits.category_I, self.slot_I]
 
   def log_p_of(self, state: State, timestamps: ArrayLike, bought: np.ndarray) -> np.ndarray:
-    """Return the same for the items `bought` [N] alone, [N]."""
+    """Return `log_p_conversion` of the items `bought` [N] alone, [N]."""
     contacts, n = self.contacts(state, timestamps), np.arange(len(bought))
     share = category_shares(self, self.needs(state, timestamps, contacts).total)
     category = self.traits.category_I[bought]
