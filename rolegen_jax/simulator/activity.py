@@ -1,4 +1,4 @@
-"""How often shoppers come and buy: what the simulators share and fit to real logs."""
+"""Traits that the simulators share: how often shoppers come and buy, how popular items are."""
 
 from __future__ import annotations
 
@@ -35,3 +35,15 @@ def draw_activity(
     visits_U=events_U / session_U / rules.days,
     session_U=session_U,
   )
+
+
+def draw_popularity(
+  rng: np.random.Generator, config: SimulatorConfig, fitted: Fitted
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draw every item's category, of equal sizes, and its log weight inside it, by a random rank."""
+  category_I = rng.permutation(config.items) % config.categories
+  rank_I = np.zeros(config.items)
+  for c in range(config.categories):
+    members = category_I == c
+    rank_I[members] = 1 + rng.permutation(members.sum())
+  return category_I, -fitted.tail * np.log(rank_I)

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import SimulatorConfig
-from rolegen_jax.simulator.activity import draw_activity
+from rolegen_jax.simulator.activity import draw_activity, draw_popularity
 from rolegen_jax.simulator.context.rules import GRADES, KEY_WORDS, SIGNAL_WORDS, ContextRules
 from rolegen_jax.simulator.rules import STYLES, Fitted, category_names, stream
 
@@ -84,12 +84,8 @@ def _item_traits(
   config: SimulatorConfig, rules: ContextRules, fitted: Fitted
 ) -> dict[str, np.ndarray]:
   rng = stream(config.seed, 'items')
-  items, categories = config.items, config.categories
-  category_I = rng.permutation(items) % categories
-  rank_I = np.zeros(items)
-  for c in range(categories):
-    members = category_I == c
-    rank_I[members] = 1 + rng.permutation(members.sum())
+  items = config.items
+  category_I, popularity_I = draw_popularity(rng, config, fitted)
   kind_draw_I = rng.random(items)
   carries_signal = kind_draw_I < rules.signal_share
   carries_key = ~carries_signal & (kind_draw_I < rules.signal_share + rules.key_share)
@@ -101,7 +97,7 @@ def _item_traits(
     style_I=rng.integers(0, len(STYLES), items),
     grade_I=grade_I,
     log_price_I=rules.price_of_grade * grade_I + price_noise_I,
-    popularity_I=-fitted.tail * np.log(rank_I),
+    popularity_I=popularity_I,
     signal_I=np.where(carries_signal, rng.integers(0, len(SIGNAL_WORDS), items), -1),
     key_I=np.where(carries_key, rng.integers(0, len(KEY_WORDS), items), -1),
     filed_I=np.where(is_misfiled, rng.integers(0, items, items), np.arange(items)),

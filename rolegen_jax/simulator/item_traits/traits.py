@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import SimulatorConfig
-from rolegen_jax.simulator.activity import draw_activity
+from rolegen_jax.simulator.activity import draw_activity, draw_popularity
 from rolegen_jax.simulator.item_traits.rules import Rules
 from rolegen_jax.simulator.rules import DEPARTMENT_SIZE, STYLES, Fitted, category_names, stream
 
@@ -44,11 +44,7 @@ def draw_traits(config: SimulatorConfig, rules: Rules, fitted: Fitted) -> Traits
 def _item_traits(config: SimulatorConfig, rules: Rules, fitted: Fitted) -> dict[str, np.ndarray]:
   rng = stream(config.seed, 'items')
   items, categories = config.items, config.categories
-  category_I = rng.permutation(items) % categories
-  rank_I = np.zeros(items)
-  for c in range(categories):
-    members = category_I == c
-    rank_I[members] = 1 + rng.permutation(members.sum())
+  category_I, popularity_I = draw_popularity(rng, config, fitted)
   department_C = np.arange(categories) // DEPARTMENT_SIZE
   kind_draw_I = rng.random(items)
   cycle = rng.permutation(categories)
@@ -63,7 +59,7 @@ def _item_traits(config: SimulatorConfig, rules: Rules, fitted: Fitted) -> dict[
   return dict(
     category_I=category_I,
     style_I=rng.integers(0, len(STYLES), items),
-    popularity_I=-fitted.tail * np.log(rank_I),
+    popularity_I=popularity_I,
     trigger_I=np.where(is_trigger, target_I, -1),
     distracts_I=np.where(is_distractor, other_department_I, -1),
     complement_C=complement_C,
