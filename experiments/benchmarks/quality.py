@@ -261,12 +261,14 @@ def _estimate(value_SxT: np.ndarray, user_T: np.ndarray) -> dict:
 
 
 def _roles(section: dict) -> dict:
-  """Return one run's agreement with the planted roles, empty where none are known."""
+  """Return one run's macro-F1 of roles and, where the truth is planted, of labels and effects."""
   figures = {
-    name: section[name]['macro_f1']
-    for name in ('agreement', 'told', 'foresight')
-    if name in section
+    f'{situation}, {name}': score['macro_f1']
+    for situation, by_name in section.get('scores', {}).items()
+    for name, score in by_name.items()
   }
+  if 'agreement' in section:
+    figures['agreement'] = section['agreement']['macro_f1']
   if 'effects' in section:
     figures |= {name: section['effects'][name] for name in ('spearman', 'same_sign')}
   return figures

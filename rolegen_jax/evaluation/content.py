@@ -158,53 +158,46 @@ def planted_truth(
 
 def roles(
   hindsight: np.ndarray,
-  predicted: np.ndarray,
-  told: np.ndarray,
   truth: tuple[np.ndarray, np.ndarray] | None,
+  scores: dict[str, dict[str, dict]],
   effects: Effects,
   effect_rows: np.ndarray,
 ) -> tuple[dict, list[str]]:
   """Return (the section on roles, notes).
 
-  It holds the shares of roles in hindsight, as predicted from the history alone, and as predicted
-  by a reasoner that was told the target's intent (`told`), and the agreement of the three with the
-  planted truth where there is one; `effects` are those of the examples `effect_rows`.
+  It holds the shares of roles in hindsight and as RoleGen predicts them, `scores` by situation and
+  predictor, and the agreement of hindsight roles and effects with the planted truth where there is
+  one; `effects` are those of the examples `effect_rows`.
   """
-  shares = dict(
-    hindsight=_shares(hindsight), predicted=_shares(predicted), **{'told the intent': _shares(told)}
-  )
-  with_hindsight = agreement.role_agreement(hindsight.ravel(), told.ravel())['macro_f1']
+  labeled = hindsight[hindsight >= 0]
+  shares = {'hindsight': {n: float((labeled == i).mean()) for i, n in enumerate(ROLE_NAMES)}}
+  shares |= {situation: by_name['RoleGen']['shares'] for situation, by_name in scores.items()}
+  section: dict[str, Any] = dict(shares=shares, scores=scores)
+  section['judged_by'] = 'roles in hindsight' if truth is None else 'planted roles'
+  f1 = {
+    situation: ', '.join(f'{by_name[name]["macro_f1"]:.3f} by {name}' for name in by_name)
+    for situation, by_name in scores.items()
+  }
+  notes = [
+    f'Roles {situation}, macro-F1 against {section["judged_by"]}: {said}.'
+    for situation, said in f1.items()
+  ]
   if truth is None:
-    return dict(shares=shares, told_against_hindsight=with_hindsight), [
-      f'Roles given the intent of the target, against those in hindsight: macro-F1 '
-      f'{with_hindsight:.3f}.'
-    ]
+    return section, notes
   role, effect = truth[0].ravel(), truth[1][effect_rows].ravel()
   known = np.isfinite(effect)
-  section = dict(
-    shares=shares,
+  section |= dict(
     agreement=agreement.role_agreement(role, hindsight.ravel()),
     effects=agreement.effect_agreement(effects.intent.ravel()[known], effect[known]),
-    foresight=agreement.role_agreement(role, predicted.ravel()),
-    told=agreement.role_agreement(role, told.ravel()),
-    told_against_hindsight=with_hindsight,
   )
   backbone = agreement.effect_agreement(effects.backbone.ravel()[known], effect[known])
-  macro_f1 = {name: section[name]['macro_f1'] for name in ('agreement', 'told', 'foresight')}
-  note = (
-    f'Roles against the planted ones: macro-F1 {macro_f1["agreement"]:.3f} in hindsight (the '
-    f'conversion known), {macro_f1["told"]:.3f} by a reasoner that was told the intent of the '
-    f'target, {macro_f1["foresight"]:.3f} from the history alone. Removal effects of '
-    f'{len(effect_rows)} examples against the true ones: Spearman '
+  notes.append(
+    f'Labels in hindsight against planted roles: macro-F1 {section["agreement"]["macro_f1"]:.3f}. '
+    f'Removal effects of {len(effect_rows)} examples against the true ones: Spearman '
     f'{section["effects"]["spearman"]:.3f} by the equation of intent, '
     f'{backbone["spearman"]:.3f} by the backbone alone.'
   )
-  return section, [note]
-
-
-def _shares(roles: np.ndarray) -> dict[str, float]:
-  labeled = roles[roles >= 0]
-  return {name: float((labeled == i).mean()) for i, name in enumerate(ROLE_NAMES)}
+  return section, notes
 
 
 def role_gains(log_gain: np.ndarray) -> str:

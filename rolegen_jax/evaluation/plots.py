@@ -183,6 +183,20 @@ def confusion(matrix: list[list[int]], names: list[str]) -> str:
     return _svg(figure, 'Confusion of roles')
 
 
+def reliability(bins: dict[str, list[dict]]) -> str:
+  """Draw the share that holds against the chance that was given, from source -> bins."""
+  with matplotlib.rc_context(_STYLE):
+    figure, axis = _figure(4.4, 3.4)
+    axis.plot([0, 1], [0, 1], color=_SOFT, ls='--', lw=1)
+    for marker, (source, rows) in zip('osD^', bins.items()):
+      chance, share = ([row[name] for row in rows] for name in ('chance', 'share'))
+      axis.plot(chance, share, marker=marker, ms=4, lw=1.4, label=source)
+    axis.set_xlabel('chance of a role, by RoleGen')
+    axis.set_ylabel('share that holds')
+    axis.legend(frameon=False)
+    return _svg(figure, 'Reliability of roles')
+
+
 def effects(estimated: list[float], true: list[float]) -> str:
   """Draw estimated against true removal effects, in nats; on the dashed line they agree."""
   with matplotlib.rc_context(_STYLE):

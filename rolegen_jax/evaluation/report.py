@@ -14,10 +14,10 @@ dicts of its fields, of shares in 0..1.
   differences   {name: {slice: Interval}}: paired difference of HI@10, system under test minus
                 `name`, of `metrics.compare`
   training      rows of metrics.jsonl: {stage, step, name: value, ...}
-  roles         {shares?, agreement?, told?, foresight?, told_against_hindsight?, effects?,
-                deletion?}: shares are {source: {role: share}}, agreement is of roles in hindsight,
-                told of those given the target's intent, foresight of those from the history alone;
-                the others are of `agreement.role_agreement`, `agreement.effect_agreement` and
+  roles         {shares?, scores?, judged_by?, agreement?, effects?, deletion?}: shares are
+                {source: {role: share}}; scores {situation: {who predicts: role_scores.scores}},
+                against what judged_by says; agreement of roles in hindsight, effects and deletion
+                are of `agreement.role_agreement`, `agreement.effect_agreement` and
                 `deletion.deletion_curves`; agreement and effects exist only in simulated data,
                 where the truth is known
   worlds        of `diversity.world_diversity`, and systems: {name: {jaccard, union_size, hits,
@@ -345,15 +345,16 @@ def _roles(content: Content) -> dict | None:
     name: {int(k): Interval(**drop) for k, drop in curve['drop'].items()}
     for name, curve in (roles.get('deletion') or {}).items()
   }
-  return dict(
+  bins = {name: x['RoleGen']['reliability'] for name, x in (roles.get('scores') or {}).items()}
+  drawn = dict(
     shares_plot=plots.role_shares(shares) if shares else '',
-    agreement=agreement,
+    reliability_plot=plots.reliability(bins) if bins else '',
     confusion_plot=plots.confusion(agreement['confusion'], agreement['names']) if agreement else '',
-    effects=effects,
     effects_plot=plots.effects(effects['estimated'], effects['true']) if effects else '',
-    deletion=roles.get('deletion'),
     deletion_plot=plots.deletion(drops) if drops else '',
   )
+  optional = ('scores', 'judged_by', 'agreement', 'effects', 'deletion')
+  return dict.fromkeys(optional) | roles | drawn
 
 
 def _worlds(content: Content) -> dict | None:

@@ -44,6 +44,7 @@ from jax.typing import ArrayLike
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 
 PURCHASE = EVENT_NAMES.index('purchase')
+EQUATIONS = ('intent', 'roles')  # the reasoner's structural equations, by the names it has for them
 # Scales of the exponentials that a fade mixes: days, and events since.
 FADE_DAYS, FADE_EVENTS = (0.5, 2.0, 7.0, 30.0), (1.0, 5.0)
 FADES = len(FADE_DAYS) + len(FADE_EVENTS)
@@ -135,7 +136,7 @@ class Intent(nnx.Module):
     )
     opens, draws, satisfies = jnp.exp(strength)
     excites = self._gained(e, fade, event_gain)
-    damps = jnp.where(e.present, _faded(e) @ jax.nn.softmax(damp_fade), 0.0)
+    damps = jnp.where(e.present, faded(e) @ jax.nn.softmax(damp_fade), 0.0)
 
     start = jnp.broadcast_to(BASE / base.shape[0] * jnp.exp(base), (len(e.age), *base.shape))
     excites_codes = excites[..., None] * (e.weight + opens * jnp.maximum(e.shift, 0.0))
@@ -152,7 +153,7 @@ class Intent(nnx.Module):
     of_role = jnp.exp(jnp.take(self.role_gain[...], jnp.maximum(e.role, 0)))
     of_role = jnp.where(e.role >= 0, of_role, 1.0)
     of_event = jnp.exp(jnp.take(event_gain, e.event))
-    return jnp.where(e.present, _faded(e) @ jax.nn.softmax(fade) * of_event * of_role, 0.0)
+    return jnp.where(e.present, faded(e) @ jax.nn.softmax(fade) * of_event * of_role, 0.0)
 
   def retrieve(self, evidence: Evidence, keep: int, codes_IxL: jax.Array) -> Retrieved:
     """Return the `keep` items that each history retrieves most strongly."""
@@ -212,7 +213,7 @@ class Intent(nnx.Module):
     return self.counted_focus[level - 1] * jnp.log(prior + total)
 
 
-def _faded(e: Evidence) -> jax.Array:
+def faded(e: Evidence) -> jax.Array:
   """Return the exponentials of each event's age in time and in events, fp32 [N, n, FADES]."""
   events_since = jnp.cumsum(e.present[:, ::-1], axis=1)[:, ::-1] - e.present
 

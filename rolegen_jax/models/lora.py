@@ -4,7 +4,7 @@ Adapters are LoRA's (Hu et al., arXiv 2106.09685). The setting `reasoner.train` 
 
   all     everything
   frozen  the rows of our own tokens, as increments of the tables' rows (`tokens_delta`), and the
-          structural equations of intent
+          structural equations
   lora    these, and adapters: a projection then computes x W + alpha / rank * (x A) B
 
 All that is added starts at zero, so the first step computes what the base does, bit for bit, and
@@ -22,6 +22,7 @@ from flax import nnx
 
 from rolegen_jax.config import LoraConfig
 from rolegen_jax.models.functional import Path
+from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.models.layers import gather_fsdp, param
 from rolegen_jax.models.transformer import Block
 
@@ -70,7 +71,7 @@ def is_added(path: Path) -> bool:
 
 def trains(path: Path) -> bool:
   """Return whether a parameter of the reasoner trains where the base is frozen."""
-  return is_added(path) or path[0] == 'intent'
+  return is_added(path) or path[0] in EQUATIONS
 
 
 def frozen(path: Path) -> bool:

@@ -1,10 +1,11 @@
 """The Conversion Trajectory Reasoner: a causal language model over the one vocabulary.
 
 This file is the network alone: token embedding, the shared transformer stack, the structural
-equations of intent (`intent.py`) that its intents and paths start from, and a readout. What it
-reads and writes, the FR-CoT layout, is `reasoning/frcot.py`. The readout is tied to the embedding,
-because copying an item of the prompt is the first thing to learn (some pretrained families have a
-table of its own), and it is always restricted to the block of the vocabulary that a position holds.
+equations that its intents and paths (`intent.py`) and its roles (`role_equation.py`) start from,
+and a readout. What it reads and writes, the FR-CoT layout, is `reasoning/frcot.py`. The readout is
+tied to the embedding, because copying an item of the prompt is the first thing to learn (some
+pretrained families have a table of its own), and it is always restricted to the block of the
+vocabulary that a position holds.
 
 Shapes: N sequences, T tokens, W chains that share what came first, D width, V block width.
 """
@@ -24,6 +25,7 @@ from rolegen_jax.models.attention import KeyValues, Mask, Visible
 from rolegen_jax.models.intent import Intent
 from rolegen_jax.models.layers import gather_replicated, param
 from rolegen_jax.models.lora import adapt
+from rolegen_jax.models.role_equation import RoleEquation
 from rolegen_jax.models.transformer import Transformer
 from rolegen_jax.vocab import Vocabulary
 
@@ -38,6 +40,7 @@ class Reasoner(nnx.Module):
     adapters = functools.partial(adapt, config=config.lora) if config.train == 'lora' else None
     self.transformer = Transformer(config.transformer, adapters, rngs=rngs)
     self.intent = Intent(vocab.codes, vocab.levels)
+    self.roles = RoleEquation(vocab.codes, rngs=rngs)
     if not config.transformer.tied:
       self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     if config.train != 'all':  # the tables are frozen: rows of our own tokens learn increments

@@ -20,7 +20,7 @@ import numpy as np
 
 from rolegen_jax.config import WITHOUT
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.data.files import read_parquet, write_npz
+from rolegen_jax.data.files import write_npz
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.baselines import (
@@ -29,11 +29,10 @@ from rolegen_jax.evaluation.baselines import (
   Ranking,
   evaluation_rows,
 )
-from rolegen_jax.evaluation.deletion import deletion_curves
 from rolegen_jax.evaluation.factorization import u2i
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.evaluation.trajectories import Trajectories
-from rolegen_jax.pipeline import artifacts
+from rolegen_jax.pipeline import artifacts, roles
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.pipeline.stages import (
@@ -53,7 +52,6 @@ ALL_BASELINES = BASELINES | {'u2i': u2i, 'SASRec': sasrec}
 # Systems whose lists are also reported with an exposure penalty.
 PENALIZED = ('RoleGen', 'no_reasoner')
 KINDS = ('model', 'ablation', 'baseline')  # of systems, in the order of the report
-EFFECT_EXAMPLES = 1000  # test examples whose removal effects are computed, evenly spaced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +179,7 @@ def report(
   systems, differences = content.systems(
     config, log, occasions, results.rows, inputs.codes, results.rankings
   )
-  roles, notes = _roles(run, inputs, models, results)
+  role_section, notes = _roles(run, inputs, models, results)
   told, metric = inputs.choices.told(inputs.bars_history), f'HI@{_main_k(config.evaluation.ks)}'
   notes = [told, *content.parts(systems, metric), *content.experts(systems, metric), *notes]
   if config.evaluation.occasions:
@@ -199,7 +197,7 @@ def report(
     notes=notes,
     systems=systems,
     differences=differences,
-    roles=roles,
+    roles=role_section,
     training=content.training_rows(run.workdir, stages),
     worlds=content.worlds(config, log, occasions, results.rows, inputs.codes, candidates),
     semantic_ids=inputs.catalogue.report,
@@ -263,35 +261,17 @@ def _roles(
   run: Run, inputs: Inputs, models: Models, results: Results
 ) -> tuple[dict[str, Any], list[str]]:
   """Return the report's section on roles, and notes."""
-  config, occasions, table = run.config, inputs.occasions, results.table
-  prediction, params = results.predictions['RoleGen'], models.calibrated.load()
+  config, occasions = run.config, inputs.occasions
   first_target = occasions.target[occasions.target_offsets[results.rows]]
-  known = dataclasses.replace(table, target=first_target)
-  hindsight = predict.hindsight_roles(run.rolegen, known, inputs.interest_shift)
-  sample = np.linspace(0, len(known) - 1, min(len(known), EFFECT_EXAMPLES)).astype(np.int64)
-  sampled = known.picked(sample)
-  effects = predict.effects(run.rolegen, params, sampled, inputs.trie, run.mesh)
-  planted, truth = run.workdir / 'data' / 'planted.parquet', None
-  if planted.exists():
-    truth = content.planted_truth(table, read_parquet(planted), config.reasoner.role_events)
-  assert prediction.roles is not None and prediction.pivotal is not None  # RoleGen reasons
-  told = predict.roles_towards_targets(run.rolegen, params, known, inputs.trie, run.mesh)
-  roles, notes = content.roles(hindsight, prediction.roles, told, truth, effects, sample)
-  scores = {
-    'pivots of the reasoner': prediction.pivotal[sample],
-    'removal effects in hindsight': effects.intent,
-  }
-  roles['deletion'] = deletion_curves(
-    run.rolegen, params['backbone'], sampled, scores, inputs.trie, run.mesh, config.evaluation
-  )
-  notes.append(content.role_gains(params['reasoner']['intent']['role_gain']))
+  known = dataclasses.replace(results.table, target=first_target)
+  section, notes = roles.section(run, inputs, models, known, results.predictions['RoleGen'])
   n_validation = len(validation_examples(run, inputs))
   if config.calibration.steps and n_validation:
     notes.append(
       f'RoleGen and its ablations fitted the weights of experts to {n_validation} conversions of '
       'the validation period; the baselines chose their settings there too.'
     )
-  return roles, notes
+  return section, notes
 
 
 def _words(

@@ -26,9 +26,11 @@ from safetensors.numpy import save_file
 
 from rolegen_jax.config import ConfigError, LoraConfig
 from rolegen_jax.data.files import renamed, write_json
+from rolegen_jax.models import functional
 from rolegen_jax.models import lora as lora_lib
+from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.pretrained import families
-from rolegen_jax.pretrained.files import INDEX, INTENT
+from rolegen_jax.pretrained.files import EQUATIONS_FILE, INDEX
 from rolegen_jax.pretrained.folder import OURS, Folder
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.compile import jit
@@ -92,10 +94,10 @@ def export(
     *_layer_entries(params, base, lora),
   ]
   files = _split_into_files(entries, file_bytes)
-  _refuse_other_weights(base, folder, [*files, INTENT])
+  _refuse_other_weights(base, folder, [*files, EQUATIONS_FILE])
   _write_weights(files, folder)
-  intent = {name: _gather(leaf) for name, leaf in params['intent'].items()}
-  distributed.once(lambda: _write_other_files(base, text, vocab, rows, intent, folder))
+  equations = _equations(params)
+  distributed.once(lambda: _write_other_files(base, text, vocab, rows, equations, folder))
 
 
 def _table_entries(params: dict, base: Folder, text: TextVocabulary, rows: int) -> list[Entry]:
@@ -215,7 +217,7 @@ def _write_other_files(
   text: TextVocabulary,
   vocab: Vocabulary,
   rows: int,
-  intent: dict[str, np.ndarray],
+  equations: dict[str, np.ndarray],
   folder: pathlib.Path,
 ) -> None:
   """Write everything but the weights."""
@@ -229,8 +231,8 @@ def _write_other_files(
   for name in COPIED:
     if (base.path / name).exists():
       shutil.copyfile(base.path / name, folder / name)
-  with renamed(folder / INTENT) as temporary:
-    save_file(intent, temporary)
+  with renamed(folder / EQUATIONS_FILE) as temporary:
+    save_file(equations, temporary)
   pieces, tokenizer = base.text
   ours = dict(
     vocabulary=vocab.digest,
@@ -244,19 +246,25 @@ def _write_other_files(
 # Adapters alone
 
 
+def _equations(params: dict) -> dict[str, np.ndarray]:
+  """Return the parameters of the structural equations by dotted names, such as 'intent.base'."""
+  leaves = functional.flatten({name: params[name] for name in EQUATIONS})
+  return {name: _gather(leaf) for name, leaf in leaves.items()}
+
+
 def export_adapters(
   params: dict, lora: LoraConfig, source: str | os.PathLike, folder: str | os.PathLike
 ) -> None:
   """Write what training added to the frozen base of the folder `source`.
 
   adapter_config.json and adapter_model.safetensors are as PEFT has them. What the base has no place
-  for is in rolegen_trained.safetensors: the equation of intent, and what was added to the rows of
-  our tokens (tokens_delta, readout_delta; one row per token, in the order of the vocabulary).
+  for is in rolegen_trained.safetensors: the structural equations, and what was added to the rows
+  of our tokens (tokens_delta, readout_delta; one row per token, in the order of the vocabulary).
   """
   base, folder = Folder(source), pathlib.Path(folder)
   _refuse_other_weights(base, folder, [ADAPTERS, TRAINED])
   adapters, modules = _adapter_tensors(params, lora, base)
-  trained = {name: _gather(leaf) for name, leaf in params['intent'].items()}
+  trained = _equations(params)
   trained |= {name: _gather(leaf) for name, leaf in params.items() if name.endswith('_delta')}
   peft_config = dict(
     peft_type='LORA',

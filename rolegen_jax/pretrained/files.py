@@ -18,8 +18,8 @@ from rolegen_jax.data.files import DataError
 from rolegen_jax.pretrained.names import standard
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-# The equation of intent, which no decoder has; beside the weights in a folder that we exported.
-INTENT = 'rolegen_intent.safetensors'
+# The structural equations, which no decoder has; beside the weights in a folder that we exported.
+EQUATIONS_FILE = 'rolegen_equations.safetensors'
 # A copy of the weights in their publisher's own layout, which transformers does not read either.
 COPY = 'consolidated*.safetensors'
 DTYPES = ('F32', 'BF16', 'F16')
@@ -118,7 +118,9 @@ class TensorFiles:
   def _refuse_other_weights(self, used: list[str]) -> None:
     """Raise DataError on weights in the folder that would be ignored."""
     for path in sorted(self.folder.glob('*.safetensors')):
-      is_known = path.name in (*used, INTENT) or path.match(COPY) or path.name.startswith('.')
+      is_known = (
+        path.name in (*used, EQUATIONS_FILE) or path.match(COPY) or path.name.startswith('.')
+      )
       if not is_known:
         named_by = INDEX if used != [SINGLE] else SINGLE
         raise DataError(

@@ -18,10 +18,11 @@ from safetensors.numpy import load_file
 from rolegen_jax.config import Config, ConfigError, ReasonerConfig
 from rolegen_jax.data.files import DataError, as_data_error
 from rolegen_jax.models import functional, lora
+from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.pretrained import families, load, source
 from rolegen_jax.pretrained.fields import shown
-from rolegen_jax.pretrained.files import INTENT, TensorFiles, read_json
+from rolegen_jax.pretrained.files import EQUATIONS_FILE, TensorFiles, read_json
 from rolegen_jax.pretrained.pieces import open_checked
 from rolegen_jax.text.tokenizers import TextVocabulary
 from rolegen_jax.vocab import Vocabulary
@@ -83,9 +84,9 @@ class Folder:
 
   def _read_ours(self) -> dict | None:
     """Return what we wrote into a folder that we exported; None for any other folder."""
-    path, intent = self.path / OURS, self.path / INTENT
-    if path.exists() != intent.exists():
-      there, missing = (path, intent) if path.exists() else (intent, path)
+    path, equations = self.path / OURS, self.path / EQUATIONS_FILE
+    if path.exists() != equations.exists():
+      there, missing = (path, equations) if path.exists() else (equations, path)
       raise DataError(f'{missing}: no such file; must be there beside {there.name}')
     if not path.exists():
       return None
@@ -151,16 +152,14 @@ class Folder:
     params = functional.join(base, functional.init(make, jax.random.key(0), mesh)[1])
     if not self.ours:
       return params
-    exported = self._read_intent(params['intent'])
-    intent = {
-      name: jax.device_put(exported[name], initial.sharding)
-      for name, initial in params['intent'].items()
-    }
-    return params | {'intent': intent}
+    initial = functional.flatten({name: params[name] for name in EQUATIONS})
+    exported = self._read_equations(initial)
+    leaves = {name: jax.device_put(exported[name], x.sharding) for name, x in initial.items()}
+    return params | functional.unflatten(leaves)
 
-  def _read_intent(self, initial: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Return the exported equation of intent. Raises DataError where it is not like `initial`."""
-    path = self.path / INTENT
+  def _read_equations(self, initial: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Return the exported equations. Raises DataError where they are not like `initial`."""
+    path = self.path / EQUATIONS_FILE
     with as_data_error(path, 'as it was exported'):
       exported = load_file(path)
     shapes = {name: array.shape for name, array in exported.items()}

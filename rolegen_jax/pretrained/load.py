@@ -55,7 +55,7 @@ class TokenRows:
 def parameters(files: TensorFiles, config: ReasonerConfig, rows: TokenRows, mesh: Mesh) -> dict:
   """Load the parameters of `Reasoner(config, rows.vocab)`, fp32, born in their shards.
 
-  The equation of intent and what is added to a frozen base are left out: they are no tensors of a
+  The structural equations and what is added to a frozen base are left out: they are no tensors of a
   decoder. Raises DataError before memory is spent; ConfigError where the mesh does not divide an
   array.
   """

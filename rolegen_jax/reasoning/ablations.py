@@ -17,6 +17,7 @@ from rolegen_jax.models import functional
 from rolegen_jax.models.experts import EXPERTS, OFF
 from rolegen_jax.models.functional import Params
 from rolegen_jax.models.intent import Intent
+from rolegen_jax.models.role_equation import RoleEquation
 
 # (parameters of both models, mesh) -> those of the ablation.
 Replacement = Callable[[dict[str, Params], Mesh], dict[str, Params]]
@@ -27,7 +28,7 @@ _TABLES = ('tokens', 'tokens_delta', 'readout', 'readout_delta')
 def no_language_model(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
   """Return both models with the reasoner's token tables zeroed.
 
-  Its logits are then 0: roles are drawn uniformly, intents and paths by the structural equations.
+  Its logits are then 0: intents, roles and paths are drawn by the structural equations.
   """
   del mesh
   reasoner = dict(params['reasoner'])
@@ -43,8 +44,13 @@ def counts_only(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
   params = no_language_model(params, mesh)
   trained = params['reasoner']['intent']
   codes, levels = len(trained['base']), len(trained['counted_focus']) + 1
-  _, initial = functional.init(lambda rngs: Intent(codes, levels), jax.random.key(0), mesh)
-  return params | {'reasoner': params['reasoner'] | {'intent': initial}}
+  makes = dict(
+    intent=lambda rngs: Intent(codes, levels), roles=lambda rngs: RoleEquation(codes, rngs=rngs)
+  )
+  initial = {
+    name: functional.init(make, jax.random.key(0), mesh)[1] for name, make in makes.items()
+  }
+  return params | {'reasoner': params['reasoner'] | initial}
 
 
 def without(expert: str) -> Replacement:

@@ -104,6 +104,15 @@ class Layout:
     return self.length - 1 - codes + np.arange(codes).reshape(c.candidates, -1)
 
 
+def first_intent(layout: Layout, tokens: jax.Array) -> jax.Array:
+  """Return the coarse code int32 [N] that the first intent of completions [N, ...] begins with.
+
+  It is what the roles are towards. The completions may be cut off anywhere after it.
+  """
+  start, size = layout.vocab.blocks['sid0']
+  return jnp.clip(tokens[:, int(layout.intent_slots[0, 0])] - start, 0, size - 1)
+
+
 def at_slots(x_NxTx: jax.Array, slots: np.ndarray) -> jax.Array:
   """Return x[:, slots] for evenly spaced static positions.
 

@@ -23,7 +23,7 @@ from rolegen_jax.models.attention import causal
 from rolegen_jax.models.intent import Evidence, Priors, Retrieved
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.models.reasoner import Reasoner
-from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
+from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots, first_intent
 from rolegen_jax.reasoning.worlds import Tree
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend
 from rolegen_jax.sharding import constrain_rows
@@ -83,6 +83,8 @@ def likelihood(
 
   start, size = layout.vocab.blocks['role']
   role_logits = reasoner.logits(at_slots(hidden, layout.role_slots), start, size)
+  intent, m = first_intent(layout, tokens_NxT), len(layout.role_slots)
+  role_logits += reasoner.roles(prompt.evidence, intent, m)
   role_log_prob = constrained_log_softmax(role_logits, prompt.role_allowed, temperature)
   role = jnp.clip(at_slots(tokens_NxT, layout.role_slots) - start, 0, size - 1)
   roles = _choose(role_log_prob, role, prompt.role_allowed.any(-1))
@@ -190,13 +192,14 @@ def _hidden(reasoner: Reasoner, tree: Tree, prompt: Prompt, tokens_NxT: jax.Arra
 
 
 class EquationLoss(NamedTuple):
-  """NLL in nats of the target under the structural equations alone, without the language model."""
+  """NLL in nats under the structural equations alone, without the language model."""
 
-  intent: jax.Array  # of its coarse code
+  intent: jax.Array  # of the target's coarse code
   # The same, given hindsight roles. They know the target, so this teaches what a role is worth and
   # nothing else.
   by_role: jax.Array
   retrieved: jax.Array  # of its further codes
+  roles: jax.Array  # of hindsight roles, given the target's coarse code
 
 
 def equation_loss(
@@ -228,7 +231,19 @@ def equation_loss(
     intent=nll(equation(evidence), 0),
     by_role=nll(equation(with_roles, only_roles=True), 0),
     retrieved=further,
+    roles=_role_nll(reasoner, prompt, target_codes[:, 0], examples.roles),
   )
+
+
+def _role_nll(
+  reasoner: Reasoner, prompt: Prompt, intent_N: jax.Array, roles_NxM: jax.Array
+) -> jax.Array:
+  """Return the mean NLL of labeled roles towards intents, those left out that do not fit."""
+  logits = reasoner.roles(prompt.evidence, intent_N, roles_NxM.shape[1])
+  log_probs = constrained_log_softmax(logits, prompt.role_allowed, 1.0)
+  of_label = jnp.take_along_axis(log_probs, jnp.maximum(roles_NxM, 0)[..., None], axis=2)[..., 0]
+  counts = (roles_NxM >= 0) & is_possible(of_label)
+  return -jnp.sum(jnp.where(counts, of_label, 0.0)) / jnp.maximum(counts.sum(), 1)
 
 
 def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.Array:

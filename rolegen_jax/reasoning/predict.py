@@ -27,6 +27,8 @@ from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.trie import Trie
 
+# Chains that the chances of roles are means over: with an intent of their own, or that told.
+ROLE_DRAWS, TOLD_DRAWS = 16, 2
 LABEL_ROWS = 1024  # examples whose hindsight roles are computed at once, for memory
 
 
@@ -148,17 +150,22 @@ def hindsight_roles(rolegen: RoleGen, table: ExampleTable, shift: InterestShift)
   return np.concatenate(roles)
 
 
-def roles_towards_targets(
+def role_chances(
   rolegen: RoleGen, params: dict[str, Params], table: ExampleTable, trie: Trie, mesh: Mesh
 ) -> np.ndarray:
-  """Return the roles int32 [N, M] that the reasoner gives events once told the target's intent."""
+  """Return the chances fp32 [N, M, R] that the reasoner gives the roles of each event.
+
+  They are towards the coarse code of the target where it is known, else from the history alone.
+  """
+  draws = TOLD_DRAWS if (table.target >= 0).all() else ROLE_DRAWS
 
   def batch(params: dict[str, Params], trie: Trie, examples: Examples) -> jax.Array:
-    coarse_code = jnp.take(trie.item_codes[:, 0], examples.target)
-    return rolegen.roles_towards(params['reasoner'], examples, trie, coarse_code)
+    coarse_code = jnp.take(trie.item_codes[:, 0], jnp.maximum(examples.target, 0))
+    intent = jnp.where(examples.target >= 0, coarse_code, -1)
+    return rolegen.role_chances(params['reasoner'], examples, trie, intent, draws)
 
   fixed = params, jax.device_put(trie, sharding.sharding(mesh))
-  return over(rolegen, batch, fixed, table, mesh, 'roles given the intent')
+  return over(rolegen, batch, fixed, table, mesh, 'roles')
 
 
 def effects(

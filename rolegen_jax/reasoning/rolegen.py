@@ -9,6 +9,7 @@ Shapes: B users, W worlds, P candidates per world, A retrieved items.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ from rolegen_jax.models.memory import (
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, build_prompt
-from rolegen_jax.reasoning.rollout import Rollout, roles_towards, sample_rollout
+from rolegen_jax.reasoning.rollout import Rollout, role_chances, sample_rollout
 from rolegen_jax.reasoning.sampling import RolloutSettings
 from rolegen_jax.semantic_ids.trie import Trie, default_capacity
 from rolegen_jax.sharding import rollout_layout
@@ -141,17 +142,21 @@ class RoleGen:
       rollout = sample_rollout(reasoner, self.layout, prompt, trie, keys_B, settings, intervene)
     return sharding.constrain_rows(rollout)
 
-  def roles_towards(
-    self, reasoner_params: Params, examples: Examples, trie: Trie, intent_B: jax.Array
+  def role_chances(
+    self, reasoner_params: Params, examples: Examples, trie: Trie, intent_B: jax.Array, draws: int
   ) -> jax.Array:
-    """Return the roles int32 [B, M] that events have towards a given coarse code, as sampled."""
+    """Return the chances fp32 [B, M, R] of each event's roles, by so many chains drawn at 1.
+
+    Roles are those towards the coarse code `intent`; where it is -1, each chain draws its own.
+    """
+    layout = Layout(dataclasses.replace(self.config.reasoner, temperature=1.0), self.vocab)
     with sharding.layout(self.decoding):
       prompt = build_prompt(
-        self.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+        layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
       )
       keys = history_keys(self.config.seed, examples)
       reasoner = self.gathered('reasoner', reasoner_params)
-      return roles_towards(reasoner, self.layout, prompt, trie, intent_B, keys)
+      return role_chances(reasoner, layout, prompt, trie, intent_B, keys, draws)
 
   def reasoning(self, rollout: Rollout, keep_B: jax.Array) -> Conditioning:
     """Return the candidates of all worlds, and what the factual one says else.

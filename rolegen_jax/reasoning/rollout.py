@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from rolegen_jax.models.intent import without_each
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
-from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots
+from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots, first_intent
 from rolegen_jax.reasoning.prefill import Prefilled, prefill, prefill_worlds
 from rolegen_jax.reasoning.sampling import Completions, Reading, RolloutSettings, Sampler
 from rolegen_jax.reasoning.worlds import (
@@ -86,21 +86,44 @@ def sample_rollout(
   return sample_worlds(sampler, reading, prompt, choice, trie)._replace(pivotal=moved)
 
 
-def roles_towards(
+def role_chances(
   reasoner: Reasoner,
   layout: Layout,
   prompt: Prompt,
   trie: Trie,
   intent_B: jax.Array,
   keys_B: jax.Array,
+  draws: int,
 ) -> jax.Array:
-  """Sample the roles int32 [B, M] under do(first code of the first intent = `intent`)."""
+  """Return the chances fp32 [B, M, R] of each event's roles; 0 where there is no event.
+
+  They are means over `draws` chains, each with an intent of its own; under do(first code of the
+  first intent = `intent`) where that is not -1.
+  """
   users, m = prompt.role_allowed.shape[:2]
-  choice = no_choice(users, 1, m)._replace(intent=intent_B[:, None])
-  tree, settings = Tree(layout), RolloutSettings(1, ())
+  intent = jnp.broadcast_to(intent_B[:, None], (users, draws))
+  choice = no_choice(users, draws, m)._replace(intent=intent)
+  tree, settings = Tree(layout, draws), RolloutSettings(draws, ())
   factual = prefill(reasoner, tree, prompt)
   sampler, reading = _begin(reasoner, tree, factual, prompt, choice, keys_B, settings)
-  return sample_worlds(sampler, reading, prompt, choice, trie).roles[:, 0]
+  prompts = world_prompts(layout, prompt, choice.without_roles())
+  log_probs = _intents_and_roles(sampler, reading, prompts, choice, trie)[-1]
+  return jnp.exp(log_probs).reshape(users, draws, m, -1).mean(1)
+
+
+def _intents_and_roles(
+  sampler: Sampler, reading: Reading, prompts: Prompt, choice: Choice, trie: Trie
+) -> tuple[Reading, Completions, Completions, jax.Array]:
+  """Sample the first half of all chains: (reading, intents, roles, log p of roles [N, M, R])."""
+  reasoner, layout = sampler.reasoner, sampler.layout
+  keep, codes = layout.config.retrieved, trie.item_codes
+  priors = reasoner.intent.priors(prompts.evidence, keep, codes, layout.config.intent_levels)
+  reading, intents = sampler.intents(reading, priors, prompts.evidence.intent, trie)
+  m = choice.role_shift.shape[-1]
+  towards = reasoner.roles(prompts.evidence, first_intent(layout, intents.tokens), m)
+  shift = choice.role_shift.reshape(-1, m)
+  reading, roles, log_probs = sampler.roles(reading, towards, prompts.role_allowed, shift)
+  return reading, intents, roles, log_probs
 
 
 def _begin(
@@ -129,17 +152,14 @@ def sample_worlds(
   reasoner, layout = sampler.reasoner, sampler.layout
   users, worlds, m = choice.role_shift.shape
   prompts = world_prompts(layout, prompt, choice.without_roles())
-  equation, keep, codes = reasoner.intent, layout.config.retrieved, trie.item_codes
-  priors = equation.priors(prompts.evidence, keep, codes, layout.config.intent_levels)
-  reading, intents = sampler.intents(reading, priors, prompts.evidence.intent, trie)
-  shift = choice.role_shift.reshape(users * worlds, m)
-  reading, written = sampler.roles(reading, prompts.role_allowed, shift)
+  reading, intents, written, _ = _intents_and_roles(sampler, reading, prompts, choice, trie)
   has_event = prompts.role_allowed.any(-1)
   roles = jnp.where(has_event, written.tokens - layout.vocab.role(0), -1)
 
   interventions = choice.with_roles(roles.reshape(users, worlds, m))
   prompts = world_prompts(layout, prompt, interventions)
-  priors = equation.priors(prompts.evidence, keep, codes, layout.vocab.levels)
+  keep, levels = layout.config.retrieved, layout.vocab.levels
+  priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes, levels)
   on_path = sampler.path(reading, priors, trie)
   parts = intents, written, on_path
   completions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)

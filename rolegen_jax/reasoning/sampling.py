@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,20 +128,25 @@ class Sampler:
     return users, worlds
 
   def roles(
-    self, reading: Reading, role_allowed_NxMxR: jax.Array, role_shift_NxM: jax.Array
-  ) -> tuple[Reading, Completions]:
-    """Sample the M roles.
+    self,
+    reading: Reading,
+    prior_NxMxR: jax.Array,
+    role_allowed_NxMxR: jax.Array,
+    role_shift_NxM: jax.Array,
+  ) -> tuple[Reading, Completions, jax.Array]:
+    """Sample the M roles, and return their log-probabilities fp32 [N, M, R] as well.
 
-    Where `role_shift` is s > 0, the role is forced: the factual one moved on by s, CONVERT left
-    out. Where no role is allowed, there is no event and the token says so.
+    `prior` are the logits that they start from. Where `role_shift` is s > 0, the role is forced:
+    the factual one moved on by s, CONVERT left out. Where no role is allowed, there is no event and
+    the token says so.
     """
     vocab = self.layout.vocab
 
     def step(
-      reading: Reading, at: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[Reading, Completions]:
-      number, allowed_NxR, shift_N = at
-      log_probs = self._log_probs(reading, vocab.role(0), allowed_NxR)
+      reading: Reading, at: tuple[jax.Array, ...]
+    ) -> tuple[Reading, tuple[Completions, jax.Array]]:
+      number, prior_NxR, allowed_NxR, shift_N = at
+      log_probs = self._log_probs(reading, vocab.role(0), allowed_NxR, prior_NxR)
       sampled = self._sample(log_probs, number)
       factual = per_chain(sampled.reshape(self.chains)[:, 0], self.chains[1])
       choice = jnp.where(shift_N > 0, (factual + shift_N) % CONVERT, sampled)
@@ -149,12 +154,14 @@ class Sampler:
       log_prob = jnp.where(is_event & (shift_N == 0), _at(log_probs, choice), 0.0)
       token = jnp.where(is_event, vocab.role(choice), vocab.control('UNKNOWN_ROLE'))
       reading = self._read(token, number, reading.cache)
-      return reading, Completions(token, log_prob, jnp.zeros_like(token))
+      return reading, (Completions(token, log_prob, jnp.zeros_like(token)), log_probs)
 
-    by_position = jnp.moveaxis(role_allowed_NxMxR, 1, 0), jnp.moveaxis(role_shift_NxM, 1, 0)
+    by_event = prior_NxMxR, role_allowed_NxMxR, role_shift_NxM
+    by_position = (jnp.moveaxis(x, 1, 0) for x in by_event)
     number = jnp.asarray(self.layout.role_slots)
-    reading, completions = jax.lax.scan(step, reading, (number, *by_position))
-    return reading, _batch_first(completions)
+    reading, written = jax.lax.scan(step, reading, (number, *by_position))
+    completions, log_probs = _batch_first(written)
+    return reading, completions, log_probs
 
   def intents(
     self, reading: Reading, priors: Priors, intent_N: jax.Array, trie: Trie
@@ -280,5 +287,5 @@ def _at(x_NxV: jax.Array, choice_N: jax.Array) -> jax.Array:
   return jnp.take_along_axis(x_NxV, choice_N[:, None], axis=1)[:, 0]
 
 
-def _batch_first(completions: Completions) -> Completions:
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), completions)
+def _batch_first(by_position: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), by_position)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from rolegen_jax.config import EVENT_NAMES
+
+
+class Moments(NamedTuple):
+  """When something is asked of shoppers' histories."""
+
+  log: pl.DataFrame  # events of the simulated log
+  users: np.ndarray  # [O]
+  timestamps: np.ndarray  # [O], of purchases; what happened before counts
+  categories: np.ndarray | None = None  # [O], what is bought, where that is told
 
 
 def event_codes(events: pl.Series) -> np.ndarray:

@@ -292,9 +292,7 @@ def imitation_loss(
   correct = (jnp.argmax(role_log_prob_BxMxR, axis=-1) == examples.roles) & labeled
   metrics = dict(
     frcot_nll=loss,
-    intent_nll=equations.intent,
-    intent_nll_by_role=equations.by_role,
-    retrieved_nll=equations.retrieved,
+    **{f'{name}_nll': value for name, value in equations._asdict().items()},
     role_accuracy=correct.sum() / jnp.maximum(labeled.sum(), 1),
   )
   return loss + sum(equations), metrics

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from rolegen_jax.config import OptimizerConfig
 from rolegen_jax.models import functional
+from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.runtime.compile import jit_once
 
 ModelFns = dict[str, Callable]
@@ -64,7 +65,7 @@ def _is_matrix(params: Any) -> Any:
 
 
 def _is_of_equations(params: Any) -> Any:
-  return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == 'intent', params)
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key in EQUATIONS, params)
 
 
 def shardings(model_fns: ModelFns, optimizers: Optimizers, mesh: Mesh) -> State:

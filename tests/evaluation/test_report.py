@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import EvaluationConfig
-from rolegen_jax.evaluation import report
+from rolegen_jax.evaluation import report, role_scores
 from rolegen_jax.evaluation.agreement import effect_agreement, role_agreement
 from rolegen_jax.evaluation.content import experts, short_lists, table
 from rolegen_jax.evaluation.diversity import list_diversity, world_diversity
@@ -81,8 +81,11 @@ def content(model_hits: bool = True) -> dict:
 def roles(rng: np.random.Generator) -> dict:
   role = rng.integers(0, 8, 50)
   curve = {k: Interval(0.1 * k, 0.05 * k, 0.2 * k, 9, 9) for k in (1, 2)}
+  score = role_scores.scores(rng.dirichlet(np.ones(8), (5, 10)), role.reshape(5, 10))
   return dict(
     shares={'hindsight': {'TRIGGER': 1.0}, 'predicted': {'EXPLORE': 1.0}},
+    scores={'told the intent': {'RoleGen': score, 'the most that can be known': score}},
+    judged_by='planted roles',
     agreement=role_agreement(role, role),
     effects=effect_agreement(rng.normal(size=20), rng.normal(size=20)),
     deletion={'by effects': dict(drop=curve, minus_random=curve), 'random': dict(drop=curve)},
@@ -155,7 +158,7 @@ def test_the_page_has_all_sections_and_loads_nothing(tmp_path):
   assert page.count('class="hitmark"') == 1
   ids = re.findall(r' id="([^"]+)"', page)
   assert len(ids) == len(set(ids)), 'plots on one page must not share ids'
-  assert page.count('<svg') == 8
+  assert page.count('<svg') == 9
   stored = json.loads((tmp_path / 'report.json').read_text())
   assert stored['systems']['RoleGen']['metrics']['dormant']['HI@10']['mean'] == 1.0
   assert {'config_digest', 'commit'} <= set(stored['provenance'])

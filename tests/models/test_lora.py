@@ -14,6 +14,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import ConfigError, LoraConfig, MeshConfig
 from rolegen_jax.models import functional, lora
 from rolegen_jax.models.attention import causal
+from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
@@ -94,7 +95,7 @@ def test_nothing_changes_at_first_and_then_what_the_sums_would(train, assignment
   r = rolegen(train, *assignments)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   fresh = jax.device_get(functional.init(r.trained['reasoner'], jax.random.key(1), mesh)[1])
-  fresh['intent'] = base(*assignments)['intent']
+  fresh |= {name: base(*assignments)[name] for name in EQUATIONS}
   run, run_plain = program(train, *assignments), program('all', *assignments)
   plain = run_plain(base(*assignments))
   jax.tree.map(np.testing.assert_array_equal, run(with_base(r, fresh)), plain)
@@ -102,7 +103,9 @@ def test_nothing_changes_at_first_and_then_what_the_sums_would(train, assignment
   # Sums of another order.
   np.testing.assert_allclose(plain[1], plain[0][..., first : first + size], atol=1e-5)
 
-  moved = tiny.random_params(r.trained['reasoner'], seed=5) | {'intent': fresh['intent']}
+  moved = tiny.random_params(r.trained['reasoner'], seed=5) | {
+    name: fresh[name] for name in EQUATIONS
+  }
   params = with_base(r, moved)
   logits = run(params)
   for actual, expected in zip(logits, run_plain(merged(params))):
@@ -115,16 +118,16 @@ def test_what_trains():
   weights = [f'{layer}.{name}' for layer, names in targets.items() for name in names]
   adapters = {f'transformer.blocks.{weight}_lora.{factor}' for weight in weights for factor in 'ab'}
   increments = {'tokens_delta', 'readout_delta'}
-  intent = {f'intent.{name}' for name in base()['intent']}
+  equations = {f'{of}.{name}' for of in EQUATIONS for name in base()[of]}
   frozen, adapted = rolegen('frozen', UNTIED), rolegen('lora', UNTIED)
-  assert paths(frozen.trained['reasoner']) == increments | intent
-  assert paths(adapted.trained['reasoner']) == increments | intent | adapters
+  assert paths(frozen.trained['reasoner']) == increments | equations
+  assert paths(adapted.trained['reasoner']) == increments | equations | adapters
   two = rolegen('lora', UNTIED, "reasoner.lora.targets=('wq', 'down')")
   adapters_of_two = {path for path in adapters if '.wq_' in path or '.down_' in path}
-  assert paths(two.trained['reasoner']) == increments | intent | adapters_of_two
+  assert paths(two.trained['reasoner']) == increments | equations | adapters_of_two
   everything = paths(rolegen('all', UNTIED).model_fns['reasoner'])
   for r in (frozen, adapted):
-    assert paths(r.frozen['reasoner']) == everything - intent
+    assert paths(r.frozen['reasoner']) == everything - equations
   assert rolegen('all').frozen == {} and rolegen('all').trained == rolegen('all').model_fns
 
 
@@ -138,7 +141,8 @@ def test_the_base_is_drawn_as_without_adapters_and_parts_join_to_the_whole():
   trained, frozen = init(r.trained['reasoner']), init(r.frozen['reasoner'])
   whole = init(r.model_fns['reasoner'])
   jax.tree.map(np.testing.assert_array_equal, functional.join(trained, frozen), whole)
-  plain.pop('intent')  # which always trains
+  for name in EQUATIONS:  # which always train
+    plain.pop(name)
   jax.tree.map(np.testing.assert_array_equal, frozen, plain)
   adapter = trained['transformer']['blocks']['attention']['wq_lora']
   assert adapter['a'].shape == (2, 32, 2)

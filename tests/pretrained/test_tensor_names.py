@@ -9,6 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rolegen_jax.data.files import DataError
+from rolegen_jax.models import functional
+from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.pretrained.export import export
 from rolegen_jax.pretrained.files import INDEX, SINGLE, TensorFiles
 from rolegen_jax.pretrained.folder import Folder
@@ -80,7 +82,9 @@ def test_an_export_has_the_published_names(folder, copy, tmp_path):
   export(ours.params, ours.vocab, copy, tmp_path / 'out')
   exported, expected = read_tensors(tmp_path / 'out'), read_tensors(folder)
   size = Folder(copy).tokenizer.size
-  assert set(exported) - set(expected) == set(ours.params['intent'])
+  assert set(exported) - set(expected) == {
+    *functional.flatten({name: ours.params[name] for name in EQUATIONS})
+  }
   for name, tensor in expected.items():
     rows = slice(0, size if name in (TABLE, HEAD) else None)  # spare rows may be ours
     np.testing.assert_array_equal(exported[name][rows], tensor[rows], err_msg=name)
@@ -91,10 +95,10 @@ def test_an_export_has_the_published_names(folder, copy, tmp_path):
 
 
 def check_that_edits_of_an_export_are_refused(folder, ours):
-  path = folder / 'rolegen_intent.safetensors'
-  intent = load_file(path)
-  save_file(intent | {'role_gain': ONE}, path)
-  with pytest.raises(DataError, match='rolegen_intent.safetensors: has .*; must be .*settings'):
+  path = folder / 'rolegen_equations.safetensors'
+  equations = load_file(path)
+  save_file(equations | {'intent.role_gain': ONE}, path)
+  with pytest.raises(DataError, match='rolegen_equations.safetensors: has .*; must be .*settings'):
     Folder(folder).load(ours.config.reasoner, ours.vocab, ours.mesh)
   path = folder / 'rolegen.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | dict(text_pieces='400')))
@@ -236,8 +240,8 @@ BAD_FILES = {
     f'model-00003-of-00003.safetensors: weights beside those of {INDEX}',
   ),
   'half an export': (
-    lambda folder: save_file({'x': ONE}, folder / 'rolegen_intent.safetensors'),
-    'rolegen.json: no such file; must be there beside rolegen_intent.safetensors',
+    lambda folder: save_file({'x': ONE}, folder / 'rolegen_equations.safetensors'),
+    'rolegen.json: no such file; must be there beside rolegen_equations.safetensors',
   ),
 }
 

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rolegen_jax.models import functional
 from rolegen_jax.models.attention import causal
+from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.reasoning import frcot
 from rolegen_jax.reasoning import likelihood as lib
@@ -115,6 +117,9 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
     role = max(at - LAYOUT.role_slots[0], 0)
     allowed = prompt.role_allowed[:, role] if level < 0 else children_mask(trie, level, node)[0]
     logits = reasoner.logits(hidden[:, at], start, size)
+    if level < 0:
+      code = tokens[:, LAYOUT.intent_slots[0, 0]] - V.blocks['sid0'][0]
+      logits += reasoner.roles(prompt.evidence, code, config.role_events)[:, role]
     if level >= 0:
       logits += reasoner.intent.code_prior(level, priors, matches[:, None])[:, 0]
     log_probs = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEG_INF), axis=-1)
@@ -192,7 +197,9 @@ def log_probs(examples, tokens, params=None) -> np.ndarray:
 def without_preferences():
   """Token embeddings, and so the readout, of zeros, and equations without focus."""
   params = tiny.params('reasoner')
-  zeros = jax.tree.map(np.zeros_like, {name: params[name] for name in ('tokens', 'intent')})
+  zeros = jax.tree.map(
+    np.zeros_like, {name: params[name] for name in ('tokens', 'intent', 'roles')}
+  )
   return params | zeros
 
 
@@ -230,7 +237,7 @@ def replace_excites(examples, **fields):
   return examples._replace(excites=examples.excites._replace(**fields))
 
 
-def test_evidence_of_intent_moves_first_codes_only():
+def test_evidence_of_intent_moves_first_codes_and_roles_only():
   examples = tiny.examples(1)
   tokens, excites = demonstrated(examples), examples.excites
   none = replace_excites(
@@ -240,7 +247,8 @@ def test_evidence_of_intent_moves_first_codes_only():
   params = params | {'intent': params['intent'] | {'focus': np.ones(1, np.float32)}}
   with_evidence, without = (log_probs(e, tokens, params) for e in (examples, none))
   same = np.isclose(with_evidence, without, atol=1e-6).all(0)
-  np.testing.assert_array_equal(same, LAYOUT.level != 0)
+  np.testing.assert_array_equal(same[~LAYOUT.is_role], LAYOUT.level[~LAYOUT.is_role] != 0)
+  assert not same[LAYOUT.is_role].all()
 
 
 def test_retrieved_items_move_further_codes_only():
@@ -276,20 +284,22 @@ def test_each_equation_loss_trains_its_own_parameters():
   """Hindsight roles teach the gains of roles and nothing else."""
   examples, params = tiny.examples(2), tiny.params('reasoner')
 
-  def losses(intent):
-    reasoner = tiny.rolegen().bind('reasoner', params | {'intent': intent})
+  def losses(equations):
+    reasoner = tiny.rolegen().bind('reasoner', params | equations)
     prompt = build_prompt(examples, tiny.codes())
     return lib.equation_loss(reasoner, LAYOUT, prompt, examples, tiny.trie())
 
-  jacobians = jit(jax.jacrev(losses))(params['intent'])
-  intent, by_role, retrieved = (
-    {name for name, gradient in jacobian.items() if np.abs(gradient).max() > 0}
+  equations = {name: params[name] for name in EQUATIONS}
+  jacobians = jit(jax.jacrev(losses))(equations)
+  intent, by_role, retrieved, roles = (
+    {name for name, gradient in functional.flatten(jacobian).items() if np.abs(gradient).max() > 0}
     for jacobian in jacobians
   )
   counted = {'counted_fade', 'counted_focus', 'counted_prior', 'self_transition'}
-  assert intent == set(params['intent']) - counted - {'role_gain'}
-  assert by_role == {'role_gain'}
-  assert retrieved == counted | {'event_gain'}
+  assert intent == {f'intent.{name}' for name in set(params['intent']) - counted - {'role_gain'}}
+  assert by_role == {'intent.role_gain'}
+  assert retrieved == {f'intent.{name}' for name in counted | {'event_gain'}}
+  assert roles == {f'roles.{name}' for name in params['roles']}
 
 
 def test_the_second_equation_alone_is_a_distribution_over_the_items_of_a_coarse_code():

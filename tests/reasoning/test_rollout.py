@@ -182,24 +182,26 @@ def test_roles_are_towards_the_intent():
 
 
 def test_roles_can_be_asked_for_towards_any_intent():
-  """Told the factual intent, greedily: the factual roles. Told another: others, but for CONVERT."""
+  """Chances sum to 1 and differ by intent; many draws of the history's own intents average them."""
 
-  @jit
-  def towards(params, examples, trie, intent):
-    return tiny.rolegen('reasoner.temperature=0.001').roles_towards(params, examples, trie, intent)
+  @functools.partial(jit, static_argnums=4)
+  def chances(params, examples, trie, intent, draws):
+    return tiny.rolegen().role_chances(params, examples, trie, intent, draws)
 
-  examples, cold = tiny.examples(4), ('reasoner.temperature=0.001',)
-  r = chains.rollout(examples, intervene=False, settings=cold)
-  first, codes = LAYOUT.intent_slots[0, 0], LAYOUT.vocab.blocks['sid0'][0]
-  factual = r.tokens[:, 0, first] - codes
+  examples = tiny.examples(4)
   args = tiny.params('reasoner'), examples, tiny.trie()
-  told = np.asarray(towards(*args, factual))
-  assert (told == r.roles[:, 0]).mean() > 0.9  # noise decides where two roles are as likely
-  other = np.asarray(towards(*args, (factual + 3) % LAYOUT.vocab.codes))
-  is_convert = r.roles[:, 0] == tiny.CONVERT
-  np.testing.assert_array_equal(other == tiny.CONVERT, is_convert)
-  np.testing.assert_array_equal(other < 0, r.roles[:, 0] < 0)
-  assert (other != told).any()
+  codes = np.arange(LAYOUT.vocab.codes, dtype=np.int32)
+  told = np.stack([chances(*args, np.full(tiny.USERS, k), 4) for k in codes])
+  last = LAYOUT.config.role_events
+  event = examples.history.event[:, -last:]
+  real = examples.history.segment[:, -last:] > 0
+  np.testing.assert_allclose(told.sum(-1), np.broadcast_to(real, told.shape[:-1]), atol=1e-5)
+  is_purchase = real & (event == tiny.PURCHASE)
+  np.testing.assert_allclose(told[..., tiny.CONVERT], [is_purchase] * len(codes), atol=1e-5)
+  assert np.abs(told - told[:1]).max() > 0.01
+  alone = np.asarray(chances(*args, np.full(tiny.USERS, -1), 64))
+  low, high = told.min(0), told.max(0)
+  assert ((alone > low - 0.1) & (alone < high + 0.1)).all()
 
 
 def test_worlds_differ_by_chance_without_an_intervention():

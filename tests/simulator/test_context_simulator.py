@@ -10,7 +10,6 @@ import pytest
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ConfigError, SimulatorConfig, digest
 from rolegen_jax.simulator import rules, world
 from rolegen_jax.simulator.behavior import NOISE, PURCHASE, VIEW
-from rolegen_jax.simulator.context.foresight import role_posteriors
 from rolegen_jax.simulator.context.inference import Reader, best_lists, follow
 from rolegen_jax.simulator.context.rules import ContextRules
 
@@ -215,29 +214,6 @@ def test_roles_follow_from_effects_and_one_item_has_many(log, shop):
   of_triggers = planted.filter(pl.col('item_id').is_in(triggers.unique().implode()))
   share = (of_triggers['role'] == 'TRIGGER').mean()
   assert share < 0.5  # the same items are mostly something else
-
-
-def test_what_can_be_known_of_roles_is_calibrated(log, shop):
-  """Posteriors agree with the planted roles on average, and being told the category says more."""
-  chosen = log.events.filter(pl.col('event') == 'purchase').sample(100, seed=2)
-  users, times = chosen['user_id'].to_numpy(), chosen['timestamp'].to_numpy()
-  bought, last = shop.traits.category_I[chosen['item_id'].to_numpy()], 8
-  true = np.full((len(users), last), -1)
-  for row, key in enumerate(zip(users, times)):
-    is_mine = (pl.col('user_id') == key[0]) & (pl.col('occasion_timestamp') == key[1])
-    roles = log.planted.filter(is_mine).sort('timestamp')['role'].to_list()[-last:]
-    true[row, last - len(roles) :] = [ROLE_NAMES.index(role) for role in roles]
-  known = true >= 0
-  losses = []
-  for categories in (None, bought):
-    p = role_posteriors(shop, log.events, users, times, last, categories, draws=16)
-    np.testing.assert_allclose(p.sum(-1), known, atol=1e-9)
-    share = np.bincount(true[known], minlength=len(ROLE_NAMES)) / known.sum()
-    np.testing.assert_allclose(p[known].mean(0), share, atol=0.04)
-    of_truth = np.take_along_axis(p, np.maximum(true, 0)[..., None], axis=2)[..., 0][known]
-    losses.append(-np.log((16 * of_truth + 0.1) / 16.8).mean())
-  marginal = -np.log(share[true[known]]).mean()
-  assert losses[1] < losses[0] / 2 < marginal / 3
 
 
 def test_titles_mislead_for_some_items(log, shop):

@@ -90,7 +90,7 @@ def imitation(metrics) -> float:
   """The imitation loss, from its parts."""
   return sum(
     float(metrics[name])
-    for name in ('frcot_nll', 'intent_nll', 'intent_nll_by_role', 'retrieved_nll')
+    for name in ('frcot_nll', 'intent_nll', 'by_role_nll', 'retrieved_nll', 'roles_nll')
   )
 
 

@@ -13,6 +13,7 @@ import pytest
 from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig, OptimizerConfig
 from rolegen_jax.models import functional
+from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.training import checkpoint, losses
 from rolegen_jax.training import state as state_lib
@@ -38,7 +39,8 @@ def parts(train: str):
     functional.part(r.frozen['reasoner'], tiny.params('reasoner')),
     functional.shardings(r.frozen['reasoner'], MESH),
   )
-  return r, fresh | {'intent': tiny.params('reasoner')['intent']}, {'reasoner': frozen}
+  equations = {name: tiny.params('reasoner')[name] for name in EQUATIONS}
+  return r, fresh | equations, {'reasoner': frozen}
 
 
 @functools.cache
@@ -72,7 +74,8 @@ def test_gradients_are_those_of_the_whole(train):
     np.testing.assert_allclose(a, b, atol=2e-5 * max(np.abs(b).max(), 1e-3))
 
   assert_close(part['tokens_delta'], whole['tokens'][: len(part['tokens_delta'])])
-  jax.tree.map(assert_close, part['intent'], whole['intent'])
+  for name in EQUATIONS:
+    jax.tree.map(assert_close, part[name], whole[name])
   if train == 'lora':
     r, trained, _ = parts('lora')
     initial, gradient, of_whole = (

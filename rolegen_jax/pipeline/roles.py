@@ -1,0 +1,119 @@
+"""The report's section on roles: what the reasoner says of events, and what could be said.
+
+N test examples, M last events of each, R roles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.data.examples import ExampleTable
+from rolegen_jax.data.files import read_parquet
+from rolegen_jax.data.log import ranges
+from rolegen_jax.evaluation import content, role_scores
+from rolegen_jax.evaluation.deletion import deletion_curves
+from rolegen_jax.pipeline.context import Run
+from rolegen_jax.pipeline.inputs import Inputs
+from rolegen_jax.pipeline.stages import Models
+from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.predict import Predictions
+from rolegen_jax.simulator import world
+from rolegen_jax.simulator.foresight import role_ceiling
+from rolegen_jax.simulator.histories import Moments
+
+# Test examples, evenly spaced: whose removal effects, and whose chances of roles are computed.
+EFFECT_EXAMPLES, ROLE_EXAMPLES = 1000, 400
+FIT_EXAMPLES = 1500  # training conversions that the logistic regression is fitted to
+SITUATIONS = ('from the history alone', 'told the intent')
+
+
+def section(
+  run: Run, inputs: Inputs, models: Models, known: ExampleTable, prediction: Predictions
+) -> tuple[dict[str, Any], list[str]]:
+  """Return the section, and notes. `known` are the test examples with their targets."""
+  params = models.calibrated.load()
+  hindsight = predict.hindsight_roles(run.rolegen, known, inputs.interest_shift)
+  planted, truth = run.workdir / 'data' / 'planted.parquet', None
+  if planted.exists():
+    truth = content.planted_truth(known, read_parquet(planted), run.config.reasoner.role_events)
+  sample = _evenly(known, EFFECT_EXAMPLES)
+  sampled = known.picked(sample)
+  effects = predict.effects(run.rolegen, params, sampled, inputs.trie, run.mesh)
+  asked = _evenly(known, ROLE_EXAMPLES)
+  labels = hindsight if truth is None else truth[0]
+  scores = _scores(run, inputs, models, known.picked(asked), labels[asked])
+  roles, notes = content.roles(hindsight, truth, scores, effects, sample)
+  assert prediction.pivotal is not None  # RoleGen reasons
+  choosers = {
+    'pivots of the reasoner': prediction.pivotal[sample],
+    'removal effects in hindsight': effects.intent,
+  }
+  roles['deletion'] = deletion_curves(
+    run.rolegen, params['backbone'], sampled, choosers, inputs.trie, run.mesh, run.config.evaluation
+  )
+  return roles, [*notes, content.role_gains(params['reasoner']['intent']['role_gain'])]
+
+
+def _evenly(table: ExampleTable, most: int) -> np.ndarray:
+  return np.linspace(0, len(table) - 1, min(len(table), most)).astype(np.int64)
+
+
+def _scores(
+  run: Run, inputs: Inputs, models: Models, known: ExampleTable, roles_NxM: np.ndarray
+) -> dict[str, dict[str, dict]]:
+  """Return {situation: {who: `role_scores.scores`}} of examples with targets and true roles."""
+  width, last = run.config.backbone.context, run.config.reasoner.role_events
+  codes, labeled = inputs.codes[:, 0], models.labeled.table.evenly(FIT_EXAMPLES)
+  fit, ask = (t.rows(np.arange(len(t)), width) for t in (labeled, known))
+  event = ask.history.event[:, -last:]
+  unknown = dataclasses.replace(known, target=np.full_like(known.target, -1))
+  params, result = models.calibrated.load(), {}
+  for situation, table in zip(SITUATIONS, (unknown, known)):
+    told = table is known
+    x, asked = (
+      role_scores.features(
+        rows.history, rows.timestamp, codes, last, codes[rows.target] if told else None
+      )
+      for rows in (fit, ask)
+    )
+    chances = {
+      'RoleGen': predict.role_chances(run.rolegen, params, table, inputs.trie, run.mesh),
+      'logistic regression': role_scores.logistic(x, labeled.roles, asked, event),
+      'shares of training labels': role_scores.marginal(labeled.roles, event),
+    }
+    if run.config.data.format == 'simulated':
+      chances['the most that can be known'] = _ceiling(run, known, told)
+    result[situation] = {
+      name: role_scores.scores(chance, roles_NxM) for name, chance in chances.items()
+    }
+  return result
+
+
+def _ceiling(run: Run, known: ExampleTable, told: bool) -> np.ndarray:
+  """Return the chances of roles by the simulator, which is told the category for the intent."""
+  shop, log = world.build(run.config.simulator), known.log
+  users = np.unique(known.user)
+  rows, owner = ranges(log.offsets[users], log.offsets[users + 1] - log.offsets[users])
+  rows = np.repeat(rows, log.count[rows])
+  items = log.items['item_id']
+  events = pl.DataFrame(
+    dict(
+      user_id=log.users.gather(log.user[rows]),
+      item_id=items.gather(log.item[rows]),
+      event=np.array(EVENT_NAMES)[log.event[rows]],
+      timestamp=log.timestamp[rows],
+    )
+  )
+  bought = items.gather(known.target).to_numpy()
+  moments = Moments(
+    events,
+    log.users.gather(known.user).to_numpy(),
+    known.timestamp,
+    shop.traits.category_I[bought] if told else None,
+  )
+  return role_ceiling(shop, moments, run.config.reasoner.role_events)
