@@ -406,10 +406,10 @@ class LoopConfig(Section):
   noise: str = 'independent'
   # What of the reasoning adds to the score of an item.
   experts: tuple[str, ...] = REASONER_EXPERTS
-  reward_hit: float = 1.0  # a: graded semantic-ID prefix hit of the candidates
+  # a: what a world adds to the hit of all worlds of a user: codes in common, and the item itself.
+  reward_hit: float = 1.0
   reward_gain: float = 0.5  # b: execution gain in nats, clipped to [-2, 2]
-  reward_novelty: float = 0.3  # c: share of a world's candidates in no other world
-  reward_malformed: float = 1.0  # d: penalty on the share of malformed candidates
+  reward_malformed: float = 1.0  # c: penalty on the share of malformed candidates
   # reinforce (log-likelihood by advantage) | weighted (by softmax of reward / weight_beta)
   objective: str = 'reinforce'
   weight_beta: float = 0.5  # temperature of the `weighted` objective, in reward units
@@ -425,7 +425,7 @@ class LoopConfig(Section):
     self._some_of(INTERVENTIONS, f'{name}.interventions')
     self._one_of(('common', 'independent'), f'{name}.noise')
     self._some_of(REASONER_EXPERTS, f'{name}.experts')
-    self._at_least(0, name, 'reward_hit', 'reward_gain', 'reward_novelty', 'reward_malformed')
+    self._at_least(0, name, 'reward_hit', 'reward_gain', 'reward_malformed')
     self._one_of(('reinforce', 'weighted'), f'{name}.objective')
     self._positive(name, 'weight_beta')
     self._at_least(0, name, 'kl', 'imitation')

@@ -49,12 +49,15 @@ def _repeats_earlier(candidates: jax.Array) -> jax.Array:
   return (same & jnp.tril(jnp.ones(same.shape[-2:], bool), -1)).any(-1)
 
 
-def novelty(candidates_BxWxP: jax.Array) -> jax.Array:
-  """Return the share of a world's candidates that no other world of the user has, fp32 [B, W]."""
-  worlds = candidates_BxWxP.shape[1]
-  same = candidates_BxWxP[:, :, :, None, None] == candidates_BxWxP[:, None, None]  # [B, W, P, W, P]
-  elsewhere = same.any(-1) & ~jnp.eye(worlds, dtype=bool)[:, None]
-  return 1.0 - elsewhere.any(-1).mean(-1)
+def marginal_hits(hit_BxW: jax.Array) -> jax.Array:
+  """Return what each world adds to the best hit of all worlds of its user, fp32 [B, W].
+
+  It is the hit of the union less that of the union without it: a world whose hit another one has as
+  well adds nothing.
+  """
+  best = jax.lax.top_k(hit_BxW, 2)[0]
+  is_best = hit_BxW == best[:, :1]
+  return jnp.where(is_best, best[:, :1] - best[:, 1:], 0.0)
 
 
 def jaccard_distance(candidates_BxWxP: jax.Array) -> jax.Array:
@@ -78,18 +81,21 @@ def rewards(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Return the reward [B, W] of every world, and the means of its parts.
 
-  The gain is that of `losses.execution_gain`, in nats; it is clipped to [-2, 2].
+  Hits are the share of leading codes in common with the target, plus 1 for the target itself; what
+  counts is what a world adds to those of the others. The gain, in nats, is that of
+  `losses.execution_gain`; it is clipped to [-2, 2].
   """
-  hit = prefix_share(candidates_BxWxP, target_B, codes_IxL).max(-1)
+  share = prefix_share(candidates_BxWxP, target_B, codes_IxL).max(-1)
+  hit = share + (share == 1.0)
   parts = dict(
-    hit=hit,
+    hit=marginal_hits(hit),
     gain=jnp.clip(gain_BxW, -2.0, 2.0),
-    novelty=novelty(candidates_BxWxP),
     malformed=repeats(candidates_BxWxP),
   )
   reward = config.reward_hit * parts['hit'] + config.reward_gain * parts['gain']
-  reward += config.reward_novelty * parts['novelty'] - config.reward_malformed * parts['malformed']
+  reward -= config.reward_malformed * parts['malformed']
   metrics = {f'reward_{name}': part.mean() for name, part in parts.items()}
+  metrics |= dict(union_hit=(share == 1.0).any(1).mean(), union_share=share.max(1).mean())
   return jax.lax.stop_gradient(reward), metrics
 
 

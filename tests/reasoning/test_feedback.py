@@ -24,11 +24,14 @@ def test_repeats_are_within_a_path():
   assert jit(lib.repeats)(jnp.array([[[5, 5, 5, 7]]])).tolist() == [[0.5]]
 
 
-def test_novelty_is_against_the_other_worlds():
-  # World 0 shares item 1 with world 2; world 1 shares nothing.
-  assert jit(lib.novelty)(CANDIDATES).tolist() == [[0.5, 1.0, 0.0]]
-  # A repeat of its own is no other world.
-  assert jit(lib.novelty)(jnp.array([[[3, 3], [4, 5]]])).tolist() == [[1, 1]]
+def test_credit_is_what_a_world_adds_to_the_union():
+  """One world alone has the best hit; two share it; all miss."""
+  hit = jnp.array([[2.0, 0.5, 0.25], [0.5, 2.0, 2.0], [0.0, 0.0, 0.0]])
+  expected = [[1.5, 0, 0], [0, 0, 0], [0, 0, 0]]
+  assert jit(lib.marginal_hits)(hit).tolist() == expected
+  for w in range(3):  # against the definition
+    others = np.delete(np.asarray(hit), w, axis=1).max(1)
+    np.testing.assert_allclose(hit.max(1) - others, np.array(expected)[:, w])
 
 
 def test_jaccard_distance_is_between_sets():
@@ -40,14 +43,18 @@ def test_jaccard_distance_is_between_sets():
 
 
 def test_reward_is_the_weighted_sum_of_its_parts():
-  config = LoopConfig(reward_hit=1.0, reward_gain=0.5, reward_novelty=0.1, reward_malformed=2.0)
+  config = LoopConfig(reward_hit=1.0, reward_gain=0.5, reward_malformed=2.0)
   gain = jnp.array([[0.4, -1.0, 30.0]])
   rewards = jit(functools.partial(lib.rewards, config=config))
-  reward, metrics = rewards(CANDIDATES, jnp.array([1]), gain, CODES)
-  # A gain of 30 nats is clipped to 2.
-  expected = [1 + 0.2 + 0.05, 1 / 3 - 0.5 + 0.1, 1 + 0.5 * 2 - 2.0 * 0.5]
+  # Item 2 is in world 1 alone, items 0 and 1 are near it. A gain of 30 nats is clipped to 2.
+  reward, metrics = rewards(CANDIDATES, jnp.array([2]), gain, CODES)
+  expected = [0.2, 2 - 1 / 3 - 0.5, 0.5 * 2 - 2.0 * 0.5]
   np.testing.assert_allclose(reward[0], expected, rtol=1e-5)
   assert float(metrics['reward_gain']) == pytest.approx((0.4 - 1 + 2) / 3)
+  assert float(metrics['union_hit']) == 1 and float(metrics['union_share']) == 1
+  # Worlds 0 and 2 both have item 1: neither adds anything.
+  reward, _ = rewards(CANDIDATES, jnp.array([1]), 0 * gain, CODES)
+  np.testing.assert_allclose(reward[0], [0, 0, -1], atol=1e-6)
 
 
 def advantages(reward, kinds) -> np.ndarray:
