@@ -1,8 +1,9 @@
-"""Deletion curves: how much less likely is a conversion without the k events named as its cause?
+"""Deletion and insertion curves: do the events named as its cause make a conversion likelier?
 
-Whoever names the right events lowers the backbone's log p(y) more by removing them than chance does
-(as for attributions of pixels: Samek et al., IEEE TNNLS 2017). The reasoner names them without
-knowing y. This is a conversion of the backbone, not of the user: see `reasoning/roles.py`.
+Whoever names the right k events lowers the backbone's log p(y) more by removing them, and raises it
+more by adding them where all the last events are missing, than chance and the latest k do (as for
+attributions of pixels: Samek et al., IEEE TNNLS 2017; Petsiuk et al., BMVC 2018). This is a
+conversion of the backbone, not of the user: see `reasoning/roles.py`.
 
 Shapes: N examples, M last events, V variants of an example, B rows, n events.
 """
@@ -25,8 +26,9 @@ from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie
 
 DEPTHS = (1, 2, 4)  # events removed
-DRAWS = 4  # random choices per example, whose mean is chance
-MOST = 1000  # examples, evenly drawn from all that qualify
+DRAWS = 2  # random choices per example, whose mean is chance
+MOST = 500  # examples, evenly drawn from all that qualify
+RECENCY = 'the latest events'
 
 Curves = dict[str, dict[str, dict[int, Interval]]]
 
@@ -75,12 +77,14 @@ def deletion_curves(
   mesh: Mesh,
   config: EvaluationConfig,
 ) -> Curves:
-  """Return what removing the first k events costs, in nats of log p(y).
+  """Return what the first k events are worth when they are removed and when they alone are left.
 
-  `scores` (fp [N, M], higher = removed earlier) are of the last M events of `table`, whose targets
-  are known. For each of them, and for 'random', the result has {drop, minus_random} by k, the
-  second paired by example. Examples with no more than max(DEPTHS) events among the last M are left
-  out; {} when none is left; at most MOST are used.
+  `scores` (fp [N, M], higher = named earlier) are of the last M events of `table`; its targets are
+  known. For each of them, for the latest events, and for 'random', the result has {drop, gain} by
+  k, nats of log p(y): what removing the events costs, and what adding them to a history without its
+  last M events brings; and minus_random and minus_recency, those of `drop`, paired by example.
+  Examples with no more than max(DEPTHS) events among the last M are left out; {} when none is left;
+  at most MOST are used.
   """
   m = next(iter(scores.values())).shape[1]
   n_events = np.minimum(table.end - table.log.offsets[table.user], m)
@@ -93,14 +97,20 @@ def deletion_curves(
   table, exists = table.picked(usable), exists[usable]
   rng = np.random.default_rng(config.seed)
   ranked = {name: score[usable] for name, score in scores.items()}
+  ranked[RECENCY] = np.broadcast_to(np.arange(m, dtype=float), exists.shape)
   ranked |= {f'draw {i}': rng.random(exists.shape) for i in range(DRAWS)}
-  variants = [np.zeros_like(exists)]
-  for score in ranked.values():
-    variants += [highest(np.where(exists, score, -np.inf), k) for k in DEPTHS]
+  named = [
+    highest(np.where(exists, score, -np.inf), k) & exists
+    for score in ranked.values()
+    for k in DEPTHS
+  ]
+  variants = [np.zeros_like(exists), *named, exists, *(exists & ~chosen for chosen in named)]
   log_prob = _log_probs(rolegen, backbone, Deleted(table, np.stack(variants)), trie, mesh)
-  complete, *rest = log_prob.reshape(len(variants), -1)
-  drops = (complete - np.array(rest)).reshape(len(ranked), len(DEPTHS), -1)
-  return _intervals(dict(zip(ranked, drops)), list(scores), table.user, config)
+  deleted, inserted = log_prob.reshape(2, 1 + len(named), -1)
+  shape = len(ranked), len(DEPTHS), -1
+  drop = dict(zip(ranked, (deleted[0] - deleted[1:]).reshape(shape)))
+  gain = dict(zip(ranked, (inserted[1:] - inserted[0]).reshape(shape)))
+  return _intervals(drop, gain, [*scores, RECENCY], table.user, config)
 
 
 def _log_probs(
@@ -120,10 +130,15 @@ def _log_probs(
 
 
 def _intervals(
-  drops: dict[str, np.ndarray], names: list[str], user_N: np.ndarray, config: EvaluationConfig
+  drop: dict[str, np.ndarray],
+  gain: dict[str, np.ndarray],
+  names: list[str],
+  user_N: np.ndarray,
+  config: EvaluationConfig,
 ) -> Curves:
-  """Return means with intervals over users of drops [depths, N], and of those minus chance."""
-  chance = np.mean([drops[f'draw {i}'] for i in range(DRAWS)], axis=0)
+  """Return means with intervals over users of drops and gains [depths, N] by who names events."""
+  draws = [f'draw {i}' for i in range(DRAWS)]
+  chance, gained = (np.mean([x[draw] for draw in draws], axis=0) for x in (drop, gain))
 
   def by_depth(values: np.ndarray) -> dict[int, Interval]:
     return {
@@ -131,7 +146,14 @@ def _intervals(
     }
 
   curves = {
-    name: dict(drop=by_depth(drops[name]), minus_random=by_depth(drops[name] - chance))
+    name: dict(
+      drop=by_depth(drop[name]),
+      gain=by_depth(gain[name]),
+      minus_random=by_depth(drop[name] - chance),
+      minus_recency=by_depth(drop[name] - drop[RECENCY]),
+      gain_minus_random=by_depth(gain[name] - gained),
+      gain_minus_recency=by_depth(gain[name] - gain[RECENCY]),
+    )
     for name in names
   }
-  return curves | dict(random=dict(drop=by_depth(chance)))
+  return curves | dict(random=dict(drop=by_depth(chance), gain=by_depth(gained)))

@@ -219,14 +219,15 @@ def _central_range(values: list[float]) -> tuple[float, float]:
   return low - pad, high + pad
 
 
-def deletion(curves: dict[str, dict[int, Interval]]) -> str:
-  """Draw nats of log p(target) lost against the number of events removed, with 95 % whiskers.
+def deletion(curves: dict[str, dict[int, Interval]], done: str, effect: str) -> str:
+  """Draw nats of log p(target) against the number of events, with 95 % whiskers.
 
-  `curves` holds the intervals by number of events, by who chose the events.
+  `curves` holds the intervals by number of events, by who chose the events; `done` to them and
+  `effect` on log p name the axes.
   """
-  looks = ((BLUE, 'o'), (PURPLE, 'D'), (GRAY, 's'))
+  looks = ((BLUE, 'o'), (PURPLE, 'D'), (_SOFT, '^'), (GRAY, 's'))
   with matplotlib.rc_context(_STYLE):
-    figure, axis = _figure(6.6, 3.4)
+    figure, axis = _figure(5.6, 3.4)
     axis.axhline(0, color=_ZERO_LINE, lw=0.8)
     for i, ((name, by_number), (color, marker)) in enumerate(zip(curves.items(), looks)):
       mean, low, high = (
@@ -247,10 +248,10 @@ def deletion(curves: dict[str, dict[int, Interval]]) -> str:
         label=name,
       )
     axis.set_xticks([*next(iter(curves.values()))])
-    axis.set_xlabel('events removed')
-    axis.set_ylabel('log p(target) lost, nats')
+    axis.set_xlabel(f'events {done}')
+    axis.set_ylabel(f'log p(target) {effect}, nats')
     axis.legend(frameon=False, fontsize=9)
-    return _svg(figure, 'Deletion curves')
+    return _svg(figure, f'Events {done}')
 
 
 def world_distances(jaccard_WxW: list[list[float]]) -> str:

@@ -21,13 +21,14 @@ from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.inputs import Inputs
 from rolegen_jax.pipeline.stages import Models
 from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.explain import explanations
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.simulator import world
 from rolegen_jax.simulator.foresight import role_ceiling
 from rolegen_jax.simulator.histories import Moments
 
-# Test examples, evenly spaced: whose removal effects, and whose chances of roles are computed.
-EFFECT_EXAMPLES, ROLE_EXAMPLES = 1000, 400
+# Test examples, evenly spaced: whose removal effects and explanations, and whose chances of roles.
+EFFECT_EXAMPLES, ROLE_EXAMPLES = 500, 400
 FIT_EXAMPLES = 1500  # training conversions that the logistic regression is fitted to
 SITUATIONS = ('from the history alone', 'told the intent')
 
@@ -48,10 +49,14 @@ def section(
   labels = hindsight if truth is None else truth[0]
   scores = _scores(run, inputs, models, known.picked(asked), labels[asked])
   roles, notes = content.roles(hindsight, truth, scores, effects, sample)
-  assert prediction.pivotal is not None  # RoleGen reasons
+  listed = prediction.item[sample]
+  bought = np.where(listed == sampled.target[:, None], -1, listed)
+  bought[:, -1] = sampled.target
   choosers = {
-    'pivots of the reasoner': prediction.pivotal[sample],
-    'removal effects in hindsight': effects.intent,
+    f'the explanation of the item {which}': explanations(
+      run.rolegen, params, sampled, items, inputs.trie, run.mesh, 1
+    ).effect[:, 0]
+    for which, items in (('ranked first', listed), ('bought', bought[:, ::-1]))
   }
   roles['deletion'] = deletion_curves(
     run.rolegen, params['backbone'], sampled, choosers, inputs.trie, run.mesh, run.config.evaluation

@@ -25,6 +25,7 @@ from rolegen_jax.models import functional, lora
 from rolegen_jax.models.backbone import PURCHASE, Backbone
 from rolegen_jax.models.decode import Ranking, recommend
 from rolegen_jax.models.functional import ModelFn, Params
+from rolegen_jax.models.intent import Evidence
 from rolegen_jax.models.memory import (
   Candidates,
   Conditioning,
@@ -191,19 +192,29 @@ class RoleGen:
     self, rollout: Rollout, world: ArrayLike, candidates: Candidates, keep_B: jax.Array
   ) -> Conditioning:
     """Return the parts that `loop.experts` names: given candidates, the rest of a world."""
-    experts, said = self.config.loop.experts, Conditioning()
 
     def masked(x: jax.Array, nothing: float) -> jax.Array:
       return jnp.where(keep_B[:, None], x, nothing)
 
-    if 'candidates' in experts:
-      said = said._replace(candidates=candidates._replace(item=masked(candidates.item, -1)))
-    if 'retrieved' in experts:
-      item = masked(rollout.retrieved[:, world], -1)
-      said = said._replace(retrieved=RetrievedShares(item, rollout.retrieved_share[:, world]))
-    if 'intent' in experts:
-      said = said._replace(intent=masked(rollout.intent[:, world], NEG_INF))
-    return said
+    retrieved = masked(rollout.retrieved[:, world], -1)
+    return self._only_experts(
+      candidates=candidates._replace(item=masked(candidates.item, -1)),
+      retrieved=RetrievedShares(retrieved, rollout.retrieved_share[:, world]),
+      intent=masked(rollout.intent[:, world], NEG_INF),
+    )
+
+  def _only_experts(self, **said: Any) -> Conditioning:
+    """Return the parts that `loop.experts` names."""
+    experts = self.config.loop.experts
+    return Conditioning(**{name: part for name, part in said.items() if name in experts})
+
+  def equations_say(self, reasoner: Reasoner, evidence: Evidence, trie: Trie) -> Conditioning:
+    """Return what the structural equations say of histories, without a chain."""
+    keep, levels = self.config.reasoner.retrieved, self.vocab.levels
+    priors = reasoner.intent.priors(evidence, keep, trie.item_codes, levels)
+    item, weight = priors.retrieved.item, priors.retrieved.weight
+    share = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-9)
+    return self._only_experts(retrieved=RetrievedShares(item, share), intent=priors.intent)
 
   @staticmethod
   def query(

@@ -11,9 +11,10 @@ Columns:
   terms       what each expert adds to log_prob, nats, less its mean over the items that were found
               for the user: only differences between items of one user mean something
   seen        whether the user touched the item before
-  pivots      the events at which worlds were changed, with their factual roles
+  carried_by  the latest events that carried the item most: role towards it, and how many nats of
+              log p among the items found it loses without the event (`reasoning/explain.py`)
   why         the largest terms in words, the candidates' named by the world of the item and what
-              was done in it; then seen and pivots
+              was done in it; then seen and carried_by
 
 Shapes: U users, I items, N users that are recommended for, K items found for each, R
 recommendations, W worlds, E experts.
@@ -38,6 +39,7 @@ from rolegen_jax.data.lines import read_text, split_lines
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.models.experts import EXPERTS
+from rolegen_jax.reasoning.explain import Explanations, explanations
 from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.progress import say
@@ -48,6 +50,7 @@ from rolegen_jax.serving.slate import Slates, slates
 VIEW = EVENT_NAMES.index('view')
 DAY = 86_400  # seconds
 SHOWN_TERMS, SMALLEST = 3, 0.05  # terms in words, at most; nats that are no longer 0 there
+SHOWN_EVENTS = 3  # that carried an item, at most
 MAX_COMPARED = 20_000  # ids among which the nearest to an unknown one is looked for
 
 
@@ -96,7 +99,8 @@ def recommend(
     top,
   )
   _say_short_lists(log, table.user, shown.item[:, :top])
-  frame = _frame(log, table, predictions, shown, excitation.opens, top)
+  why = explanations(rolegen, params, table, shown.item, trie, mesh, top)
+  frame = _frame(log, table, predictions, shown, why, excitation.opens)
   write_parquet(frame, output)
   return frame
 
@@ -202,10 +206,10 @@ def _frame(
   table: ExampleTable,
   predictions: Predictions,
   shown: Slates,
+  explained: Explanations,
   opens_I: np.ndarray,
-  top: int,
 ) -> pl.DataFrame:
-  item = shown.item[:, :top]
+  item = shown.item[:, : explained.effect.shape[1]]
   example, rank = np.nonzero(item >= 0)
   listed = item[example, rank]
   assert predictions.candidates is not None  # they are of the reasoner and the backbone
@@ -217,18 +221,18 @@ def _frame(
   terms_NxKxE = _relative_terms(predictions)
   place = (predictions.item[example] == listed[:, None]).argmax(1)
   terms = pl.DataFrame(terms_NxKxE[example, place], schema=list(EXPERTS)).to_struct('terms')
-  pivots = [_pivots(log, table, predictions, index) for index in range(len(table))]
+  carried = [carried_by(log, table, explained, int(i), int(k)) for i, k in zip(example, rank)]
   done = [_interventions(log, table, predictions, index) for index in range(len(table))]
   largest = [
     _largest_terms(terms_NxKxE[index], found, of_world, done[index])
     for index, found, of_world in zip(example, place, world)
   ]
   why = [
-    _explain(of_experts, pivots[index], was_seen)
-    for of_experts, index, was_seen in zip(largest, example, seen)
+    _explain(of_experts, events, was_seen)
+    for of_experts, events, was_seen in zip(largest, carried, seen)
   ]
-  pivot_type = pl.Struct(
-    {'item_id': log.items['item_id'].dtype, 'event': pl.String, 'role': pl.String}
+  event_type = pl.Struct(
+    dict(item_id=log.items['item_id'].dtype, event=pl.String, role=pl.String, nats=pl.Float64)
   )
   return pl.DataFrame(
     dict(
@@ -241,7 +245,7 @@ def _frame(
       world=world.astype(np.int32),
       terms=terms,
       seen=seen,
-      pivots=pl.Series([pivots[index] for index in example], dtype=pl.List(pivot_type)),
+      carried_by=pl.Series(carried, dtype=pl.List(event_type)),
       why=why,
     )
   )
@@ -278,23 +282,22 @@ def _nats(value: float) -> str:
   return f'{value:+.1f}' if abs(value) >= SMALLEST else '0'
 
 
-def _pivots(
-  log: InteractionLog, table: ExampleTable, predictions: Predictions, example: int
+def carried_by(
+  log: InteractionLog, table: ExampleTable, explained: Explanations, example: int, place: int
 ) -> list[dict[str, Any]]:
-  """Return the events at which a user's worlds were changed, with their factual roles."""
-  roles, forced_role, removed = predictions.roles, predictions.forced_role, predictions.removed
-  assert roles is not None and forced_role is not None and removed is not None
-  is_changed_WxM = (forced_role[example] >= 0) | removed[example]
-  changed = np.flatnonzero(is_changed_WxM.any(0))
-  rows = table.end[example] - roles.shape[1] + changed
-  item_ids = log.items['item_id']
+  """Return the events without which an item would lose most, with their roles towards it."""
+  effect, role = explained.effect[example, place], explained.role[example, place]
+  order = np.argsort(-effect, kind='stable')[:SHOWN_EVENTS]
+  first_row = table.end[example] - len(effect)
   return [
     dict(
-      item_id=item_ids[int(log.item[row])],
-      event=EVENT_NAMES[log.event[row]],
-      role=ROLE_NAMES[roles[example, place]],
+      item_id=log.items['item_id'][int(log.item[first_row + slot])],
+      event=EVENT_NAMES[log.event[first_row + slot]],
+      role=ROLE_NAMES[role[slot]],
+      nats=round(float(effect[slot]), 3),
     )
-    for place, row in zip(changed, rows)
+    for slot in order
+    if effect[slot] >= SMALLEST
   ]
 
 
@@ -321,10 +324,10 @@ def _interventions(
   return done
 
 
-def _explain(terms: str, pivots: list[dict[str, Any]], seen: bool) -> str:
-  """Return what the columns terms (in words), seen and pivots of a row say, in words."""
+def _explain(terms: str, carried: list[dict[str, Any]], seen: bool) -> str:
+  """Return what the columns terms (in words), seen and carried_by of a row say, in words."""
   parts = [*([terms] if terms else []), 'seen before' if seen else 'new to the user']
-  if pivots:
-    events = (f'{pivot["role"]} {pivot["item_id"]} ({pivot["event"]})' for pivot in pivots)
-    parts.append(f'pivots: {", ".join(events)}')
+  if carried:
+    events = (f'{e["event"]} of {e["item_id"]} as {e["role"]} {e["nats"]:+.1f}' for e in carried)
+    parts.append(f'carried by {", ".join(events)}')
   return '; '.join(parts)

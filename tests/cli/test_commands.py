@@ -217,7 +217,8 @@ def test_recommendations_carry_their_reasons(finished, tmp_path):
   by_user = table.group_by('user_id', maintain_order=True)
   assert by_user.agg(pl.col('rank_score').is_sorted(descending=True))['rank_score'].all()
   assert by_user.agg(pl.col('rank').is_sorted())['rank'].all() and table['opens'].max() > 0
-  assert {pivot['role'] for pivots in table['pivots'] for pivot in pivots} <= set(ROLE_NAMES)
+  events = [event for events in table['carried_by'] for event in events]
+  assert events and {event['role'] for event in events} <= set(ROLE_NAMES)
   bought_last = log.user[log.timestamp == log.timestamp.max()]
   assert set(table['user_id']).isdisjoint(
     log.users.gather(bought_last[log.event[log.timestamp == log.timestamp.max()] == tiny.PURCHASE])

@@ -1,4 +1,4 @@
-"""Deletion curves: which rows the backbone reads, and that costly events cost most."""
+"""Deletion and insertion: which rows the backbone reads, and that costly events cost most."""
 
 import dataclasses
 
@@ -8,7 +8,14 @@ import pytest
 
 from rolegen_jax import sharding
 from rolegen_jax.config import EvaluationConfig, MeshConfig
-from rolegen_jax.evaluation.deletion import DEPTHS, DRAWS, Deleted, deletion_curves, highest
+from rolegen_jax.evaluation.deletion import (
+  DEPTHS,
+  DRAWS,
+  RECENCY,
+  Deleted,
+  deletion_curves,
+  highest,
+)
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.roles import without
 from rolegen_jax.semantic_ids.trie import build_trie
@@ -67,7 +74,24 @@ def test_events_that_matter_cost_more_than_chance(table):
     _least(effect[long], table, long), abs=1e-4
   )
   assert curves['effects']['minus_random'][1].low > 0 > curves['against']['minus_random'][1].high
-  assert set(curves['random']) == {'drop'} and set(curves['effects']['drop']) == set(DEPTHS)
+  assert (
+    curves['effects']['minus_recency'][1].low >= 0 >= curves['against']['minus_recency'][1].high
+  )
+  assert set(curves['random']) == {'drop', 'gain'} and set(curves[RECENCY]['gain']) == set(DEPTHS)
+
+
+def test_what_is_inserted_is_what_deleting_the_others_leaves(table):
+  """All but k events removed is k events added to none: by the sum over both orders."""
+  rolegen, mesh = tiny.rolegen('evaluation.batch=64'), sharding.make_mesh(MeshConfig())
+  trie = build_trie(tiny.codes(len(table.log.items)), tiny.CODES, capacity=64)
+  short = dataclasses.replace(table, roles=np.full((len(table), max(DEPTHS) + 1), -1, np.int32))
+  score = np.random.default_rng(3).random(short.roles.shape)
+  both = {'these': score, 'reversed': -score}
+  curves = deletion_curves(rolegen, tiny.params('backbone'), short, both, trie, mesh, EVALUATION)
+  # Of five events, the k named and the 5 - k others: 1 and 4 make up the whole.
+  total = curves['these']['drop'][1].mean + curves['reversed']['gain'][4].mean
+  other = curves['these']['gain'][4].mean + curves['reversed']['drop'][1].mean
+  assert total == pytest.approx(other, abs=1e-4) and abs(total) > 1e-3
 
 
 def _least(effect_NxM, table, chosen) -> float:

@@ -81,6 +81,8 @@ def content(model_hits: bool = True) -> dict:
 def roles(rng: np.random.Generator) -> dict:
   role = rng.integers(0, 8, 50)
   curve = {k: Interval(0.1 * k, 0.05 * k, 0.2 * k, 9, 9) for k in (1, 2)}
+  compared = [f'{gain}minus_{other}' for gain in ('', 'gain_') for other in ('random', 'recency')]
+  compared += ['drop', 'gain']
   score = role_scores.scores(rng.dirichlet(np.ones(8), (5, 10)), role.reshape(5, 10))
   return dict(
     shares={'hindsight': {'TRIGGER': 1.0}, 'predicted': {'EXPLORE': 1.0}},
@@ -88,7 +90,10 @@ def roles(rng: np.random.Generator) -> dict:
     judged_by='planted roles',
     agreement=role_agreement(role, role),
     effects=effect_agreement(rng.normal(size=20), rng.normal(size=20)),
-    deletion={'by effects': dict(drop=curve, minus_random=curve), 'random': dict(drop=curve)},
+    deletion={
+      'by effects': dict.fromkeys(compared, curve),
+      'random': dict(drop=curve, gain=curve),
+    },
   )
 
 
@@ -158,7 +163,7 @@ def test_the_page_has_all_sections_and_loads_nothing(tmp_path):
   assert page.count('class="hitmark"') == 1
   ids = re.findall(r' id="([^"]+)"', page)
   assert len(ids) == len(set(ids)), 'plots on one page must not share ids'
-  assert page.count('<svg') == 9
+  assert page.count('<svg') == 10
   stored = json.loads((tmp_path / 'report.json').read_text())
   assert stored['systems']['RoleGen']['metrics']['dormant']['HI@10']['mean'] == 1.0
   assert {'config_digest', 'commit'} <= set(stored['provenance'])

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
+from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.data.examples import inference_examples
 from rolegen_jax.models.experts import EXPERTS
+from rolegen_jax.reasoning.explain import Explanations
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving.history_filter import without
 from rolegen_jax.serving.recommend import _frame
@@ -59,7 +60,14 @@ def predictions() -> Predictions:
 def frame(shop, exploration_weight: float, exposure_penalty: float = 0.0, top: int = 7, drop=()):
   lists = without(ITEM, LOG_PROB, np.isin(ITEM, drop))
   shown = slates(*lists, OPENS, exploration_weight, exposure_penalty, top)
-  return _frame(*shop, predictions(), shown, OPENS, top)
+  return _frame(*shop, predictions(), shown, explained(top), OPENS)
+
+
+def explained(top: int) -> Explanations:
+  """The cart of 6 carried the first item as a TRIGGER, the view of 7 less; the others nothing."""
+  effect = np.zeros((1, top, M), np.float32)
+  effect[0, 0] = [-0.4, 0.8, 0.3]
+  return Explanations(effect, np.full((1, top, M), ROLE_NAMES.index('TRIGGER')))
 
 
 def test_rank_is_by_rank_score_and_log_prob_is_that_of_the_item(shop):
@@ -113,6 +121,11 @@ def test_why_names_the_largest_terms_and_what_was_done_in_the_world(shop):
     'seen before',
     'new to the user',
   }
-  pivots = table['pivots'][0].to_list()
-  assert [p['item_id'] for p in pivots] == [5, 6]
-  assert {p['event'] for p in pivots} <= set(EVENT_NAMES)
+  carried = [events.to_list() for events in table['carried_by']]
+  assert carried[0] == [
+    dict(item_id=6, event='cart', role='TRIGGER', nats=0.8),
+    dict(item_id=7, event='view', role='TRIGGER', nats=0.3),
+  ]
+  assert not any(carried[1:])
+  reason = 'carried by cart of 6 as TRIGGER +0.8, view of 7 as TRIGGER +0.3'
+  assert table['why'][0].endswith(reason)
