@@ -341,22 +341,19 @@ def _roles(content: Content) -> dict | None:
   if not roles:
     return None
   shares, agreement, effects = (roles.get(key) for key in ('shares', 'agreement', 'effects'))
-  worth = {
-    part: {
-      name: {int(k): Interval(**x) for k, x in curve[part].items()}
-      for name, curve in (roles.get('deletion') or {}).items()
-    }
-    for part in ('drop', 'gain')
-  }
   bins = {name: x['RoleGen']['reliability'] for name, x in (roles.get('scores') or {}).items()}
   drawn = dict(
     shares_plot=plots.role_shares(shares) if shares else '',
     reliability_plot=plots.reliability(bins) if bins else '',
     confusion_plot=plots.confusion(agreement['confusion'], agreement['names']) if agreement else '',
     effects_plot=plots.effects(effects['estimated'], effects['true']) if effects else '',
-    deletion_plot=plots.deletion(worth['drop'], 'removed', 'lost') if worth['drop'] else '',
-    insertion_plot=plots.deletion(worth['gain'], 'added', 'gained') if worth['gain'] else '',
   )
+  for part, done, effect in (('drop', 'removed', 'lost'), ('gain', 'added', 'gained')):
+    worth = {
+      name: {int(k): Interval(**x) for k, x in curve[part].items()}
+      for name, curve in (roles.get('deletion') or {}).items()
+    }
+    drawn[f'{done}_plot'] = plots.deletion(worth, done, effect) if worth else ''
   optional = ('scores', 'judged_by', 'agreement', 'effects', 'deletion')
   return dict.fromkeys(optional) | roles | drawn
 
