@@ -83,6 +83,10 @@ class Evidence(NamedTuple):
   role: jax.Array  # int32 [N, n], do(role); -1 = left alone
   intent: jax.Array  # int32 [N], do(intent); -1 = left alone
 
+  def with_roles(self, role_NxM: jax.Array) -> Evidence:
+    """Return the same with these roles of the last M events; -1 leaves one alone."""
+    return self._replace(role=self.role.at[:, -role_NxM.shape[1] :].set(role_NxM))
+
   def without_roles(self) -> Evidence:
     """Return the same with every role left alone."""
     return self._replace(role=jnp.full_like(self.role, -1))

@@ -86,8 +86,10 @@ def likelihood(
   intent, m = first_intent(layout, tokens_NxT), len(layout.role_slots)
   role_logits += reasoner.roles(prompt.evidence, intent, m)
   role_log_prob = constrained_log_softmax(role_logits, prompt.role_allowed, temperature)
-  role = jnp.clip(at_slots(tokens_NxT, layout.role_slots) - start, 0, size - 1)
-  roles = _choose(role_log_prob, role, prompt.role_allowed.any(-1))
+  role = at_slots(tokens_NxT, layout.role_slots) - start
+  is_event = prompt.role_allowed.any(-1)
+  role = jnp.where(is_event & (role >= 0) & (role < size), role, -1)  # -1: none, or not known
+  roles = _choose(role_log_prob, jnp.maximum(role, 0), is_event)
 
   def choose_codes(slots: np.ndarray, evidence: Evidence) -> Choice:
     keep, levels = layout.config.retrieved, slots.shape[1]
@@ -96,9 +98,10 @@ def likelihood(
 
   zeros = jnp.zeros((tokens_NxT.shape[0], 1))
   delimiter = Choice(zeros, zeros)
-  # Intents are written before the roles: what is done to a role does not reach them.
-  intents = choose_codes(layout.intent_slots, prompt.evidence.without_roles())
-  path = choose_codes(layout.path_slots, prompt.evidence)
+  # Intents are written before the roles, and a path follows from the chain's own.
+  evidence = prompt.evidence.without_roles()
+  intents = choose_codes(layout.intent_slots, evidence)
+  path = choose_codes(layout.path_slots, evidence.with_roles(role))
   parts = delimiter, intents, roles, delimiter, path, delimiter
   log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*parts))
   return Likelihood(log_prob, entropy, role_log_prob)
@@ -210,8 +213,7 @@ def equation_loss(
   Further codes are predicted among those that the trie has; an item that is not in it counts as 0.
   """
   evidence, equation = prompt.evidence, reasoner.intent
-  m = examples.roles.shape[1]
-  with_roles = evidence._replace(role=evidence.role.at[:, -m:].set(examples.roles))
+  with_roles = evidence.with_roles(examples.roles)
   retrieved = equation.retrieve(evidence, layout.config.retrieved, trie.item_codes)
   target_codes = jnp.take(trie.item_codes, examples.target, axis=0)
 

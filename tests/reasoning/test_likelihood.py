@@ -103,7 +103,14 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
   positions = np.arange(sequence.shape[1])
   hidden = reasoner.hidden(sequence, positions, causal(valid.astype(jnp.int32)))
   hidden = hidden[:, LAYOUT.prompt_length - 1 : -1]
-  priors = reasoner.intent.priors(prompt.evidence, config.retrieved, trie.item_codes, V.levels)
+  role = tokens[:, LAYOUT.role_slots] - V.role(0)
+  is_role = prompt.role_allowed.any(-1) & (role >= 0) & (role < len(frcot.ROLE_NAMES))
+  chained = prompt.evidence.with_roles(jnp.where(is_role, role, -1))
+  before_roles, after_roles = (
+    reasoner.intent.priors(evidence, config.retrieved, trie.item_codes, V.levels)
+    for evidence in (prompt.evidence.without_roles(), chained)
+  )
+  priors = before_roles
   node = jnp.zeros(n, jnp.int32)
   matches = unused = jnp.ones(priors.retrieved.weight.shape, bool)
   scores = []
@@ -112,6 +119,7 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
       scores.append(jnp.zeros((2, n)))
       continue
     size = len(frcot.ROLE_NAMES) if level < 0 else tiny.CODES
+    priors = before_roles if at < LAYOUT.role_slots[0] else after_roles
     if level <= 0:
       node, matches = jnp.zeros_like(node), unused
     role = max(at - LAYOUT.role_slots[0], 0)
