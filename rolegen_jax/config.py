@@ -54,11 +54,16 @@ AT_RUN_TIME = ('no_language_model', 'counts_only')
 # backbone, whose networks have the same gradient whatever the reasoner says.
 REFITTED = ('no_reasoner', *WITHOUT)
 # Ablation -> the settings that make it, by section. Those without any need no training
-# (AT_RUN_TIME, REFITTED) or are switches of the joint train step. tiger: generation alone, the
-# baseline TIGER (arXiv 2305.05065).
+# (AT_RUN_TIME, REFITTED) or are switches of the joint train step. no_roles: trained from stage
+# `reason` on. no_interventions: as many worlds as RoleGen has, all factual. tiger: generation
+# alone, the baseline TIGER (arXiv 2305.05065).
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = dict(
   no_reasoner={},
   **{name: {} for name in AT_RUN_TIME},
+  no_roles=dict(
+    reasoner=dict(roles=False),
+    loop=dict(interventions=tuple(kind for kind in INTERVENTIONS if kind != 'role')),
+  ),
   no_interventions={},
   no_reflection={},
   tiger=dict(backbone=dict(experts=('generative',))),
@@ -300,6 +305,7 @@ class ReasonerConfig(Section):
   transformer: TransformerConfig = TransformerConfig()
   events: int = 24  # latest events of the trajectory in the prompt, (2 + levels) tokens each
   role_events: int = 12  # latest events that get a role token
+  roles: bool = True  # False: every such token says that the role is unknown
   intents: int = 2  # intents per completion
   intent_levels: int = 1  # codes of the semantic-ID prefix that names an intent
   candidates: int = 4  # items on the path of one completion

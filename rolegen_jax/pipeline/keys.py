@@ -14,7 +14,7 @@ import hashlib
 import pathlib
 from typing import Any
 
-from rolegen_jax.config import ALIGN_TASKS, AT_RUN_TIME, REFITTED, Config
+from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, AT_RUN_TIME, REFITTED, Config
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.overrides import field_paths
@@ -71,6 +71,7 @@ READS: dict[str, tuple[str, ...]] = dict(
     'reasoner.lora',
     'reasoner.events',
     'reasoner.role_events',
+    'reasoner.roles',
     'reasoner.coarse_codes',
     'reasoner.transitions',
     *(f'text.{name}' for name in (*ALIGN_TASKS, 'width', 'sentence', 'held_out')),
@@ -105,7 +106,7 @@ def record(stage: str, config: Config, inputs: dict[str, str]) -> Record:
 
 def settings(stage: str, config: Config) -> dict[str, Any]:
   """Return the settings that `stage` reads, by their full names."""
-  _, _, ablation = stage.removesuffix('/calibration').partition('ablations/')
+  ablation = _ablation(stage)
   if ablation:
     config = config.ablated(ablation)
   values: dict[str, Any] = {
@@ -122,8 +123,16 @@ def kind(stage: str) -> str:
   """Return the entry of READS for a stage by its name, which is its folder in the run folder."""
   if stage.endswith('/calibration'):
     return 'calibration'
-  _, _, ablation = stage.partition('ablations/')
+  if stage.startswith('reason/'):
+    return 'reason'
+  ablation = _ablation(stage)
   return (ablation if ablation in READS else 'loop') if ablation else stage
+
+
+def _ablation(stage: str) -> str:
+  """Return the ablation that a stage belongs to, '' = none."""
+  first, _, ablation = stage.removesuffix('/calibration').partition('/')
+  return ablation if first in ('ablations', 'reason') else ''
 
 
 @functools.cache
@@ -145,6 +154,7 @@ def stages(config: Config) -> list[str]:
   trained = [name for name in config.evaluation.ablations if name not in AT_RUN_TIME]
   for name in ('', *trained):
     stage = f'ablations/{name}' if name else 'loop'
+    looped += [f'reason/{name}'] if 'reasoner' in ABLATIONS.get(name, {}) else []
     looped += [stage] if name not in REFITTED else []
     looped += [f'{stage}/calibration'] if config.calibration.steps and name != 'tiger' else []
   tokenizer = ['tokenizer'] if config.reasoner.text_pieces else []

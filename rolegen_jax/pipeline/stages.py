@@ -123,8 +123,10 @@ def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
   return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, {}, initial)
 
 
-def reason(run: Run, inputs: Inputs, labeled: LabeledExamples, aligned: Trained) -> Trained:
-  """Stage `reason`: the reasoner on the hindsight chains of roles, intents and paths."""
+def reason(
+  run: Run, inputs: Inputs, labeled: LabeledExamples, aligned: Trained, name: str = 'reason'
+) -> Trained:
+  """Stage `reason`: the reasoner on the hindsight chains of intents, roles and paths."""
   config = run.config
   sentences = text.chains_with_sentences(run, inputs.words, labeled.table)
   loss_fn: Callable = losses.reason_words_loss if sentences else losses.reason_loss
@@ -132,7 +134,7 @@ def reason(run: Run, inputs: Inputs, labeled: LabeledExamples, aligned: Trained)
   batches = functools.partial(_example_batches, run, labeled.table, config.reason.batch, beside)
   earlier = dict(align=aligned.key, roles=labeled.key)
   return _train(
-    run, inputs, 'reason', 'reasoner', loss_fn, config.reason, batches, earlier, aligned.load
+    run, inputs, name, 'reasoner', loss_fn, config.reason, batches, earlier, aligned.load
   )
 
 
@@ -252,8 +254,10 @@ def train_ablation(run: Run, inputs: Inputs, models: Models, ablation: str) -> T
   varied, switches = run.ablated(ablation), ablation_switches(ablation)
   if ablation == 'tiger':
     return warm_up(varied, inputs, name)
-  labeled, warm = models.labeled, models.warm
-  looped = close_loop(varied, inputs, labeled, warm, models.reasoned, name, switches)
+  labeled, warm, reasoned = models.labeled, models.warm, models.reasoned
+  if varied.config.reasoner != run.config.reasoner:
+    reasoned = reason(varied, inputs, labeled, models.aligned, f'reason/{ablation}')
+  looped = close_loop(varied, inputs, labeled, warm, reasoned, name, switches)
   return calibrate(varied, inputs, looped, name, intervene=bool(switches.intervene))
 
 

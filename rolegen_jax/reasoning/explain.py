@@ -32,7 +32,7 @@ from rolegen_jax.semantic_ids.trie import Trie
 class Explanations(NamedTuple):
   """Of the first S listed items of each user; numpy on the host, jax on the device.
 
-  Slots without an event have effect 0 and role -1.
+  Slots without an event have effect 0 and role -1; so has every role without `reasoner.roles`.
   """
 
   effect: Any  # fp32 [B, S, M], nats of log p(item among those listed)
@@ -107,5 +107,6 @@ def explain(
     towards = jax.vmap(lambda k: reasoner.roles(prompt.evidence, k, m), 1, 1)(code)
     allowed = prompt.role_allowed[:, None]
     role = jnp.argmax(jnp.where(allowed, towards, NEG_INF), axis=-1)
-  is_event = allowed.any(-1) & (item_BxK[:, :first] >= 0)[..., None]
-  return Explanations(jnp.where(is_event, effect, 0.0), jnp.where(is_event, role, -1))
+  is_event = (examples.history.segment[:, None, -m:] > 0) & (item_BxK[:, :first] >= 0)[..., None]
+  role = jnp.where(is_event & allowed.any(-1), role, -1)
+  return Explanations(jnp.where(is_event, effect, 0.0), role)

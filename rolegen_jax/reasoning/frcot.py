@@ -128,7 +128,8 @@ class Prompt(NamedTuple):
 
   tokens: jax.Array  # int32 [N, R]
   valid: jax.Array  # bool [N, R]; False for padding and removed events
-  role_allowed: jax.Array  # bool [N, M, roles]; where none is allowed, the slot has no event
+  # bool [N, M, roles]; none where the slot has no event, or without `reasoner.roles`
+  role_allowed: jax.Array
   evidence: Evidence  # [N, n], of the whole history: intents and items start from it
 
 
@@ -163,7 +164,7 @@ def build_prompt(
   last = -layout.config.role_events
   is_convert = jnp.arange(len(ROLE_NAMES)) == CONVERT
   fits = (event[:, last:, None] == PURCHASE) == is_convert
-  role_allowed = fits & real[:, last:, None]
+  role_allowed = fits & real[:, last:, None] & layout.config.roles
   evidence = _evidence(history, excites, now_B, codes_IxL)
   return Prompt(tokens.astype(jnp.int32), valid, role_allowed, evidence)
 

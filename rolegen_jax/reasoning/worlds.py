@@ -23,9 +23,7 @@ import numpy as np
 from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.models.attention import BranchedMask, per_chain
 from rolegen_jax.models.numerics import is_possible
-from rolegen_jax.reasoning.frcot import Layout, Prompt
-
-TRIGGER = ROLE_NAMES.index('TRIGGER')
+from rolegen_jax.reasoning.frcot import PURCHASE, Layout, Prompt
 
 
 class Choice(NamedTuple):
@@ -94,7 +92,8 @@ def choose_interventions(
   kind_of = np.array(kinds(worlds, interventions))  # of worlds 1 .. W - 1
   changes_intent = kind_of == 'intent'
   m = pivotal_BxM.shape[1]
-  eligible = prompt.role_allowed[..., TRIGGER]
+  latest = jax.tree.map(lambda x: x[:, -m:], (prompt.evidence.present, prompt.evidence.event))
+  eligible = latest[0] & (latest[1] != PURCHASE)
   order = jnp.argsort(-jnp.where(eligible, pivotal_BxM, -1.0), axis=1)
   n_eligible = jnp.maximum(eligible.sum(1, keepdims=True), 1)
   pivot = jnp.take_along_axis(order, _turn(~changes_intent)[None] % n_eligible, axis=1)

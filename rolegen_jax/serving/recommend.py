@@ -293,7 +293,7 @@ def carried_by(
     dict(
       item_id=log.items['item_id'][int(log.item[first_row + slot])],
       event=EVENT_NAMES[log.event[first_row + slot]],
-      role=ROLE_NAMES[role[slot]],
+      role=ROLE_NAMES[role[slot]] if role[slot] >= 0 else 'UNKNOWN',
       nats=round(float(effect[slot]), 3),
     )
     for slot in order

@@ -221,6 +221,21 @@ def test_evaluate_trains_the_ablations_that_are_missing(tmp_path, capfd):
     apply(config, [f'evaluation.ablations={names}', "backbone.experts=('generative',)"])
 
 
+def test_without_roles_the_reasoner_is_trained_apart(tmp_path, capfd):
+  config = apply(entry.experiment('demo', SMALL), ["evaluation.ablations=('no_roles',)"])
+  run.train(config, tmp_path)
+  lines = capfd.readouterr().err.splitlines()
+  name = 'ablations/no_roles'
+  of_ablation = [line for line in lines if 'no_roles' in line and line.endswith(': running')]
+  expected = ['reason/no_roles', name, f'{name}/calibration']
+  assert of_ablation == [f'{stage}: running' for stage in expected]
+  inputs = json.loads((tmp_path / name / 'KEY.json').read_text())['inputs']
+  whole = json.loads((tmp_path / 'loop' / 'KEY.json').read_text())['inputs']
+  assert inputs['reason'] != whole['reason'] and inputs['warmup'] == whole['warmup']
+  run.train(config, tmp_path)
+  assert not any(': running' in line for line in capfd.readouterr().err.splitlines())
+
+
 def test_the_held_back_simulator_is_not_trained_again_unasked(tmp_path, monkeypatch, capfd):
   monkeypatch.setattr(simulation, 'played', lambda tests, *_: tests[0].models and {})
   monkeypatch.setattr('rolegen_jax.ab_test.plot.draw', lambda _, path: path.write_text('drawn'))

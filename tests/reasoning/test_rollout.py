@@ -204,6 +204,19 @@ def test_roles_can_be_asked_for_towards_any_intent():
   assert ((alone > low - 0.1) & (alone < high + 0.1)).all()
 
 
+def test_without_roles_no_chain_says_one_and_worlds_still_remove_events():
+  settings = ('reasoner.roles=false', "loop.interventions=('intent', 'remove')")
+  examples = tiny.examples(4)
+  r = chains.rollout(examples, settings=settings)
+  assert (r.roles == NONE).all() and (r.interventions.role == NONE).all()
+  unknown = LAYOUT.vocab.control('UNKNOWN_ROLE')
+  assert (r.tokens[..., ROLES] == unknown).all() and not r.sampled_mask[..., ROLES].any()
+  assert r.interventions.removed.any() and (r.candidates >= 0).all()
+  log_prob, role_log_prob = chains.likelihoods(examples, r, settings)
+  np.testing.assert_allclose(log_prob, r.log_prob, atol=1e-4)
+  assert (role_log_prob < -1e5).all()
+
+
 def test_worlds_differ_by_chance_without_an_intervention():
   examples = tiny.examples(6)
   r = chains.rollout(examples, 2, intervene=False)

@@ -4,33 +4,36 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import INTERVENTIONS
+from rolegen_jax.models.intent import Evidence
 from rolegen_jax.reasoning import frcot
 from rolegen_jax.reasoning import worlds as lib
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
 
-def choose(role_allowed, pivotal, intent, worlds: int) -> lib.Choice:
+def choose(is_purchase, pivotal, intent, worlds: int) -> lib.Choice:
+  """What is done to users whose last events are purchases or views."""
+  nothing: dict = dict.fromkeys(Evidence._fields)
 
   @jit
-  def run(role_allowed, pivotal, intent, keys):
-    prompt = frcot.Prompt(None, None, role_allowed, None)
+  def run(is_purchase, pivotal, intent, keys):
+    event = jnp.where(is_purchase, tiny.PURCHASE, 1)
+    evidence = Evidence(**nothing | dict(event=event, present=event > 0))
+    prompt = frcot.Prompt(None, None, None, evidence)
     return lib.choose_interventions(prompt, pivotal, intent, worlds, INTERVENTIONS, keys)
 
-  keys = jax.random.split(jax.random.key(0), len(role_allowed))
-  return jax.device_get(run(role_allowed, pivotal, intent, keys))
+  keys = jax.random.split(jax.random.key(0), len(is_purchase))
+  return jax.device_get(run(is_purchase, pivotal, intent, keys))
 
 
 def test_worlds_take_turns_and_pivots_are_the_most_pivotal_events():
   """The second user has one event that is no purchase."""
-  worlds, only_convert = 8, np.arange(8) == tiny.CONVERT
-  role_allowed = np.ones((2, 4, 8), bool)
-  role_allowed[1, 1:] = only_convert
+  worlds, is_purchase = 8, np.array([[False] * 4, [False, True, True, True]])
   pivotal = jnp.array([[0.1, 0.4, 0.2, 0.3], [0.1, 0.5, 0, 0]])
   intent = jnp.log(jnp.array([[0.1, 0.2, 0.4, 0.3], [0.4, 0.3, 0.2, 0.1]]))
   kinds = ['intent', 'role', 'intent', 'role', 'intent', 'remove', 'remove']
   assert lib.kinds(worlds, INTERVENTIONS) == kinds
-  done = choose(role_allowed, pivotal, intent, worlds)
+  done = choose(is_purchase, pivotal, intent, worlds)
   at_pivot = (done.role_shift > 0) | done.removed
   pivots = [[np.flatnonzero(world).tolist() for world in user] for user in at_pivot]
   assert pivots[0] == [[], [], [1], [], [3], [], [2], [0]]
@@ -42,9 +45,7 @@ def test_worlds_take_turns_and_pivots_are_the_most_pivotal_events():
 
 
 def test_a_user_without_eligible_events_gets_another_intent_at_most():
-  role_allowed = np.zeros((1, 4, 8), bool)
-  role_allowed[..., tiny.CONVERT] = True
-  done = choose(role_allowed, jnp.zeros((1, 4)), jnp.zeros((1, 5)), worlds=4)
+  done = choose(np.ones((1, 4), bool), jnp.zeros((1, 4)), jnp.zeros((1, 5)), worlds=4)
   assert (done.role_shift == 0).all() and not done.removed.any()
   assert (done.intent >= 0).tolist() == [[False, True, False, False]]
 
