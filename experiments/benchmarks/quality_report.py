@@ -254,9 +254,15 @@ def _candidates_table(summary: dict) -> str:
 def _deletion_table(experiments: dict) -> str:
   experiments = {log: summary for log, summary in experiments.items() if summary['deletion']}
   show = '{mean:+.3f} [{low:.3f}, {high:.3f}]'.format
-  choosers = next(iter(experiments.values()))['deletion'] if experiments else {}
+  choosers = dict.fromkeys(name for s in experiments.values() for name in s['deletion'])
+
+  def cell(summary: dict, chooser: str, k: str) -> str:
+    """Return a cell, empty where a run is of a version with other choosers."""
+    curve = summary['deletion'].get(chooser)
+    return show(**curve[k]) if curve else ''
+
   rows = [
-    [f'{k}, by {chooser}', *(show(**s['deletion'][chooser][k]) for s in experiments.values())]
+    [f'{k}, by {chooser}', *(cell(s, chooser, k) for s in experiments.values())]
     for chooser in choosers
     for k in ('1', '2', '4')
   ]
