@@ -252,21 +252,15 @@ def _candidates_table(summary: dict) -> str:
 
 
 def _deletion_table(experiments: dict) -> str:
-  experiments = {log: summary for log, summary in experiments.items() if summary['deletion']}
+  by_log = {log: x['deletion'] for log, x in experiments.items() if x['deletion']}
   show = '{mean:+.3f} [{low:.3f}, {high:.3f}]'.format
-  choosers = dict.fromkeys(name for s in experiments.values() for name in s['deletion'])
-
-  def cell(summary: dict, chooser: str, k: str) -> str:
-    """Return a cell, empty where a run is of a version with other choosers."""
-    curve = summary['deletion'].get(chooser)
-    return show(**curve[k]) if curve else ''
-
+  choosers = dict.fromkeys(name for curves in by_log.values() for name in curves)  # of any version
   rows = [
-    [f'{k}, by {chooser}', *(cell(s, chooser, k) for s in experiments.values())]
-    for chooser in choosers
+    [f'{k}, by {name}', *(show(**c[name][k]) if name in c else '' for c in by_log.values())]
+    for name in choosers
     for k in ('1', '2', '4')
   ]
-  return _markdown(['events removed', *(LOGS[log] for log in experiments)], rows)
+  return _markdown(['events removed', *(LOGS[log] for log in by_log)], rows)
 
 
 def _ab_table(tests: dict) -> str:
