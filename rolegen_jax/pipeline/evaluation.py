@@ -11,6 +11,7 @@ worlds.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import time
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import WITHOUT
+from rolegen_jax.config import WITHOUT, EvaluationConfig, digest
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.data.files import write_npz
+from rolegen_jax.data.files import DataError, write_npz
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.baselines import (
@@ -138,23 +139,48 @@ def _settings(run: Run, name: str) -> dict[str, Any]:
 def _predict(
   run: Run, inputs: Inputs, table: ExampleTable, name: str, model: Trained
 ) -> Predictions:
+  """Recommend for every example, or read what the same code said of them before.
+
+  So an evaluation that was cut off goes on with the system that it was at.
+  """
   run = run.ablated(name)
-  predictions = predict.predict(
-    run.rolegen,
-    model.load(),
-    table,
-    inputs.trie,
-    run.mesh,
-    run.config.backbone.beam,
-    reasoning=name not in ('no_reasoner', 'tiger'),
-    intervene=bool(ablation_switches(name).intervene),
-    label=name,
-  )
-  predictions = predictions._replace(terms=None)  # large, and of lists with the history
+  settings = dataclasses.replace(run.config, evaluation=EvaluationConfig())
+  examples = hashlib.sha256(table.end.tobytes() + table.timestamp.tobytes()).hexdigest()
+  asked = digest(distributed.code_digest(), name, model.key, settings, inputs.hashes, examples)
+  path = run.workdir / 'predictions' / f'{name}.npz'
+  if distributed.once(lambda: path.exists() and _asked_before(path) == asked):
+    say(f'{name}: predicted before')
+    saved: dict[str, Any] = artifacts.read_arrays(path)
+    del saved['asked']
+    predictions = Predictions(terms=None, **saved)
+  else:
+    predictions = predict.predict(
+      run.rolegen,
+      model.load(),
+      table,
+      inputs.trie,
+      run.mesh,
+      run.config.backbone.beam,
+      reasoning=name not in ('no_reasoner', 'tiger'),
+      intervene=bool(ablation_switches(name).intervene),
+      label=name,
+    )
+    predictions = predictions._replace(terms=None)  # large, and of lists with the history
+    found = {k: x for k, x in predictions._asdict().items() if x is not None}
+    path.parent.mkdir(exist_ok=True)
+    distributed.once(lambda: write_npz(found | dict(asked=np.array(asked)), path))
   if not inputs.bars_history:
     return predictions
   lists = without_history(predictions.item, predictions.score, table.log, table.user, table.end)
   return predictions._replace(item=lists[0], score=lists[1])
+
+
+def _asked_before(path: pathlib.Path) -> str:
+  """Return the key of saved predictions, '' where they cannot be read."""
+  try:
+    return str(artifacts.read_arrays(path, 'asked')['asked'])
+  except DataError:
+    return ''
 
 
 def penalize_exposure(

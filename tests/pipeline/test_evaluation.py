@@ -144,6 +144,17 @@ def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened,
     'tiger',
   ]
   assert [name for name, (*_, intervene) in asked.items() if not intervene] == ['no_interventions']
+  # Cut off and called again, it asks no model twice; a damaged file is no answer.
+  (run.workdir / 'predictions' / 'tiger.npz').write_bytes(b'cut off')
+  asked.clear()
+  again = evaluation.evaluate(run, inputs, models, dict.fromkeys(names, trained), {})
+  assert [*asked] == ['tiger']
+  for name, predictions in results.predictions.items():
+    for before, after in zip(predictions, again.predictions[name]):
+      np.testing.assert_array_equal(before, after, name)
+  other = dataclasses.replace(trained, key='another model')
+  evaluation.evaluate(run, inputs, models, dict.fromkeys(names[:1], other), {})
+  assert [*asked] == ['tiger', 'no_reasoner']
   # Worlds without an expert are those of RoleGen: the report does not show them again.
   with_worlds = {'RoleGen', 'no_interventions', 'counts_only'}
   assert {*evaluation._candidates(results)} == with_worlds
