@@ -25,7 +25,7 @@ from rolegen_jax.reasoning.predict import over
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie
 
-DEPTHS = (1, 2, 4)  # events removed
+DEPTHS = (1, 2, 4)  # events removed, or added
 DRAWS = 2  # random choices per example, whose mean is chance
 MOST = 500  # examples, evenly drawn from all that qualify
 RECENCY = 'the latest events'
@@ -82,7 +82,8 @@ def deletion_curves(
   `scores` (fp [N, M], higher = named earlier) are of the last M events of `table`; its targets are
   known. For each of them, for the latest events, and for 'random', the result has {drop, gain} by
   k, nats of log p(y): what removing the events costs, and what adding them to a history without its
-  last M events brings; and minus_random and minus_recency, those of `drop`, paired by example.
+  last M events brings; and minus_random, minus_recency (of `drop`), gain_minus_random and
+  gain_minus_recency, paired by example.
   Examples with no more than max(DEPTHS) events among the last M are left out; {} when none is left;
   at most MOST are used.
   """

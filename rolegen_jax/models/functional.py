@@ -117,6 +117,14 @@ def init(make_model: ModelFn, key: jax.Array, mesh: Mesh) -> tuple[nnx.GraphDef,
     return graphdef, jit_once(create, out_shardings=shardings(make_model, mesh))(key)
 
 
+def held_but(module: nnx.Module, *names: str) -> Any:
+  """Return the module with gradients to those of its own parameters alone that are named."""
+  graphdef, state = nnx.split(module)
+  params = nnx.to_pure_dict(state)
+  held = {name: p if name in names else jax.lax.stop_gradient(p) for name, p in params.items()}
+  return bind(graphdef, held)
+
+
 def bind(graphdef: nnx.GraphDef, params: Params) -> Any:
   """Return the module over these parameters, for use inside pure functions; nothing is copied."""
   return nnx.merge(graphdef, nnx.State(params))

@@ -99,6 +99,10 @@ class Retrieved(NamedTuple):
   codes: jax.Array  # int32 [N, A, L]
   weight: jax.Array  # fp32 [N, A]; 0 = no more
 
+  def shares(self) -> jax.Array:
+    """Return the share of each in all that is retrieved, fp32 [N, A]."""
+    return self.weight / jnp.maximum(self.weight.sum(-1, keepdims=True), 1e-9)
+
 
 class Priors(NamedTuple):
   """What the equations say of N sequences: where the codes of intents and items start from."""
@@ -127,15 +131,11 @@ class Intent(nnx.Module):
     self.counted_prior = vector(np.log([COUNTED_PRIOR] * (levels - 1)))
     self.self_transition = vector(np.log([SELF_TRANSITION]))
 
-  def __call__(self, evidence: Evidence, only_roles: bool = False) -> jax.Array:
-    """Return log p(coarse code), fp32 [N, K].
-
-    With `only_roles` (static), gradients reach the gains of roles alone.
-    """
+  def __call__(self, evidence: Evidence) -> jax.Array:
+    """Return log p(coarse code), fp32 [N, K]."""
     e = evidence
-    hold = jax.lax.stop_gradient if only_roles else lambda x: x
     base, fade, event_gain, focus, damp_fade, strength = (
-      hold(p[...])
+      p[...]
       for p in (self.base, self.fade, self.event_gain, self.focus, self.damp_fade, self.strength)
     )
     opens, draws, satisfies = jnp.exp(strength)

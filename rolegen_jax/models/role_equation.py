@@ -61,7 +61,7 @@ def features(e: Evidence, intent_N: jax.Array, last: int) -> jax.Array:
   number = jnp.cumsum(bought, axis=1) - bought  # of the intent that an event belongs to
   earlier = jnp.arange(n) < jnp.arange(n - last, n)[:, None]
   same_intent = number[:, None] == number[:, -last:, None]
-  met = (in_code & ~bought)[:, None] & earlier & same_intent  # [N, M, n]
+  met = in_code[:, None] & earlier & same_intent  # [N, M, n]
   met_item = met & (e.item[:, None] == e.item[:, -last:, None])
   gap = e.age[:, None] - e.age[:, -last:, None]
 

@@ -103,8 +103,7 @@ def _ceiling(run: Run, known: ExampleTable, told: bool) -> np.ndarray:
   """Return the chances of roles by the simulator, which is told the category for the intent."""
   shop, log = world.build(run.config.simulator), known.log
   users = np.unique(known.user)
-  rows, owner = ranges(log.offsets[users], log.offsets[users + 1] - log.offsets[users])
-  rows = np.repeat(rows, log.count[rows])
+  rows, _ = ranges(log.offsets[users], log.offsets[users + 1] - log.offsets[users])
   items = log.items['item_id']
   events = pl.DataFrame(
     dict(

@@ -198,12 +198,12 @@ def demonstration(layout: Layout, examples: Examples, codes_IxL: jax.Array) -> D
   """Return FR-CoT in hindsight: labeled roles, intents of the path, and the path really taken.
 
   Intents are the path's distinct coarse prefixes in its order, the target's first. An imported role
-  that no chain can hold counts as unknown.
+  that no chain can hold counts as unknown, and so does every role without `reasoner.roles`.
   """
   v, c = layout.vocab, layout.config
   b = examples.target.shape[0]
   is_purchase = examples.history.event[:, -c.role_events :] == PURCHASE
-  role_known = (examples.roles >= 0) & ((examples.roles == CONVERT) == is_purchase)
+  role_known = (examples.roles >= 0) & ((examples.roles == CONVERT) == is_purchase) & c.roles
   roles = jnp.maximum(examples.roles, 0)
   roles = jnp.where(role_known, v.role(roles), v.control('UNKNOWN_ROLE'))
   path_codes = jnp.take(codes_IxL, jnp.maximum(examples.path, 0), axis=0)  # [B, P, L]

@@ -19,8 +19,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from rolegen_jax.data.batches import Examples
+from rolegen_jax.models import functional
 from rolegen_jax.models.attention import causal
-from rolegen_jax.models.intent import Evidence, Priors, Retrieved
+from rolegen_jax.models.intent import Evidence, Intent, Priors, Retrieved
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots, first_intent
@@ -91,17 +92,22 @@ def likelihood(
   role = jnp.where(is_event & (role >= 0) & (role < size), role, -1)  # -1: none, or not known
   roles = _choose(role_log_prob, jnp.maximum(role, 0), is_event)
 
-  def choose_codes(slots: np.ndarray, evidence: Evidence) -> Choice:
+  def choose_codes(slots: np.ndarray, evidence: Evidence, equation: Intent) -> Choice:
     keep, levels = layout.config.retrieved, slots.shape[1]
-    priors = reasoner.intent.priors(evidence, keep, trie.item_codes, levels)
-    return _code_choices(reasoner, layout, priors, trie, temperature, hidden, tokens_NxT, slots)
+    priors = equation.priors(evidence, keep, trie.item_codes, levels)
+    arguments = reasoner, equation, layout, priors, trie, temperature, hidden, tokens_NxT, slots
+    return _code_choices(*arguments)
 
   zeros = jnp.zeros((tokens_NxT.shape[0], 1))
   delimiter = Choice(zeros, zeros)
-  # Intents are written before the roles, and a path follows from the chain's own.
-  evidence = prompt.evidence.without_roles()
-  intents = choose_codes(layout.intent_slots, evidence)
-  path = choose_codes(layout.path_slots, evidence.with_roles(role))
+  # Intents are written before the roles, and a path follows from the chain's own. Roles of a
+  # demonstration know the target: paths teach the equations what a role is worth and nothing else.
+  evidence, held = (
+    prompt.evidence.without_roles(),
+    functional.held_but(reasoner.intent, 'role_gain'),
+  )
+  intents = choose_codes(layout.intent_slots, evidence, reasoner.intent)
+  path = choose_codes(layout.path_slots, evidence.with_roles(role), held)
   parts = delimiter, intents, roles, delimiter, path, delimiter
   log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*parts))
   return Likelihood(log_prob, entropy, role_log_prob)
@@ -115,8 +121,10 @@ def _choose(log_probs: jax.Array, choice: jax.Array, exists: ArrayLike) -> Choic
   return Choice(jnp.where(exists, picked, 0.0), entropy)
 
 
+# All of it is one call of `likelihood`, of which each argument is a part.
 def _code_choices(
   reasoner: Reasoner,
+  equation: Intent,
   layout: Layout,
   priors: Priors,
   trie: Trie,
@@ -139,7 +147,7 @@ def _code_choices(
   ) -> Choice:
     """Choose among the codes of a level; the backward pass computes the logits again."""
     logits = reasoner.logits(hidden, *layout.vocab.blocks[f'sid{level}'])
-    logits = logits + reasoner.intent.code_prior(level, priors, matches)
+    logits = logits + equation.code_prior(level, priors, matches)
     return _choose(constrained_log_softmax(logits, exists, temperature), choice, True)
 
   node = jnp.zeros((n, items), jnp.int32)
@@ -231,7 +239,7 @@ def equation_loss(
     further += nll(constrained_log_softmax(logits, exists, 1.0), level)
   return EquationLoss(
     intent=nll(equation(evidence), 0),
-    by_role=nll(equation(with_roles, only_roles=True), 0),
+    by_role=nll(functional.held_but(equation, 'role_gain')(with_roles), 0),
     retrieved=further,
     roles=_role_nll(reasoner, prompt, target_codes[:, 0], examples.roles),
   )

@@ -45,7 +45,6 @@ class Predictions(NamedTuple):
   removed: np.ndarray | None = None  # bool [N, W, M], do(remove)
   # int32 [N, W], do(first code of the first intent); -1 = none
   forced_intent: np.ndarray | None = None
-  pivotal: np.ndarray | None = None  # fp32 [N, M], how much of the intent each event moves
 
 
 class Effects(NamedTuple):
@@ -94,7 +93,7 @@ def _recommend(rolegen: RoleGen, beams: int, reasoning: bool) -> Callable:
     if rollout is None:
       return listed
     factual_roles, done = rollout.roles[:, 0], rollout.interventions
-    return (*listed, factual_roles, rollout.candidates, *done, rollout.pivotal)
+    return (*listed, factual_roles, rollout.candidates, *done)
 
   return batch
 

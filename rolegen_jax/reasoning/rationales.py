@@ -94,7 +94,7 @@ class Rationales:
     for intent in self.intents(table.path[example]):
       answer += [*self._prefix(intent), begin, *a.sentence(self.wanted(intent))]
     for row, role in zip(range(end - m, end), table.roles[example]):
-      if role < 0:
+      if role < 0 or not a.config.reasoner.roles:
         continue
       why = self.why(example, row, int(role))
       sid = a.sid[table.log.item[row]].tolist()

@@ -212,9 +212,8 @@ class RoleGen:
     """Return what the structural equations say of histories, without a chain."""
     keep, levels = self.config.reasoner.retrieved, self.vocab.levels
     priors = reasoner.intent.priors(evidence, keep, trie.item_codes, levels)
-    item, weight = priors.retrieved.item, priors.retrieved.weight
-    share = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-9)
-    return self._only_experts(retrieved=RetrievedShares(item, share), intent=priors.intent)
+    retrieved = RetrievedShares(priors.retrieved.item, priors.retrieved.shares())
+    return self._only_experts(retrieved=retrieved, intent=priors.intent)
 
   @staticmethod
   def query(

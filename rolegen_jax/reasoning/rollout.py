@@ -52,8 +52,6 @@ class Rollout(NamedTuple):
   retrieved: jax.Array  # int32 [B, W, A], items that the history retrieves; -1 = no more
   retrieved_share: jax.Array  # fp32 [B, W, A], the share of each in what is retrieved
   interventions: Interventions
-  # fp32 [B, M], how much of the intent each event moves, by which pivots are chosen
-  pivotal: jax.Array | None = None
 
 
 def sample_rollout(
@@ -83,7 +81,7 @@ def sample_rollout(
     lambda done, none: jnp.where(intervene, done, none), choice, no_choice(users, worlds, m)
   )
   sampler, reading = _begin(reasoner, tree, factual, prompt, choice, noise_keys, settings)
-  return sample_worlds(sampler, reading, prompt, choice, trie)._replace(pivotal=moved)
+  return sample_worlds(sampler, reading, prompt, choice, trie)
 
 
 def role_chances(
@@ -170,7 +168,6 @@ def sample_worlds(
 
   path = layout.path_slots
   path_log_prob = at_slots(completions.log_prob, path.ravel())
-  weight = priors.retrieved.weight
   flat = dict(
     tokens=completions.tokens,
     log_prob=completions.log_prob,
@@ -180,7 +177,7 @@ def sample_worlds(
     candidate_log_prob=path_log_prob.reshape(users * worlds, *path.shape).sum(-1),
     intent=priors.intent,
     retrieved=priors.retrieved.item,
-    retrieved_share=weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-9),
+    retrieved_share=priors.retrieved.shares(),
   )
   by_world = {name: x.reshape(users, worlds, *x.shape[1:]) for name, x in flat.items()}
   return Rollout(**by_world, interventions=interventions)

@@ -11,10 +11,11 @@ Columns:
   terms       what each expert adds to log_prob, nats, less its mean over the items that were found
               for the user: only differences between items of one user mean something
   seen        whether the user touched the item before
-  carried_by  the latest events that carried the item most: role towards it, and how many nats of
-              log p among the items found it loses without the event (`reasoning/explain.py`)
-  why         the largest terms in words, the candidates' named by the world of the item and what
-              was done in it; then seen and carried_by
+  carried_by  the latest events that carried the item most: how long ago, role towards it, and how
+              many nats it loses without the event, of log p among the items found and without
+              what chains name (`reasoning/explain.py`)
+  why         the largest positive terms in words, the candidates' named by the world of the item
+              and what was done in it; then seen and carried_by
 
 Shapes: U users, I items, N users that are recommended for, K items found for each, R
 recommendations, W worlds, E experts.
@@ -49,7 +50,7 @@ from rolegen_jax.serving.slate import Slates, slates
 
 VIEW = EVENT_NAMES.index('view')
 DAY = 86_400  # seconds
-SHOWN_TERMS, SMALLEST = 3, 0.05  # terms in words, at most; nats that are no longer 0 there
+SHOWN_TERMS, SMALLEST = 3, 0.05  # terms in words, at most; nats that are worth a word
 SHOWN_EVENTS = 3  # that carried an item, at most
 MAX_COMPARED = 20_000  # ids among which the nearest to an unknown one is looked for
 
@@ -232,7 +233,13 @@ def _frame(
     for of_experts, events, was_seen in zip(largest, carried, seen)
   ]
   event_type = pl.Struct(
-    dict(item_id=log.items['item_id'].dtype, event=pl.String, role=pl.String, nats=pl.Float64)
+    dict(
+      item_id=log.items['item_id'].dtype,
+      event=pl.String,
+      days_ago=pl.Float64,
+      role=pl.String,
+      nats=pl.Float64,
+    )
   )
   return pl.DataFrame(
     dict(
@@ -265,21 +272,16 @@ def _largest_terms(terms_KxE: np.ndarray, place: int, world: int, done: list[str
 
   Experts that say the same of the whole list tell nothing of it. done: what is done in each world.
   """
-  if world < 0:
-    of_candidates = 'no world'
-  else:
-    of_candidates = f'world {world} ({done[world] if world else "factual"})'
-  tells = np.flatnonzero(np.ptp(terms_KxE, axis=0) >= SMALLEST)
+  of_candidates = f'world {world} ({done[world] if world else "factual"})'
+  tells = (np.ptp(terms_KxE, axis=0) >= SMALLEST) & (terms_KxE[place] >= SMALLEST)
+  tells[EXPERTS.index('candidates')] &= world >= 0
+  tells = np.flatnonzero(tells)
   largest = tells[np.argsort(-terms_KxE[place, tells], kind='stable')][:SHOWN_TERMS]
   return ', '.join(
     f'{of_candidates if EXPERTS[expert] == "candidates" else EXPERTS[expert]} '
-    + _nats(terms_KxE[place, expert])
+    + f'{terms_KxE[place, expert]:+.1f}'
     for expert in largest
   )
-
-
-def _nats(value: float) -> str:
-  return f'{value:+.1f}' if abs(value) >= SMALLEST else '0'
 
 
 def carried_by(
@@ -293,6 +295,7 @@ def carried_by(
     dict(
       item_id=log.items['item_id'][int(log.item[first_row + slot])],
       event=EVENT_NAMES[log.event[first_row + slot]],
+      days_ago=round(int(table.timestamp[example] - log.timestamp[first_row + slot]) / DAY, 1),
       role=ROLE_NAMES[role[slot]] if role[slot] >= 0 else 'UNKNOWN',
       nats=round(float(effect[slot]), 3),
     )
@@ -328,6 +331,9 @@ def _explain(terms: str, carried: list[dict[str, Any]], seen: bool) -> str:
   """Return what the columns terms (in words), seen and carried_by of a row say, in words."""
   parts = [*([terms] if terms else []), 'seen before' if seen else 'new to the user']
   if carried:
-    events = (f'{e["event"]} of {e["item_id"]} as {e["role"]} {e["nats"]:+.1f}' for e in carried)
+    events = (
+      f'{e["event"]} of {e["item_id"]} {e["days_ago"]:.0f} d ago as {e["role"]} {e["nats"]:+.1f}'
+      for e in carried
+    )
     parts.append(f'carried by {", ".join(events)}')
   return '; '.join(parts)

@@ -92,6 +92,11 @@ def test_what_is_inserted_is_what_deleting_the_others_leaves(table):
   total = curves['these']['drop'][1].mean + curves['reversed']['gain'][4].mean
   other = curves['these']['gain'][4].mean + curves['reversed']['drop'][1].mean
   assert total == pytest.approx(other, abs=1e-4) and abs(total) > 1e-3
+  for part, prefix in (('drop', ''), ('gain', 'gain_')):
+    for against, of in (('recency', RECENCY), ('random', 'random')):
+      difference = curves['these'][part][2].mean - curves[of][part][2].mean
+      mean = curves['these'][f'{prefix}minus_{against}'][2].mean
+      assert mean == pytest.approx(difference, abs=1e-5) and abs(mean) > 1e-5
 
 
 def _least(effect_NxM, table, chosen) -> float:

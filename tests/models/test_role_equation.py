@@ -6,7 +6,7 @@ import numpy as np
 
 from rolegen_jax.models import functional
 from rolegen_jax.models import role_equation as lib
-from rolegen_jax.models.intent import Evidence
+from rolegen_jax.models.intent import FADE_DAYS, FADE_EVENTS, FADES, Evidence
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
 
@@ -52,9 +52,11 @@ def features(e, intent, last):
 def parts(e: Evidence, intent: int, last: int = len(DAYS)) -> dict[str, np.ndarray]:
   """The features of each event by their names in the file."""
   x = np.asarray(features(e, np.array([intent]), last))[0]
-  sizes = dict(one=1, inside=1, met=3, met_item=3, weight=2, shift=2, event=6, event_inside=6)
-  assert x.shape == (last, lib.FEATURES)
-  return dict(zip(sizes, np.split(x, np.cumsum(list(sizes.values())), axis=1)))
+  sizes = dict(
+    one=1, inside=1, met=3, met_item=3, weight=2, shift=2, event=6, event_inside=6, fades=FADES
+  )
+  assert x.shape == (last, lib.FEATURES) and sum(sizes.values()) == lib.FEATURES
+  return dict(zip(sizes, np.split(x, np.cumsum(list(sizes.values()))[:-1], axis=1), strict=True))
 
 
 def test_features_by_hand():
@@ -67,6 +69,11 @@ def test_features_by_hand():
   # The purchase of item 4 ended the intent: what comes after it met nothing yet.
   np.testing.assert_allclose(x['met'], since(None, 7, 1, 6, None, None), atol=1e-6)
   np.testing.assert_allclose(x['met_item'], since(None, 7, None, 6, None, None), atol=1e-6)
+  np.testing.assert_array_equal(x['event'].argmax(1), EVENTS)
+  np.testing.assert_array_equal(x['event_inside'], x['event'] * x['inside'])
+  by_days = np.exp(-np.array(DAYS)[:, None] / np.array(FADE_DAYS))
+  by_events = np.exp(-np.arange(len(DAYS))[::-1, None] / np.array(FADE_EVENTS))
+  np.testing.assert_allclose(x['fades'], np.concatenate([by_days, by_events], 1), atol=1e-6)
   towards_2 = parts(evidence(), intent=2)
   np.testing.assert_array_equal(towards_2['inside'][:, 0], [0, 0, 0, 0, 0, 1])
   outside = np.array([1, 1, 1, 1, 1, 0])[:, None]

@@ -54,6 +54,16 @@ def log_probs(params, examples, item, trie):
   return backbone.experts.log_probs(backbone.members(query_state, item, weight, said, items))
 
 
+@jit
+def likeliest(reasoner, examples, code, trie):
+  """The likeliest role of each event towards a coarse code, of those that fit it."""
+  prompt = build_prompt(
+    tiny.rolegen().layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+  )
+  logits = tiny.rolegen().bind('reasoner', reasoner).roles(prompt.evidence, code, M)
+  return jnp.where(prompt.role_allowed, logits, NEG_INF).argmax(-1)
+
+
 def params() -> dict:
   return {name: tiny.params(name) for name in ('backbone', 'reasoner')}
 
@@ -84,6 +94,17 @@ def test_roles_fit_events_and_differ_by_item(examples, listed):
     found.role == tiny.CONVERT, is_purchase & np.ones(FIRST, bool)[:, None]
   )
   assert (found.role[:, 0] != found.role[:, 1]).any()
+  rng = np.random.default_rng(1)
+  moved = params()['reasoner']['roles'] | {
+    name: rng.normal(size=x.shape).astype(np.float32)
+    for name, x in params()['reasoner']['roles'].items()
+  }
+  reasoner = params()['reasoner'] | {'roles': moved}
+  found = explain(params() | {'reasoner': reasoner}, examples, listed, tiny.trie(), FIRST)
+  for place in range(FIRST):
+    code = tiny.codes()[listed[:, place], 0]
+    expected = likeliest(reasoner, examples, code, tiny.trie())
+    np.testing.assert_array_equal(found.role[:, place], np.where(real[:, 0], expected, -1))
 
 
 def test_an_empty_place_has_no_reason(examples, listed):

@@ -108,3 +108,16 @@ def test_intents_of_two_codes():
   layout = frcot.Layout(config, Vocabulary(levels=3, codes=8))
   np.testing.assert_array_equal(layout.intent_slots, [[1, 2], [3, 4]])
   np.testing.assert_array_equal(layout.level[1:5], [0, 1, 0, 1])
+
+
+def test_without_roles_a_demonstration_tells_none():
+  """They know the target: a path must not be taught to follow what no rollout will have."""
+  layout = tiny.rolegen('reasoner.roles=false').layout
+  without = jit(functools.partial(frcot.demonstration, layout))
+  examples = tiny.examples(2)
+  demo, told = without(examples, tiny.codes()), demonstration(examples, tiny.codes())
+  assert (demo.tokens[:, layout.role_slots] == V.control('UNKNOWN_ROLE')).all()
+  assert (np.asarray(told.weight)[:, layout.role_slots] > 0).any()
+  assert (np.asarray(demo.weight)[:, layout.role_slots] == 0).all()
+  others = np.setdiff1d(np.arange(layout.length), layout.role_slots)
+  np.testing.assert_array_equal(demo.tokens[:, others], told.tokens[:, others])

@@ -204,6 +204,23 @@ def test_roles_can_be_asked_for_towards_any_intent():
   assert ((alone > low - 0.1) & (alone < high + 0.1)).all()
 
 
+def test_drawn_roles_reach_the_path_and_not_the_score():
+  """Other draws of roles, without an intervention: the same intent and retrieved items."""
+  examples = tiny.examples(4)
+  one, other = (chains.rollout(examples, key, intervene=False) for key in (1, 2))
+  assert (one.roles != other.roles).any()
+  for name in ('intent', 'retrieved', 'retrieved_share'):
+    np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
+  tokens = one.tokens.copy()
+  views = (one.roles >= 0) & (one.roles != tiny.CONVERT)
+  changed = np.where(views, (one.roles + 1) % tiny.CONVERT, one.roles)
+  tokens[..., ROLES] = np.where(views, LAYOUT.vocab.role(changed), tokens[..., ROLES])
+  as_drawn, _ = chains.likelihoods(examples, one)
+  with_others, _ = chains.likelihoods(examples, one._replace(tokens=tokens))
+  moved = np.abs(as_drawn - with_others).max((0, 1)) > 1e-5
+  assert moved[LAYOUT.path_slots].any() and not moved[LAYOUT.intent_slots].any()
+
+
 def test_without_roles_no_chain_says_one_and_worlds_still_remove_events():
   settings = ('reasoner.roles=false', "loop.interventions=('intent', 'remove')")
   examples = tiny.examples(4)
