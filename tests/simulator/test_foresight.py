@@ -6,6 +6,7 @@ import pytest
 
 from rolegen_jax.config import ROLE_NAMES, SimulatorConfig
 from rolegen_jax.simulator import world
+from rolegen_jax.simulator.context import foresight
 from rolegen_jax.simulator.foresight import role_ceiling
 from rolegen_jax.simulator.histories import Moments
 
@@ -34,3 +35,23 @@ def test_what_can_be_known_of_roles_is_calibrated(kind):
     losses.append(-np.log((16 * of_truth + 0.1) / 16.8).mean())
   marginal = -np.log(share[true[known]]).mean()
   assert losses[1] < losses[0] / 2 < marginal / 2
+
+
+def test_what_is_bought_tells_who_buys():
+  """Draws of the context simulator: told the category, they are of the true persona more often."""
+  log = world.simulate(SimulatorConfig(users=400, items=240, kind='context'))
+  traits = log.world.traits
+  chosen = log.events.filter(pl.col('event') == 'purchase').sample(100, seed=2)
+  users, times = chosen['user_id'].to_numpy(), chosen['timestamp'].to_numpy()
+  bought = traits.category_I[chosen['item_id'].to_numpy()]
+  right = {}
+  for categories in (None, bought):
+    moments, rng = Moments(log.events, users, times, categories), np.random.default_rng(0)
+    shares = []
+    for part, drawn, shopper, items in foresight.draw_purchases(log.world, moments, 32, rng):
+      persona = drawn.traits.persona_U[shopper].reshape(len(part), 32)
+      shares += (persona == traits.persona_U[users[part]][:, None]).mean(1).tolist()
+      of_category = traits.category_I[items].reshape(len(part), 32) == bought[part][:, None]
+      assert categories is None or of_category.all()
+    right[categories is None] = np.mean(shares)
+  assert right[False] > right[True] + 0.01 > 0.5
