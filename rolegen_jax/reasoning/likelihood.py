@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional
 from rolegen_jax.models.attention import causal
-from rolegen_jax.models.intent import Evidence, Intent, Priors, Retrieved
+from rolegen_jax.models.intent import Evidence, Priors, Retrieved
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots, first_intent
@@ -87,27 +87,19 @@ def likelihood(
   intent, m = first_intent(layout, tokens_NxT), len(layout.role_slots)
   role_logits += reasoner.roles(prompt.evidence, intent, m)
   role_log_prob = constrained_log_softmax(role_logits, prompt.role_allowed, temperature)
-  role = at_slots(tokens_NxT, layout.role_slots) - start
-  is_event = prompt.role_allowed.any(-1)
-  role = jnp.where(is_event & (role >= 0) & (role < size), role, -1)  # -1: none, or not known
-  roles = _choose(role_log_prob, jnp.maximum(role, 0), is_event)
+  role = jnp.clip(at_slots(tokens_NxT, layout.role_slots) - start, 0, size - 1)
+  roles = _choose(role_log_prob, role, prompt.role_allowed.any(-1))
 
-  def choose_codes(slots: np.ndarray, evidence: Evidence, equation: Intent) -> Choice:
+  def choose_codes(slots: np.ndarray, evidence: Evidence) -> Choice:
     keep, levels = layout.config.retrieved, slots.shape[1]
-    priors = equation.priors(evidence, keep, trie.item_codes, levels)
-    arguments = reasoner, equation, layout, priors, trie, temperature, hidden, tokens_NxT, slots
-    return _code_choices(*arguments)
+    priors = reasoner.intent.priors(evidence, keep, trie.item_codes, levels)
+    return _code_choices(reasoner, layout, priors, trie, temperature, hidden, tokens_NxT, slots)
 
   zeros = jnp.zeros((tokens_NxT.shape[0], 1))
   delimiter = Choice(zeros, zeros)
-  # Intents are written before the roles, and a path follows from the chain's own. Roles of a
-  # demonstration know the target: paths teach the equations what a role is worth and nothing else.
-  evidence, held = (
-    prompt.evidence.without_roles(),
-    functional.held_but(reasoner.intent, 'role_gain'),
-  )
-  intents = choose_codes(layout.intent_slots, evidence, reasoner.intent)
-  path = choose_codes(layout.path_slots, evidence.with_roles(role), held)
+  # Intents are written before the roles: what is done to a role does not reach them.
+  intents = choose_codes(layout.intent_slots, prompt.evidence.without_roles())
+  path = choose_codes(layout.path_slots, prompt.evidence)
   parts = delimiter, intents, roles, delimiter, path, delimiter
   log_prob, entropy = (jnp.concatenate(part, axis=1) for part in zip(*parts))
   return Likelihood(log_prob, entropy, role_log_prob)
@@ -121,10 +113,8 @@ def _choose(log_probs: jax.Array, choice: jax.Array, exists: ArrayLike) -> Choic
   return Choice(jnp.where(exists, picked, 0.0), entropy)
 
 
-# All of it is one call of `likelihood`, of which each argument is a part.
 def _code_choices(
   reasoner: Reasoner,
-  equation: Intent,
   layout: Layout,
   priors: Priors,
   trie: Trie,
@@ -147,7 +137,7 @@ def _code_choices(
   ) -> Choice:
     """Choose among the codes of a level; the backward pass computes the logits again."""
     logits = reasoner.logits(hidden, *layout.vocab.blocks[f'sid{level}'])
-    logits = logits + equation.code_prior(level, priors, matches)
+    logits = logits + reasoner.intent.code_prior(level, priors, matches)
     return _choose(constrained_log_softmax(logits, exists, temperature), choice, True)
 
   node = jnp.zeros((n, items), jnp.int32)

@@ -157,12 +157,8 @@ def sample_worlds(
   interventions = choice.with_roles(roles.reshape(users, worlds, m))
   prompts = world_prompts(layout, prompt, interventions)
   keep, levels = layout.config.retrieved, layout.vocab.levels
-  # A path follows from its chain's own roles; of the score, interventions alone move the equations.
-  chained = prompts.evidence.with_roles(roles)
-  on_path = sampler.path(
-    reading, reasoner.intent.priors(chained, keep, trie.item_codes, levels), trie
-  )
   priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes, levels)
+  on_path = sampler.path(reading, priors, trie)
   parts = intents, written, on_path
   completions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
 

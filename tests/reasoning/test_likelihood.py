@@ -103,18 +103,7 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
   positions = np.arange(sequence.shape[1])
   hidden = reasoner.hidden(sequence, positions, causal(valid.astype(jnp.int32)))
   hidden = hidden[:, LAYOUT.prompt_length - 1 : -1]
-  role = tokens[:, LAYOUT.role_slots] - V.role(0)
-  is_role = prompt.role_allowed.any(-1) & (role >= 0) & (role < len(frcot.ROLE_NAMES))
-  chained = prompt.evidence.with_roles(jnp.where(is_role, role, -1))
-  held = functional.held_but(reasoner.intent, 'role_gain')
-  before_roles, after_roles = (
-    (equation, equation.priors(evidence, config.retrieved, trie.item_codes, V.levels))
-    for equation, evidence in (
-      (reasoner.intent, prompt.evidence.without_roles()),
-      (held, chained),
-    )
-  )
-  equation, priors = before_roles
+  priors = reasoner.intent.priors(prompt.evidence, config.retrieved, trie.item_codes, V.levels)
   node = jnp.zeros(n, jnp.int32)
   matches = unused = jnp.ones(priors.retrieved.weight.shape, bool)
   scores = []
@@ -123,7 +112,6 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
       scores.append(jnp.zeros((2, n)))
       continue
     size = len(frcot.ROLE_NAMES) if level < 0 else tiny.CODES
-    equation, priors = before_roles if at < LAYOUT.role_slots[0] else after_roles
     if level <= 0:
       node, matches = jnp.zeros_like(node), unused
     role = max(at - LAYOUT.role_slots[0], 0)
@@ -133,7 +121,7 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
       code = tokens[:, LAYOUT.intent_slots[0, 0]] - V.blocks['sid0'][0]
       logits += reasoner.roles(prompt.evidence, code, config.role_events)[:, role]
     if level >= 0:
-      logits += equation.code_prior(level, priors, matches[:, None])[:, 0]
+      logits += reasoner.intent.code_prior(level, priors, matches[:, None])[:, 0]
     log_probs = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEG_INF), axis=-1)
     choice = jnp.clip(tokens[:, at] - start, 0, size - 1)
     picked = jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0]
@@ -290,22 +278,6 @@ def test_an_item_on_the_path_is_retrieved_no_more():
   second = scored(next_item == 9)[:, LAYOUT.path_slots]
   assert (np.abs(both[:, 0, 1:] - second[:, 0, 1:]) > 1e-3).any()
   np.testing.assert_allclose(both[:, 1:], second[:, 1:], atol=1e-5)
-
-
-def test_roles_of_a_demonstration_teach_the_path_what_a_role_is_worth_and_nothing_else():
-  """Of the equations, the path's likelihood moves the gains of roles alone."""
-  examples, params = tiny.examples(2), tiny.params('reasoner')
-  tokens, path = demonstrated(examples), LAYOUT.path_slots.ravel()
-
-  def of_path(equation):
-    reasoner = tiny.rolegen().bind('reasoner', params | {'intent': equation})
-    found = lib.likelihood(
-      reasoner, Tree(LAYOUT), prompts(examples), tokens, tiny.trie(), temperature=1.0
-    )
-    return found.log_prob[:, path].sum()
-
-  gradient = jit(jax.grad(of_path))(params['intent'])
-  assert {name for name, g in gradient.items() if np.abs(g).max() > 0} == {'role_gain'}
 
 
 def test_each_equation_loss_trains_its_own_parameters():
