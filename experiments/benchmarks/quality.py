@@ -67,7 +67,7 @@ LOOP_FIGURES = (
 )
 CURVE_POINTS = 100
 
-JSON_WIDTH = 320  # an object or list that fits is one line
+JSON_WIDTH = 420  # an object or list that fits is one line
 
 _RUNS = path_flag('runs', '', 'Folder of the sweeps, each named like its experiment.')
 _RESULTS = path_flag('results', str(harness.FOLDER / 'quality.json'), 'The summary.')

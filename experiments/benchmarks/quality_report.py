@@ -296,7 +296,7 @@ def plot(results: dict, figure_path: str | os.PathLike) -> None:
   handles, labels = panels[-1, 0].get_legend_handles_labels()
   style = dict(frameon=False, fontsize=8, ncols=len(labels))
   figure.legend(handles, labels, loc='outside lower center', **style)
-  figure.savefig(figure_path, dpi=72)
+  figure.savefig(figure_path, dpi=66)
   _plot_warmup(experiments, folder / 'quality_warmup.png')
   if results['stability']:
     _plot_stability(results['stability'], folder / 'quality_stability.png')

@@ -180,7 +180,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 def test_json_keeps_values_and_puts_small_ones_on_a_line():
   value = dict(
-    small=dict(mean=0.1, by_seed=[1, 2]), curve=list(range(200)), more=[dict(a='x' * 400)]
+    small=dict(mean=0.1, by_seed=[1, 2]), curve=list(range(200)), more=[dict(a='x' * 600)]
   )
   text = quality.to_json(value)
   assert json.loads(text) == value
