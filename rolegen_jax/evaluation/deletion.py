@@ -101,9 +101,7 @@ def deletion_curves(
   ranked[RECENCY] = np.broadcast_to(np.arange(m, dtype=float), exists.shape)
   ranked |= {f'draw {i}': rng.random(exists.shape) for i in range(DRAWS)}
   named = [
-    highest(np.where(exists, score, -np.inf), k) & exists
-    for score in ranked.values()
-    for k in DEPTHS
+    highest(np.where(exists, score, -np.inf), k) for score in ranked.values() for k in DEPTHS
   ]
   variants = [np.zeros_like(exists), *named, exists, *(exists & ~chosen for chosen in named)]
   log_prob = _log_probs(rolegen, backbone, Deleted(table, np.stack(variants)), trie, mesh)

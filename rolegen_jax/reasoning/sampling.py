@@ -137,8 +137,8 @@ class Sampler:
     """Sample the M roles, and return their log-probabilities fp32 [N, M, R] as well.
 
     `prior` are the logits that they start from. Where `role_shift` is s > 0, the role is forced:
-    the factual one moved on by s, CONVERT left out. Where no role is allowed, there is no event and
-    the token says so.
+    the factual one moved on by s, CONVERT left out. Where no role is allowed, the token says that
+    it is unknown.
     """
     vocab = self.layout.vocab
 

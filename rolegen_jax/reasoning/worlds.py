@@ -92,8 +92,8 @@ def choose_interventions(
   kind_of = np.array(kinds(worlds, interventions))  # of worlds 1 .. W - 1
   changes_intent = kind_of == 'intent'
   m = pivotal_BxM.shape[1]
-  latest = jax.tree.map(lambda x: x[:, -m:], (prompt.evidence.present, prompt.evidence.event))
-  eligible = latest[0] & (latest[1] != PURCHASE)
+  evidence = prompt.evidence
+  eligible = (evidence.present & (evidence.event != PURCHASE))[:, -m:]
   order = jnp.argsort(-jnp.where(eligible, pivotal_BxM, -1.0), axis=1)
   n_eligible = jnp.maximum(eligible.sum(1, keepdims=True), 1)
   pivot = jnp.take_along_axis(order, _turn(~changes_intent)[None] % n_eligible, axis=1)
