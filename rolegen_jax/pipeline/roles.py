@@ -78,6 +78,8 @@ def _scores(
   event = ask.history.event[:, -last:]
   unknown = dataclasses.replace(known, target=np.full_like(known.target, -1))
   params, result = models.calibrated.load(), {}
+  simulated = run.config.data.format == 'simulated'
+  shop = world.build(run.config.simulator) if simulated else None
   for situation, table in zip(SITUATIONS, (unknown, known)):
     told = table is known
     x, asked = (
@@ -91,17 +93,17 @@ def _scores(
       'logistic regression': role_scores.logistic(x, labeled.roles, asked, event),
       'shares of training labels': role_scores.marginal(labeled.roles, event),
     }
-    if run.config.data.format == 'simulated':
-      chances['the most that can be known'] = _ceiling(run, known, told)
+    if shop:
+      chances['the most that can be known'] = _ceiling(shop, known, last, told)
     result[situation] = {
       name: role_scores.scores(chance, roles_NxM) for name, chance in chances.items()
     }
   return result
 
 
-def _ceiling(run: Run, known: ExampleTable, told: bool) -> np.ndarray:
+def _ceiling(shop: world.World, known: ExampleTable, last: int, told: bool) -> np.ndarray:
   """Return the chances of roles by the simulator, which is told the category for the intent."""
-  shop, log = world.build(run.config.simulator), known.log
+  log = known.log
   users = np.unique(known.user)
   rows, _ = ranges(log.offsets[users], log.offsets[users + 1] - log.offsets[users])
   items = log.items['item_id']
@@ -120,4 +122,4 @@ def _ceiling(run: Run, known: ExampleTable, told: bool) -> np.ndarray:
     known.timestamp,
     shop.traits.category_I[bought] if told else None,
   )
-  return role_ceiling(shop, moments, run.config.reasoner.role_events)
+  return role_ceiling(shop, moments, last)

@@ -10,6 +10,8 @@ Shapes: B users, K listed items, S of them explained, M last events, R roles.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,11 +66,18 @@ def explanations(
 ) -> Explanations:
   """Return the explanations of the `first` items of every list (-1 = no item), on the host."""
 
+  fixed, rows = (params, jax.device_put(trie, sharding.sharding(mesh))), _Listed(table, item_NxK)
+  return over(rolegen, _explain_batch(rolegen, first), fixed, rows, mesh, 'explanations')
+
+
+@functools.lru_cache(maxsize=2)  # other lists of the same models run the same program
+def _explain_batch(rolegen: RoleGen, first: int) -> Callable:
+  """Return (parameters, trie, (examples, lists)) -> the explanations of one batch."""
+
   def batch(params: dict, trie: Trie, rows: tuple[Examples, jax.Array]) -> Explanations:
     return explain(rolegen, params, *rows, trie, first)
 
-  fixed = params, jax.device_put(trie, sharding.sharding(mesh))
-  return over(rolegen, batch, fixed, _Listed(table, item_NxK), mesh, 'explanations')
+  return batch
 
 
 def explain(
