@@ -16,9 +16,9 @@ import numpy as np
 from rolegen_jax.ab_test.policies import Events, Policy
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.runtime.progress import progress
+from rolegen_jax.simulator.base import State, World
 from rolegen_jax.simulator.histories import event_codes
 from rolegen_jax.simulator.rules import DAY
-from rolegen_jax.simulator.world import State, World
 
 VIEW, PURCHASE = (EVENT_NAMES.index(name) for name in ('view', 'purchase'))
 

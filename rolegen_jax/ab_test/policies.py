@@ -31,7 +31,7 @@ from rolegen_jax.features.item_transitions import Kernel
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.serving.history_filter import held_items, without
 from rolegen_jax.serving.slate import slates
-from rolegen_jax.simulator.world import World
+from rolegen_jax.simulator.base import World
 
 _NO_ROWS = np.zeros(0, np.int64)
 _LEAST = 1e-12  # probability of what was never counted

@@ -17,7 +17,7 @@ from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.simulator.rules import DAY, Uniforms, stream
 
 if TYPE_CHECKING:
-  from rolegen_jax.simulator.world import State, World
+  from rolegen_jax.simulator.base import State, World
 
 VIEW, FAV, CART, PURCHASE = map(EVENT_NAMES.index, ('view', 'fav', 'cart', 'purchase'))
 

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from rolegen_jax.config import ROLE_NAMES
+from rolegen_jax.simulator.base import World
 from rolegen_jax.simulator.context import foresight as context
 from rolegen_jax.simulator.context.world import ContextWorld
 from rolegen_jax.simulator.histories import Moments, rows_of_users
 from rolegen_jax.simulator.item_traits import foresight as item_traits
 from rolegen_jax.simulator.item_traits.world import TraitWorld
 from rolegen_jax.simulator.planted import Pairs, contact_roles, ranges
-from rolegen_jax.simulator.world import World
 
 
 def role_ceiling(

@@ -16,7 +16,7 @@ from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 from rolegen_jax.simulator.rules import DAY
 
 if TYPE_CHECKING:
-  from rolegen_jax.simulator.world import World
+  from rolegen_jax.simulator.base import World
 
 RECENT = 24  # events before an occasion that get a role
 CHUNK = 1024  # occasions whose pairs are held at once

@@ -17,13 +17,13 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, SimulatorConfig
-from rolegen_jax.simulator import behavior
+from rolegen_jax.simulator.base import World
 from rolegen_jax.simulator.context import drawing, roles
 from rolegen_jax.simulator.context.rules import KEY_WORDS, SIGNAL_WORDS, ContextRules
 from rolegen_jax.simulator.context.traits import ContextTraits, draw_traits, item_table
-from rolegen_jax.simulator.histories import positions, rows_of_users
+from rolegen_jax.simulator.histories import positions
 from rolegen_jax.simulator.planted import Pairs
-from rolegen_jax.simulator.rules import DAY, Fitted, Uniforms, load_fitted, purchase_hazard
+from rolegen_jax.simulator.rules import Fitted, load_fitted, purchase_hazard
 
 PURCHASE = EVENT_NAMES.index('purchase')
 LONG_AGO = -1e9  # days: has not happened
@@ -63,12 +63,10 @@ class Needs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ContextWorld:
+class ContextWorld(World):
   """Rebuilt from `config` alone by `ContextWorld.build`."""
 
-  config: SimulatorConfig
   rules: ContextRules
-  fitted: Fitted
   traits: ContextTraits
 
   @classmethod
@@ -103,10 +101,6 @@ class ContextWorld:
     is_cheaper = price[:, :, None] < price[:, None, :] - self.rules.margin
     is_pair = (items[:, :, None] >= 0) & (items[:, None, :] >= 0)
     return (grade[:, :, None] >= grade[:, None, :]) & is_cheaper & is_pair
-
-  def day(self, timestamps: ArrayLike) -> np.ndarray:
-    """Return days since the start of the world, as floats."""
-    return (np.asarray(timestamps) - self.rules.start) / DAY
 
   def empty(self, users: np.ndarray) -> State:
     """Return the state of users [N] without history."""
@@ -166,15 +160,6 @@ class ContextWorld:
     rows: indices into `users`; may repeat.
     """
     return self.extended(self.empty(np.asarray(users)), rows, items, codes, timestamps)
-
-  def state(self, histories: pl.DataFrame, users: ArrayLike | None = None) -> State:
-    """Return the state after any histories, edited ones too.
-
-    histories: columns user_id, item_id, event, timestamp, in any order. users: [N], the rows of the
-    state; None = every user of the world. Events of other users are ignored.
-    """
-    users = np.arange(self.config.users) if users is None else np.asarray(users)
-    return self.state_of_rows(users, *rows_of_users(histories, users))
 
   def contacts(self, state: State, timestamps: ArrayLike) -> np.ndarray:
     """Return contacts that count in a comparison now, 0 to 2, int8 [N, C, M].
@@ -335,24 +320,9 @@ class ContextWorld:
     """Draw the next event of each of `rows` [A] of `state`; see `behavior.draw_log`."""
     return drawing.draw_events(self, state.rows(rows), times, u_AxQ)
 
-  def act(
-    self,
-    state: State,
-    user_indices: ArrayLike,
-    shown_items: ArrayLike,
-    day: int,
-    rng: Uniforms,
-  ) -> tuple[pl.DataFrame, State]:
-    """Play one day of an A/B test; see `behavior.act`."""
-    return behavior.act(self, state, np.asarray(user_indices), np.asarray(shown_items), day, rng)
-
   def item_table(self) -> pl.DataFrame:
     """Return the items as the shop files them."""
     return item_table(self.config, self.rules, self.traits)
-
-  def visitors(self, user_indices: ArrayLike, rng: Uniforms) -> np.ndarray:
-    """Return who visits on the day that `act` plays with an equal generator, bool [N]."""
-    return behavior.arrivals(self, np.asarray(user_indices), rng)[0]
 
 
 def category_shares(world: ContextWorld, needs: np.ndarray) -> np.ndarray:

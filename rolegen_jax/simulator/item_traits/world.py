@@ -17,17 +17,14 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, SimulatorConfig
-from rolegen_jax.simulator import behavior
-from rolegen_jax.simulator.histories import rows_of_users
+from rolegen_jax.simulator.base import World
 from rolegen_jax.simulator.item_traits import drawing, roles
 from rolegen_jax.simulator.item_traits.rules import Rules, rules_of
 from rolegen_jax.simulator.item_traits.traits import Traits, draw_traits, item_table
 from rolegen_jax.simulator.planted import Pairs
 from rolegen_jax.simulator.rules import (
-  DAY,
   STYLES,
   Fitted,
-  Uniforms,
   load_fitted,
   purchase_hazard,
 )
@@ -62,12 +59,10 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
-class TraitWorld:
+class TraitWorld(World):
   """Rebuilt from `config` alone by `TraitWorld.build`."""
 
-  config: SimulatorConfig
   rules: Rules
-  fitted: Fitted
   traits: Traits
   excite: np.ndarray  # [2, I, C], intensity added per strength by a contact (0) and a purchase (1)
   inhibit: np.ndarray  # [2, I, C], the same for log intensity taken away
@@ -90,10 +85,6 @@ class TraitWorld:
     np.add.at(mass_SxC, (traits.style_I, traits.category_I), np.exp(traits.popularity_I))
     normalizer_UxC = np.exp(traits.style_UxS) @ mass_SxC
     return cls(config, rules, fitted, traits, excite, inhibit, strength, normalizer_UxC)
-
-  def day(self, timestamps: ArrayLike) -> np.ndarray:
-    """Return days since the start of the world, as floats."""
-    return (np.asarray(timestamps) - self.rules.start) / DAY
 
   def decay(self, timestamps: ArrayLike) -> np.ndarray:
     """Return what a stored kick is worth at these times.
@@ -135,15 +126,6 @@ class TraitWorld:
     state.excitation[rows] += scale[:, None] * self.excite[is_purchase, items]
     state.inhibition[rows] += scale[:, None] * self.inhibit[is_purchase, items]
     state.consideration[rows, items] += scale
-
-  def state(self, histories: pl.DataFrame, users: ArrayLike | None = None) -> State:
-    """Return the state after any histories, edited ones too.
-
-    histories: columns user_id, item_id, event, timestamp, in any order. users: [N], the rows of the
-    state; None = every user of the world. Events of other users are ignored.
-    """
-    users = np.arange(self.config.users) if users is None else np.asarray(users)
-    return self.state_of_rows(users, *rows_of_users(histories, users))
 
   def state_of_rows(
     self,
@@ -321,32 +303,6 @@ class TraitWorld:
   def item_table(self) -> pl.DataFrame:
     """Return the items as a shop files them."""
     return item_table(self.config, self.rules, self.traits)
-
-  def act(
-    self,
-    state: State,
-    user_indices: ArrayLike,
-    shown_items: ArrayLike,
-    day: int,
-    rng: Uniforms,
-  ) -> tuple[pl.DataFrame, State]:
-    """Play one day of an A/B test: who visits sees the items shown, then browses as always.
-
-    user_indices: [N], distinct and in `state.users`, else ValueError. shown_items: [N, K], -1 =
-    nothing.
-
-    Returns the events of the day (user_id, item_id, event, timestamp, shown: bool, position: 0.. or
-    -1) and the state after them; `state` is not changed. Pure given `rng`; two arms with equal
-    generators share the noise of each user and slot.
-    """
-    return behavior.act(self, state, np.asarray(user_indices), np.asarray(shown_items), day, rng)
-
-  def visitors(self, user_indices: ArrayLike, rng: Uniforms) -> np.ndarray:
-    """Return who visits on the day that `act` plays with an equal generator, bool [N].
-
-    The others see nothing of what is shown to them.
-    """
-    return behavior.arrivals(self, np.asarray(user_indices), rng)[0]
 
 
 def _kicks(rules: Rules, traits: Traits) -> tuple[np.ndarray, np.ndarray]:
