@@ -49,7 +49,8 @@ def random_params(model_fn: functional.ModelFn, seed: int = 0) -> dict[str, Any]
   rng = np.random.default_rng(seed)
 
   def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    mean = 1.0 if 'scale' in jax.tree_util.keystr(path) else 0.0
+    name = jax.tree_util.keystr(path)
+    mean = 1.0 if 'scale' in name or 'language' in name else 0.0
     return (mean + 0.2 * rng.normal(size=leaf.shape)).astype(np.float32)
 
   return jax.tree_util.tree_map_with_path(draw, functional.abstract(model_fn)[1])

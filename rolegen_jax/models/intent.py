@@ -16,10 +16,13 @@ The second is about items. Every event retrieves the items that often follow its
   retrieved_j = sum_i role_gain_i event_gain_i counted_fade_i
                       (share_ij + self_transition [item_i = j])
 
-Only the items with the largest values are kept. After a prefix of an item, the code c of level
-l >= 1 gets the logit
+Only the items with the largest values are kept. After a prefix of an item, which is empty at first,
+the code c of level l gets the logit
 
   counted_focus_l * log(counted_prior_l + sum of retrieved_j over items j that begin with prefix c)
+
+At the first level it is added to log p(c): both equations speak of coarse codes, and their evidence
+is multiplied.
 
 fade, damp_fade and counted_fade are learned mixtures of exponentials of an event's age, in time and
 in events since. Interventions enter here: do(remove event i) takes its terms out, do(role_i = r)
@@ -112,7 +115,10 @@ class Priors(NamedTuple):
 
 
 class Intent(nnx.Module):
-  """The parameters of the equations: `counted_*` and `self_transition` belong to the second."""
+  """The parameters of the equations: `counted_*` and `self_transition` belong to the second.
+
+  `language` is the weight of what the language model adds to them.
+  """
 
   def __init__(self, codes: int, levels: int):
     def vector(values: ArrayLike | list[float]) -> nnx.Param:
@@ -126,10 +132,11 @@ class Intent(nnx.Module):
     self.damp_fade = vector([0.0] * FADES)
     self.strength = vector(np.log([OPENS, DRAWS, SATISFIES]))  # logs of opens, draws, satisfies
     self.counted_fade = vector([0.0] * FADES)
-    # Of every level but the first, whose codes are the coarse codes.
-    self.counted_focus = vector([COUNTED_FOCUS] * (levels - 1))
-    self.counted_prior = vector(np.log([COUNTED_PRIOR] * (levels - 1)))
+    self.counted_focus = vector([COUNTED_FOCUS] * levels)
+    self.counted_prior = vector(np.log([COUNTED_PRIOR] * levels))
     self.self_transition = vector(np.log([SELF_TRANSITION]))
+    # Of the language model's logits beside all this; calibration chooses it, no gradient moves it.
+    self.language = vector([1.0])
 
   def __call__(self, evidence: Evidence) -> jax.Array:
     """Return log p(coarse code), fp32 [N, K]."""
@@ -185,8 +192,8 @@ class Intent(nnx.Module):
   def priors(self, evidence: Evidence, keep: int, codes_IxL: jax.Array, levels: int) -> Priors:
     """Return what codes of the first `levels` levels start from.
 
-    That is log p(coarse code), and beyond the first level the `keep` items that are retrieved most
-    strongly; none where there is no such level.
+    That is log p(coarse code) and, where there is a level beyond the first, the `keep` items that
+    are retrieved most strongly.
     """
     if levels == 1:
       n, empty = len(evidence.age), (len(evidence.age), 0)
@@ -196,25 +203,30 @@ class Intent(nnx.Module):
     return Priors(self(evidence), self.retrieve(evidence, keep, codes_IxL))
 
   def code_prior(self, level: int, priors: Priors, matches_NxPxA: jax.Array) -> jax.Array:
-    """Return the logits that codes of a level start from, fp32 [N, P, K], or [N, 1, K] at level 0.
+    """Return the logits that codes of a level start from, fp32 [N, P, K], or [N, 1, K].
 
-    `matches` says which retrieved items begin with each of P prefixes.
+    The latter at the first level where nothing is retrieved. `matches` says which retrieved items
+    may be meant and begin with each of P prefixes.
     """
-    if level == 0:
-      return priors.intent[:, None]
-    return self.next_code(level, priors.retrieved, matches_NxPxA)
+    intent, retrieved = priors.intent[:, None], priors.retrieved
+    if level > 0:
+      return self.next_code(level, retrieved, matches_NxPxA)
+    if not retrieved.item.shape[1]:
+      return intent
+    return intent + self.next_code(level, retrieved, matches_NxPxA)
 
   def next_code(self, level: int, retrieved: Retrieved, matches_NxPxA: jax.Array) -> jax.Array:
-    """Return the logits of the codes of `level` >= 1 after each of P prefixes, fp32 [N, P, K].
+    """Return the logits of the codes of a level after each of P prefixes, fp32 [N, P, K].
 
-    `matches` says which retrieved items begin with each prefix.
+    They are those of the second equation. `matches` says which retrieved items begin with each
+    prefix.
     """
     zeros = jnp.zeros(self.base[...].shape, jnp.float32)
     add = jax.vmap(jax.vmap(lambda code, term: zeros.at[code].add(term), (None, 0)))
     terms = jnp.where(matches_NxPxA, retrieved.weight[:, None], 0.0)
     total = add(retrieved.codes[..., level], terms)
-    prior = jnp.exp(self.counted_prior[level - 1])
-    return self.counted_focus[level - 1] * jnp.log(prior + total)
+    prior = jnp.exp(self.counted_prior[level])
+    return self.counted_focus[level] * jnp.log(prior + total)
 
 
 def faded(e: Evidence) -> jax.Array:

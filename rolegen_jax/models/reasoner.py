@@ -96,6 +96,11 @@ class Reasoner(nnx.Module):
       return logits
     return c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
+  def code_logits(self, hidden: jax.Array, start: ArrayLike, size: int) -> jax.Array:
+    """Return `logits` as they count beside the structural equations, where codes are chosen."""
+    weight = jax.lax.stop_gradient(self.intent.language[...])
+    return weight * self.logits(hidden, start, size)
+
   def _readout_rows(self, start: ArrayLike, size: int, dtype: DTypeLike) -> jax.Array:
     """Return rows start .. start + size - 1 of the readout, [size, D]."""
     table = 'tokens' if self.config.transformer.tied else 'readout'

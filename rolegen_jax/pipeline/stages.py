@@ -34,6 +34,7 @@ from rolegen_jax.serving.history_filter import holds
 from rolegen_jax.text import annotations as imported_labels
 from rolegen_jax.training import checkpoint, losses, steps
 from rolegen_jax.training.calibration import calibrate as fit_weights
+from rolegen_jax.training.calibration import language_weight
 from rolegen_jax.training.fit import Site, Task, fit
 from rolegen_jax.training.losses import Params
 from rolegen_jax.training.state import optimizer
@@ -189,25 +190,37 @@ def calibrate(
     return trained
   lists = 'without history' if inputs.bars_history else 'with history'
   stage = run.begin(f'{name}/calibration', {of or name: trained.key, 'lists': lists})
-  path = stage.folder / 'backbone.npz'
+  path = stage.folder / 'weights.npz'
   if not stage.is_complete:
-    models = run.rolegen, trained.load(), table, inputs.trie, run.mesh
+    params, fitted = trained.load(), {}
+    if reasoning:
+      weight, nll = language_weight(run.rolegen, params['reasoner'], table, inputs.trie, run.mesh)
+      fitted = {'reasoner.intent.language': np.full(1, weight, np.float32)}
+      say(
+        f'weight {weight:g} of the language model: NLL of intents {nll[0]:.3f} -> {nll.min():.3f}'
+      )
+      params = _with(params, fitted)
+    models = run.rolegen, params, table, inputs.trie, run.mesh
     held = functools.partial(holds, table.log, table.user, table.end)
     is_barred = held if inputs.bars_history else None
-    fitted, nll = fit_weights(*models, reasoning, intervene, is_barred)
+    experts, nll = fit_weights(*models, reasoning, intervene, is_barred)
+    fitted |= {f'backbone.{name}': value for name, value in experts.items()}
     distributed.once(lambda: write_npz(fitted | dict(nll=nll), path))
     stage.finish(f'NLL of {len(table)} validation conversions {nll[0]:.3f} -> {nll[-1]:.3f} nats')
 
   def load() -> dict[str, Params]:
-    shardings = functional.shardings(run.rolegen.model_fns['backbone'], run.mesh)
-    where = functional.flatten(dict(experts=shardings['experts']))
-    saved = artifacts.read_arrays(path, *where)
-    fitted = {n: jax.device_put(saved[n], where[n]) for n in saved}
-    params = trained.load()
-    leaves = functional.flatten(params['backbone']) | fitted
-    return params | {'backbone': functional.unflatten(leaves)}
+    fitted = artifacts.read_arrays(path)
+    del fitted['nll']
+    return _with(trained.load(), fitted)
 
   return Trained(stage.key, functools.cache(load))
+
+
+def _with(params: dict[str, Params], leaves: dict[str, np.ndarray]) -> dict[str, Params]:
+  """Return the parameters of all models with some leaves replaced, by dotted path."""
+  flat = functional.flatten(params)
+  placed = {name: jax.device_put(leaf, flat[name].sharding) for name, leaf in leaves.items()}
+  return functional.unflatten(flat | placed)
 
 
 def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:

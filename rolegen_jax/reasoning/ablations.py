@@ -44,7 +44,7 @@ def counts_only(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
   """
   params = no_language_model(params, mesh)
   trained = params['reasoner']['intent']
-  codes, levels = len(trained['base']), len(trained['counted_focus']) + 1
+  codes, levels = len(trained['base']), len(trained['counted_focus'])
   makes = dict(
     intent=lambda rngs: Intent(codes, levels), roles=lambda rngs: RoleEquation(codes, rngs=rngs)
   )

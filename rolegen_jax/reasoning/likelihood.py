@@ -136,7 +136,7 @@ def _code_choices(
     choice: jax.Array,
   ) -> Choice:
     """Choose among the codes of a level; the backward pass computes the logits again."""
-    logits = reasoner.logits(hidden, *layout.vocab.blocks[f'sid{level}'])
+    logits = reasoner.code_logits(hidden, *layout.vocab.blocks[f'sid{level}'])
     logits = logits + reasoner.intent.code_prior(level, priors, matches)
     return _choose(constrained_log_softmax(logits, exists, temperature), choice, True)
 
@@ -199,7 +199,7 @@ class EquationLoss(NamedTuple):
   # The same, given hindsight roles. They know the target, so this teaches what a role is worth and
   # nothing else.
   by_role: jax.Array
-  retrieved: jax.Array  # of its further codes
+  retrieved: jax.Array  # of all its codes, by both equations
   roles: jax.Array  # of hindsight roles, given the target's coarse code
 
 
@@ -208,7 +208,7 @@ def equation_loss(
 ) -> EquationLoss:
   """Return means over the examples.
 
-  Further codes are predicted among those that the trie has; an item that is not in it counts as 0.
+  Codes are predicted among those that the trie has; an item that is not in it counts as 0.
   """
   evidence, equation = prompt.evidence, reasoner.intent
   with_roles = evidence.with_roles(examples.roles)
@@ -219,18 +219,19 @@ def equation_loss(
     log_prob = jnp.take_along_axis(log_probs, target_codes[:, level : level + 1], axis=1)
     return -jnp.mean(jnp.where(is_possible(log_prob), log_prob, 0.0))
 
-  further, node = jnp.zeros(()), jnp.zeros_like(examples.target)
-  matches = jnp.ones(retrieved.item.shape, bool)
-  for level in range(1, layout.vocab.levels):
-    node = jnp.maximum(descend(trie, level - 1, node, target_codes[:, level - 1]), 0)
-    matches &= retrieved.codes[..., level - 1] == target_codes[:, level - 1 : level]
+  intent, codes_nll = equation(evidence), jnp.zeros(())
+  priors = Priors(jax.lax.stop_gradient(intent), retrieved)  # it has a loss of its own
+  node, matches = jnp.zeros_like(examples.target), jnp.ones(retrieved.item.shape, bool)
+  for level in range(layout.vocab.levels):
     exists, _ = children_mask(trie, level, node)
-    logits = equation.next_code(level, retrieved, matches[:, None])[:, 0]
-    further += nll(constrained_log_softmax(logits, exists, 1.0), level)
+    logits = equation.code_prior(level, priors, matches[:, None])[:, 0]
+    codes_nll += nll(constrained_log_softmax(logits, exists, 1.0), level)
+    node = jnp.maximum(descend(trie, level, node, target_codes[:, level]), 0)
+    matches &= retrieved.codes[..., level] == target_codes[:, level : level + 1]
   return EquationLoss(
-    intent=nll(equation(evidence), 0),
+    intent=nll(intent, 0),
     by_role=nll(functional.held_but(equation, 'role_gain')(with_roles), 0),
-    retrieved=further,
+    retrieved=codes_nll,
     roles=_role_nll(reasoner, prompt, target_codes[:, 0], examples.roles),
   )
 
@@ -244,6 +245,35 @@ def _role_nll(
   of_label = jnp.take_along_axis(log_probs, jnp.maximum(roles_NxM, 0)[..., None], axis=2)[..., 0]
   counts = (roles_NxM >= 0) & is_possible(of_label)
   return -jnp.sum(jnp.where(counts, of_label, 0.0)) / jnp.maximum(counts.sum(), 1)
+
+
+def intent_log_probs(
+  reasoner: Reasoner,
+  layout: Layout,
+  prompt: Prompt,
+  target_B: jax.Array,
+  trie: Trie,
+  weights: tuple[float, ...],
+) -> jax.Array:
+  """Return log p(coarse code of the target) as a first intent, fp32 [B, weights].
+
+  One for each weight of what the language model says beside the structural equation.
+  """
+  delimiter = jnp.full((len(target_B), 1), layout.vocab.control('INTENT'), jnp.int32)
+  tokens = jnp.concatenate([prompt.tokens, delimiter], axis=1)
+  valid = jnp.pad(prompt.valid, ((0, 0), (0, 1)), constant_values=True)
+  positions = np.arange(tokens.shape[1])
+  hidden = reasoner.hidden(tokens, positions, causal(valid.astype(jnp.int32)))[:, -1]
+  said = reasoner.logits(hidden, *layout.vocab.blocks['sid0'])
+  counted = reasoner.intent(prompt.evidence)
+  exists, _ = children_mask(trie, 0, jnp.zeros_like(target_B))
+  code = jnp.take(trie.item_codes[:, 0], target_B)[:, None]
+
+  def log_prob(weight: float) -> jax.Array:
+    log_probs = constrained_log_softmax(weight * said + counted, exists, 1.0)
+    return jnp.take_along_axis(log_probs, code, axis=1)[:, 0]
+
+  return jnp.stack([log_prob(weight) for weight in weights], axis=1)
 
 
 def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.Array:

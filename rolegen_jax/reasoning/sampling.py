@@ -146,7 +146,8 @@ class Sampler:
       reading: Reading, at: tuple[jax.Array, ...]
     ) -> tuple[Reading, tuple[Completions, jax.Array]]:
       number, prior_NxR, allowed_NxR, shift_N = at
-      log_probs = self._log_probs(reading, vocab.role(0), allowed_NxR, prior_NxR)
+      logits = self.reasoner.logits(self._hidden(reading), vocab.role(0), allowed_NxR.shape[1])
+      log_probs = self._log_probs(logits + prior_NxR, allowed_NxR)
       sampled = self._sample(log_probs, number)
       factual = per_chain(sampled.reshape(self.chains)[:, 0], self.chains[1])
       choice = jnp.where(shift_N > 0, (factual + shift_N) % CONVERT, sampled)
@@ -176,8 +177,8 @@ class Sampler:
   def path(self, reading: Reading, priors: Priors, trie: Trie) -> Completions:
     """Sample what comes after the roles.
 
-    First codes start from the world's intent, further ones from its retrieved items that are not on
-    the path yet.
+    First codes start from the world's intent and its retrieved items that are not on the path yet,
+    further ones from the latter.
     """
     numbers = np.arange(self.layout.role_slots[-1] + 1, self.layout.length)
     free = jnp.full(priors.retrieved.item.shape[:1], -1)
@@ -210,13 +211,16 @@ class Sampler:
     node = jnp.where(begins, 0, state.node)
     matches = jnp.where(begins, state.unused, state.matches)
     options = self._options(priors, trie, levels, at.level, node, matches)
-    log_probs = self._log_probs(state.reading, at.start, options.allowed, options.prior)
+    codes = options.allowed.shape[1]
+    logits = self.reasoner.code_logits(self._hidden(state.reading), at.start, codes)
+    log_probs = self._log_probs(logits + options.prior, options.allowed)
     choice = jnp.where(at.forced >= 0, at.forced, self._sample(log_probs, at.number))
 
     log_prob = jnp.where(is_code & (at.forced < 0), _at(log_probs, choice), 0.0)
     node = jnp.where(is_code, _at(options.child, choice), node)
-    codes = priors.retrieved.codes
-    code = jax.lax.dynamic_index_in_dim(codes, jnp.maximum(at.level, 0), axis=2, keepdims=False)
+    code = jax.lax.dynamic_index_in_dim(
+      priors.retrieved.codes, jnp.maximum(at.level, 0), axis=2, keepdims=False
+    )
     matches &= code == choice[:, None]
     # An item is on a path once.
     unused = state.unused & ~(matches & (at.level == self.layout.vocab.levels - 1))
@@ -248,18 +252,13 @@ class Sampler:
     of_levels = [functools.partial(of_level, level) for level in range(levels)]
     return jax.lax.switch(level + 1, [of_delimiter, *of_levels])
 
-  def _log_probs(
-    self,
-    reading: Reading,
-    start: ArrayLike,
-    allowed_NxV: jax.Array,
-    prior_NxV: ArrayLike = 0.0,
-  ) -> jax.Array:
-    """Return the log-probabilities of the block of tokens that begins at `start`, fp32 [N, V]."""
-    n, width = allowed_NxV.shape
-    hidden = reading.hidden.reshape(n, -1)
-    logits = self.reasoner.logits(hidden, jnp.asarray(start), width) + prior_NxV
-    return constrained_log_softmax(logits, allowed_NxV, self.layout.config.temperature)
+  def _hidden(self, reading: Reading) -> jax.Array:
+    """Return the states of all chains, [N, D]."""
+    return reading.hidden.reshape(-1, reading.hidden.shape[-1])
+
+  def _log_probs(self, logits_NxV: jax.Array, allowed_NxV: jax.Array) -> jax.Array:
+    """Return the log-probabilities at the temperature of rollouts, fp32 [N, V]."""
+    return constrained_log_softmax(logits_NxV, allowed_NxV, self.layout.config.temperature)
 
   def _sample(self, log_probs_NxV: jax.Array, number: jax.Array) -> jax.Array:
     """Return argmax(log p + noise), int32 [N]."""

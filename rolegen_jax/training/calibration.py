@@ -7,6 +7,10 @@ what the experts say of every item that they find for an example is computed onc
 runs on the NLL of what was bought among them. A normal prior about what training left, one nat wide
 and worth one example, keeps few examples from moving them far. The test occasions stay unseen.
 
+Before that, the weight of the language model beside the reasoner's structural equations is chosen:
+the one by which the coarse codes of the same conversions are likeliest as intents. A language model
+learns conversions by heart that say nothing of others.
+
 Shapes: N examples, B rows, M members.
 """
 
@@ -31,11 +35,14 @@ from rolegen_jax.models.experts import Experts, Members, draw_negatives, with_ne
 from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.frcot import build_prompt
+from rolegen_jax.reasoning.likelihood import intent_log_probs
 from rolegen_jax.reasoning.rolegen import RoleGen, history_keys
 from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training.losses import Params
 
+LANGUAGE = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0)  # weights to choose from
 FOUND = 50  # items that each expert that searches finds
 NEGATIVES = 256  # that stand for all others: what is found alone says nothing of what is missed
 
@@ -77,6 +84,25 @@ def calibrate(
     program = compile_in_step(_fit_program(rolegen, mesh), *args)
     fitted, nll = jax.device_get(program(*args))
   return {f'experts.{name}': value for name, value in functional.flatten(fitted).items()}, nll
+
+
+def language_weight(
+  rolegen: RoleGen, reasoner: Params, table: ExampleTable, trie: Trie, mesh: Mesh
+) -> tuple[float, np.ndarray]:
+  """Return the best of LANGUAGE, and the NLL of the targets' coarse codes by each, in nats."""
+  layout = rolegen.layout
+
+  def log_probs(params: Params, trie: Trie, examples: Examples) -> tuple[jax.Array]:
+    prompt = build_prompt(
+      layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+    )
+    model = rolegen.bind('reasoner', params)
+    return (intent_log_probs(model, layout, prompt, examples.target, trie, LANGUAGE),)
+
+  fixed = (reasoner, jax.device_put(trie, sharding.sharding(mesh)))
+  (log_prob_NxG,) = predict.over(rolegen, log_probs, fixed, table, mesh, 'language model')
+  nll = -log_prob_NxG.mean(0)
+  return LANGUAGE[int(np.argmin(nll))], nll
 
 
 def _members(

@@ -149,10 +149,10 @@ def test_retrieved_items_as_logits_code_by_code(seed):
   codes = np.stack([item // 6, item // 3 % 2, item % 3], axis=1).astype(np.int32)
   retrieved = jax.device_get(retrieve(PARAMS, e, 20, codes))
   prefixes = [codes[5], codes[8]]
-  for level in (1, 2):
+  for level in range(3):
     matches = [(retrieved.codes[..., :level] == p[:level]).all(-1) for p in prefixes]
     logits = np.array(next_code(PARAMS, level, retrieved, np.stack(matches, axis=1)))
-    focus, prior = (PARAMS[f'counted_{name}'][level - 1] for name in ('focus', 'prior'))
+    focus, prior = (PARAMS[f'counted_{name}'][level] for name in ('focus', 'prior'))
     for n in range(N):
       for p, prefix in enumerate(prefixes):
         total = np.zeros(tiny.CODES)

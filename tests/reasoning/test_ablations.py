@@ -51,7 +51,7 @@ def test_counts_only_has_the_initial_constants(params, mesh):
   equation = ablated['reasoner']['intent']
   assert set(equation) == set(params['reasoner']['intent'])
   np.testing.assert_allclose(equation['focus'], [intent.FOCUS])
-  np.testing.assert_allclose(equation['counted_focus'], [intent.COUNTED_FOCUS] * 2)
+  np.testing.assert_allclose(equation['counted_focus'], [intent.COUNTED_FOCUS] * 3)
   np.testing.assert_allclose(np.exp(equation['strength']), [intent.OPENS, intent.DRAWS, 1.2], 1e-6)
   assert not ablated['reasoner']['roles']['weight'].any()
   assert not ablated['reasoner']['tokens'].any() and params['reasoner']['tokens'].any()

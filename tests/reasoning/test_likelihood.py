@@ -104,6 +104,7 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
   hidden = reasoner.hidden(sequence, positions, causal(valid.astype(jnp.int32)))
   hidden = hidden[:, LAYOUT.prompt_length - 1 : -1]
   priors = reasoner.intent.priors(prompt.evidence, config.retrieved, trie.item_codes, V.levels)
+  language = jax.lax.stop_gradient(reasoner.intent.language[...])
   node = jnp.zeros(n, jnp.int32)
   matches = unused = jnp.ones(priors.retrieved.weight.shape, bool)
   scores = []
@@ -120,8 +121,12 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
     if level < 0:
       code = tokens[:, LAYOUT.intent_slots[0, 0]] - V.blocks['sid0'][0]
       logits += reasoner.roles(prompt.evidence, code, config.role_events)[:, role]
-    if level >= 0:
-      logits += reasoner.intent.code_prior(level, priors, matches[:, None])[:, 0]
+    elif at in LAYOUT.intent_slots:
+      assert level == 0
+      logits = language * logits + priors.intent
+    else:
+      prior = reasoner.intent.code_prior(level, priors, matches[:, None])[:, 0]
+      logits = language * logits + prior
     log_probs = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEG_INF), axis=-1)
     choice = jnp.clip(tokens[:, at] - start, 0, size - 1)
     picked = jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0]
@@ -251,13 +256,15 @@ def test_evidence_of_intent_moves_first_codes_and_roles_only():
   assert not same[LAYOUT.is_role].all()
 
 
-def test_retrieved_items_move_further_codes_only():
+def test_retrieved_items_move_codes_of_the_path_only():
   examples = tiny.examples(1)
   tokens = demonstrated(examples)
   none = replace_excites(examples, share=np.zeros_like(examples.excites.share))
   with_evidence, without = (log_probs(e, tokens) for e in (examples, none))
   moved = ~np.isclose(with_evidence, without, atol=1e-6)
-  assert not moved[:, LAYOUT.level <= 0].any()
+  on_path = np.isin(np.arange(LAYOUT.length), LAYOUT.path_slots)
+  assert not moved[:, ~on_path].any()
+  assert moved[:, on_path & (LAYOUT.level == 0)].any()
   assert all(moved[:, LAYOUT.level == level].any() for level in (1, 2))
 
 
@@ -296,15 +303,16 @@ def test_each_equation_loss_trains_its_own_parameters():
     for jacobian in jacobians
   )
   counted = {'counted_fade', 'counted_focus', 'counted_prior', 'self_transition'}
-  assert intent == {f'intent.{name}' for name in set(params['intent']) - counted - {'role_gain'}}
+  others = counted | {'role_gain', 'language'}
+  assert intent == {f'intent.{name}' for name in set(params['intent']) - others}
   assert by_role == {'intent.role_gain'}
   assert retrieved == {f'intent.{name}' for name in counted | {'event_gain'}}
   assert roles == {f'roles.{name}' for name in params['roles']}
 
 
-def test_the_second_equation_alone_is_a_distribution_over_the_items_of_a_coarse_code():
+def test_both_equations_together_are_a_distribution_over_items():
   """Retrieved items are likelier than the others."""
-  example, codes, trie = tiny.examples(5, users=1), tiny.codes(), tiny.trie()
+  example, trie = tiny.examples(5, users=1), tiny.trie()
 
   @jit
   def retrieved_nll(params, example, trie):
@@ -317,9 +325,7 @@ def test_the_second_equation_alone_is_a_distribution_over_the_items_of_a_coarse_
     return float(retrieved_nll(tiny.params('reasoner'), example._replace(target=target), trie))
 
   nlls = np.array([nll(item) for item in range(tiny.ITEMS)])
-  for coarse_code in np.unique(codes[:, 0]):
-    total = np.exp(-nlls[codes[:, 0] == coarse_code]).sum()
-    assert total == pytest.approx(1.0, abs=1e-4)
+  assert np.exp(-nlls).sum() == pytest.approx(1.0, abs=1e-4)
   next_items = example.excites.next_item[example.history.segment > 0]
   is_retrieved = np.isin(np.arange(tiny.ITEMS), next_items)
   assert nlls[is_retrieved].mean() < nlls[~is_retrieved].mean()

@@ -1,9 +1,13 @@
-"""Calibration lowers the NLL of its examples and moves the experts' numbers and nothing else."""
+"""Calibration lowers the NLL of its examples and moves the experts' numbers and nothing else.
+
+How much the language model counts is the weight by which intents are likeliest.
+"""
 
 import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,9 +16,12 @@ from rolegen_jax.config import MeshConfig
 from rolegen_jax.models import functional
 from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.frcot import build_prompt, demonstration
+from rolegen_jax.reasoning.likelihood import likelihood
+from rolegen_jax.reasoning.worlds import Tree
 from rolegen_jax.semantic_ids.trie import build_trie
 from rolegen_jax.serving.history_filter import holds
-from rolegen_jax.training.calibration import calibrate
+from rolegen_jax.training.calibration import LANGUAGE, calibrate, language_weight
 from tests import tiny
 from tests.text import catalogue
 
@@ -127,3 +134,36 @@ def test_the_same_examples_give_the_same_numbers_and_others_give_others():
   others = dataclasses.replace(table(), target=(table().target + 1) % 60)
   other, _ = fit(8, examples=others)
   assert (other['experts.slot_age'] != fitted(8)[0]['experts.slot_age']).any()
+
+
+def with_tables(scale: float):
+  """The reasoner's parameters, what its language model says multiplied."""
+  reasoner = dict(PARAMS['reasoner'])
+  return reasoner | {'readout' if 'readout' in reasoner else 'tokens': scale * reasoner['tokens']}
+
+
+def test_a_language_model_of_noise_gets_no_weight_and_a_silent_one_keeps_its_own():
+  rolegen = tiny.rolegen('evaluation.batch=32')
+  asked = table(), trie(), mesh_of(8)
+  weight, nll = language_weight(rolegen, with_tables(8.0), *asked)
+  assert weight <= 0.1 and nll[LANGUAGE.index(weight)] == nll.min() < nll[0] - 0.5
+  weight, nll = language_weight(rolegen, with_tables(0.0), *asked)
+  np.testing.assert_allclose(nll, nll[0], rtol=1e-6)
+  assert weight == LANGUAGE[0] == 1.0
+
+
+def test_intents_are_as_likely_at_a_weight_as_chains_find_them_at_it():
+  rolegen, examples = tiny.rolegen('evaluation.batch=32'), table().rows(np.arange(32), tiny.WIDTH)
+  reasoner = with_tables(2.0)
+  _, nll = language_weight(rolegen, reasoner, table().picked(np.arange(32)), trie(), mesh_of(1))
+  layout, tables = rolegen.layout, jax.tree.map(jnp.asarray, trie())
+  prompt = build_prompt(
+    layout, examples.history, examples.excites, examples.timestamp, tables.item_codes
+  )
+  chains = demonstration(layout, examples, tables.item_codes)
+  for weight in (1.0, 0.3, 0.0):
+    intent = reasoner['intent'] | {'language': jnp.full(1, weight)}
+    model = rolegen.bind('reasoner', reasoner | {'intent': intent})
+    found = likelihood(model, Tree(layout), prompt, chains.tokens, tables, temperature=1.0)
+    expected = -float(found.log_prob[:, layout.intent_slots[0, 0]].mean())
+    assert nll[LANGUAGE.index(weight)] == pytest.approx(expected, abs=1e-4), weight
