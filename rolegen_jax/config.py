@@ -497,9 +497,9 @@ class MeshConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationConfig(Section):
-  """After the loop: the weights of the experts, fitted to validation conversions."""
+  """After the loop: weights of the experts and the language model, by validation conversions."""
 
-  steps: int = 30  # of L-BFGS; 0 = off
+  steps: int = 30  # of L-BFGS; 0 = no calibration
   # Validation conversions, evenly drawn; 0 = all. What is scored for them is held at once.
   examples: int = 2000
 

@@ -210,6 +210,14 @@ def role_gains(log_gain: np.ndarray) -> str:
   )
 
 
+def language_weight(weight: np.ndarray) -> str:
+  """Return a note on how much the language model counts, as validation conversions prefer it."""
+  return (
+    'What the language model adds to the logits of codes counts '
+    f'{float(weight[0]):g} times beside the structural equations, chosen on validation conversions.'
+  )
+
+
 def parts(systems: dict[str, dict], metric: str) -> list[str]:
   """Return a note on what the parts of RoleGen are worth, as far as they are among the systems."""
   meaning = dict(

@@ -61,7 +61,9 @@ def section(
   roles['deletion'] = deletion_curves(
     run.rolegen, params['backbone'], sampled, choosers, inputs.trie, run.mesh, run.config.evaluation
   )
-  return roles, [*notes, content.role_gains(params['reasoner']['intent']['role_gain'])]
+  equation = params['reasoner']['intent']
+  learned = content.role_gains(equation['role_gain']), content.language_weight(equation['language'])
+  return roles, [*notes, *learned]
 
 
 def _evenly(table: ExampleTable, most: int) -> np.ndarray:

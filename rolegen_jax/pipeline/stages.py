@@ -65,7 +65,7 @@ class Models:
   aligned: Trained  # reasoner
   reasoned: Trained  # reasoner
   looped: Trained  # backbone, reasoner and its reference
-  calibrated: Trained  # the same, the experts' weights fitted: what recommends
+  calibrated: Trained  # the same, weights fitted: what recommends
 
 
 def warm_up(run: Run, inputs: Inputs, name: str = 'warmup') -> Trained:
@@ -179,7 +179,9 @@ def calibrate(
   intervene: bool = True,
   of: str = '',
 ) -> Trained:
-  """Fit the experts' weights to the validation conversions, in the folder of stage `name`.
+  """Fit all weights to the validation conversions, in the folder of stage `name`.
+
+  They are those of the experts and, where there is reasoning, that of the language model.
 
   Return `trained` as it is where `calibration.steps` is 0 or nothing was bought at a validation
   occasion. of: the stage that left `trained`, where it is another.
@@ -194,7 +196,7 @@ def calibrate(
   if not stage.is_complete:
     params, fitted = trained.load(), {}
     if reasoning:
-      weight, nll = language_weight(run.rolegen, params['reasoner'], table, inputs.trie, run.mesh)
+      weight, nll = language_weight(run.rolegen, params, table, inputs.trie, run.mesh)
       fitted = {'reasoner.intent.language': np.full(1, weight, np.float32)}
       say(
         f'weight {weight:g} of the language model: NLL of intents {nll[0]:.3f} -> {nll.min():.3f}'

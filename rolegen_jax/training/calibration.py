@@ -87,19 +87,19 @@ def calibrate(
 
 
 def language_weight(
-  rolegen: RoleGen, reasoner: Params, table: ExampleTable, trie: Trie, mesh: Mesh
+  rolegen: RoleGen, params: dict[str, Params], table: ExampleTable, trie: Trie, mesh: Mesh
 ) -> tuple[float, np.ndarray]:
   """Return the best of LANGUAGE, and the NLL of the targets' coarse codes by each, in nats."""
   layout = rolegen.layout
 
-  def log_probs(params: Params, trie: Trie, examples: Examples) -> tuple[jax.Array]:
+  def log_probs(reasoner: Params, trie: Trie, examples: Examples) -> tuple[jax.Array]:
     prompt = build_prompt(
       layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
     )
-    model = rolegen.bind('reasoner', params)
+    model = rolegen.bind('reasoner', reasoner)
     return (intent_log_probs(model, layout, prompt, examples.target, trie, LANGUAGE),)
 
-  fixed = (reasoner, jax.device_put(trie, sharding.sharding(mesh)))
+  fixed = (params['reasoner'], jax.device_put(trie, sharding.sharding(mesh)))
   (log_prob_NxG,) = predict.over(rolegen, log_probs, fixed, table, mesh, 'language model')
   nll = -log_prob_NxG.mean(0)
   return LANGUAGE[int(np.argmin(nll))], nll

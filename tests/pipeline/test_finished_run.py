@@ -45,6 +45,8 @@ def nothing_is_learned():
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(stages, 'fit', leave_a_file)
     patched.setattr(stages, 'fit_weights', lambda *_: ({}, np.zeros(2)))
+    patched.setattr(stages, 'language_weight', lambda *_: (1.0, np.zeros(2)))
+    patched.setattr(stages, '_with', lambda params, leaves: params)
     patched.setattr(stages, 'without', lambda _: lambda params, mesh: params)
     nothing = {'popularity': lambda *_: evaluation.Ranking(np.zeros((1, 1)), {})}
     patched.setattr(evaluation, 'ALL_BASELINES', nothing)

@@ -137,9 +137,9 @@ def test_the_same_examples_give_the_same_numbers_and_others_give_others():
 
 
 def with_tables(scale: float):
-  """The reasoner's parameters, what its language model says multiplied."""
-  reasoner = dict(PARAMS['reasoner'])
-  return reasoner | {'readout' if 'readout' in reasoner else 'tokens': scale * reasoner['tokens']}
+  """The parameters of both models, what the language model says multiplied."""
+  reasoner = PARAMS['reasoner']
+  return {**PARAMS, 'reasoner': reasoner | {'tokens': scale * reasoner['tokens']}}
 
 
 def test_a_language_model_of_noise_gets_no_weight_and_a_silent_one_keeps_its_own():
@@ -154,8 +154,9 @@ def test_a_language_model_of_noise_gets_no_weight_and_a_silent_one_keeps_its_own
 
 def test_intents_are_as_likely_at_a_weight_as_chains_find_them_at_it():
   rolegen, examples = tiny.rolegen('evaluation.batch=32'), table().rows(np.arange(32), tiny.WIDTH)
-  reasoner = with_tables(2.0)
-  _, nll = language_weight(rolegen, reasoner, table().picked(np.arange(32)), trie(), mesh_of(1))
+  params = with_tables(2.0)
+  reasoner = params['reasoner']
+  _, nll = language_weight(rolegen, params, table().picked(np.arange(32)), trie(), mesh_of(1))
   layout, tables = rolegen.layout, jax.tree.map(jnp.asarray, trie())
   prompt = build_prompt(
     layout, examples.history, examples.excites, examples.timestamp, tables.item_codes
