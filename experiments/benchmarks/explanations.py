@@ -61,9 +61,7 @@ def titles(run: pathlib.Path) -> dict | None:
 def made_by(run: pathlib.Path) -> str:
   """Return a line on the models that say so."""
   made = json.loads((run / 'report.json').read_text())['provenance']
-  return (
-    f'Models: `quality:{run.parents[1].name}`, seed {made["seed"]}, commit {made["commit"][:7]}.'
-  )
+  return f'Models of seed {made["seed"]}, commit {made["commit"][:7]}.'
 
 
 def table(frame: pl.DataFrame, title_of: dict | None) -> str:

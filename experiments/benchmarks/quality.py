@@ -33,7 +33,7 @@ from experiments.benchmarks.quality_report import TESTED, plot, tables, write_bl
 from rolegen_jax.ab_test.plot import LIFTS_OVER
 from rolegen_jax.cli import entry
 from rolegen_jax.cli.path_flags import path_flag
-from rolegen_jax.config import ConfigError, EvaluationConfig
+from rolegen_jax.config import ABLATIONS, ConfigError, EvaluationConfig
 from rolegen_jax.data.files import renamed
 from rolegen_jax.data.prepare import load_prepared
 from rolegen_jax.evaluation.metrics import Pairs, bootstrap, hit, ndcg, ranks
@@ -67,7 +67,7 @@ LOOP_FIGURES = (
 )
 CURVE_POINTS = 100
 
-JSON_WIDTH = 420  # an object or list that fits is one line
+JSON_WIDTH = 480  # an object or list that fits is one line
 
 _RUNS = path_flag('runs', '', 'Folder of the sweeps, each named like its experiment.')
 _RESULTS = path_flag('results', str(harness.FOLDER / 'quality.json'), 'The summary.')
@@ -106,7 +106,7 @@ def measure(folder: pathlib.Path, previous: dict) -> dict:
       continue
     say(f'{name}: no finished run in {points}; its entry stays as it was')
     if name in known:
-      experiments[name] = known[name]
+      experiments[name] = _of_today(known[name])
   if not experiments:
     raise ConfigError(f'--runs={folder}: no finished run; must be the folder of the quality sweeps')
   ab_tests = dict(previous.get('ab_tests', {}))
@@ -120,6 +120,20 @@ def measure(folder: pathlib.Path, previous: dict) -> dict:
     stability = curves(long_run / 'loop/metrics.jsonl', LOOP_FIGURES)
     stability['provenance'] = _provenance(long_run)
   return dict(experiments=experiments, ab_tests=ab_tests, stability=stability)
+
+
+def _of_today(summary: dict) -> dict:
+  """Return an earlier summary without the ablations that nobody can run any more."""
+
+  def runs(name: str) -> bool:
+    kind = summary['systems'][name]['kind']
+    return kind != 'ablation' or name.removesuffix('_exposure_penalty') in ABLATIONS
+
+  parts = {
+    part: {name: x for name, x in summary[part].items() if runs(name)}
+    for part in ('systems', 'candidates')
+  }
+  return summary | parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,11 +289,16 @@ def _roles(section: dict) -> dict:
 
 
 def _deletion(section: dict) -> dict[str, dict]:
-  """Return the deletion curves: chooser -> events removed -> log p lost beyond random removals."""
-  return {
-    chooser: curve['minus_random']
-    for chooser, curve in (section.get('deletion') or {}).items()
-    if 'minus_random' in curve
+  """Return the deletion curves: chooser -> events removed -> log p lost beyond others' removals.
+
+  The others are random events and, by a name of its own, the latest ones.
+  """
+  curves = section.get('deletion') or {}
+  beyond = {name: curve['minus_random'] for name, curve in curves.items() if name != 'random'}
+  return beyond | {
+    f'{name}, over the latest': curve['minus_recency']
+    for name, curve in curves.items()
+    if name.startswith('the explanation')
   }
 
 
