@@ -2,7 +2,7 @@
 
   RUN=runs/quality/ijcai15/points/seed0  # and those of the other experiments
   rolegen recommend --workdir=$RUN --users=dormant --output=$RUN/recommendations.parquet
-  python -m experiments.benchmarks.explanations --runs=runs/quality
+  python -m experiments.benchmarks.explanations --sweeps=runs/quality
 
 Nothing is computed here: the file of recommendations is turned into tables of docs/explanations.md.
 Of a public log neither ids nor times are printed: items are letters, in the order of their
@@ -30,12 +30,14 @@ from rolegen_jax.runtime.progress import say
 
 USERS, ITEMS = 3, 2  # of each log; first items of each user's list
 
-_RUNS = path_flag('runs', 'runs/quality', 'Folder of the sweeps, each named like its experiment.')
-_PAGE = path_flag('page', str(harness.ROOT / 'docs/explanations.md'), 'Page of the tables.')
+_SWEEPS = path_flag(
+  'sweeps', 'runs/quality', 'Folder of the sweeps, each named like its experiment.'
+)
+_TABLES = path_flag('tables', str(harness.ROOT / 'docs/explanations.md'), 'Page of the tables.')
 
 
 def main() -> None:
-  runs, blocks = pathlib.Path(_RUNS.value), {}
+  runs, blocks = pathlib.Path(_SWEEPS.value), {}
   for name in experiment.EXPERIMENTS:
     run = runs / name / 'points/seed0'
     path = run / 'recommendations.parquet'
@@ -44,9 +46,9 @@ def main() -> None:
     else:
       say(f'{name}: no {path}; its table stays as it was')
   if not blocks:
-    raise ConfigError(f'--runs={runs}: no recommendations.parquet; must be written by recommend')
-  write_blocks(blocks, pathlib.Path(_PAGE.value))
-  print(f'-> {_PAGE.value}')
+    raise ConfigError(f'--sweeps={runs}: no recommendations.parquet; must be written by recommend')
+  write_blocks(blocks, pathlib.Path(_TABLES.value))
+  print(f'-> {_TABLES.value}')
 
 
 def titles(run: pathlib.Path) -> dict | None:
