@@ -50,7 +50,7 @@ WITHOUT = {f'without_{name}': name for name in (*BACKBONE_EXPERTS, *REASONER_EXP
 # Ablations that replace parameters of the trained RoleGen and neither train nor fit anything
 # (`reasoning/ablations.py`).
 AT_RUN_TIME = ('no_language_model', 'counts_only')
-# Ablations of the trained RoleGen whose experts' weights are fitted again. no_reasoner leaves its
+# Ablations of the trained RoleGen that are calibrated again. no_reasoner leaves its
 # backbone, whose networks have the same gradient whatever the reasoner says.
 REFITTED = ('no_reasoner', *WITHOUT)
 # Ablation -> the settings that make it, by section. Those without any need no training
@@ -404,8 +404,8 @@ class LoopConfig(Section):
   """The closed loop: rollouts, rewards and the reasoner's objective."""
 
   worlds: int = 4  # rollouts per user; world 0 is factual
-  # What is done in the worlds after the factual one, in turn. intent: the path starts from another
-  # intent, the next likeliest | remove: an event is removed | role: an event gets another role.
+  # What is done in the worlds after the factual one, in turn. intent: another intent, the next
+  # likeliest | remove: an event is removed | role: an event gets another role.
   interventions: tuple[str, ...] = INTERVENTIONS
   # independent: each world has noise of its own | common: the worlds of a user differ through
   # their interventions alone.

@@ -5,7 +5,7 @@
   python -m experiments.benchmarks.explanations --sweeps=runs/quality
 
 Nothing is computed here: the file of recommendations is turned into tables of docs/explanations.md.
-Of a public log neither ids nor times are printed: items are letters, in the order of their
+Of a public log neither ids nor dates are printed: items are letters, in the order of their
 appearance. Titles are those of the simulated log. What is missing keeps its table.
 """
 

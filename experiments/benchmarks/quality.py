@@ -124,16 +124,13 @@ def measure(folder: pathlib.Path, previous: dict) -> dict:
 
 def _of_today(summary: dict) -> dict:
   """Return an earlier summary without the ablations that nobody can run any more."""
-
-  def runs(name: str) -> bool:
-    kind = summary['systems'][name]['kind']
-    return kind != 'ablation' or name.removesuffix('_exposure_penalty') in ABLATIONS
-
-  parts = {
-    part: {name: x for name, x in summary[part].items() if runs(name)}
-    for part in ('systems', 'candidates')
+  kept = {
+    name
+    for name, system in summary['systems'].items()
+    if system['kind'] != 'ablation' or name.removesuffix('_exposure_penalty') in ABLATIONS
   }
-  return summary | parts
+  parts = ('systems', 'candidates')
+  return summary | {part: {n: x for n, x in summary[part].items() if n in kept} for part in parts}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -211,10 +211,11 @@ def role_gains(log_gain: np.ndarray) -> str:
 
 
 def language_weight(weight: np.ndarray) -> str:
-  """Return a note on how much the language model counts, as validation conversions prefer it."""
+  """Return a note on how much the language model counts where codes are chosen."""
   return (
-    'What the language model adds to the logits of codes counts '
-    f'{float(weight[0]):g} times beside the structural equations, chosen on validation conversions.'
+    'Where codes are chosen, what the language model says is multiplied by '
+    f'{float(np.asarray(weight)[0]):g} before it is added to the structural equations: '
+    'so validation conversions prefer.'
   )
 
 

@@ -202,18 +202,20 @@ class Intent(nnx.Module):
       return Priors(self(evidence), Retrieved(nothing, codes, jnp.zeros(empty)))
     return Priors(self(evidence), self.retrieve(evidence, keep, codes_IxL))
 
-  def code_prior(self, level: int, priors: Priors, matches_NxPxA: jax.Array) -> jax.Array:
-    """Return the logits that codes of a level start from, fp32 [N, P, K], or [N, 1, K].
+  def code_prior(
+    self, level: int, priors: Priors, matches_NxPxA: jax.Array, is_item: bool
+  ) -> jax.Array:
+    """Return the logits that codes of a level start from: [N, P, K], of first intents [N, 1, K].
 
-    The latter at the first level where nothing is retrieved. `matches` says which retrieved items
-    may be meant and begin with each of P prefixes.
+    The first code of an intent starts from the first equation, that of an item from both, all
+    further ones from the second. `matches` says which retrieved items may be meant and begin with
+    each of P prefixes.
     """
-    intent, retrieved = priors.intent[:, None], priors.retrieved
-    if level > 0:
-      return self.next_code(level, retrieved, matches_NxPxA)
-    if not retrieved.item.shape[1]:
+    intent = priors.intent[:, None]
+    if level == 0 and not is_item:
       return intent
-    return intent + self.next_code(level, retrieved, matches_NxPxA)
+    retrieved = self.next_code(level, priors.retrieved, matches_NxPxA)
+    return retrieved if level else intent + retrieved
 
   def next_code(self, level: int, retrieved: Retrieved, matches_NxPxA: jax.Array) -> jax.Array:
     """Return the logits of the codes of a level after each of P prefixes, fp32 [N, P, K].

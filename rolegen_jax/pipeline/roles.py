@@ -24,6 +24,7 @@ from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.explain import explanations
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.simulator import world
+from rolegen_jax.simulator.base import World
 from rolegen_jax.simulator.foresight import role_ceiling
 from rolegen_jax.simulator.histories import Moments
 
@@ -62,8 +63,10 @@ def section(
     run.rolegen, params['backbone'], sampled, choosers, inputs.trie, run.mesh, run.config.evaluation
   )
   equation = params['reasoner']['intent']
-  learned = content.role_gains(equation['role_gain']), content.language_weight(equation['language'])
-  return roles, [*notes, *learned]
+  notes = [*notes, content.role_gains(equation['role_gain'])]
+  if models.calibrated is not models.looped:
+    notes.append(content.language_weight(equation['language']))
+  return roles, notes
 
 
 def _evenly(table: ExampleTable, most: int) -> np.ndarray:
@@ -103,7 +106,7 @@ def _scores(
   return result
 
 
-def _ceiling(shop: world.World, known: ExampleTable, last: int, told: bool) -> np.ndarray:
+def _ceiling(shop: World, known: ExampleTable, last: int, told: bool) -> np.ndarray:
   """Return the chances of roles by the simulator, which is told the category for the intent."""
   log = known.log
   users = np.unique(known.user)

@@ -65,7 +65,7 @@ class Models:
   aligned: Trained  # reasoner
   reasoned: Trained  # reasoner
   looped: Trained  # backbone, reasoner and its reference
-  calibrated: Trained  # the same, weights fitted: what recommends
+  calibrated: Trained  # the same, calibrated: what recommends
 
 
 def warm_up(run: Run, inputs: Inputs, name: str = 'warmup') -> Trained:
@@ -179,12 +179,11 @@ def calibrate(
   intervene: bool = True,
   of: str = '',
 ) -> Trained:
-  """Fit all weights to the validation conversions, in the folder of stage `name`.
+  """Fit the experts' weights and, with reasoning, choose the language model's.
 
-  They are those of the experts and, where there is reasoning, that of the language model.
-
-  Return `trained` as it is where `calibration.steps` is 0 or nothing was bought at a validation
-  occasion. of: the stage that left `trained`, where it is another.
+  That is by the validation conversions, in the folder of stage `name`. Return `trained` as it is
+  where `calibration.steps` is 0 or nothing was bought at a validation occasion. of: the stage that
+  left `trained`, where it is another.
   """
   config = run.config
   table = validation_examples(run, inputs)

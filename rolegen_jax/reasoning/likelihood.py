@@ -125,6 +125,7 @@ def _code_choices(
 ) -> Choice:
   """Return the choices of codes at slots [items, levels], level by level, [N, items * levels]."""
   n, (items, levels) = tokens_NxT.shape[0], slots.shape
+  is_item = levels == layout.vocab.levels  # and no intent
 
   @functools.partial(jax.checkpoint, static_argnums=0)
   def choose_code(
@@ -137,7 +138,7 @@ def _code_choices(
   ) -> Choice:
     """Choose among the codes of a level; the backward pass computes the logits again."""
     logits = reasoner.code_logits(hidden, *layout.vocab.blocks[f'sid{level}'])
-    logits = logits + reasoner.intent.code_prior(level, priors, matches)
+    logits = logits + reasoner.intent.code_prior(level, priors, matches, is_item)
     return _choose(constrained_log_softmax(logits, exists, temperature), choice, True)
 
   node = jnp.zeros((n, items), jnp.int32)
@@ -224,7 +225,7 @@ def equation_loss(
   node, matches = jnp.zeros_like(examples.target), jnp.ones(retrieved.item.shape, bool)
   for level in range(layout.vocab.levels):
     exists, _ = children_mask(trie, level, node)
-    logits = equation.code_prior(level, priors, matches[:, None])[:, 0]
+    logits = equation.code_prior(level, priors, matches[:, None], is_item=True)[:, 0]
     codes_nll += nll(constrained_log_softmax(logits, exists, 1.0), level)
     node = jnp.maximum(descend(trie, level, node, target_codes[:, level]), 0)
     matches &= retrieved.codes[..., level] == target_codes[:, level : level + 1]

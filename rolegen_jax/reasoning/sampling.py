@@ -177,8 +177,8 @@ class Sampler:
   def path(self, reading: Reading, priors: Priors, trie: Trie) -> Completions:
     """Sample what comes after the roles.
 
-    First codes start from the world's intent and its retrieved items that are not on the path yet,
-    further ones from the latter.
+    First codes start from the world's intent and from its retrieved items that are not on the path
+    yet, further codes from those items alone.
     """
     numbers = np.arange(self.layout.role_slots[-1] + 1, self.layout.length)
     free = jnp.full(priors.retrieved.item.shape[:1], -1)
@@ -246,7 +246,9 @@ class Sampler:
 
     def of_level(level: int) -> Options:
       allowed, child = children_mask(trie, level, node_N)
-      prior = self.reasoner.intent.code_prior(level, priors, matches_NxA[:, None])[:, 0]
+      equations, matches = self.reasoner.intent, matches_NxA[:, None]
+      is_item = levels == self.layout.vocab.levels
+      prior = equations.code_prior(level, priors, matches, is_item)[:, 0]
       return Options(allowed, child, prior)
 
     of_levels = [functools.partial(of_level, level) for level in range(levels)]

@@ -11,7 +11,7 @@ Before that, the weight of the language model beside the reasoner's structural e
 the one by which the coarse codes of the same conversions are likeliest as intents. A language model
 learns conversions by heart that say nothing of others.
 
-Shapes: N examples, B rows, M members.
+Shapes: N examples, B rows, M members, G weights of the language model.
 """
 
 from __future__ import annotations
@@ -90,6 +90,16 @@ def language_weight(
   rolegen: RoleGen, params: dict[str, Params], table: ExampleTable, trie: Trie, mesh: Mesh
 ) -> tuple[float, np.ndarray]:
   """Return the best of LANGUAGE, and the NLL of the targets' coarse codes by each, in nats."""
+  fixed = (params['reasoner'], jax.device_put(trie, sharding.sharding(mesh)))
+  log_probs = _intent_log_probs(rolegen)
+  (log_prob_NxG,) = predict.over(rolegen, log_probs, fixed, table, mesh, 'language model')
+  nll = -log_prob_NxG.mean(0)
+  return LANGUAGE[int(np.argmin(nll))], nll
+
+
+@functools.lru_cache(maxsize=2)  # other parameters of the same models run the same program
+def _intent_log_probs(rolegen: RoleGen) -> Callable[..., tuple[jax.Array]]:
+  """Return (reasoner, trie, examples) -> log p by each of LANGUAGE, fp32 [B, G], of one batch."""
   layout = rolegen.layout
 
   def log_probs(reasoner: Params, trie: Trie, examples: Examples) -> tuple[jax.Array]:
@@ -99,10 +109,7 @@ def language_weight(
     model = rolegen.bind('reasoner', reasoner)
     return (intent_log_probs(model, layout, prompt, examples.target, trie, LANGUAGE),)
 
-  fixed = (params['reasoner'], jax.device_put(trie, sharding.sharding(mesh)))
-  (log_prob_NxG,) = predict.over(rolegen, log_probs, fixed, table, mesh, 'language model')
-  nll = -log_prob_NxG.mean(0)
-  return LANGUAGE[int(np.argmin(nll))], nll
+  return log_probs
 
 
 def _members(

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from experiments.benchmarks.explanations import ITEMS, USERS, table
+from experiments.benchmarks.explanations import ITEMS, USERS, evidence, table
 
 LETTER = dict(event='view', days_ago=1.5, role='ANCHOR', nats=0.25)
 
@@ -21,6 +21,8 @@ def test_a_public_item_is_a_letter_everywhere() -> None:
   first, second = shown.splitlines()[2:]
   assert '1. A' in first and 'view of B, 1.5 d ago, ANCHOR +0.25' in first
   assert 'world 2 (without the view) +0.3; seen before' in first
+  forced = why.replace('without the view of 4711', 'the view of 4711 as ANCHOR')
+  assert 'world 2 (the view as ANCHOR) +0.3' in evidence(dict(why=forced))
   assert '2. B' in second and 'view of A' in second
 
 

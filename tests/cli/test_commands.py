@@ -21,6 +21,7 @@ from rolegen_jax.data.adapters import log_path
 from rolegen_jax.data.files import DataError, lock
 from rolegen_jax.data.shards import build
 from rolegen_jax.data.shards.convert import make_plan
+from rolegen_jax.models import functional
 from rolegen_jax.pipeline import stages
 from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, saved_config
 from rolegen_jax.pipeline.context import Run, open_run
@@ -28,6 +29,7 @@ from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.run import train, train_models
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.simulator import world
+from rolegen_jax.training.calibration import LANGUAGE
 from tests import tiny
 from tests.runs import open_inputs
 
@@ -150,6 +152,19 @@ def test_the_report_says_how_many_targets_are_among_the_candidates(finished):
   assert set(found) == {'RoleGen', 'no_language_model'}
   assert found['RoleGen']['hits']['all']['mean'] == pytest.approx(np.mean(held))
   assert 0 < np.mean(held) < 1 and found['RoleGen']['difference']['all']['high'] == 0
+
+
+def test_what_calibration_chose_is_what_recommends(finished):
+  run, inputs = prepare_inputs(open_run(saved_config(finished.workdir), finished.workdir))
+  models = train_models(run, inputs)
+  chosen = np.load(finished.workdir / 'loop/calibration/weights.npz')
+  name = 'reasoner.intent.language'
+  assert float(chosen[name][0]) in LANGUAGE
+  looped, calibrated = (functional.flatten(m.load()) for m in (models.looped, models.calibrated))
+  moved = {path for path in looped if (looped[path] != calibrated[path]).any()}
+  assert moved <= set(chosen.files) and looped[name] == calibrated['reference.intent.language'] == 1
+  for path in set(chosen.files) - {'nll'}:
+    np.testing.assert_array_equal(calibrated[path], chosen[path])
 
 
 @pytest.mark.slow

@@ -142,6 +142,26 @@ def retrieved_by_loops(e: lib.Evidence, n: int) -> dict[int, float]:
   return weights
 
 
+def test_an_intent_starts_from_the_first_equation_and_an_item_from_both():
+  e, item = evidence(1), np.arange(ITEMS)
+  codes = np.stack([item // 6, item // 3 % 2, item % 3], axis=1).astype(np.int32)
+  equation = functional.bind(GRAPHDEF, PARAMS)
+  priors = equation.priors(e, 20, codes, levels=3)
+  matches = np.ones((N, 1, 20), bool)
+  intent, first = (equation.code_prior(0, priors, matches, is_item)[:, 0] for is_item in (0, 1))
+  np.testing.assert_array_equal(intent, priors.intent)
+  focus, prior = PARAMS['counted_focus'][0], np.exp(PARAMS['counted_prior'][0])
+  for n in range(N):
+    total = np.zeros(tiny.CODES)
+    for i, weight in retrieved_by_loops(e, n).items():
+      total[codes[i, 0]] += weight
+    expected = np.asarray(priors.intent)[n] + focus * np.log(prior + total)
+    np.testing.assert_allclose(first[n], expected, atol=1e-5)
+  second = equation.next_code(1, priors.retrieved, matches)
+  for is_item in (False, True):
+    np.testing.assert_array_equal(equation.code_prior(1, priors, matches, is_item), second)
+
+
 @pytest.mark.parametrize('seed', range(3))
 def test_retrieved_items_as_logits_code_by_code(seed):
   """Items share codes: the logit of a code rests on all items below it."""

@@ -125,8 +125,9 @@ def plain_likelihood(reasoner, prompt, tokens, trie, temperature):
       assert level == 0
       logits = language * logits + priors.intent
     else:
-      prior = reasoner.intent.code_prior(level, priors, matches[:, None])[:, 0]
-      logits = language * logits + prior
+      logits = language * logits
+      logits += reasoner.intent.next_code(level, priors.retrieved, matches[:, None])[:, 0]
+      logits += priors.intent if level == 0 else 0.0
     log_probs = jax.nn.log_softmax(jnp.where(allowed, logits / temperature, NEG_INF), axis=-1)
     choice = jnp.clip(tokens[:, at] - start, 0, size - 1)
     picked = jnp.take_along_axis(log_probs, choice[:, None], axis=1)[:, 0]
