@@ -159,7 +159,7 @@ def test_what_calibration_chose_is_what_recommends(finished):
   models = train_models(run, inputs)
   chosen = np.load(finished.workdir / 'loop/calibration/weights.npz')
   name = 'reasoner.intent.language'
-  assert float(chosen[name][0]) in LANGUAGE
+  assert chosen[name][0] in np.float32(LANGUAGE)
   looped, calibrated = (functional.flatten(m.load()) for m in (models.looped, models.calibrated))
   moved = {path for path in looped if (looped[path] != calibrated[path]).any()}
   assert moved <= set(chosen.files) and looped[name] == calibrated['reference.intent.language'] == 1
