@@ -141,10 +141,8 @@ def test_the_report_compares_with_baselines_and_ablations(finished):
 def test_the_report_says_how_many_targets_are_among_the_candidates(finished):
   listed, occasions = np.load(finished.workdir / 'rankings.npz'), finished.inputs.occasions
   candidates, held = listed['candidates/RoleGen'], []
-  assert (
-    candidates.shape == (len(listed['occasion']), 2, 2)
-    and 'candidates/no_reasoner' not in listed.files
-  )
+  assert candidates.shape == (len(listed['occasion']), 2, 2)
+  assert 'candidates/no_reasoner' not in listed.files
   for row, occasion in enumerate(listed['occasion']):
     first, last = occasions.target_offsets[occasion : occasion + 2]
     held += [target in candidates[row] for target in occasions.target[first:last]]

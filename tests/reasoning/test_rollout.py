@@ -153,7 +153,7 @@ def test_likelihood_agrees_where_worlds_share_nothing_of_their_prompt():
 
 def test_sampled_frequencies_follow_the_softmax():
   """The first intent of one example: 8 rows x 150 draws against the probabilities of what came."""
-  one = jax.tree.map(lambda x: np.repeat(x[:1], tiny.USERS, axis=0), tiny.examples(0))
+  one = jax.tree.map(lambda x: np.repeat(x[:1], tiny.USERS, axis=0), tiny.examples(5))
   slot, counts, probability = LAYOUT.intent_slots[0, 0], {}, {}
   for key in range(150):
     r = chains.rollout(one, key, intervene=False)
