@@ -50,8 +50,8 @@ WITHOUT = {f'without_{name}': name for name in (*BACKBONE_EXPERTS, *REASONER_EXP
 # Ablations that replace parameters of the trained RoleGen and neither train nor fit anything
 # (`reasoning/ablations.py`).
 AT_RUN_TIME = ('no_language_model', 'counts_only')
-# Ablations of the trained RoleGen that are calibrated again. no_reasoner leaves its
-# backbone, whose networks have the same gradient whatever the reasoner says.
+# Ablations of the trained RoleGen that are calibrated again. no_reasoner is its backbone, whose
+# networks have the same gradient whatever the reasoner says.
 REFITTED = ('no_reasoner', *WITHOUT)
 # Ablation -> the settings that make it, by section. Those without any need no training
 # (AT_RUN_TIME, REFITTED) or are switches of the joint train step. no_roles: trained from stage

@@ -106,7 +106,7 @@ def evidence(row: dict) -> str:
   An intervention is named without the item that it is about.
   """
   terms, _, _ = row['why'].partition('; carried by')
-  return re.sub(r' of \S+?(?=\)| as )', '', terms)
+  return re.sub(r' of .+?(?=\)| as )', '', terms)
 
 
 def events(row: dict, name: Callable[[Any], str]) -> str:

@@ -36,6 +36,7 @@ from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ABLATIONS, ConfigError, EvaluationConfig
 from rolegen_jax.data.files import renamed
 from rolegen_jax.data.prepare import load_prepared
+from rolegen_jax.evaluation.deletion import RECENCY
 from rolegen_jax.evaluation.metrics import Pairs, bootstrap, hit, ndcg, ranks
 from rolegen_jax.reasoning.feedback import repeats
 from rolegen_jax.runtime.progress import say
@@ -295,7 +296,7 @@ def _deletion(section: dict) -> dict[str, dict]:
   return beyond | {
     f'{name}, over the latest': curve['minus_recency']
     for name, curve in curves.items()
-    if name.startswith('the explanation')
+    if name not in (RECENCY, 'random')
   }
 
 

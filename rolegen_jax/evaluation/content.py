@@ -214,8 +214,8 @@ def language_weight(weight: np.ndarray) -> str:
   """Return a note on how much the language model counts where codes are chosen."""
   return (
     'Where codes are chosen, what the language model says is multiplied by '
-    f'{float(np.asarray(weight)[0]):g} before it is added to the structural equations: '
-    'so validation conversions prefer.'
+    f'{float(np.asarray(weight)[0]):g} before it is added to the structural equations, '
+    'as validation conversions prefer.'
   )
 
 
