@@ -35,7 +35,7 @@ ARMS = dict(
   SASRec_slates='SASRec, slates',
   popular_opens='ten items for everybody: popular, and opening much',
   oracle='oracle: true probabilities, short-sighted',
-  oracle_slates='oracle, slates',
+  oracle_ahead='oracle that knows the effect of looks',
 )
 
 # What the project set out to reach: experiment -> (system, slice, metric, aim). Those of baselines

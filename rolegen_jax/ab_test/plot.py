@@ -21,6 +21,7 @@ COLORS = {
   'popular_opens': '#CC79A7',
   'popularity': '#8A8A8A',
   'oracle': '#4A4A4A',
+  'oracle_ahead': '#000000',
 }
 # Arms over which the lift of RoleGen, shown as they are, is drawn; the first with its interval.
 LIFTS_OVER = ('no_reasoner_slates', 'no_reasoner', 'counting_slates', 'counting')

@@ -50,7 +50,7 @@ ARMS = (
   'RoleGen',
   'RoleGen_slates',
 )
-KNOWN = (*ARMS, 'oracle', 'oracle_slates')
+KNOWN = (*ARMS, 'oracle', 'oracle_slates', 'oracle_ahead')
 
 
 def simulate_ab(
@@ -283,6 +283,8 @@ class Test:
         return policies.Sasrec(setting, self.sasrec)
       case 'oracle':
         return policies.Oracle(setting, self.world)
+      case 'oracle_ahead':
+        return policies.LookingAhead(setting, self.world)
     online = Online(
       run.rolegen,
       self.models[name].load(),

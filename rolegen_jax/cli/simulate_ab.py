@@ -41,8 +41,9 @@ _ARMS = flags.DEFINE_list(
     *('popularity', 'popular_opens', 'recency', 'counting', 'counting_slates', 'SASRec'),
     *('SASRec_slates', 'no_reasoner', 'no_reasoner_slates', 'RoleGen', 'RoleGen_slates'),
   ],
-  'Some of these, oracle and oracle_slates, which know the truth. NAME_slates shows slates, NAME '
-  'what is likeliest; popular_opens is one slate for everybody.',
+  'Some of these, and oracle, oracle_slates and oracle_ahead, which know the truth. NAME_slates '
+  'shows slates, NAME what is likeliest; popular_opens is one slate for everybody; oracle_ahead '
+  'shows what most raises the chance of a purchase.',
 )
 _SLATE = flags.DEFINE_integer(
   'slate', 10, 'Items shown on a visit, at most backbone.beam.', lower_bound=1

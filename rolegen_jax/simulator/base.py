@@ -118,6 +118,27 @@ class World(abc.ABC):
     It is relative to an average item for a user with even preferences and no history.
     """
 
+  def look_chances(
+    self, state: Any, rows: np.ndarray, items: np.ndarray, timestamps: np.ndarray
+  ) -> np.ndarray:
+    """Return the chance that `rows` [A] of `state` view `items` [A] that they notice, [A]."""
+    desire = self.desire(state, rows, items, timestamps)
+    return desire / (desire + self.rules.view_half)
+
+  def effects_of_looks(self, state: Any, items: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """Return what a view would add to the chance that the next event is a purchase, [N, K].
+
+    items: [N, K], for each row of `state` and each alone. It is the true instrumental effect of an
+    item; what the purchase would be does not count.
+    """
+    rows, before = np.arange(len(items)), self.hazard(state, timestamps)
+    effects = np.empty(items.shape)
+    for k in range(items.shape[1]):
+      after = state.copy()
+      self.add(after, rows, items[:, k], np.full(len(rows), behavior.VIEW), timestamps)
+      effects[:, k] = self.hazard(after, timestamps) - before
+    return effects
+
   @abc.abstractmethod
   def draw_events(
     self, state: Any, rows: np.ndarray, timestamps: np.ndarray, u_AxQ: np.ndarray

@@ -185,8 +185,7 @@ class _VisitDay:
     is_examined = u[:, U_EXAMINED] < 1 / math.log2(position + 2)
     examining = np.flatnonzero(visits & (shown >= 0) & is_examined)
     rows, items = self.rows[examining], shown[examining]
-    desire = world.desire(state, rows, items, self.clock[examining])
-    views = u[examining, U_VIEWED] < desire / (desire + world.rules.view_half)
+    views = u[examining, U_VIEWED] < world.look_chances(state, rows, items, self.clock[examining])
     viewing, rows, items = examining[views], rows[views], items[views]
     self._record(viewing, items, np.full(len(viewing), VIEW), position)
     hazard = world.hazard(state.rows(rows), self.clock[viewing])

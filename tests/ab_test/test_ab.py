@@ -55,6 +55,9 @@ def test(tmp_path_factory):
   )
 
 
+ORACLES = policies.Oracle, policies.LookingAhead
+
+
 class Untrained(simulation.Test):
   """With random parameters: what a test of shapes and events needs."""
 
@@ -111,6 +114,24 @@ def test_the_oracle_sells_more_than_popularity(test):
   found = summary.summarize(arms, [0], 200, 0)
   assert found['lifts']['popularity']['orders']['low'] > 0
   assert found['arms']['oracle']['shown_view_rate'] > found['arms']['popularity']['shown_view_rate']
+
+
+def test_looking_ahead_shows_first_what_most_raises_the_chance_of_a_purchase(test):
+  rows, now = np.arange(4), test.world.rules.start + 120 * DAY
+  oracle, ahead = (policy(test.setting, test.world) for policy in ORACLES)
+  for policy in (oracle, ahead):
+    policy.begin()
+  (item, log_prob), shown = oracle.rank(rows, now), ahead.rank(rows, now)
+  time = np.full(4, now)
+  state = test.state.rows(rows)
+  effect = test.world.effects_of_looks(state, item, time)
+  for row in range(4):
+    desire = test.world.desire(state, np.full(len(item[row]), row), item[row], np.full(12, now))
+    chance = desire / (desire + test.world.rules.view_half)
+    order = np.argsort(-chance * np.maximum(effect[row], 0), kind='stable')
+    np.testing.assert_array_equal(shown.item[row], item[row][order])
+    np.testing.assert_array_equal(shown.log_prob[row], log_prob[row][order])
+  assert (shown.item != item).any()
 
 
 def test_the_oracles_state_is_that_of_the_world(test):

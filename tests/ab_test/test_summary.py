@@ -69,7 +69,11 @@ def test_the_default_arms_hold_like_for_like():
     *('RoleGen', 'RoleGen_slates', 'no_reasoner', 'no_reasoner_slates'),
     *('counting', 'counting_slates', 'SASRec', 'SASRec_slates', 'popular_opens'),
   }
-  assert set(simulation.KNOWN) - set(simulation.ARMS) == {'oracle', 'oracle_slates'}
+  assert set(simulation.KNOWN) - set(simulation.ARMS) == {
+    'oracle',
+    'oracle_slates',
+    'oracle_ahead',
+  }
 
 
 def test_training_seeds_are_resampled_beside_noise_seeds_and_users():

@@ -87,6 +87,23 @@ def test_removal_effects_equal_brute_force(log, number):
     assert row['effect'] == pytest.approx(log_p_with - log_p_without, abs=1e-8)
 
 
+def test_effects_of_looks_equal_histories_with_a_view_more(log):
+  users = np.arange(6)
+  times = np.full(6, log.world.rules.start + log.world.rules.days * rules.DAY)
+  items = np.random.default_rng(1).integers(0, CONFIG.items, (6, 5))
+  effects = log.world.effects_of_looks(log.world.state(log.events, users), items, times)
+
+  def hazard(events):
+    return log.world.hazard(log.world.state(events, users), times)
+
+  for k in range(5):
+    looks = dict(user_id=users, item_id=items[:, k], event=['view'] * 6, timestamp=times)
+    looks = pl.DataFrame(looks).cast(log.events.schema)
+    expected = hazard(pl.concat([log.events, looks])) - hazard(log.events)
+    np.testing.assert_allclose(effects[:, k], expected, atol=1e-12)
+  assert (effects > 1e-3).any()
+
+
 def test_showing_the_active_intent_sells_more_than_random_items(log):
   users, day = np.arange(CONFIG.users), log.world.rules.days
   state = log.world.state(log.events)
