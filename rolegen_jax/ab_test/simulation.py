@@ -22,6 +22,7 @@ from rolegen_jax.ab_test.arms import Played, play
 from rolegen_jax.config import Config, ConfigError, digest, to_dict
 from rolegen_jax.data.files import renamed, write_json
 from rolegen_jax.evaluation import content, sasrec
+from rolegen_jax.evaluation.agreement import rank_agreement
 from rolegen_jax.pipeline import stages
 from rolegen_jax.pipeline.artifacts import saved_config
 from rolegen_jax.pipeline.context import Run, open_run
@@ -50,7 +51,7 @@ ARMS = (
   'RoleGen',
   'RoleGen_slates',
 )
-KNOWN = (*ARMS, 'oracle', 'oracle_slates', 'oracle_ahead')
+KNOWN = (*ARMS, 'oracle', 'oracle_slates', summary.AHEAD)
 
 
 def simulate_ab(
@@ -174,6 +175,7 @@ def played(tests: list[Test], arms: Sequence[str], seeds: int) -> dict:
     slate=first.setting.slate,
     key=digest(*(test.key for test in tests)),
     measures=summary.MEASURES,
+    opens_agreement=float(np.mean([test.opens_agreement for test in tests])),
     provenance=provenance,
   )
   return about | measures
@@ -210,6 +212,21 @@ class Test:
     self.world = build(config.simulator)
     user_ids = log.users.gather(users).to_numpy()
     self.state = self.world.state_of_rows(user_ids, *self.setting.past())
+
+  @functools.cached_property
+  def opens_agreement(self) -> float:
+    """How well what items open, by which slates are chosen, ranks the true effects of looks.
+
+    It is over the items that each of at most 500 users would most probably buy at the log's end.
+    """
+    oracle, opens = policies.Oracle(self.setting, self.world), self.setting.excitation.opens
+    rows = np.unique(np.linspace(0, len(self.state.users) - 1, 500).astype(int))
+    now = int(self.setting.log.timestamp.max()) + 1
+    oracle.begin()
+    item = oracle.rank(rows, now).item
+    times = np.full(len(rows), now)
+    effects = self.world.effects_of_looks(self.state.rows(rows), item, times)
+    return rank_agreement(opens[item], effects)
 
   @functools.cached_property
   def models(self) -> dict[str, Trained]:
@@ -283,7 +300,7 @@ class Test:
         return policies.Sasrec(setting, self.sasrec)
       case 'oracle':
         return policies.Oracle(setting, self.world)
-      case 'oracle_ahead':
+      case summary.AHEAD:
         return policies.LookingAhead(setting, self.world)
     online = Online(
       run.rolegen,

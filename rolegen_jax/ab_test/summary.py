@@ -27,8 +27,8 @@ MEASURES = {
   'gmv': 'prices of all orders, in the currency of the item table',
 }
 TESTED, SLATES = 'RoleGen', '_slates'
-# Shown in an order of its own, which counts what an item opens, as slates do.
-POPULAR_OPENS = 'popular_opens'
+# Shown in orders of their own, which count what a look does, as slates do.
+POPULAR_OPENS, AHEAD = 'popular_opens', 'oracle_ahead'
 # Per visit, for reading; without intervals.
 PER_VISIT = {'shown_view_rate': 'shown_views', 'shown_order_rate': 'shown_orders'}
 
@@ -72,7 +72,8 @@ class Resamples:
 
 def tested_against(name: str) -> str:
   """Return the arm whose lift over arm `name` is like for like: RoleGen shown as `name` is."""
-  return TESTED + SLATES if name.endswith(SLATES) or name == POPULAR_OPENS else TESTED
+  counts_looks = name.endswith(SLATES) or name in (POPULAR_OPENS, AHEAD)
+  return TESTED + SLATES if counts_looks else TESTED
 
 
 def summarize(
@@ -194,6 +195,10 @@ def table(result: dict) -> str:
       _cell(lifts[measure], 2, width, 100, signed=True) for measure, (_, width, _) in styles.items()
     )
     lines += [f'{lifts["tested"]} over {name}, %', ' ' * first + cells]
+  lines.append(
+    'Spearman correlation of what items open, by which slates are chosen, with the true effects of '
+    f'looks at them: {result["opens_agreement"]:.2f}, mean over users'
+  )
   about = result['provenance']
   if about['dirty'] is not False:
     lines.append(f'not from a clean checkout: commit {about["commit"]}')

@@ -61,3 +61,17 @@ def effect_agreement(estimated_N: np.ndarray, true_N: np.ndarray, most: int = 15
     'estimated': np.round(estimated_N[shown], 4).tolist(),
     'true': np.round(true_N[shown], 4).tolist(),
   }
+
+
+def rank_agreement(estimated_NxK: np.ndarray, true_NxK: np.ndarray) -> float:
+  """Return the mean over rows of the Spearman correlation of their K values.
+
+  Rows in which either is constant have none; NaN where all are.
+  """
+  from scipy import stats  # slow to import
+
+  x, y = (stats.rankdata(values, axis=1) for values in (estimated_NxK, true_NxK))
+  x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
+  scale = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+  differ = scale > 0
+  return float(((x * y).sum(1)[differ] / scale[differ]).mean()) if differ.any() else float('nan')

@@ -16,7 +16,7 @@ def arm(rng, rates, users: int = 400) -> list[Played]:
 
 def about(found: dict, dirty: bool | None = False) -> dict:
   provenance = dict(dirty=dirty, commit='0123456789ab' + ('+changes' if dirty else ''))
-  return found | dict(simulator='a simulator', provenance=provenance)
+  return found | dict(simulator='a simulator', opens_agreement=0.25, provenance=provenance)
 
 
 def test_intervals_hold_the_truth_and_lifts_are_paired(tmp_path):
@@ -46,7 +46,10 @@ def test_lifts_are_like_for_like(tmp_path):
   arms = {name: arm(rng, [0.2]) for name in simulation.KNOWN}
   found = summary.summarize(arms, [0], 20, 0)
   tested = {name: lift['tested'] for name, lift in found['lifts'].items()}
-  of_slates = {name for name in simulation.KNOWN if name.endswith('_slates')} | {'popular_opens'}
+  of_slates = {name for name in simulation.KNOWN if name.endswith('_slates')} | {
+    'popular_opens',
+    'oracle_ahead',
+  }
   assert tested == {
     name: 'RoleGen_slates' if name in of_slates else 'RoleGen'
     for name in simulation.KNOWN
@@ -57,6 +60,7 @@ def test_lifts_are_like_for_like(tmp_path):
   assert 'RoleGen over no_reasoner, %' in text
   assert 'RoleGen_slates over counting_slates, %' in text
   assert 'RoleGen_slates over no_reasoner, %' not in text
+  assert 'looks at them: 0.25, mean over users' in text
   without = summary.summarize(
     {name: arms[name] for name in ('RoleGen_slates', 'no_reasoner')}, [0], 20, 0
   )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rolegen_jax.evaluation.agreement import effect_agreement, role_agreement
+from rolegen_jax.evaluation.agreement import effect_agreement, rank_agreement, role_agreement
 
 
 def test_roles_by_hand():
@@ -23,3 +23,10 @@ def test_effects_keep_order_and_shown_points():
   assert got['spearman'] == pytest.approx(1) and got['same_sign'] == 1 and len(got['true']) == 100
   with pytest.raises(ValueError, match='two effects'):
     effect_agreement(true[:1], true[:1])
+
+
+def test_ranks_agree_row_by_row():
+  true = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
+  estimated = np.array([[10.0, 20.0, 90.0], [3.0, 2.0, 2.5], [1.0, 2.0, 3.0]])
+  assert rank_agreement(estimated, true) == pytest.approx((1.0 - 0.5) / 2), 'no ranks in row 3'
+  assert np.isnan(rank_agreement(estimated[2:], true[2:]))
