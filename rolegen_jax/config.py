@@ -314,7 +314,7 @@ class ReasonerConfig(Section):
   # Items retrieved by a whole history, the strongest ones. Paths go to them; they are an expert.
   retrieved: int = 64
   temperature: float = 0.2  # of rollouts; demonstrations are fitted at 1
-  pretrained: str = ''  # folder of a pretrained decoder, which sets `transformer`; '' = none
+  pretrained: str = ''  # folder or GGUF file of a decoder, which sets `transformer`; '' = none
   # Text tokens: those of the tokenizer of `pretrained`, or at most so many of one trained on the
   # items' words; 0 = no text.
   text_pieces: int = 0

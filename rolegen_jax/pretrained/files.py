@@ -65,11 +65,64 @@ def refuse_pointer(path: pathlib.Path) -> None:
       )
 
 
-class TensorFiles:
-  """Boxes of tensors, read straight from mapped files: only what a caller reads is loaded.
+class Tensors:
+  """Tensors by their published names (names.py), whatever they are called in their files.
 
-  Tensors have their published names (names.py), whatever they are called in the files.
+  Only what a caller reads is loaded.
   """
+
+  folder: pathlib.Path  # where they come from, for errors
+
+  @property
+  def names(self) -> set[str]:
+    """All tensors."""
+    raise NotImplementedError
+
+  def where(self, name: str) -> str:
+    """Return the path of a tensor's file and its name there, as an error has them."""
+    raise NotImplementedError
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Return the shape of a tensor."""
+    raise NotImplementedError
+
+  def dtype(self, name: str) -> str:
+    """Return the type of a tensor: F32, BF16, F16."""
+    raise NotImplementedError
+
+  def read(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
+    """Return a box of a tensor."""
+    raise NotImplementedError
+
+  def check(self, name: str, shape: tuple[int, ...]) -> None:
+    """Raise DataError unless the tensor exists, in this shape and a floating type."""
+    if name not in self.names:
+      raise DataError(f'{self.folder}: no tensor {name}; must be there, as config.json has it')
+    if self.shape(name) != tuple(shape):
+      raise DataError(
+        f'{self.where(name)} has shape {list(self.shape(name))}; '
+        f'must be {list(shape)}, as config.json has it'
+      )
+    if self.dtype(name) not in DTYPES:
+      raise DataError(
+        f'{self.where(name)} is of type {self.dtype(name)}; must be one of {", ".join(DTYPES)}'
+      )
+
+  def equal(self, one: str, other: str) -> bool:
+    """Return whether two matrices hold the same numbers."""
+    rows, width = self.shape(one)
+    if self.shape(other) != (rows, width):
+      return False
+    step = max(1, PIECE // (8 * width))
+    boxes = ((slice(i, min(i + step, rows)), slice(0, width)) for i in range(0, rows, step))
+    return all(np.array_equal(self._fp32(one, box), self._fp32(other, box)) for box in boxes)
+
+  def _fp32(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
+    return self.read(name, box).astype(np.float32)
+
+
+class TensorFiles(Tensors):
+  """The tensors of a folder of safetensors, in mapped files."""
 
   def __init__(self, folder: str | os.PathLike) -> None:
     """Open the files.
@@ -160,51 +213,21 @@ class TensorFiles:
 
   @property
   def names(self) -> set[str]:
-    """All tensors."""
     return set(self._place)
 
   def where(self, name: str) -> str:
-    """Return the path of a tensor's file and its name there, as an error has them."""
     file, tensor = self._place[name]
     return f'{self.folder / file}: {tensor}'
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Return the shape of a tensor."""
     return tuple(self._slice(name).get_shape())
 
   def dtype(self, name: str) -> str:
-    """Return the type of a tensor: F32, BF16, F16."""
     return self._slice(name).get_dtype()
-
-  def check(self, name: str, shape: tuple[int, ...]) -> None:
-    """Raise DataError unless the tensor exists, in this shape and a floating type."""
-    if name not in self._place:
-      raise DataError(f'{self.folder}: no tensor {name}; must be there, as config.json has it')
-    if self.shape(name) != tuple(shape):
-      raise DataError(
-        f'{self.where(name)} has shape {list(self.shape(name))}; '
-        f'must be {list(shape)}, as config.json has it'
-      )
-    if self.dtype(name) not in DTYPES:
-      raise DataError(
-        f'{self.where(name)} is of type {self.dtype(name)}; must be one of {", ".join(DTYPES)}'
-      )
 
   def read(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
     """Return a box of a tensor in the type of the file."""
     return self._slice(name)[box]
-
-  def equal(self, one: str, other: str) -> bool:
-    """Return whether two matrices hold the same numbers."""
-    rows, width = self.shape(one)
-    if self.shape(other) != (rows, width):
-      return False
-    step = max(1, PIECE // (8 * width))
-    boxes = ((slice(i, min(i + step, rows)), slice(0, width)) for i in range(0, rows, step))
-    return all(np.array_equal(self._fp32(one, box), self._fp32(other, box)) for box in boxes)
-
-  def _fp32(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
-    return self.read(name, box).astype(np.float32)
 
   def _slice(self, name: str) -> Any:
     file, tensor = self._place[name]

@@ -1,4 +1,4 @@
-"""The folder of a pretrained decoder: config.json, safetensors, tokenizer.
+"""The folder of a pretrained decoder: config.json, safetensors, tokenizer; or all in a GGUF file.
 
 If we exported it, it has a rolegen.json too. `configure` turns `reasoner.pretrained=FOLDER` into
 settings, once, before anything else reads the config; `Folder.load` gives the parameters. A hash
@@ -22,7 +22,8 @@ from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.pretrained import families, load, source
 from rolegen_jax.pretrained.fields import shown
-from rolegen_jax.pretrained.files import EQUATIONS_FILE, TensorFiles, read_json
+from rolegen_jax.pretrained.files import EQUATIONS_FILE, TensorFiles, Tensors, read_json
+from rolegen_jax.pretrained.gguf import open_gguf
 from rolegen_jax.pretrained.pieces import open_checked
 from rolegen_jax.text.tokenizers import TextVocabulary
 from rolegen_jax.vocab import Vocabulary
@@ -34,24 +35,25 @@ _OURS_FIELDS = dict(vocabulary=str, text_pieces=int, tokenizer=str, tokenizer_wi
 
 
 class Folder:
-  """A folder whose config.json, tensor names and tokenizer are consistent."""
+  """A folder, or a GGUF file, whose settings, tensor names and tokenizer are consistent."""
 
   def __init__(self, path: str | os.PathLike) -> None:
     """Check everything but the numbers of the weights, of which only a head is read.
 
     Raises DataError; ConfigError on a config.json of an unsupported kind.
     """
-    self.path = source.open_folder(path)
-    self.hf_config = read_json(self.path / 'config.json')
+    self.path = source.open_source(path)
+    one_file = open_gguf(self.path) if self.path.is_file() else None
+    self.hf_config = one_file.config if one_file else read_json(self.path / 'config.json')
     try:
       self.transformer = families.read_config(self.hf_config)
     except families.Unsupported as error:
       raise families.Unsupported(f'{self.path}/{error}') from error
-    self.files = TensorFiles(self.path)
+    self.files: Tensors = one_file.tensors if one_file else TensorFiles(self.path)
     self.transformer = dataclasses.replace(self.transformer, tied=self._is_tied())
     rows = self._rows()
     load.check(self.files, self.transformer, rows)
-    self.tokenizer = open_checked(self.path, rows)
+    self.tokenizer = one_file.tokenizer if one_file else open_checked(self.path, rows)
     self.ours = self._read_ours()
 
   def _is_tied(self) -> bool:

@@ -27,7 +27,7 @@ from rolegen_jax.models import functional, lora
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.models.transformer import Transformer
 from rolegen_jax.pretrained import families
-from rolegen_jax.pretrained.files import TensorFiles, elements
+from rolegen_jax.pretrained.files import Tensors, elements
 from rolegen_jax.vocab import Vocabulary
 
 PIECE = 128 << 20  # bytes of a box that are on the host at a time, as fp32
@@ -52,7 +52,7 @@ class TokenRows:
   descriptions: list[list[int]]
 
 
-def parameters(files: TensorFiles, config: ReasonerConfig, rows: TokenRows, mesh: Mesh) -> dict:
+def parameters(files: Tensors, config: ReasonerConfig, rows: TokenRows, mesh: Mesh) -> dict:
   """Load the parameters of `Reasoner(config, rows.vocab)`, fp32, born in their shards.
 
   The structural equations and what is added to a frozen base are left out: they are no tensors of a
@@ -78,7 +78,7 @@ def _names(path: tuple) -> Path:
 # Shapes
 
 
-def check(files: TensorFiles, config: TransformerConfig, rows: int) -> None:
+def check(files: Tensors, config: TransformerConfig, rows: int) -> None:
   """Raise DataError on a tensor that is missing, unknown, or of another shape or type.
 
   rows: of the tables.
@@ -117,9 +117,7 @@ def layer_shapes(config: TransformerConfig) -> dict[Path, tuple[int, ...]]:
 # Reading boxes
 
 
-def box_readers(
-  files: TensorFiles, config: ReasonerConfig, rows: TokenRows
-) -> dict[Path, BoxReader]:
+def box_readers(files: Tensors, config: ReasonerConfig, rows: TokenRows) -> dict[Path, BoxReader]:
   """Return what reads a box of each parameter, by its path."""
   layer_shape = layer_shapes(config.transformer)
   readers: dict[Path, BoxReader] = {
@@ -135,7 +133,7 @@ def box_readers(
 
 
 def _read_layers(
-  files: TensorFiles, tensor: families.Tensor, shape: tuple[int, ...], box: Box
+  files: Tensors, tensor: families.Tensor, shape: tuple[int, ...], box: Box
 ) -> np.ndarray:
   """Return a box of a stacked parameter, fp32; the files have one tensor per layer.
 
@@ -165,7 +163,7 @@ def _file_slice(group: tuple[int, ...], shape: tuple[int, ...], box: Box) -> sli
 class TokenTable:
   """Our table of token rows: our own tokens, then the checkpoint's rows as text, then zeros."""
 
-  def __init__(self, files: TensorFiles, name: str, rows: TokenRows) -> None:
+  def __init__(self, files: Tensors, name: str, rows: TokenRows) -> None:
     """Read the rows of the text tokens that describe unknown tokens.
 
     name: the tensor of the checkpoint.

@@ -13,17 +13,20 @@ _HUB = re.compile(
   r'(?:(?:https?://)?huggingface\.co/|hf://(?:models/)?)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)'
   r'(?:/(?:tree|blob|resolve)/.*|/)?$'
 )
+GGUF = '.gguf'
 _PICKLED = ('.bin', '.pth', '.pt', '.ckpt')
 _NO_WEIGHTS = ('training_args.bin', 'optimizer.bin', 'optimizer.pt', 'scheduler.pt')  # of trainers
 _OTHER_WEIGHTS = ('*.bin', '*.pth', '*.pt', '*.ckpt', '*.h5', '*.msgpack', '*.npz', '*.onnx')
 
 
-def open_folder(path: str | os.PathLike) -> pathlib.Path:
-  """Return the folder of a decoder in safetensors, by what lies in it.
+def open_source(path: str | os.PathLike) -> pathlib.Path:
+  """Return the folder of a decoder in safetensors, or its GGUF file, by what lies there.
 
   A leading `~` and variables of the environment are replaced. Raises DataError.
   """
   text = os.path.expandvars(os.path.expanduser(os.fspath(path)))
+  if os.path.isfile(text) and text.lower().endswith(GGUF):
+    return pathlib.Path(text)
   if not os.path.isdir(text):
     raise DataError(_no_folder(text))
   folder = pathlib.Path(text)
@@ -36,6 +39,9 @@ def open_folder(path: str | os.PathLike) -> pathlib.Path:
         f'{folder}: is a cache of downloads; must be the model in it, e.g. {snapshots[-1].parent}'
       )
   if not (folder / SINGLE).exists() and not (folder / INDEX).exists():
+    models = sorted(folder.glob(f'*{GGUF}'))
+    if models:
+      return _only(folder, models)
     _refuse_other_formats(folder)
   return folder
 
@@ -44,9 +50,7 @@ def _no_folder(text: str) -> str:
   """Return the error about a path that is no folder."""
   hub = _HUB.match(text)
   if os.path.isfile(text):
-    if text.lower().endswith('.gguf'):
-      return f'{text}: {_gguf(os.path.dirname(text) or ".", os.path.basename(text))}'
-    return f'{text}: is a file; must be the folder of a pretrained model'
+    return f'{text}: is a file; must be the folder of a pretrained model, or a {GGUF} file'
   if hub:
     name = hub['name']
     return (
@@ -69,11 +73,17 @@ def _adapters(folder: pathlib.Path) -> str:
   )
 
 
+def _only(folder: pathlib.Path, models: list[pathlib.Path]) -> pathlib.Path:
+  """Return the only GGUF file of a folder. Raises DataError where there are several."""
+  if len(models) > 1:
+    raise DataError(
+      f'{folder}: holds {len(models)} GGUF files; must be one of them, e.g. {models[0]}'
+    )
+  return models[0]
+
+
 def _refuse_other_formats(folder: pathlib.Path) -> None:
   """Raise DataError where the weights are there in another format only."""
-  models = [path.name for path in sorted(folder.glob('*.gguf'))]
-  if models:
-    raise DataError(f'{folder}: {_gguf(str(folder), models[0])}')
   for pattern in _OTHER_WEIGHTS:
     weights = [path for path in sorted(folder.glob(pattern)) if path.name not in _NO_WEIGHTS]
     if weights:
@@ -99,11 +109,6 @@ def _unpickle(path: pathlib.Path) -> str:
       f'save_file(torch.load({str(path)!r}, weights_only=True), {str(folder / SINGLE)!r})"`'
     )
   return f'must be {SINGLE}'
-
-
-def _gguf(folder: str, name: str) -> str:
-  load = f'M.from_pretrained({folder!r}, gguf_file={name!r})'
-  return f'{name}: GGUF is not supported; must be safetensors: {_convert(load)}'
 
 
 def _convert(load: str) -> str:

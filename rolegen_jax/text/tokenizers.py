@@ -149,15 +149,15 @@ class SentencePiece(Tokenizer):
     return SentencePiece(proto.SerializeToString())
 
   def _proto(self) -> Any:
-    return _model_proto().FromString(self._content)
+    return model_proto().FromString(self._content)
 
 
 def _piece_type(name: str) -> int:
   """Return the number of a type of piece in a sentencepiece model."""
-  return _model_proto().SentencePiece.Type.Value(name)
+  return model_proto().SentencePiece.Type.Value(name)
 
 
-def _model_proto() -> Any:
+def model_proto() -> Any:
   """Return the class of a sentencepiece model's content, which is generated and has no types."""
   from sentencepiece import sentencepiece_model_pb2
 

@@ -86,18 +86,11 @@ def test_weights_in_another_format(copy, name):
   assert "must be the model in transformers' layout, with a config.json" in refusal(copy)
 
 
-def test_gguf(copy):
-  for path in copy.glob('model*'):
-    path.unlink()
-  (copy / 'qwen3-q8_0.gguf').touch()
-  for path in (copy, copy / 'qwen3-q8_0.gguf'):
-    message = refusal(path)
-    assert 'qwen3-q8_0.gguf: GGUF is not supported' in message
-    assert f"M.from_pretrained('{copy}', gguf_file='qwen3-q8_0.gguf')" in message
-
-
 def test_a_file_in_place_of_its_folder(copy):
-  assert f'{copy / SECOND}: is a file; must be the folder' in refusal(copy / SECOND)
+  assert (
+    f'{copy / SECOND}: is a file; must be the folder of a pretrained model, or a .gguf'
+    in refusal(copy / SECOND)
+  )
 
 
 @pytest.mark.parametrize('has_base', [False, True])
