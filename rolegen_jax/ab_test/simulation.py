@@ -32,7 +32,6 @@ from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.recommend import dormant
-from rolegen_jax.serving.slate import log_opens
 from rolegen_jax.simulator.rules import HELD_BACK
 from rolegen_jax.simulator.world import build
 
@@ -219,7 +218,7 @@ class Test:
 
     It is over the items that each of at most 500 users would most probably buy at the log's end.
     """
-    oracle, opens = policies.Oracle(self.setting, self.world), self.setting.excitation.opens
+    oracle, opens = policies.Oracle(self.setting, self.world), self.setting.excitation.opens.share
     rows = np.unique(np.linspace(0, len(self.state.users) - 1, 500).astype(int))
     now = int(self.setting.log.timestamp.max()) + 1
     oracle.begin()
@@ -290,7 +289,7 @@ class Test:
       case 'popularity':
         return policies.Fixed(setting, policies.log_popularity(setting))
       case summary.POPULAR_OPENS:
-        worth = run.config.serving.exploration_weight * log_opens(setting.excitation.opens)
+        worth = run.config.serving.exploration_weight * setting.excitation.opens.log
         return policies.Fixed(setting, policies.log_popularity(setting) + worth)
       case 'recency':
         return policies.Recency(setting)

@@ -21,7 +21,13 @@ import scipy.sparse as sp
 
 from rolegen_jax.config import ReasonerConfig
 from rolegen_jax.data.batches import Excites
-from rolegen_jax.features.interest_shift import FOLDS, InterestShift, share_shifts, sum_by_code
+from rolegen_jax.features.interest_shift import (
+  FOLDS,
+  InterestShift,
+  Opens,
+  share_shifts,
+  sum_by_code,
+)
 from rolegen_jax.features.item_transitions import Transitions
 
 # An item followed by this much is half-way between its own shares and those of its coarse code.
@@ -38,8 +44,7 @@ class Excitation:
   shift: np.ndarray
   next_item: np.ndarray  # int32 [F, I, S], items that follow
   share: np.ndarray  # fp32 [F, I, S], how strongly; 0 = nothing
-  # fp32 [I], the largest of the shifts over all users; the item's power as a trigger
-  opens: np.ndarray
+  opens: Opens  # of all users: the items' power as triggers
 
   @classmethod
   def of_counts(
@@ -52,7 +57,7 @@ class Excitation:
     ]
     code, weight, code_shift = (np.stack(table) for table in zip(*tables))
     next_item, share = transitions.strongest(config.transitions)
-    return cls(code, weight, code_shift, next_item, share, shift.opens_I)
+    return cls(code, weight, code_shift, next_item, share, shift.opens)
 
   def of(self, user: np.ndarray, item: np.ndarray) -> Excites:
     """Return what the events of users [B] with items [B, n] lead to; item -1 = padding."""

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -34,6 +35,23 @@ CHUNK = 4096  # items whose shares over all coarse codes are held at once
 PURCHASE = EVENT_NAMES.index('purchase')
 
 _DAY = 86_400.0  # seconds
+
+
+class Opens(NamedTuple):
+  """How much interest contact with each item opens where it was not before."""
+
+  share: np.ndarray  # fp32 [I], of the interest, expected after shrinkage; 0 = none
+  noise: float  # what chance alone adds to the largest shift of an item
+
+  @property
+  def scale(self) -> float:
+    """What a share must exceed to count: the noise, or the median where that is more."""
+    return max(self.noise, float(np.median(self.share)), 1e-6)
+
+  @property
+  def log(self) -> np.ndarray:
+    """log(share + scale), fp [I]."""
+    return np.log(self.share + self.scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +98,7 @@ class InterestShift:
   @functools.cached_property
   def total(self) -> tuple[sp.csr_array, sp.csr_array]:
     """(after, before) of all users."""
-    return functools.reduce(operator.add, self.after), functools.reduce(operator.add, self.before)
+    return _sum_of(self.after), _sum_of(self.before)
 
   @functools.cached_property
   def shift_KxK(self) -> np.ndarray:
@@ -116,13 +134,28 @@ class InterestShift:
     return (after - before - self.shift_KxK[self.coarse[item], coarse_code]) / sigma
 
   @functools.cached_property
-  def opens_I(self) -> np.ndarray:
-    """The share that contact with the item moves to the one other coarse code that gains most.
+  def opens(self) -> Opens:
+    """What contact with each item opens: its power as a trigger.
 
-    fp32 [I]; an item's power as a trigger.
+    It is the shift to the one other coarse code that gains most. Of many shifts the largest is
+    large by chance, too, so one half of the users says in which code an item's is, and the other
+    half how large it is there. A regression of the second on the first says what to expect of an
+    item's largest shift over all users; their mean difference is noise.
     """
-    largest = [shift.max(axis=1) for _, shift in share_shifts(*self.total, self.coarse)]
-    return np.maximum(np.concatenate(largest), 0.0).astype(np.float32)
+    halves = [(_sum_of(self.after[h::2]), _sum_of(self.before[h::2])) for h in (0, 1)]
+    largest, chosen, checked = [], [], []
+    for counted in zip(*(share_shifts(*c, self.coarse) for c in (self.total, *halves))):
+      whole, one, two = (shift for _, shift in counted)
+      rows = np.arange(len(whole))
+      largest.append(whole.max(axis=1))
+      for first, second in ((one, two), (two, one)):
+        code = first.argmax(axis=1)
+        chosen.append(first[rows, code])
+        checked.append(second[rows, code])
+    own, other = np.concatenate(chosen), np.concatenate(checked)
+    slope = np.cov(own, other)[0, 1] / max(float(own.var(ddof=1)), 1e-12) if len(own) > 1 else 0.0
+    expected = other.mean() + slope * (np.concatenate(largest) - own.mean())
+    return Opens(np.maximum(expected, 0).astype(np.float32), float(own.mean() - other.mean()))
 
 
 def event_pairs(
@@ -204,7 +237,11 @@ class _Counts:
 
 
 def _sum_without(parts: tuple[sp.csr_array, ...], fold: int) -> sp.csr_array:
-  return functools.reduce(operator.add, parts[:fold] + parts[fold + 1 :])
+  return _sum_of(parts[:fold] + parts[fold + 1 :])
+
+
+def _sum_of(parts: tuple[sp.csr_array, ...]) -> sp.csr_array:
+  return functools.reduce(operator.add, parts)
 
 
 def _shares(counts_KxK: np.ndarray) -> np.ndarray:

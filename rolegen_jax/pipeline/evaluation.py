@@ -33,6 +33,7 @@ from rolegen_jax.evaluation.baselines import (
 from rolegen_jax.evaluation.factorization import u2i
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.evaluation.trajectories import Trajectories
+from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.pipeline import artifacts, roles
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
@@ -189,8 +190,9 @@ def penalize_exposure(
   """Return the lists int32 [N, k] reordered by `slates`, made one after the other by time."""
   by_time = np.argsort(timestamp, kind='stable')
   lists = np.empty_like(predictions.item)
+  nothing = Opens(np.zeros(items, np.float32), noise=1.0)
   lists[by_time] = slates(
-    predictions.item[by_time], predictions.score[by_time], np.zeros(items), 0.0, penalty
+    predictions.item[by_time], predictions.score[by_time], nothing, 0.0, penalty
   ).item
   return lists
 

@@ -101,7 +101,7 @@ def recommend(
   )
   _say_short_lists(log, table.user, shown.item[:, :top])
   why = explanations(rolegen, params, table, shown.item, trie, mesh, top)
-  frame = _frame(log, table, predictions, shown, why, excitation.opens)
+  frame = _frame(log, table, predictions, shown, why, excitation.opens.share)
   write_parquet(frame, output)
   return frame
 

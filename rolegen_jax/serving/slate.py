@@ -6,11 +6,12 @@ instrumental effect of RoleGen, arXiv 2602.13134). Moreover, lists made independ
 the same few items. So a slate ranks by
 
   log p(item)
-  + exploration_weight * log(opens(item) + opens of the median item)
+  + exploration_weight * log(opens(item) + scale of opens)
   - exposure_penalty * log(1 + shown(item) / shown of the average item)
 
 opens: the share of interest that contact with the item moves to a coarse code where it was not
-before (`features/interest_shift.py`).
+before; the scale is its noise, or its median where that is more (`features/interest_shift.py`).
+Where nothing but noise is found, the order is nearly that of log p.
 shown: how often the item was among the first of the lists before this one.
 
 Shapes: N lists, K items of a list as the model ranked them, I items.
@@ -21,6 +22,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+
+from rolegen_jax.features.interest_shift import Opens
 
 
 class Slates(NamedTuple):
@@ -35,7 +38,7 @@ class Slates(NamedTuple):
 def slates(
   item_NxK: np.ndarray,
   log_prob_NxK: np.ndarray,
-  opens_I: np.ndarray,
+  opens: Opens,
   exploration_weight: float,
   exposure_penalty: float = 0.0,
   top: int = 10,
@@ -48,27 +51,22 @@ def slates(
   Args:
     item_NxK: int, the items; -1 = empty slot.
     log_prob_NxK: log p of the items.
-    opens_I: see the module docstring.
+    opens: see the module docstring.
     exploration_weight: weight of `opens`.
     exposure_penalty: weight of `shown`.
     top: how many items of each list count as shown.
   """
-  worth_I = exploration_weight * log_opens(opens_I)
+  worth_I = exploration_weight * opens.log
   value_NxK = np.where(item_NxK >= 0, log_prob_NxK + worth_I[np.maximum(item_NxK, 0)], -np.inf)
   if not exposure_penalty:
     return _ordered(item_NxK, log_prob_NxK, value_NxK)
-  shown_I = np.zeros(len(opens_I))
+  shown_I = np.zeros(len(worth_I))
   for item_K, value_K in zip(item_NxK, value_NxK):
     relative_exposure_K = shown_I[np.maximum(item_K, 0)] / max(shown_I.mean(), 1e-9)
     value_K -= exposure_penalty * np.log1p(relative_exposure_K)
     shown = item_K[np.argsort(-value_K, kind='stable')[:top]]
     shown_I[shown[shown >= 0]] += 1
   return _ordered(item_NxK, log_prob_NxK, value_NxK)
-
-
-def log_opens(opens_I: np.ndarray) -> np.ndarray:
-  """Return log(opens(item) + opens of the median item), fp [I]."""
-  return np.log(opens_I + max(float(np.median(opens_I)), 1e-6))
 
 
 def _ordered(item_NxK: np.ndarray, log_prob_NxK: np.ndarray, value_NxK: np.ndarray) -> Slates:

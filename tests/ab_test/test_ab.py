@@ -22,7 +22,6 @@ from rolegen_jax.data.batches import Trajectories, append, histories
 from rolegen_jax.evaluation import baselines, ranking
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.stages import Trained
-from rolegen_jax.serving.slate import log_opens
 from rolegen_jax.simulator.rules import DAY
 from rolegen_jax.simulator.world import build
 from tests import tiny
@@ -213,7 +212,7 @@ def test_every_arm_is_shown_by_log_p_and_as_slates(test):
   """NAME lists by log p, NAME_slates shows the same lists by log p plus what items open."""
   setting, rows = test.setting, np.arange(20)
   now = int(setting.log.timestamp.max()) + 1
-  weight, worth = setting.config.serving.exploration_weight, log_opens(setting.excitation.opens)
+  weight, worth = setting.config.serving.exploration_weight, setting.excitation.opens.log
   for name in ('counting', 'SASRec', 'oracle', 'no_reasoner'):
     plain, as_slates = test.policy(name), test.policy(f'{name}_slates')
     for policy in (plain, as_slates):
@@ -237,7 +236,7 @@ def test_popular_opens_is_one_slate_of_the_whole_catalogue(test):
     64 + log.count[bought].sum()
   )
   opens = setting.excitation.opens
-  score = np.log(share) + config.serving.exploration_weight * np.log(opens + np.median(opens))
+  score = np.log(share) + config.serving.exploration_weight * opens.log
   policy = test.policy('popular_opens')
   policy.begin()
   shown = policy.recommend(rows, 0)

@@ -88,7 +88,8 @@ def test_events_after_training_are_not_counted():
   item[is_late] = (item[is_late] + 1) % len(log.items)
   assert is_late.any()
   _, other = build(with_items(log, item), train_end, coarse)
-  for name in ('code', 'weight', 'shift', 'next_item', 'share', 'opens'):
+  np.testing.assert_array_equal(excitation.opens.share, other.opens.share)
+  for name in ('code', 'weight', 'shift', 'next_item', 'share'):
     np.testing.assert_array_equal(getattr(excitation, name), getattr(other, name))
 
 

@@ -65,8 +65,20 @@ def test_a_trigger_is_followed_by_interest_that_was_not_there():
 
   assert z(2, 1) > 4 and z(2, 0) < -3 and z(3, 1) < -3
   assert z(4, 1) < 0 < z(4, 0)  # less than items of its coarse code do on average
-  assert shift.opens_I.argmax() in (2, 3) and shift.opens_I[2] > 3 * shift.opens_I[4]
+  opens = shift.opens.share
+  assert opens.argmax() in (2, 3) and opens[2] > 3 * opens[4]
+  assert shift.opens.noise < 0.1 * opens[2], 'both halves of the users agree'
   assert shift.z(np.array([[2, 4], [3, 5]]), np.array([[1, 1], [1, 1]])).shape == (2, 2)
+
+
+def test_where_chance_alone_moves_interest_nothing_opens_it():
+  """Of four other codes one always gains most; what it gains in other users is next to nothing."""
+  rng = np.random.default_rng(0)
+  chance = count([views(*rng.integers(0, 6, 12)) for _ in range(300)])
+  largest = np.concatenate([x.max(1) for _, x in lib.share_shifts(*chance.total, COARSE)])
+  assert (
+    np.ptp(chance.opens.log) < 0.5 < np.ptp(np.log(np.maximum(largest, 0) + np.median(largest)))
+  )
 
 
 def test_purchases_are_no_contacts_but_show_what_complements_what():
@@ -89,5 +101,5 @@ def test_events_after_training_are_not_counted():
 def test_items_and_coarse_codes_without_events_have_no_shift():
   shift = count([views(0, 1)] * 3)
   assert shift.z(np.array([5, 5]), np.array([0, 3])).tolist() == [0, 0]
-  assert (shift.opens_I[[2, 3, 4, 5]] == 0).all()
+  assert (shift.opens.share >= 0).all() and np.isfinite(shift.opens.log).all()
   assert np.isfinite(shift.complement_KxK).all()

@@ -5,6 +5,7 @@ import pytest
 
 from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.data.examples import inference_examples
+from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.explain import Explanations
 from rolegen_jax.reasoning.predict import Predictions
@@ -60,7 +61,7 @@ def predictions() -> Predictions:
 
 def frame(shop, exploration_weight: float, exposure_penalty: float = 0.0, top: int = 7, drop=()):
   lists = without(ITEM, LOG_PROB, np.isin(ITEM, drop))
-  shown = slates(*lists, OPENS, exploration_weight, exposure_penalty, top)
+  shown = slates(*lists, Opens(OPENS, 0.0), exploration_weight, exposure_penalty, top)
   return _frame(*shop, predictions(), shown, explained(top), OPENS)
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.serving.slate import slates
 
-OPENS = np.array([0.01, 0.01, 0.01, 0.05, 0.0], np.float32)  # item 3 opens interest elsewhere
+# Item 3 opens interest elsewhere.
+OPENS = Opens(np.array([0.01, 0.01, 0.01, 0.05, 0.0], np.float32), noise=0.01)
 ITEM = np.array([[0, 1, 3, 4], [3, 2, 1, -1]])
 SCORE = np.log(np.array([[0.4, 0.3, 0.2, 0.1], [0.3, 0.25, 0.2, 1.0]]))
 
@@ -14,8 +16,8 @@ def test_a_trigger_is_shown_before_slightly_likelier_items():
   assert slates(ITEM, SCORE, OPENS, 2.0).item.tolist() == [[3, 0, 1, 4], [3, 2, 1, -1]]
 
 
-def test_the_exploration_weight_applies_to_log_opens_plus_the_median():
-  value = np.where(ITEM < 0, -np.inf, SCORE + 0.5 * np.log(OPENS + 0.01)[ITEM])
+def test_the_exploration_weight_applies_to_the_log_of_what_opens_more_than_noise():
+  value = np.where(ITEM < 0, -np.inf, SCORE + 0.5 * np.log(OPENS.share + 0.01)[ITEM])
   shown = slates(ITEM, SCORE, OPENS, 0.5)
   order = np.argsort(-value, axis=1)
   np.testing.assert_array_equal(shown.item, np.take_along_axis(ITEM, order, 1))
@@ -31,15 +33,15 @@ def test_the_rank_score_never_rises_along_a_list_and_is_what_ordered(
   item = np.stack([rng.permutation(30)[:8] for _ in range(50)])
   log_prob = -np.sort(rng.exponential(size=item.shape), axis=1).astype(np.float32)
   item[::7, 5:] = -1
-  opens = rng.exponential(size=30)
+  opens = Opens(rng.exponential(size=30), noise=0.7)
   shown = slates(item, log_prob, opens, exploration_weight, exposure_penalty, top=3)
   empty = shown.item < 0
   assert np.isneginf(shown.rank_score[empty]).all() and np.isfinite(shown.rank_score[~empty]).all()
   full = np.where(empty, -1e9, shown.rank_score)
   assert (np.diff(full, axis=1) <= 0).all() and not np.diff(empty.astype(int), axis=1).min() < 0
-  seen, median = np.zeros(30), np.median(opens)
+  seen, scale = np.zeros(30), max(0.7, np.median(opens.share))
   for items, log_probs, scores in zip(*shown):
-    worth = exploration_weight * np.log(opens + median)[items]
+    worth = exploration_weight * np.log(opens.share + scale)[items]
     exposed = np.log1p(seen[items] / max(seen.mean(), 1e-9)) * exposure_penalty
     want = np.where(items < 0, -np.inf, log_probs + worth - exposed)
     np.testing.assert_allclose(scores, want, rtol=1e-5)
@@ -51,7 +53,7 @@ def test_without_weight_lists_stay_as_they_are_and_empty_slots_come_last():
 
 
 def test_where_no_item_opens_anything_lists_stay_as_they_are():
-  np.testing.assert_array_equal(slates(ITEM, SCORE, np.zeros(5), 2.0).item, ITEM)
+  np.testing.assert_array_equal(slates(ITEM, SCORE, Opens(np.zeros(5), 0.0), 2.0).item, ITEM)
 
 
 def test_an_exposure_penalty_favors_what_earlier_lists_did_not_show():
