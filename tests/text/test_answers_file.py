@@ -183,12 +183,15 @@ def test_a_dry_run_asks_nothing(prompts, good, answers):
 
 def test_two_do_not_ask_for_one_file(prompts, good, answers):
   def reply(request):
-    with pytest.raises(ConfigError, match=f'--answers={answers}: is being written .process '):
-      ask(one_by_one(server), prompts, answers)
-    refused.append(request)
+    if len(server.requests) == 1:
+      try:
+        ask(one_by_one(server), prompts, answers)
+      except ConfigError as error:
+        refusals.append(str(error))
     return completion(good[request.prompt])
 
-  refused = []
+  refusals = []
   with serving(reply) as server:
     ask(one_by_one(server), prompts[:1], answers)
-  assert len(refused) == len(server.requests) == 1
+  assert refusals[0].startswith(f'--answers={answers}: is being written (process ')
+  assert len(server.requests) == 1
