@@ -261,6 +261,7 @@ def test_no_machine_paths_and_no_registries():
     'requirements-third-party.txt',
     'requirements-cluster.txt',
     'requirements-text.txt',
+    'requirements-annotate.txt',
   ],
 )
 def test_requirements_are_bounded_on_both_sides(name):

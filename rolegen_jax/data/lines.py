@@ -22,10 +22,19 @@ def read_text(path: str | os.PathLike, expected: str) -> str:
 
   expected: what the file must be. Raises DataError, naming another encoding by its mark.
   """
+  return decoded(read_bytes(path, expected), path, expected)
+
+
+def read_bytes(path: str | os.PathLike, expected: str) -> bytes:
+  """Return the bytes of a file that must be what is expected. Raises DataError."""
   try:
-    content = pathlib.Path(path).read_bytes()
+    return pathlib.Path(path).read_bytes()
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path
     raise DataError(f'{path}: cannot be read ({error}); must be {expected}') from error
+
+
+def decoded(content: bytes, path: str | os.PathLike, expected: str) -> str:
+  """Return the text of the bytes of the file at `path`, as `read_text` does."""
   for encoding, marks in _MARKS.items():
     if content.startswith(marks):
       raise DataError(

@@ -2,11 +2,12 @@
 
 Three files of JSON objects:
 
-  prompts      {id, user, occasion, prompt}
-               `prompt` is the whole text to send.
+  prompts      {id, user, occasion, events, prompt}
+               `prompt` is the whole text to send, `events` the number of events it asks about.
   answers      {id, answer}
-               `answer` is the text that the outside LLM returned. The rows that batch services
-               write are read too (`responses.py`), with our id as theirs.
+               `answer` is the text that the outside LLM returned. What `endpoint.py` adds is
+               ignored. The rows that batch services write are read too (`responses.py`), with our
+               id as theirs.
   annotations  {user, timestamp, item, role, rationale, occasion?}
                One event each. `occasion` is the time of the conversion that the role is meant for;
                a row without one holds for every conversion that has the event among its latest.
@@ -80,8 +81,15 @@ def write_prompts(
   table: ExampleTable, words: ItemWords | None, role_events: int, path: str | os.PathLike
 ) -> int:
   """Write a prompt for every example of the table and return the number of prompts."""
-  write_lines((_prompt(table, words, role_events, example) for example in range(len(table))), path)
+  write_lines(prompt_rows(table, words, role_events), path)
   return len(table)
+
+
+def prompt_rows(
+  table: ExampleTable, words: ItemWords | None, role_events: int
+) -> list[dict[str, Any]]:
+  """Return the objects of a prompts file, one for every example of the table."""
+  return [_prompt(table, words, role_events, example) for example in range(len(table))]
 
 
 def _prompt(
@@ -111,6 +119,7 @@ def _prompt(
     id=_prompt_id(table, example),
     user=_user_id(table, example),
     occasion=int(table.timestamp[example]),
+    events=len(events),
     prompt=text.strip(),
   )
 

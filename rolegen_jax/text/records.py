@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rolegen_jax.data.files import DataError, renamed
-from rolegen_jax.data.lines import read_text
+from rolegen_jax.data.lines import decoded, read_bytes
 
 EXPECTED = 'JSON objects, one per line or as an array'
 # Control characters inside strings are kept; JSON wants them escaped, many writers do not.
 DECODER = json.JSONDecoder(strict=False)
 _STRICT = json.JSONDecoder()
+_BEGINNING = b'{"'  # of a line by `json_line`
 _BETWEEN = re.compile(r'[\s,\[\]]*')  # what may stand between two objects
 # What JSON allows in a string, but tools that read line by line, or UTF-8 itself, do not.
 _UNSAFE = re.compile('[\x7f-\x9f\u2028\u2029\ud800-\udfff]')
@@ -27,7 +28,29 @@ def read_records(path: str | os.PathLike) -> list[tuple[int, dict[str, Any]]]:
   Where the file is no JSON but has a Markdown code fence, prose outside of the fence is skipped.
   Raises DataError naming the line.
   """
-  text = read_text(path, EXPECTED)
+  return _read(read_bytes(path, EXPECTED), path)
+
+
+def read_begun(path: str | os.PathLike) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+  """Return what `read_records` does of a file that `json_line` is appended to, and its bytes.
+
+  A last line that a killed process left unfinished is in neither. No file is an empty one.
+  """
+  if not os.path.exists(path):
+    return [], 0
+  content = read_bytes(path, EXPECTED)
+  try:
+    return _read(content, path), len(content)
+  except DataError:
+    whole = content.rfind(b'\n') + 1
+    start = content[whole : whole + len(_BEGINNING)]
+    if not start or not _BEGINNING.startswith(start):
+      raise  # no line of ours
+    return _read(content[:whole], path), whole
+
+
+def _read(content: bytes, path: str | os.PathLike) -> list[tuple[int, dict[str, Any]]]:
+  text = decoded(content, path, EXPECTED)
   fenced = _inside_fences(text)
   try:
     try:
@@ -89,9 +112,14 @@ def _inside_fences(text: str) -> str | None:
 
 def write_lines(rows: Iterable[dict], path: str | os.PathLike) -> None:
   """Write a file of JSON lines, whole or not at all. Raises DataError when it cannot be written."""
-  lines = [_UNSAFE.sub(_escaped, json.dumps(row, ensure_ascii=False)) + '\n' for row in rows]
+  lines = [json_line(row) for row in rows]
   with renamed(path) as temporary:
     temporary.write_text(''.join(lines), encoding='utf-8')
+
+
+def json_line(row: dict) -> str:
+  """Return an object as one line, with its line feed."""
+  return _UNSAFE.sub(_escaped, json.dumps(row, ensure_ascii=False)) + '\n'
 
 
 def _escaped(character: re.Match) -> str:

@@ -31,8 +31,10 @@ _LISTED = re.compile(
   rf'({"|".join(ROLE_NAMES)})\b[*_`"\']*[ \t\r]*(?:$|[-:|,;(\u2013\u2014](.*)$)',
   re.IGNORECASE | re.MULTILINE,
 )
-# What reasoning models write before their answer.
+# What reasoning models write before their answer. Where a chat template opens it in the prompt, the
+# answer has the closing tag alone; a draft that was never closed has no answer behind it.
 _THINKING = re.compile(r'<(think|thinking)>.*?(</\1>|\Z)', re.IGNORECASE | re.DOTALL)
+_OPENED_BEFORE = re.compile(r'\A.*</(think|thinking)>', re.IGNORECASE | re.DOTALL)
 # A sign is part of a number, unless it is between `event` and the number.
 _EVENT_KEY = re.compile(r'(?:\W*event\W*|[^\w-]*)(\d{1,6})\W*', re.IGNORECASE)
 
@@ -95,7 +97,8 @@ def events(answer: str) -> Iterator[tuple[str, dict[str, Any] | None]]:
   The fields {event, role, rationale} come from JSON objects, wherever they stand; in an answer
   without any, from the lines of a list. They are None where an object is no valid JSON.
   """
-  spoken = list(_objects(_THINKING.sub('', answer)))
+  answer = _OPENED_BEFORE.sub('', _THINKING.sub('', answer))
+  spoken = list(_objects(answer))
   yield from spoken
   if not spoken:
     for line in _LISTED.finditer(answer):

@@ -103,6 +103,21 @@ def test_a_path_that_is_not_local_is_refused_in_every_flag(command, tmp_path):
     ),
     ('train --workdir=x --set=evaluation.ks=()', 'evaluation.ks=(): must be'),
     ('train --workdir=x --set=data.path=gs://b', 'data.path=gs://b: must be a file system path'),
+    ('annotate --workdir=x --answers=a --output=b --dry_run', '--dry_run: is of no use without'),
+    ('annotate --workdir=x --prompts=a --endpoint=http://h --model=m', '--endpoint: asks for'),
+    *(
+      (f'annotate --workdir=x --answers=a --output=b --endpoint={flags}', message)
+      for flags, message in {
+        'h/v1 --model=m': '--endpoint=h/v1: must be http(s)://HOST',
+        'http://h': '--endpoint: needs --model=NAME',
+        'http://h --model=m --concurrency=0': '--concurrency=0: 0 is not an integer in the range',
+        'http://h --model=m --parameters=[]': '--parameters=[]: must be a JSON object',
+        'http://h --model=m --parameters={"n":': '--parameters={"n":: must be a JSON object',
+        'http://h --model=m --key_variable=NOT_SET_HERE': '--key_variable=NOT_SET_HERE: is not set',
+        'http://h --model=m --price_in=1': '--price_in=1.0: must be a finite number, together',
+        'http://h --model=m --price_in=nan --price_out=1': '--price_in=nan: must be a finite',
+      }.items()
+    ),
   ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_two(command, message, tmp_path):

@@ -16,7 +16,13 @@ COMMANDS = {
   'train': (['workdir'], dict(experiment='text', set='many', retrain='bool')),
   'evaluate': (['workdir'], dict(set='many', retrain='bool')),
   'recommend': (['workdir', 'output'], dict(users='path', set='many', top='1+', retrain='bool')),
-  'annotate': (['workdir'], dict(examples='0+', prompts='path', answers='path', output='path')),
+  'annotate': (
+    ['workdir'],
+    dict(
+      examples='0+', prompts='path', answers='path', output='path', endpoint='text', model='text'
+    )
+    | dict(concurrency='1+', retries='0+', timeout_s='1+', parameters='text', dry_run='bool'),
+  ),
   'simulate_ab': (['workdir'], dict(days='1+', seeds='1+', arms='list', slate='1+')),
   'export': (['workdir', 'output'], dict(what='model|adapters', retrain='bool')),
   'prepare_shards': (['output'], dict(experiment='text', set='many', shards='0+', workers='0+')),

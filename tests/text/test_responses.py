@@ -101,6 +101,10 @@ LAID_OUT = {
   'numbered': f'1. {json.dumps(ONE)}\n2. {json.dumps(TWO)}',
   'one line': json.dumps(ONE) + json.dumps(TWO),
   'after a draft': f'<think>{json.dumps(ONE | dict(role="x"))}</think>\n{json.dumps([ONE, TWO])}',
+  'after a draft that the prompt opened': f'{json.dumps(TWO)}</think>\n{json.dumps([ONE, TWO])}',
+  'after a draft in a draft': f'<think>a <think>b</think>{{c}}</think>{json.dumps([ONE, TWO])}',
+  'between drafts': f'<think>{{</think>{json.dumps(ONE)}<think>{{</think>{json.dumps(TWO)}',
+  'after a draft, in a fence': f'hm {{}}</THINK>Sure:\n```json\n{json.dumps([ONE, TWO])}\n```\nOk?',
 }
 
 
@@ -144,6 +148,17 @@ def test_lists(answer):
   said = [tuple(fields.values()) for _, fields in events(answer)]
   assert [(number, role.upper()) for number, role, _ in said] == [('1', 'ANCHOR'), ('2', 'EXPLORE')]
   assert [rationale for _, _, rationale in said] == ['first look', 'leads (to) nothing']
+
+
+@pytest.mark.parametrize('opening', ['<think>\n', ''])
+def test_lists_of_a_draft_are_no_answer(opening):
+  answer = f'{opening}1. TRIGGER: maybe\n</think>\n1. EXPLORE: looks'
+  assert [fields['role'] for _, fields in events(answer)] == ['EXPLORE']
+
+
+@pytest.mark.parametrize('draft', ['1. TRIGGER: maybe', json.dumps(ONE)])
+def test_a_draft_that_was_cut_off_has_no_answer(draft):
+  assert not list(events(f'<think>\n{draft}\n'))
 
 
 def test_prose_is_no_list():
