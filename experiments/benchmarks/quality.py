@@ -3,7 +3,7 @@
   python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
   RUNS=runs/quality/demo/points/seed0,runs/quality/demo/points/seed1  # and seed2
   rolegen simulate_ab --workdir=$RUNS
-  rolegen simulate_ab --workdir=$RUNS --simulator=held_back
+  rolegen simulate_ab --workdir=$RUNS --simulator=held_back  # and as the first, of context's runs
   python -m experiments.benchmarks.quality --runs=runs/quality
 
 The other sweeps are in experiments/quality.py; they take hours on two cores and continue where they
@@ -54,8 +54,10 @@ SLICES = {
 }
 CANDIDATES = 'candidates/'  # precedes a system's name in rankings.npz
 AB_RUNS = dict(
-  default='ab.json', held_back='held_back/ab.json'
-)  # in the folder of demo's first seed
+  default='demo/points/seed0/ab.json',
+  held_back='demo/points/seed0/held_back/ab.json',
+  context='context/points/seed0/ab.json',
+)
 AB_DAILY = ('orders', 'daily_active_customers')
 LOOP_FIGURES = (
   'reward',
@@ -112,7 +114,7 @@ def measure(folder: pathlib.Path, previous: dict) -> dict:
     raise ConfigError(f'--runs={folder}: no finished run; must be the folder of the quality sweeps')
   ab_tests = dict(previous.get('ab_tests', {}))
   for simulator, file in AB_RUNS.items():
-    path = folder / 'demo/points/seed0' / file
+    path = folder / file
     if path.exists():
       ab_tests[simulator] = summarize_ab(json.loads(path.read_text()))
   stability = previous.get('stability', {})

@@ -13,17 +13,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.quality import EXPERIMENTS
 from rolegen_jax.ab_test import plot as ab_plot
 from rolegen_jax.pipeline.evaluation import ALL_BASELINES
 
 TESTED = 'RoleGen'
 BACKBONE = 'no_reasoner'  # the ablation that leaves the backbone alone
-LOGS = dict(
-  demo='simulated',
-  alibaba2014='alibaba2014',
-  taobao_userbehavior_1k='taobao 1k',
-  ijcai15='ijcai15',
-  amazon_beauty='amazon_beauty',
+LOGS = {name: name for name in EXPERIMENTS} | dict(
+  demo='simulated', context='simulated, context', taobao_userbehavior_1k='taobao 1k'
 )
 ARMS = dict(
   RoleGen='RoleGen, by log p',

@@ -201,6 +201,8 @@ def test_each_experiment_has_its_ablations():
       expected |= {*WITHOUT, 'tiger'}
     if name == 'demo':
       expected = {*ABLATIONS}
+    if name == 'context':
+      expected |= {'no_roles', 'no_interventions', 'no_reflection'}
     assert {*entry.experiment(f'quality:{name}', []).evaluation.ablations} == expected
-  with pytest.raises(ConfigError, match='quality:dem: must be one of demo, alibaba2014'):
+  with pytest.raises(ConfigError, match='quality:dem: must be one of demo, context, alibaba2014'):
     entry.experiment('quality:dem', [])
