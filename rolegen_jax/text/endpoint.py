@@ -95,6 +95,10 @@ class Endpoint:
     return key
 
 
+class PromptRefused(ConfigError):
+  """The server refuses this prompt, or, if it has answered none yet, perhaps all."""
+
+
 class Prices(NamedTuple):
   """What a million tokens cost, in any currency."""
 
@@ -150,8 +154,9 @@ def ask(
   """Ask for what the answers file does not answer yet, and return a report.
 
   Each answer is appended as soon as it comes: after an error, Ctrl-C or a kill, the same call asks
-  for the rest. Raises ConfigError when the server refuses a request or goes on failing, and
-  DataError when the file holds answers to other prompts or of another model.
+  for the rest. A prompt that the server refuses, but not all others, stays without an answer.
+  Raises ConfigError when the server refuses all or goes on failing, and DataError when the file
+  holds answers to other prompts or of another model.
 
   prompts: objects of a prompts file.
   """
@@ -255,7 +260,8 @@ async def _ask_all(
   import openai
 
   slots = asyncio.Semaphore(endpoint.concurrency)
-  received = []
+  received: list[dict[str, Any]] = []
+  refused: list[PromptRefused] = []
   client = openai.AsyncOpenAI(
     base_url=endpoint.url,
     api_key=endpoint.key() or 'none',  # the client wants one; a server without keys ignores it
@@ -265,7 +271,14 @@ async def _ask_all(
 
   async def ask_one(prompt: dict[str, Any]) -> None:
     await slots.acquire()
-    row = await _ask(client, endpoint, prompt)
+    try:
+      row = await _ask(client, endpoint, prompt)
+    except PromptRefused as error:  # it may be too long; the others need not wait for it
+      refused.append(error)
+      if not (n_before or received) and len(refused) >= endpoint.concurrency:
+        raise
+      slots.release()
+      return
     file.write(json_line(row).encode())
     file.flush()
     received.append(row)
@@ -281,6 +294,10 @@ async def _ask_all(
       for unfinished in tasks:
         unfinished.cancel()
       await asyncio.gather(*tasks, return_exceptions=True)
+  if refused and not (n_before or received):
+    raise refused[0]
+  if refused:
+    say(f'{len(refused)} prompts were refused and have no answer; {refused[0]}')
   return received
 
 
@@ -332,6 +349,7 @@ def _refused(endpoint: Endpoint, prompt_id: str, error: openai.APIError) -> Conf
     )
   elif status and status < 500 and status not in (408, 409, 429):
     right = '--parameters must be fields that the server knows, and prompts fit in the model'
+    return PromptRefused(str(_error(endpoint, prompt_id, said, right)))
   else:
     said = f'given up after {endpoint.retries} retries at most: {said}'
     right = 'the server must answer; a lower --concurrency or higher --retries may help'

@@ -141,7 +141,6 @@ def test_a_server_that_is_not_there_is_named(prompts, answers):
 @pytest.mark.parametrize(
   'status, right',
   [
-    (400, '--parameters must be fields that the server knows, and prompts fit in the model'),
     (401, r'variable OPENAI_API_KEY \(it is not set\) must hold a key of the server'),
     (404, r'--endpoint must be the URL up to /chat/completions.* --model one that .*/v1/models'),
   ],
@@ -164,6 +163,32 @@ def test_what_no_retry_can_mend_stops_at_once(prompts, good, answers, status, ri
     with pytest.raises(ConfigError, match=message):
       ask(one_by_one(server, concurrency=2), prompts, answers)
     assert len(server.requests) <= 5 and ids(rows_of(answers)) == ids(prompts[:2])
+
+
+def test_a_prompt_that_is_refused_holds_up_no_other(prompts, good, answers, capfd):
+  long = {prompt['prompt'] for prompt in prompts[1:3]}
+
+  def reply(request):
+    if request.prompt in long:
+      return 400, {}, {'error': {'message': 'too long'}}
+    return completion(good[request.prompt])
+
+  with serving(reply) as server:
+    ask(one_by_one(server), prompts, answers)
+    assert len(server.requests) == len(prompts)
+    assert ids(rows_of(answers)) == [p['id'] for p in prompts if p['prompt'] not in long]
+    said = capfd.readouterr().err
+    assert '2 prompts were refused' in said and f'prompt {prompts[1]["id"]}' in said
+    ask(one_by_one(server), prompts, answers)
+    assert server.prompts[len(prompts) :] == [prompt['prompt'] for prompt in prompts[1:3]]
+
+
+@pytest.mark.parametrize('concurrency', [2, 50])
+def test_where_all_prompts_are_refused_the_settings_are_wrong(prompts, answers, concurrency):
+  with serving(lambda request: (400, {}, {'error': {'message': 'no such field'}})) as server:
+    with pytest.raises(ConfigError, match='no such field.*--parameters must be fields that'):
+      ask(one_by_one(server, concurrency=concurrency), prompts, answers)
+    assert len(server.requests) < 2 * concurrency and not answers.read_bytes()
 
 
 @pytest.mark.parametrize('body', ['<html>Hello</html>', {'error': 'busy'}, {'choices': []}, [1]])
