@@ -312,8 +312,8 @@ class Oracle:
 class LookingAhead(Oracle):
   """Knows the simulator, and what a look at an item does to the chance that a purchase follows.
 
-  Of the oracle's lists it shows first what most raises that chance: the ceiling of instrumental
-  value, one event ahead. What lowers it comes last, by the oracle's order.
+  Of the oracle's lists it shows first what most raises that chance: a strong reference for
+  instrumental value, one event ahead. What lowers it comes last, by the oracle's order.
   """
 
   def rank(self, rows: np.ndarray, now: int) -> Lists:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import time
@@ -174,7 +175,7 @@ def played(tests: list[Test], arms: Sequence[str], seeds: int) -> dict:
     slate=first.setting.slate,
     key=digest(*(test.key for test in tests)),
     measures=summary.MEASURES,
-    opens_agreement=float(np.mean([test.opens_agreement for test in tests])),
+    opens_agreement=_mean([test.opens_agreement for test in tests]),
     provenance=provenance,
   )
   return about | measures
@@ -246,6 +247,7 @@ class Test:
     evaluation = config.evaluation
     return digest(
       self.inputs.hashes,
+      hashlib.sha256(self.setting.excitation.opens.log.tobytes()).hexdigest(),
       [model.key for model in self.models.values()],
       config.calibration,
       config.serving,
@@ -319,3 +321,8 @@ def _read(path: pathlib.Path, key: str) -> Played | None:
       return Played(*(file[name] for name in Played._fields)) if file['key'] == key else None
   except (FileNotFoundError, EOFError, zipfile.BadZipFile, KeyError, ValueError):
     return None
+
+
+def _mean(values: list[float]) -> float | None:
+  """Return the mean; None where there is none, which JSON can say."""
+  return float(np.mean(values)) if np.isfinite(values).all() else None

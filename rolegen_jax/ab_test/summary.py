@@ -195,10 +195,11 @@ def table(result: dict) -> str:
       _cell(lifts[measure], 2, width, 100, signed=True) for measure, (_, width, _) in styles.items()
     )
     lines += [f'{lifts["tested"]} over {name}, %', ' ' * first + cells]
-  lines.append(
-    'Spearman correlation of what items open, by which slates are chosen, with the true effects of '
-    f'looks at them: {result["opens_agreement"]:.2f}, mean over users'
-  )
+  if result['opens_agreement'] is not None:
+    lines.append(
+      'Spearman correlation of what items open, by which slates are chosen, with the true effects '
+      f'of looks at them: {result["opens_agreement"]:.2f}, mean over users'
+    )
   about = result['provenance']
   if about['dirty'] is not False:
     lines.append(f'not from a clean checkout: commit {about["commit"]}')

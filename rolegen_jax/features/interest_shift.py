@@ -46,7 +46,7 @@ class Opens(NamedTuple):
   @property
   def scale(self) -> float:
     """What a share must exceed to count: the noise, or the median where that is more."""
-    return max(self.noise, float(np.median(self.share)), 1e-6)
+    return max(self.noise, float(np.median(self.share)), 1e-3)
 
   @property
   def log(self) -> np.ndarray:
@@ -140,7 +140,8 @@ class InterestShift:
     It is the shift to the one other coarse code that gains most. Of many shifts the largest is
     large by chance, too, so one half of the users says in which code an item's is, and the other
     half how large it is there. A regression of the second on the first says what to expect of an
-    item's largest shift over all users; their mean difference is noise.
+    item's largest shift over all users; their mean difference is noise. Both are of halves, which
+    are noisier than the whole: they err on the safe side.
     """
     halves = [(_sum_of(self.after[h::2]), _sum_of(self.before[h::2])) for h in (0, 1)]
     largest, chosen, checked = [], [], []
@@ -154,6 +155,7 @@ class InterestShift:
         checked.append(second[rows, code])
     own, other = np.concatenate(chosen), np.concatenate(checked)
     slope = np.cov(own, other)[0, 1] / max(float(own.var(ddof=1)), 1e-12) if len(own) > 1 else 0.0
+    slope = min(max(slope, 0.0), 1.0)
     expected = other.mean() + slope * (np.concatenate(largest) - own.mean())
     return Opens(np.maximum(expected, 0).astype(np.float32), float(own.mean() - other.mean()))
 

@@ -197,7 +197,8 @@ def _split_into_files(entries: list[Entry], file_bytes: int) -> dict[str, list[E
 
 def _refuse_other_weights(base: Folder, folder: pathlib.Path, written: list[str]) -> None:
   """Raise ConfigError where weights would be overwritten, or stand beside those of an export."""
-  if folder.resolve() == base.path.resolve():
+  source = base.path.parent if base.path.is_file() else base.path
+  if folder.resolve() == source.resolve():
     raise ConfigError(f'{folder}: is the folder that is read; must be another one')
   for path in sorted(folder.glob('*.safetensors')):
     if path.name not in written:

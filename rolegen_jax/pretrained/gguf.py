@@ -2,7 +2,7 @@
 
 GGUF (github.com/ggml-org/ggml, docs/gguf.md) holds settings, tokenizer and tensors, most of them
 quantized in blocks along their last dimension. A box is dequantized when it is read, so no more
-than its rows are on the host. What llama.cpp's converter changed is changed back: it interleaves
+than its blocks are on the host. What llama.cpp's converter changed is changed back: it interleaves
 the two halves of Llama's rotary pairs and adds one to Gemma's norm weights.
 
 The package `gguf` reads the format; it is an optional one.
@@ -19,7 +19,7 @@ import numpy as np
 from rolegen_jax.config import ConfigError
 from rolegen_jax.data.files import DataError, as_data_error
 from rolegen_jax.pretrained.fields import Unsupported
-from rolegen_jax.pretrained.files import Tensors
+from rolegen_jax.pretrained.files import DTYPES, Tensors, refuse_pointer
 from rolegen_jax.pretrained.gguf_tokenizer import build
 from rolegen_jax.text.tokenizers import Tokenizer
 
@@ -57,8 +57,17 @@ _OF_GEMMA_LAYER = _OF_LAYER | {
 # Of Llama 3.1 and 3.2: how much slower each rotary pair turns. The settings follow from it.
 _FACTORS = 'rope_freqs.weight'
 _LLAMA3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+# Fields that are read, and those that change nothing here; any other may mean another model.
+_READ = (
+  *('embedding_length', 'block_count', 'feed_forward_length', 'context_length', 'vocab_size'),
+  *('attention.head_count', 'attention.head_count_kv', 'attention.key_length'),
+  *('attention.value_length', 'attention.layer_norm_rms_epsilon', 'attention.sliding_window'),
+  *('rope.dimension_count', 'rope.freq_base', 'rope.freq_base_swa', 'rope.scaling.type'),
+  *('rope.scaling.factor', 'rope.scaling.original_context_length', 'rope.scaling.finetuned'),
+  'final_logit_softcapping',
+)
 _GEMMA_27B_LAYERS = 62  # the one Gemma 3 whose queries are not scaled by the width of a head
-_KEPT = {'F32': 'F32', 'F16': 'F16', 'BF16': 'BF16'}  # types that are read as they are
+_DELIMITERS = ('bos_token_id', 'eos_token_id', 'padding_token_id')
 
 
 def open_gguf(path: pathlib.Path) -> GgufFile:
@@ -89,6 +98,7 @@ class GgufFile:
       import gguf
     except ImportError as error:
       raise ConfigError(f'{path}: needs the package gguf: {PACKAGE}') from error
+    refuse_pointer(path)
     with as_data_error(path, 'a whole GGUF file'):
       reader = gguf.GGUFReader(path)
       self._fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -106,6 +116,7 @@ class GgufFile:
         f'{path}: is one of {parts} parts of a model; must be one file: '
         '`llama-gguf-split --merge FIRST_PART MERGED.gguf`'
       )
+    self._refuse_unknown()
     self.config = self._config(tensors)
     self.tensors = GgufTensors(path, tensors, self.config)
 
@@ -114,7 +125,22 @@ class GgufFile:
     """The tokenizer. Raises DataError, Unsupported."""
     prefix = 'tokenizer.ggml.'
     said = {n.removeprefix(prefix): v for n, v in self._fields.items() if n.startswith(prefix)}
-    return build(self._path, said)
+    tokenizer, rows = build(self._path, said), self.config['vocab_size']
+    if tokenizer.size > rows:
+      raise DataError(
+        f'{self._path}: tokenizer.ggml.tokens has {tokenizer.size} pieces, token_embd.weight has '
+        f'{rows} rows; must be the tokenizer of these weights'
+      )
+    return tokenizer
+
+  def _refuse_unknown(self) -> None:
+    """Raise Unsupported on a setting that is not read."""
+    prefix = f'{self.architecture}.'
+    for name, value in self._fields.items():
+      if name.startswith(prefix) and name.removeprefix(prefix) not in _READ:
+        raise Unsupported(
+          f'{self._path}: {name}={str(value):.100} is not supported; must be absent'
+        )
 
   def _get(self, name: str, kind: type, default: Any = None) -> Any:
     """Return a field of this type; without a default it must be there."""
@@ -122,11 +148,14 @@ class GgufFile:
     if kind is float and type(value) is int:
       value = float(value)
     if type(value) is not kind:
-      raise DataError(f'{self._path}: {name}={str(value):.100}; must be a {kind.__name__}')
+      raise DataError(f'{self._path}: {name}={str(value):.100}; must be of type {kind.__name__}')
     return value
 
   def _size(self, name: str, default: int | None = None) -> int:
-    return self._get(f'{self.architecture}.{name}', int, default)
+    size = self._get(f'{self.architecture}.{name}', int, default)
+    if size < 1:
+      raise DataError(f'{self._path}: {self.architecture}.{name}={size}; must be 1 or more')
+    return size
 
   def _number(self, name: str, default: float | None = None) -> float:
     """Return a number that is stored in fp32, as it was written."""
@@ -139,8 +168,17 @@ class GgufFile:
     if 'token_embd.weight' not in tensors:
       raise DataError(f'{self._path}: no tensor token_embd.weight; must be a whole model')
     width, heads = self._size('embedding_length'), self._size('attention.head_count')
-    rotated = self._size('rope.dimension_count', width // max(heads, 1))
-    head_dim = self._size('attention.key_length', rotated)
+    rows = int(tensors['token_embd.weight'].shape[1])
+    head_dim = self._size('attention.key_length', max(width // heads, 1))
+    for name, same in (
+      ('rope.dimension_count', head_dim),
+      ('attention.value_length', head_dim),
+      ('vocab_size', rows),
+    ):
+      if self._size(name, same) != same:
+        raise Unsupported(
+          f'{self._path}: {self.architecture}.{name}={self._size(name)}; must be {same}'
+        )
     config = dict(
       architectures=[architecture],
       model_type=kind,
@@ -150,16 +188,20 @@ class GgufFile:
       num_attention_heads=heads,
       num_key_value_heads=self._size('attention.head_count_kv', heads),
       head_dim=head_dim,
-      max_position_embeddings=self._size('context_length', 0) or None,
       rms_norm_eps=self._number('attention.layer_norm_rms_epsilon'),
       rope_theta=self._number('rope.freq_base', 10_000.0),
-      vocab_size=int(tensors['token_embd.weight'].shape[1]),
+      vocab_size=rows,
       tie_word_embeddings='output.weight' not in tensors,
     )
     if kind == 'gemma3_text':
       config |= self._of_gemma(config)
-    scaling = self._scaling(tensors.get(_FACTORS))
-    return config | (dict(rope_scaling=scaling) if scaling else {})
+    optional = {
+      name.replace('padding', 'pad'): self._fields.get(f'tokenizer.ggml.{name}')
+      for name in _DELIMITERS
+    }
+    optional['max_position_embeddings'] = self._fields.get(f'{self.architecture}.context_length')
+    optional['rope_scaling'] = self._scaling(tensors.get(_FACTORS))
+    return config | {name: value for name, value in optional.items() if value is not None}
 
   def _of_gemma(self, config: dict) -> dict:
     """Return what only Gemma's config.json says."""
@@ -174,12 +216,15 @@ class GgufFile:
 
   def _scaling(self, factors: Any) -> dict | None:
     """Return rope_scaling; None where positions are not scaled."""
-    kind = self._get(f'{self.architecture}.rope.scaling.type', str, 'none')
-    if kind == 'linear':
+    has_factor = f'{self.architecture}.rope.scaling.factor' in self._fields
+    default = 'linear' if has_factor else 'none'
+    kind = self._get(f'{self.architecture}.rope.scaling.type', str, default)
+    if kind == 'linear' and factors is None:
       return dict(rope_type='linear', factor=self._number('rope.scaling.factor'))
     if kind != 'none':
       raise Unsupported(
-        f'{self._path}: {self.architecture}.rope.scaling.type={kind!r}; must be none or linear'
+        f'{self._path}: {self.architecture}.rope.scaling.type={kind!r}; must be none or linear, '
+        f'and none with {_FACTORS}'
       )
     if factors is None:
       return None
@@ -237,29 +282,47 @@ class GgufTensors(Tensors):
 
   def dtype(self, name: str) -> str:
     """Return F32 of quantized tensors, as which they are read."""
-    return _KEPT.get(self._tensors[name].tensor_type.name, 'F32')
+    import gguf
+
+    kind = self._tensors[name].tensor_type
+    if kind.name in DTYPES:
+      return kind.name
+    try:
+      gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+      return kind.name  # which `check` refuses
+    return 'F32'
 
   def read(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
     """Return a box of a tensor in fp32."""
-    from gguf import dequantize
+    import gguf
 
-    tensor = self._tensors[name]
-    rows = self._rows(name, np.arange(self.shape(name)[0])[box[0]])
-    data = tensor.data[box[0]] if rows is None else tensor.data[rows]
-    with as_data_error(self.where(name), 'of a type that the package gguf dequantizes'):
-      values = dequantize(np.ascontiguousarray(data), tensor.tensor_type).astype(np.float32)
+    tensor, shape = self._tensors[name], self.shape(name)
+    values = tensor.data.reshape(1, -1) if len(shape) == 1 else tensor.data
+    rows = np.arange(len(values))[box[0] if len(shape) == 2 else slice(None)]
+    columns = np.arange(shape[-1])[box[-1] if len(box) == len(shape) else slice(None)]
+    if not rows.size or not columns.size:
+      return np.zeros((len(rows), len(columns))[-len(shape) :], np.float32)
+    # Whole blocks are dequantized: those that hold a column of the box.
+    size, n_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    n_bytes //= values.dtype.itemsize
+    first, last = int(columns.min()) // size, int(columns.max()) // size
+    moved = self._rows(name, rows)
+    part = values[moved][:, first * n_bytes : (last + 1) * n_bytes]
+    values = gguf.dequantize(np.ascontiguousarray(part), tensor.tensor_type).astype(np.float32)
+    values = values[:, columns - first * size]
     if self._is_gemma and name.endswith('norm.weight'):
       values = values - 1
-    return values[(slice(None), *box[1:])]
+    return values if len(shape) == 2 else values[0]
 
-  def _rows(self, name: str, rows: np.ndarray) -> np.ndarray | None:
-    """Return which rows of the file hold these; None where none were moved.
+  def _rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+    """Return which rows of the file hold these.
 
     Row 2 j + t of a head is row t * half + j of the published tensor.
     """
     moved = name.endswith(('q_proj.weight', 'k_proj.weight'))
     if self._config['model_type'] != 'llama' or not moved:
-      return None
+      return rows
     width = self._config['head_dim']
     head, place = np.divmod(rows, width)
     which, pair = np.divmod(place, width // 2)

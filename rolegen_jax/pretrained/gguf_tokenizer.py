@@ -52,10 +52,9 @@ def build(path: pathlib.Path, said: dict[str, Any]) -> Tokenizer:
   if not isinstance(pieces, list) or not pieces or len(set(pieces)) < len(pieces):
     raise DataError(f'{path}: tokenizer.ggml.tokens; must be a list of different pieces')
   types = said.get('token_type') or [NORMAL] * len(pieces)
-  if len(types) != len(pieces):
+  if not isinstance(types, list) or len(types) != len(pieces):
     raise DataError(
-      f'{path}: tokenizer.ggml.token_type has {len(types)} entries; must be {len(pieces)}, one a '
-      'piece'
+      f'{path}: tokenizer.ggml.token_type; must be a list of {len(pieces)} types, one a piece'
     )
   with as_data_error(path, 'a GGUF file with a whole tokenizer'):
     if kind == 'gpt2':
@@ -69,7 +68,7 @@ def _byte_level(
   path: pathlib.Path, said: dict[str, Any], pieces: list[str], types: list[int]
 ) -> dict:
   """Return the content of a tokenizer.json."""
-  rule = said.get('pre', 'gpt-2')
+  rule = said.get('pre')  # files from before there was this field do not say how they cut
   if rule not in _RULES:
     raise Unsupported(
       f'{path}: tokenizer.ggml.pre={str(rule):.100}; must be one of {", ".join(_RULES)}'

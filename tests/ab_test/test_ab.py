@@ -12,6 +12,7 @@ from inspect import signature
 import jax
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from rolegen_jax import overrides
 from rolegen_jax.ab_test import policies, simulation, summary
@@ -20,6 +21,7 @@ from rolegen_jax.cli import entry
 from rolegen_jax.config import EVENT_NAMES, ConfigError
 from rolegen_jax.data.batches import Trajectories, append, histories
 from rolegen_jax.evaluation import baselines, ranking
+from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.simulator.rules import DAY
@@ -133,6 +135,27 @@ def test_looking_ahead_shows_first_what_most_raises_the_chance_of_a_purchase(tes
   assert (shown.item != item).any()
 
 
+@pytest.fixture
+def opens(test, monkeypatch):
+  """So small a log opens nothing: as if items opened something."""
+  opens = Opens(np.random.default_rng(0).exponential(size=64).astype(np.float32), 0.1)
+  excitation = dataclasses.replace(test.setting.excitation, opens=opens)
+  monkeypatch.setattr(test, 'setting', dataclasses.replace(test.setting, excitation=excitation))
+  test.__dict__.pop('opens_agreement', None)
+  return opens
+
+
+def test_how_well_what_items_open_ranks_the_effects_of_looks(test, opens):
+  rows, now = np.arange(len(test.setting.users)), int(test.setting.log.timestamp.max()) + 1
+  oracle = policies.Oracle(test.setting, test.world)
+  oracle.begin()
+  item, time = oracle.rank(rows, now).item, np.full(len(rows), now)
+  effects = test.world.effects_of_looks(test.state.rows(rows), item, time)
+  share = opens.share[item]
+  by_user = [spearmanr(one, other).statistic for one, other in zip(share, effects)]
+  assert len(rows) < 500 and test.opens_agreement == pytest.approx(np.nanmean(by_user), abs=1e-6)
+
+
 def test_the_oracles_state_is_that_of_the_world(test):
   oracle, seen = policies.Oracle(test.setting, test.world), []
 
@@ -208,11 +231,11 @@ def test_rankers_are_the_baselines_of_the_report(test, name):
 
 
 @pytest.mark.slow  # the others show the arms one by one
-def test_every_arm_is_shown_by_log_p_and_as_slates(test):
+def test_every_arm_is_shown_by_log_p_and_as_slates(test, opens):
   """NAME lists by log p, NAME_slates shows the same lists by log p plus what items open."""
   setting, rows = test.setting, np.arange(20)
   now = int(setting.log.timestamp.max()) + 1
-  weight, worth = setting.config.serving.exploration_weight, setting.excitation.opens.log
+  weight, worth = setting.config.serving.exploration_weight, opens.log
   for name in ('counting', 'SASRec', 'oracle', 'no_reasoner'):
     plain, as_slates = test.policy(name), test.policy(f'{name}_slates')
     for policy in (plain, as_slates):

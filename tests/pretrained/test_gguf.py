@@ -109,11 +109,17 @@ REFUSED = {
   'general.architecture': ('mamba', "general.architecture='mamba'; must be one of llama, qwen3"),
   'tokenizer.ggml.pre': ('tekken', 'tokenizer.ggml.pre=tekken; must be one of gpt-2, llama-bpe'),
   'tokenizer.ggml.model': ('bert', 'tokenizer.ggml.model=bert; must be gpt2 or llama'),
+  'tokenizer.ggml.tokens': ([f'p{n}' for n in range(500)], 'must be a list of 500 types'),
   'tokenizer.ggml.merges': (None, 'no tokenizer.ggml.merges; must be there'),
-  'tokenizer.ggml.token_type': ([1, 1], 'token_type has 2 entries; must be'),
-  'qwen3.block_count': ('two', 'qwen3.block_count=two; must be a int'),
+  'tokenizer.ggml.token_type': ([1, 1], 'token_type; must be a list of'),
+  'qwen3.block_count': ('two', 'qwen3.block_count=two; must be of type int'),
   'qwen3.embedding_length': (32, 'has shape [400, 64]; must be [400, 32]'),
   'qwen3.rope.scaling.type': ('yarn', "scaling.type='yarn'; must be none or linear"),
+  'qwen3.rope.scale_linear': (4.0, 'qwen3.rope.scale_linear=4.0 is not supported; must be absent'),
+  'qwen3.attention.causal': (False, 'qwen3.attention.causal=False is not supported'),
+  'qwen3.rope.dimension_count': (16, 'qwen3.rope.dimension_count=16; must be 32'),
+  'qwen3.vocab_size': (99, 'qwen3.vocab_size=99; must be 400'),
+  'qwen3.attention.head_count': (0, 'qwen3.attention.head_count=0; must be 1 or more'),
   'split.count': (3, 'is one of 3 parts of a model; must be one file'),
 }
 
@@ -126,6 +132,66 @@ def test_what_is_not_understood_is_refused_by_name(field, tmp_path):
   with pytest.raises((DataError, ConfigError)) as refused:
     Folder(path)
   assert str(path) in str(refused.value) and message in str(refused.value)
+
+
+def test_a_factor_without_a_type_is_linear(tmp_path):
+  fields = {'gemma3.rope.scaling.factor': 8.0, 'gemma3.final_logit_softcapping': 30.0}
+  fields |= {'gemma3.rope.freq_base_swa': 20_000.0}
+  gguf_files.write(tmp_path / 'folder', 'gemma3', tmp_path / 'model.gguf', **fields)
+  config = Folder(tmp_path / 'model.gguf').transformer
+  assert (config.rope_scaling.kind, config.rope_scaling.factor) == ('linear', 8.0)
+  assert (config.logit_softcap, config.local_rope_theta) == (30.0, 20_000.0)
+
+
+@pytest.mark.parametrize('value', [None, 'none'])
+def test_a_tokenizer_that_does_not_say_how_it_cuts_is_refused(value, tmp_path):
+  path = tmp_path / 'model.gguf'
+  gguf_files.write(tmp_path / 'folder', 'qwen3', path, **{'tokenizer.ggml.pre': value})
+  with pytest.raises(ConfigError, match='tokenizer.ggml.pre=(None|none); must be one of gpt-2'):
+    Folder(path)
+
+
+def test_a_tokenizer_of_more_pieces_than_rows_is_refused(tmp_path):
+  path = tmp_path / 'model.gguf'
+  gguf_files.write(tmp_path / 'folder', 'qwen3', path)
+  known = gguf_files.byte_pairs(tmp_path / 'folder/tokenizer.json')['tokenizer.ggml.tokens']
+  pieces = known + [f'p{n}' for n in range(500 - len(known))]
+  fields = {'tokenizer.ggml.tokens': pieces, 'tokenizer.ggml.token_type': [1] * 500}
+  gguf_files.write(tmp_path / 'again', 'qwen3', path, **fields)
+  with pytest.raises(DataError, match='500 pieces, token_embd.weight has 400 rows'):
+    Folder(path)
+
+
+def test_only_the_blocks_of_a_box_are_dequantized(tmp_path, monkeypatch):
+  gguf_files.write(tmp_path / 'llama', 'llama', tmp_path / 'llama.gguf', 'Q8_0')
+  files, elements = Folder(tmp_path / 'llama.gguf').files, []
+
+  def counted(data, kind):
+    values = dequantize(data, kind)
+    elements.append(values.size)
+    return values
+
+  dequantize = gguf.dequantize
+  monkeypatch.setattr(gguf, 'dequantize', counted)
+  files.read('model.embed_tokens.weight', (slice(8, 12), slice(33, 60)))
+  assert elements == [4 * 32]
+
+
+def test_vectors_in_bf16(tmp_path, monkeypatch):
+  vectors = gguf_files.converted
+
+  def in_bf16(config, name, array, quantized):
+    name, data, shape, kind = vectors(config, name, array, quantized)
+    if data.ndim == 1:
+      kind = gguf.GGMLQuantizationType.BF16
+      data = gguf.quantize(data, kind)
+    return name, data, shape, kind
+
+  monkeypatch.setattr(gguf_files, 'converted', in_bf16)
+  gguf_files.write(tmp_path / 'folder', 'qwen3', tmp_path / 'model.gguf')
+  norm = whole(Folder(tmp_path / 'model.gguf').files, 'model.norm.weight')
+  exact = whole(Folder(tmp_path / 'folder').files, 'model.norm.weight')
+  np.testing.assert_allclose(norm, exact, rtol=1e-2)
 
 
 def test_rotary_factors_of_another_model_are_refused(tmp_path, monkeypatch):
