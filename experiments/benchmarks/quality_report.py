@@ -32,6 +32,7 @@ ARMS = dict(
   SASRec_slates='SASRec, slates',
   popular_opens='ten items for everybody: popular, and opening much',
   oracle='oracle: true probabilities, short-sighted',
+  oracle_slates='oracle, slates',
   oracle_ahead='oracle that knows the effect of looks',
 )
 
@@ -251,7 +252,9 @@ def _candidates_table(summary: dict) -> str:
 def _deletion_table(experiments: dict) -> str:
   by_log = {log: x['deletion'] for log, x in experiments.items() if x['deletion']}
   show = '{mean:+.3f} [{low:.3f}, {high:.3f}]'.format
-  choosers = dict.fromkeys(name for curves in by_log.values() for name in curves)  # of any version
+  choosers = dict.fromkeys(
+    name for curves in by_log.values() for name in curves if name.startswith('the ')
+  )  # others are of earlier versions
   rows = [
     [f'{k}, by {name}', *(show(**c[name][k]) if name in c else '' for c in by_log.values())]
     for name in choosers

@@ -55,7 +55,7 @@ def _draw_arms(result: dict, orders: Axes, customers: Axes) -> None:
     customers.plot(days, _smooth(arm['by_day']['daily_active_customers']), **style)
   orders.set(title='Orders so far, mean over plays', xlabel='day', ylim=(0, None))
   customers.set(title='Customers of a day, mean of the last 7 days', xlabel='day')
-  orders.legend(frameon=False, fontsize=7)
+  orders.legend(frameon=False, fontsize=6)
 
 
 def _draw_lifts(result: dict, lifts: Axes) -> None:
