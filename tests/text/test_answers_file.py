@@ -36,8 +36,10 @@ def answers(tmp_path):
 
 
 ASK = """
-import json, sys
+import json, signal, sys
 from rolegen_jax.text.endpoint import Endpoint, ask
+# Where the tests run in the background of a shell, Ctrl-C is ignored unless this is said.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 url, prompts, answers = sys.argv[1:]
 ask(Endpoint(url, 'm', concurrency=2), json.loads(prompts), answers)
 """
