@@ -3,7 +3,7 @@
   python -m launch.sweep --experiment=quality:demo --workdir=runs/quality/demo
   RUNS=runs/quality/demo/points/seed0,runs/quality/demo/points/seed1  # and seed2
   rolegen simulate_ab --workdir=$RUNS
-  rolegen simulate_ab --workdir=$RUNS --simulator=held_back  # and as the first, of context's runs
+  rolegen simulate_ab --workdir=$RUNS --simulator=held_back
   python -m experiments.benchmarks.quality --runs=runs/quality
 
 The other sweeps are in experiments/quality.py; they take hours on two cores and continue where they

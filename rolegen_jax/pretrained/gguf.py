@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import ConfigError
+from rolegen_jax.config import ConfigError, RopeScaling
 from rolegen_jax.data.files import DataError, as_data_error
+from rolegen_jax.models.layers import frequencies
 from rolegen_jax.pretrained.fields import Unsupported
 from rolegen_jax.pretrained.files import DTYPES, Tensors, refuse_pointer
 from rolegen_jax.pretrained.gguf_tokenizer import build
@@ -54,18 +55,18 @@ _OF_GEMMA_LAYER = _OF_LAYER | {
   'ffn_norm': 'pre_feedforward_layernorm',
   'post_ffw_norm': 'post_feedforward_layernorm',
 }
-# Of Llama 3.1 and 3.2: how much slower each rotary pair turns. The settings follow from it.
+# Of Llama 3.1 and 3.2, whose other settings are RopeScaling's defaults: how much slower each rotary
+# pair turns.
 _FACTORS = 'rope_freqs.weight'
-_LLAMA3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
 # Fields that are read, and those that change nothing here; any other may mean another model.
 _READ = (
   *('embedding_length', 'block_count', 'feed_forward_length', 'context_length', 'vocab_size'),
   *('attention.head_count', 'attention.head_count_kv', 'attention.key_length'),
-  *('attention.value_length', 'attention.layer_norm_rms_epsilon', 'attention.sliding_window'),
-  *('rope.dimension_count', 'rope.freq_base', 'rope.freq_base_swa', 'rope.scaling.type'),
-  *('rope.scaling.factor', 'rope.scaling.original_context_length', 'rope.scaling.finetuned'),
-  'final_logit_softcapping',
+  *('attention.value_length', 'attention.layer_norm_rms_epsilon', 'rope.dimension_count'),
+  *('rope.freq_base', 'rope.scaling.type', 'rope.scaling.factor', 'rope.scaling.finetuned'),
+  'rope.scaling.original_context_length',
 )
+_READ_OF_GEMMA = ('attention.sliding_window', 'rope.freq_base_swa', 'final_logit_softcapping')
 _GEMMA_27B_LAYERS = 62  # the one Gemma 3 whose queries are not scaled by the width of a head
 _DELIMITERS = ('bos_token_id', 'eos_token_id', 'padding_token_id')
 
@@ -136,8 +137,9 @@ class GgufFile:
   def _refuse_unknown(self) -> None:
     """Raise Unsupported on a setting that is not read."""
     prefix = f'{self.architecture}.'
+    read = _READ + (_READ_OF_GEMMA if self.architecture == 'gemma3' else ())
     for name, value in self._fields.items():
-      if name.startswith(prefix) and name.removeprefix(prefix) not in _READ:
+      if name.startswith(prefix) and name.removeprefix(prefix) not in read:
         raise Unsupported(
           f'{self._path}: {name}={str(value):.100} is not supported; must be absent'
         )
@@ -228,21 +230,18 @@ class GgufFile:
       )
     if factors is None:
       return None
-    stated = np.asarray(factors.data, np.float32)
-    settings = dict(rope_type='llama3', factor=float(stated.max()), **_LLAMA3)
-    expected = llama3_factors(settings, self._number('rope.freq_base', 10_000.0), len(stated))
-    if not np.allclose(stated, expected, rtol=1e-3):
+    slower, theta = np.asarray(factors.data, np.float32), self._number('rope.freq_base', 10_000.0)
+    scaling = RopeScaling('llama3', float(slower.max()))
+    plain, scaled = (frequencies(len(slower), theta, of) for of in (RopeScaling(), scaling))
+    if not np.allclose(slower, plain / scaled, rtol=1e-3):
       raise Unsupported(f'{self._path}: {_FACTORS}: must be the factors of Llama 3.1 or 3.2')
-    return settings
-
-
-def llama3_factors(settings: dict, theta: float, pairs: int) -> np.ndarray:
-  """Return how much slower each rotary pair turns under Llama 3's scaling, fp64 [pairs]."""
-  length = 2 * np.pi * theta ** (np.arange(pairs) / pairs)
-  context, factor = settings['original_max_position_embeddings'], settings['factor']
-  low, high = settings['low_freq_factor'], settings['high_freq_factor']
-  smooth = np.clip((context / length - low) / (high - low), 0, 1)
-  return 1 / ((1 - smooth) / factor + smooth)
+    return dict(
+      rope_type='llama3',
+      factor=scaling.factor,
+      low_freq_factor=scaling.low_frequency,
+      high_freq_factor=scaling.high_frequency,
+      original_max_position_embeddings=scaling.context,
+    )
 
 
 class GgufTensors(Tensors):

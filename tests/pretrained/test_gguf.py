@@ -118,6 +118,7 @@ REFUSED = {
   'qwen3.rope.scale_linear': (4.0, 'qwen3.rope.scale_linear=4.0 is not supported; must be absent'),
   'qwen3.attention.causal': (False, 'qwen3.attention.causal=False is not supported'),
   'qwen3.rope.dimension_count': (16, 'qwen3.rope.dimension_count=16; must be 32'),
+  'qwen3.attention.sliding_window': (4, 'qwen3.attention.sliding_window=4 is not supported'),
   'qwen3.vocab_size': (99, 'qwen3.vocab_size=99; must be 400'),
   'qwen3.attention.head_count': (0, 'qwen3.attention.head_count=0; must be 1 or more'),
   'split.count': (3, 'is one of 3 parts of a model; must be one file'),

@@ -19,22 +19,6 @@ from tests.text import asking
 from tests.text.asking import LAST, N_EXAMPLES, ids, one_by_one, rows_of
 from tests.text.chat_server import completion, serving
 
-
-@pytest.fixture
-def prompts():
-  return asking.prompts()
-
-
-@pytest.fixture
-def good():
-  return asking.good_answers()
-
-
-@pytest.fixture
-def answers(tmp_path):
-  return tmp_path / 'answers.jsonl'
-
-
 ASK = """
 import json, signal, sys
 from rolegen_jax.text.endpoint import Endpoint, ask

@@ -17,21 +17,6 @@ from tests.text.chat_server import completion, serving
 KEY = 'sk-Zu93-not_to_be.seen'
 
 
-@pytest.fixture
-def prompts():
-  return asking.prompts()
-
-
-@pytest.fixture
-def good():
-  return asking.good_answers()
-
-
-@pytest.fixture
-def answers(tmp_path):
-  return tmp_path / 'answers.jsonl'
-
-
 SHAPES = (
   'ANSWER',
   '<think>\n{"event": 1, "role": "ANCHOR"}\n</think>\nANSWER',
