@@ -117,10 +117,6 @@ class Backbone(nnx.Module):
     dtype = self.config.temporal.dtype
     return text.astype(dtype) @ gather_replicated(self.text, dtype)
 
-  def popularity(self, items: Items, item: jax.Array) -> jax.Array:
-    """Return what the expert adds to the scores of items [...], fp32 [...]."""
-    return self.experts.weight('popularity') * jnp.take(items.popularity, jnp.maximum(item, 0))
-
   def table(self, items: Items, parts: int) -> ItemTable:
     """Return what scores the whole catalogue, its items in their order and in equal parts.
 
@@ -230,14 +226,16 @@ class Backbone(nnx.Module):
       scores = jnp.zeros((*target_BxQ.shape, own_BxM.shape[1]), jnp.float32)
       shared_scores = jnp.zeros((), jnp.float32)
       if self.has('popularity'):
-        scores += self.popularity(items, own_BxM)[:, None]
-        shared_scores = shared_scores + self.popularity(items, negatives.item)
+        weight = self.experts.weight('popularity')
+        scores += weight * popularity[:, None]
+        shared_scores = shared_scores + weight * items.popularity_of(negatives.item)
       if self.has('dense'):
         weight = self.experts.weight('dense')
         scores += weight * _product('bqd,bmd->bqm', state, own)
         shared_scores = shared_scores + weight * _product('bqd,cd->bqc', state, shared)
       if self.has('history'):
-        history = self.experts.history(query_state.view, query_state.slot_item, own_BxM)
+        view, slot_item = query_state.view, query_state.slot_item
+        history = self.experts.history(view, slot_item, own_BxM, popularity)
         scores += self.experts.weight('history') * history
       first = is_first(own_BxM)[:, None]
       elsewhere = jnp.where(in_rows(own_BxM, negatives.item), NEG_INF, negatives.log_weight)
@@ -249,6 +247,7 @@ class Backbone(nnx.Module):
       is_target = first & (own_BxM[:, None] == target_BxQ[..., None])
       return jnp.sum(jnp.where(is_target, scores, 0.0), axis=-1) - total
 
+    popularity = items.popularity_of(own_BxM)
     own, shared = self.vectors(items, own_BxM), self.vectors(items, negatives.item)
     return log_prob(query_state.state, own, shared)
 
@@ -295,7 +294,7 @@ class Backbone(nnx.Module):
       item=item_BxM,
       log_weight=log_weight_BxM,
       code=codes[..., 0],
-      popularity=jnp.take(items.popularity, jnp.maximum(item_BxM, 0)),
+      popularity=items.popularity_of(item_BxM),
       generative=generative,
       dense=dense,
       slot_item=query_state.slot_item,

@@ -7,8 +7,8 @@ The score of an item is a weighted sum of what the experts say, in nats:
   generative   log-probability of the item's semantic ID, by the depth decoder
   dense        product of the query's state and the item's vector
   popularity   log(1 + training events of the item)
-  history      log(1 + m), m the mass of the item's own past events by age, count and event type:
-               the recency rule is one setting of it
+  history      log(1 + m), m the mass of the item's own past events by age, count and event type,
+               and by the item's popularity: the recency rule is one setting of it
   intent       log-probability of the item's coarse code, over that of a uniform intent
   retrieved    log(1 + share / prior) of what the reasoner retrieves (`intent.py`)
   candidates   log(1 + m), m the item's mass among the reasoner's candidates, by log-prob and world
@@ -64,6 +64,10 @@ class Items(NamedTuple):
   has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
   text: jax.Array | None  # fp32 [I, E]
 
+  def popularity_of(self, item: jax.Array) -> jax.Array:
+    """Return fp32 [...] of items [...]; meaningless where there is none."""
+    return jnp.take(self.popularity, jnp.maximum(item, 0))
+
 
 class ItemTable(NamedTuple):
   """The catalogue in P parts for the experts that rank all of it."""
@@ -100,6 +104,8 @@ class Experts(nnx.Module):
     self.log_weight = vector(jnp.log(jnp.array([WEIGHTS[name] for name in EXPERTS])))
     self.slot_age = vector(RECENCY_RULE)
     self.slot_event = vector(jnp.log(jnp.array(EVENT_WEIGHTS)))
+    # What a user comes back to need not be what is popular.
+    self.seen_popularity = vector([0.0])
     self.retrieved_prior = vector(jnp.log(jnp.array([RETRIEVED_PRIOR])))
     self.candidate = vector(CANDIDATE)
 
@@ -107,13 +113,16 @@ class Experts(nnx.Module):
     """Return the weight of an expert, fp32 []."""
     return jnp.exp(self.log_weight[...][EXPERTS.index(name)])
 
-  def history(self, view: View, slot_item_BxS: jax.Array, item_BxM: jax.Array) -> jax.Array:
+  def history(
+    self, view: View, slot_item_BxS: jax.Array, item_BxM: jax.Array, popularity_BxM: jax.Array
+  ) -> jax.Array:
     """Return what each query's visible slots say of items, fp32 [B, Q, M]."""
     by_age = view.age.astype(jnp.float32) @ self.slot_age[...]
     by_event = (view.event.astype(jnp.float32) @ self.slot_event[...])[:, None]
     counts = view.visible & (slot_item_BxS >= 0)[:, None]
     mass = jnp.where(counts, jnp.exp(jnp.minimum(by_age + by_event, MOST)), 0.0)
-    return jnp.log1p(_mass_of(mass, slot_item_BxS, item_BxM))
+    by_popularity = jnp.clip(self.seen_popularity[...] * popularity_BxM, -MOST, MOST)
+    return jnp.log1p(_mass_of(mass, slot_item_BxS, item_BxM) * jnp.exp(by_popularity)[:, None])
 
   def intent(self, intent_BxK: jax.Array, code_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]; 0 in rows without an intent."""
@@ -142,7 +151,7 @@ class Experts(nnx.Module):
     if m.dense is not None:
       found['dense'] = m.dense
     if 'history' in self.names:
-      found['history'] = self.history(m.view, m.slot_item, m.item)[:, 0]
+      found['history'] = self.history(m.view, m.slot_item, m.item, m.popularity)[:, 0]
     if 'popularity' in self.names:
       found['popularity'] = m.popularity
     if said.intent is not None:

@@ -24,6 +24,8 @@ from tests.models import conditioning
 
 ITEMS = np.tile(np.arange(tiny.ITEMS, dtype=np.int32), (tiny.USERS, 1))
 COUNTS = np.random.default_rng(0).integers(0, 50, tiny.ITEMS)
+POPULARITY = np.broadcast_to(np.log1p(COUNTS), ITEMS.shape)
+OF_HISTORY = ('slot_age', 'slot_event', 'seen_popularity')  # parameters of its formula
 PARTS = dict(generative={'depth', 'readout'}, dense={'rows'}, history=set(), popularity=set())
 
 
@@ -69,14 +71,20 @@ def weight(name: str) -> float:
 # Each expert
 
 
-def test_the_history_expert_starts_as_the_recency_rule():
-  """The log of 1 + count * weight(event) * exp(-age / 7 days), summed over an item's events."""
+def histories_now():
+  """Histories, and what a query of each sees of them."""
   rows = tiny.histories(np.random.default_rng(1))
   fields = (rows.item, rows.event, rows.timestamp, rows.segment, np.maximum(rows.count, 1))
   memory = Memory(np.zeros((*rows.item.shape, 1), np.float32), *fields)
   now = np.full((tiny.USERS, 1), tiny.NOW, np.int32)
   view = view_memory(jax.tree.map(jnp.asarray, memory), now, np.ones_like(now))
-  found = lib.Experts(BACKBONE_EXPERTS).history(view, rows.item, ITEMS)[:, 0]
+  return rows, view
+
+
+def test_the_history_expert_starts_as_the_recency_rule():
+  """The log of 1 + count * weight(event) * exp(-age / 7 days), summed over an item's events."""
+  rows, view = histories_now()
+  found = lib.Experts(BACKBONE_EXPERTS).history(view, rows.item, ITEMS, POPULARITY)[:, 0]
   mass = np.zeros((tiny.USERS, tiny.ITEMS))
   for user, slot in zip(*np.nonzero(rows.segment)):
     age = (tiny.NOW - rows.timestamp[user, slot]) / (7 * tiny.DAY)
@@ -85,13 +93,27 @@ def test_the_history_expert_starts_as_the_recency_rule():
   np.testing.assert_allclose(found, np.log1p(mass), rtol=1e-4, atol=1e-5)
 
 
+def test_the_history_expert_weighs_popular_items_by_a_parameter_of_its_own():
+  """An item with c training events has (1 + c)^s times the mass; an item not seen has none."""
+  rows, view = histories_now()
+
+  def mass(s: float) -> np.ndarray:
+    experts = lib.Experts(BACKBONE_EXPERTS)
+    experts.seen_popularity[...] = jnp.array([s])
+    return np.expm1(experts.history(view, rows.item, ITEMS, POPULARITY)[:, 0])
+
+  expected = mass(0.0) * (1.0 + COUNTS) ** -0.5
+  np.testing.assert_allclose(mass(-0.5), expected, rtol=1e-3, atol=1e-4)
+  assert (expected > 1e-3).any()
+
+
 def test_the_history_expert_counts_earlier_events_of_the_window_only():
   rows = tiny.histories(np.random.default_rng(1))
   ones = np.ones_like(rows.item)
   memory = Memory(np.zeros((*ones.shape, 1), np.float32), *rows[:2], rows.timestamp, ones, ones)
   earliest = rows.timestamp.max(1)[:, None] - 10 * tiny.DAY
   view = view_memory(jax.tree.map(jnp.asarray, memory), earliest, np.ones_like(earliest))
-  found = lib.Experts(BACKBONE_EXPERTS).history(view, rows.item, rows.item)[:, 0]
+  found = lib.Experts(BACKBONE_EXPERTS).history(view, rows.item, rows.item, 0.0 * rows.item)[:, 0]
   latest = np.array([[t < e for t in row] for row, e in zip(rows.timestamp, earliest[:, 0])])
   for user in range(tiny.USERS):
     said = set(rows.item[user][latest[user]].tolist()) - {-1}
@@ -334,7 +356,7 @@ def test_an_expert_that_is_off_is_not_trained(expert):
   """Its weight and the parameters of its formula have no gradient."""
 
   def of_its_own(names):
-    found, of_formula = gradient(names), ('slot_age', 'slot_event') if expert == 'history' else ()
+    found, of_formula = gradient(names), OF_HISTORY if expert == 'history' else ()
     own = [found['log_weight'][lib.EXPERTS.index(expert)], *(found[name] for name in of_formula)]
     return [np.abs(x).max() for x in own]
 

@@ -76,7 +76,8 @@ def test_without_a_reasoner_what_it_says_has_no_weight_to_fit():
   numbers, nll = fit(8, reasoning=False)
   before = functional.flatten(dict(experts=PARAMS['backbone']['experts']))
   moved = {name for name in numbers if (numbers[name] != before[name]).any()}
-  assert moved == {f'experts.{name}' for name in ('log_weight', 'slot_age', 'slot_event')}
+  of_history = ('slot_age', 'slot_event', 'seen_popularity')
+  assert moved == {f'experts.{name}' for name in ('log_weight', *of_history)}
   of_weight = numbers['experts.log_weight'] != before['experts.log_weight']
   assert of_weight.tolist() == [True] * 4 + [False] * 3 and nll[-1] < nll[0]
 
