@@ -11,22 +11,22 @@ the academic yardstick. Nobody buys an item twice, and validation occasions say 
 should list an item of the history.
 
 `amazon_beauty` is sized for two CPU cores, about 50 epochs; `amazon_beauty:accelerator` for a GPU
-or TPU, about 400 epochs, and has not been run.
+or TPU, about 400 epochs, and has not been run; `amazon_beauty:smollm2` has a published language
+model reason (experiments/smollm2.py).
 """
 
 import dataclasses
 
-from experiments import alibaba2014
+from experiments import alibaba2014, smollm2
 from rolegen_jax import config as c
 
-SIZES = ('', 'accelerator')
+SIZES = ('', 'accelerator', smollm2.NAME)
 
 
 def get_config(arg: str = '') -> c.Config:
   if arg not in SIZES:
-    raise c.ConfigError(
-      f'--experiment=amazon_beauty:{arg}: must be amazon_beauty or amazon_beauty:accelerator'
-    )
+    right = ' or '.join(f'amazon_beauty:{size}'.rstrip(':') for size in SIZES)
+    raise c.ConfigError(f'--experiment=amazon_beauty:{arg}: must be {right}')
   base = alibaba2014.get_config()
   warmup = dataclasses.replace(base.warmup, steps=9000, batch=32, save_every=500)
   config = dataclasses.replace(
@@ -44,7 +44,9 @@ def get_config(arg: str = '') -> c.Config:
     calibration=c.CalibrationConfig(examples=4000),
     evaluation=c.EvaluationConfig(ablations=('no_reasoner', *c.AT_RUN_TIME)),
   )
-  if not arg:
+  if arg == smollm2.NAME:
+    config = smollm2.with_smollm2(config)
+  if arg != 'accelerator':
     return config
   wide = dataclasses.replace(base.backbone.temporal, width=128, head_dim=32, mlp=384)
   return dataclasses.replace(

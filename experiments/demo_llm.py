@@ -4,23 +4,26 @@
 
 SIMULATED data, its text too: titles, brands and categories of the simulated shop. A tokenizer is
 trained on them. Expect about half an hour on two CPU cores; the report's section on words says
-whether the reasoner knows what its semantic IDs stand for.
+whether the reasoner knows what its semantic IDs stand for. `demo_llm:smollm2` starts it from a
+published model instead (experiments/smollm2.py).
 """
 
 import dataclasses
 
-from experiments import demo
+from experiments import demo, smollm2
 from rolegen_jax import config as c
 
 
-def get_config() -> c.Config:
+def get_config(arg: str = '') -> c.Config:
+  if arg not in ('', smollm2.NAME):
+    raise c.ConfigError(f'--experiment=demo_llm:{arg}: must be demo_llm or demo_llm:{smollm2.NAME}')
   plain = demo.get_config()
   qwen3 = c.TransformerConfig(
     layers=3, width=64, heads=4, kv_heads=2, head_dim=16, mlp=192, rope_theta=1e6, qk_norm=True
   )
   align_optimizer = c.OptimizerConfig(learning_rate=4e-3, warmup_steps=50)
   reason_optimizer = c.OptimizerConfig(learning_rate=3e-3, warmup_steps=30)
-  return dataclasses.replace(
+  config = dataclasses.replace(
     plain,
     name='demo_llm',
     # Codes that know nothing of words: what the reasoner says of an item whose words were held out
@@ -33,3 +36,4 @@ def get_config() -> c.Config:
     # The demo has the ablations; here words are the point.
     evaluation=dataclasses.replace(plain.evaluation, ablations=()),
   )
+  return smollm2.with_smollm2(config) if arg else config

@@ -314,7 +314,9 @@ class ReasonerConfig(Section):
   # Items retrieved by a whole history, the strongest ones. Paths go to them; they are an expert.
   retrieved: int = 64
   temperature: float = 0.2  # of rollouts; demonstrations are fitted at 1
-  pretrained: str = ''  # folder or GGUF file of a decoder, which sets `transformer`; '' = none
+  # Folder or GGUF file of a decoder, or package:NAME of a Python package that brings it; sets
+  # `transformer`; '' = none.
+  pretrained: str = ''
   # Text tokens: those of the tokenizer of `pretrained`, or at most so many of one trained on the
   # items' words; 0 = no text.
   text_pieces: int = 0
@@ -363,6 +365,9 @@ class TextConfig(Section):
   # Weight in stage `reason` of the chain with a sentence after each role and intent; 0 = chains
   # without words.
   rationales: float = 0.0
+  # Tokens of `align` examples that each example of `reason` and of the loop brings along, so that
+  # what was learned is kept; 0 = none.
+  replay: int = 0
 
   def validate(self, name: str) -> None:
     self._at_least(0, name, *ALIGN_TASKS, 'rationales')
@@ -371,7 +376,8 @@ class TextConfig(Section):
     self._need(0 <= self.held_out <= 0.5, f'{name}.held_out', '0 to 0.5')
     self._at_least(2, name, 'sentence')
     self._at_least(1, name, 'width')
-    self._at_most(TOO_WIDE, name, 'sentence', 'width')
+    self._at_least(0, name, 'replay')
+    self._at_most(TOO_WIDE, name, 'sentence', 'width', 'replay')
 
 
 @dataclasses.dataclass(frozen=True)

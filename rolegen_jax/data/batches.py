@@ -53,6 +53,8 @@ class Examples(NamedTuple):
   roles: Array  # int32 [B, M], hindsight role of each of the last M events; -1 = none
   # int32 [B, P], items that the user went on to buy or engage with, target first; -1 = no more
   path: Array
+  # text.packing.Packed, [B, tokens]: words to learn beside each occasion; None = none
+  words: Any = None
 
 
 def pack_windows(offsets: np.ndarray, ends: np.ndarray, width: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.text.packing import Packed, TextExample, in_order, pack
 
-MOST = 4096  # items asked about, evenly spaced; all items of a smaller catalogue
+MOST = 1024  # items asked about, evenly spaced; all items of a smaller catalogue
 
 
 @dataclasses.dataclass(frozen=True)

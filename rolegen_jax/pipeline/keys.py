@@ -83,9 +83,10 @@ READS: dict[str, tuple[str, ...]] = dict(
     'reasoner.candidates',
     'reasoner.retrieved',
     'text.rationales',
+    'text.replay',
     'reason',
   ),
-  loop=('reasoner.temperature', 'loop', 'loop_stage'),
+  loop=('reasoner.temperature', 'text.replay', 'loop', 'loop_stage'),
   tiger=('seed', *_VOCABULARY, 'backbone', 'warmup', 'evaluation.tiger_steps'),
   calibration=('seed', 'calibration'),
   baselines=(

@@ -129,11 +129,10 @@ def reason(
 ) -> Trained:
   """Stage `reason`: the reasoner on the hindsight chains of intents, roles and paths."""
   config = run.config
-  sentences = text.chains_with_sentences(run, inputs.words, labeled.table)
-  loss_fn: Callable = losses.reason_words_loss if sentences else losses.reason_loss
-  beside = sentences.rows if sentences else None
+  chains = text.chains_with_sentences(run, inputs.words, labeled.table)
+  beside = chains.rows if chains else text.replay(run, inputs.words)
   batches = functools.partial(_example_batches, run, labeled.table, config.reason.batch, beside)
-  earlier = dict(align=aligned.key, roles=labeled.key)
+  earlier, loss_fn = dict(align=aligned.key, roles=labeled.key), losses.reason_loss
   return _train(
     run, inputs, name, 'reasoner', loss_fn, config.reason, batches, earlier, aligned.load
   )
@@ -163,7 +162,13 @@ def close_loop(
     model_fns=model_fns,
     optimizers=optimizers,
     initial_params=initial,
-    batches=functools.partial(_example_batches, run, labeled.table, config.loop_stage.batch),
+    batches=functools.partial(
+      _example_batches,
+      run,
+      labeled.table,
+      config.loop_stage.batch,
+      text.replay(run, inputs.words),
+    ),
     config=config.loop_stage,
     extra=(jax.tree.map(np.float32, switches),),
   )
@@ -301,12 +306,12 @@ def _example_batches(
   batch: int,
   beside: Callable[[np.ndarray], Any] | None = None,
 ) -> Batches:
-  """Return batches of examples; with `beside`, of pairs with what it makes of the same rows."""
+  """Return batches of examples; with `beside`, which words it puts beside these rows."""
   width = run.config.backbone.context
 
   def assemble(rows: np.ndarray) -> Any:
     examples = table.rows(rows, width)
-    return (examples, beside(rows)) if beside else examples
+    return examples._replace(words=beside(rows)) if beside else examples
 
   return _batches(run, len(table), batch, assemble, seed=run.config.seed + 1)
 

@@ -7,6 +7,7 @@ words.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from rolegen_jax.text.items import ItemWords
 if TYPE_CHECKING:
   from rolegen_jax.reasoning.alignment import Alignment
   from rolegen_jax.reasoning.rationales import Rationales
+  from rolegen_jax.text.packing import Packed
   from rolegen_jax.text.tokenizers import Tokenizer
 
 
@@ -69,6 +71,13 @@ def _train_tokenizer(run: Run, log: InteractionLog, items: ItemWords) -> Tokeniz
     distributed.once(lambda: save(make(), stage.folder))
     stage.finish(f'{open_tokenizer(stage.folder).size} pieces')
   return open_tokenizer(stage.folder)
+
+
+def replay(run: Run, words: Words | None) -> Callable[[np.ndarray], Packed] | None:
+  """Return what makes rows of `align` examples for examples by number; None = nothing is."""
+  if not words or not run.config.text.replay:
+    return None
+  return words.alignment.replay
 
 
 def chains_with_sentences(

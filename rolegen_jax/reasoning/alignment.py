@@ -7,7 +7,7 @@
   next_purchase      a trajectory and the time of a purchase -> the tokens of the item bought
 
 Text ends with the control token END. A packed row is a function of the seed and its number alone:
-it draws tasks by their weights until one does not fit. Trajectories are cut to the room there is,
+it draws tasks by their weights until several do not fit. Trajectories are cut to the room there is,
 so rows hold little padding. The words of some items (`text.held_out`) never appear in an example:
 what is known of those items in words must come from the likeness of semantic IDs.
 
@@ -31,6 +31,7 @@ from rolegen_jax.text.tokenizers import TextVocabulary, Tokenizer
 from rolegen_jax.vocab import Vocabulary
 
 PURCHASE = EVENT_NAMES.index('purchase')
+MISSES = 8  # draws that do not fit before a row counts as full
 
 # Items that a question is asked about, an example for each, and the right answer of each.
 Question = tuple[np.ndarray, list[TextExample], list]
@@ -169,17 +170,28 @@ class Alignment:
     return example if len(example.tokens) <= room else None
 
   def fill(self, rng: np.random.Generator, room: int) -> list[TextExample]:
-    """Return examples, one after the other, until one does not fit."""
-    row = []
-    while (example := self.draw(rng, room)) is not None:
-      row.append(example)
-      room -= len(example.tokens)
+    """Return examples, one after the other, until so many as MISSES did not fit."""
+    row: list[TextExample] = []
+    misses = 0
+    while misses < MISSES:
+      if (example := self.draw(rng, room)) is None:
+        misses += 1
+      else:
+        row.append(example)
+        room -= len(example.tokens)
     return row
 
   def rows(self, numbers: np.ndarray) -> Packed:
     """Return the packed rows of these numbers, any integers from 0 on."""
-    width, seed = self.config.text.width, self.config.seed
-    rngs = (np.random.default_rng((seed, int(number))) for number in numbers)
+    return self._rows(numbers, self.config.text.width, ())
+
+  def replay(self, numbers: np.ndarray) -> Packed:
+    """Return packed rows of `text.replay` tokens of these numbers, any integers from 0 on."""
+    return self._rows(numbers, self.config.text.replay, (2,))
+
+  def _rows(self, numbers: np.ndarray, width: int, stream: tuple[int, ...]) -> Packed:
+    seed = self.config.seed
+    rngs = (np.random.default_rng((seed, *stream, int(number))) for number in numbers)
     return pack([self.fill(rng, width) for rng in rngs], width)
 
   def exam(self, most: int) -> dict[str, Question]:

@@ -9,12 +9,14 @@ Shapes: B rows, T tokens, D width, V vocabulary; N prompts of R tokens, P planne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rolegen_jax.config import ALIGN_TASKS, WORD_TASKS, TextConfig
 from rolegen_jax.models.attention import KeyValues, Visible, causal
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
@@ -46,47 +48,103 @@ def blocks(vocab: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read(reasoner: Reasoner, packed: Packed) -> TokenScores:
-  """Score every token given those before it in its own segment."""
-  width, (first, stop) = packed.token.shape[1], blocks(reasoner.vocab)
-  hidden = reasoner.hidden(packed.token, np.arange(width), causal(packed.segment))
-  target = jnp.roll(packed.token, -1, axis=1)
-  all_tokens = jnp.arange(reasoner.vocab.size)
+  """Score every token given those before it in its own segment.
 
-  @jax.checkpoint
-  def score(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    hidden, target = chunk
-    from_first = all_tokens >= jnp.asarray(first)[target][..., None]
-    in_block = from_first & (all_tokens < jnp.asarray(stop)[target][..., None])
-    logits = jnp.where(in_block, reasoner.logits(hidden, 0, reasoner.vocab.size), NEG_INF)
-    own = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - own, own >= logits.max(axis=-1)
+  A vocabulary of words is read out only where a word or a control token is to be predicted.
+  """
+  width, vocab = packed.token.shape[1], reasoner.vocab
+  hidden = reasoner.hidden(packed.token, np.arange(width), causal(packed.segment))
+  target, task = (jnp.roll(x, -1, axis=1) for x in (packed.token, packed.task))
+  same_segment = packed.segment == jnp.roll(packed.segment, -1, axis=1)
+  has_next = same_segment & (jnp.arange(width) < width - 1)
+  task = jnp.where(has_next, task, 0)
+  first, stop = (jnp.asarray(x)[target] for x in blocks(vocab))
+  is_own = (target < vocab.own) & (first > 0)
+
+  def scores(rows: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Return (hidden, target, first, stop) -> (nll, right), by the first rows of the readout."""
+
+    @jax.checkpoint
+    def score(
+      hidden: jax.Array, target: jax.Array, first: jax.Array, stop: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+      token = jnp.arange(rows)
+      in_block = (token >= first[..., None]) & (token < stop[..., None])
+      logits = jnp.where(in_block, reasoner.logits(hidden, 0, rows), NEG_INF)
+      own = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+      return jax.nn.logsumexp(logits, axis=-1) - own, own >= logits.max(axis=-1)
+
+    return score
+
+  said = hidden, target, first, stop
+  of_words = _in_chunks(scores(vocab.size), said, (task > 0) & ~is_own)
+  of_own = _in_chunks(scores(vocab.own), said, (task > 0) & is_own)
+  nll, right = (jnp.where(is_own, own, words) for own, words in zip(of_own, of_words))
+  return TokenScores(*(jnp.roll(x, 1, axis=1) for x in (nll, right, task)))
+
+
+def _in_chunks(
+  score: Callable[..., tuple[jax.Array, ...]],
+  inputs_BxT: tuple[jax.Array, ...],
+  wanted_BxT: jax.Array,
+) -> tuple[jax.Array, ...]:
+  """Return `score` of the inputs where it is wanted, [B, T] each; elsewhere it is meaningless.
+
+  What is wanted of a row comes first, a chunk at a time, so that chunks in which no row wants
+  anything cost nothing.
+  """
+  b, t = wanted_BxT.shape
+  order = jnp.argsort(~wanted_BxT, axis=1, stable=True)
+  most = wanted_BxT.sum(axis=1).max()
 
   def chunks(x: jax.Array) -> jax.Array:
-    """Cut rows [B, T, ...] into chunks of positions, [chunks, B, CHUNK, ...]."""
-    padded = jnp.pad(x, ((0, 0), (0, -width % CHUNK)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(padded.reshape(len(x), -1, CHUNK, *x.shape[2:]), 1, 0)
+    """Cut rows [B, T, ...] in that order into chunks of positions, [chunks, B, CHUNK, ...]."""
+    index = order.reshape(b, t, *(1,) * (x.ndim - 2))
+    ordered = jnp.take_along_axis(x, index, axis=1)
+    padded = jnp.pad(ordered, ((0, 0), (0, -t % CHUNK)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(padded.reshape(b, -1, CHUNK, *x.shape[2:]), 1, 0)
 
-  def shift(chunked: jax.Array) -> jax.Array:
-    """Put chunks together, and what position j says of its next token at position j + 1."""
-    rows = jnp.moveaxis(chunked, 0, 1).reshape(len(packed.token), -1)[:, :width]
-    return jnp.roll(rows, 1, axis=1)
+  def at(chunk: tuple[jax.Array, tuple[jax.Array, ...]]) -> tuple[jax.Array, ...]:
+    number, inputs = chunk
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(score, *inputs))
+    return jax.lax.cond(number * CHUNK < most, score, lambda *_: nothing, *inputs)
 
-  nll, right = map(shift, jax.lax.map(score, (chunks(hidden), chunks(target))))
-  same_segment = packed.segment == jnp.roll(packed.segment, 1, axis=1)
-  has_previous = same_segment & (jnp.arange(width) > 0)
-  return TokenScores(nll, right, jnp.where(has_previous, packed.task, 0))
+  chunked = tuple(map(chunks, inputs_BxT))
+  found = jax.lax.map(at, (jnp.arange(len(chunked[0])), chunked))
+  back = jnp.argsort(order, axis=1)
+  rows = (jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t] for x in found)
+  return tuple(jnp.take_along_axis(x, back, axis=1) for x in rows)
+
+
+def words_loss(
+  reasoner: Reasoner, words: Packed | None, config: TextConfig | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Return the loss of packed rows, and of each task `TASK_nll`, in nats; 0 where there are none.
+
+  It is the mean over the tokens of alignment and, with `config`, its weight of chains with
+  sentences times the mean over their tokens.
+  """
+  if words is None:
+    return jnp.zeros(()), {}
+  scores = read(reasoner, words)
+  loss, metrics = mean_nll(scores, ALIGN_TASKS)
+  metrics |= dict(tokens=jnp.sum(words.segment > 0), tokens_filled=jnp.mean(words.segment > 0))
+  if config and config.rationales:
+    chains_loss, of_chains = mean_nll(scores, ('rationale',))
+    loss, metrics = loss + config.rationales * chains_loss, metrics | of_chains
+  return loss, metrics
 
 
 def mean_nll(scores: TokenScores, tasks: tuple[str, ...]) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Return the mean over all tokens to predict, and `TASK_nll` over those of each task; nats."""
+  """Return the mean over all tokens of some WORD_TASKS, and `TASK_nll` over those of each; nats."""
 
-  def mean(is_counted: jax.Array) -> jax.Array:
+  def mean(numbers: list[int]) -> jax.Array:
+    is_counted = jnp.isin(scores.task, jnp.array(numbers))
     return jnp.sum(scores.nll * is_counted) / jnp.maximum(is_counted.sum(), 1)
 
-  by_task = {
-    f'{name}_nll': mean(scores.task == number) for number, name in enumerate(tasks, start=1)
-  }
-  return mean(scores.task > 0), by_task
+  numbers = {name: 1 + WORD_TASKS.index(name) for name in tasks}
+  by_task = {f'{name}_nll': mean([number]) for name, number in numbers.items()}
+  return mean(list(numbers.values())), by_task
 
 
 class _Writing(NamedTuple):

@@ -135,11 +135,12 @@ class Rationales:
 
   @property
   def width(self) -> int:
-    """Tokens of a row: those of the longest chain that there may be."""
+    """Tokens of a row: those of the longest chain that there may be, and what is replayed."""
     c, levels = self.alignment.config.reasoner, self.alignment.vocab.levels
     sentence = self.alignment.config.text.sentence
     prompt = c.events * (2 + levels) + 2
     roles = c.role_events * (2 + levels + sentence)
     intents = c.intents * (c.intent_levels + 1 + sentence)
     delimiters = 3
-    return prompt + roles + intents + c.candidates * levels + delimiters
+    chain = prompt + roles + intents + c.candidates * levels + delimiters
+    return chain + self.alignment.config.text.replay

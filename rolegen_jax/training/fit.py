@@ -23,7 +23,7 @@ from rolegen_jax.data.files import DataError
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.runtime import distributed, heartbeat
 from rolegen_jax.runtime.compile import compile_in_step, jit
-from rolegen_jax.runtime.progress import progress
+from rolegen_jax.runtime.progress import progress, say
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training import state as states
 from rolegen_jax.training.checkpoint import Checkpoints
@@ -114,6 +114,7 @@ def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
         log.close()
         checkpoints.close()
         clock.end()
+        say(f'{task.name}: {clock.summary(log.tokens)}')
   return state.params
 
 

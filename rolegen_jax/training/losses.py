@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from rolegen_jax.config import ALIGN_TASKS, WORD_TASKS
 from rolegen_jax.data.batches import Examples, Trajectories
 from rolegen_jax.models.backbone import PURCHASE, Backbone
 from rolegen_jax.models.experts import Items, Members, Negatives, draw_negatives, with_negatives
@@ -21,7 +20,13 @@ from rolegen_jax.models.memory import Conditioning, Memory, QueryState
 from rolegen_jax.models.numerics import is_possible
 from rolegen_jax.reasoning import feedback, language
 from rolegen_jax.reasoning.feedback import Feedback
-from rolegen_jax.reasoning.frcot import Demonstration, build_prompt, demonstration
+from rolegen_jax.reasoning.frcot import (
+  Demonstration,
+  Layout,
+  Prompt,
+  build_prompt,
+  demonstration,
+)
 from rolegen_jax.reasoning.likelihood import (
   EquationLoss,
   Likelihood,
@@ -233,11 +238,14 @@ def align_loss(
   """Return the next-token loss of the reasoner as a language model of trajectories."""
   del key
   reasoner, layout = rolegen.bind('reasoner', params), rolegen.layout
-  prompt = build_prompt(
-    layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
-  )
+  prompt = _prompt(layout, examples, trie)
   loss = next_event_loss(reasoner, layout, prompt)
-  return loss, dict(next_token_nll=loss)
+  return loss, dict(next_token_nll=loss, tokens=prompt.valid.sum())
+
+
+def _prompt(layout: Layout, examples: Examples, trie: Trie) -> Prompt:
+  now, codes = examples.timestamp, trie.item_codes
+  return build_prompt(layout, examples.history, examples.excites, now, codes)
 
 
 def align_words_loss(
@@ -246,33 +254,23 @@ def align_words_loss(
   """Return the next-token loss on packed examples of words, semantic IDs and trajectories."""
   del trie, key
   reasoner = rolegen.bind('reasoner', params)
-  return language.mean_nll(language.read(reasoner, packed), ALIGN_TASKS)
+  return language.words_loss(reasoner, packed)
 
 
 def reason_loss(
   rolegen: RoleGen, params: Params, examples: Examples, trie: Trie, key: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-  """Return the supervised FR-CoT loss on hindsight labels."""
+  """Return the supervised FR-CoT loss on hindsight labels, and that of the words beside them."""
   del key
   reasoner, layout = rolegen.bind('reasoner', params), rolegen.layout
-  prompt = build_prompt(
-    layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
-  )
+  prompt = _prompt(layout, examples, trie)
   demo = demonstration(layout, examples, trie.item_codes)
   chain = likelihood(reasoner, Tree(layout), prompt, demo.tokens, trie, temperature=1.0)
   equations = equation_loss(reasoner, layout, prompt, examples, trie)
-  return imitation_loss(equations, chain.log_prob, chain.role_log_prob, demo, examples)
-
-
-def reason_words_loss(
-  rolegen: RoleGen, params: Params, batch: tuple[Examples, Packed], trie: Trie, key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-  """Return `reason_loss` plus the loss of the same chains with a sentence after each role."""
-  examples, packed = batch
-  loss, metrics = reason_loss(rolegen, params, examples, trie, key)
-  reasoner = rolegen.bind('reasoner', params)
-  word_loss, word_metrics = language.mean_nll(language.read(reasoner, packed), WORD_TASKS)
-  return loss + rolegen.config.text.rationales * word_loss, metrics | word_metrics
+  loss, metrics = imitation_loss(equations, chain.log_prob, chain.role_log_prob, demo, examples)
+  word_loss, word_metrics = language.words_loss(reasoner, examples.words, rolegen.config.text)
+  tokens = prompt.valid.sum() + demo.tokens.size + word_metrics.pop('tokens', 0)
+  return loss + word_loss, metrics | word_metrics | dict(tokens=tokens)
 
 
 def imitation_loss(
@@ -308,10 +306,10 @@ def reflection_loss(
   trie: Trie,
   weight: ArrayLike,
 ) -> tuple[jax.Array, Metrics]:
-  """Return `weight` times the policy loss of the rollouts, plus the imitation loss.
+  """Return `weight` times the policy loss of the rollouts, plus the losses of imitation and words.
 
-  Both come from one forward pass: a user's demonstration is one more chain beside those of the
-  worlds, without an intervention.
+  The first two come from one forward pass: a user's demonstration is one more chain beside those of
+  the worlds, without an intervention.
   """
   layout, config = rolegen.layout, rolegen.config.loop
   worlds = rollout.tokens.shape[1]
@@ -329,9 +327,7 @@ def reflection_loss(
     config,
   )
   reasoner = rolegen.bind('reasoner', params)
-  prompt = build_prompt(
-    layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
-  )
+  prompt = _prompt(layout, examples, trie)
   equations = equation_loss(reasoner, layout, prompt, examples, trie)
   imitation, metrics = imitation_loss(
     equations, policy.log_prob[:, worlds], policy.role_log_prob[:, worlds], demo, examples
@@ -339,7 +335,11 @@ def reflection_loss(
   n_sampled = jnp.maximum(rollout.sampled_mask.sum(), 1)
   entropy = jnp.sum(policy.entropy[:, :worlds] * rollout.sampled_mask) / n_sampled
   metrics = policy_metrics | metrics | dict(reflection_loss=policy_loss, entropy=entropy)
-  return jnp.multiply(weight, policy_loss) + config.imitation * imitation, metrics
+  word_loss, word_metrics = language.words_loss(reasoner, examples.words, rolegen.config.text)
+  loss = jnp.multiply(weight, policy_loss) + config.imitation * imitation + word_loss
+  chains = rollout.tokens.size + demo.tokens.size
+  tokens = prompt.valid.sum() + chains + word_metrics.pop('tokens', 0)
+  return loss, metrics | word_metrics | dict(tokens=tokens)
 
 
 def _chain_likelihoods(
@@ -358,9 +358,7 @@ def _chain_likelihoods(
   """
   layout, config = rolegen.layout, rolegen.config.loop
   users, worlds, length = rollout.tokens.shape
-  prompt = build_prompt(
-    layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
-  )
+  prompt = _prompt(layout, examples, trie)
 
   def append(worlds_axis: jax.Array, extra: jax.Array) -> jax.Array:
     return constrain_rows(jnp.concatenate([worlds_axis, extra], axis=1))

@@ -42,6 +42,7 @@ class MetricsLog:
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._started = time.monotonic()
     self.last: dict[str, float] = {}
+    self.tokens = 0.0  # that the reasoner has read, by the metric of that name
 
   def _cut(self, start: int) -> None:
     if jax.process_index() == 0 and self.path.exists():
@@ -73,6 +74,7 @@ class MetricsLog:
   def _write(self, step: int, metrics: dict[str, jax.Array]) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     self.last = values
+    self.tokens += values.get('tokens', 0.0)
     if self._file:
       row = dict(step=step, time_s=round(time.monotonic() - self._started, 3)) | values
       self._file.write(json.dumps(row) + '\n')
@@ -112,13 +114,15 @@ class Clock:
   def __init__(self, folder: str | os.PathLike):
     self.path = pathlib.Path(folder) / f'time.{jax.process_index()}.jsonl'
     self._spent: dict[str, float] = {}
+    self._total: dict[str, float] = {}
     self._lines: list[str] = []
     self._lapped = self._written = time.monotonic()
 
   def lap(self, kind: str) -> None:
     """Count the time since the last lap as `kind`."""
     now = time.monotonic()
-    self._spent[f'{kind}_s'] = self._spent.get(f'{kind}_s', 0.0) + now - self._lapped
+    for account, name in ((self._spent, f'{kind}_s'), (self._total, kind)):
+      account[name] = account.get(name, 0.0) + now - self._lapped
     self._lapped = now
 
   def start(self, step: int) -> None:
@@ -137,6 +141,15 @@ class Clock:
     self.lap('checkpoint')
     self._row(end=True)
     self._write()
+
+  def summary(self, tokens: float = 0.0) -> str:
+    """Return where the time went since this clock was made, and tokens per second of its steps."""
+    total = sum(self._total.values())
+    shares = {kind: spent / total for kind, spent in self._total.items()}
+    largest = sorted(shares, key=lambda kind: -shares[kind])
+    parts = ', '.join(f'{kind} {100 * shares[kind]:.0f} %' for kind in largest)
+    rate = f'; {tokens / self._total["step"]:,.0f} tokens/s' if tokens else ''
+    return f'{total:.0f} s: {parts}{rate}'
 
   def _row(self, **fields: str | int | bool) -> None:
     spent = {kind: round(seconds, 5) for kind, seconds in self._spent.items()}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.pretrained.folder import Folder
+from rolegen_jax.pretrained.source import open_source
 from tests.pretrained.loaded import LoadedReasoner
 
 MISSING = 'transformers, torch, gguf: requirements-third-party.txt and requirements-llm.txt'
@@ -28,7 +29,7 @@ def published(name: str, folder: pathlib.Path) -> pathlib.Path:
   if found is None:
     pytest.skip(f'{package} is not installed: requirements-llm.txt')
   if name == 'smollm2':
-    return next(pathlib.Path(found.submodule_search_locations[0]).glob('*.gguf'))
+    return open_source(f'package:{package}')
   return importlib.import_module(package).assemble(folder / 'gemma3.gguf')
 
 

@@ -41,6 +41,8 @@ NO_FOLDERS = {
   'hf://google/gemma-3-1b-it': '`hf download google/gemma-3-1b-it --local-dir gemma-3-1b-it`',
   'gs://bucket/models/qwen3': 'gs://bucket/models/qwen3: is no folder of this machine',
   's3://bucket/qwen3': 's3://bucket/qwen3: is no folder of this machine',
+  'package:no_such': 'package:no_such: no such package is installed; for those of requirements-llm',
+  'package:../x': 'no such package is installed',
   'no_such_folder': 'no_such_folder: no such folder; must be the folder of a pretrained model',
   'x' * 5000: 'no such folder',
 }
@@ -55,6 +57,14 @@ def test_the_home_folder_and_variables(copy, monkeypatch):
   monkeypatch.setenv('HOME', str(copy.parent))
   monkeypatch.setenv('MODELS', str(copy.parent))
   assert Folder('~/copy').path == Folder('$MODELS/copy').path == copy
+
+
+def test_the_folder_of_a_package(copy, monkeypatch):
+  """No code of it is run."""
+  package = copy.rename(copy.parent / 'package_with_a_model')
+  (package / '__init__.py').write_text('raise RuntimeError')
+  monkeypatch.syspath_prepend(copy.parent)
+  assert Folder(f'package:{package.name}').path == package
 
 
 @pytest.mark.parametrize('name', ['config.json', 'tokenizer.json', SECOND])

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from rolegen_jax.config import ALIGN_TASKS, MeshConfig
 from rolegen_jax.evaluation.alignment import questions
 from rolegen_jax.models import functional
+from rolegen_jax.models.attention import causal
+from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.reasoning import language
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -138,6 +141,50 @@ def test_tokens_are_predicted_among_their_own_block(reasoner):
     code = example.tokens[at] - start
     np.testing.assert_allclose(scores.nll[0, at], -log_probs[code], rtol=1e-4, atol=1e-5)
     assert bool(scores.right[0, at]) == (int(jnp.argmax(log_probs)) == code)
+
+
+@pytest.mark.parametrize('chunk', [8, 32])
+def test_every_token_that_is_taught_is_scored_and_so_are_its_gradients(
+  reasoner, monkeypatch, chunk
+):
+  """As by all logits at all positions, however words and semantic IDs lie in the rows."""
+  monkeypatch.setattr(language, 'CHUNK', chunk)
+  a = catalogue.alignment()
+  words, ids = a.sid_to_text(2, 'title'), a.next_event(3, 40)
+  packed = pack([[ids, words, words], [ids, ids], [words]], 96)
+  first, stop = (jnp.asarray(x) for x in language.blocks(reasoner.vocab))
+  weight = jax.random.uniform(jax.random.key(0), packed.token.shape)
+  graph, params = nnx.split(reasoner)
+
+  def of_read(params):
+    scores = language.read(nnx.merge(graph, params), packed)
+    return jnp.sum(jnp.where(scores.task > 0, scores.nll, 0.0) * weight), scores
+
+  def of_all_logits(params):
+    model = nnx.merge(graph, params)
+    mask = causal(packed.segment)
+    hidden = model.hidden(packed.token, np.arange(96), mask)
+    target = jnp.asarray(packed.token)[:, 1:, None]
+    token, logits = np.arange(model.vocab.size), model.logits(hidden[:, :-1], 0, model.vocab.size)
+    logits = jnp.where((token >= first[target]) & (token < stop[target]), logits, NEG_INF)
+    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), target, axis=-1)[..., 0]
+    return jnp.sum(jnp.where(packed.task[:, 1:] > 0, nll, 0.0) * weight[:, 1:]), nll
+
+  (_, scores), grads = jit(jax.value_and_grad(of_read, has_aux=True))(params)
+  (_, nll), expected = jit(jax.value_and_grad(of_all_logits, has_aux=True))(params)
+  np.testing.assert_array_equal(scores.task, packed.task)
+  taught = packed.task > 0
+  np.testing.assert_allclose(scores.nll[taught], nll[taught[:, 1:]], rtol=2e-4, atol=2e-5)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-5), grads, expected)
+
+
+def test_rows_that_are_replayed_are_short_and_of_their_number_alone():
+  a = catalogue.alignment('text.replay=48')
+  rows = a.replay(np.arange(20))
+  assert rows.token.shape == (20, 48) and (rows.segment > 0).mean() > 0.7
+  np.testing.assert_array_equal(a.replay(np.arange(19, 20)).token[0], rows.token[19])
+  assert set(np.unique(rows.task)) == set(range(1 + len(ALIGN_TASKS)))
+  assert (rows.token != a.rows(np.arange(20)).token[:, :48]).any(1).all()
 
 
 def test_what_is_written_is_what_one_pass_would_write(reasoner):
