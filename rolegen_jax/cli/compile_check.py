@@ -2,9 +2,12 @@
 
   rolegen compile_check --experiment=pod:v5e_16 --topology=tpu:v5e:4x4 --json=check.json
   rolegen compile_check --experiment=pod:v5p_128 --topology=tpu:v5p:4x4x8 --search
+  rolegen compile_check --experiment=pod:v5e_16 --topology=tpu:v5e:4x4 \\
+    --set reasoner.pretrained=experiments/published/qwen3_0.6b.json --set reasoner.train=lora
 
 Does it fit, what does it send, how fast could it be at best? Nothing runs on a chip and no data is
-read. Exit code 2 when a program does not fit, with the compiler's sizes and what to change.
+read; of a pretrained reasoner its config.json alone. Exit code 2 when a program does not fit, with
+the compiler's sizes and what to change.
 """
 
 import json
@@ -55,6 +58,10 @@ _LIMIT = flags.DEFINE_integer(
 def main() -> None:
   """Compile what the flags name and print what it needs."""
   config, place = entry.experiment(_EXPERIMENT.value, _SET.value), topology.parse(_TOPOLOGY.value)
+  if config.reasoner.pretrained:
+    from rolegen_jax.pretrained import folder
+
+    config = folder.sized(config).validated()
   topology.prepare()
   import jax
 

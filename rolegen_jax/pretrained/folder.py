@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import load_file
 
-from rolegen_jax.config import Config, ConfigError, ReasonerConfig
+from rolegen_jax.config import Config, ConfigError, ReasonerConfig, TransformerConfig
 from rolegen_jax.data.files import DataError, as_data_error
 from rolegen_jax.models import functional, lora
 from rolegen_jax.models.intent import EQUATIONS
@@ -181,9 +182,34 @@ def configure(config: Config) -> Config:
   if not reasoner.pretrained or reasoner.tokenizer:
     return config
   folder = Folder(reasoner.pretrained)
-  text_pieces, tokenizer = folder.text
+  return _sized(config, folder.transformer, *folder.text)
+
+
+def sized(config: Config) -> Config:
+  """Return the config with the sizes of `reasoner.pretrained`, of which config.json is read alone.
+
+  It may be a folder or the file itself. That is enough to compile what would train, not to train.
+  Raises ConfigError, DataError.
+  """
+  path = pathlib.Path(config.reasoner.pretrained)
+  path = path / 'config.json' if path.is_dir() else path
+  hf_config = read_json(path)
+  try:
+    transformer = families.read_config(hf_config)
+  except families.Unsupported as error:
+    raise families.Unsupported(f'{path}: {error}') from error
+  pieces = hf_config.get('vocab_size')
+  if type(pieces) is not int or pieces < 1:
+    raise DataError(f'{path}: vocab_size={shown(pieces)}; must be the rows of the token table')
+  return _sized(config, transformer, pieces, '')
+
+
+def _sized(
+  config: Config, transformer: TransformerConfig, text_pieces: int, tokenizer: str
+) -> Config:
+  reasoner = config.reasoner
   own = {name: getattr(reasoner.transformer, name) for name in ('remat', 'dtype', 'attention')}
-  transformer = dataclasses.replace(folder.transformer, **own)
+  transformer = dataclasses.replace(transformer, **own)
   reasoner = dataclasses.replace(
     reasoner, transformer=transformer, text_pieces=text_pieces, tokenizer=tokenizer
   )

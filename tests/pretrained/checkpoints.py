@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import ml_dtypes
@@ -13,22 +14,16 @@ from rolegen_jax.data.files import write_json
 from rolegen_jax.pretrained import families, load
 from rolegen_jax.pretrained.files import INDEX
 
-# The published sizes.
-QWEN3_06B = dict(
-  architectures=['Qwen3ForCausalLM'],
-  model_type='qwen3',
-  hidden_size=1024,
-  intermediate_size=3072,
-  num_hidden_layers=28,
-  num_attention_heads=16,
-  num_key_value_heads=8,
-  head_dim=128,
-  vocab_size=151_936,
-  rms_norm_eps=1e-6,
-  rope_theta=1_000_000,
-  tie_word_embeddings=True,
-  eos_token_id=0,
-)
+PUBLISHED = pathlib.Path(__file__).parents[2] / 'experiments' / 'published'
+
+
+def published(name: str) -> dict:
+  """What matters here of the config.json of a published model."""
+  return json.loads((PUBLISHED / f'{name}.json').read_text())
+
+
+# With the delimiter of the tokenizer that is written beside it.
+QWEN3_06B = published('qwen3_0.6b') | dict(eos_token_id=0)
 # The sizes of a run that trains in a minute.
 TINY_QWEN3 = QWEN3_06B | dict(
   hidden_size=32,

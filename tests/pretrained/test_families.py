@@ -7,7 +7,7 @@ import pytest
 from rolegen_jax.config import RopeScaling, TransformerConfig
 from rolegen_jax.models.transformer import local_layers
 from rolegen_jax.pretrained.families import Unsupported, read_config
-from tests.pretrained.checkpoints import QWEN3_06B
+from tests.pretrained.checkpoints import QWEN3_06B, published
 
 QWEN3 = TransformerConfig(
   layers=28,
@@ -20,61 +20,7 @@ QWEN3 = TransformerConfig(
   local_rope_theta=1e6,
   qk_norm=True,
 )
-LLAMA_32_1B = dict(
-  architectures=['LlamaForCausalLM'],
-  attention_bias=False,
-  attention_dropout=0.0,
-  bos_token_id=128000,
-  eos_token_id=128001,
-  head_dim=64,
-  hidden_act='silu',
-  hidden_size=2048,
-  intermediate_size=8192,
-  max_position_embeddings=131072,
-  mlp_bias=False,
-  model_type='llama',
-  num_attention_heads=32,
-  num_hidden_layers=16,
-  num_key_value_heads=8,
-  pretraining_tp=1,
-  rms_norm_eps=1e-05,
-  rope_scaling=dict(
-    factor=32.0,
-    high_freq_factor=4.0,
-    low_freq_factor=1.0,
-    original_max_position_embeddings=8192,
-    rope_type='llama3',
-  ),
-  rope_theta=500000.0,
-  tie_word_embeddings=True,
-  vocab_size=128256,
-)
-GEMMA_3_1B = dict(
-  architectures=['Gemma3ForCausalLM'],
-  attention_bias=False,
-  attn_logit_softcapping=None,
-  bos_token_id=2,
-  eos_token_id=[1, 106],
-  final_logit_softcapping=None,
-  head_dim=256,
-  hidden_activation='gelu_pytorch_tanh',
-  hidden_size=1152,
-  intermediate_size=6912,
-  max_position_embeddings=32768,
-  model_type='gemma3_text',
-  num_attention_heads=4,
-  num_hidden_layers=26,
-  num_key_value_heads=1,
-  pad_token_id=0,
-  query_pre_attn_scalar=256,
-  rms_norm_eps=1e-06,
-  rope_local_base_freq=10000,
-  rope_scaling=None,
-  rope_theta=1000000,
-  sliding_window=512,
-  sliding_window_pattern=6,
-  vocab_size=262144,
-)
+LLAMA_32_1B, GEMMA_3_1B = published('llama3.2_1b'), published('gemma3_1b')
 
 
 def without(hf_config: dict, *prefixes: str) -> dict:

@@ -14,7 +14,7 @@ from rolegen_jax.config import ConfigError
 from rolegen_jax.data.files import DataError
 from rolegen_jax.pretrained import load
 from rolegen_jax.pretrained.files import TensorFiles
-from rolegen_jax.pretrained.folder import Folder, configure
+from rolegen_jax.pretrained.folder import Folder, configure, sized
 from rolegen_jax.sharding import make_mesh
 from rolegen_jax.text.tokenizers import open_tokenizer
 from rolegen_jax.vocab import Vocabulary
@@ -217,3 +217,20 @@ def test_a_bad_folder_is_refused_before_memory_is_spent(copy, monkeypatch, name)
   with pytest.raises((DataError, ConfigError), match=message):
     config = configured(copy)
     Folder(copy).load(config.reasoner, Vocabulary.of(config), make_mesh(MESH))
+
+
+@pytest.mark.parametrize('as_file', [False, True])
+def test_the_sizes_of_a_config_json_alone(tmp_path, as_file):
+  """As the whole folder gives them, but for the tokenizer."""
+  (tmp_path / 'config.json').write_text(json.dumps(HF_CONFIG))
+  config = tiny.config(f'reasoner.pretrained={tmp_path / "config.json" if as_file else tmp_path}')
+  reasoner = sized(config).reasoner
+  assert reasoner.transformer.layers == 3 and reasoner.transformer.qk_norm
+  assert reasoner.transformer.dtype == config.reasoner.transformer.dtype
+  assert (reasoner.text_pieces, reasoner.tokenizer) == (400, '')
+  (tmp_path / 'config.json').write_text(json.dumps(HF_CONFIG | dict(vocab_size='400')))
+  with pytest.raises(DataError, match="config.json: vocab_size='400'; must be the rows of"):
+    sized(config)
+  (tmp_path / 'config.json').write_text(json.dumps(HF_CONFIG | dict(model_type='bert')))
+  with pytest.raises(ConfigError, match='config.json: model_type'):
+    sized(config)

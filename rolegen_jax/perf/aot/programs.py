@@ -19,6 +19,7 @@ from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import WORD, Trie, default_capacity
+from rolegen_jax.text.packing import Packed
 from rolegen_jax.training import state, steps
 
 PROGRAMS = ('step', 'recommend')
@@ -98,6 +99,7 @@ def examples_like(config: Config, users: int, mesh: Mesh) -> Any:
     return jax.ShapeDtypeStruct((users, *shape), jnp.float32, sharding=rows)
 
   n, reasoner = config.backbone.context, config.reasoner
+  replay = config.text.replay if reasoner.text_pieces else 0
   codes, transitions = (n, reasoner.coarse_codes), (n, reasoner.transitions)
   excites = Excites(
     ints(*codes), floats(*codes), floats(*codes), ints(*transitions), floats(*transitions)
@@ -109,6 +111,7 @@ def examples_like(config: Config, users: int, mesh: Mesh) -> Any:
     target=ints(),
     roles=ints(reasoner.role_events),
     path=ints(reasoner.candidates),
+    words=Packed(*(ints(replay) for _ in Packed._fields)) if replay else None,
   )
 
 

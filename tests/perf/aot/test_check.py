@@ -7,6 +7,8 @@ from rolegen_jax.config import ConfigError, MeshConfig
 from rolegen_jax.perf import hardware
 from rolegen_jax.perf.aot import advice, check, search, topology
 from rolegen_jax.perf.flops import parameters
+from rolegen_jax.pretrained import folder
+from tests.pretrained.checkpoints import PUBLISHED
 
 ROOM = 1 << 17  # items
 
@@ -63,6 +65,24 @@ def test_pod_models_have_the_sizes_that_they_are_named_after():
   assert large['reasoner'] == pytest.approx(8e9, rel=0.05) and large['backbone'] == pytest.approx(
     1e9, rel=0.05
   )
+
+
+@pytest.mark.parametrize(
+  'name, billions',
+  [
+    ('qwen3_0.6b', 0.60),
+    ('qwen3_1.7b', 1.72),
+    ('qwen3_8b', 8.19),
+    ('gemma3_1b', 1.00),
+    ('llama3.2_1b', 1.24),
+  ],
+)
+def test_published_models_have_the_parameters_that_they_are_published_with(name, billions):
+  """The rows of our own tokens and adapters apart, a percent or two."""
+  config = pod.get_config('v5p_128')
+  path = str(PUBLISHED / f'{name}.json')
+  config = folder.sized(overrides.apply(config, [f'reasoner.pretrained={path}']))
+  assert parameters(config, 0)['reasoner'] == pytest.approx(billions * 1e9, rel=0.02)
 
 
 def test_search_keeps_tensor_in_a_host_and_drops_what_cannot_fit():
