@@ -40,7 +40,8 @@ BACKBONE_EXPERTS = ('generative', 'dense', 'history', 'popularity')
 REASONER_EXPERTS = ('intent', 'retrieved', 'candidates')
 INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
-TEXT_EMBEDDERS = ('hashed_ngrams', 'column', 'minilm')  # of semantic_ids/embeddings.py
+# Of semantic_ids/embeddings.py and, the last, reasoning/text_states.py.
+TEXT_EMBEDDERS = ('hashed_ngrams', 'column', 'minilm', 'reasoner')
 PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations')
 # Far beyond what anybody trains: whoever asks for more has mistyped.
 MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
@@ -150,7 +151,9 @@ class SemanticIdConfig(Section):
   levels: int = 3  # codes per item
   codes: int = 256  # codebook size per level
   collaborative_dim: int = 64  # width of the collaborative item embedding; 0 = off
-  text: str = ''  # text embedder of items: hashed_ngrams | column | minilm; '' = off
+  # Text embedder of items: hashed_ngrams | column | minilm | reasoner, the mean of the last states
+  # of `reasoner.pretrained`; '' = off.
+  text: str = ''
   text_dim: int = 128  # width of the items' text vectors, at most that of the embedder's
   iterations: int = 20  # k-means iterations per level, or RQ-VAE epochs
   seed: int = 0
@@ -666,6 +669,8 @@ class Config(Section):
     reasoner._need(fits, 'reasoner.intent_levels', f'1 to semantic_ids.levels - 1 = {top}')
     fits = reasoner.coarse_codes <= ids.codes
     reasoner._need(fits, 'reasoner.coarse_codes', f'1 to semantic_ids.codes={ids.codes}')
+    needs = ids.text != 'reasoner' or reasoner.pretrained != ''
+    ids._need(needs, 'semantic_ids.text', 'another embedder where reasoner.pretrained is empty')
     least = 4 * (2 + ids.levels)
     self.text._need(self.text.width >= least, 'text.width', f'at least {least}, four events')
     most, beam = max(self.evaluation.ks), backbone.beam

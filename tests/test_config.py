@@ -169,7 +169,7 @@ def test_what_is_no_config_json_is_one_error(tmp_path, content):
 
 
 def test_names_that_the_config_repeats_are_those_of_the_code():
-  assert set(lib.TEXT_EMBEDDERS) == {'column', *embeddings.TEXT_EMBEDDERS}
+  assert set(lib.TEXT_EMBEDDERS) == {'column', 'reasoner', *embeddings.TEXT_EMBEDDERS}
   assert 2 * DEPARTMENT_SIZE == 8
 
 

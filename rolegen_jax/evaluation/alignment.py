@@ -9,7 +9,6 @@ training have rows of their own. `sentences` lets the reasoner write.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 from typing import Any, cast
 
@@ -24,23 +23,9 @@ from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.reasoning.rationales import Rationales
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
-from rolegen_jax.text.packing import Packed, TextExample, in_order, pack
+from rolegen_jax.text.packing import Packed, PackedTable, TextExample, in_order, pack
 
 MOST = 1024  # items asked about, evenly spaced; all items of a smaller catalogue
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-  """Packed rows in the form that `predict.over` reads."""
-
-  packed: Packed
-
-  def __len__(self) -> int:
-    return len(self.packed.token)
-
-  def rows(self, index: np.ndarray, width: int) -> Packed:
-    del width
-    return Packed(*(x[index] for x in self.packed))
 
 
 def questions(
@@ -92,7 +77,7 @@ def _right_answers(
   # A question may be longer than the rows of training, where it is left out.
   width = max([alignment.config.text.width, *(len(example.tokens) for example in examples)])
   order = in_order(examples, width)
-  table = _Table(pack([[examples[i] for i in row] for row in order], width))
+  table = PackedTable(pack([[examples[i] for i in row] for row in order], width))
 
   def batch(params: Any, packed: Packed) -> tuple[jax.Array]:
     tokens = language.read(rolegen.bind('reasoner', params), packed)

@@ -147,9 +147,10 @@ def assign_semantic_ids(run: Run, data: Data) -> tuple[Catalogue, TextVectors | 
   config, log, occasions = run.config.semantic_ids, data.log, data.occasions
   stage = run.begin('semantic_ids', dict(log=log.digest, occasions=occasions.digest))
   if not stage.is_complete:
+    said = text.embeddings_by_reasoner(run, log.items)
     local = sharding.make_mesh(MeshConfig(), jax.local_devices())  # process 0 builds it alone
     report = distributed.once(
-      lambda: build_semantic_ids(log, occasions, config, local, stage.folder).report
+      lambda: build_semantic_ids(log, occasions, config, local, stage.folder, said).report
     )
     rate = report.get('collision_rate', float('nan'))
     stage.finish(f'collisions before resolution {rate:.3f}')

@@ -56,7 +56,7 @@ _EXAMPLES = ('backbone.context', 'roles.max_conversions')
 # (see `_is_off`) is left out too.
 READS: dict[str, tuple[str, ...]] = dict(
   data=('data', 'simulator'),
-  semantic_ids=('semantic_ids',),
+  semantic_ids=('semantic_ids', 'reasoner.pretrained', 'reasoner.tokenizer'),
   choices=(),
   tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer'),
   warmup=('seed', *_VOCABULARY, 'backbone', 'warmup'),
@@ -113,7 +113,7 @@ def settings(stage: str, config: Config) -> dict[str, Any]:
   values: dict[str, Any] = {
     path: functools.reduce(getattr, path.split('.'), config)
     for path in fields(kind(stage))
-    if not _is_off(path, config)
+    if not _is_off(kind(stage), path, config)
   }
   if 'evaluation.ks' in values:  # lists are that long, and shorter ones are their beginnings
     values['max(evaluation.ks)'] = max(values.pop('evaluation.ks'))
@@ -163,10 +163,12 @@ def stages(config: Config) -> list[str]:
   return [*first, *looped, 'baselines']
 
 
-def _is_off(path: str, config: Config) -> bool:
-  """Return whether the field is of a part that these settings turn off."""
+def _is_off(stage: str, path: str, config: Config) -> bool:
+  """Return whether the field is of a part that these settings turn off for a kind of stage."""
   if path.startswith('simulator.'):
     return config.data.format != 'simulated'
+  if stage == 'semantic_ids' and path.startswith('reasoner.'):
+    return config.semantic_ids.text != 'reasoner'
   if path == 'semantic_ids.text_dim':
     return not config.semantic_ids.text
   if path.startswith('text.'):

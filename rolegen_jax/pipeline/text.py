@@ -7,24 +7,34 @@ words.
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
+from rolegen_jax.config import digest
 from rolegen_jax.data.examples import ExampleTable
+from rolegen_jax.data.files import write_npz
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.pipeline import artifacts
-from rolegen_jax.pipeline.context import Run, pretrained_folder
+from rolegen_jax.pipeline.context import Run, load_pretrained, pretrained_folder
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
+from rolegen_jax.semantic_ids.embeddings import texts
 from rolegen_jax.text.items import ItemWords
+from rolegen_jax.training.checkpoint import fingerprint
 
 if TYPE_CHECKING:
   from rolegen_jax.reasoning.alignment import Alignment
   from rolegen_jax.reasoning.rationales import Rationales
   from rolegen_jax.text.packing import Packed
   from rolegen_jax.text.tokenizers import Tokenizer
+
+
+TEXT_CACHE = 'ROLEGEN_TEXT_CACHE'  # environment variable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +81,34 @@ def _train_tokenizer(run: Run, log: InteractionLog, items: ItemWords) -> Tokeniz
     distributed.once(lambda: save(make(), stage.folder))
     stage.finish(f'{open_tokenizer(stage.folder).size} pieces')
   return open_tokenizer(stage.folder)
+
+
+def embeddings_by_reasoner(run: Run, items: pl.DataFrame) -> np.ndarray | None:
+  """Return the items' text embeddings where `semantic_ids.text` is 'reasoner', else None.
+
+  All processes compute them. They are kept, by a hash of the model and the texts, in the folder
+  $ROLEGEN_TEXT_CACHE, which runs may share, or else in the run folder.
+  """
+  config = run.config
+  if config.semantic_ids.text != 'reasoner':
+    return None
+  from rolegen_jax.reasoning.text_states import text_states
+
+  said = texts(items, 'reasoner')
+  params = run.base() if run.rolegen.frozen else load_pretrained(run.rolegen, run.mesh)
+  tokenizer = pretrained_folder().Folder(config.reasoner.pretrained).tokenizer
+  name = digest([fingerprint(params), tokenizer.digest, config.text.width, said])
+  folder = pathlib.Path(os.environ.get(TEXT_CACHE) or run.workdir / 'text_states')
+  path = folder / f'{name}.npz'
+  if not distributed.once(path.exists):
+    states = text_states(run.rolegen, params, tokenizer, said, run.mesh)
+    distributed.once(lambda: _keep(states, path))
+  return artifacts.read_arrays(path)['states']
+
+
+def _keep(states: np.ndarray, path: pathlib.Path) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_npz(dict(states=states), path)
 
 
 def replay(run: Run, words: Words | None) -> Callable[[np.ndarray], Packed] | None:

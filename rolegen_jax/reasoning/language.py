@@ -147,6 +147,18 @@ def mean_nll(scores: TokenScores, tasks: tuple[str, ...]) -> tuple[jax.Array, di
   return mean(list(numbers.values())), by_task
 
 
+def mean_states(reasoner: Reasoner, packed: Packed, segments: int) -> jax.Array:
+  """Return the mean of the last states of each segment of rows, fp32 [B, segments, D].
+
+  It is 0 where a row has no such segment.
+  """
+  hidden = reasoner.hidden(packed.token, np.arange(packed.token.shape[1]), causal(packed.segment))
+  number = 1 + jnp.arange(segments)[:, None]
+  is_of_BxNxT = (packed.segment[:, None] == number).astype(jnp.float32)
+  total = jnp.einsum('bnt,btd->bnd', is_of_BxNxT, hidden.astype(jnp.float32))
+  return total / jnp.maximum(is_of_BxNxT.sum(-1, keepdims=True), 1.0)
+
+
 class _Writing(NamedTuple):
   """The state of writing."""
 

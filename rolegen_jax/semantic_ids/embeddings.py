@@ -131,13 +131,13 @@ def collaborative(
   nodes_NxV, attributes_IxV = _nodes(item_N, n_items, attributes_IxA)
   counts_VxV = _cooccurrence(user_N, item_N, weight_N, nodes_NxV)
   vectors_VxD = _factorize(_ppmi(counts_VxV), dim, seed)
-  own_IxD = _unit(vectors_VxD[:n_items])
-  shared_IxD = _unit(attributes_IxV @ _unit(vectors_VxD))
+  own_IxD = unit(vectors_VxD[:n_items])
+  shared_IxD = unit(attributes_IxV @ unit(vectors_VxD))
   events_Ix1 = np.bincount(item_N, minlength=n_items)[:, None]
   share_Ix1 = events_Ix1 / (events_Ix1 + SHRINK_EVENTS)
-  mixed_IxD = _unit(share_Ix1 * own_IxD + (1 - share_Ix1) * shared_IxD)
+  mixed_IxD = unit(share_Ix1 * own_IxD + (1 - share_Ix1) * shared_IxD)
   unknown_Ix1 = ~mixed_IxD.any(axis=1, keepdims=True)
-  noise_IxD = _unit(np.random.default_rng(seed).standard_normal(mixed_IxD.shape)) * UNKNOWN_NORM
+  noise_IxD = unit(np.random.default_rng(seed).standard_normal(mixed_IxD.shape)) * UNKNOWN_NORM
   return np.where(unknown_Ix1, noise_IxD, mixed_IxD).astype(np.float32)
 
 
@@ -224,7 +224,7 @@ def _orthonormal(x_VxW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
   return x_VxW @ right / s, s, right
 
 
-def _unit(x_NxD: np.ndarray) -> np.ndarray:
+def unit(x_NxD: np.ndarray) -> np.ndarray:
   """Return rows scaled to unit length; rows of zeros stay."""
   norm = np.linalg.norm(x_NxD, axis=-1, keepdims=True)
   return np.divide(x_NxD, norm, out=np.zeros_like(x_NxD), where=norm > 1e-9)
@@ -250,7 +250,7 @@ def hashed_ngrams(texts: list[str], seed: int = 0) -> np.ndarray:
   projection = np.random.default_rng(seed).standard_normal(
     (TEXT_BUCKETS, TEXT_DIM), dtype=np.float32
   )
-  return _unit(counts @ projection).astype(np.float32)
+  return unit(counts @ projection).astype(np.float32)
 
 
 def _ngram_buckets(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -296,15 +296,19 @@ def text_embeddings(items: pl.DataFrame, name: str) -> np.ndarray | None:
         "semantic_ids.text='column': the items table has no `embedding` list column, "
         f'only {items.columns}'
       )
-    return _unit(np.array(items['embedding'].to_list(), np.float32))
+    return unit(np.array(items['embedding'].to_list(), np.float32))
   if name not in TEXT_EMBEDDERS:
     known = ', '.join(['column', *TEXT_EMBEDDERS])
     raise ConfigError(f'semantic_ids.text={name!r}: unknown text embedder, known are: {known}')
+  return unit(np.asarray(TEXT_EMBEDDERS[name](texts(items, name)), np.float32))
+
+
+def texts(items: pl.DataFrame, name: str) -> list[str]:
+  """Return the items' text for the embedder `name`. Raises ConfigError where there is none."""
   column = next((column for column in TEXT_COLUMNS if column in items.columns), None)
   if column is None:
     raise ConfigError(
       f'semantic_ids.text={name!r}: the items table has none of the columns {TEXT_COLUMNS}, '
       f'only {items.columns}'
     )
-  texts = items[column].fill_null('').to_list()
-  return _unit(np.asarray(TEXT_EMBEDDERS[name](texts), np.float32))
+  return items[column].fill_null('').to_list()

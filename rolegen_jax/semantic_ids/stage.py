@@ -27,15 +27,17 @@ def build_semantic_ids(
   config: SemanticIdConfig,
   mesh: Mesh,
   folder: str | os.PathLike,
+  text_IxD: np.ndarray | None = None,
 ) -> Catalogue:
   """Build the catalogue of all items of `log` and write catalogue.npz and report.json to `folder`.
 
   Where `config.text` names an embedder, text.npz too: the text vectors of all items. Only training
   events are used. Items without one are placed by their attributes and text; those with neither
   share one place. When several processes share `folder`, only one may write at a time: the caller
-  decides which.
+  decides which. text_IxD: text embeddings, unit rows, where no embedder of this package makes them.
   """
-  text_IxD = text_embeddings(log.items, config.text)
+  if text_IxD is None:
+    text_IxD = text_embeddings(log.items, config.text)
   if text_IxD is not None:
     TextVectors.fit(text_IxD, config.text_dim).save(folder)
   embeddings = embed(log, occasions, text_IxD, config)

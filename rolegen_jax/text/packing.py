@@ -7,6 +7,7 @@ Shapes: B rows, T tokens per row, n tokens of an example.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -35,6 +36,21 @@ class Packed(NamedTuple):
   segment: Array
   # int32 [B, T], 1 + the task of a token to predict; 0 = a token that is given.
   task: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedTable:
+  """Packed rows by number, as what runs over a table of examples reads them."""
+
+  packed: Packed
+
+  def __len__(self) -> int:
+    return len(self.packed.token)
+
+  def rows(self, index: np.ndarray, width: int) -> Packed:
+    """Return the rows of these numbers; they are as wide as they are."""
+    del width
+    return Packed(*(x[index] for x in self.packed))
 
 
 def text_example(question: Iterable[int], answer: Iterable[int], task: int) -> TextExample:

@@ -94,7 +94,7 @@ def test_text_embeddings_by_name_and_by_column():
   text = lib.text_embeddings(items, 'hashed_ngrams')
   assert lib.item_embeddings(user, item, weight, items, text, config).shape == (20, 128)
   assert lib.text_embeddings(items, '') is None
-  assert {'column', *lib.TEXT_EMBEDDERS} == set(TEXT_EMBEDDERS)
+  assert {'column', 'reasoner', *lib.TEXT_EMBEDDERS} == set(TEXT_EMBEDDERS)
   message = "'bert': unknown text embedder, known are: column, hashed_ngrams, minilm"
   with pytest.raises(ConfigError, match=message):
     lib.text_embeddings(items, 'bert')
