@@ -6,8 +6,8 @@
   rolegen train --experiment=contract:smollm2 --set data.path=my_shop --workdir=runs/shop_smollm2
 
 Low-rank adapters and the rows of our own tokens train; the base is in no checkpoint. Sizes are for
-two CPU cores, which train on some 200 tokens a second: expect up to three hours. With more, raise
-`align.steps` first.
+two CPU cores, which train on some 200 tokens a second: expect two to three hours and 9 GB, half of
+it baselines and warmup. No whole run has ended yet. With more, raise `align.steps` first.
 """
 
 import dataclasses
@@ -43,6 +43,7 @@ def with_smollm2(config: c.Config) -> c.Config:
       batch=16,
       occasions=500,
       ablations=('no_reasoner', 'no_language_model'),
+      sasrec=dataclasses.replace(config.evaluation.sasrec, widths=(64,)),
     ),
   )
 

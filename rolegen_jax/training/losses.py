@@ -335,7 +335,7 @@ def reflection_loss(
   n_sampled = jnp.maximum(rollout.sampled_mask.sum(), 1)
   entropy = jnp.sum(policy.entropy[:, :worlds] * rollout.sampled_mask) / n_sampled
   metrics = policy_metrics | metrics | dict(reflection_loss=policy_loss, entropy=entropy)
-  word_loss, word_metrics = language.words_loss(reasoner, examples.words, rolegen.config.text)
+  word_loss, word_metrics = language.words_loss(reasoner, examples.words)
   loss = jnp.multiply(weight, policy_loss) + config.imitation * imitation + word_loss
   chains = rollout.tokens.size + demo.tokens.size
   tokens = prompt.valid.sum() + chains + word_metrics.pop('tokens', 0)

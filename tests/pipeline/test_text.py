@@ -42,7 +42,8 @@ SMALL = [
 
 @pytest.mark.slow
 def test_a_run_learns_words(tmp_path):
-  config = entry.experiment('demo_llm', SMALL)
+  sizes = ['text.replay=32', 'loop_stage.steps=1', 'loop_stage.batch=8']
+  config = entry.experiment('demo_llm', [*SMALL, *sizes])
   trained = run_to_reason(config, tmp_path / 'run')
   assert config.reasoner.transformer.qk_norm
   assert 'tokens' in trained.reasoned.load()['reasoner']
@@ -53,7 +54,9 @@ def test_a_run_learns_words(tmp_path):
     return set(json.loads(lines[-1]))
 
   assert {'text_to_sid_nll', 'next_event_nll'} <= logged('align')
-  assert {'rationale_nll', 'frcot_nll'} <= logged('reason')
+  assert {'rationale_nll', 'frcot_nll', 'text_to_sid_nll'} <= logged('reason')
+  stages.close_loop(trained.run, trained.inputs, trained.labeled, trained.warm, trained.reasoned)
+  assert 'text_to_sid_nll' in logged('loop') and 'rationale_nll' not in logged('loop')
 
 
 def test_a_run_takes_roles_and_rationales_from_outside(tmp_path):

@@ -9,10 +9,14 @@ import pytest
 
 from rolegen_jax.models.experts import draw_negatives
 from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
+from rolegen_jax.reasoning import language
+from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
+from rolegen_jax.semantic_ids.trie import build_trie
 from rolegen_jax.training import losses
 from tests import tiny
 from tests.reasoning import chains
+from tests.text import catalogue
 
 
 def score(params, examples, rollout, trie):
@@ -147,3 +151,22 @@ def test_queries_with_weight_are_drawn_first_and_none_twice():
   drawn = np.asarray(jax.vmap(lambda key: losses.draw_queries(weight, 2, key))(keys))
   assert {*drawn[:, 0].flat} == {1, 3, 4} and (drawn[:, 1] == 5).any(-1).all()
   assert all(len({*row}) == 2 for row in drawn.reshape(-1, 2).tolist())
+
+
+def test_words_beside_examples_add_their_loss_to_that_of_the_chains():
+  """So nothing of `align` is forgotten, in `reason` as in the loop."""
+  config = catalogue.config('text.replay=48')
+  rolegen, alignment = RoleGen(config), catalogue.alignment('text.replay=48')
+  _, codes, table = catalogue.log_and_examples()
+  trie = build_trie(codes, tiny.CODES, tiny.CAPACITY)
+  params = tiny.random_params(rolegen.model_fns['reasoner'])
+  numbers = np.arange(8)
+  plain = table.rows(numbers, tiny.WIDTH)
+  beside = plain._replace(words=alignment.replay(numbers))
+  loss = jit(functools.partial(losses.reason_loss, rolegen))
+  (alone, few), (both, more) = (loss(params, x, trie, None) for x in (plain, beside))
+  read = jit(lambda params, x: language.words_loss(rolegen.bind('reasoner', params), x))
+  of_words, of_tasks = read(params, beside.words)
+  np.testing.assert_allclose(both - alone, of_words, rtol=1e-4)
+  assert more['tokens'] == few['tokens'] + (beside.words.segment > 0).sum()
+  assert of_words > 1 and set(of_tasks) - {'tokens'} <= set(more) - set(few)
