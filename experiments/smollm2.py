@@ -6,8 +6,9 @@
   rolegen train --experiment=contract:smollm2 --set data.path=my_shop --workdir=runs/shop_smollm2
 
 Low-rank adapters and the rows of our own tokens train; the base is in no checkpoint. Sizes are for
-two CPU cores, which train on some 200 tokens a second: expect two to three hours and 9 GB, half of
-it baselines and warmup. No whole run has ended yet. With more, raise `align.steps` first.
+two CPU cores, which train on some 200 tokens a second: two to three hours, a third of them for
+warmup and baselines, and 9 GB. That is an estimate from shortened runs. With more cores, raise
+`align.steps` first.
 """
 
 import dataclasses

@@ -369,7 +369,7 @@ class TextConfig(Section):
   # without words.
   rationales: float = 0.0
   # Tokens of `align` examples that each example of `reason` and of the loop brings along, so that
-  # what was learned is kept; 0 = none.
+  # what was learned is kept; 0 = none but in the room that chains with sentences leave.
   replay: int = 0
 
   def validate(self, name: str) -> None:
@@ -670,9 +670,12 @@ class Config(Section):
     fits = reasoner.coarse_codes <= ids.codes
     reasoner._need(fits, 'reasoner.coarse_codes', f'1 to semantic_ids.codes={ids.codes}')
     needs = ids.text != 'reasoner' or reasoner.pretrained != ''
-    ids._need(needs, 'semantic_ids.text', 'another embedder where reasoner.pretrained is empty')
+    right = 'another embedder, or reasoner.pretrained the model that embeds'
+    ids._need(needs, 'semantic_ids.text', right)
     least = 4 * (2 + ids.levels)
     self.text._need(self.text.width >= least, 'text.width', f'at least {least}, four events')
+    least, replay = 3 * (2 + ids.levels), self.text.replay
+    self.text._need(not 0 < replay < least, 'text.replay', f'0, or at least {least}, three events')
     most, beam = max(self.evaluation.ks), backbone.beam
     backbone._need(beam >= most, 'backbone.beam', f'at least the largest of evaluation.ks={most}')
     on = (*backbone.experts, *self.loop.experts)

@@ -52,7 +52,7 @@ EVENT_WEIGHTS = (10.0, 20.0, 40.0, 60.0, 20.0, 100.0, 1.0)
 RETRIEVED_PRIOR = 0.01  # share of what is retrieved
 # Log mass of a candidate of the factual world, of another, and by nat of its log-probability.
 CANDIDATE = (1.0, 0.0, 0.5)
-MOST = 30.0  # nats; no mass is larger
+MOST = 30.0  # nats; no mass, and no factor of one, is larger
 OFF = -200.0  # log weight of an expert that is left out: its weight is 0, and no gradient moves it
 
 

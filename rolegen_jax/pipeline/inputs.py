@@ -147,11 +147,14 @@ def assign_semantic_ids(run: Run, data: Data) -> tuple[Catalogue, TextVectors | 
   config, log, occasions = run.config.semantic_ids, data.log, data.occasions
   stage = run.begin('semantic_ids', dict(log=log.digest, occasions=occasions.digest))
   if not stage.is_complete:
-    said = text.embeddings_by_reasoner(run, log.items)
+    path = text.embeddings_by_reasoner(run, log.items)
     local = sharding.make_mesh(MeshConfig(), jax.local_devices())  # process 0 builds it alone
-    report = distributed.once(
-      lambda: build_semantic_ids(log, occasions, config, local, stage.folder, said).report
-    )
+
+    def build() -> dict:
+      said = artifacts.read_arrays(path, 'states')['states'] if path else None
+      return build_semantic_ids(log, occasions, config, local, stage.folder, said).report
+
+    report = distributed.once(build)
     rate = report.get('collision_rate', float('nan'))
     stage.finish(f'collisions before resolution {rate:.3f}')
   text_vectors = TextVectors.load(stage.folder) if config.text else None

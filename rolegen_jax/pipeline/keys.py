@@ -56,7 +56,12 @@ _EXAMPLES = ('backbone.context', 'roles.max_conversions')
 # (see `_is_off`) is left out too.
 READS: dict[str, tuple[str, ...]] = dict(
   data=('data', 'simulator'),
-  semantic_ids=('semantic_ids', 'reasoner.pretrained', 'reasoner.tokenizer'),
+  semantic_ids=(
+    'semantic_ids',
+    'reasoner.pretrained',
+    'reasoner.tokenizer',
+    'reasoner.transformer',
+  ),
   choices=(),
   tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer'),
   warmup=('seed', *_VOCABULARY, 'backbone', 'warmup'),

@@ -130,7 +130,7 @@ def reason(
   """Stage `reason`: the reasoner on the hindsight chains of intents, roles and paths."""
   config = run.config
   chains = text.chains_with_sentences(run, inputs.words, labeled.table)
-  beside = chains.rows if chains else text.replay(run, inputs.words)
+  beside = chains.rows if chains else text.replay(run, inputs.words, 'reason')
   batches = functools.partial(_example_batches, run, labeled.table, config.reason.batch, beside)
   earlier, loss_fn = dict(align=aligned.key, roles=labeled.key), losses.reason_loss
   return _train(
@@ -167,7 +167,7 @@ def close_loop(
       run,
       labeled.table,
       config.loop_stage.batch,
-      text.replay(run, inputs.words),
+      text.replay(run, inputs.words, 'loop'),
     ),
     config=config.loop_stage,
     extra=(jax.tree.map(np.float32, switches),),

@@ -7,6 +7,7 @@ words.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from rolegen_jax.data.files import write_npz
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.pipeline import artifacts
 from rolegen_jax.pipeline.context import Run, load_pretrained, pretrained_folder
+from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.embeddings import texts
@@ -83,27 +85,32 @@ def _train_tokenizer(run: Run, log: InteractionLog, items: ItemWords) -> Tokeniz
   return open_tokenizer(stage.folder)
 
 
-def embeddings_by_reasoner(run: Run, items: pl.DataFrame) -> np.ndarray | None:
-  """Return the items' text embeddings where `semantic_ids.text` is 'reasoner', else None.
+def embeddings_by_reasoner(run: Run, items: pl.DataFrame) -> pathlib.Path | None:
+  """Return the file of the items' text embeddings where `semantic_ids.text` is 'reasoner'.
 
-  All processes compute them. They are kept, by a hash of the model and the texts, in the folder
-  $ROLEGEN_TEXT_CACHE, which runs may share, or else in the run folder.
+  All processes compute them and process 0 writes them, in $ROLEGEN_TEXT_CACHE, which runs may
+  share, or else in the run folder. The name is a hash of the model, how it computes, and the texts.
   """
-  config = run.config
-  if config.semantic_ids.text != 'reasoner':
+  if run.config.semantic_ids.text != 'reasoner':
     return None
   from rolegen_jax.reasoning.text_states import text_states
 
+  # The model as it was published: adapters and rows of our own tokens are no part of it.
+  reasoner = dataclasses.replace(run.config.reasoner, train='all')
+  rolegen = RoleGen(dataclasses.replace(run.config, reasoner=reasoner))
+  params = load_pretrained(rolegen, run.mesh)
+  tokenizer = pretrained_folder().Folder(reasoner.pretrained).tokenizer
   said = texts(items, 'reasoner')
-  params = run.base() if run.rolegen.frozen else load_pretrained(run.rolegen, run.mesh)
-  tokenizer = pretrained_folder().Folder(config.reasoner.pretrained).tokenizer
-  name = digest([fingerprint(params), tokenizer.digest, config.text.width, said])
+  first, size = rolegen.vocab.blocks['text']
+  model = dict(transformer=params['transformer'], words=params['tokens'][first : first + size])
+  computes = reasoner.transformer.dtype, reasoner.transformer.attention
+  name = digest([fingerprint(model), tokenizer.digest, *computes, said])
   folder = pathlib.Path(os.environ.get(TEXT_CACHE) or run.workdir / 'text_states')
   path = folder / f'{name}.npz'
   if not distributed.once(path.exists):
-    states = text_states(run.rolegen, params, tokenizer, said, run.mesh)
+    states = text_states(rolegen, params, tokenizer, said, run.mesh)
     distributed.once(lambda: _keep(states, path))
-  return artifacts.read_arrays(path)['states']
+  return path
 
 
 def _keep(states: np.ndarray, path: pathlib.Path) -> None:
@@ -111,11 +118,11 @@ def _keep(states: np.ndarray, path: pathlib.Path) -> None:
   write_npz(dict(states=states), path)
 
 
-def replay(run: Run, words: Words | None) -> Callable[[np.ndarray], Packed] | None:
-  """Return what makes rows of `align` examples for examples by number; None = nothing is."""
+def replay(run: Run, words: Words | None, stage: str) -> Callable[[np.ndarray], Packed] | None:
+  """Return what makes the rows that a stage replays beside examples by number; None = nothing."""
   if not words or not run.config.text.replay:
     return None
-  return words.alignment.replay
+  return functools.partial(words.alignment.replay, stage=stage)
 
 
 def chains_with_sentences(

@@ -188,12 +188,17 @@ def configure(config: Config) -> Config:
 def sized(config: Config) -> Config:
   """Return the config with the sizes of `reasoner.pretrained`, of which config.json is read alone.
 
-  It may be a folder or the file itself. That is enough to compile what would train, not to train.
-  Raises ConfigError, DataError.
+  It may be that file too, or a folder with nothing else: enough to compile what would train, not to
+  train. Raises ConfigError, DataError.
   """
   path = pathlib.Path(config.reasoner.pretrained)
-  path = path / 'config.json' if path.is_dir() else path
-  hf_config = read_json(path)
+  if path.suffix != '.json':
+    path = path if (path / 'config.json').is_file() else source.open_source(path)
+  if path.is_file() and path.suffix != '.json':
+    hf_config = open_gguf(path).config
+  else:
+    path = path / 'config.json' if path.is_dir() else path
+    hf_config = read_json(path)
   try:
     transformer = families.read_config(hf_config)
   except families.Unsupported as error:

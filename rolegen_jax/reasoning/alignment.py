@@ -31,6 +31,7 @@ from rolegen_jax.text.tokenizers import TextVocabulary, Tokenizer
 from rolegen_jax.vocab import Vocabulary
 
 PURCHASE = EVENT_NAMES.index('purchase')
+REPLAYING = ('reason', 'loop')
 MISSES = 8  # draws that do not fit before a row counts as full
 
 # Items that a question is asked about, an example for each, and the right answer of each.
@@ -185,13 +186,13 @@ class Alignment:
     """Return the packed rows of these numbers, any integers from 0 on."""
     return self._rows(numbers, self.config.text.width, ())
 
-  def replay(self, numbers: np.ndarray) -> Packed:
-    """Return packed rows of `text.replay` tokens of these numbers, any integers from 0 on."""
-    return self._rows(numbers, self.config.text.replay, (2,))
+  def replay(self, numbers: np.ndarray, stage: str) -> Packed:
+    """Return rows of `text.replay` tokens by number, others for each of REPLAYING."""
+    return self._rows(numbers, self.config.text.replay, (2 + REPLAYING.index(stage),))
 
   def _rows(self, numbers: np.ndarray, width: int, stream: tuple[int, ...]) -> Packed:
     seed = self.config.seed
-    rngs = (np.random.default_rng((seed, *stream, int(number))) for number in numbers)
+    rngs = (np.random.default_rng((seed, int(number), *stream)) for number in numbers)
     return pack([self.fill(rng, width) for rng in rngs], width)
 
   def exam(self, most: int) -> dict[str, Question]:

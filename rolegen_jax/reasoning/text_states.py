@@ -16,25 +16,28 @@ from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.text.packing import Packed, PackedTable, in_order, pack, text_example
 from rolegen_jax.text.tokenizers import TextVocabulary, Tokenizer
 
+WIDTH = 256  # tokens of a row; longer texts are cut
+MOST = 16  # texts of a row: what comes back of each row is as large
+
 
 def text_states(
   rolegen: RoleGen, reasoner: dict, tokenizer: Tokenizer, texts: list[str], mesh: Mesh
 ) -> np.ndarray:
-  """Return float32 [N, D], of unit length; zero where a text is empty. Longer texts are cut.
+  """Return float32 [N, D], of unit length; zero where a text is empty.
 
   reasoner: parameters of the reasoner of `rolegen`.
   """
-  width, vocabulary = rolegen.config.text.width, TextVocabulary(rolegen.vocab, tokenizer)
+  vocabulary = TextVocabulary(rolegen.vocab, tokenizer)
   distinct, place_N = np.unique([text.strip() for text in texts], return_inverse=True)
-  said = [(i, vocabulary.encode(text)[:width]) for i, text in enumerate(distinct) if text]
+  said = [(i, vocabulary.encode(text)[:WIDTH]) for i, text in enumerate(distinct) if text]
   said.sort(key=lambda numbered: len(numbered[1]))  # rows of like texts are filled up alike
   examples = [text_example(tokens, [], 0) for _, tokens in said]
-  order = in_order(examples, width)
-  most = max(map(len, order), default=1)
-  table = PackedTable(pack([[examples[i] for i in row] for row in order], width))
+  full = in_order(examples, WIDTH)
+  order = [row[first : first + MOST] for row in full for first in range(0, len(row), MOST)]
+  table = PackedTable(pack([[examples[i] for i in row] for row in order], WIDTH))
 
   def batch(params: Any, packed: Packed) -> tuple[jax.Array]:
-    return (language.mean_states(rolegen.bind('reasoner', params), packed, most),)
+    return (language.mean_states(rolegen.bind('reasoner', params), packed, MOST),)
 
   vectors = np.zeros((len(distinct), rolegen.config.reasoner.transformer.width), np.float32)
   if said:

@@ -148,7 +148,8 @@ class Clock:
     shares = {kind: spent / total for kind, spent in self._total.items()}
     largest = sorted(shares, key=lambda kind: -shares[kind])
     parts = ', '.join(f'{kind} {100 * shares[kind]:.0f} %' for kind in largest)
-    rate = f'; {tokens / self._total["step"]:,.0f} tokens/s' if tokens else ''
+    stepped = self._total.get('step', 0.0)
+    rate = f'; {tokens / stepped:,.0f} tokens/s' if tokens and stepped else ''
     return f'{total:.0f} s: {parts}{rate}'
 
   def _row(self, **fields: str | int | bool) -> None:

@@ -46,6 +46,20 @@ def test_every_field_is_read_by_a_stage_or_by_none():
     assert keys.under(name), f'{name}: no such field or section'
 
 
+def test_text_embeddings_by_the_reasoner_are_of_its_model():
+  """And without them semantic IDs do not depend on it."""
+  by_text = {
+    text: keys.settings(
+      'semantic_ids', apply(Config(), ['reasoner.pretrained=x', f'semantic_ids.text={text}'])
+    )
+    for text in ('minilm', 'reasoner')
+  }
+  of_reasoner = {name for name in by_text['reasoner'] if name.startswith('reasoner.')}
+  assert {'reasoner.pretrained', 'reasoner.tokenizer'} <= of_reasoner
+  assert 'reasoner.transformer.dtype' in of_reasoner
+  assert not any(name.startswith('reasoner.') for name in by_text['minilm'])
+
+
 def test_every_stage_of_a_run_has_an_entry():
   config = apply(Config(), [f'evaluation.ablations={tuple(ABLATIONS)}', 'reasoner.text_pieces=400'])
   assert {keys.kind(stage) for stage in keys.stages(config)} == set(keys.READS)

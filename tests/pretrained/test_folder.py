@@ -234,3 +234,10 @@ def test_the_sizes_of_a_config_json_alone(tmp_path, as_file):
   (tmp_path / 'config.json').write_text(json.dumps(HF_CONFIG | dict(model_type='bert')))
   with pytest.raises(ConfigError, match='config.json: model_type'):
     sized(config)
+
+
+def test_the_sizes_of_no_model_say_what_is_missing(tmp_path):
+  with pytest.raises(DataError, match='no such package is installed'):
+    sized(tiny.config('reasoner.pretrained=package:no_such'))
+  with pytest.raises(DataError, match='hf download Qwen/Qwen3-0.6B'):
+    sized(tiny.config('reasoner.pretrained=Qwen/Qwen3-0.6B'))

@@ -41,7 +41,7 @@ NO_FOLDERS = {
   'hf://google/gemma-3-1b-it': '`hf download google/gemma-3-1b-it --local-dir gemma-3-1b-it`',
   'gs://bucket/models/qwen3': 'gs://bucket/models/qwen3: is no folder of this machine',
   's3://bucket/qwen3': 's3://bucket/qwen3: is no folder of this machine',
-  'package:no_such': 'package:no_such: no such package is installed; for those of requirements-llm',
+  'package:no_such': 'package:no_such: no such package is installed; must be package:NAME of',
   'package:../x': 'no such package is installed',
   'no_such_folder': 'no_such_folder: no such folder; must be the folder of a pretrained model',
   'x' * 5000: 'no such folder',

@@ -14,7 +14,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import MeshConfig, OptimizerConfig, StageConfig
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.loader import Batches
-from rolegen_jax.training import losses, state, steps
+from rolegen_jax.training import losses, metrics, state, steps
 from rolegen_jax.training.checkpoint import ArtifactMismatch
 from rolegen_jax.training.fit import Preempted, Site, Task, fit
 from rolegen_jax.training.metrics import Diverged
@@ -189,3 +189,15 @@ def test_damaged_checkpoints_are_set_aside_and_the_rest_is_trained_again(
   ]
   assert curve(folder) == curve(unbroken[1])
   jax.tree.map(np.testing.assert_array_equal, params, unbroken[0])
+
+
+def test_where_the_time_went(tmp_path, monkeypatch):
+  """Shares of the whole, and tokens a second of the steps; none where no step ended."""
+  now = iter([0.0, 0.0, 2.0, 10.0])
+  monkeypatch.setattr(metrics.time, 'monotonic', lambda: next(now))
+  clock = metrics.Clock(tmp_path)
+  clock.lap('restore')
+  clock.lap('compile')
+  assert clock.summary(tokens=5.0) == '2 s: compile 100 %, restore 0 %'
+  clock.lap('step')
+  assert clock.summary(400.0) == '10 s: step 80 %, compile 20 %, restore 0 %; 50 tokens/s'

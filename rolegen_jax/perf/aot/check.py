@@ -24,8 +24,8 @@ PHASES = (*hlo.PHASES, 'other')
 ASSUMPTIONS = (
   'roofline per phase = max(FLOPs / peak bf16, bytes read / HBM bandwidth, bytes sent / '
   'interconnect); phases in turn, full overlap inside one',
-  'FLOPs: analytic, remat counted, all attention pairs; elementwise work, gathers and optimizers '
-  'are not counted',
+  'FLOPs: analytic, remat counted, all attention pairs; elementwise work, gathers, optimizers and '
+  'replayed tokens (text.replay) are not counted',
   'bytes read: rollout = weights in the compute type and the whole cache per token; training = '
   'weights three times, frozen ones twice; other = what trains, its moments and reference in fp32',
   'bytes sent: ring algorithms, every link of a chip used; a group beyond one slice or host goes '
