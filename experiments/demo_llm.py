@@ -30,7 +30,7 @@ def get_config(arg: str = '') -> c.Config:
     # is its own.
     semantic_ids=dataclasses.replace(plain.semantic_ids, text=''),
     reasoner=dataclasses.replace(plain.reasoner, transformer=qwen3, text_pieces=768),
-    text=c.TextConfig(sentence=16, rationales=1.0),
+    text=c.TextConfig(sentence=16, rationales=1.0, replay=64),
     align=c.StageConfig(600, 16, align_optimizer, save_every=200),
     reason=c.StageConfig(240, 16, reason_optimizer, save_every=80),
     # The demo has the ablations; here words are the point.
