@@ -15,11 +15,10 @@ from rolegen_jax import config as c
 
 
 def get_config(arg: str = '') -> c.Config:
-  has_words = arg == smollm2.NAME
-  path = arg if arg and not has_words else 'contract'
+  path = 'contract' if arg in ('', smollm2.NAME) else arg
   config = dataclasses.replace(
     alibaba2014.get_config(),
     name='contract',
     data=c.DataConfig(format='contract', path=path),
   )
-  return smollm2.with_smollm2(config) if has_words else config
+  return smollm2.with_smollm2(config) if arg == smollm2.NAME else config

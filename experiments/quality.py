@@ -20,9 +20,8 @@ from collections.abc import Callable
 
 from rolegen_jax import config as c
 
-EXPERIMENTS = (
-  *('demo', 'context', 'alibaba2014', 'taobao_userbehavior_1k', 'ijcai15', 'amazon_beauty'),
-)
+SIMULATED = ('demo', 'context')
+EXPERIMENTS = (*SIMULATED, 'alibaba2014', 'taobao_userbehavior_1k', 'ijcai15', 'amazon_beauty')
 OF_REASONER = ('no_reasoner', *c.AT_RUN_TIME)
 OF_EXPERTS = (*c.WITHOUT, 'tiger')
 ABLATIONS = dict(
@@ -38,9 +37,9 @@ def get_config(arg: str = 'demo') -> c.Config:
   name = arg or 'demo'
   if name not in EXPERIMENTS:
     raise c.ConfigError(f'--experiment=quality:{name}: must be one of {", ".join(EXPERIMENTS)}')
-  is_simulated = name in ('demo', 'context')
-  base = importlib.import_module(f'experiments.{"demo" if is_simulated else name}').get_config()
-  if is_simulated:
+  module = 'demo' if name in SIMULATED else name
+  base = importlib.import_module(f'experiments.{module}').get_config()
+  if name in SIMULATED:
     base = _longer(base)
   if name == 'context':
     simulator = dataclasses.replace(base.simulator, kind='context')

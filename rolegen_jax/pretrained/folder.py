@@ -192,13 +192,10 @@ def sized(config: Config) -> Config:
   train. Raises ConfigError, DataError.
   """
   path = pathlib.Path(config.reasoner.pretrained)
-  if path.suffix != '.json':
-    path = path if (path / 'config.json').is_file() else source.open_source(path)
-  if path.is_file() and path.suffix != '.json':
-    hf_config = open_gguf(path).config
-  else:
-    path = path / 'config.json' if path.is_dir() else path
-    hf_config = read_json(path)
+  if path.suffix != '.json' and not (path / 'config.json').is_file():
+    path = source.open_source(path)  # a package or a GGUF file, or it says what is missing
+  path = path / 'config.json' if path.is_dir() else path
+  hf_config = read_json(path) if path.suffix == '.json' else open_gguf(path).config
   try:
     transformer = families.read_config(hf_config)
   except families.Unsupported as error:

@@ -59,7 +59,7 @@ def read(reasoner: Reasoner, packed: Packed) -> TokenScores:
   has_next = same_segment & (jnp.arange(width) < width - 1)
   task = jnp.where(has_next, task, 0)
   first, stop = (jnp.asarray(x)[target] for x in blocks(vocab))
-  is_own = (target < vocab.own) & (first > 0)
+  is_own = first > 0  # words and control tokens are predicted among all tokens
 
   def scores(rows: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Return (hidden, target, first, stop) -> (nll, right), by the first rows of the readout."""
