@@ -87,6 +87,8 @@ class DataConfig(Section):
   first_conversion_min_views: int = 10  # D1 and D3: at least this many views
   reactivation_min_days: float = 14.0  # D2: at least this long since the last purchase
   reactivation_min_views: int = 5  # D2: at least this many views since the last purchase
+  # Share of items whose training rows are left out: new to every model. For measuring; 0 = off.
+  cold_items: float = 0.0
 
   def validate(self, name: str) -> None:
     formats = ('simulated', 'contract', 'alibaba2014', 'taobao_userbehavior')
@@ -101,6 +103,9 @@ class DataConfig(Section):
     self._at_least(0, name, 'max_users', 'reactivation_min_days')
     self._at_least(0, name, 'first_conversion_min_views', 'reactivation_min_views')
     self._at_most(100_000, name, 'reactivation_min_days')
+    self._need(0 <= self.cold_items < 1, f'{name}.cold_items', 'from 0 to below 1')
+    fits = not (self.cold_items and self.shards)
+    self._need(fits, f'{name}.cold_items', f'0 with {name}.shards, which hold rows of all items')
 
 
 @dataclasses.dataclass(frozen=True)

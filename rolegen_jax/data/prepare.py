@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
+from rolegen_jax.data import cold_items
 from rolegen_jax.data.adapters import ADAPTERS, log_path
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json, write_parquet
@@ -63,18 +64,24 @@ def prepare(
 
   Writes log_*.parquet, occasions.parquet, planted.parquet (simulated data only) and, last,
   notes.json. Returns (log, occasions, notes); notes holds counts: users, items, rows by event,
-  occasions and targets by cohort and split, and rows that the adapter left out; and where the cuts
+  occasions and targets by cohort and split, and rows left out, with the reason; and where the cuts
   lie, in seconds, with the time of the first occasion after each. Raises DataError when training or
   test would have no occasion with a context and a target.
   """
   folder = pathlib.Path(folder)
   log = InteractionLog.build(tables.events, tables.items)
   occasions = find_occasions(log, data, cuts)
-  check_no_leak(log, occasions)
-  _require_occasions(log, occasions)
   if data.split == 'time' and cuts is None:
     cuts = find_cuts(occasion_times(occasions), data)
-  notes = _notes(data, log, occasions, cuts, tables.left_out)
+  left_out = dict(tables.left_out)
+  if data.cold_items:
+    rows = log.count.sum()
+    log, held = cold_items.hold_out(log, occasions, data.cold_items)
+    occasions = find_occasions(log, data, cuts)
+    left_out[f'training rows of {len(held)} cold items'] = int(rows - log.count.sum())
+  check_no_leak(log, occasions)
+  _require_occasions(log, occasions)
+  notes = _notes(data, log, occasions, cuts, left_out)
   _say(data, notes)
   log.save(folder)
   occasions.save(folder)

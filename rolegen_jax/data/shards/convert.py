@@ -97,10 +97,10 @@ def make_plan(config: Config, folder: str | os.PathLike, shards: int = 0) -> Pla
     raise ConfigError(
       f"data.format={config.data.format!r}: must be 'contract' for a log that goes through shards"
     )
-  if config.data.max_users:
-    raise ConfigError(
-      f'data.max_users={config.data.max_users}: must be 0 here, shards hold all users'
-    )
+  for name, what in (('max_users', 'users'), ('cold_items', 'items')):
+    value = getattr(config.data, name)
+    if value:
+      raise ConfigError(f'data.{name}={value}: must be 0 here, shards hold all {what}')
   if config.backbone.context > _MAX_WIDTH:
     raise ConfigError(
       f'backbone.context={config.backbone.context}: must be at most {_MAX_WIDTH} for shards'
