@@ -9,7 +9,7 @@
 The other sweeps are in experiments/quality.py; they take hours on two cores and continue where they
 were stopped. This command only reads run folders: what is missing there keeps its entry of
 quality.json, with its own provenance. Without --runs it renders the committed summary: the tables
-of docs/quality.md and the figures of docs/performance.
+of docs/quality.md and docs/quality_by_log.md, and the figures of docs/performance.
 
 A system's figure is the mean over seeds. Its 95 % interval resamples users, each with the values
 of all their occasions and all seeds: it holds for the seeds that were run, whose own figures stand
@@ -29,7 +29,8 @@ import numpy as np
 
 from experiments import quality as experiment
 from experiments.benchmarks import harness
-from experiments.benchmarks.quality_report import TESTED, plot, tables, write_blocks
+from experiments.benchmarks.quality_figures import plot
+from experiments.benchmarks.quality_report import TESTED, tables, write_blocks
 from rolegen_jax.ab_test.plot import LIFTS_OVER
 from rolegen_jax.cli import entry
 from rolegen_jax.cli.path_flags import path_flag
@@ -70,11 +71,12 @@ LOOP_FIGURES = (
 )
 CURVE_POINTS = 100
 
-JSON_WIDTH = 480  # an object or list that fits is one line
+PAGES = 'quality.md', 'quality_by_log.md'
+JSON_WIDTH = 720  # an object or list that fits is one line
 
 _RUNS = path_flag('runs', '', 'Folder of the sweeps, each named like its experiment.')
 _RESULTS = path_flag('results', str(harness.FOLDER / 'quality.json'), 'The summary.')
-_PAGE = path_flag('page', str(harness.ROOT / 'docs/quality.md'), 'Page of the tables.')
+_PAGES = path_flag('pages', str(harness.ROOT / 'docs'), 'Folder of the pages of the tables.')
 _FIGURES = path_flag('figures', str(harness.FIGURES), 'Folder of the figures.')
 
 
@@ -88,10 +90,12 @@ def main() -> None:
     with renamed(path) as temporary:
       pathlib.Path(temporary).write_text(to_json(results) + '\n')
   blocks = tables(results)
-  write_blocks(blocks, pathlib.Path(_PAGE.value))
+  pages = [pathlib.Path(_PAGES.value) / name for name in PAGES]
+  for page in pages:
+    write_blocks(blocks, page)
   figures = harness.draw('quality', plot, path, pathlib.Path(_FIGURES.value))
   print('\n\n'.join(f'{name}\n{table}' for name, table in blocks.items()))
-  print('-> ' + ', '.join(map(str, (path, _PAGE.value, *figures))))
+  print('-> ' + ', '.join(map(str, (path, *pages, *figures))))
 
 
 def measure(folder: pathlib.Path, previous: dict) -> dict:
