@@ -105,7 +105,10 @@ def test_preparing_twice_gives_the_same(contract, tmp_path):
   'change, words',
   [
     (lambda e: e.filter(pl.col('event') != 'purchase'), "split 'train' has no purchase"),
-    (lambda e: e.with_columns(timestamp=5), "split 'train' has no purchase with an earlier event"),
+    (
+      lambda e: e.with_columns(timestamp=10**9),
+      "split 'train' has no purchase with an earlier event",
+    ),
     (lambda e: e.with_columns(event=pl.lit('pv')), 'events.parquet.*row 1'),
   ],
   ids=['no purchase', 'one time', 'bad event'],

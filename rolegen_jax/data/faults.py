@@ -1,0 +1,39 @@
+"""Wrong rows: the first one ends the reading, or all are left out and counted by kind."""
+
+from __future__ import annotations
+
+import collections
+
+from rolegen_jax.config import DataConfig
+from rolegen_jax.data.files import DataError
+from rolegen_jax.runtime.progress import say
+
+
+class Faults:
+  """What becomes of wrong rows, and how many of each kind there were.
+
+  Only rows can be skipped: a missing column, or a file that cannot be read, always ends the
+  reading.
+  """
+
+  def __init__(self, data: DataConfig | None = None) -> None:
+    self.skips = data is not None and data.on_error == 'skip'
+    self.counts: collections.Counter[str] = collections.Counter()
+    self.prefix = ''
+
+  def of(self, table: str) -> Faults:
+    """Return what counts into the same counts, with the name of a table before each kind."""
+    part = Faults()
+    part.skips, part.counts, part.prefix = self.skips, self.counts, f'{table}_'
+    return part
+
+  def found(self, kind: str, count: int, first: str) -> None:
+    """Count `count` wrong rows of one kind and say what the first is, or raise it as DataError.
+
+    kind: 'wrong_' and a column, or another short name. first: the message of the first row.
+    """
+    if not self.skips:
+      raise DataError(first)
+    others = f', with {count - 1} more of its kind here' if count > 1 else ''
+    say(f'{first}: left out{others} ({self.prefix}{kind})')
+    self.counts[self.prefix + kind] += count
