@@ -152,7 +152,7 @@ def public(path: pathlib.Path, data: DataConfig) -> Adapted:
         f'{log.window.right}; must have lines there'
       )
     events = inside
-  items = _latest(events.sort('timestamp', maintain_order=True), log.attributes)
+  items = _latest(events, log.attributes)
   if files.items_table:
     items = items.join(_items(files.items, files.items_table, faults), on='item_id', how='left')
   return (
@@ -236,16 +236,21 @@ def _items(files: list[pathlib.Path], table: Table, faults: Faults) -> pl.DataFr
     where=table.where,
   )
   rows = rows.with_columns(**table.made)
-  if 'timestamp' in rows.columns:
-    rows = rows.sort('timestamp', maintain_order=True)
   known = [column for column in ITEM_COLUMNS[1:] if column in rows.columns]
   return _latest(rows, tuple(known))
 
 
 def _latest(rows: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
-  """Return one row per item of `rows`, sorted by id, with the last non-null value per column."""
+  """Return one row per item of `rows`, sorted by id, with the latest non-null value per column.
+
+  Without timestamps the later row counts.
+  """
+  timed = [column for column in ('timestamp',) if columns and column in rows.columns]
+  described = rows.lazy().select('item_id', *columns, *timed)
+  if timed:
+    described = described.sort('timestamp', maintain_order=True)
   last = (pl.col(column).drop_nulls().last() for column in columns)
-  return rows.lazy().group_by('item_id').agg(last).sort('item_id').collect()
+  return described.group_by('item_id').agg(last).sort('item_id').collect()
 
 
 def _require_pos(events: pl.DataFrame, good: pl.Expr, fault: str, name: str) -> None:

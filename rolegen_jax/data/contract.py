@@ -137,7 +137,7 @@ def read_events(
     source = Source(chunk.path, faults)
   else:
     with as_data_error(file, _PARQUET):
-      events = _scan(file, chunk.folder, data).slice(chunk.first, chunk.rows).collect()
+      events = _scan(file, chunk.folder, data, chunk.first, chunk.rows).collect()
     if events.height != chunk.rows:
       raise DataError(f'{file}: has lost rows since it was listed; must stay as it is meanwhile')
     source = Source(chunk.path, faults, chunk.first, data.time_unit)
@@ -177,9 +177,15 @@ def _items_of(file: pathlib.Path, data: DataConfig, faults: Faults) -> pl.DataFr
   return table.select(_renamed(table.schema, ITEM_COLUMNS, names))
 
 
-def _scan(file: pathlib.Path, root: str | os.PathLike, data: DataConfig) -> pl.LazyFrame:
-  """Scan the contract's columns of an event file under their own names. Raises DataError."""
+def _scan(
+  file: pathlib.Path, root: str | os.PathLike, data: DataConfig, first: int = 0, rows: int = -1
+) -> pl.LazyFrame:
+  """Scan the contract's columns of an event file under their own names. Raises DataError.
+
+  first, rows: which of its rows; -1 = all that follow.
+  """
   table = pl.scan_parquet(os.fspath(file), glob=False, hive_partitioning=False)
+  table = table.slice(first, rows if rows >= 0 else None)
   names, schema = data.renamed('events'), table.collect_schema()
   found = [column for column in EVENT_COLUMNS if names.get(column, column) in schema]
   _check_folder_names(file, root, found)

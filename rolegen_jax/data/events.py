@@ -111,7 +111,7 @@ def validate_events(
     events = _timestamps(events, source)
     events = _optional_id(events, 'session_id', source)
     events = _price(events, source)
-    return _of_known_items(events, items, source, items_name).drop(_ROW)
+    return _of_known_items(events, items, source, items_name).drop(_ROW, strict=False)
 
 
 def validate_items(items: pl.DataFrame, source: Source) -> pl.DataFrame:
@@ -129,12 +129,14 @@ def validate_items(items: pl.DataFrame, source: Source) -> pl.DataFrame:
     unique = pl.col('item_id').is_first_distinct()
     right = 'unique: one row per item'
     items = good_rows(items, 'item_id', unique, right, source, 'repeated_item_id')
-    return items.drop(_ROW)
+    return items.drop(_ROW, strict=False)
 
 
 def _numbered(frame: pl.DataFrame, columns: tuple[str, ...], source: Source) -> pl.DataFrame:
-  """Return the contract's columns, and the number of each row in its file."""
+  """Return the contract's columns, where rows can be skipped with their numbers in the file."""
   known = frame.select(c for c in columns if c in frame.columns)
+  if not source.faults.skips:  # a column of one piece would have all others copied
+    return known
   return known.with_row_index(_ROW, source.rows_before + 1)
 
 
@@ -165,18 +167,18 @@ def good_rows(
 ) -> pl.DataFrame:
   """Return the rows where `good` is true; `source.faults` is told of the others.
 
-  frame: with the rows' numbers in column `_ROW`. kind: of the fault, '' = a wrong `column`.
+  frame: as `_numbered` returned it. kind: of the fault, '' = a wrong `column`.
   """
   bad = frame.select(good.fill_null(False).not_().arg_true()).to_series()
   if not bad.len():
     return frame
   value = frame[column].slice(bad[0], 1).to_list()[0]
+  row = frame[_ROW][bad[0]] if _ROW in frame.columns else source.rows_before + bad[0] + 1
   hint = _likely_unit(value, source.time_unit) if column == 'timestamp' else ''
   source.faults.found(
     kind or f'wrong_{column}',
     bad.len(),
-    f'{source}: column {column!r}, row {frame[_ROW][bad[0]]}: {_shown(value)}; '
-    f'must be {expected}{hint}',
+    f'{source}: column {column!r}, row {row}: {_shown(value)}; must be {expected}{hint}',
   )
   return frame.filter(good.fill_null(False))
 
@@ -232,7 +234,7 @@ def _timestamps(events: pl.DataFrame, source: Source) -> pl.DataFrame:
   is_moment = unit != '' and isinstance(dtype, pl.Datetime)
   _require_type(events, 'timestamp', is_moment or dtype.is_integer(), expected, source)
   time = pl.col('timestamp')
-  seconds = time.dt.epoch('s') if is_moment else time // factor
+  seconds = time.dt.epoch('s') if is_moment else time // factor if factor > 1 else time
   events = good_rows(
     events, 'timestamp', seconds.is_between(first, MAX_TIMESTAMP), expected, source
   )

@@ -180,16 +180,35 @@ class JsonLines(Layout):
     return None
 
   def rows(self, path: pathlib.Path, names: list[str], encoding: str) -> pl.LazyFrame:
-    texts = {field_column(number): pl.String() for number in range(len(names))}
-    dtype = pl.List(pl.Struct({'whole': pl.Boolean(), **texts}))
+    columns = [field_column(number) for number in range(len(names))]
+    schema = {
+      'row': pl.get_index_type(),
+      'whole': pl.Boolean(),
+      **dict.fromkeys(columns, pl.String()),
+    }
 
-    def parse(batch: pl.Series) -> pl.Series:
-      return pl.Series([self._records(line or '', names) for line in batch], dtype=dtype)
+    def parse(batch: pl.DataFrame) -> pl.DataFrame:
+      found: list[list[Any]] = [[] for _ in schema]
+      for row, line, is_text in batch.iter_rows():
+        for record in self._records(line or '', names) if is_text else [None]:
+          values = (row, record is not None, *(record or [None] * len(names)))
+          for column, value in zip(found, values):
+            column.append(value)
+      return pl.DataFrame(dict(zip(schema, found)), schema)
 
-    records = pl.col('line').map_batches(parse, return_dtype=dtype, is_elementwise=True)
-    table = lines(path, encoding).select('row', record=records, text=_is_text(encoding))
-    table = table.explode('record').filter(pl.col('record').is_not_null()).unnest('record')
-    return table.with_columns(pl.col('whole') & pl.col('text')).drop('text')
+    # A line may be several rows or none, so nothing moves past this step.
+    return (
+      lines(path, encoding)
+      .with_columns(is_text=_is_text(encoding))
+      .map_batches(
+        parse,
+        schema=pl.Schema(schema),
+        streamable=True,
+        predicate_pushdown=False,
+        projection_pushdown=False,
+        slice_pushdown=False,
+      )
+    )
 
   def broken(self, path: pathlib.Path, row: int) -> str:
     line = _line(path, row, self.encoding)
@@ -199,16 +218,16 @@ class JsonLines(Layout):
   def is_cut(self, path: pathlib.Path, line: str) -> bool:
     return _json(line) is None
 
-  def _records(self, line: str, names: list[str]) -> list[dict[str, Any]]:
-    """Return the rows of a line: `whole` and its texts."""
+  def _records(self, line: str, names: list[str]) -> list[list[str | None] | None]:
+    """Return the rows of a line as the texts of their fields; None for one that is broken."""
     value = _json(line)
     inner = value.get(self.each) if value is not None and self.each else [{}]
     if value is None or not isinstance(inner, list) or not all(type(row) is dict for row in inner):
-      return [{'whole': False}]
+      return [None]
     try:
-      return [{'whole': True} | _texts(value | row, names) for row in inner]
+      return [_texts(value | row if row else value, names) for row in inner]
     except (RecursionError, UnicodeEncodeError):  # too deep; half a surrogate pair
-      return [{'whole': False}]
+      return [None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,11 +274,12 @@ def _json(line: str) -> dict[str, Any] | None:
   return value if isinstance(value, dict) else None
 
 
-def _texts(value: dict[str, Any], names: list[str]) -> dict[str, str | None]:
+def _texts(value: dict[str, Any], names: list[str]) -> list[str | None]:
   """Return the named values as text. Raises UnicodeEncodeError where one is none."""
-  texts = {field_column(number): _text(value.get(name)) for number, name in enumerate(names)}
-  for text in texts.values():
-    (text or '').encode()
+  texts = [_text(value.get(name)) for name in names]
+  for text in texts:
+    if text and not text.isascii():
+      text.encode()
   return texts
 
 
