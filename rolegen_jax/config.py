@@ -109,8 +109,8 @@ class DataConfig(Section):
   # File, folder or glob (shop/date=2026-11-*) of the log, relative to $ROLEGEN_DATA; unused when
   # simulated.
   path: str = ''
-  # What the files call columns of the contract: ('user_id=customer', 'item_id=sku'), or those of
-  # one table, ('events.price=paid', 'items.price=list'). For the formats contract and recbole.
+  # What the files call columns of the contract: ('user_id=customer', 'item_id=sku'). With the name
+  # of a table, in that one: ('events.price=paid', 'items.price=list'). For contract and recbole.
   columns: tuple[str, ...] = ()
   time_unit: str = 's'  # of timestamps of the format contract that are integers: s | ms | us | ns
   on_error: str = 'stop'  # at a wrong row: stop | skip (it is left out and counted by kind)
@@ -152,20 +152,21 @@ class DataConfig(Section):
 
   def renamed(self, table: str) -> dict[str, str]:
     """Return what a table (events or items) calls columns that it does not call by their names."""
-    pairs = [pair.split('=', 1) for pair in self.columns]
-    plain = {column: name for column, name in pairs if '.' not in column}
-    prefix = f'{table}.'
-    own = {column.removeprefix(prefix): name for column, name in pairs if column.startswith(prefix)}
-    return plain | own
+    columns = EVENT_COLUMNS if table == 'events' else ITEM_COLUMNS
+    pairs = dict(pair.split('=', 1) for pair in self.columns)
+    names = {column: pairs.get(f'{table}.{column}', pairs.get(column)) for column in columns}
+    return {column: name for column, name in names.items() if name}
 
   def _validate_columns(self, name: str) -> None:
     tables = {'events': EVENT_COLUMNS, 'items': ITEM_COLUMNS}
-    known = {name for columns in tables.values() for name in columns}
-    known |= {f'{table}.{name}' for table, columns in tables.items() for name in columns}
+    known = {f'{table}.{column}' for table, columns in tables.items() for column in columns}
+    # Without a table, a price would be that of either.
+    plain = [column for column in (*EVENT_COLUMNS, *ITEM_COLUMNS) if column != 'price']
     pairs = [pair.partition('=') for pair in self.columns]
-    fits = all(column in known and in_file for column, _, in_file in pairs)
-    right = ', '.join(dict.fromkeys((*EVENT_COLUMNS, *ITEM_COLUMNS)))
-    self._need(fits, f'{name}.columns', f"('COLUMN=name in the files', ...) with COLUMN of {right}")
+    fits = all(column in (*known, *plain) and in_file for column, _, in_file in pairs)
+    columns_of = ', '.join(dict.fromkeys((*plain, 'events.price', 'items.price')))
+    right = f"('COLUMN=name in the files', ...) with COLUMN of {columns_of}"
+    self._need(fits, f'{name}.columns', right)
     columns = [column for column, _, _ in pairs]
     self._need(len(set(columns)) == len(columns), f'{name}.columns', 'one name for each column')
     fits = not self.columns or self.format in ('contract', 'recbole')

@@ -73,12 +73,12 @@ def path(text: pl.Expr) -> pl.Expr:
 
 
 def floats(text: pl.Expr) -> pl.Expr:
-  """Parse numbers with commas or line ends between them, in brackets or not, as list of Float32.
+  """Parse numbers with commas, spaces or line ends between them, in brackets or not, as Float32.
 
-  What is no number among them becomes null.
+  A list; what is no number among them becomes null.
   """
-  bare = text.str.strip_chars('[] ').str.replace_all(',', '\n', literal=True)
-  values = bare.str.split('\n').list.eval(pl.element().str.strip_chars(' '))
+  bare = text.str.strip_chars('[] ').str.replace_all('[, \n]+', ' ')
+  values = bare.str.split(' ')
   return pl.when(bare != '').then(values.cast(pl.List(pl.Float32), strict=False))
 
 

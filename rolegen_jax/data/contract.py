@@ -130,9 +130,9 @@ def read_events(
   file = pathlib.Path(chunk.path)
   if text_suffix(file):
     events, cut = records.read(
-      [file], _layout(file), _event_fields(data), faults=faults, may_be_empty=True
+      [file], _layout(file), event_fields(data), faults=faults, may_be_empty=True
     )
-    events = _known(events, OPTIONAL_EVENT_COLUMNS)
+    events = _known(events, file, data.renamed('events'))
     faults.counts.update(cut)
     source = Source(chunk.path, faults)
   else:
@@ -167,13 +167,13 @@ def read_items(
 
 def _items_of(file: pathlib.Path, data: DataConfig, faults: Faults) -> pl.DataFrame:
   if text_suffix(file):
-    fields = _item_fields(data)
+    fields = item_fields(data)
     table, cut = records.read([file], _layout(file), fields, faults=faults, may_be_empty=True)
     faults.counts.update({f'items_{kind}': count for kind, count in cut.items()})
-    return _known(table, ITEM_COLUMNS[1:])
+    return _known(table, file, data.renamed('items'))
   table = read_parquet(file)
   names = data.renamed('items')
-  require_columns(table.schema, (names.get('item_id', 'item_id'),), str(file))
+  require_columns(table.schema, tuple(({'item_id': 'item_id'} | names).values()), str(file))
   return table.select(_renamed(table.schema, ITEM_COLUMNS, names))
 
 
@@ -189,8 +189,8 @@ def _scan(
   names, schema = data.renamed('events'), table.collect_schema()
   found = [column for column in EVENT_COLUMNS if names.get(column, column) in schema]
   _check_folder_names(file, root, found)
-  required = tuple(names.get(column, column) for column in REQUIRED_EVENT_COLUMNS)
-  require_columns(schema, required, str(file))
+  required = {column: column for column in REQUIRED_EVENT_COLUMNS} | names
+  require_columns(schema, tuple(required.values()), str(file))
   return table.select(_renamed(schema, EVENT_COLUMNS, names))
 
 
@@ -204,44 +204,52 @@ def _layout(file: pathlib.Path) -> Layout:
   return Delimited(quoted=True) if text_suffix(file) == '.csv' else JsonLines()
 
 
-def _event_fields(data: DataConfig) -> tuple[Field, ...]:
-  """Return the fields of events in text."""
+def event_fields(data: DataConfig) -> tuple[Field, ...]:
+  """Return the fields of events in text, as `data` names them."""
   names = data.renamed('events')
-  events = columns.coded({name: name for name in EVENT_NAMES}, EVENT_DTYPE)
+  codes = columns.coded({name: name for name in EVENT_NAMES}, EVENT_DTYPE)
   name = {column: names.get(column, column) for column in EVENT_COLUMNS}
   text = 'text that is not empty'
   return (
     Field(name['user_id'], 'user_id', columns.label, text),
     Field(name['item_id'], 'item_id', columns.label, text),
-    Field(name['event'], 'event', events, 'one of ' + ', '.join(EVENT_NAMES)),
+    Field(name['event'], 'event', codes, 'one of ' + ', '.join(EVENT_NAMES)),
     columns.time_field(name['timestamp'], data.time_unit),
-    Field(name['session_id'], 'session_id', columns.label, text, optional=True, absent=True),
-    _price(name['price']),
+    *(_optional(column, names) for column in OPTIONAL_EVENT_COLUMNS),
   )
 
 
-def _item_fields(data: DataConfig) -> tuple[Field, ...]:
-  """Return the fields of items in text."""
+def item_fields(data: DataConfig) -> tuple[Field, ...]:
+  """Return the fields of items in text, as `data` names them."""
   names = data.renamed('items')
-  name = {column: names.get(column, column) for column in ITEM_COLUMNS}
-  floats = 'numbers with commas between them'
-  labels = ('title', 'text', 'category_id', 'category_code', 'brand')
-  return (
-    Field(name['item_id'], 'item_id', columns.label, 'text that is not empty'),
-    *(Field(name[c], c, columns.label, 'text', optional=True, absent=True) for c in labels),
-    _price(name['price']),
-    Field(name['embedding'], 'embedding', columns.floats, floats, optional=True, absent=True),
+  item_id = Field(
+    names.get('item_id', 'item_id'), 'item_id', columns.label, 'text that is not empty'
   )
+  return (item_id, *(_optional(column, names) for column in ITEM_COLUMNS[1:]))
 
 
-def _price(name: str) -> Field:
-  return Field(name, 'price', columns.price, columns.PRICE, optional=True, absent=True)
+def _optional(column: str, names: dict[str, str]) -> Field:
+  """Return a field that may be empty, and missing unless `names` says what it is called."""
+  parsers = {
+    'price': (columns.price, columns.PRICE),
+    'embedding': (columns.floats, 'numbers with commas or spaces between them'),
+  }
+  parse, right = parsers.get(column, (columns.label, 'text'))
+  return Field(names.get(column, column), column, parse, right, True, column not in names)
 
 
-def _known(table: pl.DataFrame, optional: tuple[str, ...]) -> pl.DataFrame:
-  """Return the table without optional columns that are null everywhere: JSON has no header."""
-  null = [c for c in optional if c in table.columns and table[c].null_count() == table.height]
-  return table.drop(null)
+def _known(table: pl.DataFrame, file: pathlib.Path, names: dict[str, str]) -> pl.DataFrame:
+  """Return the table without columns that are null everywhere, as JSON has no header.
+
+  Raises DataError where `names` says what such a column is called.
+  """
+  null = [column for column in table.columns if table[column].null_count() == table.height]
+  for column in null:
+    if table.height and column in names:
+      raise DataError(
+        f'{file}: no row has {names[column]!r}, the {column!r} of data.columns; must be in some'
+      )
+  return table.drop(null) if table.height else table
 
 
 def _with_text_ids(table: pl.DataFrame) -> pl.DataFrame:

@@ -32,8 +32,8 @@ class Faults:
 
     kind: 'wrong_' and a column, or another short name. first: the message of the first row.
     """
-    if not self.skips:
-      raise DataError(first)
     others = f', with {count - 1} more of its kind here' if count > 1 else ''
+    if not self.skips:
+      raise DataError(first + others)
     say(f'{first}: left out{others} ({self.prefix}{kind})')
     self.counts[self.prefix + kind] += count

@@ -144,13 +144,14 @@ def test_recbole(root):
   write(
     root / 'log',
     shop__inter=inter + f'u1\t07\t4.0\t{S}.0\nu1\t7\t1.0\t1.6e9\n',
-    shop__item='item_id:token\tname:token_seq\tclass:token\n07\tGreen tea\tc\n7\tMug\t\n',
+    shop__item='item_id:token\tname:token_seq\tclass:token\tembedding:float_seq\n'
+    '07\tGreen tea\tc\t0.5 1\n7\tMug\t\t1 2\n',
     shop__user='user_id:token\tage:float\nu1\t3\n',
   )
   columns = ('title=name', 'category_id=class')
   events, items, _ = read('recbole', columns=columns)
   assert events == [row('u1', '07', 'purchase', S), row('u1', '7', 'purchase', S)]
-  assert items['07'] == dict(title='Green tea', category_id='c')
+  assert items['07'] == dict(title='Green tea', category_id='c', embedding=[0.5, 1.0])
   write(root / 'log', shop__inter=inter.replace('rating', 'kind') + f'u1\t07\tview\t{S}\n')
   events, _, _ = read('recbole', columns=(*columns, 'event=kind'))
   assert events == [row('u1', '07', 'view', S)]

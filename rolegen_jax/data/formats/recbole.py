@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from rolegen_jax.config import EVENT_NAMES, DataConfig
+from rolegen_jax.config import DataConfig
 from rolegen_jax.data import columns
 from rolegen_jax.data.columns import Field
-from rolegen_jax.data.formats.description import (
-  PURCHASE,
-  Format,
-  Table,
-  event,
-  labels,
-  price,
-  text_id,
-)
+from rolegen_jax.data.contract import event_fields, item_fields
+from rolegen_jax.data.formats.description import PURCHASE, Format, Table
 from rolegen_jax.data.layouts import Delimited
 
 SOURCE = (
@@ -27,35 +20,21 @@ def described(data: DataConfig) -> Format:
 
   Rows are purchases unless `data.columns` names the column of the event.
   """
-  events, items = data.renamed('events'), data.renamed('items')
-  name = {c: events.get(c, c) for c in ('user_id', 'item_id', 'timestamp')}
-  seconds = 'seconds UTC of 1990 to 2036, a number'
-  kinds = (event(events['event'], **{e: e for e in EVENT_NAMES}),) if 'event' in events else ()
+  fields = {field.column: field for field in event_fields(data)}
+  has_events = 'event' in data.renamed('events')
+  if not has_events:
+    del fields['event']
+  fields['timestamp'] = Field(
+    fields['timestamp'].name,
+    'timestamp',
+    columns.seconds,
+    'seconds UTC of 1990 to 2036, a number',
+    hint=columns.likely_unit,
+  )
+  made = {} if has_events else PURCHASE
   return Format(
     SOURCE,
-    events=(
-      Table(
-        ('*.inter',),
-        Delimited('\t'),
-        (
-          text_id(name['user_id'], 'user_id'),
-          text_id(name['item_id'], 'item_id'),
-          Field(name['timestamp'], 'timestamp', columns.seconds, seconds),
-          *kinds,
-        ),
-        {} if kinds else PURCHASE,
-      ),
-    ),
-    items=(
-      Table(
-        ('*.item',),
-        Delimited('\t'),
-        (
-          text_id(items.get('item_id', 'item_id'), 'item_id'),
-          *labels(**{c: items[c] for c in ('title', 'text', 'category_id', 'brand') if c in items}),
-          *((price(items['price']),) if 'price' in items else ()),
-        ),
-      ),
-    ),
+    events=(Table(('*.inter',), Delimited('\t'), tuple(fields.values()), made),),
+    items=(Table(('*.item',), Delimited('\t'), item_fields(data)),),
     unread=('*.user', '*.kg', '*.link', '*.net'),
   )
