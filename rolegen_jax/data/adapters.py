@@ -38,26 +38,26 @@ Adapted = tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]
 Adapter = Callable[[pathlib.Path, DataConfig], Adapted]
 
 ROOT_VARIABLE = 'ROLEGEN_DATA'
-FORMATS: dict[str, Callable[[DataConfig], Format]] = {
-  'alibaba2014': lambda data: shops.ALIBABA2014,
-  'taobao_userbehavior': lambda data: shops.TAOBAO_USERBEHAVIOR,
-  'rees46': lambda data: shops.REES46,
-  'recbole': recbole.described,
-  'amazon_reviews2023': lambda data: media.AMAZON_REVIEWS2023,
-  'movielens': lambda data: media.MOVIELENS,
-  'retailrocket': lambda data: shops.RETAILROCKET,
-  'tmall': lambda data: shops.TMALL,
-  'otto': lambda data: shops.OTTO,
-  'kuairand': lambda data: media.KUAIRAND,
-  'yambda': lambda data: media.YAMBDA,
-  'merrec': lambda data: shops.MERREC,
+FORMATS: dict[str, Format] = {
+  'alibaba2014': shops.ALIBABA2014,
+  'taobao_userbehavior': shops.TAOBAO_USERBEHAVIOR,
+  'rees46': shops.REES46,
+  'recbole': recbole.described(DataConfig()),
+  'amazon_reviews2023': media.AMAZON_REVIEWS2023,
+  'movielens': media.MOVIELENS,
+  'retailrocket': shops.RETAILROCKET,
+  'tmall': shops.TMALL,
+  'otto': shops.OTTO,
+  'kuairand': media.KUAIRAND,
+  'yambda': media.YAMBDA,
+  'merrec': shops.MERREC,
 }
 SOURCES = {
   'contract': 'your own log: events.parquet and items.parquet as rolegen_jax/data/events.py '
   'describes them',
   'ranked_sequences': 'Amazon Reviews 2014, Beauty 5-core, as events.parquet (with pos) and '
   'items.parquet: https://jmcauley.ucsd.edu/data/amazon/',
-  **{name: described(DataConfig()).source for name, described in FORMATS.items()},
+  **{name: log.source for name, log in FORMATS.items()},
 }
 
 
@@ -85,7 +85,7 @@ def log_fingerprint(data: DataConfig) -> dict[str, list[int]]:
   """
   path = log_path(data)
   if data.format in FORMATS:
-    files = _public_files(path, FORMATS[data.format](data))
+    files = _public_files(path, _format(data))
     return fingerprint(files.root, [*files.items, *files.events])
   log = log_files(path)
   return fingerprint(log.root, log.paths)
@@ -135,17 +135,17 @@ def contract(path: pathlib.Path, data: DataConfig) -> Adapted:
 
 def public(path: pathlib.Path, data: DataConfig) -> Adapted:
   """Read a public log from its original files, as its format describes them."""
-  log = FORMATS[data.format](data)
-  files, faults = _public_files(path, log), Faults(data)
+  log, faults = _format(data), Faults(data)
+  files = _public_files(path, log)
   table = files.table
   say_ignored(path)
-  events, left_out = records.read(
+  events = records.read(
     files.events, table.layout, table.fields, data.max_users, faults, where=table.where
   )
   events = events.with_columns(**table.made)
   if log.window:
     inside = events.filter(log.window.keep)
-    left_out[log.window.reason] = events.height - inside.height
+    faults.count(log.window.reason, events.height - inside.height)
     if not inside.height:
       raise DataError(
         f"{path}: field 'timestamp' is {events['timestamp'][0]} in the first line and in no line "
@@ -158,7 +158,7 @@ def public(path: pathlib.Path, data: DataConfig) -> Adapted:
   return (
     events.select(column for column in EVENT_COLUMNS if column in events.columns),
     items.select(column for column in ITEM_COLUMNS if column in items.columns),
-    left_out | dict(faults.counts),
+    dict(faults.counts),
   )
 
 
@@ -167,6 +167,10 @@ ADAPTERS: dict[str, Adapter] = {
   'ranked_sequences': ranked_sequences,
   **dict.fromkeys(FORMATS, public),
 }
+
+
+def _format(data: DataConfig) -> Format:
+  return recbole.described(data) if data.format == 'recbole' else FORMATS[data.format]
 
 
 class _Files(NamedTuple):
@@ -227,7 +231,7 @@ def _is_named(file: pathlib.Path, patterns: tuple[str, ...]) -> bool:
 
 def _items(files: list[pathlib.Path], table: Table, faults: Faults) -> pl.DataFrame:
   """Return what the files say of items, one row per item."""
-  rows, _ = records.read(
+  rows = records.read(
     files,
     table.layout,
     table.fields,

@@ -33,7 +33,7 @@ from rolegen_jax.data.events import (
 from rolegen_jax.data.faults import Faults
 from rolegen_jax.data.files import DataError, as_data_error, read_parquet
 from rolegen_jax.data.folders import log_files, partition, say_ignored, text_suffix
-from rolegen_jax.data.layouts import Delimited, JsonLines, Layout
+from rolegen_jax.data.layouts import Delimited, JsonLines
 from rolegen_jax.runtime.progress import say
 
 CHUNK_ROWS = 2_000_000  # events of a parquet file read at a time
@@ -78,7 +78,7 @@ def read_contract(
     if data.max_users:
       users = first_users(users, events['user_id'], data.max_users)
       kept = events.filter(pl.col('user_id').is_in(users.implode()))
-      faults.counts['other_users'] += events.height - kept.height
+      faults.count('other_users', events.height - kept.height)
       events = kept
     tables.append(events)
   events = pl.concat(tables, how='diagonal')
@@ -129,11 +129,7 @@ def read_events(
   faults = faults or Faults()
   file = pathlib.Path(chunk.path)
   if text_suffix(file):
-    events, cut = records.read(
-      [file], _layout(file), event_fields(data), faults=faults, may_be_empty=True
-    )
-    events = _known(events, file, data.renamed('events'))
-    faults.counts.update(cut)
+    events = _read_text(file, event_fields(data), data.renamed('events'), faults)
     source = Source(chunk.path, faults)
   else:
     with as_data_error(file, _PARQUET):
@@ -167,10 +163,7 @@ def read_items(
 
 def _items_of(file: pathlib.Path, data: DataConfig, faults: Faults) -> pl.DataFrame:
   if text_suffix(file):
-    fields = item_fields(data)
-    table, cut = records.read([file], _layout(file), fields, faults=faults, may_be_empty=True)
-    faults.counts.update({f'items_{kind}': count for kind, count in cut.items()})
-    return _known(table, file, data.renamed('items'))
+    return _read_text(file, item_fields(data), data.renamed('items'), faults)
   table = read_parquet(file)
   names = data.renamed('items')
   require_columns(table.schema, tuple(({'item_id': 'item_id'} | names).values()), str(file))
@@ -198,10 +191,6 @@ def _renamed(schema: pl.Schema, wanted: tuple[str, ...], names: dict[str, str]) 
   """Return the columns of the contract that a file has, under the contract's names."""
   in_file = {column: names.get(column, column) for column in wanted}
   return [pl.col(name).alias(column) for column, name in in_file.items() if name in schema]
-
-
-def _layout(file: pathlib.Path) -> Layout:
-  return Delimited(quoted=True) if text_suffix(file) == '.csv' else JsonLines()
 
 
 def event_fields(data: DataConfig) -> tuple[Field, ...]:
@@ -238,11 +227,15 @@ def _optional(column: str, names: dict[str, str]) -> Field:
   return Field(names.get(column, column), column, parse, right, True, column not in names)
 
 
-def _known(table: pl.DataFrame, file: pathlib.Path, names: dict[str, str]) -> pl.DataFrame:
-  """Return the table without columns that are null everywhere, as JSON has no header.
+def _read_text(
+  file: pathlib.Path, fields: tuple[Field, ...], names: dict[str, str], faults: Faults
+) -> pl.DataFrame:
+  """Return a table of text without columns that are null everywhere, as JSON has no header.
 
   Raises DataError where `names` says what such a column is called.
   """
+  layout = Delimited(quoted=True) if text_suffix(file) == '.csv' else JsonLines()
+  table = records.read([file], layout, fields, faults=faults, may_be_empty=True)
   null = [column for column in table.columns if table[column].null_count() == table.height]
   for column in null:
     if table.height and column in names:

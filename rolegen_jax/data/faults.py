@@ -1,4 +1,4 @@
-"""Wrong rows: the first one ends the reading, or all are left out and counted by kind."""
+"""What is left out of a log: wrong rows, of which the first may end the reading, and others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rolegen_jax.runtime.progress import say
 
 
 class Faults:
-  """What becomes of wrong rows, and how many of each kind there were.
+  """What becomes of wrong rows, and how many rows were left out, by kind.
 
   Only rows can be skipped: a missing column, or a file that cannot be read, always ends the
   reading.
@@ -27,6 +27,10 @@ class Faults:
     part.skips, part.counts, part.prefix = self.skips, self.counts, f'{table}_'
     return part
 
+  def count(self, kind: str, count: int) -> None:
+    """Count rows that are left out although they are not wrong; 0 makes the kind known."""
+    self.counts[self.prefix + kind] += count
+
   def found(self, kind: str, count: int, first: str) -> None:
     """Count `count` wrong rows of one kind and say what the first is, or raise it as DataError.
 
@@ -36,4 +40,4 @@ class Faults:
     if not self.skips:
       raise DataError(first + others)
     say(f'{first}: left out{others} ({self.prefix}{kind})')
-    self.counts[self.prefix + kind] += count
+    self.count(kind, count)

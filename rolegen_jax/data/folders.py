@@ -114,10 +114,10 @@ def listed(path: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
   while is_glob(root):
     root = root.parent
   matches = sorted(map(pathlib.Path, glob.glob(str(path), recursive=True)))
-  files: dict[pathlib.Path, None] = {}
-  for match in matches:
-    if not any(map(_is_ignored, match.relative_to(root).parts)):
-      files |= dict.fromkeys(files_under(match) if match.is_dir() else [match])
+  kept = [m for m in matches if not any(map(_is_ignored, m.relative_to(root).parts))]
+  for folder in {match.parent for match in kept}:
+    _entries(folder)  # which refuses tables whose files are not all of them
+  files = _files_of(kept, {})
   if not files:
     raise DataError(f'{path}: matches no file; must match at least one')
   return root, sorted(files, key=lambda file: file.relative_to(root).parts)
@@ -142,20 +142,31 @@ def files_under(folder: pathlib.Path) -> list[pathlib.Path]:
   Links are followed. Raises DataError for what is neither file nor folder, a file that is there
   twice, and a folder that cannot be listed.
   """
-  found: list[pathlib.Path] = []
-  first = {name: folder for name in _names(folder)}
-  folders = [folder]
-  while folders:
-    for path in _entries(folders.pop()):
-      is_folder = os.path.isdir(path)
-      if not is_folder and not os.path.isfile(path):
-        raise DataError(f'{path}: is neither a file nor a folder, or a link to none; must be one')
-      for name in _names(path):
-        if name in first:
-          raise DataError(f'{path}: is {first[name]} once more; its rows must be there once')
-        first[name] = path
-      (folders if is_folder else found).append(path)
+  found = _files_of(_entries(folder), {name: folder for name in _names(folder)})
   return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _files_of(paths: list[pathlib.Path], first: dict[object, pathlib.Path]) -> list[pathlib.Path]:
+  """Return the files that are among `paths` or below them, in no order, as `files_under` does.
+
+  first: where rows were met before, by `_names`.
+  """
+  found: list[pathlib.Path] = []
+  ahead = list(paths)
+  while ahead:
+    path = ahead.pop()
+    is_folder = os.path.isdir(path)
+    if not is_folder and not os.path.isfile(path):
+      raise DataError(f'{path}: is neither a file nor a folder, or a link to none; must be one')
+    for name in _names(path):
+      if name in first:
+        raise DataError(f'{path}: is {first[name]} once more; its rows must be there once')
+      first[name] = path
+    if is_folder:
+      ahead += _entries(path)
+    else:
+      found.append(path)
+  return found
 
 
 def _names(path: pathlib.Path) -> list[object]:

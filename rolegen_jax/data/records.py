@@ -31,24 +31,21 @@ def read(
   faults: Faults | None = None,
   may_be_empty: bool = False,
   where: pl.Expr | None = None,
-) -> tuple[pl.DataFrame, dict[str, int]]:
+) -> pl.DataFrame:
   """Read the rows of all files, in order.
 
   fields: the columns to read; with max_users, one of them gives column `user_id`. max_users: keep
   the first that many users in the order of files and rows; 0 keeps all. faults: what becomes of
-  wrong rows; None raises the first. may_be_empty: whether no row at all is fine. where: over
-  the typed columns, which rows are meant; the others are passed over and not counted.
+  wrong rows, None raises the first; it counts what is left out, as cut_last_line and other_users
+  too. may_be_empty: whether no row at all is fine. where: over the typed columns, which rows are
+  meant; the others are passed over and not counted.
 
-  Returns the table with the fields' columns in that order, and how many rows were left out:
-  {'cut_last_line' of text, and with max_users 'other_users'}; what `faults` left out it counts
-  itself. A last line with too few fields and no line end was cut by whoever took the head of the
-  file. Raises DataError with the file and number of the first bad row, the field and what would be
-  right.
+  Returns the table with the fields' columns in that order. A last line with too few fields and no
+  line end was cut by whoever took the head of the file. Raises DataError with the file and number
+  of the first bad row, the field and what would be right.
   """
   faults = faults or Faults()
   present = {file: _present(file, layout, fields) for file in files}  # before much is read
-  left_out = {} if isinstance(layout, Parquet) else {'cut_last_line': 0}
-  left_out |= {'other_users': 0} if max_users else {}
   tables: list[pl.DataFrame] = []
   users: pl.Series | None = None
   for file, columns in present.items():
@@ -56,7 +53,8 @@ def read(
       typed, cut_line = _typed_rows(file, layout, columns, faults)
       if cut_line:
         say(f'{file}: its last line, {cut_line}, was cut short and is left out')
-        left_out['cut_last_line'] += 1
+      if not isinstance(layout, Parquet):
+        faults.count('cut_last_line', int(cut_line > 0))
       if where is not None:
         typed = typed.filter(where | pl.col('bad').is_not_null())
       wanted = typed
@@ -68,12 +66,13 @@ def read(
       selected = wanted.select('row', 'bad', *(field.column for field in columns))
       table = selected.collect(engine='streaming')
       if max_users:
-        left_out['other_users'] += typed.select(pl.len()).collect().item() - table.height
+        all_rows = typed.select(pl.len()).collect(engine='streaming').item()
+        faults.count('other_users', all_rows - table.height)
       _count_faults(file, layout, typed, table, columns, faults)
       tables.append(table.filter(pl.col('bad').is_null()).drop('row', 'bad'))
   if not may_be_empty and not any(table.height for table in tables):
     raise DataError(f'{files[0]}: has no data {layout.unit}s; must have at least one')
-  return pl.concat(tables, how='diagonal'), left_out
+  return pl.concat(tables, how='diagonal')
 
 
 def _names(fields: Fields) -> str:

@@ -66,6 +66,15 @@ def test_a_glob_chooses_events(root):
   assert plan.events == 2
   with pytest.raises(DataError, match='matches no file; must match at least one'):
     read('shop/events/date=2027*')
+  link = root / 'shop/events/date=2026-11-29'
+  link.symlink_to('date=2026-11-28')
+  with pytest.raises(DataError, match='2026-11-2[89]/?.*: is .* once more; its rows must be there'):
+    read('shop/events/date=2026*')
+  link.unlink()
+  (root / 'shop/events/date=2026-11-28/_delta_log').mkdir()
+  with pytest.raises(DataError, match='is a table of Delta Lake'):
+    read('shop/events/date=2026-11-28/*.parquet')
+  (root / 'shop/events/date=2026-11-28/_delta_log').rmdir()
   (root / 'shop/items.parquet').unlink()
   with pytest.raises(DataError, match='no folder above has items.parquet; must be in one'):
     read('shop/events/*')

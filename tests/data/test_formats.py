@@ -163,6 +163,7 @@ def test_wrong_rows_of_public_logs_are_counted(root, capsys):
     'wrong_user_id': 1,
     'broken_line': 1,
     'wrong_event': 1,
+    'items_cut_last_line': 0,
     'items_wrong_item_id': 1,
   }
   assert f"events.csv: line 3, field 'timestamp': '{S}'" in capsys.readouterr().err

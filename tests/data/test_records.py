@@ -7,6 +7,7 @@ import pytest
 
 from rolegen_jax.data import records
 from rolegen_jax.data.columns import Field, coded, integer, label, number
+from rolegen_jax.data.faults import Faults
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.folders import files_under
 from rolegen_jax.data.layouts import Delimited
@@ -26,12 +27,17 @@ NAMES = tuple(field.name for field in FIELDS)
 def read(tmp_path, content, header=False, **options):
   path = tmp_path / 'log.csv'
   path.write_bytes(content if isinstance(content, bytes) else content.encode())
-  layout = Delimited() if header else Delimited(header=NAMES)
-  return records.read([path], layout, FIELDS, **options)
+  return read_files([path], Delimited() if header else Delimited(header=NAMES), **options)
 
 
 def read_folder(folder, **options):
-  return records.read(files_under(folder), Delimited(), FIELDS, **options)
+  return read_files(files_under(folder), Delimited(), **options)
+
+
+def read_files(files, layout, **options):
+  faults = Faults()
+  table = records.read(files, layout, FIELDS, faults=faults, **options)
+  return table, dict(faults.counts)
 
 
 @pytest.mark.parametrize('end', ['\n', '\r\n'])
