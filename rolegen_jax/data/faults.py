@@ -32,12 +32,14 @@ class Faults:
     self.counts[self.prefix + kind] += count
 
   def found(self, kind: str, count: int, first: str) -> None:
-    """Count `count` wrong rows of one kind and say what the first is, or raise it as DataError.
+    """Count wrong rows of one kind and say what the first of all is, or raise it as DataError.
 
-    kind: 'wrong_' and a column, or another short name. first: the message of the first row.
+    kind: 'wrong_' and a column, or another short name. count: of rows in one file. first: the
+    message of the first of them.
     """
-    others = f', with {count - 1} more of its kind here' if count > 1 else ''
+    shown = first + (f' (and {count - 1} more such rows here)' if count > 1 else '')
     if not self.skips:
-      raise DataError(first + others)
-    say(f'{first}: left out{others} ({self.prefix}{kind})')
+      raise DataError(shown)
+    if not self.counts[self.prefix + kind]:
+      say(f'{shown}: left out as {self.prefix}{kind}')
     self.count(kind, count)

@@ -60,7 +60,7 @@ def test_notes_and_a_line_say_what_was_left_out(contract, tmp_path, capsys):
   write(
     lambda e: e.with_columns(pl.when(is_wrong).then(0).otherwise('timestamp').alias('timestamp'))
   )
-  with pytest.raises(DataError, match='row 8: 0; must be a time .*, with 2 more of its kind here'):
+  with pytest.raises(DataError, match='row 8: 0; must be a time .* .and 2 more such rows here.'):
     prepare_real(data, tmp_path / 'out')
   data = dataclasses.replace(data, on_error='skip')
   notes = prepare_real(data, tmp_path / 'out')[2]

@@ -44,8 +44,8 @@ def test_wrong_rows_are_left_out_counted_by_kind_and_shown(root, capsys, suffix)
   counts = {kind: 1 + (kind == 'wrong_user_id') for kind in WRONG}
   assert {kind: n for kind, n in tables.left_out.items() if n} == counts
   err = capsys.readouterr().err
-  assert 'left out, with 1 more of its kind here (wrong_user_id)' in err
-  assert all(f'left out ({kind})' in err for kind in WRONG if kind != 'wrong_user_id')
+  assert '(and 1 more such rows here): left out as wrong_user_id' in err
+  assert all(f'left out as {kind}' in err for kind in WRONG if kind != 'wrong_user_id')
   assert 'looks like ms' in err
 
 
@@ -61,8 +61,17 @@ def test_a_named_column_that_no_line_of_json_has(root):
 def test_the_error_says_how_many_rows_are_wrong(root):
   put(root / 'shop/items.parquet', ITEMS)
   put(root / 'shop/events.parquet', EVENTS.with_columns(price=-1.0))
-  with pytest.raises(DataError, match="'price', row 1: -1.0; .*, with 3 more of its kind here$"):
+  with pytest.raises(DataError, match="'price', row 1: -1.0; .* .and 3 more such rows here.$"):
     read()
+
+
+def test_the_first_of_a_kind_is_shown_once_for_all_files(root, capsys):
+  put(root / 'shop/items.parquet', ITEMS)
+  for name in ('a', 'b', 'c'):
+    put(root / f'shop/events/{name}.parquet', with_wrong_rows())
+  assert read(on_error='skip').left_out['wrong_user_id'] == 6
+  err = capsys.readouterr().err
+  assert err.count('left out as wrong_user_id') == 1 and 'a.parquet' in err
 
 
 def test_wrong_items_are_left_out_with_their_events(root):
