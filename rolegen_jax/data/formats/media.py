@@ -48,8 +48,8 @@ AMAZON_REVIEWS2023 = Format(
         *labels(listed='price'),
       ),
       {
-        'text': pl.concat_str(
-          'title', 'features', 'description', separator='\n', ignore_nulls=True
+        'text': columns.label(
+          pl.concat_str('title', 'features', 'description', separator='\n', ignore_nulls=True)
         ),
         # Words such as 'from 12.99' stand there too: such a price is unknown.
         'price': columns.price(pl.col('listed')),
