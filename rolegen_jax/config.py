@@ -20,6 +20,37 @@ from rolegen_jax.fields import ConfigError, Section, local_path
 
 # The index is the event code; ties sort in this order.
 EVENT_NAMES = ('impression', 'view', 'fav', 'cart', 'remove', 'purchase')
+# Columns of the data contract (`data/events.py`).
+EVENT_COLUMNS = ('user_id', 'item_id', 'event', 'timestamp', 'session_id', 'price')
+ITEM_COLUMNS = (
+  'item_id',
+  'title',
+  'text',
+  'category_id',
+  'category_code',
+  'brand',
+  'price',
+  'embedding',
+)
+TIME_UNITS = {'s': 1, 'ms': 10**3, 'us': 10**6, 'ns': 10**9}  # how many are a second
+# How logs are written: as the contract says, or as public logs are (`data/formats.py`).
+FORMATS = (
+  'simulated',
+  'contract',
+  'alibaba2014',
+  'taobao_userbehavior',
+  'rees46',
+  'ranked_sequences',
+  'recbole',
+  'amazon_reviews2023',
+  'movielens',
+  'retailrocket',
+  'tmall',
+  'otto',
+  'kuairand',
+  'yambda',
+  'merrec',
+)
 # Dormant: D1 first conversion, D2 reactivation. D3 never converted, so it has no target.
 COHORTS = ('D1', 'D2', 'D3', 'ACTIVE')
 ROLE_NAMES = (
@@ -74,9 +105,15 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = dict(
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
-  # simulated | contract | alibaba2014 | taobao_userbehavior | rees46 | ranked_sequences
-  format: str = 'simulated'
-  path: str = ''  # file or folder of the log, relative to $ROLEGEN_DATA; unused when simulated
+  format: str = 'simulated'  # one of FORMATS
+  # File, folder or glob (shop/date=2026-11-*) of the log, relative to $ROLEGEN_DATA; unused when
+  # simulated.
+  path: str = ''
+  # What the files call columns of the contract: ('user_id=customer', 'item_id=sku'). With the name
+  # of a table, in that one: ('events.price=paid', 'items.price=list'). For contract and recbole.
+  columns: tuple[str, ...] = ()
+  time_unit: str = 's'  # of timestamps of the format contract that are integers: s | ms | us | ns
+  on_error: str = 'stop'  # at a wrong row: stop | skip (it is left out and counted by kind)
   max_users: int = 0  # keep the first N users in file order; 0 = all
   # Folder of `rolegen prepare_shards`: the warmup reads rows of the whole log from there, which
   # then need not fit in memory; '' = off.
@@ -91,11 +128,17 @@ class DataConfig(Section):
   cold_items: float = 0.0
 
   def validate(self, name: str) -> None:
-    formats = ('simulated', 'contract', 'alibaba2014', 'taobao_userbehavior')
-    self._one_of((*formats, 'rees46', 'ranked_sequences'), f'{name}.format')
+    self._one_of(FORMATS, f'{name}.format')
     has_log = self.format == 'simulated' or self.path != ''
     right = f'the log, relative to $ROLEGEN_DATA, with format={self.format}'
     self._need(has_log, f'{name}.path', right)
+    self._validate_columns(name)
+    self._one_of(TIME_UNITS, f'{name}.time_unit')
+    fits = self.time_unit == 's' or self.format == 'contract'
+    self._need(fits, f'{name}.time_unit', f's with format={self.format}, which has its own')
+    self._one_of(('stop', 'skip'), f'{name}.on_error')
+    fits = self.on_error == 'stop' or self.format != 'ranked_sequences'
+    self._need(fits, f'{name}.on_error', 'stop with format=ranked_sequences')
     self._one_of(('time', 'leave_one_out'), f'{name}.split')
     self._need(0 < self.test_fraction < 1, f'{name}.test_fraction', 'between 0 and 1')
     fits = 0 < self.valid_fraction < 1 - self.test_fraction
@@ -106,6 +149,28 @@ class DataConfig(Section):
     self._need(0 <= self.cold_items < 1, f'{name}.cold_items', 'from 0 to below 1')
     fits = not (self.cold_items and self.shards)
     self._need(fits, f'{name}.cold_items', f'0 with {name}.shards, which hold rows of all items')
+
+  def renamed(self, table: str) -> dict[str, str]:
+    """Return what a table (events or items) calls columns that it does not call by their names."""
+    columns = EVENT_COLUMNS if table == 'events' else ITEM_COLUMNS
+    pairs = dict(pair.split('=', 1) for pair in self.columns)
+    names = {column: pairs.get(f'{table}.{column}', pairs.get(column)) for column in columns}
+    return {column: name for column, name in names.items() if name}
+
+  def _validate_columns(self, name: str) -> None:
+    tables = {'events': EVENT_COLUMNS, 'items': ITEM_COLUMNS}
+    known = {f'{table}.{column}' for table, columns in tables.items() for column in columns}
+    # Without a table, a price would be that of either.
+    plain = [column for column in (*EVENT_COLUMNS, *ITEM_COLUMNS) if column != 'price']
+    pairs = [pair.partition('=') for pair in self.columns]
+    fits = all(column in (*known, *plain) and in_file for column, _, in_file in pairs)
+    columns_of = ', '.join(dict.fromkeys((*plain, 'events.price', 'items.price')))
+    right = f"('COLUMN=name in the files', ...) with COLUMN of {columns_of}"
+    self._need(fits, f'{name}.columns', right)
+    columns = [column for column, _, _ in pairs]
+    self._need(len(set(columns)) == len(columns), f'{name}.columns', 'one name for each column')
+    fits = not self.columns or self.format in ('contract', 'recbole')
+    self._need(fits, f'{name}.columns', f'() with format={self.format}, which has its own')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,58 +1,64 @@
-"""One adapter per public log format, from the ORIGINAL files to the data contract.
+"""From the ORIGINAL files of a log to the data contract, whatever its format.
 
 An adapter is `f(path, data_config) -> (events, items, left_out)`: the two tables of the contract as
-polars frames, and counts of what was left out. To add a format, write such a function, put it into
-`ADAPTERS`, and say in `SOURCES` where the log is to be had and in `log_fingerprint` which files it
-reads.
+polars frames, and counts of what was left out. Public logs are described in `formats/` and read by
+one function; to add one, describe it there and name it in `FORMATS` and in `config.FORMATS`.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import polars as pl
 
-from rolegen_jax.config import DataConfig
-from rolegen_jax.data import delimited
-from rolegen_jax.data.delimited import INTEGER, NUMBER, Field, coded, integer, label, number
-from rolegen_jax.data.events import (
-  EVENT_DTYPE,
-  MAX_TIMESTAMP,
-  event_chunks,
-  first_users,
-  read_chunks,
-  read_items,
-  validate,
-)
+from rolegen_jax.config import EVENT_COLUMNS, ITEM_COLUMNS, DataConfig
+from rolegen_jax.data import records
+from rolegen_jax.data.contract import read_contract
+from rolegen_jax.data.events import MAX_TIMESTAMP, first_users, validate
+from rolegen_jax.data.faults import Faults
 from rolegen_jax.data.files import DataError, read_parquet
-from rolegen_jax.data.folders import csv_files, fingerprint, log_files
+from rolegen_jax.data.folders import (
+  IGNORED,
+  fingerprint,
+  is_glob,
+  listed,
+  log_files,
+  say_ignored,
+  text_suffix,
+)
+from rolegen_jax.data.formats import media, recbole, shops
+from rolegen_jax.data.formats.description import Format, Table
 from rolegen_jax.fields import local_path
 
 Adapted = tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]
 Adapter = Callable[[pathlib.Path, DataConfig], Adapted]
 
 ROOT_VARIABLE = 'ROLEGEN_DATA'
+FORMATS: dict[str, Format] = {
+  'alibaba2014': shops.ALIBABA2014,
+  'taobao_userbehavior': shops.TAOBAO_USERBEHAVIOR,
+  'rees46': shops.REES46,
+  'recbole': recbole.described(DataConfig()),
+  'amazon_reviews2023': media.AMAZON_REVIEWS2023,
+  'movielens': media.MOVIELENS,
+  'retailrocket': shops.RETAILROCKET,
+  'tmall': shops.TMALL,
+  'otto': shops.OTTO,
+  'kuairand': media.KUAIRAND,
+  'yambda': media.YAMBDA,
+  'merrec': shops.MERREC,
+}
 SOURCES = {
   'contract': 'your own log: events.parquet and items.parquet as rolegen_jax/data/events.py '
   'describes them',
-  'alibaba2014': 'Alibaba 2014 big-data contest, season 1, Tmall brand recommendation '
-  '(t_alibaba_data.csv): https://tianchi.aliyun.com, '
-  'copy at https://github.com/yezhang/BuyingBehaviourPredict',
-  'taobao_userbehavior': 'Taobao UserBehavior (UserBehavior.csv): '
-  'https://tianchi.aliyun.com/dataset/649',
-  'rees46': 'REES46 eCommerce behavior data from multi category store '
-  '(2019-Oct.csv, or a folder of it and later months): '
-  'https://www.kaggle.com/datasets/mkechinov/ecommerce-behavior-data-from-multi-category-store',
   'ranked_sequences': 'Amazon Reviews 2014, Beauty 5-core, as events.parquet (with pos) and '
   'items.parquet: https://jmcauley.ucsd.edu/data/amazon/',
+  **{name: log.source for name, log in FORMATS.items()},
 }
-
-# Seconds UTC of 2017-11-25 00:00 and 2017-12-04 00:00 (exclusive) in UTC+8.
-TAOBAO_WINDOW = (1511539200, 1512316800)
-# The file has no year; the contest opened in March 2014 with a log of the April to August before.
-ALIBABA_YEAR = 2013
 
 
 def log_path(data: DataConfig) -> pathlib.Path:
@@ -64,7 +70,7 @@ def log_path(data: DataConfig) -> pathlib.Path:
   folder = local_path(os.environ.get(ROOT_VARIABLE) or 'data', f'${ROOT_VARIABLE}')
   root = pathlib.Path(folder).absolute()
   path = root / data.path
-  if not path.exists():
+  if not path.exists() and not is_glob(path):
     raise DataError(
       f'{path}: no such file or folder (data.path={data.path!r} under ${ROOT_VARIABLE}={root}); '
       f'set ${ROOT_VARIABLE} to the folder that holds it, or get it: {SOURCES[data.format]}'
@@ -78,77 +84,11 @@ def log_fingerprint(data: DataConfig) -> dict[str, list[int]]:
   Raises DataError when one is missing, and for a file that would not be read.
   """
   path = log_path(data)
-  if data.format in ('contract', 'ranked_sequences'):
-    items_path, event_paths = log_files(path)
-    return fingerprint(path, [items_path, *event_paths])
-  return fingerprint(path, csv_files(path))
-
-
-def alibaba2014(path: pathlib.Path, data: DataConfig) -> Adapted:
-  """Read user_id,brand_id,type,visit_datetime.
-
-  An item is a brand. Days are 'M-D', taken as midnight UTC of that day in 2013.
-  """
-  kinds = {'0': 'view', '1': 'purchase', '2': 'fav', '3': 'cart'}
-  kinds_expected = '0 (click), 1 (purchase), 2 (favorite) or 3 (cart)'
-  fields = (
-    Field('user_id', 'user_id', integer, INTEGER),
-    Field('brand_id', 'item_id', integer, INTEGER),
-    Field('type', 'event', coded(kinds, EVENT_DTYPE), kinds_expected),
-    Field('visit_datetime', 'timestamp', _alibaba_day, f'a date M-D of {ALIBABA_YEAR}'),
-  )
-  table, left_out = delimited.read(path, fields, header=True, max_users=data.max_users)
-  return table, _items_of(table), left_out
-
-
-def taobao_userbehavior(path: pathlib.Path, data: DataConfig) -> Adapted:
-  """Read user,item,category,behavior,timestamp without a header.
-
-  Rows outside the nine days that the log's documentation names are dropped and counted.
-  """
-  kinds = {'pv': 'view', 'fav': 'fav', 'cart': 'cart', 'buy': 'purchase'}
-  kinds_expected = 'one of ' + ', '.join(kinds)
-  fields = (
-    Field('user ID', 'user_id', integer, INTEGER),
-    Field('item ID', 'item_id', integer, INTEGER),
-    Field('category ID', 'category_id', integer, INTEGER),
-    Field('behavior type', 'event', coded(kinds, EVENT_DTYPE), kinds_expected),
-    Field('timestamp', 'timestamp', integer, 'whole seconds UTC'),
-  )
-  table, left_out = delimited.read(path, fields, header=False, max_users=data.max_users)
-  inside = table.filter(pl.col('timestamp').is_between(*TAOBAO_WINDOW, closed='left'))
-  left_out['dropped_outside_window'] = table.height - inside.height
-  if inside.height == 0:
-    raise DataError(
-      f"{path}: field 'timestamp' is {table['timestamp'][0]} in the first line and in no line in "
-      f'seconds {TAOBAO_WINDOW[0]} to {TAOBAO_WINDOW[1] - 1}; must have lines there'
-    )
-  return inside.drop('category_id'), _items_of(inside, 'category_id'), left_out
-
-
-def rees46(path: pathlib.Path, data: DataConfig) -> Adapted:
-  """Read event_time,event_type,product_id,...
-
-  Times are UTC. An item has its latest category, brand and price.
-  """
-  kinds = {'view': 'view', 'cart': 'cart', 'remove_from_cart': 'remove', 'purchase': 'purchase'}
-  kinds_expected = 'one of ' + ', '.join(kinds)
-  fields = (
-    Field('event_time', 'timestamp', _rees46_time, "a time 'YYYY-MM-DD hh:mm:ss UTC'"),
-    Field('event_type', 'event', coded(kinds, EVENT_DTYPE), kinds_expected),
-    Field('product_id', 'item_id', integer, INTEGER),
-    Field('category_id', 'category_id', integer, INTEGER),
-    Field('category_code', 'category_code', label, 'text', optional=True),
-    Field('brand', 'brand', label, 'text', optional=True),
-    Field('price', 'price', number, NUMBER, optional=True),
-    Field('user_id', 'user_id', integer, INTEGER),
-    Field('user_session', 'session_id', label, 'text', optional=True),
-  )
-  table, left_out = delimited.read(path, fields, header=True, max_users=data.max_users)
-  in_time_order = table.sort('timestamp', maintain_order=True)
-  items = _items_of(in_time_order, 'category_id', 'category_code', 'brand', 'price')
-  events = table.select('user_id', 'item_id', 'event', 'timestamp', 'session_id', 'price')
-  return events, items, left_out
+  if data.format in FORMATS:
+    files = _public_files(path, _format(data))
+    return fingerprint(files.root, [*files.items, *files.events])
+  log = log_files(path)
+  return fingerprint(log.root, log.paths)
 
 
 def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Adapted:
@@ -158,10 +98,14 @@ def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Adapted:
   with data.split='leave_one_out'. A timestamp column in events.parquet may have nulls and is not
   used.
   """
-  items_path, event_paths = log_files(path)
-  events_name, items_name = str(event_paths[0]), str(items_path)
-  if len(event_paths) > 1:
-    raise DataError(f'{event_paths[1]}: is a second event file; ranked sequences must be in one')
+  log = log_files(path)
+  for file in log.paths:
+    if text_suffix(file):
+      raise DataError(f'{file}: is text; ranked sequences must be parquet')
+  for files in (log.events, log.items):
+    if len(files) > 1:
+      raise DataError(f'{files[1]}: is a second file; ranked sequences must be in one')
+  events_name, items_name = str(log.events[0]), str(log.items[0])
   events = read_parquet(events_name)
   if 'pos' not in events.columns or not events.schema['pos'].is_integer():
     raise DataError(
@@ -183,36 +127,134 @@ def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Adapted:
 
 
 def contract(path: pathlib.Path, data: DataConfig) -> Adapted:
-  """Read a folder that follows the data contract already."""
-  chunks, items = event_chunks(path), read_items(path)
-  events = read_chunks(path, chunks, items, data.max_users)
-  if not data.max_users:
-    return events, items, {}
-  return events, items, {'other_users': sum(chunk.rows for chunk in chunks) - events.height}
+  """Read a log that follows the data contract already."""
+  faults = Faults(data)
+  events, items = read_contract(path, data, faults)
+  return events, items, dict(faults.counts)
+
+
+def public(path: pathlib.Path, data: DataConfig) -> Adapted:
+  """Read a public log from its original files, as its format describes them."""
+  log, faults = _format(data), Faults(data)
+  files = _public_files(path, log)
+  table = files.table
+  say_ignored(path)
+  events = records.read(
+    files.events, table.layout, table.fields, data.max_users, faults, where=table.where
+  )
+  events = events.with_columns(**table.made)
+  if log.window:
+    inside = events.filter(log.window.keep)
+    faults.count(log.window.reason, events.height - inside.height)
+    if not inside.height:
+      raise DataError(
+        f"{path}: field 'timestamp' is {events['timestamp'][0]} in the first line and in no line "
+        f'{log.window.right}; must have lines there'
+      )
+    events = inside
+  items = _latest(events, log.attributes)
+  if files.items_table:
+    items = items.join(_items(files.items, files.items_table, faults), on='item_id', how='left')
+  return (
+    events.select(column for column in EVENT_COLUMNS if column in events.columns),
+    items.select(column for column in ITEM_COLUMNS if column in items.columns),
+    dict(faults.counts),
+  )
 
 
 ADAPTERS: dict[str, Adapter] = {
   'contract': contract,
-  'alibaba2014': alibaba2014,
-  'taobao_userbehavior': taobao_userbehavior,
-  'rees46': rees46,
   'ranked_sequences': ranked_sequences,
+  **dict.fromkeys(FORMATS, public),
 }
 
 
-def _alibaba_day(text: pl.Expr) -> pl.Expr:
-  day = (pl.lit(f'{ALIBABA_YEAR}-') + text).str.to_date('%Y-%m-%d', strict=False)
-  return day.cast(pl.Datetime).dt.epoch('s')
+def _format(data: DataConfig) -> Format:
+  return recbole.described(data) if data.format == 'recbole' else FORMATS[data.format]
 
 
-def _rees46_time(text: pl.Expr) -> pl.Expr:
-  return text.str.to_datetime('%Y-%m-%d %H:%M:%S UTC', strict=False).dt.epoch('s')
+class _Files(NamedTuple):
+  """The files of a public log, and which of its tables they are."""
+
+  root: pathlib.Path  # a folder above all of them
+  events: list[pathlib.Path]
+  table: Table
+  items: list[pathlib.Path]
+  items_table: Table | None
 
 
-def _items_of(table: pl.DataFrame, *columns: str) -> pl.DataFrame:
-  """Return one row per item of `table`, sorted by id, with the last non-null value per column."""
+def _public_files(path: pathlib.Path, log: Format) -> _Files:
+  """Find the files of a log. A single file holds events, whatever its name.
+
+  Raises DataError naming a file of a folder that would not be read, and where there are no events
+  or those of two forms.
+  """
+  root, files = listed(path)
+  if path.is_file():
+    table = next((table for table in log.events if _is_named(path, table.files)), log.events[0])
+    return _Files(root, files, table, [], None)
+  patterns = ', '.join(pattern for table in log.events for pattern in table.files)
+  found: dict[int, list[pathlib.Path]] = {}
+  tables = [*log.items, *log.events]  # names of items are the narrower ones
+  for file in files:
+    number = next((n for n, table in enumerate(tables) if _is_named(file, table.files)), None)
+    if number is not None:
+      found.setdefault(number, []).append(file)
+    elif not _is_named(file, log.unread):
+      raise DataError(
+        f'{file}: would not be read; must be named {patterns}, or lie elsewhere '
+        f'(only {", ".join(IGNORED)} are ignored)'
+      )
+  events = [number for number in sorted(found) if number >= len(log.items)]
+  items = [number for number in sorted(found) if number < len(log.items)]
+  if not events:
+    raise DataError(f'{path}: has no file of events; must have one named {patterns}')
+  for numbers in (events, items):
+    if len(numbers) > 1:
+      first, second = (found[number][0].name for number in numbers[:2])
+      raise DataError(
+        f'{path}: has {first} and {second}, two forms of a log; must have one of them'
+      )
+  items_table = tables[items[0]] if items else None
+  return _Files(
+    root,
+    found[events[0]],
+    tables[events[0]],
+    found[items[0]] if items else [],
+    items_table,
+  )
+
+
+def _is_named(file: pathlib.Path, patterns: tuple[str, ...]) -> bool:
+  return any(fnmatch.fnmatchcase(file.name.lower(), pattern) for pattern in patterns)
+
+
+def _items(files: list[pathlib.Path], table: Table, faults: Faults) -> pl.DataFrame:
+  """Return what the files say of items, one row per item."""
+  rows = records.read(
+    files,
+    table.layout,
+    table.fields,
+    faults=faults.of('items'),
+    may_be_empty=True,
+    where=table.where,
+  )
+  rows = rows.with_columns(**table.made)
+  known = [column for column in ITEM_COLUMNS[1:] if column in rows.columns]
+  return _latest(rows, tuple(known))
+
+
+def _latest(rows: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
+  """Return one row per item of `rows`, sorted by id, with the latest non-null value per column.
+
+  Without timestamps the later row counts.
+  """
+  timed = [column for column in ('timestamp',) if columns and column in rows.columns]
+  described = rows.lazy().select('item_id', *columns, *timed)
+  if timed:
+    described = described.sort('timestamp', maintain_order=True)
   last = (pl.col(column).drop_nulls().last() for column in columns)
-  return table.lazy().group_by('item_id').agg(last).sort('item_id').collect()
+  return described.group_by('item_id').agg(last).sort('item_id').collect()
 
 
 def _require_pos(events: pl.DataFrame, good: pl.Expr, fault: str, name: str) -> None:

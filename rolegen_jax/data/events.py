@@ -1,109 +1,56 @@
 """The data contract: two tables, what every column means, and one clear error for the first fault.
 
-A log is a folder with items.parquet and events.parquet; a large one may have a folder events/ with
-any number of such files instead, whatever their names, at any depth. `folders.py` says which files
-are read.
+events  user_id and item_id (integer or string), event (one of config.EVENT_NAMES), timestamp
+        (integer, or datetime with or without a zone), optional session_id (integer or string) and
+        price (number).
+items   item_id (as in events), optional title, text, category_code (dotted path) and brand
+        (strings), category_id (integer or string), price (number), embedding (floats, one length
+        for all items).
 
-events.parquet  user_id (integer or string), item_id (integer or string), event (one of
-                config.EVENT_NAMES), timestamp (integer seconds UTC), optional session_id (integer
-                or string) and price (number).
-items.parquet   item_id (as in events), optional title, text, category_code (dotted path) and brand
-                (strings), category_id (integer or string), price (number), embedding (floats, one
-                length for all items).
-
-Rows of a user with equal timestamps are unordered. The files may have other columns, which are left
-out on reading, so that nothing outside the contract can reach a model.
+Strings may be categorical. Rows of a user with equal timestamps are unordered. The tables may have
+other columns, which are left out, so that nothing outside the contract can reach a model.
+`contract.py` says which files hold them.
 """
 
 from __future__ import annotations
 
-import os
-import pathlib
+import datetime
 import reprlib
 from typing import NamedTuple
 
 import polars as pl
 
-from rolegen_jax.config import EVENT_NAMES, ConfigError
-from rolegen_jax.data.files import DataError, as_data_error, read_parquet
-from rolegen_jax.data.folders import log_files, partition, say_ignored
-from rolegen_jax.runtime.progress import say
+from rolegen_jax.config import EVENT_COLUMNS, EVENT_NAMES, ITEM_COLUMNS, TIME_UNITS, ConfigError
+from rolegen_jax.data.faults import Faults
+from rolegen_jax.data.files import DataError, as_data_error
 
 EVENT_DTYPE = pl.Enum(EVENT_NAMES)  # physical value = event code
 # Seconds, 2037-01-01 UTC. Devices count in int32, which ends in January 2038: a year is left for
 # what is added to a log's last time.
 MAX_TIMESTAMP = 2_114_380_800
-CHUNK_ROWS = 2_000_000  # events read at a time
+# 1990-01-01 UTC. An earlier time is in another unit than was declared.
+FIRST_TIMESTAMP = 631_152_000
+_END_OF_UNITS = 4_102_444_800  # 2100-01-01: later times are in a finer unit
 
-_OPTIONAL_EVENT_COLUMNS = ('session_id', 'price')
-_REQUIRED_EVENT_COLUMNS = ('user_id', 'item_id', 'event', 'timestamp')
-_EVENT_COLUMNS = (*_REQUIRED_EVENT_COLUMNS, *_OPTIONAL_EVENT_COLUMNS)
-_REQUIRED_ITEM_COLUMNS = ('item_id',)
+OPTIONAL_EVENT_COLUMNS = ('session_id', 'price')
+REQUIRED_EVENT_COLUMNS = tuple(c for c in EVENT_COLUMNS if c not in OPTIONAL_EVENT_COLUMNS)
 _TEXT_COLUMNS = ('title', 'text', 'category_code', 'brand')
-_ITEM_COLUMNS = (
-  'item_id',
-  'title',
-  'text',
-  'category_id',
-  'category_code',
-  'brand',
-  'price',
-  'embedding',
-)
-# Of a second, and when the first plausible time is: 2000-01-01.
-_FINER_UNITS = {'milliseconds': 10**3, 'microseconds': 10**6, 'nanoseconds': 10**9}
-_FIRST_PLAUSIBLE = 946_684_800
+_ROW = '#'  # column of the row's number in its file
 _TABLE = 'a table as the data contract says'
-_PARQUET = 'a readable parquet file'
 
 
-class Chunk(NamedTuple):
-  """Rows first:first + rows of the event file `path`: as many as are in memory at a time."""
+class Source(NamedTuple):
+  """Where a table comes from."""
 
-  path: str
-  first: int
-  rows: int
-
-
-class _Source(NamedTuple):
-  """Where a table comes from: a file, and how many rows of the file are ahead of the table's."""
-
-  name: str
-  rows_before: int = 0
+  name: str  # of the file
+  faults: Faults  # what becomes of its wrong rows
+  rows_before: int = 0  # how many rows of the file are ahead of the table's
+  # Of its integer timestamps, one of config.TIME_UNITS; '' = seconds from any origin, and no
+  # datetimes.
+  time_unit: str = ''
 
   def __str__(self) -> str:
     return self.name
-
-
-def read_contract(
-  folder: str | os.PathLike, max_users: int = 0
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-  """Read and validate the log in `folder`.
-
-  max_users: keep the first that many users in file order; 0 keeps all.
-
-  Returns (events, items) as `validate` does. Raises DataError for the first fault.
-  """
-  chunks, items = event_chunks(folder), read_items(folder)
-  return read_chunks(folder, chunks, items, max_users), items
-
-
-def read_chunks(
-  folder: str | os.PathLike, chunks: list[Chunk], items: pl.DataFrame, max_users: int = 0
-) -> pl.DataFrame:
-  """Read `chunks` of the log in `folder` and return them as `validate` returns events.
-
-  items: what `read_items` returned for the same folder. max_users: as in `read_contract`.
-  """
-  tables: list[pl.DataFrame] = []
-  kept_users: pl.Series | None = None
-  for chunk in chunks:
-    events = read_events(folder, chunk, items)
-    if max_users:
-      kept_users = first_users(kept_users, events['user_id'], max_users)
-      events = events.filter(pl.col('user_id').is_in(kept_users.implode()))
-    tables.append(events)
-  return pl.concat(tables, how='diagonal')
 
 
 def first_users(known: pl.Series | None, users: pl.Series, count: int) -> pl.Series:
@@ -118,78 +65,6 @@ def first_users(known: pl.Series | None, users: pl.Series, count: int) -> pl.Ser
   return users.unique(maintain_order=True).head(count)
 
 
-def event_chunks(folder: str | os.PathLike, rows: int = CHUNK_ROWS) -> list[Chunk]:
-  """Return the event files of a log, in order of their paths, in chunks of at most `rows` rows.
-
-  A file without rows is a chunk of none. Raises DataError when there is no file or no row, when a
-  file is unreadable or lacks a column, or when ids differ in type between files.
-  """
-  _, paths = log_files(folder)
-  say_ignored(folder)
-  chunks: list[Chunk] = []
-  id_types: dict[str, tuple[pathlib.Path, str]] = {}  # column -> first file that has it, its type
-  lacking: dict[str, list[pathlib.Path]] = {column: [] for column in _OPTIONAL_EVENT_COLUMNS}
-  for path in paths:
-    table = _scan(path)
-    with as_data_error(path, _PARQUET):
-      schema, height = table.collect_schema(), table.select(pl.len()).collect().item()
-    for column in partition(path, folder):
-      if column in _EVENT_COLUMNS and column not in schema:
-        raise DataError(
-          f'{path}: column {column!r} is in the name of its folder only; must be in the file'
-        )
-    _require_columns(schema, _REQUIRED_EVENT_COLUMNS, _Source(str(path)))
-    for column, files in lacking.items():
-      if column not in schema:
-        files.append(path)
-    for column in ('user_id', 'item_id', 'session_id'):
-      if schema.get(column, pl.Null()) == pl.Null:
-        continue
-      kind = _id_type(schema[column])
-      first_path, first_kind = id_types.setdefault(column, (path, kind))
-      if kind != first_kind:
-        raise DataError(
-          f'{path}: column {column!r} has type {kind}, in {first_path} it has type {first_kind}; '
-          'must be the same type'
-        )
-    chunks += [
-      Chunk(str(path), first, min(rows, height - first)) for first in range(0, max(height, 1), rows)
-    ]
-  if not any(chunk.rows for chunk in chunks):
-    raise DataError(f'{paths[0]}: has no rows; must have at least one')
-  for column, files in lacking.items():
-    if 0 < len(files) < len(paths):
-      say(f'{files[0]}: no column {column!r} here and in {len(files) - 1} more files; read as null')
-  return chunks
-
-
-def read_events(folder: str | os.PathLike, chunk: Chunk, items: pl.DataFrame) -> pl.DataFrame:
-  """Read the rows of `chunk` and return them as `validate` returns events.
-
-  items: what `read_items` returned for the same folder.
-  """
-  table = _scan(chunk.path)
-  with as_data_error(chunk.path, _PARQUET):
-    columns = [c for c in _EVENT_COLUMNS if c in table.collect_schema()]
-    events = table.select(columns).slice(chunk.first, chunk.rows).collect()
-  if events.height != chunk.rows:
-    raise DataError(
-      f'{chunk.path}: has lost rows since it was listed; must stay as it is meanwhile'
-    )
-  source = _Source(chunk.path, chunk.first)
-  for column, value in partition(chunk.path, folder).items():
-    if column in _EVENT_COLUMNS:
-      same = pl.col(column).cast(pl.String) == value
-      _require_rows(events, column, same, f'{value!r}, as the name of its folder says', source)
-  return _validate_events(events, items, source, _items_path(folder))
-
-
-def read_items(folder: str | os.PathLike) -> pl.DataFrame:
-  """Read the items of a log and return them as `validate` does."""
-  path = _items_path(folder)
-  return _validate_items(read_parquet(path), _Source(path))
-
-
 def validate(
   events: pl.DataFrame, items: pl.DataFrame, events_name: str = 'events', items_name: str = 'items'
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -201,49 +76,50 @@ def validate(
   EVENT_DTYPE, price Float64; rows in the given order, contract columns only. Raises DataError
   naming file, column, 1-based data row, the value found and what would be right.
   """
-  items = _validate_items(items, _Source(items_name))
-  events = _validate_events(events, items, _Source(events_name), items_name)
-  _require_a_row(events, _Source(events_name))
+  faults = Faults()
+  items = validate_items(items, Source(items_name, faults))
+  events = validate_events(events, items, Source(events_name, faults), items_name)
+  require_a_row(events, events_name)
   return events, items
 
 
-def _items_path(folder: str | os.PathLike) -> str:
-  return str(pathlib.Path(folder) / 'items.parquet')
+def plausible(seconds: int) -> bool:
+  """Return whether a time is of 1990 to 2099."""
+  return FIRST_TIMESTAMP <= seconds < _END_OF_UNITS
 
 
-def _scan(path: str | os.PathLike) -> pl.LazyFrame:
-  with as_data_error(path, _PARQUET):
-    return pl.scan_parquet(os.fspath(path), glob=False, hive_partitioning=False)
-
-
-def _id_type(dtype: pl.DataType) -> str:
+def id_type(dtype: pl.DataType) -> str:
   if _is_string(dtype):
     return 'string'
   return 'integer' if dtype.is_integer() else str(dtype)
 
 
-def _validate_events(
-  events: pl.DataFrame, items: pl.DataFrame, source: _Source, items_name: str
+def validate_events(
+  events: pl.DataFrame, items: pl.DataFrame, source: Source, items_name: str
 ) -> pl.DataFrame:
+  """Return events of any number in canonical types, as `validate` does.
+
+  items: as `validate_items` returned them. items_name: their file, for error messages.
+  """
   # Value checks run on whatever a file holds, so a library failure inside them is a data fault too.
   with as_data_error(source, _TABLE):
-    events = _only(events, _EVENT_COLUMNS)
-    _require_columns(events.schema, _REQUIRED_EVENT_COLUMNS, source)
+    require_columns(events.schema, REQUIRED_EVENT_COLUMNS, source.name)
+    events = _numbered(events, EVENT_COLUMNS, source)
     events = _ids(events, 'user_id', source)
     events = _ids(events, 'item_id', source)
     events = _event_codes(events, source)
     events = _timestamps(events, source)
     events = _optional_id(events, 'session_id', source)
     events = _price(events, source)
-    _require_known_items(events, items, source, items_name)
-    return events
+    return _of_known_items(events, items, source, items_name).drop(_ROW, strict=False)
 
 
-def _validate_items(items: pl.DataFrame, source: _Source) -> pl.DataFrame:
+def validate_items(items: pl.DataFrame, source: Source) -> pl.DataFrame:
+  """Return items in canonical types, as `validate` does."""
   with as_data_error(source, _TABLE):
-    items = _only(items, _ITEM_COLUMNS)
-    _require_columns(items.schema, _REQUIRED_ITEM_COLUMNS, source)
-    _require_a_row(items, source)
+    require_columns(items.schema, ('item_id',), source.name)
+    require_a_row(items, source.name)
+    items = _numbered(items, ITEM_COLUMNS, source)
     items = _ids(items, 'item_id', source)
     items = _optional_id(items, 'category_id', source)
     for column in _TEXT_COLUMNS:
@@ -251,27 +127,34 @@ def _validate_items(items: pl.DataFrame, source: _Source) -> pl.DataFrame:
     items = _price(items, source)
     items = _embedding(items, source)
     unique = pl.col('item_id').is_first_distinct()
-    _require_rows(items, 'item_id', unique, 'unique: one row per item', source)
-    return items
+    right = 'unique: one row per item'
+    items = good_rows(items, 'item_id', unique, right, source, 'repeated_item_id')
+    return items.drop(_ROW, strict=False)
 
 
-def _only(frame: pl.DataFrame, columns: tuple[str, ...]) -> pl.DataFrame:
-  return frame.select(c for c in columns if c in frame.columns)
+def _numbered(frame: pl.DataFrame, columns: tuple[str, ...], source: Source) -> pl.DataFrame:
+  """Return the contract's columns, where rows can be skipped with their numbers in the file."""
+  known = frame.select(c for c in columns if c in frame.columns)
+  if not source.faults.skips:  # a column of one piece would have all others copied
+    return known
+  return known.with_row_index(_ROW, source.rows_before + 1)
 
 
-def _require_columns(schema: pl.Schema, columns: tuple[str, ...], source: _Source) -> None:
+def require_columns(schema: pl.Schema, columns: tuple[str, ...], name: str) -> None:
+  """Raise DataError naming the first column that the file `name` lacks."""
   for column in columns:
     if column not in schema:
-      raise DataError(f'{source}: column {column!r} is missing; must have ' + ', '.join(columns))
+      raise DataError(f'{name}: column {column!r} is missing; must have ' + ', '.join(columns))
 
 
-def _require_a_row(frame: pl.DataFrame, source: _Source) -> None:
+def require_a_row(frame: pl.DataFrame, name: str) -> None:
+  """Raise DataError for a table of the file `name` without rows."""
   if frame.height == 0:
-    raise DataError(f'{source}: has no rows; must have at least one')
+    raise DataError(f'{name}: has no rows; must have at least one')
 
 
 def _require_type(
-  frame: pl.DataFrame, column: str, good: bool, expected: str, source: _Source
+  frame: pl.DataFrame, column: str, good: bool, expected: str, source: Source
 ) -> None:
   if not good:
     raise DataError(
@@ -279,60 +162,86 @@ def _require_type(
     )
 
 
-def _require_rows(
-  frame: pl.DataFrame, column: str, good: pl.Expr, expected: str, source: _Source
-) -> None:
-  """Raise DataError for the first row of `column` where `good` is false or null."""
+def good_rows(
+  frame: pl.DataFrame, column: str, good: pl.Expr, expected: str, source: Source, kind: str = ''
+) -> pl.DataFrame:
+  """Return the rows where `good` is true; `source.faults` is told of the others.
+
+  frame: as `_numbered` returned it. kind: of the fault, '' = a wrong `column`.
+  """
   bad = frame.select(good.fill_null(False).not_().arg_true()).to_series()
-  if bad.len():
-    row = bad[0]
-    value = frame[column].slice(row, 1).to_list()[0]
-    raise DataError(
-      f'{source}: column {column!r}, row {source.rows_before + row + 1}: {reprlib.repr(value)}; '
-      f'must be {expected}'
-    )
+  if not bad.len():
+    return frame
+  value = frame[column].slice(bad[0], 1).to_list()[0]
+  row = frame[_ROW][bad[0]] if _ROW in frame.columns else source.rows_before + bad[0] + 1
+  hint = _likely_unit(value, source.time_unit) if column == 'timestamp' else ''
+  source.faults.found(
+    kind or f'wrong_{column}',
+    bad.len(),
+    f'{source}: column {column!r}, row {row}: {_shown(value)}; must be {expected}{hint}',
+  )
+  return frame.filter(good.fill_null(False))
+
+
+def _shown(value: object) -> str:
+  return str(value) if isinstance(value, datetime.datetime) else reprlib.repr(value)
+
+
+def _likely_unit(value: object, declared: str) -> str:
+  """Return in words in which other unit a number would be a time of 1990 to 2099, if in any."""
+  for unit, factor in TIME_UNITS.items():
+    if unit != (declared or 's') and isinstance(value, int) and plausible(value // factor):
+      return f'; {value} looks like {unit}: ' + _remedy(unit, declared)
+  return ''
+
+
+def _remedy(unit: str, declared: str) -> str:
+  return f'set data.time_unit={unit}' if declared else f'divide by {TIME_UNITS[unit]}'
 
 
 def _is_string(dtype: pl.DataType) -> bool:
   return dtype == pl.String or isinstance(dtype, (pl.Categorical, pl.Enum))
 
 
-def _ids(frame: pl.DataFrame, column: str, source: _Source) -> pl.DataFrame:
+def _ids(frame: pl.DataFrame, column: str, source: Source) -> pl.DataFrame:
   dtype, expected = frame.schema[column], 'an integer that fits 64 bits, or a string'
   _require_type(frame, column, dtype.is_integer() or _is_string(dtype), expected, source)
   if dtype.is_integer():
     fits = pl.col(column).cast(pl.Int64, strict=False).is_not_null()
-    _require_rows(frame, column, fits, expected, source)
+    frame = good_rows(frame, column, fits, expected, source)
     return frame.with_columns(pl.col(column).cast(pl.Int64))
   frame = frame.with_columns(pl.col(column).cast(pl.String))
-  _require_rows(frame, column, pl.col(column) != '', 'a string that is not empty', source)
-  return frame
+  return good_rows(frame, column, pl.col(column) != '', 'a string that is not empty', source)
 
 
-def _event_codes(events: pl.DataFrame, source: _Source) -> pl.DataFrame:
+def _event_codes(events: pl.DataFrame, source: Source) -> pl.DataFrame:
   dtype, expected = events.schema['event'], 'one of ' + ', '.join(EVENT_NAMES)
   _require_type(events, 'event', _is_string(dtype), f'string, {expected}', source)
   if dtype == EVENT_DTYPE:
-    _require_rows(events, 'event', pl.col('event').is_not_null(), expected, source)
-    return events
+    return good_rows(events, 'event', pl.col('event').is_not_null(), expected, source)
   events = events.with_columns(pl.col('event').cast(pl.String))
-  _require_rows(events, 'event', pl.col('event').is_in(EVENT_NAMES), expected, source)
+  events = good_rows(events, 'event', pl.col('event').is_in(EVENT_NAMES), expected, source)
   return events.with_columns(pl.col('event').cast(EVENT_DTYPE))
 
 
-def _timestamps(events: pl.DataFrame, source: _Source) -> pl.DataFrame:
-  expected = f'whole seconds UTC, an integer from 1 to {MAX_TIMESTAMP}'
-  _require_type(events, 'timestamp', events.schema['timestamp'].is_integer(), expected, source)
-  in_range = pl.col('timestamp').is_between(1, MAX_TIMESTAMP)
-  late = events['timestamp'].filter(events['timestamp'] > MAX_TIMESTAMP)
-  for unit, factor in _FINER_UNITS.items():
-    if late.len() and _FIRST_PLAUSIBLE <= late[0] // factor <= MAX_TIMESTAMP:
-      expected += f'; {late[0]} looks like {unit}: divide by {factor}'
-  _require_rows(events, 'timestamp', in_range, expected, source)
-  return events.with_columns(pl.col('timestamp').cast(pl.Int64))
+def _timestamps(events: pl.DataFrame, source: Source) -> pl.DataFrame:
+  """Return events with whole seconds UTC; a datetime without a zone is UTC."""
+  dtype, unit = events.schema['timestamp'], source.time_unit
+  factor, first = TIME_UNITS[unit or 's'], FIRST_TIMESTAMP if unit else 1
+  expected = f'whole seconds UTC, an integer from {first} to {MAX_TIMESTAMP}'
+  if unit:
+    expected = f'a time UTC of 1990 to 2036, an integer in {unit} (data.time_unit) or a datetime'
+  is_moment = unit != '' and isinstance(dtype, pl.Datetime)
+  _require_type(events, 'timestamp', is_moment or dtype.is_integer(), expected, source)
+  time = pl.col('timestamp')
+  seconds = time.dt.epoch('s') if is_moment else time // factor if factor > 1 else time
+  events = good_rows(
+    events, 'timestamp', seconds.is_between(first, MAX_TIMESTAMP), expected, source
+  )
+  return events.with_columns(seconds.cast(pl.Int64).alias('timestamp'))
 
 
-def _optional_id(frame: pl.DataFrame, column: str, source: _Source) -> pl.DataFrame:
+def _optional_id(frame: pl.DataFrame, column: str, source: Source) -> pl.DataFrame:
   """Check an optional integer or string column, in which nulls are allowed."""
   if column not in frame.columns or frame.schema[column] == pl.Null:
     return frame.drop(column, strict=False)
@@ -341,29 +250,28 @@ def _optional_id(frame: pl.DataFrame, column: str, source: _Source) -> pl.DataFr
   if not dtype.is_integer():
     return frame.with_columns(pl.col(column).cast(pl.String))
   fits = pl.col(column).is_null() | pl.col(column).cast(pl.Int64, strict=False).is_not_null()
-  _require_rows(frame, column, fits, expected, source)
+  frame = good_rows(frame, column, fits, expected, source)
   return frame.with_columns(pl.col(column).cast(pl.Int64))
 
 
-def _text(items: pl.DataFrame, column: str, source: _Source) -> pl.DataFrame:
+def _text(items: pl.DataFrame, column: str, source: Source) -> pl.DataFrame:
   if column not in items.columns or items.schema[column] == pl.Null:
     return items.drop(column, strict=False)
   _require_type(items, column, _is_string(items.schema[column]), 'a string or null', source)
   return items.with_columns(pl.col(column).cast(pl.String))
 
 
-def _price(frame: pl.DataFrame, source: _Source) -> pl.DataFrame:
+def _price(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
   if 'price' not in frame.columns or frame.schema['price'] == pl.Null:
     return frame.drop('price', strict=False)
   expected = 'a finite number of at least 0, or null'
   _require_type(frame, 'price', frame.schema['price'].is_numeric(), expected, source)
   frame = frame.with_columns(pl.col('price').cast(pl.Float64))
   good = pl.col('price').is_null() | (pl.col('price').is_finite() & (pl.col('price') >= 0))
-  _require_rows(frame, 'price', good, expected, source)
-  return frame
+  return good_rows(frame, 'price', good, expected, source)
 
 
-def _embedding(items: pl.DataFrame, source: _Source) -> pl.DataFrame:
+def _embedding(items: pl.DataFrame, source: Source) -> pl.DataFrame:
   if 'embedding' not in items.columns:
     return items
   dtype = items.schema['embedding']
@@ -375,14 +283,13 @@ def _embedding(items: pl.DataFrame, source: _Source) -> pl.DataFrame:
   length, values = pl.col('embedding').list.len(), pl.col('embedding').list
   finite = values.eval(pl.element().is_finite().fill_null(False)).list.all()
   good = (length == length.first()) & (length > 0) & finite
-  _require_rows(items, 'embedding', good, expected, source)
-  return items
+  return good_rows(items, 'embedding', good, expected, source)
 
 
-def _require_known_items(
-  events: pl.DataFrame, items: pl.DataFrame, source: _Source, items_name: str
-) -> None:
-  """Raise DataError unless every event's item is in `items`, with ids of the same type."""
+def _of_known_items(
+  events: pl.DataFrame, items: pl.DataFrame, source: Source, items_name: str
+) -> pl.DataFrame:
+  """Return the events whose item is in `items`. Raises DataError for ids of another type."""
   event_type, item_type = events.schema['item_id'], items.schema['item_id']
   if event_type != item_type:
     raise DataError(
@@ -390,4 +297,4 @@ def _require_known_items(
       'must be the same type'
     )
   known = pl.col('item_id').is_in(items['item_id'].implode())
-  _require_rows(events, 'item_id', known, f'an item of {items_name}', source)
+  return good_rows(events, 'item_id', known, f'an item of {items_name}', source, 'unknown_item')

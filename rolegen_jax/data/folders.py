@@ -6,10 +6,12 @@ What tools leave beside data is ignored, by name alone: `IGNORED`.
 from __future__ import annotations
 
 import fnmatch
+import glob
 import os
 import pathlib
 import re
 import urllib.parse
+from typing import NamedTuple
 
 from rolegen_jax.data.files import DataError
 from rolegen_jax.runtime.progress import say
@@ -19,38 +21,106 @@ IGNORED = ('_*', '.*', '*.crc', 'README*', '*.md')
 # What these formats keep beside parquet files says which rows count: without it, rows that were
 # deleted or replaced would be read.
 _TABLE_FORMATS = {'_delta_log': 'Delta Lake', '.hoodie': 'Apache Hudi'}
+# What ends the name of a table that is no parquet file, before the end of an archive.
+TEXT_SUFFIXES = ('.csv', '.jsonl', '.ndjson')
+ARCHIVES = ('.gz', '.zst')
 _PARTS = (
-  'items.parquet and either events.parquet or a folder events/ of parquet files; '
-  f'only {", ".join(IGNORED)} are ignored'
+  'items.parquet and either events.parquet or a folder events/ of such files, or the same as *.csv '
+  f'or *.jsonl, also *.gz and *.zst; only {", ".join(IGNORED)} are ignored'
 )
 
 
-def log_files(folder: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
-  """Return items.parquet and the event files of a log, these in order of their relative paths.
+class LogFiles(NamedTuple):
+  """The files of a log of the contract, in order of their relative paths."""
 
-  Raises DataError when one of them is missing, and naming any other file, which may hold half of
-  the log.
+  root: pathlib.Path  # a folder above all of them
+  items: list[pathlib.Path]
+  events: list[pathlib.Path]
+
+  @property
+  def paths(self) -> list[pathlib.Path]:
+    """All files, those of the items first."""
+    return [*self.items, *self.events]
+
+
+def text_suffix(path: pathlib.Path) -> str:
+  """Return which of TEXT_SUFFIXES the file's name has; '' where it has none and is parquet."""
+  name = path.name.lower()
+  for archive in ARCHIVES:
+    name = name.removesuffix(archive)
+  return next((suffix for suffix in TEXT_SUFFIXES if name.endswith(suffix)), '')
+
+
+def log_files(path: str | os.PathLike) -> LogFiles:
+  """Return the files of the log in a folder, or those whose events a glob matches.
+
+  The items of a glob's events are in the nearest folder above that has items. Raises DataError when
+  a part is missing, and naming any other file of the folder, which may hold half of the log.
   """
-  folder = pathlib.Path(folder)
-  if not folder.is_dir():
-    raise DataError(f'{folder}: is no folder; must be one that holds {_PARTS}')
-  items, single, parts = (folder / name for name in ('items.parquet', 'events.parquet', 'events'))
-  found = files_under(folder)
-  events = [path for path in found if parts in path.parents]
-  stray = [path for path in found if path not in (items, single, *events)]
+  path = pathlib.Path(path)
+  if is_glob(path):
+    root, events = listed(path)
+    while not _parts(root, 'items') and root != root.parent:
+      root = root.parent
+    items = _parts(root, 'items')
+    if not items:
+      raise DataError(f'{path}: no folder above has items.parquet; must be in one')
+    return LogFiles(root, items, events)
+  if not path.is_dir():
+    raise DataError(f'{path}: is no folder; must be one that holds {_PARTS}')
+  found, items, events = files_under(path), _parts(path, 'items'), _parts(path, 'events')
+  stray = [file for file in found if file not in (*items, *events)]
   if stray:
     raise DataError(f'{_first_of(stray)}: would not be read; a log folder must hold {_PARTS}')
-  if single in found and parts.is_dir():
-    raise DataError(
-      f'{folder}: has both events.parquet and a folder events/; must have one of them'
-    )
-  if parts.is_dir() and not events:
-    raise DataError(f'{parts}: has no file; must have at least one parquet file')
-  events = events or [single]
-  for path in (*events, items):
-    if path not in found:
-      raise DataError(f'{path}: no such file; must be a readable parquet file')
-  return items, events
+  for table, files in (('events', events), ('items', items)):
+    if (path / table).is_dir() and not files:
+      raise DataError(f'{path / table}: has no file; must have at least one parquet file')
+    if not files:
+      raise DataError(f'{path / table}.parquet: no such file; must be a readable parquet file')
+  return LogFiles(path, items, events)
+
+
+def _parts(folder: pathlib.Path, table: str) -> list[pathlib.Path]:
+  """Return the files of a table: one of its name, or all of a folder of its name."""
+  names = [f'{table}.parquet']
+  names += [f'{table}{text}{end}' for text in TEXT_SUFFIXES for end in ('', *ARCHIVES)]
+  single = [folder / name for name in names if os.path.isfile(folder / name)]
+  if (folder / table).is_dir():
+    if single:
+      raise DataError(
+        f'{folder}: has both {single[0].name} and a folder {table}/; must have one of them'
+      )
+    return files_under(folder / table)
+  if len(single) > 1:
+    raise DataError(f'{folder}: has {single[0].name} and {single[1].name}; must have one of them')
+  return single
+
+
+def is_glob(path: str | os.PathLike) -> bool:
+  """Return whether a path is a pattern of others. What is there under that very name is not."""
+  return not os.path.lexists(path) and any(sign in str(path) for sign in '*?[')
+
+
+def listed(path: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
+  """Return the files that a path names and a folder above all of them.
+
+  path: a file, a folder (all files below it but those that are ignored) or a glob of either. Raises
+  DataError where there is none.
+  """
+  path = pathlib.Path(path)
+  if not is_glob(path):
+    return (path, files_under(path)) if path.is_dir() else (path.parent, [path])
+  root = path
+  while is_glob(root):
+    root = root.parent
+  matches = sorted(map(pathlib.Path, glob.glob(str(path), recursive=True)))
+  kept = [m for m in matches if not any(map(_is_ignored, m.relative_to(root).parts))]
+  for folder in {match.parent for match in kept}:
+    _entries(folder)  # which refuses tables whose files are not all of them
+  files = _files_of(kept, {})
+  if not files:
+    raise DataError(f'{path}: matches no file; must match at least one')
+  return root, sorted(files, key=lambda file: file.relative_to(root).parts)
 
 
 def say_ignored(folder: str | os.PathLike) -> None:
@@ -59,31 +129,11 @@ def say_ignored(folder: str | os.PathLike) -> None:
   hidden = sorted(
     path
     for path in folder.rglob('*')
-    if path.suffix.lower() in ('.parquet', '.pq', '.csv', '.gz')
+    if path.suffix.lower() in ('.parquet', '.pq', *TEXT_SUFFIXES, *ARCHIVES)
     and any(map(_is_ignored, path.relative_to(folder).parts))
   )
   if hidden:
     say(f'{_first_of(hidden)}: ignored, as are all {", ".join(IGNORED)}')
-
-
-def csv_files(path: str | os.PathLike) -> list[pathlib.Path]:
-  """Return the file `path`, or all *.csv and *.csv.gz of the folder in order of their paths.
-
-  Raises DataError naming a file of the folder that is neither.
-  """
-  path = pathlib.Path(path)
-  if not path.is_dir():
-    return [path]
-  found = files_under(path)
-  stray = [file for file in found if not file.name.lower().endswith(('.csv', '.csv.gz'))]
-  if stray:
-    raise DataError(
-      f'{_first_of(stray)}: would not be read; must be text *.csv or *.csv.gz, or lie elsewhere '
-      f'(only {", ".join(IGNORED)} are ignored)'
-    )
-  if not found:
-    raise DataError(f'{path}: has no file; must be a file *.csv or a folder of them')
-  return found
 
 
 def files_under(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -92,26 +142,40 @@ def files_under(folder: pathlib.Path) -> list[pathlib.Path]:
   Links are followed. Raises DataError for what is neither file nor folder, a file that is there
   twice, and a folder that cannot be listed.
   """
-  found: list[pathlib.Path] = []
-  first = {name: folder for name in _names(folder)}
-  folders = [folder]
-  while folders:
-    for path in _entries(folders.pop()):
-      is_folder = os.path.isdir(path)
-      if not is_folder and not os.path.isfile(path):
-        raise DataError(f'{path}: is neither a file nor a folder, or a link to none; must be one')
-      for name in _names(path):
-        if name in first:
-          raise DataError(f'{path}: is {first[name]} once more; its rows must be there once')
-        first[name] = path
-      (folders if is_folder else found).append(path)
+  found = _files_of(_entries(folder), {name: folder for name in _names(folder)})
   return sorted(found, key=lambda path: path.relative_to(folder).parts)
+
+
+def _files_of(paths: list[pathlib.Path], first: dict[object, pathlib.Path]) -> list[pathlib.Path]:
+  """Return the files that are among `paths` or below them, in no order, as `files_under` does.
+
+  first: where rows were met before, by `_names`.
+  """
+  found: list[pathlib.Path] = []
+  ahead = list(paths)
+  while ahead:
+    path = ahead.pop()
+    is_folder = os.path.isdir(path)
+    if not is_folder and not os.path.isfile(path):
+      raise DataError(f'{path}: is neither a file nor a folder, or a link to none; must be one')
+    for name in _names(path):
+      if name in first:
+        raise DataError(f'{path}: is {first[name]} once more; its rows must be there once')
+      first[name] = path
+    if is_folder:
+      ahead += _entries(path)
+    else:
+      found.append(path)
+  return found
 
 
 def _names(path: pathlib.Path) -> list[object]:
   """Return what two paths of the same rows have in common: links, and a file and its archive."""
   stat = os.stat(path)
-  return [(stat.st_dev, stat.st_ino), re.sub(r'\.gz$', '', os.path.realpath(path), flags=re.I)]
+  return [
+    (stat.st_dev, stat.st_ino),
+    re.sub(r'\.(gz|zst)$', '', os.path.realpath(path), flags=re.I),
+  ]
 
 
 def fingerprint(root: str | os.PathLike, paths: list[pathlib.Path]) -> dict[str, list[int]]:

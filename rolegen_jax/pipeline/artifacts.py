@@ -141,8 +141,10 @@ class RunFolder:
         f'--workdir={self.path}: stage {stage} was written by another version, which did not keep '
         'what it read; use that version, or another --workdir'
       ) from None
-    has_files = any(not path.name.startswith('.') for path in folder.glob('*'))
-    return _Held(read, read is not None and read == done, has_files and read is None)
+    made = {path.name for path in folder.glob('*') if not path.name.startswith('.')} - {'KEY.json'}
+    if not made:  # the stage ended before it had made anything, as one does on wrong data
+      return _Held(None, False, False)
+    return _Held(read, read is not None and read == done, read is None)
 
   def _require_usable(self, record: Record, difference: Difference | None) -> None:
     """Raise ConfigError where a difference would cost a stage that nobody gave up."""

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from experiments.benchmarks import harness, input_pipeline
-from rolegen_jax.data.events import read_contract
+from rolegen_jax.data.contract import read_contract
 
 EVENTS = 30_000
 

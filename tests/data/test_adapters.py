@@ -15,6 +15,7 @@ from rolegen_jax.config import Config, DataConfig
 from rolegen_jax.data import adapters
 from rolegen_jax.data.adapters import ADAPTERS
 from rolegen_jax.data.events import DataError, validate
+from rolegen_jax.data.formats import shops
 
 EVENT = ['user_id', 'item_id', 'event', 'timestamp']
 ALIBABA = 'user_id,brand_id,type,visit_datetime\n'
@@ -54,7 +55,7 @@ def test_alibaba2014(tmp_path):
 
 
 def test_taobao_userbehavior_drops_and_counts_rows_outside_the_window(tmp_path):
-  first, end = adapters.TAOBAO_WINDOW
+  first, end = shops.TAOBAO_WINDOW
   assert (first, end) == (seconds(2017, 11, 24, 16), seconds(2017, 12, 3, 16))
   lines = [
     (1, 7, 70, 'pv', first),
@@ -114,7 +115,7 @@ def test_rees46_keeps_the_latest_attributes(tmp_path):
     (
       'rees46',
       REES46 + '2019-10-01 00:00:02 UTC,view,5,70,a.b,acme,nan,1,s\n',
-      ["column 'price', row 1: nan"],
+      ["line 2, field 'price': 'nan'", 'finite'],
     ),
   ],
   ids=range(8),
@@ -141,6 +142,18 @@ def test_a_folder_of_monthly_files_is_one_log(tmp_path):
   (tmp_path / '2019-Oct.csv').write_text(REES46 + line.format(13, 'old', 1))
   with pytest.raises(DataError, match="2019-Oct.csv: line 2, field 'event_time'"):
     ADAPTERS['rees46'](tmp_path, DataConfig('rees46', 'x'))
+
+
+@pytest.mark.parametrize('name', ['2019-Dec.tsv', '2019-Dec.csv.zip', '2019-Dec', '2019.csv.bak'])
+def test_a_file_of_a_folder_that_would_not_be_read_is_named(tmp_path, name):
+  (tmp_path / 'a.csv').write_text(ALIBABA + '9,5,0,4-15\n')
+  (tmp_path / name).write_text(ALIBABA)
+  with pytest.raises(DataError, match=rf'{name}: would not be read; must be named \*.csv, '):
+    ADAPTERS['alibaba2014'](tmp_path, DataConfig('alibaba2014', 'x'))
+  (tmp_path / 'a.csv').unlink()
+  (tmp_path / name).unlink()
+  with pytest.raises(DataError, match='has no file of events; must have one named'):
+    ADAPTERS['alibaba2014'](tmp_path, DataConfig('alibaba2014', 'x'))
 
 
 def test_a_taobao_log_in_milliseconds_is_refused(tmp_path):
@@ -186,13 +199,13 @@ def test_ranked_sequences_are_in_one_file(tmp_path):
   for name in ('a.parquet', 'b.parquet'):
     (tmp_path / 'events' / name).write_bytes((tmp_path / 'events.parquet').read_bytes())
   (tmp_path / 'events.parquet').unlink()
-  with pytest.raises(DataError, match='b.parquet: is a second event file'):
+  with pytest.raises(DataError, match='b.parquet: is a second file'):
     ADAPTERS['ranked_sequences'](tmp_path, DataConfig())
 
 
 def test_contract_keeps_the_first_users(tmp_path):
   events = pl.DataFrame(
-    {'user_id': ['b', 'a', 'b'], 'item_id': [1, 1, 1], 'event': 'view', 'timestamp': [3, 2, 1]}
+    {'user_id': ['b', 'a', 'b'], 'item_id': [1, 1, 1], 'event': 'view', 'timestamp': [10**9] * 3}
   )
   events.write_parquet(tmp_path / 'events.parquet')
   pl.DataFrame({'item_id': [1]}).write_parquet(tmp_path / 'items.parquet')
@@ -269,7 +282,7 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
 
 @pytest.mark.parametrize('files', [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_mutated_text_is_read_in_full_or_refused(tmp_path, files):
-  first = adapters.TAOBAO_WINDOW[0]
+  first = shops.TAOBAO_WINDOW[0]
   good = {
     'alibaba2014': ALIBABA + '9,5,0,4-15\n9,5,1,8-1\n8,4,2,12-31\n',
     'taobao_userbehavior': f'1,7,70,pv,{first}\n1,8,80,buy,{first + 5}\n2,8,81,fav,{first - 1}\n',

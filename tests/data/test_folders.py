@@ -9,7 +9,7 @@ import pytest
 
 from rolegen_jax.config import ConfigError, DataConfig
 from rolegen_jax.data.adapters import ADAPTERS, log_fingerprint
-from rolegen_jax.data.events import read_contract
+from rolegen_jax.data.contract import read_contract
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.folders import differing
 
@@ -22,7 +22,7 @@ def part(number: int, rows: int = 4) -> pl.DataFrame:
       'user_id': [10 * number + row for row in range(rows)],
       'item_id': [1, 2] * (rows // 2),
       'event': ['view', 'purchase'] * (rows // 2),
-      'timestamp': range(1000, 1000 + rows),
+      'timestamp': range(10**9, 10**9 + rows),
     }
   )
 
@@ -88,7 +88,7 @@ STRAY = (
 )
 
 
-@pytest.mark.parametrize('name', (*STRAY, 'items/part-0.parquet', 'EVENTS/a.parquet', 'log.csv'))
+@pytest.mark.parametrize('name', (*STRAY, 'EVENTS/a.parquet', 'log.csv'))
 def test_a_file_beside_the_log_is_named(folder, name):
   put(folder / name, part(1))
   with pytest.raises(
@@ -97,9 +97,20 @@ def test_a_file_beside_the_log_is_named(folder, name):
     read_contract(folder)
 
 
+def test_a_table_is_one_file_or_a_folder(folder):
+  put(folder / 'items/part-0.parquet', part(1))
+  with pytest.raises(DataError, match='has both items.parquet and a folder items/; must have one'):
+    read_contract(folder)
+  (folder / 'items/part-0.parquet').unlink()
+  (folder / 'items').rmdir()
+  (folder / 'items.csv').write_text('item_id\n1\n')
+  with pytest.raises(DataError, match='has items.parquet and items.csv; must have one of them'):
+    read_contract(folder)
+
+
 def test_files_of_other_kinds_among_the_parts_are_named(folder):
   for name, content in (
-    ('part-1.csv', b'user_id\n1\n'),
+    ('part-1.tsv', b'user_id\n1\n'),
     ('empty.parquet', b''),
     ('x.parquet', b'PAR1'),
   ):
@@ -172,8 +183,8 @@ def test_columns_in_names_of_folders_are_not_lost(folder):
 def test_parts_without_rows(folder):
   path = put(folder / 'events/part-1.parquet', part(1).clear())
   assert read_contract(folder)[0].height == 4
-  put(path, part(1).clear().cast({'timestamp': pl.Datetime('us')}))
-  with pytest.raises(DataError, match="part-1.parquet: column 'timestamp' has type Datetime"):
+  put(path, part(1).clear().cast({'timestamp': pl.Float64}))
+  with pytest.raises(DataError, match="part-1.parquet: column 'timestamp' has type Float64"):
     read_contract(folder)
   put(path, part(1).clear().drop('event'))
   with pytest.raises(DataError, match="part-1.parquet: column 'event' is missing"):
@@ -246,7 +257,7 @@ def test_a_negative_number_of_users_never_drops_the_last(folder):
 
 
 PLACES = ('', 'events/', 'events/date=2026-11-28/', 'events/_day=1/', 'events/a/b/', 'x/', 'items/')
-FILES = ('a.parquet', 'b.pq', 'C.PARQUET', '000000_0', 'd', 'events.parquet', 'e.csv', 'f.parquet~')
+FILES = ('a.parquet', 'b.pq', 'C.PARQUET', '000000_0', 'd', 'events.parquet', 'e.tsv', 'f.parquet~')
 LEFT_BY_TOOLS = ('_SUCCESS', '.a.parquet.crc', '.DS_Store', 'README.md', '_metadata', 'x.crc')
 CONTENTS = {
   'rows': lambda path: part(3).write_parquet(path),

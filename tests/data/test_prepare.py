@@ -54,6 +54,20 @@ def test_files_and_notes(contract, tmp_path):
   assert not list((tmp_path / 'out').glob('*.tmp'))
 
 
+def test_notes_and_a_line_say_what_was_left_out(contract, tmp_path, capsys):
+  data, write = contract
+  is_wrong = pl.int_range(pl.len()) % 500 == 7
+  write(
+    lambda e: e.with_columns(pl.when(is_wrong).then(0).otherwise('timestamp').alias('timestamp'))
+  )
+  with pytest.raises(DataError, match='row 8: 0; must be a time .* .and 2 more such rows here.'):
+    prepare_real(data, tmp_path / 'out')
+  data = dataclasses.replace(data, on_error='skip')
+  notes = prepare_real(data, tmp_path / 'out')[2]
+  assert notes['left_out'] == {'wrong_timestamp': 3} and notes['rows'] == 1497
+  assert 'data: 3 rows left out (wrong_timestamp)' in capsys.readouterr().err
+
+
 def test_notes_and_a_line_say_where_the_cuts_lie(contract, tmp_path, capsys):
   data, _ = contract
   _, occasions, notes = prepare_real(data, tmp_path / 'out')
@@ -105,7 +119,10 @@ def test_preparing_twice_gives_the_same(contract, tmp_path):
   'change, words',
   [
     (lambda e: e.filter(pl.col('event') != 'purchase'), "split 'train' has no purchase"),
-    (lambda e: e.with_columns(timestamp=5), "split 'train' has no purchase with an earlier event"),
+    (
+      lambda e: e.with_columns(timestamp=10**9),
+      "split 'train' has no purchase with an earlier event",
+    ),
     (lambda e: e.with_columns(event=pl.lit('pv')), 'events.parquet.*row 1'),
   ],
   ids=['no purchase', 'one time', 'bad event'],

@@ -17,7 +17,8 @@ import pytest
 from shard_logs import ROWS, WIDTH, config, index_of, make_plan, write_log
 
 from rolegen_jax.config import BackboneConfig, Config, ConfigError, DataConfig
-from rolegen_jax.data.events import CHUNK_ROWS, MAX_TIMESTAMP, event_chunks, read_contract
+from rolegen_jax.data.contract import CHUNK_ROWS, event_chunks, read_contract
+from rolegen_jax.data.events import MAX_TIMESTAMP
 from rolegen_jax.data.files import DataError, read_parquet
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.log import InteractionLog
@@ -57,7 +58,7 @@ def log(tmp_path_factory):
 @pytest.fixture(scope='module')
 def plan(log):
   """Return a plan of four shards, with many chunks of a few hundred rows in each file."""
-  return make_plan(log, event_chunks(log, 300))
+  return make_plan(log, event_chunks(log, rows=300))
 
 
 @pytest.fixture(scope='module')
@@ -103,9 +104,9 @@ def test_leave_one_out_and_text_ids(tmp_path):
 def test_content_depends_on_neither_order_nor_files_nor_chunks(log, built, tmp_path):
   for number, (files, rows) in enumerate([(1, 10_000), (7, 999)]):
     folder = write_log(tmp_path / f'log{number}', files, order=number + 5)
-    other = make_plan(folder, event_chunks(folder, rows))
+    other = make_plan(folder, event_chunks(folder, rows=rows))
     assert index_of(other)['digest'] == built.digest
-  fewer = make_plan(log, event_chunks(log, 300)[:-1])
+  fewer = make_plan(log, event_chunks(log, rows=300)[:-1])
   assert index_of(fewer)['digest'] != built.digest
 
 
@@ -185,7 +186,7 @@ def test_a_killed_command_continues_and_leaves_no_partial_file(log, built, tmp_p
   assert sorted(os.listdir(shards.folder)) == sorted(os.listdir(built.folder))
 
 
-SPOILED = "events/3.parquet: column 'timestamp', row 701: -5; must be whole seconds UTC"
+SPOILED = "events/3.parquet: column 'timestamp', row 701: -5; must be a time UTC"
 
 
 def spoil(folder):
@@ -200,7 +201,7 @@ def spoil(folder):
 @pytest.mark.parametrize('rows', [300, pytest.param(CHUNK_ROWS, marks=pytest.mark.slow)])
 def test_errors_name_the_file_and_row(tmp_path, rows):
   folder = spoil(write_log(tmp_path / 'log'))
-  plan = make_plan(folder, event_chunks(folder, rows))
+  plan = make_plan(folder, event_chunks(folder, rows=rows))
   with pytest.raises(DataError, match=SPOILED):
     build.build(plan, tmp_path / 'shards', workers=2)
   assert not (tmp_path / 'shards/index.json').exists()
@@ -222,7 +223,12 @@ def test_settings_and_folders_that_do_not_fit_are_refused(log, plan, built, tmp_
 def test_a_log_without_purchases_or_training_rows_is_refused(tmp_path):
   (tmp_path / 'log').mkdir()
   views = pl.DataFrame(
-    {'user_id': [1, 1, 2], 'item_id': [5, 5, 5], 'event': ['view'] * 3, 'timestamp': [10, 20, 30]}
+    {
+      'user_id': [1, 1, 2],
+      'item_id': [5, 5, 5],
+      'event': ['view'] * 3,
+      'timestamp': [10**9, 10**9 + 1, 10**9 + 2],
+    }
   )
   pl.DataFrame({'item_id': [5]}).write_parquet(tmp_path / 'log/items.parquet')
   for event, message in (
@@ -325,7 +331,7 @@ def test_damaged_shards_are_noticed(plan, tmp_path):
 
 
 def test_a_run_on_some_users_holds_out_no_time_that_the_shards_train_on(log, built):
-  part = InteractionLog.build(*read_contract(log, max_users=20))
+  part = InteractionLog.build(*read_contract(log, DataConfig('contract', '.', max_users=20)))
   assert len(part.users) == 20
   events = pl.concat([read_parquet(path) for path in sorted((log / 'events').iterdir())])
   first_users = events['user_id'].unique(maintain_order=True)[:20]

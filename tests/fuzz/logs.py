@@ -56,7 +56,7 @@ def events(rng: random.Random, catalogue: pl.DataFrame, rows: int = ROWS) -> pl.
 
 def rows_of(table: pl.DataFrame) -> list[tuple]:
   """The rows as plain values, in COLUMNS; a column that is not there is null."""
-  kinds = dict(event=str, price=float)
+  kinds = dict(event=str, price=float, timestamp=_whole_seconds)
   return [
     tuple(
       kinds.get(name, lambda value: value)(row[name]) if row.get(name) is not None else None
@@ -64,6 +64,12 @@ def rows_of(table: pl.DataFrame) -> list[tuple]:
     )
     for row in table.iter_rows(named=True)
   ]
+
+
+def _whole_seconds(value: int | datetime.datetime) -> int:
+  if not isinstance(value, datetime.datetime):
+    return value
+  return int(value.timestamp()) if value.tzinfo else _seconds(value)
 
 
 # Lines of the public logs

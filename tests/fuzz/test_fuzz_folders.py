@@ -15,7 +15,7 @@ from rolegen_jax.data.shards import convert
 
 PLACES = ('', 'a/', 'a/b/c/', '2026/11/28/', 'day=2026-11-28/', '_day=3/', 'x y%20[1]*/', 'Events/')
 PARTS = ('part-N.parquet', 'PART-N.PARQUET', 'N.pq', '00000N_0', 'part-0000N-c000.snappy.parquet')
-PARTS += ('items.parquet', 'events.parquet', 'N', 'N.parquet~', 'ü N?.parquet', 'N.csv', 'N.tmp')
+PARTS += ('items.parquet', 'events.parquet', 'N', 'N.parquet~', 'ü N?.parquet', 'N.tsv', 'N.tmp')
 LEFT_BY_TOOLS = ('_SUCCESS', '._N.parquet', '.part.crc', 'README', 'N.md', '_metadata', 'x.crc')
 LEFT_BY_TOOLS += ('.DS_Store', '_temporary/0/part-0.parquet', '.git/config', 'READMEs.parquet')
 STRAY = ('events-2.parquet', 'x/y.parquet', 'items/0.parquet', 'events.parquet.bak', 'log.csv')
@@ -166,7 +166,7 @@ def test_shards_hold_every_row(root, attempt, seed):
   assert not made.refusal
   plan, tables = made.value
   assert plan.events == events.height == sum(table.height for table in tables)
-  item_ids = convert.catalogue(plan.folder)['item_id']
+  item_ids = convert.catalogue(plan.folder, config.data)['item_id']
   found = [
     (row['user_id'], item_ids[row['item_id']], row['event'], row['timestamp'])
     for table in tables

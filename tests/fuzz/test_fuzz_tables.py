@@ -14,7 +14,7 @@ import pytest
 
 from rolegen_jax.config import DataConfig
 from rolegen_jax.data.adapters import ROOT_VARIABLE
-from rolegen_jax.data.events import MAX_TIMESTAMP
+from rolegen_jax.data.events import FIRST_TIMESTAMP, MAX_TIMESTAMP
 from rolegen_jax.data.prepare import load_prepared, prepare, read_tables
 
 
@@ -72,9 +72,13 @@ FINER = [TIME * factor for factor in (10**3, 10**6, 10**9)]
 NO_TIME = [
   TIME.cast(pl.Float64),
   TIME.cast(pl.String),
-  pl.from_epoch(TIME),
   pl.from_epoch(TIME).cast(pl.Date),
   TIME > 0,
+]
+MOMENTS = [
+  pl.from_epoch(TIME),
+  pl.from_epoch(TIME).cast(pl.Datetime('ns')),
+  pl.from_epoch(TIME).dt.replace_time_zone('UTC').dt.convert_time_zone('Asia/Tokyo'),
 ]
 EVENTS = [
   *missing('user_id'),
@@ -96,9 +100,22 @@ EVENTS = [
   *each('event', pl.lit(1), pl.lit(None), pl.lit(True), col('event').str.to_uppercase()),
   *each('event', col('event').cast(pl.Categorical), is_right=True),
   *missing('timestamp'),
-  *one('timestamp', 0, -1, None, MAX_TIMESTAMP + 1, 2**31, 2**63 - 1, -(2**63), logs.START * 1000),
-  *one('timestamp', 1, MAX_TIMESTAMP, 946_684_800, is_right=True),
+  *one(
+    'timestamp',
+    0,
+    1,
+    FIRST_TIMESTAMP - 1,
+    -1,
+    None,
+    MAX_TIMESTAMP + 1,
+    2**31,
+    2**63 - 1,
+    -(2**63),
+    logs.START * 1000,
+  ),
+  *one('timestamp', FIRST_TIMESTAMP, MAX_TIMESTAMP, 946_684_800, is_right=True),
   *each('timestamp', *FINER, *NO_TIME, pl.lit(None), -TIME),
+  *each('timestamp', *MOMENTS, is_right=True),
   *each('timestamp', *(TIME.cast(kind) for kind in types(pl.UInt32, pl.Int32)), is_right=True),
   *missing('session_id', is_right=True),
   *each('session_id', pl.lit(None), pl.lit(''), pl.lit(7), pl.lit(2**63 - 1), is_right=True),
@@ -178,7 +195,7 @@ def test_a_mutated_table_is_read_in_full_or_refused(root, attempt, seed):
   if not (events_right and items_right):
     assert 'must' in read.refusal and str(log) in read.refusal
     if 'looks like' in read.refusal:
-      assert 'divide by' in read.refusal
+      assert 'set data.time_unit=' in read.refusal
     return
   assert not read.refusal
   written = logs.rows_of(events)

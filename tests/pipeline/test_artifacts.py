@@ -104,6 +104,15 @@ def test_a_stage_that_begun_is_as_safe_as_a_complete_one(tmp_path):
   assert (tmp_path / 'warmup' / 'checkpoints' / '100').read_text() == 'hours'
 
 
+def test_a_stage_that_made_nothing_is_free_for_other_settings(tmp_path):
+  RunFolder(tmp_path).begin(record())  # and then it met wrong data
+  other = record(settings=SETTINGS | {'backbone.context': 128})
+  assert not RunFolder(tmp_path).begin(other).is_complete
+  (tmp_path / 'warmup' / 'weights').write_text('hours')
+  with pytest.raises(ConfigError, match='backbone.context=128, now 64'):
+    RunFolder(tmp_path).begin(record())
+
+
 def test_what_was_complete_stays_so(tmp_path):
   before = content(finish(tmp_path))
   assert RunFolder(tmp_path, may_train=False).begin(record()).is_complete

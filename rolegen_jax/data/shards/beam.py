@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 
 from rolegen_jax.config import ConfigError
-from rolegen_jax.data.events import Chunk
+from rolegen_jax.data.contract import Chunk
 from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Cuts, OccasionTimes

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rolegen_jax.config import Config, ConfigError, digest
+from rolegen_jax.config import Config, ConfigError, DataConfig, digest, to_dict
 from rolegen_jax.data.batches import Trajectories, pack_windows, packed_rows
-from rolegen_jax.data.events import Chunk, event_chunks, read_events, read_items
+from rolegen_jax.data.contract import Chunk, event_chunks, read_events, read_items
 from rolegen_jax.data.files import DataError
-from rolegen_jax.data.folders import fingerprint, log_files
+from rolegen_jax.data.folders import fingerprint, log_files, text_suffix
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import (
@@ -55,6 +55,8 @@ SETTINGS = (
   'first_conversion_min_views',
   'reactivation_min_days',
   'reactivation_min_views',
+  'columns',
+  'time_unit',
 )
 # Of the files; another format is another key.
 FORMAT = 2
@@ -68,7 +70,7 @@ _MAX_WIDTH = 2 * (2**16 - 1)
 class Plan:
   """All that the steps need to know; small, and the same on every worker."""
 
-  folder: str  # of the log, as every worker sees it
+  folder: str  # of the log, or a glob of its events, as every worker sees it
   chunks: tuple[Chunk, ...]
   shards: int
   config: Config
@@ -82,7 +84,11 @@ class Plan:
   @functools.cached_property
   def key(self) -> str:
     """16 hex digits over the settings that matter and the log's files (path, size, time)."""
-    return digest(FORMAT, self.files, self.shards, settings(self.config))
+    made_with = settings(self.config)
+    for name in LATER:
+      if made_with[name] == DEFAULTS[name]:
+        del made_with[name]
+    return digest(FORMAT, self.files, self.shards, made_with)
 
 
 def make_plan(config: Config, folder: str | os.PathLike, shards: int = 0) -> Plan:
@@ -101,29 +107,40 @@ def make_plan(config: Config, folder: str | os.PathLike, shards: int = 0) -> Pla
     value = getattr(config.data, name)
     if value:
       raise ConfigError(f'data.{name}={value}: must be 0 here, shards hold all {what}')
+  if config.data.on_error != 'stop':
+    raise ConfigError("data.on_error='skip': must be 'stop' here, shards hold all rows")
   if config.backbone.context > _MAX_WIDTH:
     raise ConfigError(
       f'backbone.context={config.backbone.context}: must be at most {_MAX_WIDTH} for shards'
     )
-  items_path, event_paths = log_files(folder)
+  log = log_files(folder)
+  for path in log.paths:
+    if text_suffix(path):
+      raise DataError(f'{path}: is text; must be parquet for a log that goes through shards')
   # Before anything is read: what changes from here on is another log.
-  files = fingerprint(folder, [items_path, *event_paths])
-  chunks = tuple(event_chunks(folder))
-  catalogue(str(folder))  # checks the items
+  files = fingerprint(log.root, log.paths)
+  chunks = tuple(event_chunks(folder, config.data))
+  catalogue(str(folder), config.data)  # checks the items
   n_events = sum(chunk.rows for chunk in chunks)
   return Plan(str(folder), chunks, shards or -(-n_events // EVENTS_PER_SHARD), config, files)
 
 
 def settings(config: Config) -> dict[str, Any]:
   """Return the fields of `config` that the content of shards depends on, by their full names."""
-  data_settings = {f'data.{name}': getattr(config.data, name) for name in SETTINGS}
+  section = to_dict(config.data)
+  data_settings = {f'data.{name}': section[name] for name in SETTINGS}
   return data_settings | {'backbone.context': config.backbone.context}
 
 
+# What shards have that were made before these were settings: they stay valid.
+LATER = ('data.columns', 'data.time_unit')
+DEFAULTS = {name: value for name, value in settings(Config()).items() if name in LATER}
+
+
 @functools.lru_cache(maxsize=1)  # once per worker
-def catalogue(folder: str) -> pl.DataFrame:
+def catalogue(folder: str, data: DataConfig) -> pl.DataFrame:
   """Return column item_id, sorted: position = item index, as in `InteractionLog`."""
-  return read_items(folder).select('item_id').sort('item_id')
+  return read_items(folder, data).select('item_id').sort('item_id')
 
 
 def catalogue_digest(item_ids: pl.Series) -> str:
@@ -138,8 +155,8 @@ def split(plan: Plan, chunk: Chunk) -> pl.DataFrame:
 
   item_id is an index. Raises DataError.
   """
-  items = catalogue(plan.folder)
-  events = read_events(plan.folder, chunk, items)
+  items = catalogue(plan.folder, plan.config.data)
+  events = read_events(chunk, items, plan.config.data)
   return events.select(
     shard_of(events['user_id'], plan.shards),
     'user_id',
@@ -166,7 +183,9 @@ def shard_log(plan: Plan, rows: pl.DataFrame) -> InteractionLog:
 
   Its users are those of the shard, its items are numbered as in the full log.
   """
-  items = pl.DataFrame({'item_id': pl.int_range(catalogue(plan.folder).height, eager=True)})
+  items = pl.DataFrame(
+    {'item_id': pl.int_range(catalogue(plan.folder, plan.config.data).height, eager=True)}
+  )
   return InteractionLog.build(rows, items)
 
 
@@ -250,7 +269,7 @@ def make_index(plan: Plan, cuts: Cuts | None, entries: Iterable[dict[str, Any]])
     raise DataError(
       f'{plan.folder}: no user has two events before the first held-out occasion; use a longer log'
     )
-  items = catalogue(plan.folder)
+  items = catalogue(plan.folder, plan.config.data)
   content = dict(
     format=FORMAT,
     width=plan.config.backbone.context,

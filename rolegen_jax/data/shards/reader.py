@@ -23,7 +23,7 @@ from rolegen_jax.data.files import DataError, as_data_error
 from rolegen_jax.data.folders import differing
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Cuts, Occasions
-from rolegen_jax.data.shards.convert import FORMAT, catalogue_digest, row_type, settings
+from rolegen_jax.data.shards.convert import DEFAULTS, FORMAT, catalogue_digest, row_type, settings
 from rolegen_jax.runtime.progress import progress
 
 _EXPECTED = 'shards that rolegen prepare_shards wrote'
@@ -100,7 +100,7 @@ class Shards:
     item_ids: those of the log that is trained on, sorted. Raises ConfigError naming the first
     setting that the shards were made with otherwise, DataError for other items.
     """
-    shard_settings = self.index['settings']
+    shard_settings = DEFAULTS | self.index['settings']
     for name, value in settings(config).items():
       if shard_settings[name] != value:
         raise ConfigError(

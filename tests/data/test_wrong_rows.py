@@ -1,0 +1,122 @@
+"""Wrong rows of a log of the contract: the first stops, or all are left out, counted and shown."""
+
+import polars as pl
+import pytest
+from contract_files import EVENTS, ITEMS, ROWS, TEXT_ROWS, TIME, put, read, rows
+
+from rolegen_jax.data.adapters import ROOT_VARIABLE
+from rolegen_jax.data.files import DataError
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+  monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+  return tmp_path
+
+
+WRONG = {
+  'wrong_user_id': {'user_id': None},
+  'unknown_item': {'item_id': 9},
+  'wrong_event': {'event': 'click'},
+  'wrong_timestamp': {'timestamp': TIME * 1000},
+  'wrong_price': {'price': -1.0},
+}
+
+
+def with_wrong_rows():
+  """EVENTS, before and after each of them a row of WRONG; the first kind twice."""
+  good = iter(EVENTS.to_dicts())
+  first = EVENTS.to_dicts()[0]
+  mixed = [first | change for change in WRONG.values()]
+  mixed.insert(3, first | WRONG['wrong_user_id'])
+  table = [*mixed[:2], next(good), *mixed[2:4], next(good), *mixed[4:], *good]
+  return pl.DataFrame(table, schema=EVENTS.schema)
+
+
+@pytest.mark.parametrize('suffix', ['parquet', 'csv', 'jsonl'])
+def test_wrong_rows_are_left_out_counted_by_kind_and_shown(root, capsys, suffix):
+  put(root / 'shop/items.parquet', ITEMS)
+  put(root / f'shop/events.{suffix}', with_wrong_rows())
+  with pytest.raises(DataError, match="1.*user_id': ''|'user_id', row 1: None"):
+    read()
+  tables = read(on_error='skip')
+  assert rows(tables) == (ROWS if suffix == 'parquet' else TEXT_ROWS)
+  counts = {kind: 1 + (kind == 'wrong_user_id') for kind in WRONG}
+  assert {kind: n for kind, n in tables.left_out.items() if n} == counts
+  err = capsys.readouterr().err
+  assert '(and 1 more such rows here): left out as wrong_user_id' in err
+  assert all(f'left out as {kind}' in err for kind in WRONG if kind != 'wrong_user_id')
+  assert 'looks like ms' in err
+
+
+def test_a_named_column_that_no_line_of_json_has(root):
+  put(root / 'shop/items.jsonl', ITEMS)
+  put(root / 'shop/events.parquet')
+  with pytest.raises(
+    DataError, match="items.jsonl: no row has 'maker', the 'brand' of data.columns"
+  ):
+    read(columns=('brand=maker',))
+
+
+def test_the_error_says_how_many_rows_are_wrong(root):
+  put(root / 'shop/items.parquet', ITEMS)
+  put(root / 'shop/events.parquet', EVENTS.with_columns(price=-1.0))
+  with pytest.raises(DataError, match="'price', row 1: -1.0; .* .and 3 more such rows here.$"):
+    read()
+
+
+def test_the_first_of_a_kind_is_shown_once_for_all_files(root, capsys):
+  put(root / 'shop/items.parquet', ITEMS)
+  for name in ('a', 'b', 'c'):
+    put(root / f'shop/events/{name}.parquet', with_wrong_rows())
+  assert read(on_error='skip').left_out['wrong_user_id'] == 6
+  err = capsys.readouterr().err
+  assert err.count('left out as wrong_user_id') == 1 and 'a.parquet' in err
+
+
+def test_wrong_items_are_left_out_with_their_events(root):
+  items = pl.DataFrame({'item_id': [1, 2, 1, 3], 'price': [1.0, -5.0, 2.0, None]})
+  put(root / 'shop/items.parquet', items)
+  put(root / 'shop/events.parquet')
+  tables = read(on_error='skip')
+  assert tables.items.rows() == [(1, 1.0), (3, None)]
+  assert rows(tables) == [row for row in ROWS if row[1] == 1]
+  assert tables.left_out == {
+    'items_wrong_price': 1,
+    'items_repeated_item_id': 1,
+    'unknown_item': 2,
+  }
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'jsonl'])
+def test_lines_that_are_none(root, suffix):
+  put(root / f'shop/items.{suffix}', ITEMS)
+  path = root / f'shop/events.{suffix}'
+  put(path)
+  lines = path.read_bytes().splitlines()
+  broken = (
+    [b'7,1', b'\xff,1,view,1700000000,', b'"7,1,view,1700000000,']
+    if suffix == 'csv'
+    else [
+      b'[1]',
+      b'{"user_id": "\\ud800", "item_id": 1}',
+      b'{"user_id": "\xff", "item_id": 1}',
+      b'[' * 100_000,
+      b'{"user_id": ' + b'9' * 5000 + b'}',
+    ]
+  )
+  path.write_bytes(b'\n'.join([*lines[:3], *broken, *lines[3:], b'']))
+  with pytest.raises(
+    DataError, match=f'events.{suffix}: line .*must be|events.csv: line .*must have'
+  ):
+    read()
+  tables = read(on_error='skip')
+  assert rows(tables) == TEXT_ROWS
+  assert tables.left_out['broken_line'] == len(broken)
+
+
+def test_no_row_is_right(root):
+  put(root / 'shop/items.parquet', ITEMS)
+  put(root / 'shop/events.parquet', EVENTS.with_columns(price=-1.0))
+  with pytest.raises(DataError, match='has no rows in its events that are right; must have at'):
+    read(on_error='skip')
