@@ -2,6 +2,20 @@
 
 from launch.job import Job
 
+
+def _gpus(machine: str, spot: bool = False) -> Job:
+  return Job(
+    'gke_jobset',
+    'pod:h100_64',
+    '/mnt/rolegen/runs/gpus',
+    accelerator=machine,
+    nodes=8,
+    spot=spot,
+    image='registry.example/rolegen:cuda',
+    claim='runs',
+  )
+
+
 JOBS = {
   'local.sh': Job(
     'local', 'demo', 'runs/two', processes=2, devices_per_process=2, set=('loop.worlds=6',)
@@ -43,4 +57,22 @@ JOBS = {
     claim='runs',
     set=('mesh.fsdp=16',),
   ),
+  'gke_jobset_slices.yaml': Job(
+    'gke_jobset',
+    'pod:v6e_1024',
+    '/mnt/rolegen/runs/v6e',
+    accelerator='v6e',
+    topology='16x16',
+    slices=4,
+    namespace='research',
+    image='registry.example/rolegen:1',
+    claim='runs',
+    queue='research-queue',
+    priority_class='high',
+    reservation='v6e-spring',
+  ),
+  'gke_jobset_a3_high.yaml': _gpus('a3-highgpu-8g'),
+  'gke_jobset_a3_mega.yaml': _gpus('a3-megagpu-8g'),
+  'gke_jobset_a3_ultra.yaml': _gpus('a3-ultragpu-8g'),
+  'gke_jobset_a4.yaml': _gpus('a4-highgpu-8g', spot=True),
 }
