@@ -58,6 +58,14 @@ _FIRST_STEP_S = flags.DEFINE_float(
   'first_step_s', 3600, 'The same limit before the first step of a loop, where programs compile.'
 )
 _GRACE_S = flags.DEFINE_float('grace_s', GRACE_S, 'Seconds the process has to save after SIGTERM.')
+_START_S = flags.DEFINE_float(
+  'start_s',
+  distributed.DEFAULT_START_S,
+  'Seconds for all processes to come; then those that are missing are named, exit 134.',
+)
+_HOST_CACHE = path_flag(
+  'host_cache', '', "Folder of this host for compiled programs, before the run's shared one."
+)
 _FOLLOW_PARENT = flags.DEFINE_bool(
   'follow_parent', False, 'Stop, as at SIGTERM, when the parent process has ended.'
 )
@@ -107,6 +115,9 @@ def environment(heartbeat_path: pathlib.Path) -> dict[str, str]:
   env = dict(os.environ)
   env[heartbeat.FILE] = str(heartbeat_path)
   env[distributed.PROCESSES] = str(_PROCESSES.value)
+  env[distributed.START_S] = str(_START_S.value)
+  if _HOST_CACHE.value:
+    env[distributed.HOST_CACHE] = _HOST_CACHE.value
   env['PYTHONUNBUFFERED'] = '1'
   env |= xla_flags.environment(_XLA_FLAGS.value, env)
   if _COORDINATOR.value:

@@ -9,12 +9,14 @@ from collections.abc import Collection
 from launch import gpus, tpus, xla_flags
 from rolegen_jax.config import ConfigError, MeshConfig
 from rolegen_jax.fields import expanded
+from rolegen_jax.runtime.distributed import DEFAULT_START_S
 
 TARGETS = ('local', 'slurm', 'tpu_vm', 'gke_jobset')
 GRACE_S = 120  # from SIGTERM to SIGKILL: one step and one checkpoint must fit
 
 NAME = re.compile(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?')
 ASSIGNMENT = re.compile(r'[\w.]+=.*')
+WINDOW = re.compile(r'\w+:\d+(-\d+)?')
 LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 SLURM_TIME = re.compile(r'(\d+-)?\d+(:\d\d){0,2}')
 
@@ -27,6 +29,9 @@ class Job:
   experiment: str
   workdir: str  # a folder that every host sees under this path
   set: tuple[str, ...] = ()  # section.field=value
+  profile: tuple[str, ...] = ()  # STAGE:FIRST-LAST
+  profile_processes: tuple[str, ...] = ('0',)
+  tracker: str = ''  # wandb | mlflow
   name: str = 'rolegen'  # of the SLURM job, the TPU or the JobSet
   python: str = 'python'  # the interpreter on the hosts
   processes: int = 1  # local: given; slurm: nodes x gpus_per_node; TPUs: hosts of the topology
@@ -35,6 +40,8 @@ class Job:
   grace_s: int = GRACE_S
   watchdog_s: int = 600  # a process without a heartbeat for this long inside a loop counts as hung
   first_step_s: int = 3600  # the limit before a loop's first step: compilation, data preparation
+  start_s: int = DEFAULT_START_S  # for all processes to come
+  host_cache: str = ''  # a folder of each host for compiled programs; '' = the run folder's alone
   xla_flags: tuple[str, ...] = ()  # names in xla_flags.py
 
   nodes: int = 1  # slurm, and gke_jobset with GPUs
@@ -68,6 +75,11 @@ class Job:
     """The command that trains, without the watchdog around it."""
     sets = [part for assignment in self.set for part in ('--set', assignment)]
     flags = [f'--experiment={self.experiment}', f'--workdir={self.workdir}', *sets]
+    if self.profile:
+      flags.append(f'--profile={",".join(self.profile)}')
+      flags.append(f'--profile_processes={",".join(self.profile_processes)}')
+    if self.tracker:
+      flags.append(f'--tracker={self.tracker}')
     return [self.python, '-m', 'rolegen_jax', 'train', *flags]
 
   def host_command(self, *extra_flags: str) -> list[str]:
@@ -78,8 +90,11 @@ class Job:
       f'--grace_s={self.grace_s}',
       f'--watchdog_s={self.watchdog_s}',
       f'--first_step_s={self.first_step_s}',
+      f'--start_s={self.start_s}',
       *extra_flags,
     ]
+    if self.host_cache:
+      flags.append(f'--host_cache={self.host_cache}')
     if self.xla_flags:
       flags.append(f'--xla_flags={",".join(self.xla_flags)}')
     return [self.python, '-m', 'launch.host_entry', *flags, '--', *self.train_command()]
@@ -153,6 +168,12 @@ def _validate_common(job: Job) -> None:
   _require(job, 'watchdog_s', job.watchdog_s >= 1, 'at least 1')
   first_step_rule = f'at least --watchdog_s={job.watchdog_s}'
   _require(job, 'first_step_s', job.first_step_s >= job.watchdog_s, first_step_rule)
+  _require(job, 'start_s', job.start_s >= 1, 'at least 1')
+  cache_rule = 'a folder of each host from / on, written out: none that hosts share'
+  is_root_path = job.host_cache.startswith('/') and is_written_out(job.host_cache)
+  _require(job, 'host_cache', not job.host_cache or is_root_path, cache_rule)
+  windows = all(WINDOW.fullmatch(window) for window in job.profile)
+  _require(job, 'profile', windows, 'STAGE:FIRST-LAST, several separated by commas')
   known_flags = all(name in xla_flags.FLAGS for name in job.xla_flags)
   _require(job, 'xla_flags', known_flags, 'names among ' + ', '.join(xla_flags.FLAGS))
   assignments = all(ASSIGNMENT.fullmatch(assignment) for assignment in job.set)

@@ -39,6 +39,9 @@ _JOB_FLAGS = [
   flags.DEFINE_multi_string(
     'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
   ),
+  flags.DEFINE_list('profile', [], 'Steps to trace: STAGE:FIRST-LAST, separated by commas.'),
+  flags.DEFINE_list('profile_processes', ['0'], 'Processes that trace: numbers, or all.'),
+  flags.DEFINE_enum('tracker', '', ['', 'wandb', 'mlflow'], 'Report metrics there too.'),
   _string('name', 'rolegen', 'Name of the SLURM job, the TPU or the JobSet.'),
   _string(
     'python', '', 'Python on the hosts; default: this one on local, `python` on other targets.'
@@ -49,6 +52,8 @@ _JOB_FLAGS = [
   _integer('grace_s', 120, 'Seconds from SIGTERM to SIGKILL.'),
   _integer('watchdog_s', 600, 'Seconds without a step after which a process counts as hung.'),
   _integer('first_step_s', 3600, 'The same limit before the first step of a loop.'),
+  _integer('start_s', 1800, 'Seconds for all processes to come; then the missing ones are named.'),
+  _string('host_cache', '', 'Folder of each host for compiled programs, before the shared one.'),
   flags.DEFINE_list('xla_flags', [], 'Names in launch/xla_flags.py, separated by commas.'),
   _integer('nodes', 1, 'slurm, gke_jobset with GPUs: nodes.'),
   _integer('gpus_per_node', 0, 'slurm: GPUs per node, one task each; 0 = one CPU task per node.'),

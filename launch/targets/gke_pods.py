@@ -92,7 +92,7 @@ def _container(job: Job, command: list[str]) -> Manifest:
     'name': CONTAINER,
     'image': job.image,
     'command': command,
-    'volumeMounts': _mounts({'runs': job.mount}),
+    'volumeMounts': _mounts({'runs': job.mount} | _host_cache(job)),
   }
 
 
@@ -101,16 +101,25 @@ def _pod(job: Job, node_labels: dict[str, str], container: Manifest) -> Manifest
     node_labels['cloud.google.com/gke-spot'] = 'true'
   if job.reservation:
     node_labels['cloud.google.com/reservation-name'] = job.reservation
-  pod = {
+  pod: Manifest = {
     'restartPolicy': 'Never',
     'terminationGracePeriodSeconds': job.grace_s + KILL_S,
     'nodeSelector': node_labels,
     'containers': [container],
     'volumes': [{'name': 'runs', 'persistentVolumeClaim': {'claimName': job.claim}}],
   }
+  pod['volumes'] += [
+    {'name': name, 'hostPath': {'path': path, 'type': 'DirectoryOrCreate'}}
+    for name, path in _host_cache(job).items()
+  ]
   if job.priority_class:
     pod['priorityClassName'] = job.priority_class
   return pod
+
+
+def _host_cache(job: Job) -> dict[str, str]:
+  """Return the folder of the node that outlives its pods."""
+  return {'host-cache': job.host_cache} if job.host_cache else {}
 
 
 def _first_pod(job: Job) -> str:

@@ -31,6 +31,9 @@ JOBS = {
     setup='module load cuda',
     xla_flags=('gpu_latency_hiding',),
     set=('mesh.fsdp=8', 'evaluation.ks=(1,10)'),
+    profile=('warmup:5', 'loop:10-14'),
+    profile_processes=('0', '15'),
+    tracker='wandb',
   ),
   'slurm_cpu.sh': Job('slurm', 'demo', 'runs/cpus', nodes=4, max_restarts=0),
   'tpu_vm.sh': Job(
@@ -70,6 +73,8 @@ JOBS = {
     queue='research-queue',
     priority_class='high',
     reservation='v6e-spring',
+    start_s=3600,
+    host_cache='/var/cache/rolegen',
   ),
   'gke_jobset_a3_high.yaml': _gpus('a3-highgpu-8g'),
   'gke_jobset_a3_mega.yaml': _gpus('a3-megagpu-8g'),

@@ -204,6 +204,9 @@ def test_the_tpu_vm_script_runs_to_its_end_from_a_pipe(tmp_path):
     ('local.sh', dict(name='My Job'), '--name=My Job: must be lower-case'),
     ('local.sh', dict(set=('loop.worlds',)), 'section.field=value'),
     ('local.sh', dict(first_step_s=5), 'at least --watchdog_s=600'),
+    ('local.sh', dict(start_s=0), '--start_s=0: must be at least 1'),
+    ('local.sh', dict(host_cache='cache'), '--host_cache=cache: must be a folder of each host'),
+    ('local.sh', dict(profile=('10-14',)), 'must be STAGE:FIRST-LAST'),
     ('slurm_gpu.sh', dict(time='1 day'), '--time=1 day: must be'),
     ('slurm_gpu.sh', dict(xla_flags=('fast',)), 'must be names among gpu_latency_hiding'),
     (

@@ -1,4 +1,4 @@
-"""Compile a sum and a gather over the data axis of two TPU slices; print what goes where, as JSON."""
+"""Compile a sum and a gather over the data axis of two TPU slices; print what goes where."""
 
 import json
 
