@@ -73,8 +73,8 @@ def layout(table: Table) -> Iterator[None]:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Return the mesh of axes (data, fsdp, tensor) over `devices`, by default all of all processes.
 
-  Slices of a TPU job lie along `data`: what crosses the data-center network between them is the
-  mean of gradients, once a step. Raises ConfigError when the devices do not divide so.
+  Slices of a TPU job lie along `data`: what crosses the data-center network between them is, above
+  all, the sum of gradients once a step. Raises ConfigError when the devices do not divide so.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
