@@ -96,10 +96,10 @@ def test_a_port_that_stays_taken_is_one_error():
   assert 'must be free' in str(error)
 
 
-def start(folder, number, port, start_s, count=3):
+def start(folder, number, port, start_s):
   job = [
     f'--workdir={folder}',
-    f'--processes={count}',
+    '--processes=3',
     f'--start_s={start_s}',
     '--first_step_s=300',
   ]
@@ -128,14 +128,6 @@ def test_a_real_process_that_never_starts_is_named_by_the_others(tmp_path):
   for output in outputs:
     assert 'process 1 of 3: not here within 20 s' in output
     assert 'Traceback' not in output and 'Check failure' not in output
-
-
-def test_after_the_roll_call_jax_joins_them_at_the_same_port(tmp_path):
-  """The last one differs, which they find out by jax's own service."""
-  port = local.free_port()
-  codes, outputs = ends([start(tmp_path, number, port, start_s=120, count=2) for number in (1, 0)])
-  assert codes == [2, 2], outputs
-  assert all('config: process 1 (' in output for output in outputs)
 
 
 CACHED = """

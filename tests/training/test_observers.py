@@ -187,7 +187,10 @@ ABSENT = (
   ('kind', 'code', 'message'),
   [
     ('mlflow', ABSENT, '--tracker=mlflow: needs mlflow, alembic: pip install -r requirements-trac'),
-    ('wandb', 'import runpy, sys; ', '--tracker=wandb: No API key configured'),
+    pytest.param(
+      *('wandb', 'import runpy, sys; ', '--tracker=wandb: No API key configured'),
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_a_missing_extra_or_login_is_one_line_before_anything_is_written(

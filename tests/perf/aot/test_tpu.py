@@ -29,6 +29,7 @@ def test_the_decoding_loop_of_16_chips_has_no_collectives(tmp_path):
   hlo.assert_rollout_loops_are_local(file.read_text())
 
 
+@pytest.mark.slow
 def test_slices_lie_along_data_and_what_they_exchange_goes_over_the_network():
   """64 x 128 floats a device: four parts of a sum and of a gather, two parts in each slice."""
   if importlib.util.find_spec('libtpu') is None:
