@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -54,7 +55,13 @@ def wandb_history(folder):
   """Return {step: {name: value}} of all runs, and the ids of the runs, of a run folder."""
   steps, ids = {}, set()
   for path in sorted(folder.glob('wandb/offline-run-*/*.wandb')):
-    for record in wandb_records(path):
+    records, deadline = [], time.monotonic() + 60
+    # W&B's own process writes the end a moment after `finish` has returned.
+    while not any(record.HasField('exit') for record in records):
+      assert time.monotonic() < deadline, f'{path} has no end'
+      time.sleep(0.05)
+      records = list(wandb_records(path))
+    for record in records:
       if record.HasField('run'):
         ids.add((record.run.run_id, record.run.display_name, record.run.run_group))
       if record.HasField('history'):
