@@ -6,6 +6,7 @@
   v5e_16     reasoner 0.6 B, backbone 0.3 B   tpu:v5e:4x4
   v5p_128    reasoner 8 B, backbone 1 B       tpu:v5p:4x4x8
   v5p_2048   the same                         tpu:v5p:8x16x16
+  v6e_1024   the same                         tpu:v6e:16x16:slices=4
   h100_64    the same                         gpu:h100:8x8
 
 Nothing here was trained, so there is no expected time or metric; docs/pods.md says what was
@@ -26,10 +27,14 @@ MESHES = {
   # Every axis is one whole dimension of the 8 x 16 x 16 torus: JAX splits none, so tensor cannot
   # be 4 here.
   'v5p_2048': c.MeshConfig(data=16, fsdp=16, tensor=8, rollout='tensor'),
+  # A slice holds the state once, and `data` lies over the four. JAX splits no dimension of 16 x 16,
+  # and 8 heads of keys cannot be divided by 16.
+  'v6e_1024': c.MeshConfig(data=4, fsdp=256, tensor=1),
   # tensor stays inside a host's NVLink.
   'h100_64': c.MeshConfig(data=1, fsdp=8, tensor=8, rollout='tensor'),
 }
-USERS = dict(v5e_16=64, v5p_128=512, v5p_2048=8192, h100_64=256)  # per step of the loop
+# Per step of the loop
+USERS = dict(v5e_16=64, v5p_128=512, v5p_2048=8192, v6e_1024=1024, h100_64=256)
 
 
 def get_config(arg: str = 'v5e_16') -> c.Config:

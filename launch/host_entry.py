@@ -58,6 +58,14 @@ _FIRST_STEP_S = flags.DEFINE_float(
   'first_step_s', 3600, 'The same limit before the first step of a loop, where programs compile.'
 )
 _GRACE_S = flags.DEFINE_float('grace_s', GRACE_S, 'Seconds the process has to save after SIGTERM.')
+_START_S = flags.DEFINE_float(
+  'start_s',
+  distributed.DEFAULT_START_S,
+  'Seconds for all processes to come; then those that are missing are named, exit 134.',
+)
+_HOST_CACHE = path_flag(
+  'host_cache', '', "Folder of this host for compiled programs, before the run's shared one."
+)
 _FOLLOW_PARENT = flags.DEFINE_bool(
   'follow_parent', False, 'Stop, as at SIGTERM, when the parent process has ended.'
 )
@@ -75,24 +83,31 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
       print(error, file=sys.stderr)
       return BAD_INPUT
-    log = Log(pathlib.Path(_WORKDIR.value) / 'logs', process_label(_PROCESS_ID.value))
+    log = Log(pathlib.Path(_WORKDIR.value) / 'logs', process_label())
     log.write_line(f'{socket.gethostname()}: {" ".join(command)}')
     code = Watch(command, env, heartbeat_path, log).wait()
     log.write_line(f'exit {code}')
   return code
 
 
-def process_label(process_id: int | None, environ: Mapping[str, str] = os.environ) -> str:
-  """Return the number of this process, or the host's name if it is unknown before jax starts.
+def process_number(environ: Mapping[str, str] = os.environ) -> int | None:
+  """Return the number of this process in the job, or None where jax alone finds it: on TPU VMs.
 
-  On TPU VMs it is unknown.
+  In a job of several TPU slices the variables of a host count inside its slice.
   """
-  if process_id is not None:
-    return str(process_id)
+  if _PROCESS_ID.value is not None:
+    return _PROCESS_ID.value
   for name in PROCESS_ID_VARIABLES:
     if environ.get(name):
-      return environ[name]
-  return socket.gethostname()
+      hosts = _PROCESSES.value // int(environ.get('MEGASCALE_NUM_SLICES', 1))
+      return int(environ.get('MEGASCALE_SLICE_ID', 0)) * hosts + int(environ[name])
+  return None
+
+
+def process_label() -> str:
+  """Return the number of this process, or the host's name where it is not known yet."""
+  number = process_number()
+  return socket.gethostname() if number is None else str(number)
 
 
 def environment(heartbeat_path: pathlib.Path) -> dict[str, str]:
@@ -100,13 +115,18 @@ def environment(heartbeat_path: pathlib.Path) -> dict[str, str]:
   env = dict(os.environ)
   env[heartbeat.FILE] = str(heartbeat_path)
   env[distributed.PROCESSES] = str(_PROCESSES.value)
+  env[distributed.START_S] = str(_START_S.value)
+  if _HOST_CACHE.value:
+    env[distributed.HOST_CACHE] = _HOST_CACHE.value
   env['PYTHONUNBUFFERED'] = '1'
   env |= xla_flags.environment(_XLA_FLAGS.value, env)
   if _COORDINATOR.value:
-    if _PROCESS_ID.value is None:
-      raise ConfigError('--process_id: must be given with --coordinator')
+    number = process_number()
+    if number is None:
+      names = ', '.join(PROCESS_ID_VARIABLES)
+      raise ConfigError(f'--process_id: must be given with --coordinator, or be in one of {names}')
     env[distributed.COORDINATOR] = _COORDINATOR.value
-    env[distributed.PROCESS_ID] = str(_PROCESS_ID.value)
+    env[distributed.PROCESS_ID] = str(number)
   if _DEVICES.value:
     devices = f'--xla_force_host_platform_device_count={_DEVICES.value}'
     env['JAX_PLATFORMS'] = 'cpu'

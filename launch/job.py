@@ -6,15 +6,18 @@ import dataclasses
 import re
 from collections.abc import Collection
 
-from launch import tpus, xla_flags
-from rolegen_jax.config import ConfigError
+from launch import gpus, tpus, xla_flags
+from rolegen_jax.config import ConfigError, MeshConfig
 from rolegen_jax.fields import expanded
+from rolegen_jax.runtime.distributed import DEFAULT_START_S
 
 TARGETS = ('local', 'slurm', 'tpu_vm', 'gke_jobset')
 GRACE_S = 120  # from SIGTERM to SIGKILL: one step and one checkpoint must fit
 
 NAME = re.compile(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?')
 ASSIGNMENT = re.compile(r'[\w.]+=.*')
+WINDOW = re.compile(r'\w+:\d+(-\d+)?')
+LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 SLURM_TIME = re.compile(r'(\d+-)?\d+(:\d\d){0,2}')
 
 
@@ -26,6 +29,9 @@ class Job:
   experiment: str
   workdir: str  # a folder that every host sees under this path
   set: tuple[str, ...] = ()  # section.field=value
+  profile: tuple[str, ...] = ()  # STAGE:FIRST-LAST
+  profile_processes: tuple[str, ...] = ('0',)
+  tracker: str = ''  # wandb | mlflow
   name: str = 'rolegen'  # of the SLURM job, the TPU or the JobSet
   python: str = 'python'  # the interpreter on the hosts
   processes: int = 1  # local: given; slurm: nodes x gpus_per_node; TPUs: hosts of the topology
@@ -34,10 +40,13 @@ class Job:
   grace_s: int = GRACE_S
   watchdog_s: int = 600  # a process without a heartbeat for this long inside a loop counts as hung
   first_step_s: int = 3600  # the limit before a loop's first step: compilation, data preparation
+  start_s: int = DEFAULT_START_S  # for all processes to come
+  host_cache: str = ''  # a folder of each host for compiled programs; '' = the run folder's alone
   xla_flags: tuple[str, ...] = ()  # names in xla_flags.py
 
+  nodes: int = 1  # slurm, and gke_jobset with GPUs
+
   # slurm
-  nodes: int = 1
   gpus_per_node: int = 0  # one task per GPU; 0 = one task per node, on CPU
   cpus_per_task: int = 8
   partition: str = ''  # '' = the cluster's default
@@ -46,22 +55,31 @@ class Job:
   setup: str = ''  # slurm, tpu_vm: a shell line that every host runs first (modules, mounts)
 
   # tpu_vm, gke_jobset
-  accelerator: str = ''  # generation: v4 | v5e | v5p | v6e
+  accelerator: str = ''  # generation: v4 | v5e | v5p | v6e; gke_jobset: also a name in gpus.py
   topology: str = ''  # chips, e.g. 4x4 or 2x2x4
   zone: str = ''
   project: str = ''
   spot: bool = False
 
   # gke_jobset
-  image: str = ''  # built from the Dockerfile's target `tpu`
+  slices: int = 1  # TPU slices of that topology; `mesh.data` lies over them
+  image: str = ''  # built from the Dockerfile's target `tpu` or `cuda`
   namespace: str = 'default'
   claim: str = ''  # PersistentVolumeClaim of access mode ReadWriteMany, mounted at `mount`
   mount: str = '/mnt/rolegen'
+  queue: str = ''  # Kueue's LocalQueue; '' = pods start as soon as there are nodes
+  priority_class: str = ''  # a PriorityClass of the cluster
+  reservation: str = ''  # of Compute Engine, in the cluster's project
 
   def train_command(self) -> list[str]:
     """The command that trains, without the watchdog around it."""
     sets = [part for assignment in self.set for part in ('--set', assignment)]
     flags = [f'--experiment={self.experiment}', f'--workdir={self.workdir}', *sets]
+    if self.profile:
+      flags.append(f'--profile={",".join(self.profile)}')
+      flags.append(f'--profile_processes={",".join(self.profile_processes)}')
+    if self.tracker:
+      flags.append(f'--tracker={self.tracker}')
     return [self.python, '-m', 'rolegen_jax', 'train', *flags]
 
   def host_command(self, *extra_flags: str) -> list[str]:
@@ -72,8 +90,11 @@ class Job:
       f'--grace_s={self.grace_s}',
       f'--watchdog_s={self.watchdog_s}',
       f'--first_step_s={self.first_step_s}',
+      f'--start_s={self.start_s}',
       *extra_flags,
     ]
+    if self.host_cache:
+      flags.append(f'--host_cache={self.host_cache}')
     if self.xla_flags:
       flags.append(f'--xla_flags={",".join(self.xla_flags)}')
     return [self.python, '-m', 'launch.host_entry', *flags, '--', *self.train_command()]
@@ -86,18 +107,30 @@ def validate(job: Job) -> Job:
   """
   _require_one_of(job, 'target', TARGETS)
   _validate_common(job)
+  if job.target != 'gke_jobset':
+    for flag in ('queue', 'priority_class', 'reservation'):
+      _require(job, flag, not getattr(job, flag), 'left out: it is for --target=gke_jobset')
+    _require(job, 'slices', job.slices == 1, '1: several are for --target=gke_jobset')
   if job.target == 'local':
     return job
   if job.target == 'slurm':
     _validate_slurm(job)
     return dataclasses.replace(job, processes=job.nodes * max(job.gpus_per_node, 1))
-  _require_one_of(job, 'accelerator', tpus.GENERATIONS)
+  if job.target == 'gke_jobset' and job.accelerator in gpus.MACHINES:
+    _validate_gke_jobset(job)
+    _validate_gpus(job)
+    return dataclasses.replace(job, processes=job.nodes)
+  offered = [*tpus.GENERATIONS, *(gpus.MACHINES if job.target == 'gke_jobset' else ())]
+  _require_one_of(job, 'accelerator', offered)
   hosts = tpus.Slice.of(job.accelerator, job.topology).hosts
   if job.target == 'tpu_vm':
     _validate_tpu_vm(job)
   else:
     _validate_gke_jobset(job)
-  return dataclasses.replace(job, processes=hosts)
+    _require(job, 'nodes', job.nodes == 1, 'left out: the topology says how many hosts there are')
+    multi_host = 'at least 1, and 1 where one host is the whole slice'
+    _require(job, 'slices', job.slices == 1 or (job.slices > 1 and hosts > 1), multi_host)
+  return dataclasses.replace(job, processes=hosts * job.slices)
 
 
 def is_written_out(path: str) -> bool:
@@ -135,6 +168,12 @@ def _validate_common(job: Job) -> None:
   _require(job, 'watchdog_s', job.watchdog_s >= 1, 'at least 1')
   first_step_rule = f'at least --watchdog_s={job.watchdog_s}'
   _require(job, 'first_step_s', job.first_step_s >= job.watchdog_s, first_step_rule)
+  _require(job, 'start_s', job.start_s >= 1, 'at least 1')
+  cache_rule = 'a folder of each host from / on, written out: none that hosts share'
+  is_root_path = job.host_cache.startswith('/') and is_written_out(job.host_cache)
+  _require(job, 'host_cache', not job.host_cache or is_root_path, cache_rule)
+  windows = all(WINDOW.fullmatch(window) for window in job.profile)
+  _require(job, 'profile', windows, 'STAGE:FIRST-LAST, several separated by commas')
   known_flags = all(name in xla_flags.FLAGS for name in job.xla_flags)
   _require(job, 'xla_flags', known_flags, 'names among ' + ', '.join(xla_flags.FLAGS))
   assignments = all(ASSIGNMENT.fullmatch(assignment) for assignment in job.set)
@@ -154,7 +193,33 @@ def _validate_tpu_vm(job: Job) -> None:
 
 
 def _validate_gke_jobset(job: Job) -> None:
-  _require(job, 'image', job.image, 'a container image built with `docker build --target=tpu .`')
+  target = 'cuda' if job.accelerator in gpus.MACHINES else 'tpu'
+  image_rule = f'a container image built with `docker build --target={target} .`'
+  _require(job, 'image', job.image, image_rule)
   _require(job, 'claim', job.claim, 'a PersistentVolumeClaim of access mode ReadWriteMany')
   below_mount = job.workdir.startswith(job.mount + '/')
   _require(job, 'workdir', below_mount, f'below --mount={job.mount}, where the claim is mounted')
+  for flag in ('queue', 'priority_class', 'reservation'):
+    name = getattr(job, flag)
+    rule = 'a name of lower-case letters, digits and dashes, at most 63'
+    _require(job, flag, not name or LABEL.fullmatch(name), rule)
+  _require(job, 'reservation', not (job.reservation and job.spot), 'left out with --spot')
+
+
+def _validate_gpus(job: Job) -> None:
+  _require(job, 'nodes', job.nodes >= 1, 'at least 1')
+  _require(job, 'topology', not job.topology, 'left out: GPUs are counted by --nodes')
+  _require(job, 'slices', job.slices == 1, '1: slices are of TPUs')
+
+
+def check_mesh(job: Job, mesh: MeshConfig) -> None:
+  """Raise ConfigError where the slices of a job cannot lie along `mesh.data`."""
+  if job.slices == 1:
+    return
+  chips = tpus.Slice.of(job.accelerator, job.topology).chips * job.slices
+  data = mesh.data if mesh.data > 0 else chips // max(mesh.fsdp * mesh.tensor, 1)
+  if data < 1 or data % job.slices:
+    raise ConfigError(
+      f'mesh.data={mesh.data}: must be a multiple of --slices={job.slices}; '
+      'what slices exchange goes over the data-center network, and only `data` is made for that'
+    )

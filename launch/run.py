@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from launch import entry, lint, supervise
-from launch.job import TARGETS, Job, validate
+from launch.job import TARGETS, Job, check_mesh, validate
 from launch.targets import RENDERERS, local
 from rolegen_jax.cli import entry as cli
 from rolegen_jax.config import ConfigError
@@ -39,6 +39,9 @@ _JOB_FLAGS = [
   flags.DEFINE_multi_string(
     'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
   ),
+  flags.DEFINE_list('profile', [], 'Steps to trace: STAGE:FIRST-LAST, separated by commas.'),
+  flags.DEFINE_list('profile_processes', ['0'], 'Processes that trace: numbers, or all.'),
+  flags.DEFINE_enum('tracker', '', ['', 'wandb', 'mlflow'], 'Report metrics there too.'),
   _string('name', 'rolegen', 'Name of the SLURM job, the TPU or the JobSet.'),
   _string(
     'python', '', 'Python on the hosts; default: this one on local, `python` on other targets.'
@@ -49,23 +52,31 @@ _JOB_FLAGS = [
   _integer('grace_s', 120, 'Seconds from SIGTERM to SIGKILL.'),
   _integer('watchdog_s', 600, 'Seconds without a step after which a process counts as hung.'),
   _integer('first_step_s', 3600, 'The same limit before the first step of a loop.'),
+  _integer('start_s', 1800, 'Seconds for all processes to come; then the missing ones are named.'),
+  _string('host_cache', '', 'Folder of each host for compiled programs, before the shared one.'),
   flags.DEFINE_list('xla_flags', [], 'Names in launch/xla_flags.py, separated by commas.'),
-  _integer('nodes', 1, 'slurm: nodes.'),
+  _integer('nodes', 1, 'slurm, gke_jobset with GPUs: nodes.'),
   _integer('gpus_per_node', 0, 'slurm: GPUs per node, one task each; 0 = one CPU task per node.'),
   _integer('cpus_per_task', 8, 'slurm: CPU cores per task.'),
   _string('partition', '', 'slurm: partition.'),
   _string('account', '', 'slurm: account.'),
   _string('time', '24:00:00', 'slurm: time limit, [days-]hours:minutes:seconds.'),
   _string('setup', '', 'slurm, tpu_vm: a shell line that runs first (modules, mounts).'),
-  _string('accelerator', '', 'TPUs: v4, v5e, v5p or v6e.'),
-  _string('topology', '', 'TPUs: chips along each side, e.g. 4x4.'),
+  _string(
+    'accelerator', '', 'TPUs: v4, v5e, v5p or v6e. gke_jobset: also a name in launch/gpus.py.'
+  ),
+  _string('topology', '', 'TPUs: chips along each side of a slice, e.g. 4x4.'),
+  _integer('slices', 1, 'gke_jobset: TPU slices; mesh.data lies over them.'),
   _string('zone', '', 'tpu_vm: zone.'),
   _string('project', '', 'tpu_vm: project.'),
-  flags.DEFINE_bool('spot', False, 'TPUs: spot capacity.'),
-  _string('image', '', "gke_jobset: image built from the Dockerfile's target `tpu`."),
+  flags.DEFINE_bool('spot', False, 'tpu_vm, gke_jobset: spot capacity.'),
+  _string('image', '', "gke_jobset: image built from the Dockerfile's target `tpu` or `cuda`."),
   _string('namespace', 'default', 'gke_jobset: namespace.'),
   _string('claim', '', 'gke_jobset: PersistentVolumeClaim of access mode ReadWriteMany.'),
   _string('mount', '/mnt/rolegen', 'gke_jobset: where the claim is mounted.'),
+  _string('queue', '', "gke_jobset: Kueue's LocalQueue that the job waits in."),
+  _string('priority_class', '', 'gke_jobset: PriorityClass of the pods.'),
+  _string('reservation', '', "gke_jobset: reservation of the cluster's project to run on."),
 ]
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print what would be submitted, and exit.')
 _VALIDATE = flags.DEFINE_bool(
@@ -103,8 +114,10 @@ def job_from_flags() -> Job:
       values[name] = local_path(values[name], f'--{name}')
     if shutil.which(values['python']) is None:
       raise ConfigError(f'--python={values["python"]}: must be an interpreter on this machine')
-  cli.experiment(values['experiment'], list(values['set']))
-  return validate(Job(**values))
+  config = cli.experiment(values['experiment'], list(values['set']))
+  job = validate(Job(**values))
+  check_mesh(job, config.mesh)
+  return job
 
 
 def submit(target: str, text: str) -> int:

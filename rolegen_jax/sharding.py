@@ -4,7 +4,7 @@ Modules name logical axes only. A parameter declares them once (`nnx.Param(value
 'mlp'))`), an activation through `constrain(x, 'batch', None, 'embed')`. The tables below are the
 only place that knows mesh axes:
 
-  data    replicas: batch only, parameters replicated over it
+  data    replicas: batch only, parameters replicated over it; the axis that spans TPU slices
   fsdp    batch, and parameters sharded
   tensor  heads, MLP and vocabulary sharded
 
@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -72,7 +73,8 @@ def layout(table: Table) -> Iterator[None]:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Return the mesh of axes (data, fsdp, tensor) over `devices`, by default all of all processes.
 
-  Raises ConfigError when the devices do not divide so.
+  Slices of a TPU job lie along `data`: what crosses the data-center network between them is, above
+  all, the sum of gradients once a step. Raises ConfigError when the devices do not divide so.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
@@ -85,9 +87,22 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   needed = math.prod(sizes.values())
   if needed != len(devices):
     raise ConfigError(f'mesh={sizes}: needs {needed} devices, there are {len(devices)}')
-  shape = tuple(sizes[axis] for axis in MESH_AXES)
+  slices = _slices(devices)
+  if sizes['data'] % slices:
+    raise ConfigError(f'mesh={sizes}: data must be a multiple of {slices}, the slices of the job')
+  types = (AxisType.Auto,) * 3
   try:
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if slices == 1:
+      shape = tuple(sizes[axis] for axis in MESH_AXES)
+      return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    placed = mesh_utils.create_hybrid_device_mesh(
+      (sizes['data'] // slices, sizes['fsdp'], sizes['tensor']),
+      (slices, 1, 1),
+      devices,
+      # As jax.make_mesh does, which knows one slice only.
+      allow_split_physical_axes=devices[0].device_kind in ('TPU v5 lite', 'TPU v5e'),
+    )
+    return Mesh(placed, MESH_AXES, axis_types=types)
   except NotImplementedError as error:
     # A TPU torus: JAX splits none of its dimensions between two axes.
     coordinates = zip(*(device.coords for device in devices))
@@ -96,6 +111,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       f'mesh={sizes}: has no place on a torus of {torus}; each axis must be a product of some of '
       'its dimensions, used once'
     ) from error
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+  """Return the number of TPU slices; what else calls itself a slice, a host of GPUs, is none."""
+  return len({getattr(d, 'slice_index', 0) if d.platform == 'tpu' else 0 for d in devices})
 
 
 def spec(axes: Sequence[str | None], table: Table = TRAIN) -> P:

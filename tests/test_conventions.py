@@ -58,9 +58,9 @@ WITHOUT_JAX = (
 )
 
 # An absolute path of one machine and a link to where packages come from: the project names
-# neither.
+# neither. /home/kubernetes is a folder of every node of GKE.
 MACHINE_PATH = re.compile(
-  r'(?<![\w.$}>/-])/(?:work|root|tmp|home)(?=[/\s\'"`),:;]|$)', re.MULTILINE
+  r'(?<![\w.$}>/-])/(?:work|root|tmp|home(?!/kubernetes/))(?=[/\s\'"`),:;]|$)', re.MULTILINE
 )
 REGISTRY = re.compile(
   r'pypi\.org|pythonhosted\.org|anaconda\.org|npmjs\.(?:com|org)|index-url|find-links',
@@ -262,6 +262,7 @@ def test_no_machine_paths_and_no_registries():
     'requirements-cluster.txt',
     'requirements-text.txt',
     'requirements-annotate.txt',
+    'requirements-trackers.txt',
   ],
 )
 def test_requirements_are_bounded_on_both_sides(name):

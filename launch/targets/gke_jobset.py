@@ -1,4 +1,6 @@
-"""GKE: a JobSet of one TPU slice, one pod per host. Needs JobSet 0.10 or later.
+"""GKE: a JobSet of TPU slices, or of nodes with GPUs, one pod per host. Needs JobSet 0.10 or later.
+
+A Job of the JobSet is a slice; all nodes with GPUs are one Job.
 
 How a pod ends decides what happens, by the first rule that matches:
 
@@ -13,17 +15,12 @@ action by that index (`onJobFailureMessagePatterns`, new in JobSet 0.10).
 
 from __future__ import annotations
 
-from typing import Any
-
 import yaml
 
+from launch import gpus
 from launch.job import Job
-from launch.tpus import Slice
-
-Manifest = dict[str, Any]
-
-CONTAINER = 'rolegen'
-KILL_S = 30  # between host_entry's own limit and the pod's
+from launch.targets import gke_pods
+from launch.targets.gke_pods import CONTAINER, WORKERS, Manifest
 
 
 def render(job: Job) -> str:
@@ -33,7 +30,7 @@ def render(job: Job) -> str:
 
 def manifest(job: Job) -> Manifest:
   """Return the JobSet as nested dictionaries."""
-  hosts = Slice.of(job.accelerator, job.topology).hosts
+  hosts = job.processes // job.slices
   rules = _failure_rules()
   workers = {
     'parallelism': hosts,
@@ -41,28 +38,30 @@ def manifest(job: Job) -> Manifest:
     'completionMode': 'Indexed',
     'backoffLimit': 0,
     'podFailurePolicy': {'rules': [{'action': 'FailJob', **cause} for _, cause in rules]},
-    'template': {'spec': _pod(job)},
+    'template': gke_pods.template(job),
   }
   failure_policy = {
     'maxRestarts': job.max_restarts,
     'rules': [_jobset_rule(index, action) for index, (action, _) in enumerate(rules)],
   }
+  replicated = {'name': WORKERS, 'replicas': job.slices, 'template': {'spec': workers}}
   return {
     'apiVersion': 'jobset.x-k8s.io/v1alpha2',
     'kind': 'JobSet',
-    'metadata': {
-      'name': job.name,
-      'namespace': job.namespace,
-      # A node pool is a slice, and the pods of a Job get one to themselves.
-      'annotations': {
-        'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'
-      },
-    },
-    'spec': {
-      'failurePolicy': failure_policy,
-      'replicatedJobs': [{'name': 'workers', 'replicas': 1, 'template': {'spec': workers}}],
-    },
+    'metadata': _metadata(job),
+    'spec': {'failurePolicy': failure_policy, 'replicatedJobs': [replicated]},
   }
+
+
+def _metadata(job: Job) -> Manifest:
+  metadata: Manifest = {'name': job.name, 'namespace': job.namespace}
+  if job.queue:
+    metadata['labels'] = {'kueue.x-k8s.io/queue-name': job.queue}
+  if job.accelerator not in gpus.MACHINES:
+    # A node pool is a slice, and the pods of a Job get one to themselves.
+    topology = 'cloud.google.com/gke-nodepool'
+    metadata['annotations'] = {'alpha.jobset.sigs.k8s.io/exclusive-topology': topology}
+  return metadata
 
 
 def _failure_rules() -> list[tuple[str, Manifest]]:
@@ -85,30 +84,4 @@ def _jobset_rule(index: int, action: str) -> Manifest:
     'action': action,
     'onJobFailureReasons': ['PodFailurePolicy'],
     'onJobFailureMessagePatterns': [f'.*FailJob rule at index {index}$'],
-  }
-
-
-def _pod(job: Job) -> Manifest:
-  tpu_slice = Slice.of(job.accelerator, job.topology)
-  node_labels = {
-    'cloud.google.com/gke-tpu-accelerator': tpu_slice.generation.label,
-    'cloud.google.com/gke-tpu-topology': tpu_slice.topology,
-  }
-  if job.spot:
-    node_labels['cloud.google.com/gke-spot'] = 'true'
-  container = {
-    'name': CONTAINER,
-    'image': job.image,
-    'command': job.host_command(),
-    # The TPU's device files and a new claim belong to root, whatever user the image names.
-    'securityContext': {'runAsUser': 0},
-    'resources': {'limits': {'google.com/tpu': tpu_slice.chips_per_host}},
-    'volumeMounts': [{'name': 'runs', 'mountPath': job.mount}],
-  }
-  return {
-    'restartPolicy': 'Never',
-    'terminationGracePeriodSeconds': job.grace_s + KILL_S,
-    'nodeSelector': node_labels,
-    'containers': [container],
-    'volumes': [{'name': 'runs', 'persistentVolumeClaim': {'claimName': job.claim}}],
   }

@@ -26,6 +26,7 @@ from rolegen_jax import overrides
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.fields import local_path
 from rolegen_jax.runtime import distributed, heartbeat
+from rolegen_jax.runtime.roll_call import MissingPeers
 
 BAD_INPUT, DIVERGED, PREEMPTED, LOST_PEER = 2, 3, 42, 134  # see WORKSPACE.md; 0 is done
 # Of an OSError: the path is wrong, the disk full, or the folder somebody else's.
@@ -186,6 +187,8 @@ def _exit(error: Exception) -> None:
 def _code(error: Exception) -> int | None:
   if isinstance(error, ConfigError):
     return BAD_INPUT
+  if isinstance(error, MissingPeers):
+    return LOST_PEER
   from rolegen_jax.data.files import DataError
   from rolegen_jax.semantic_ids.catalogue import ArtifactError
   from rolegen_jax.training.checkpoint import ArtifactMismatch

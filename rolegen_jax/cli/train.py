@@ -4,6 +4,10 @@
 
 The same command continues after any interruption. A stage that was trained with other settings or
 on other files is an error, or trained again with --retrain.
+
+  rolegen train --experiment=demo --workdir=runs/demo --profile=loop:10-14 --tracker=mlflow
+
+traces five steps for xprof into runs/demo/profiles/ and reports metrics to MLflow too.
 """
 
 from absl import flags
@@ -23,11 +27,28 @@ _SET = flags.DEFINE_multi_string(
 _RETRAIN = flags.DEFINE_bool(
   'retrain', False, 'Train again what was trained with other settings or on other files.'
 )
+_PROFILE = flags.DEFINE_list(
+  'profile', [], 'Trace these steps for xprof: STAGE:FIRST-LAST, several separated by commas.'
+)
+_PROFILE_PROCESSES = flags.DEFINE_list(
+  'profile_processes', ['0'], 'Processes that trace: numbers separated by commas, or all.'
+)
+_TRACKER = flags.DEFINE_enum(
+  'tracker', None, ['wandb', 'mlflow'], 'Report metrics there too (requirements-trackers.txt).'
+)
 
 
 def main() -> None:
   """Train and evaluate the run that the flags name."""
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
   from rolegen_jax.pipeline.run import train
+  from rolegen_jax.runtime import distributed
+  from rolegen_jax.training import profiling, trackers
+  from rolegen_jax.training.fit import Observers
 
-  train(config, _WORKDIR.value, retrain=_RETRAIN.value)
+  workdir, kind = _WORKDIR.value, _TRACKER.value
+  profile = profiling.parse(_PROFILE.value, _PROFILE_PROCESSES.value, config, workdir)
+  tracking = None
+  if kind:
+    tracking = distributed.once(lambda: trackers.Tracking(kind, config, workdir))
+  train(config, workdir, retrain=_RETRAIN.value, observers=Observers(profile, tracking))

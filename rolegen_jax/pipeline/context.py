@@ -18,8 +18,9 @@ from rolegen_jax.models import functional
 from rolegen_jax.pipeline import keys
 from rolegen_jax.pipeline.artifacts import RunFolder, Stage
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime import compilation_cache, distributed
 from rolegen_jax.semantic_ids.trie import Trie
+from rolegen_jax.training.fit import Observers
 from rolegen_jax.training.losses import Params
 
 
@@ -33,6 +34,7 @@ class Run:
   rolegen: RoleGen
   # What the reasoner starts from: the pretrained weights if there are any, else random ones.
   base: Callable[[], Params]
+  observers: Observers = Observers()
 
   @property
   def workdir(self) -> pathlib.Path:
@@ -61,6 +63,7 @@ def open_run(
   may_train: bool = True,
   retrain: bool = False,
   keep_config: bool = True,
+  observers: Observers = Observers(),
 ) -> Run:
   """Return the run of these settings in `workdir`, which is made if it is absent.
 
@@ -73,6 +76,7 @@ def open_run(
     may_train: False = nothing is written, and a stage that is not complete is an error.
     retrain: whether a stage that was trained otherwise starts afresh.
     keep_config: whether what is written becomes the folder's config.json.
+    observers: what looks on while stages train.
   """
   config = config.validated()
   if config.reasoner.pretrained:
@@ -93,11 +97,10 @@ def open_run(
   )
   if may_train and keep_config:
     distributed.once(lambda: _adopt(folder, config))
-  # Ablations and restarts run the very same programs: compile each once per run folder, or where
-  # the environment says.
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    jax.config.update('jax_compilation_cache_dir', str(folder.path / 'compilation_cache'))
-  return Run(config, folder, mesh, rolegen, functools.cache(lambda: _base(rolegen, mesh)))
+  # Ablations and restarts run the very same programs: compile each once per run folder.
+  compilation_cache.use(folder.path / 'compilation_cache')
+  base = functools.cache(lambda: _base(rolegen, mesh))
+  return Run(config, folder, mesh, rolegen, base, observers)
 
 
 def _check_batches(config: Config, folder: RunFolder, mesh: Mesh, retrain: bool) -> None:

@@ -13,6 +13,7 @@ from rolegen_jax.pipeline import evaluation, stages
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.stages import Models
+from rolegen_jax.training.fit import Observers
 
 
 def train(
@@ -20,15 +21,17 @@ def train(
   workdir: str | os.PathLike,
   print_tables: bool = False,
   retrain: bool = False,
+  observers: Observers = Observers(),
 ) -> pathlib.Path:
-  """Run all stages in order and return the path of report.html.
+  """Run all stages in order and return the path of report.html; `observers` look on.
 
   Raises ConfigError naming the field or file with which a stage that is there was trained
   otherwise; with `retrain` that stage starts afresh.
   """
-  run = open_run(config, workdir, retrain=retrain)
+  run = open_run(config, workdir, retrain=retrain, observers=observers)
   run, inputs = prepare_inputs(run)  # the log, its semantic IDs, and what is counted on it
   models = train_models(run, inputs)
+  observers.profile.report()
   ablations = stages.train_ablations(run, inputs, models)
   baselines = evaluation.rank_baselines(run, inputs)
   results = evaluation.evaluate(run, inputs, models, ablations, baselines)

@@ -369,6 +369,7 @@ def _fit(run: Run, inputs: Inputs, task: Task, earlier: dict[str, str]) -> Train
       hashes,
       # What is complete and lost its checkpoint is hours of work: nobody said to do it again.
       run.folder.retrain if stage.is_complete else run.folder.may_train,
+      run.observers,
     )
     params = fit(dataclasses.replace(task, initial_params=initial, extra=extra), site, inputs.trie)
     return functional.join(params, frozen)

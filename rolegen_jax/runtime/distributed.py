@@ -21,20 +21,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from rolegen_jax.config import ConfigError
-from rolegen_jax.runtime import heartbeat
+from rolegen_jax.runtime import heartbeat, roll_call
 
 T = TypeVar('T')
 
 # Set by launch/host_entry.py. Without a coordinator jax finds the others itself (TPU, SLURM).
-PROCESSES, PROCESS_ID, COORDINATOR = (
+PROCESSES, PROCESS_ID, COORDINATOR, START_S = (
   'ROLEGEN_PROCESSES',
   'ROLEGEN_PROCESS_ID',
   'ROLEGEN_COORDINATOR',
+  'ROLEGEN_START_S',
 )
+HOST_CACHE = 'ROLEGEN_HOST_CACHE'  # set there too: a folder of this host for compiled programs
 # Variables by which a cluster says that there are several processes: a number, or host names
 # separated by commas.
 CLUSTERS = ('SLURM_STEP_NUM_TASKS', 'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES')
-START_S = 600  # a process that has not joined by then is missing
+DEFAULT_START_S = 1800  # a process that has not come by then is missing; nodes may be made first
 LEAVE_S = 60  # how long the others are waited for at the end
 POLL_S = 20
 # Variables that name a proxy to gRPC, or to the clients of a cluster's metadata server.
@@ -62,7 +64,8 @@ def initialize() -> None:
 
   Without a launcher this process is the job. Raises ConfigError when a cluster runs several
   processes that no launcher told of each other, or when fewer or more of them joined than the
-  launcher started: each would train alone, and all would write the same files.
+  launcher started: each would train alone, and all would write the same files. Raises MissingPeers
+  naming processes that do not come in time.
   """
   expected = os.environ.get(PROCESSES)
   if expected is None:
@@ -76,25 +79,50 @@ def initialize() -> None:
     return
   import jax
 
-  count = int(expected)
-  coordinator: dict[str, Any] = {}
+  count, start_s = int(expected), int(float(os.environ.get(START_S, DEFAULT_START_S)))
+  with without_proxies():
+    if count > 1:
+      place = _place(count, start_s)
+      roll_call.meet(place['coordinator_address'], count, place['process_id'], start_s)
+      jax.distributed.initialize(
+        **place, initialization_timeout=start_s, shutdown_timeout_seconds=LEAVE_S
+      )
+    joined = jax.process_count()  # starts the devices' runtime, which may connect hosts too
+  if joined != count:
+    raise _wrong_count(count, joined)
+
+
+def _place(count: int, start_s: int) -> dict[str, Any]:
+  """Return where this process finds the others, by the launcher or by what jax knows of a cluster.
+
+  As arguments of `jax.distributed.initialize`, which would ask the cluster itself, and not say.
+  """
   if COORDINATOR in os.environ:
-    coordinator = dict(
+    return dict(
       coordinator_address=os.environ[COORDINATOR],
       num_processes=count,
       process_id=int(os.environ[PROCESS_ID]),
     )
-  with without_proxies():
-    if count > 1:
-      jax.distributed.initialize(
-        **coordinator, initialization_timeout=START_S, shutdown_timeout_seconds=LEAVE_S
-      )
-    joined = jax.process_count()  # starts the devices' runtime, which may connect hosts too
-  if joined != count:
+  from jax._src.clusters import ClusterEnv
+
+  names = ('coordinator_address', 'num_processes', 'process_id', 'local_device_ids')
+  found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, start_s)
+  place = dict(zip(names, found))
+  if place['coordinator_address'] is None:
     raise ConfigError(
-      f'--processes={count}: {joined} joined; '
-      'must be the number of processes that the launcher starts'
+      f'--processes={count}: this is no cluster that jax knows; '
+      'must be started with --coordinator and --process_id'
     )
+  if place['num_processes'] != count:
+    raise _wrong_count(count, place['num_processes'])
+  return place
+
+
+def _wrong_count(count: int, joined: Any) -> ConfigError:
+  return ConfigError(
+    f'--processes={count}: {joined} joined; '
+    'must be the number of processes that the launcher starts'
+  )
 
 
 @contextlib.contextmanager

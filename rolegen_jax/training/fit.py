@@ -29,7 +29,9 @@ from rolegen_jax.training import state as states
 from rolegen_jax.training.checkpoint import Checkpoints
 from rolegen_jax.training.losses import Metrics, Params
 from rolegen_jax.training.metrics import Clock, MetricsLog
+from rolegen_jax.training.profiling import NOTHING, Profile
 from rolegen_jax.training.state import State
+from rolegen_jax.training.trackers import Reporting, Tracking
 
 
 class Preempted(RuntimeError):
@@ -55,6 +57,14 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Observers:
+  """What looks on while stages train; no result depends on it."""
+
+  profile: Profile = NOTHING
+  tracking: Tracking | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
   """Where a stage runs and what it writes."""
 
@@ -66,6 +76,7 @@ class Site:
   hashes: dict[str, str]
   # False = a stage whose last checkpoint is missing or damaged is an error.
   may_train: bool = True
+  observers: Observers = Observers()
 
 
 def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
@@ -93,7 +104,9 @@ def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
       batches.seek(position)
     clock.lap('restore')
     clock.start(start)
-    log = MetricsLog(site.folder, site.tensorboard, start)
+    tracking, profile = site.observers.tracking, site.observers.profile
+    report = functools.partial(Reporting, tracking, task.name, site.folder) if tracking else None
+    log = MetricsLog(site.folder, site.tensorboard, start, report)
     with _SigtermNotice() as sigterm, heartbeat.saves():
       try:
         for i, (state, metrics) in _steps(task, site, state, batches, trie, clock):
@@ -111,6 +124,7 @@ def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
           if leave:
             raise Preempted(f'{task.name}: saved at step {i + 1}')
       finally:
+        profile.close()
         log.close()
         checkpoints.close()
         clock.end()
@@ -148,7 +162,7 @@ def _steps(
     in_shardings=(layout, rows, None, *(None,) * len(task.extra)),
     out_shardings=(layout, None),
   )
-  put = functools.partial(_put_batch, site.mesh, batches)
+  put, profile = functools.partial(_put_batch, site.mesh, batches), site.observers.profile
   start, end = int(state.step), task.config.steps
   compiled = None
   for i in progress(range(start, end), task.name, total=end, initial=start):
@@ -157,7 +171,10 @@ def _steps(
     if compiled is None:
       compiled = compile_in_step(jitted, state, batch, trie, *task.extra)
       clock.lap('compile')
-    state, metrics = compiled(state, batch, trie, *task.extra)
+    profile.begin(task.name, i, state)
+    with profile.step(i):
+      state, metrics = compiled(state, batch, trie, *task.extra)
+    profile.end(task.name, i, metrics)
     yield i, (state, metrics)
 
 

@@ -11,12 +11,14 @@ import os
 import pathlib
 import socket
 import time
+from collections.abc import Callable
 from typing import IO, Any
 
 import jax
 import tensorboardX
 
 from rolegen_jax.data.files import as_data_error
+from rolegen_jax.training.trackers import Reporting
 
 
 class Diverged(RuntimeError):
@@ -26,33 +28,46 @@ class Diverged(RuntimeError):
 class MetricsLog:
   """Rows {step, time_s, name: value...} in `folder/metrics.jsonl`, and the same to TensorBoard."""
 
-  def __init__(self, folder: str | os.PathLike, tensorboard: str | os.PathLike, start: int):
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    tensorboard: str | os.PathLike,
+    start: int,
+    report: Callable[[list[dict]], Reporting] | None = None,
+  ):
     """Open the log for steps from `start` on.
 
-    Later rows, left by a run that was cut off after its last checkpoint, are dropped.
+    Later rows, left by a run that was cut off after its last checkpoint, are dropped. report: given
+    the rows so far, dropped ones too, returns what else gets the metrics.
     """
     self.path = pathlib.Path(folder) / 'metrics.jsonl'
-    self._cut(start)
+    rows = self._cut(start)
     # Process 0 writes; nothing here is collective.
     self._file: IO[str] | None = None
     self._board: Any = None
+    self._reporting: Reporting | None = None
     if jax.process_index() == 0:
       self._file = self.path.open('a', encoding='utf-8')
       self._board = tensorboardX.SummaryWriter(str(tensorboard))
+      self._reporting = report(rows) if report else None
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._started = time.monotonic()
     self.last: dict[str, float] = {}
     self.tokens = 0.0  # that the reasoner has read, by the metric of that name
 
-  def _cut(self, start: int) -> None:
-    if jax.process_index() == 0 and self.path.exists():
-      with as_data_error(self.path, 'a JSON object per line; it may be removed'):
-        text = self.path.read_text(encoding='utf-8')
-        lines = [line for line in text.split('\n') if line.endswith('}')]
-        earlier = [line for line in lines if json.loads(line)['step'] < start]
-      temporary = self.path.with_suffix('.tmp')
-      temporary.write_text(''.join(line + '\n' for line in earlier), encoding='utf-8')
-      os.replace(temporary, self.path)
+  def _cut(self, start: int) -> list[dict]:
+    """Drop the rows from `start` on; return all rows that were there."""
+    if jax.process_index() or not self.path.exists():
+      return []
+    with as_data_error(self.path, 'a JSON object per line; it may be removed'):
+      text = self.path.read_text(encoding='utf-8')
+      lines = [line for line in text.split('\n') if line.endswith('}')]
+      rows = [json.loads(line) for line in lines]
+      earlier = [line for line, row in zip(lines, rows) if row['step'] < start]
+    temporary = self.path.with_suffix('.tmp')
+    temporary.write_text(''.join(line + '\n' for line in earlier), encoding='utf-8')
+    os.replace(temporary, self.path)
+    return rows
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Take the metrics of `step` and write those of the step before.
@@ -80,6 +95,8 @@ class MetricsLog:
       self._file.write(json.dumps(row) + '\n')
       for name, value in values.items():
         self._board.add_scalar(name, value, step)
+    if self._reporting:
+      self._reporting.log(step, values)
     if not math.isfinite(values['loss']):
       self.flush()
       bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -91,6 +108,8 @@ class MetricsLog:
     if self._file:
       self._file.close()
       self._board.close()
+    if self._reporting:
+      self._reporting.close()
 
 
 class Clock:

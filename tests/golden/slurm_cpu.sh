@@ -12,7 +12,7 @@
 set -uo pipefail
 for attempt in $(seq 0 0); do
   echo "attempt $attempt of 0"
-  srun --kill-on-bad-exit=0 --wait=180 python -m launch.host_entry --processes=4 --workdir=runs/cpus --grace_s=120 --watchdog_s=600 --first_step_s=3600 -- python -m rolegen_jax train --experiment=demo --workdir=runs/cpus
+  srun --kill-on-bad-exit=0 --wait=180 python -m launch.host_entry --processes=4 --workdir=runs/cpus --grace_s=120 --watchdog_s=600 --first_step_s=3600 --start_s=1800 -- python -m rolegen_jax train --experiment=demo --workdir=runs/cpus
   code=$?
   case "$code" in
     0 | 2 | 3) exit "$code" ;;  # done, or an error that another attempt would repeat

@@ -40,7 +40,7 @@ export PATH="$HOME/venv/bin:$PATH"
 cd rolegen || exit
 for attempt in $(seq 0 3); do
   echo "attempt $attempt of 3"
-  python -m launch.host_entry --processes=4 --workdir=/mnt/nfs/runs/v5e --grace_s=120 --watchdog_s=600 --first_step_s=3600 --xla_flags=tpu_latency_hiding,tpu_async_all_gather -- python -m rolegen_jax train --experiment=demo --workdir=/mnt/nfs/runs/v5e
+  python -m launch.host_entry --processes=4 --workdir=/mnt/nfs/runs/v5e --grace_s=120 --watchdog_s=600 --first_step_s=3600 --start_s=1800 --xla_flags=tpu_latency_hiding,tpu_async_all_gather -- python -m rolegen_jax train --experiment=demo --workdir=/mnt/nfs/runs/v5e
   code=$?
   case "$code" in
     134 | 137 | 139) ;;  # watchdog, lost peer or killed: another attempt, counted

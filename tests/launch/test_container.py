@@ -59,11 +59,11 @@ def test_the_build_context_has_the_requirements_and_no_history():
   assert all((ROOT / name).exists() for name in kept)
 
 
-def test_the_commands_of_the_readme_build_push_and_run_one_image():
+def test_the_commands_of_the_readme_build_push_and_run_an_image_per_accelerator():
   readme = (ROOT / 'launch' / 'README.md').read_text(encoding='utf-8')
   builds = re.findall(r'^docker build --target=(\S+) --tag=(\S+) \.$', readme, re.MULTILINE)
   assert builds and all(target in TARGETS for target, _ in builds)
   assert re.findall(r'^docker push (\S+)$', readme, re.MULTILINE) == [tag for _, tag in builds]
-  assert re.findall(r'--image=(\S+)', readme) == [tag for target, tag in builds if target == 'tpu']
+  assert re.findall(r'--image=(\S+)', readme) == [tag for _, tag in builds]
   usage = (ROOT / 'Dockerfile').read_text(encoding='utf-8')
   assert set(re.findall(r'docker build --target=(\S+)', usage)) <= set(TARGETS)

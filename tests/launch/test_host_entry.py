@@ -60,6 +60,21 @@ def test_the_exit_code_is_the_childs_and_every_line_names_the_process(tmp_path, 
   assert (tmp_path / 'logs' / 'process_3.log').read_text().splitlines() == lines
 
 
+def test_a_host_of_a_slice_counts_from_the_first_slice(tmp_path):
+  """Of two slices of four hosts each: two processes of one number would share a log."""
+  child = [sys.executable, CHILD, '0']
+  flags = [f'--workdir={tmp_path}', '--processes=8', *LIMITS]
+  slice_variables = dict(MEGASCALE_NUM_SLICES='2', MEGASCALE_SLICE_ID='1', TPU_WORKER_ID='3')
+  done = subprocess.run(
+    [sys.executable, '-m', 'launch.host_entry', *flags, '--', *child],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)} | slice_variables,
+    check=False,
+  )
+  assert done.returncode == 0
+  assert [path.name for path in (tmp_path / 'logs').iterdir()] == ['process_7.log']
+
+
 def test_a_hung_step_ends_with_stacks_and_134(tmp_path):
   process = start(tmp_path, 'hang')
   output = process.communicate()[0]

@@ -84,6 +84,19 @@ def test_processes_that_share_a_tensor_axis_give_the_curve_of_one(one_process, w
   np.testing.assert_allclose(read_losses(workdir), read_losses(one_process), rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_the_chosen_process_traces_and_the_first_reports(workdir, monkeypatch):
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  codes, output = run_job(workdir, 2, '--observe')
+  assert codes == [0, 0], output
+  traces = list((workdir / 'profiles').rglob('*.xplane.pb'))
+  assert [path.relative_to(workdir).parts[:3] for path in traces] == [
+    ('profiles', 'warmup', 'process_1')
+  ]
+  assert len(list((workdir / 'wandb').glob('offline-run-*'))) == 1
+  assert (workdir / 'warmup' / 'tracker.json').exists()
+
+
 def test_hosts_that_differ_are_named(tmp_path):
   codes, output = run_job(tmp_path, 2, '--differ')
   assert codes == [2, 2], output

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from launch import lint, xla_flags
-from launch.job import Job, validate
+from launch.job import Job, check_mesh, validate
 from launch.targets import RENDERERS, gke_jobset
 from launch.tpus import Slice
-from rolegen_jax.config import ConfigError
+from rolegen_jax.config import ConfigError, MeshConfig
 from tests.launch.jobs import JOBS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -63,7 +63,57 @@ def test_the_hardware_decides_the_number_of_processes():
     'slurm_cpu.sh': 4,
     'tpu_vm.sh': 4,
     'gke_jobset.yaml': 4,
+    'gke_jobset_slices.yaml': 4 * 64,
+    'gke_jobset_a3_high.yaml': 8,
+    'gke_jobset_a3_mega.yaml': 8,
+    'gke_jobset_a3_ultra.yaml': 8,
+    'gke_jobset_a4.yaml': 8,
   }
+
+
+@pytest.mark.parametrize('name', [name for name in JOBS if name.startswith('gke')])
+def test_what_a_container_of_a_jobset_mounts_is_there(name):
+  """No schema sees it: names of volumes, and devices for a daemon that exists."""
+  template = yaml.safe_load(render(name)[1])['spec']['replicatedJobs'][0]['template']['spec'][
+    'template'
+  ]
+  pod, annotations = template['spec'], template.get('metadata', {}).get('annotations', {})
+  containers = pod['containers'] + pod.get('initContainers', [])
+  volumes = [volume['name'] for volume in pod['volumes']]
+  mounted = {mount['name'] for container in containers for mount in container['volumeMounts']}
+  assert sorted(volumes) == sorted(mounted)
+  for container in containers:
+    paths = [mount['mountPath'] for mount in container['volumeMounts']]
+    assert len(paths) == len(set(paths))
+  devices = [key for key in annotations if key.startswith('devices.gke.io/container.')]
+  assert [f'devices.gke.io/container.{c["name"]}' for c in pod.get('initContainers', [])] == devices
+  for value in filter(None, map(annotations.get, [*devices, 'networking.gke.io/interfaces'])):
+    assert yaml.safe_load(value)
+
+
+def test_the_command_of_a_node_with_gpus_gets_the_variables_of_the_script(tmp_path):
+  pod = yaml.safe_load(render('gke_jobset_a4.yaml')[1])['spec']['replicatedJobs'][0]
+  command = pod['template']['spec']['template']['spec']['containers'][0]['command']
+  script = tmp_path / 'set_nccl_env.sh'
+  script.write_text('export NCCL_NET=gIB\n')
+  shell = [part.replace('/usr/local/gib/scripts', str(tmp_path)) for part in command[:4]]
+  result = subprocess.run(
+    [*shell, 'sh', '-c', 'echo $NCCL_NET "$@"', 'sh', *command[5:]],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stdout.startswith('gIB -m launch.host_entry --processes=8')
+  assert command[4] == 'python' and '--coordinator=rolegen-workers-0-0.rolegen:8482' in command
+
+
+@pytest.mark.parametrize('mesh', [dict(data=1), dict(data=2, fsdp=512), dict(data=-1, fsdp=512)])
+def test_slices_lie_along_the_data_axis(mesh):
+  job = validate(JOBS['gke_jobset_slices.yaml'])
+  check_mesh(job, MeshConfig(data=4, fsdp=256))
+  check_mesh(job, MeshConfig(data=-1, fsdp=16))
+  with pytest.raises(ConfigError, match='mesh.data=.*: must be a multiple of --slices=4'):
+    check_mesh(job, MeshConfig(**mesh))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +204,9 @@ def test_the_tpu_vm_script_runs_to_its_end_from_a_pipe(tmp_path):
     ('local.sh', dict(name='My Job'), '--name=My Job: must be lower-case'),
     ('local.sh', dict(set=('loop.worlds',)), 'section.field=value'),
     ('local.sh', dict(first_step_s=5), 'at least --watchdog_s=600'),
+    ('local.sh', dict(start_s=0), '--start_s=0: must be at least 1'),
+    ('local.sh', dict(host_cache='cache'), '--host_cache=cache: must be a folder of each host'),
+    ('local.sh', dict(profile=('10-14',)), 'must be STAGE:FIRST-LAST'),
     ('slurm_gpu.sh', dict(time='1 day'), '--time=1 day: must be'),
     ('slurm_gpu.sh', dict(xla_flags=('fast',)), 'must be names among gpu_latency_hiding'),
     (
@@ -170,6 +223,22 @@ def test_the_tpu_vm_script_runs_to_its_end_from_a_pipe(tmp_path):
     ('gke_jobset.yaml', dict(workdir='runs/x'), 'below --mount=/mnt/rolegen'),
     ('gke_jobset.yaml', dict(claim=''), '--claim=: must be a PersistentVolumeClaim'),
     ('gke_jobset.yaml', dict(image=''), 'docker build --target=tpu'),
+    ('gke_jobset_a4.yaml', dict(image=''), 'docker build --target=cuda'),
+    ('gke_jobset_a4.yaml', dict(topology='4x4'), '--topology=4x4: must be left out'),
+    ('gke_jobset_a4.yaml', dict(nodes=0), '--nodes=0: must be at least 1'),
+    ('gke_jobset_a4.yaml', dict(slices=2), '--slices=2: must be 1'),
+    (
+      'gke_jobset_a4.yaml',
+      dict(accelerator='a2-highgpu-8g'),
+      'must be one of v4, v5e, v5p, v6e, a3',
+    ),
+    ('gke_jobset_slices.yaml', dict(slices=0), '--slices=0: must be at least 1'),
+    ('gke_jobset_slices.yaml', dict(topology='2x4'), '--slices=4: must be at least 1, and 1 where'),
+    ('gke_jobset_slices.yaml', dict(nodes=2), '--nodes=2: must be left out'),
+    ('gke_jobset_slices.yaml', dict(queue='Mine'), '--queue=Mine: must be a name of lower-case'),
+    ('gke_jobset_slices.yaml', dict(spot=True), '--reservation=v6e-spring: must be left out'),
+    ('tpu_vm.sh', dict(slices=2), '--slices=2: must be 1: several are for --target=gke_jobset'),
+    ('slurm_gpu.sh', dict(queue='mine'), '--queue=mine: must be left out'),
   ],
 )
 def test_a_wrong_flag_says_what_is_right(name, change, message):

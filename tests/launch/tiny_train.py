@@ -1,6 +1,7 @@
 """Train the warmup at the smallest size: data, semantic IDs and the backbone.
 
-  python tests/launch/tiny_train.py --workdir=DIR [--signal=SIGTERM] [--differ] [--set a.b=c ...]
+  python tests/launch/tiny_train.py --workdir=DIR [--signal=SIGTERM] [--differ] [--observe]
+      [--set a.b=c ...]
 
 It compiles fast and stops before the other stages.
 """
@@ -22,6 +23,9 @@ _SIGNAL = flags.DEFINE_string(
 _SET = flags.DEFINE_multi_string('set', [], 'Replace one field of the config.')
 _DIFFER = flags.DEFINE_bool(
   'differ', False, 'Only compare configs; that of the last process is different.'
+)
+_OBSERVE = flags.DEFINE_bool(
+  'observe', False, 'Trace two steps on the last process, and report to W&B.'
 )
 
 SIGNAL_STEP = 2
@@ -69,12 +73,19 @@ def main() -> None:
   from rolegen_jax.pipeline import stages
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
+  from rolegen_jax.training import profiling, trackers
+  from rolegen_jax.training.fit import Observers
   from tests import tiny
 
   compile_fast()
   if _SIGNAL.value:
     send_signal_while_training(Batches, signal.Signals[_SIGNAL.value])
-  run = open_run(tiny.config(*SETTINGS, *_SET.value), _WORKDIR.value)
+  config, observers = tiny.config(*SETTINGS, *_SET.value), Observers()
+  if _OBSERVE.value:
+    last = str(int(os.environ[distributed.PROCESSES]) - 1)
+    profile = profiling.parse(['warmup:4-5'], [last], config, _WORKDIR.value)
+    observers = Observers(profile, trackers.Tracking('wandb', config, _WORKDIR.value))
+  run = open_run(config, _WORKDIR.value, observers=observers)
   stages.warm_up(*prepare_inputs(run))
 
 

@@ -16,7 +16,7 @@ from rolegen_jax.data.files import DataError
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.training import losses, metrics, state, steps
 from rolegen_jax.training.checkpoint import ArtifactMismatch
-from rolegen_jax.training.fit import Preempted, Site, Task, fit
+from rolegen_jax.training.fit import Observers, Preempted, Site, Task, fit
 from rolegen_jax.training.metrics import Diverged
 from tests import tiny
 
@@ -33,6 +33,7 @@ def run(
   hashes=None,
   mesh=MeshConfig(data=2, fsdp=2, tensor=2),
   may_train=True,
+  observers=Observers(),
 ):
   """Train the reasoner; `disturb(batch number)` is called before each batch is handed out."""
   rolegen = tiny.rolegen()
@@ -61,6 +62,7 @@ def run(
     tensorboard=folder / 'tensorboard',
     hashes=hashes or {'settings': 'a'},
     may_train=may_train,
+    observers=observers,
   )
   return fit(task, site, tiny.trie())
 

@@ -4,6 +4,10 @@ A phase is the first of `PHASES` in an operation's scope names (`jax.named_scope
 instruction in a loop counts once per iteration: XLA:GPU writes `known_trip_count` beside each loop,
 and a counted loop's condition compares with a constant. Where neither is found the loop counts
 once, and the sum is a lower bound.
+
+Of several TPU slices the module is that of one slice. What a slice exchanges with the others is
+written as a `send` to the runtime that carries it over the data-center network, with the kind of
+the collective and the slices that take part as attributes.
 """
 
 from __future__ import annotations
@@ -21,6 +25,10 @@ KINDS = (
   '|collective-permute|collective-broadcast'
 )
 _COLLECTIVE = re.compile(rf'%?([\w.-]+) = (.*?) ({KINDS})(-start)?\(')
+_BETWEEN_SLICES = re.compile(r'= \((.*?), u32\[\]\S*, token\[\]\) send\(.*_xla_megascale_transfer')
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')  # {1,2,3,4}x{devices of a slice}
+_KIND_OF_TRANSFER = {'ONE_TO_ONE': 'collective-permute'}  # others have the names of collectives
 _CALLED = re.compile(
   r'(?:body|condition|calls|to_apply|true_computation|false_computation|called_computations)'
   r'=\{?%?([\w.-]+)'
@@ -98,7 +106,7 @@ class Module:
       self._loops.append((_scope(line), body[1], trips))
     for name in called:
       self._calls[computation].append(_Call(name, trips, bool(body), _scope(line)))
-    if _COLLECTIVE.search(line):
+    if _COLLECTIVE.search(line) or _BETWEEN_SLICES.search(line):
       self._collective_lines[computation].append(line)
 
   def reached(self, start: str) -> set[str]:
@@ -118,12 +126,13 @@ class Module:
 
   def _kinds(self, body: str) -> list[str]:
     lines = (line for name in self.reached(body) for line in self._collective_lines.get(name, ()))
-    return [_match(line)[3] for line in lines]
+    return [_traffic(line, '', 0, self.devices)[0] for line in lines]
 
   def collectives(self, domain: int = 0) -> list[Collective]:
     """Return every collective once, with how often it runs.
 
-    `domain` consecutive devices share a fast interconnect; 0 = all.
+    `domain` consecutive devices share a fast interconnect; 0 = all. What goes to other slices is
+    wide whatever it is.
     """
     times = collections.Counter({self._entry: 1})
     in_loops: set[str] = set()
@@ -240,6 +249,9 @@ def _ints(text: str) -> list[int]:
 
 def _traffic(line: str, computation: str, domain: int, devices: int) -> tuple[str, float, bool]:
   """Return (kind, bytes that a device sends in one run, is it wide) of a collective."""
+  between_slices = _BETWEEN_SLICES.search(line)
+  if between_slices:
+    return (*_transfer(line, between_slices[1]), True)
   _, shape, kind, start = _match(line).groups()
   sizes = _bytes(shape)
   members = groups(line)
@@ -250,18 +262,41 @@ def _traffic(line: str, computation: str, domain: int, devices: int) -> tuple[st
   total = sum(sizes)
   if start and kind in ('all-gather', 'collective-permute'):  # (operands, results, contexts)
     total = max(sizes) if len(sizes) <= 4 else total / 2
-  # Ring algorithms (Thakur et al. 2005): an all-gather sends its result less its own part, an
-  # all-reduce twice that.
-  share = (n - 1) / n
-  sent = {
-    'all-gather': total * share,
-    'all-reduce': 2 * total * share,
-    'reduce-scatter': total * (n - 1),
-    'collective-permute': total,
-  }.get(kind, total * share)
+  sent = _sent(kind, total, n)
   # XLA:TPU writes a reduce-scatter as an all-reduce that is cut.
   if kind == 'all-reduce' and 'all-reduce-scatter' in computation:
     sent /= 2
   reach = members or [list(range(devices))]
   wide = domain > 0 and any(len({device // domain for device in group}) > 1 for group in reach)
   return kind, sent, wide
+
+
+def _sent(kind: str, result: float, n: int) -> float:
+  """Return the bytes that each of `n` members sends for a result of so many bytes.
+
+  Ring algorithms (Thakur et al. 2005): an all-gather sends its result less its own part, an
+  all-reduce twice that.
+  """
+  share = (n - 1) / n
+  return {
+    'all-gather': result * share,
+    'all-reduce': 2 * result * share,
+    'reduce-scatter': result * (n - 1),
+    'collective-permute': result,
+  }.get(kind, result * share)
+
+
+def _transfer(line: str, operand: str) -> tuple[str, float]:
+  """Return (kind, bytes that a device sends in one run) of what goes to other slices.
+
+  operand: the shape that is sent; a device's part of what its slice holds.
+  """
+  name = _TRANSFER.findall(line)[0]
+  kind = _KIND_OF_TRANSFER.get(name, name.lower().replace('_', '-'))
+  listed = _SLICES.search(line)
+  ranges = (
+    [[int(end) for end in part.split(':')] for part in listed[1].split(',')] if listed else []
+  )
+  n = sum(1 + ends[-1] - ends[0] for ends in ranges) or 2  # unnamed: it sends at least half
+  size = sum(_bytes(operand))
+  return kind, _sent(kind, {'all-gather': size * n, 'reduce-scatter': size / n}.get(kind, size), n)

@@ -66,8 +66,18 @@ def show_memory(result: dict[str, Any], place: Topology) -> str:
 def show_roofline(result: dict[str, Any]) -> str:
   """Return the phases of a program and what bounds them, as text."""
   sent, roofline = result['collectives'], result['roofline']
-  titles = ('PFLOPs', 'GB read', 'GB sent', 'in loops', 'compute', 'memory', 'interconnect')
-  widths = (9, 8, 8, 8, 9, 9, 12)
+  # Sent inside a slice or host (ICI, NVLink), and to others over the data-center network.
+  titles = (
+    'PFLOPs',
+    'GB read',
+    'GB ICI',
+    'GB DCN',
+    'in loops',
+    'compute',
+    'memory',
+    'interconnect',
+  )
+  widths = (9, 8, 8, 8, 8, 9, 9, 12)
   header = ' '.join(f'{title:>{width}}' for title, width in zip(titles, widths))
   lines = [f'  {"phase":<10} {header}  bound']
   for name, phase in roofline['phases'].items():
@@ -93,9 +103,9 @@ def _phase(phase: dict[str, Any], sent: dict[str, Any] | None) -> str:
   work = f'{phase["flops"] / 1e15:9.3f} {phase["bytes_read"] / 1e9:8.2f}'
   seconds = f'{1e3 * phase["compute"]:7.1f}ms {1e3 * phase["memory"]:7.1f}ms'
   if sent is None:
-    return f'{work} {"?":>8} {"?":>8} {seconds} {"?":>12}'
-  gigabytes = (sent['link'] + sent['network']) / 1e9
-  collectives = f'{gigabytes:8.3f} {sent["in_loops"]:8d}'
+    return f'{work} {"?":>8} {"?":>8} {"?":>8} {seconds} {"?":>12}'
+  link, network = sent['link'] / 1e9, sent['network'] / 1e9
+  collectives = f'{link:8.3f} {network:8.3f} {sent["in_loops"]:8d}'
   return f'{work} {collectives} {seconds} {1e3 * phase["interconnect"]:10.1f}ms'
 
 

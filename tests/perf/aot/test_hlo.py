@@ -77,3 +77,40 @@ def test_a_collective_that_names_no_group_is_among_all_devices():
 def test_reads_both_spellings_of_groups():
   assert groups('replica_groups=[2,4]<=[4,2]T(1,0)') == [[0, 2, 4, 6], [1, 3, 5, 7]]
   assert groups('replica_groups={{0,1},{2,3}}, x') == [[0, 1], [2, 3]]
+
+
+BETWEEN_SLICES = """HloModule jit_step, is_scheduled=true, num_partitions=16
+
+%layers (p: f32[4]) -> f32[4] {
+  %send.1 = (bf16[192,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%x, %t), channel_id=90, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.341_0",\
+_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{TARGET}x{0:15}",\
+_xla_megascale_transfer_type="TRANSFER"}
+  %send.2 = (f32[8]{0}, u32[], token[]) send(%x, %t), channel_id=1, is_host_transfer=true
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %while.1 = f32[4]{0} while(%p), condition=%c, body=%layers, \
+metadata={op_name="jit(joint_train_step)/reflection/while"}, \
+backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+
+
+@pytest.mark.parametrize(
+  'transfer, target, kind, parts',
+  [
+    ('ALL_REDUCE', '{1,2,3,4}', 'all-reduce', 2 * 3 / 4),
+    ('ALL_REDUCE', '{1,3:5}', 'all-reduce', 2 * 3 / 4),
+    ('ALL_GATHER', '{1,2,3,4}', 'all-gather', 3),
+    ('REDUCE_SCATTER', '{1,2,3,4}', 'reduce-scatter', 3 / 4),
+    ('ONE_TO_ONE', '', 'collective-permute', 1),
+    ('ALL_TO_ALL', '', 'all-to-all', 1 / 2),
+  ],
+)
+def test_what_goes_to_other_slices_is_told_apart(transfer, target, kind, parts):
+  text = BETWEEN_SLICES.replace('{TARGET}', target).replace('TRANSFER', transfer)
+  (found,) = Module(text).collectives(domain=16)
+  assert (found.kind, found.phase, found.in_loop, found.wide) == (kind, 'reflection', True, True)
+  assert found.sent == 3 * parts * 192 * 8 * 128 * 2
+  assert [loop.collectives for loop in loops(text)] == [[kind]]
