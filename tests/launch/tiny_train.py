@@ -41,6 +41,7 @@ SETTINGS = (
   'mesh.fsdp=2',
   'backbone.temporal.layers=1',
   'backbone.temporal.kv_heads=4',
+  'reasoner.transformer.kv_heads=4',
 )
 
 
