@@ -74,27 +74,37 @@ class MutableTrie:
     """How many items the catalogue has."""
     return self.capacity - len(self._indices)
 
+  # Long by its docstring, and by the checks that come before anything changes.
   def swap(
-    self, add: np.ndarray, remove: np.ndarray, regions: np.ndarray | None = None
+    self,
+    add: np.ndarray,
+    remove: np.ndarray,
+    regions: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
   ) -> np.ndarray:
     """Remove items, then add new ones; return the indices of the new ones, int64 [n].
 
     Indices never used come first, then those of removed items, the longest removed first. Until its
-    index is used again, a removed item keeps its codes in `item_codes`. New items
-    have an `item_count` of 0: no model has learned about them.
+    index is used again, a removed item keeps its codes in `item_codes`.
 
     Args:
       add: int [n, L], codes of the new items.
       remove: int [m], indices of items.
       regions: uint32 [n], of the new items.
+      indices: int [n], free ones for the new items, -1 = any: a removed item comes back in place.
+      counts: [n], their `item_count`. Default: 0, no model has learned about them.
 
     Raises ValueError, and leaves the catalogue as before, for a code out of range, an ID that is
     taken or given twice, an item to remove that does not exist or is named twice, more items than
-    capacity, and regions that are missing or not used.
+    capacity, regions that are missing or not used, and indices that are not free.
     """
     add = np.asarray(add, np.int32).reshape(-1, self.levels)
     remove = np.asarray(remove, np.int64)
     self._check_listed(remove)
+    if indices is not None:
+      indices = np.asarray(indices, np.int64)
+      self._check_free(indices, len(add), remove)
     trie_lib.check_room(self.items - len(remove) + len(add), self.capacity)
     trie_lib.check_codes(add, self.codes_per_level)
     if (regions is None) != (self.tables.regions is None):
@@ -123,11 +133,12 @@ class MutableTrie:
 
     self.listed[remove] = False
     self._indices.release(remove)
-    indices = self._indices.allocate(len(add))
+    indices = self._allocated(len(add), indices)
     self.listed[indices] = True
     code_entries = indices[:, None] * self.levels + np.arange(self.levels)
     self._store.write('item_codes', None, code_entries.reshape(-1), add.reshape(-1))
-    self._store.write('item_count', None, indices, np.zeros(len(indices), np.float32))
+    learned = np.zeros(len(add)) if counts is None else counts
+    self._store.write('item_count', None, indices, np.asarray(learned, np.float32))
     self._insert(indices[order], new_codes, path, new_regions)
     return indices
 
@@ -158,6 +169,25 @@ class MutableTrie:
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
       raise ValueError(f'trie: item {repeated[0]} is named twice')
+
+  def _check_free(self, indices: np.ndarray, n: int, remove: np.ndarray) -> None:
+    given = indices[indices >= 0]
+    in_range = ((indices >= -1) & (indices < self.capacity)).all()
+    if len(indices) != n or not in_range or len(np.unique(given)) < len(given):
+      raise ValueError(f'trie: indices must be {n} different ones below {self.capacity}, or -1')
+    taken = given[self.listed[given] & ~np.isin(given, remove)]
+    if len(taken):
+      raise ValueError(f'trie: index {taken[0]} is that of an item of the catalogue')
+
+  def _allocated(self, n: int, indices: np.ndarray | None) -> np.ndarray:
+    """Take n indices, int64 [n]: the given ones, and any where none is given."""
+    if indices is None:
+      return self._indices.allocate(n)
+    is_any = indices < 0
+    self._indices.take(indices[~is_any])
+    taken = indices.copy()
+    taken[is_any] = self._indices.allocate(int(is_any.sum()))
+    return taken
 
   def _codes(self, items: np.ndarray) -> np.ndarray:
     """Return the codes int32 [L, n] of items [n]."""
