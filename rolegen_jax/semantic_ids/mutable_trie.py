@@ -118,9 +118,7 @@ class MutableTrie:
 
     self._remove(old_codes)
     path = self._find_path(new_codes)
-    known = np.flatnonzero(path.item >= 0)
-    is_taken = (self._codes(path.item[known]) == new_codes[:, known]).all(axis=0)
-    taken = known[is_taken]
+    taken = np.flatnonzero(self._is_whole_id(path, new_codes))
     if len(taken):
       removed = remove[old_order]
       old_regions = None if regions is None else self._store.regions(self.levels)[removed]
@@ -141,6 +139,14 @@ class MutableTrie:
     self._store.write('item_count', None, indices, np.asarray(learned, np.float32))
     self._insert(indices[order], new_codes, path, new_regions)
     return indices
+
+  def find(self, codes: np.ndarray) -> np.ndarray:
+    """Return the indices int64 [n] of the items whose IDs are codes int [n, L]; -1 = none."""
+    sorted_codes, order = self._sort_by_id(np.asarray(codes, np.int32).reshape(-1, self.levels).T)
+    path = self._find_path(sorted_codes)
+    found = np.empty(len(order), np.int64)
+    found[order] = np.where(self._is_whole_id(path, sorted_codes), path.item, -1)
+    return found
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
     """Give items int [n] new regions uint32 [n]: sold out in one store, back in another.
@@ -215,6 +221,11 @@ class MutableTrie:
     for level in range(last_direct, self.levels):
       selected = self._advance(path, codes, level, selected)
     return path
+
+  def _is_whole_id(self, path: Path, codes: np.ndarray) -> np.ndarray:
+    """Return whether the item that each path leads to has just these codes [L, n], bool [n]."""
+    same = self._codes(np.maximum(path.item, 0)) == codes
+    return (path.item >= 0) & same.all(axis=0)
 
   def _advance(self, path: Path, codes: np.ndarray, level: int, selected: np.ndarray) -> np.ndarray:
     """Follow the IDs `selected`, which have a row at this level, to the next level.

@@ -108,6 +108,10 @@ class MutableCatalogue:
     """K."""
     return self._host.codes_per_level
 
+  def find(self, codes: np.ndarray) -> np.ndarray:
+    """Return the indices int64 [n] of the items whose IDs are codes int [n, L]; -1 = none."""
+    return self._host.find(codes)
+
   @contextlib.contextmanager
   def serving(self) -> Iterator[Trie]:
     """Yield the tables for calls made inside the block: the next change overwrites them."""

@@ -11,7 +11,6 @@ import pytest
 
 from rolegen_jax.cli import entry
 from rolegen_jax.pipeline.context import open_run
-from rolegen_jax.pipeline.run import train
 from rolegen_jax.serving.http.client import Client
 from tests.cli.test_commands import SMALL
 
@@ -52,12 +51,26 @@ def test_what_cannot_be_served_is_one_line(begun, tmp_path):
       assert message in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
 
 
+def test_what_must_be_installed_is_named(begun):
+  code = (
+    'import sys; from rolegen_jax.cli import entry, serve; '
+    f'serve.NEEDED += ("not_installed",); sys.argv = ["x", "--workdir={begun}"]; '
+    'entry.run(serve.main)'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert done.returncode == entry.BAD_INPUT
+  assert done.stderr.strip() == (
+    'serve: not_installed must be installed: pip install -r requirements-serve.txt'
+  )
+
+
 @pytest.mark.slow
 def test_a_server_answers_as_recommend_does_and_drains(tmp_path):
   folder, output = tmp_path / 'run', tmp_path / 'out.parquet'
-  train(entry.experiment('demo', SMALL), folder)
-  flags = [f'--workdir={folder}', '--users=all', f'--output={output}']
-  subprocess.run([*COMMAND, 'recommend', *flags], check=True)
+  settings = [f'--set={each}' for each in (*SMALL, 'evaluation.occasions=20')]
+  place = f'--workdir={folder}'
+  subprocess.run([*COMMAND, 'train', '--experiment=demo', place, *settings], check=True)
+  subprocess.run([*COMMAND, 'recommend', place, '--users=all', f'--output={output}'], check=True)
   table = pl.read_parquet(output)
   server = subprocess.Popen(
     serve(folder, '--port=0', '--max_batch=2'), stderr=subprocess.PIPE, text=True

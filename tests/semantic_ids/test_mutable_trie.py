@@ -51,6 +51,9 @@ class Shop:
     if given is not None:
       np.testing.assert_array_equal(new[given >= 0], given[given >= 0])
     np.testing.assert_array_equal(self.catalogue.tables.item_count[new], counts.astype(np.float32))
+    np.testing.assert_array_equal(self.catalogue.find(self.ids[add]), new)
+    others = np.setdiff1d(np.arange(len(self.ids)), [*left.values(), *add])
+    assert (self.catalogue.find(self.ids[others]) == -1).all()
     self.regions[new] = regions
     self.row_of_item = left | dict(zip(new.tolist(), add.tolist()))
 

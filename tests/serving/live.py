@@ -1,4 +1,7 @@
-"""A server over a small shop and random parameters, in a thread of this process."""
+"""A server over a small shop and random parameters, in a thread of this process.
+
+Tests leave the histories of the first forty users alone, which others compare.
+"""
 
 import contextlib
 import dataclasses

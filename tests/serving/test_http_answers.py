@@ -1,9 +1,12 @@
 """What is answered over HTTP: as `recommend` would, under filters, after events and changes."""
 
+import threading
+
 import numpy as np
 import pytest
 
 from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.serving.http.worlds import WorldCache
 from rolegen_jax.serving.recommend import recommend
 
 DAY = 86_400
@@ -163,6 +166,23 @@ def test_items_go_come_back_and_are_rolled_back(shop):
     assert shop.recommend(user) == answer | {'catalogue_version': again}
 
 
+def test_who_comes_back_as_another_is_another(shop):
+  """Its ID was given away, or it says to be something else."""
+  codes, items = shop.inputs.codes, shop.app.engine.items
+  shop.change(remove=[7, 8])
+  shop.change(add=[dict(item_id=900, codes=codes[7].tolist())])
+  title, brand = 'another thing', shop.inputs.log.items['brand'][9]
+  shop.change(
+    add=[dict(item_id=7, like=9), dict(item_id=8, columns=dict(title=title, brand=brand))]
+  )
+  held = items.tables.codes[items.slots(items.numbers([7, 8, 900], '{}'))]
+  assert len(np.unique(held, axis=0)) == 3 and (held[2] == codes[7]).all()
+  assert items.number(7, '') != 7 and items.number(8, '') != 8
+  shop.change(remove=[7])
+  shop.change(add=[dict(item_id=7)])  # as the other that it is now
+  assert (items.tables.codes[items.slots(items.numbers([7], '{}'))[0]] == held[0]).all()
+
+
 def test_slots_that_are_used_again_are_nobody_elses(shop):
   """More new items than there is free room: histories and counts know whose events were whose."""
   before = [shop.recommend(user, explain=True) for user in range(4)]
@@ -240,3 +260,22 @@ def test_each_request_has_its_own_reasoning(shop):
   assert late == off | {'reasoning': 'late'}
   patient = shop.recommend(5, reasoning_deadline_ms=60_000)
   assert patient == online
+
+
+def test_reasons_that_take_too_long_are_not_waited_for(shop, monkeypatch):
+  """The rollout goes on, for the next request."""
+  programs = shop.app.engine.programs
+  roll_out, may_end = programs.reason, threading.Event()
+
+  def slowly(*args):
+    may_end.wait()
+    return roll_out(*args)
+
+  off, online = shop.recommend(6, reasoning='off'), shop.recommend(6)
+  shop.app.engine.worlds = WorldCache(1 << 20)
+  monkeypatch.setattr(programs, 'reason', slowly)
+  answer = shop.recommend(6, reasoning='cached', reasoning_deadline_ms=1000)
+  assert answer == off | {'reasoning': 'late'} and not len(shop.app.engine.worlds)
+  may_end.set()
+  again = shop.recommend(6, reasoning='cached', reasoning_deadline_ms=1)
+  assert again == online | {'reasoning': 'cached'}

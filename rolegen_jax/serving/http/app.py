@@ -118,7 +118,8 @@ class App:
     return _json({'alive': True})
 
   async def _readyz(self, request: Request) -> Response:
-    is_ready = self.engine.items.is_whole and not self.dispatcher.is_draining
+    runs = self.dispatcher.is_running and not self.dispatcher.is_draining
+    is_ready = self.engine.items.is_whole and runs
     return _json({'ready': is_ready}, 200 if is_ready else 503)
 
   async def _text(self, request: Request) -> Response:

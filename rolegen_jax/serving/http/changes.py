@@ -1,7 +1,8 @@
 """What a request to change the catalogue asks for, checked as a whole before anything happens.
 
-An item that was removed and whose slot is still free comes back as what it was; any other is new:
-it gets codes, given or found (`placing.py`), and no model has learned about it.
+An item that was removed comes back as what it was, where its slot and its ID are still free and
+what places it has not changed. Any other is new: it gets codes, given or found (`placing.py`), and
+no model has learned about it.
 
 Shapes: n new items, m removed ones, L levels.
 """
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from rolegen_jax.semantic_ids.embeddings import ATTRIBUTE_COLUMNS, TEXT_COLUMNS
 from rolegen_jax.serving.http.items import Change, Id, Items, Rows
 from rolegen_jax.serving.http.placing import Placer
 from rolegen_jax.serving.http.schema import CatalogueRequest, Changed, NewItem, Refused, Tagged
@@ -50,11 +52,16 @@ def _planned(items: Items, placer: Placer, request: CatalogueRequest) -> Change:
   ]
   for i, item in enumerate(request.add):
     _check_new(items, item, f'add[{i}].item_id', remove)
-  comes_back = [_comes_back(items, item, remove) for item in request.add]
-  back = [item for item, returns in zip(request.add, comes_back) if returns]
-  new = [(i, item) for i, item in enumerate(request.add) if not comes_back[i]]
-  returned = [items.row(items.number(item.item_id, 'add')) for item in back]
   gone = np.array(removed, np.int64)
+  back, new = [], []
+  returned: list[Rows] = []
+  for i, item in enumerate(request.add):
+    row = _row_to_return(items, item, remove, [other.codes for other in returned])
+    if row is None:
+      new.append((i, item))
+    else:
+      back.append(item)
+      returned.append(row)
   placed = _placed(items, placer, new, gone, returned)
   added = Rows(*(np.concatenate(parts) for parts in zip(*map(_fields, [*returned, placed]))))
   columns = [item.columns for item in (*back, *(item for _, item in new))]
@@ -96,10 +103,24 @@ def _check_new(items: Items, item: NewItem, field: str, remove: frozenset[int]) 
     raise Refused(422, field, f'{item.item_id!r} is in the catalogue already; remove or tag it')
 
 
-def _comes_back(items: Items, item: NewItem, remove: frozenset[int]) -> bool:
+def _row_to_return(
+  items: Items, item: NewItem, remove: frozenset[int], taken: list[np.ndarray]
+) -> Rows | None:
+  """Return an item that comes back as it was; None where it is new, or says to be another.
+
+  taken: IDs of others that come back with it.
+  """
   number = items.find(item.item_id)
-  is_free = number is not None and items.slot_of[number] >= 0 and number not in remove
-  return is_free and item.codes is None and item.like is None
+  if number is None or items.slot_of[number] < 0 or number in remove:
+    return None
+  places = {k: v for k, v in item.columns.items() if k in TEXT_COLUMNS + ATTRIBUTE_COLUMNS}
+  is_other = any(value != items.columns.get(number, name) for name, value in places.items())
+  if is_other or item.codes is not None or item.like is not None:
+    return None
+  row = items.row(number)
+  holder = items.numbers_at(items.tables.find(row.codes))[0]  # of its ID, by now
+  is_taken = holder >= 0 and int(holder) not in remove
+  return None if is_taken or any((row.codes == codes).all() for codes in taken) else row
 
 
 def _placed(

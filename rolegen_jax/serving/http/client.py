@@ -15,6 +15,7 @@ import urllib.parse
 from typing import Any
 
 RETRIED = (429, 503)  # statuses that say: not now
+IDLE_SECONDS = 5.0  # after which a connection is not used again: the server may be closing it
 
 
 class Failure(Exception):
@@ -43,6 +44,7 @@ class Client:
       raise ValueError(f'{wrong[0] if wrong else urls}: must be http://HOST:PORT')
     self._token, self._timeout, self._tries, self._wait = token, timeout, tries, wait
     self._connections: dict[int, http.client.HTTPConnection] = {}
+    self._used = [0.0] * len(urls)  # when each connection was, by `time.monotonic`
     self._next = 0
 
   def recommend(self, user_id: int | str | None = None, **fields: Any) -> dict[str, Any]:
@@ -92,6 +94,8 @@ class Client:
     raise AssertionError('the last try returns or raises')
 
   def _try(self, place: int, method: str, path: str, body: bytes | None) -> tuple[int, Any, bytes]:
+    if time.monotonic() - self._used[place] > IDLE_SECONDS:
+      self._drop(place)
     connection = self._connections.get(place)
     if connection is None:
       connection = self._connections[place] = self._connect(self._addresses[place])
@@ -100,7 +104,9 @@ class Client:
       headers['authorization'] = f'Bearer {self._token}'
     connection.request(method, path, body, headers)
     response = connection.getresponse()
-    return response.status, response.headers, response.read()
+    content = response.read()
+    self._used[place] = time.monotonic()
+    return response.status, response.headers, content
 
   def _connect(self, at: urllib.parse.SplitResult) -> http.client.HTTPConnection:
     kind = http.client.HTTPSConnection if at.scheme == 'https' else http.client.HTTPConnection

@@ -48,6 +48,11 @@ class Dispatcher:
     return len(self._batcher)
 
   @property
+  def is_running(self) -> bool:
+    """Whether requests are answered."""
+    return self._running is not None and not self._running.done()
+
+  @property
   def is_draining(self) -> bool:
     """Whether no more requests are taken."""
     return self._batcher.is_closed

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -108,7 +108,7 @@ class Engine:
     with self.items.tables.serving() as trie:
       batch = _Batch(self, trie, queries)
       if queries[0].kind == ALONE:
-        batch.report(batch.rank(None), 'off', report)
+        batch.report(batch.rank(None), 'off', report, range(len(queries)))
         return
       batch.reason(report)
 
@@ -163,25 +163,29 @@ class _Batch:
     return answers.Ranked(self._readers, self._queries, ranking, worlds)
 
   def reason(self, report: Report) -> None:
-    """Answer with reasons; before that without, where a request may not wait so long."""
-    worlds: list[Any] = [
-      self._engine.worlds.get(key) if query.reasoning == 'cached' else None
-      for key, query in zip(self._keys, self._queries)
-    ]
-    missing = [row for row, found in enumerate(worlds) if found is None]
-    modes = ['cached' if found is not None else 'online' for found in worlds]
-    self._engine.hits += len(worlds) - len(missing)
-    cached = [query.reasoning == 'cached' for query in self._queries]
-    self._engine.misses += sum(cached[row] for row in missing)
-    urgent = [row for row in missing if self._queries[row].reasoning_deadline is not None]
-    if urgent:
-      self.report(self.rank(None), 'late', report, urgent, is_last=False)
-    if missing:
-      for row, rolled in zip(missing, self._roll_out(missing)):
-        worlds[row] = rolled
-    ranked = self.rank(worlds)
-    for mode in set(modes):
-      self.report(ranked, mode, report, [row for row, own in enumerate(modes) if own == mode])
+    """Answer with reasons; before that without, or only so, where one may not wait so long."""
+    engine, now = self._engine, time.monotonic()
+    rows = range(len(self._queries))
+    is_cached = [query.reasoning == 'cached' for query in self._queries]
+    worlds: list[Any] = [engine.worlds.get(self._keys[r]) if is_cached[r] else None for r in rows]
+    missing = [row for row in rows if worlds[row] is None]
+    engine.hits += len(rows) - len(missing)
+    engine.misses += sum(is_cached[row] for row in missing)
+    hurried = {r: end for r in missing if (end := self._queries[r].reasoning_deadline) is not None}
+    late = [row for row, end in hurried.items() if end <= now]
+    if hurried:
+      alone = self.rank(None)
+      self.report(alone, 'late', report, late)
+      self.report(alone, 'late', report, [r for r in hurried if r not in late], is_last=False)
+    online = [row for row in missing if row not in late]
+    for row, rolled in zip(online, self._roll_out(online) if online else []):
+      worlds[row] = rolled
+    some = next((found for found in worlds if found is not None), None)
+    if some is None:  # all are late
+      return
+    ranked = self.rank([some if found is None else found for found in worlds])
+    self.report(ranked, 'online', report, online)
+    self.report(ranked, 'cached', report, [row for row in rows if row not in missing])
 
   def _roll_out(self, missing: list[int]) -> list[Worlds]:
     """Return the worlds of some rows, and keep them."""
@@ -201,11 +205,13 @@ class _Batch:
     ranked: answers.Ranked,
     mode: str,
     report: Report,
-    chosen: list[int] | None = None,
+    rows: Sequence[int],
     is_last: bool = True,
   ) -> None:
-    """Report the answers of the chosen rows, by default all: with reasons where they are asked."""
-    rows, engine = range(len(self._queries)) if chosen is None else chosen, self._engine
+    """Report the answers of some rows, with reasons where they are asked for."""
+    if not rows:
+      return
+    engine = self._engine
     lists = engine.lists.shown(ranked)
     why = [row for row in rows if self._queries[row].explain]
     explained = None

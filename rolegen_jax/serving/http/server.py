@@ -18,11 +18,19 @@ from rolegen_jax.data.lines import read_text
 from rolegen_jax.runtime.progress import say
 
 DRAIN_SECONDS = 30  # that requests have to end in after a signal
+KEEP_SECONDS = 20  # that a connection without a request is kept; longer than our client uses it
 SHORTEST_TOKEN = 16  # characters
 
 
 class Server(uvicorn.Server):
   """uvicorn, which answers what it has taken on before it leaves, and leaves in peace."""
+
+  async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    """Begin to listen, and say so."""
+    await super().startup(sockets)
+    if self.started and sockets:
+      host, port, *_ = sockets[0].getsockname()
+      say(f'ready: http://{f"[{host}]" if ":" in host else host}:{port}')
 
   @contextlib.contextmanager
   def capture_signals(self) -> Iterator[None]:
@@ -46,6 +54,7 @@ def server(app: Starlette) -> Server:
     log_level='warning',
     access_log=False,
     server_header=False,
+    timeout_keep_alive=KEEP_SECONDS,
     timeout_graceful_shutdown=DRAIN_SECONDS,
   )
   return Server(config)
@@ -53,8 +62,6 @@ def server(app: Starlette) -> Server:
 
 def serve(app: Starlette, listener: socket.socket) -> None:
   """Serve on a bound socket until a signal, then answer what is under way."""
-  host, port, *_ = listener.getsockname()
-  say(f'ready: http://{f"[{host}]" if ":" in host else host}:{port}')
   server(app).run(sockets=[listener])
   say('drained')
 
