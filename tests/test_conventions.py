@@ -278,6 +278,12 @@ def test_requirements_are_bounded_on_both_sides(name):
   assert lines and not loose
 
 
+def test_names_of_test_files_are_unique():
+  # Their folders are no packages: pytest imports them by their names alone.
+  names = [path.name for path in (ROOT / 'tests').rglob('test_*.py')]
+  assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_tests_import_no_two_modules_that_define_one_flag():
   """absl refuses the second: the test of one module would break those of the other."""
   imported = set().union(*(imports(name) for name in tracked('.py') if name.startswith('tests/')))
