@@ -43,6 +43,10 @@ UNREAD = (
   'evaluation.seed',
 )
 
+# Settings that run folders may be older than. At their defaults, which is how those were made, they
+# are no part of a record.
+LATER = ('data.columns', 'data.time_unit', 'data.on_error', 'data.cold_items')
+
 _VOCABULARY = (
   'semantic_ids.levels',
   'semantic_ids.codes',
@@ -116,13 +120,20 @@ def settings(stage: str, config: Config) -> dict[str, Any]:
   if ablation:
     config = config.ablated(ablation)
   values: dict[str, Any] = {
-    path: functools.reduce(getattr, path.split('.'), config)
+    path: _value(path, config)
     for path in fields(kind(stage))
     if not _is_off(kind(stage), path, config)
   }
+  for path in LATER:
+    if path in values and values[path] == _value(path, Config()):
+      del values[path]
   if 'evaluation.ks' in values:  # lists are that long, and shorter ones are their beginnings
     values['max(evaluation.ks)'] = max(values.pop('evaluation.ks'))
   return {name: list(x) if isinstance(x, tuple) else x for name, x in values.items()}  # as JSON
+
+
+def _value(path: str, config: Config) -> Any:
+  return functools.reduce(getattr, path.split('.'), config)
 
 
 def kind(stage: str) -> str:
