@@ -270,7 +270,7 @@ def test_a_wrong_change_changes_nothing(shop):
     (dict(add=[dict(item_id=900, codes=[0])]), 'add[0].codes'),
     (dict(add=[dict(item_id=900, codes=shop.inputs.codes[5].tolist())]), 'add'),
     (dict(add=[dict(item_id=900, like=901)]), 'add[0].like'),
-    (dict(add=[dict(item_id=900, like=1, codes=[0, 0, 0])]), 'add[0].codes'),
+    (dict(add=[dict(item_id=900, like=1, codes=shop.inputs.codes[5].tolist())]), 'add[0].codes'),
     (dict(add=[dict(item_id=900, like=1, columns={'price': 'x'})]), 'add[0].columns.price'),
     (dict(tag=[dict(item_id=1, columns={'item_id': 2})]), 'tag[0].columns.item_id'),
     (dict(add=[dict(item_id=900)]), 'add[0].columns'),
