@@ -32,6 +32,9 @@ def test_kinds_do_not_mix_and_who_waited_longest_goes_first():
   assert batcher.take(0.7) == alone  # full, though the other waits longer
   more = offered(batcher, 0.8, 0.9)
   assert batcher.take(1.5) == reasoned and batcher.take(1.5) == more
+  alone = offered(batcher, 2.0)
+  reasoned = offered(batcher, 2.1, kind='reasoned')  # the kind that ever came first is no older
+  assert batcher.take(4.0) == alone and batcher.take(4.0) == reasoned
 
 
 def test_no_room_says_when_there_will_be():

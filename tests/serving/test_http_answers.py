@@ -144,6 +144,21 @@ def test_the_next_answer_knows_an_event(shop):
     assert of_item[0]['reason']['terms']['history'] > 0
 
 
+def test_worlds_of_one_history_are_not_those_of_another_fold(shop, monkeypatch):
+  """Over whom is counted what events lead to differs, so what is reasoned does."""
+  monkeypatch.setattr(shop.app.engine, 'worlds', WorldCache(1 << 20))
+  now = int(shop.inputs.log.timestamp.max()) + 1
+
+  def reasoning(**who):
+    return shop.recommend(**who, time=now, reasoning='cached')['reasoning']
+
+  other, same = 8 * 3 + 1, 8 * 3  # beside somebody who is in no log
+  assert reasoning(user_id=shop.inputs.log.users[other]) == 'online'
+  assert reasoning(events=history(shop, other)) == 'online'
+  assert reasoning(user_id=shop.inputs.log.users[same]) == 'online'
+  assert reasoning(events=history(shop, same)) == 'cached'
+
+
 def test_items_go_come_back_and_are_rolled_back(shop):
   users = range(4)
   before = [shop.recommend(user) for user in users]
@@ -183,10 +198,21 @@ def test_who_comes_back_as_another_is_another(shop):
   assert (items.tables.codes[items.slots(items.numbers([7], '{}'))[0]] == held[0]).all()
 
 
+def test_who_comes_back_to_an_id_that_is_taken_gets_another(shop):
+  codes, items = shop.inputs.codes, shop.app.engine.items
+  columns = {k: v for k, v in shop.inputs.log.items.row(7, named=True).items() if k != 'item_id'}
+  shop.change(remove=[7])
+  shop.change(add=[dict(item_id=900, codes=codes[7].tolist())])
+  shop.change(add=[dict(item_id=7, columns=columns)])
+  held = items.tables.codes[items.slots(items.numbers([7, 900], '{}'))]
+  assert (held[1] == codes[7]).all() and (held[0] != codes[7]).any()
+
+
 def test_slots_that_are_used_again_are_nobody_elses(shop):
   """More new items than there is free room: histories and counts know whose events were whose."""
   before = [shop.recommend(user, explain=True) for user in range(4)]
   start, n = before[0]['catalogue_version'], len(shop.inputs.log.items)
+  now = int(shop.inputs.log.timestamp.max()) + 1
   room = shop.app.engine.items.tables.capacity - n
   gone = list(range(0, n, 2))
   shop.change(remove=gone)
@@ -200,6 +226,12 @@ def test_slots_that_are_used_again_are_nobody_elses(shop):
     assert not named & set(gone)
     events = [e['item_id'] for item in answer['items'] for e in item['reason']['carried_by']]
     assert not any(item >= 1000 for item in events)  # nobody has touched a new one
+  # Events on items that no table knows any more are as if they had not been.
+  reader = 8 * 3  # of the same fold as somebody who is in no log
+  left = [event for event in history(shop, reader) if event['item_id'] not in gone]
+  assert 0 < len(left) < len(history(shop, reader))
+  of_reader = shop.recommend(shop.inputs.log.users[reader], time=now)
+  assert of_reader['items'] == shop.recommend(events=left, time=now)['items']
   assert shop.listed(0, where={'region': 'north'}) == [1]
   status, problem = shop.ask('/v1/catalogue', dict(add=[dict(item_id=5000, like=1)]))
   assert (status, problem['field']) == (422, 'add') and 'room for 0' in problem['message']
@@ -238,6 +270,9 @@ def test_a_wrong_change_changes_nothing(shop):
     (dict(add=[dict(item_id=900, codes=[0])]), 'add[0].codes'),
     (dict(add=[dict(item_id=900, codes=shop.inputs.codes[5].tolist())]), 'add'),
     (dict(add=[dict(item_id=900, like=901)]), 'add[0].like'),
+    (dict(add=[dict(item_id=900, like=1, codes=shop.inputs.codes[5].tolist())]), 'add[0].codes'),
+    (dict(add=[dict(item_id=900, like=1, columns={'price': 'x'})]), 'add[0].columns.price'),
+    (dict(tag=[dict(item_id=1, columns={'item_id': 2})]), 'tag[0].columns.item_id'),
     (dict(add=[dict(item_id=900)]), 'add[0].columns'),
     (dict(add=[dict(item_id='900', like=1)]), 'add[0].item_id'),
     (dict(add=[dict(item_id=900, like=1), dict(item_id=900, like=1)]), 'add[1].item_id'),

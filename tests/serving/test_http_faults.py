@@ -13,20 +13,22 @@ import numpy as np
 import pytest
 from live import serving_shop
 
+from rolegen_jax.data.events import FIRST_TIMESTAMP, MAX_TIMESTAMP
 from rolegen_jax.serving.http import app as app_lib
 from rolegen_jax.serving.http.app import App
 from rolegen_jax.serving.http.batcher import Batcher
-from rolegen_jax.serving.http.client import Client, Failure
+from rolegen_jax.serving.http.client import Client, Failure, Incomplete
 from rolegen_jax.serving.http.dispatch import Dispatcher
 from rolegen_jax.serving.http.metrics import Metrics
 
+PAST = FIRST_TIMESTAMP + 5
 GOOD = {
   '/v1/recommend': [
     dict(user_id=3, time=1_700_000_000, k=5, where={'price': {'min': 1, 'max': 90}, 'brand': 'x'}),
-    dict(events=[dict(item_id=1, event='view', timestamp=5)], exclude=[2], explain=True),
+    dict(events=[dict(item_id=1, event='view', timestamp=PAST)], exclude=[2], explain=True),
     dict(user_id=3, reasoning='cached', deadline_ms=60_000, reasoning_deadline_ms=60_000),
   ],
-  '/v1/events': [dict(user_id=77_777, events=[dict(item_id=1, event='view', timestamp=5)])],
+  '/v1/events': [dict(user_id=77_777, events=[dict(item_id=1, event='view', timestamp=PAST)])],
   '/v1/catalogue': [
     dict(add=[dict(item_id=900, like=1, columns={'brand': 'x'})], remove=[4], if_version=10**6),
     dict(tag=[dict(item_id=5, columns={'region': 'x', 'price': None})], if_version=10**6),
@@ -64,6 +66,11 @@ def mutated_bytes(rng: random.Random, body: bytes) -> bytes:
   return bytes(changed)
 
 
+def columns_of(item_id, **columns) -> dict:
+  """A tag."""
+  return dict(item_id=item_id, columns=columns)
+
+
 def test_malformed_requests_are_told_which_field_is_wrong(shop, capfd):
   rng, refused = random.Random(0), 0
   for path, requests in GOOD.items():
@@ -95,11 +102,21 @@ def test_malformed_requests_are_told_which_field_is_wrong(shop, capfd):
     ('/v1/recommend', {'user_id': 1, 'where': {'colour': 'red'}}, 422, 'where.colour'),
     ('/v1/recommend', {'user_id': 1, 'where': {'brand': {'min': 1}}}, 422, 'where.brand'),
     ('/v1/recommend', {'user_id': 1, 'reasoning': 'much'}, 422, 'reasoning'),
+    ('/v1/recommend', {'user_id': 1, 'where': {'brand': 'a', 'price': None}}, 422, 'where.price'),
+    ('/v1/recommend', {'user_id': 1, 'where': {'brand': ['a', []]}}, 422, 'where.brand[1]'),
+    ('/v1/recommend', {'user_id': 1, 'where': {'price': {'mix': 1}}}, 422, 'where.price.mix'),
+    ('/v1/recommend', b'{"where": {"a": 1, "price": {"min": 1e400}}}', 422, 'where.price.min'),
+    ('/v1/recommend', b'{"where": {"a": null}, "where": 1}', 422, 'where'),
+    ('/v1/recommend', b'{"where": {"a": null}, "where": {"a": 1}}', 422, 'where'),
+    ('/v1/recommend', b'{"where": {"a": null}, "where', 422, 'where'),
+    ('/v1/catalogue', {'tag': [columns_of(1, a=1, b=[1])]}, 422, 'tag[0].columns.b'),
+    ('/v1/catalogue', {'add': [columns_of(1), columns_of(1, b={})]}, 422, 'add[1].columns.b'),
     ('/v1/events', {'user_id': 1, 'events': []}, 422, 'events'),
     ('/v1/recommend', b'{', 400, 'body'),
     ('/v1/recommend', b'[' * 100_000, 422, 'body'),
     ('/v2/recommend', {}, 404, 'path'),
     ('/healthz', {}, 405, 'path'),
+    ('/v1/recommend/', {'user_id': 1}, 404, 'path'),
   ],
 )
 def test_refusals_name_the_field(shop, path, asked, status, field):
@@ -109,20 +126,53 @@ def test_refusals_name_the_field(shop, path, asked, status, field):
 
 def test_events_of_another_day_or_kind_are_refused(shop):
   def problem(**changed):
-    event = dict(item_id=1, event='view', timestamp=5) | changed
+    event = dict(item_id=1, event='view', timestamp=PAST) | changed
     status, said = shop.ask('/v1/events', dict(user_id=1, events=[event]))
     assert status == 422
     return said
 
   ahead = problem(timestamp=int(time.time()) + 2 * 86_400)
   assert ahead['field'] == 'events[0].timestamp' and 'a day from now' in ahead['message']
+  early = problem(timestamp=FIRST_TIMESTAMP - 1)
+  assert early['field'] == 'events[0].timestamp'
+  assert early['message'].startswith(f'must be from {FIRST_TIMESTAMP} to ')
   assert problem(event='look')['message'].endswith('impression, view, fav, cart, remove, purchase')
   assert problem(item_id='1')['field'] == 'events[0].item_id'
   status, said = shop.ask('/v1/events', dict(user_id='1', events=[]))
   assert status == 422
-  event = dict(item_id=1, event='view', timestamp=5)
+  event = dict(item_id=1, event='view', timestamp=PAST)
   status, said = shop.ask('/v1/events', dict(user_id='1', events=[event]))
   assert (status, said['field']) == (422, 'user_id')
+
+
+def test_appended_events_do_not_move_the_last_time_that_is_accepted(shop, monkeypatch):
+  users = shop.app.engine.users
+  latest = users.latest
+  last = max(int(time.time()), int(shop.inputs.log.timestamp.max())) + 86_400
+
+  def append(timestamp):
+    event = dict(item_id=1, event='view', timestamp=timestamp)
+    return shop.ask('/v1/events', dict(user_id=88_888, events=[event]))[0]
+
+  try:
+    assert append(last) == 200 and append(last + 600) == 422
+    users.latest = 2**31 - 1  # whatever it came from
+    assert shop.recommend(3, reasoning='off')['time'] == MAX_TIMESTAMP + 1
+  finally:
+    users.latest = latest
+  monkeypatch.setattr(app_lib.time, 'time', lambda: float(MAX_TIMESTAMP))
+  assert append(MAX_TIMESTAMP + 1) == 422
+
+
+def test_whole_numbers_are_of_64_bits(shop):
+  largest, n = 2**63 - 1, len(shop.inputs.log.items)
+  shop.change(add=[dict(item_id=largest, like=1)], tag=[columns_of(2, stock=-(2**63))])
+  assert shop.listed(0, where={'stock': -(2**63)}) == [2]
+  event = dict(item_id=largest, event='view', timestamp=PAST)
+  assert shop.ask('/v1/events', dict(user_id=largest, events=[event]))[0] == 200
+  assert len(shop.listed(largest, exclude=[largest])) == min(10, n)
+  status, problem = shop.ask('/v1/recommend', dict(user_id=largest + 1))
+  assert (status, problem['field']) == (422, 'user_id')
 
 
 def test_a_body_has_a_size_and_a_time(shop, monkeypatch):
@@ -275,9 +325,35 @@ def test_the_client_passes_over_a_replica_that_is_gone(shop):
   client = Client(f'http://127.0.0.1:{port}', here, wait=0.001)
   answers = [client.recommend(user, reasoning='off') for user in range(4)]
   assert answers == [shop.recommend(user, reasoning='off') for user in range(4)]
-  assert client.append(105, [dict(item_id=1, event='view', timestamp=7)])['events'] > 0
   with pytest.raises(Failure, match=r'422 k: must be at most 10') as refused:
     client.recommend(1, k=99)
   assert refused.value.field == 'k'
   with pytest.raises(ConnectionRefusedError):
     Client(f'http://127.0.0.1:{port}', tries=2, wait=0.001).catalogue()
+
+
+def test_the_client_writes_to_every_replica_and_says_which_did_not(shop):
+  app, metrics, user = shop.app, Metrics(), 99_106
+  dispatcher = Dispatcher(app.engine, Batcher(2, 0.001, 8), metrics)
+  events = [dict(item_id=1, event='view', timestamp=PAST)]
+
+  def counts():
+    return app.engine.users.history(app.engine.users.index(user)).count.tolist()
+
+  here = f'http://127.0.0.1:{shop.port}'
+  # Two servers of one state, which therefore counts what each of them is told.
+  with serving_shop(shop, App(app.engine, app._placer, dispatcher, metrics, 'off')) as other:
+    there = f'http://127.0.0.1:{other.port}'
+    client = Client(here, there, tries=2, wait=0.001)
+    assert client.append(user, events) == [{'events': 1}] * 2 and counts() == [2]
+    version = client.catalogue()['version']
+    changed = client.change(tag=[columns_of(2, region='x')])
+    assert [each['version'] for each in changed] == [version + 1, version + 2]
+    with pytest.raises(Failure, match='422 user_id'):
+      client.append('x', events)
+  with pytest.raises(Incomplete, match=f'1 of 2 servers did not do it: {there}: ') as incomplete:
+    client.append(user, events)
+  assert incomplete.value.answers == {here: {'events': 1}} and counts() == [3]
+  assert list(incomplete.value.errors) == [there]
+  with pytest.raises(OSError):
+    Client(there, tries=2, wait=0.001).append(user, events)

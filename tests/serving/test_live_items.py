@@ -4,11 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rolegen_jax.data.events import MAX_TIMESTAMP
 from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.serving.http.columns import Columns
 from rolegen_jax.serving.http.programs import batch_sizes
 from rolegen_jax.serving.http.schema import Range, Refused
-from rolegen_jax.serving.http.users import History, Users, merged
+from rolegen_jax.serving.http.users import AHEAD, History, Users, merged
 from rolegen_jax.serving.http.worlds import WorldCache, key_of
 from tests.evaluation import tiny_log
 
@@ -52,12 +53,27 @@ def test_filters_are_of_values_ranges_and_paths():
   assert fit(brand='a') == [True, False, False, True, False, False, False, True]
   assert fit(new=True)[7] and not any(fit(new=1))
   assert columns.update(0, {'brand': None}) == {'brand': 'a'} and not fit(brand='a')[0]
-  with pytest.raises(Refused, match='where.colour: is no column of the items; must be one of bra'):
+  with pytest.raises(
+    Refused, match='where.colour: is not a column of the items; must be one of bra'
+  ):
     columns.check({'colour': 'red'})
   with pytest.raises(Refused, match='where.brand: has no numbers'):
     columns.check({'brand': Range(min=1)})
   with pytest.raises(Refused, match='where.price.min: must be at most max, 1'):
     columns.check({'price': Range(min=2, max=1)})
+
+
+def test_new_values_are_of_the_kind_of_their_column():
+  columns = Columns(pl.DataFrame({'item_id': [5, 6], 'brand': ['a', None], 'price': [1.0, None]}))
+  columns.check_new({'tag[0].columns': {'price': 2, 'brand': 'b', 'new': 'x'}})
+  columns.check_new({'tag[0].columns': {'price': None}})
+  for value in ('cheap', True):
+    with pytest.raises(Refused, match=r'add\[3\].columns.price: must be a number'):
+      columns.check_new({'tag[0].columns': {'price': 1}, 'add[3].columns': {'price': value}})
+  with pytest.raises(Refused, match=r'tag\[0\].columns.item_id: is not a column of the items'):
+    columns.check_new({'tag[0].columns': {'item_id': 7}})
+  with pytest.raises(Refused, match='columns: must leave at most 100 columns'):
+    columns.check_new({'tag[0].columns': {f'new{i}': 1 for i in range(99)}})
 
 
 def of(*rows) -> History:
@@ -86,6 +102,11 @@ def test_events_are_appended_to_known_and_new_users():
   assert users.append(9, of((0, 1, 3), (1, 1, 2))) == 2
   assert users.history(users.index(9)).item.tolist() == [1, 0]
   assert users.latest == latest + 5
+  # Days of this log are counted from another origin than 1970's.
+  assert users.bounds(now=0) == (1, latest + AHEAD) and users.bounds(now=latest + 9)[1] == (
+    latest + 9 + AHEAD
+  )
+  assert users.bounds(now=2**40) == (1, MAX_TIMESTAMP)
   with pytest.raises(Refused, match='user_id: must be a whole number'):
     users.append('x', of((0, 1, 3)))
 

@@ -66,7 +66,7 @@ class Lists:
   def shown(self, ranked: Ranked) -> Slates:
     """Return the slates of a batch [B, K], items by number.
 
-    Every list stands for itself: `serving.exposure_penalty` is of lists that are made together.
+    Each is made without regard to others, so `serving.exposure_penalty` is not applied.
     """
     n = len(ranked.queries)
     item = self._items.numbers_at(ranked.ranking.item[:n])

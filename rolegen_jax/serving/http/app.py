@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.data.events import MAX_TIMESTAMP
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.http import changes, schema
 from rolegen_jax.serving.http.dispatch import Dispatcher
@@ -32,7 +33,6 @@ from rolegen_jax.serving.http.users import History, merged
 
 MOST_BYTES = 16 << 20  # of a body
 MOST_SECONDS = 10.0  # to send a body
-AHEAD = 86_400  # seconds by which an event may be ahead of the clock, and of the log
 OPEN = ('/healthz', '/readyz')  # paths without a token
 CLOSED_REQUEST = 499  # in the log: nobody waits for the answer any more
 PATHS = {path for _, path, *_ in schema.ROUTES}
@@ -78,9 +78,11 @@ class App:
       yield
       await self.dispatcher.drain()
 
-    return Starlette(
+    app = Starlette(
       routes=routes, lifespan=lifespan, exception_handlers={HTTPException: self._no_route}
     )
+    app.router.redirect_slashes = False  # a redirect has no JSON, and clients drop the body
+    return app
 
   # Routes
 
@@ -151,7 +153,7 @@ class App:
       assert asked.user_id is not None
       user = engine.users.index(asked.user_id)
       if user is None:
-        raise Refused(404, 'user_id', f'{asked.user_id!r} is nobody known: no event names them')
+        raise Refused(404, 'user_id', f'{asked.user_id!r} is an unknown user: no event names them')
     k = min(10, engine.top) if asked.k is None else asked.k
     if k > engine.top:
       raise Refused(422, 'k', f'must be at most {engine.top}, the --top of this server')
@@ -166,7 +168,7 @@ class App:
     return Query(
       user=user,
       events=events,
-      time=latest + 1 if asked.time is None else asked.time,
+      time=min(latest, MAX_TIMESTAMP) + 1 if asked.time is None else asked.time,
       k=k,
       where=asked.where,
       exclude=engine.items.numbers(asked.exclude, 'exclude[{}]'),
@@ -177,12 +179,11 @@ class App:
 
   def _history(self, events: list[schema.Event]) -> History:
     """Return events as a history. Raises Refused naming the place of one that cannot be."""
-    latest = max(int(time.time()), self.engine.users.latest) + AHEAD
+    first, last = self.engine.users.bounds(int(time.time()))
     for i, event in enumerate(events):
-      if event.timestamp > latest:
-        raise Refused(
-          422, f'events[{i}].timestamp', f'must be at most {latest}, a day from now, in seconds'
-        )
+      if not first <= event.timestamp <= last:
+        right = f'must be from {first} to {last}, a day from now, in seconds UTC'
+        raise Refused(422, f'events[{i}].timestamp', right)
     number = self.engine.items.numbers((e.item_id for e in events), 'events[{}].item_id')
     return merged(
       History(

@@ -44,14 +44,15 @@ def _planned(items: Items, placer: Placer, request: CatalogueRequest) -> Change:
   room = most - len(items) + len(removed)
   if len(request.add) > room:
     raise Refused(422, 'add', f'are {len(request.add)} items; there is room for {room}')
-  given = [*(item.columns for item in request.add), *(item.columns for item in request.tag)]
-  items.columns.check_room({name for columns in given for name in columns}, 'columns')
+  given = {f'add[{i}].columns': item.columns for i, item in enumerate(request.add)}
+  given |= {f'tag[{i}].columns': item.columns for i, item in enumerate(request.tag)}
+  items.columns.check_new(given)
   tag = [
     (_tagged(items, item, f'tag[{i}].item_id', remove), dict(item.columns))
     for i, item in enumerate(request.tag)
   ]
   for i, item in enumerate(request.add):
-    _check_new(items, item, f'add[{i}].item_id', remove)
+    _check_new(items, item, f'add[{i}]', remove)
   gone = np.array(removed, np.int64)
   back, new = [], []
   returned: list[Rows] = []
@@ -92,11 +93,14 @@ def _check_once(item_ids: Iterable[Id], field: str) -> None:
   seen: set[Id] = set()
   for i, item_id in enumerate(item_ids):
     if item_id in seen:
-      raise Refused(422, field.format(i), f'{item_id!r} is there twice')
+      raise Refused(422, field.format(i), f'{item_id!r} is given twice')
     seen.add(item_id)
 
 
-def _check_new(items: Items, item: NewItem, field: str, remove: frozenset[int]) -> None:
+def _check_new(items: Items, item: NewItem, place: str, remove: frozenset[int]) -> None:
+  if item.like is not None and item.codes is not None:
+    raise Refused(422, f'{place}.codes', 'must stand alone, without `like`')
+  field = f'{place}.item_id'
   items.check_kind(item.item_id, field)
   number = items.find(item.item_id)
   if number is not None and items.is_listed(number) and number not in remove:

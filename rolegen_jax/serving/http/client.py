@@ -2,7 +2,8 @@
 
 It needs the standard library alone. What only reads is tried again whatever happened; what changes
 something only where the server surely did not do it, as it could not be reached or said 429 or 503.
-Each try goes to the next address, so a replica that is gone is passed over.
+What reads goes to one address, and each further try to the next, so a replica that is gone is
+passed over. What changes something goes to all of them, as replicas do not tell each other.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ class Failure(Exception):
     self.status, self.field, self.message = status, field, message
 
 
+class Incomplete(Exception):
+  """Some servers did what was asked for and some did not, by URL: `answers` and `errors`.
+
+  `Client(*incomplete.errors)` writes to those that did not; the others would count events twice.
+  """
+
+  def __init__(self, answers: dict[str, dict[str, Any]], errors: dict[str, Exception]):
+    said = '; '.join(f'{url}: {type(e).__name__}: {e}' for url, e in errors.items())
+    super().__init__(f'{len(errors)} of {len(answers) + len(errors)} servers did not do it: {said}')
+    self.answers, self.errors = answers, errors
+
+
 class Client:
   """Talks to one server, or to replicas of it; one thread at a time."""
 
@@ -38,6 +51,7 @@ class Client:
     wait: float = 0.05,
   ):
     """timeout: seconds of a try. wait: seconds after the first, doubled after each further one."""
+    self._urls = urls
     self._addresses = [urllib.parse.urlsplit(url) for url in urls]
     wrong = [url for url, at in zip(urls, self._addresses) if at.scheme not in ('http', 'https')]
     if wrong or not urls:
@@ -50,19 +64,25 @@ class Client:
   def recommend(self, user_id: int | str | None = None, **fields: Any) -> dict[str, Any]:
     """Return an answer; fields are those of POST /v1/recommend. Raises Failure, OSError."""
     named = {} if user_id is None else {'user_id': user_id}
-    return self._ask('POST', '/v1/recommend', named | fields, only_reads=True)
+    return self._ask('POST', '/v1/recommend', named | fields)
 
-  def append(self, user_id: int | str, events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Append events to a user's history. Raises Failure, OSError."""
-    return self._ask('POST', '/v1/events', dict(user_id=user_id, events=events), only_reads=False)
+  def append(self, user_id: int | str, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Append events to a user's history on every server; return the answer of each.
 
-  def change(self, **fields: Any) -> dict[str, Any]:
-    """Change the catalogue; fields are those of POST /v1/catalogue. Raises Failure, OSError."""
-    return self._ask('POST', '/v1/catalogue', fields, only_reads=False)
+    Raises Failure or OSError where no server did it, Incomplete where some did.
+    """
+    return self._write('/v1/events', dict(user_id=user_id, events=events))
+
+  def change(self, **fields: Any) -> list[dict[str, Any]]:
+    """Change the catalogue of every server; fields are those of POST /v1/catalogue.
+
+    Returns and raises what `append` does.
+    """
+    return self._write('/v1/catalogue', fields)
 
   def catalogue(self) -> dict[str, Any]:
     """Return version and size of the catalogue. Raises Failure, OSError."""
-    return self._ask('GET', '/v1/catalogue', None, only_reads=True)
+    return self._ask('GET', '/v1/catalogue', None)
 
   def close(self) -> None:
     """Close the connections."""
@@ -70,26 +90,44 @@ class Client:
       connection.close()
     self._connections.clear()
 
-  def _ask(self, method: str, path: str, fields: Any, only_reads: bool) -> dict[str, Any]:
+  def _write(self, path: str, fields: Any) -> list[dict[str, Any]]:
+    answers: dict[str, dict[str, Any]] = {}
+    errors: dict[str, Exception] = {}
+    for place, url in enumerate(self._urls):
+      try:
+        answers[url] = self._ask('POST', path, fields, place)
+      except (Failure, OSError, http.client.HTTPException) as error:
+        errors[url] = error
+    if errors and not answers:
+      raise next(iter(errors.values()))
+    if errors:
+      raise Incomplete(answers, errors)
+    return [*answers.values()]
+
+  def _ask(
+    self, method: str, path: str, fields: Any, write_to: int | None = None
+  ) -> dict[str, Any]:
+    """Return an answer. write_to: place of the one address to change; None = any, to read."""
     body = None if fields is None else json.dumps(fields).encode()
     for attempt in range(self._tries):
-      is_last, place = attempt == self._tries - 1, self._next
+      is_last, place = attempt == self._tries - 1, self._next if write_to is None else write_to
       pause = self._wait * 2**attempt * random.uniform(0.5, 1.0)
       try:
         status, headers, content = self._try(place, method, path, body)
       except (OSError, http.client.HTTPException) as error:
         self._drop(place)
         never_arrived = isinstance(error, ConnectionRefusedError)
-        if is_last or not (only_reads or never_arrived):
+        if is_last or not (write_to is None or never_arrived):
           raise
       else:
         if status == 200:
           return json.loads(content)
         if is_last or status not in RETRIED:
           raise _failure(status, content)
-        if len(self._addresses) == 1:
+        if write_to is not None or len(self._addresses) == 1:
           pause = max(pause, float(headers.get('retry-after') or 0))
-      self._next = (place + 1) % len(self._addresses)
+      if write_to is None:
+        self._next = (place + 1) % len(self._addresses)
       time.sleep(pause)
     raise AssertionError('the last try returns or raises')
 

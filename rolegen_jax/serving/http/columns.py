@@ -38,7 +38,7 @@ class _Column:
       self.set(item, value)
 
   def set(self, item: int, value: Value | None) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = _is_number(value)
     self.code, self.number = grown(self.code, item + 1, -1), grown(self.number, item + 1, np.nan)
     self.number[item] = float(value) if is_number else np.nan  # type: ignore[arg-type]
     self.has_numbers |= is_number
@@ -50,9 +50,19 @@ class _Column:
       self.values.append(value)
     self.code[item] = code
 
+  @property
+  def is_numeric(self) -> bool:
+    """Whether items have values here, and all of them are numbers."""
+    has_value = self.code >= 0
+    return bool(has_value.any()) and not np.isnan(self.number[has_value]).any()
+
   def get(self, item: int) -> Value | None:
     code = self.code[item] if item < len(self.code) else -1
     return self.values[code] if code >= 0 else None
+
+
+def _is_number(value: Value | None) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _key(value: Value) -> Any:
@@ -79,10 +89,21 @@ class Columns:
       self._columns.setdefault(name, _Column([])).set(item, value)
     return before
 
-  def check_room(self, names: set[str], field: str) -> None:
-    """Raise Refused where there would be too many columns with these."""
+  def check_new(self, given: Mapping[str, Mapping[str, Value | None]]) -> None:
+    """Raise Refused where values that items are given, by field of the request, cannot be theirs.
+
+    There may be too many columns with theirs, or a value is not what its column holds.
+    """
+    names = {name for values in given.values() for name in values}
     if len(self._columns.keys() | names) > MOST_COLUMNS:
-      raise Refused(422, field, f'must leave at most {MOST_COLUMNS} columns')
+      raise Refused(422, 'columns', f'must leave at most {MOST_COLUMNS} columns')
+    numeric = {name for name in names & self._columns.keys() if self._columns[name].is_numeric}
+    for field, values in given.items():
+      if 'item_id' in values:
+        raise Refused(422, f'{field}.item_id', 'is not a column of the items: an item keeps its id')
+      for name in numeric & values.keys():
+        if not (values[name] is None or _is_number(values[name])):
+          raise Refused(422, f'{field}.{name}', 'must be a number, as its other values are')
 
   def same(self, name: str, value: Value, size: int) -> np.ndarray:
     """Return which of the first `size` items have this value in a column, bool [size]."""
@@ -98,7 +119,7 @@ class Columns:
       column = self._columns.get(name)
       if column is None:
         known = ', '.join(sorted(self._columns)) or 'none: items have no columns'
-        raise Refused(422, f'where.{name}', f'is no column of the items; must be one of {known}')
+        raise Refused(422, f'where.{name}', f'is not a column of the items; must be one of {known}')
       if not isinstance(wanted, Range):
         continue
       if not column.has_numbers:

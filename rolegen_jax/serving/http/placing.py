@@ -77,8 +77,8 @@ class Placer:
       raise Refused(
         422,
         field,
-        f'says not where the item belongs: must have something in common with another item in one '
-        f'of {said}; or give `like`, an item, or `codes`',
+        'does not say where the item belongs: must have something in common with another item in '
+        f'one of {said}; or give `like`, an item, or `codes`',
       )
     points = self.points(codes_IxL[nearest])
     return np.average(points, axis=0, weights=similarity_I[nearest]).astype(np.float32)

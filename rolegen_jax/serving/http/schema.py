@@ -9,20 +9,20 @@ import re
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from rolegen_jax.config import EVENT_NAMES
-from rolegen_jax.fields import LARGEST_INT
+from rolegen_jax.data.events import MAX_TIMESTAMP
 
 MOST_EVENTS, MOST_ITEMS, MOST_VALUES = 10_000, 100_000, 10_000  # of one request
-LARGEST_EXACT = 2**53  # whole numbers that a JSON number holds whoever reads it
+LARGEST_INT64 = 2**63 - 1
 
-Int = Annotated[int, Meta(ge=-LARGEST_EXACT, le=LARGEST_EXACT)]
+Int = Annotated[int, Meta(ge=-LARGEST_INT64 - 1, le=LARGEST_INT64)]
 Text = Annotated[str, Meta(max_length=1000)]
 Id = Int | Text
 Name = Annotated[str, Meta(min_length=1, max_length=100)]
 Value = Text | bool | Int | float
-Seconds = Annotated[int, Meta(ge=0, le=LARGEST_INT, description='seconds UTC')]
+Seconds = Annotated[int, Meta(ge=0, le=MAX_TIMESTAMP + 1, description='seconds UTC')]
 Milliseconds = Annotated[int, Meta(ge=1, le=600_000)]
 Mode = Literal['online', 'cached', 'off']
 EventName = Literal[EVENT_NAMES]  # type: ignore[valid-type]
@@ -57,6 +57,8 @@ class Range(_Request):
 
 
 Filter = Text | bool | Int | float | Annotated[list[Value], Meta(max_length=MOST_VALUES)] | Range
+
+_MAPS = {'where': Filter, 'columns': Value | None}  # the values of maps, by field
 
 
 class RecommendRequest(_Request):
@@ -176,15 +178,16 @@ def parse(body: bytes, kind: type[T]) -> T:
   try:
     return msgspec.json.decode(body, type=kind)
   except msgspec.ValidationError as error:
-    raise Refused(422, *_place(str(error))) from None
+    raise Refused(422, *_place(str(error), body)) from None
   except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
     raise Refused(400, 'body', f'must be JSON ({error})') from None
 
 
-def _place(message: str) -> tuple[str, str]:
+def _place(message: str, body: bytes) -> tuple[str, str]:
   """Return the field that a message of msgspec is about, and the rest of the message."""
   said, _, path = message.partition(' - at ')
   field = path.replace('`', '').removeprefix('key in ').removeprefix('$').removeprefix('.')
+  field = _with_key(field, body)
   named = re.fullmatch(
     r'Object (?:missing required|contains unknown) field `(.*)`', said, re.DOTALL
   )
@@ -195,6 +198,34 @@ def _place(message: str) -> tuple[str, str]:
     right = get_args(EventName if field.endswith('event') else Mode)
     said += f'; must be one of {", ".join(right)}'
   return field or 'body', said
+
+
+def _with_key(field: str, body: bytes) -> str:
+  """Return a field with the key of a map, for which msgspec writes `[...]`, in its place."""
+  above, is_in_map, below = field.partition('[...]')
+  if not is_in_map:
+    return field
+  try:
+    part, step = Raw(body), ''
+    for step in re.findall(r'\w+', above):
+      if step.isdecimal():
+        part = msgspec.json.decode(part, type=list[Raw])[int(step)]
+      else:
+        part = msgspec.json.decode(part, type=dict[str, Raw])[step]
+    for key, value in msgspec.json.decode(part, type=dict[str, Raw]).items():
+      if not _is_valid(value, _MAPS[step]):
+        return f'{above}.{key}{below}'
+  except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError):
+    pass  # what is wrong is not the last of its name, or the rest of the body is no JSON
+  return above
+
+
+def _is_valid(value: Raw, kind: Any) -> bool:
+  try:
+    msgspec.json.decode(value, type=kind)
+  except msgspec.ValidationError:
+    return False
+  return True
 
 
 def encode(value: Any) -> bytes:
@@ -218,7 +249,7 @@ ROUTES: tuple[tuple[str, str, str, Any, Any, tuple[int, ...]], ...] = (
     'Append to a history; the next answer knows it',
     EventsRequest,
     Appended,
-    (400, 401, 408, 413, 422, 503, 507),
+    (400, 401, 408, 413, 422, 500, 503, 507),
   ),
   (
     'post',
@@ -229,7 +260,7 @@ ROUTES: tuple[tuple[str, str, str, Any, Any, tuple[int, ...]], ...] = (
     (400, 401, 408, 409, 413, 422, 500, 503),
   ),
   ('get', '/v1/catalogue', 'The version of the catalogue', None, Changed, (401,)),
-  ('get', '/healthz', 'Whether the process lives', None, None, ()),
+  ('get', '/healthz', 'Whether the process is alive', None, None, ()),
   ('get', '/readyz', 'Whether to send requests here', None, None, (503,)),
   ('get', '/metrics', 'Prometheus text', None, None, (401,)),
   ('get', '/openapi.json', 'This document', None, None, (401,)),

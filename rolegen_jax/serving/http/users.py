@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rolegen_jax.data.events import FIRST_TIMESTAMP, MAX_TIMESTAMP
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.serving.http.schema import Refused
 
 MOST_APPENDED = 10_000_000  # rows, of all users: some 20 bytes each
+AHEAD = 86_400  # seconds by which an event may be ahead of the clock, or of the run's log
 
 
 class History(NamedTuple):
@@ -60,12 +62,22 @@ class Users:
     self._kind = type(next(iter(self._index)))
     self._changed: dict[int, History] = {}
     self._appended = 0
-    self.latest = int(log.timestamp.max())  # seconds UTC, of all events
+    self._first, self._last = int(log.timestamp.min()), int(log.timestamp.max())
+    self.latest = self._last  # seconds UTC, of all events
 
   def index(self, user_id: int | str) -> int | None:
     """Return the user's index, None where there is no such user."""
     # True == 1, and 1.0: only an id of the log's own type is one.
     return self._index.get(user_id) if type(user_id) is self._kind else None
+
+  def bounds(self, now: int) -> tuple[int, int]:
+    """Return the first and the last second of events that are accepted at `now`, seconds UTC.
+
+    Appended events move neither, or one a day later each time would take the last to any time.
+    """
+    # As `data/events.py` has it: a log whose seconds are from another origin has no 1990.
+    first = FIRST_TIMESTAMP if self._first >= FIRST_TIMESTAMP else 1
+    return first, min(max(now, self._last) + AHEAD, MAX_TIMESTAMP)
 
   def history(self, user: int) -> History:
     """Return the rows of a user by index."""
