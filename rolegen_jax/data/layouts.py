@@ -156,7 +156,8 @@ class Delimited(Layout):
       split = line.str.split_exact(self.separator, count - 1).struct.rename_fields(texts)
       return split, line.str.count_matches(self.separator, literal=True) == count - 1
     comma = self.separator
-    pattern = rf'{comma}(?:"(?:[^"]|"")*"|(?:[^{comma}"][^{comma}]*)?)'
+    # A bare quote is the end of a field that began on another line: its line is no row.
+    pattern = rf'{comma}(?:"(?:[^"]|"")*"|[^{comma}"]*)'
     after_comma = pl.concat_str(pl.lit(comma), line)
     found = after_comma.str.extract_all(pattern)
     # Whatever the pattern passes over stands outside the quotes of its field.

@@ -115,6 +115,33 @@ def test_lines_that_are_none(root, suffix):
   assert tables.left_out['broken_line'] == len(broken)
 
 
+def test_a_quoted_field_that_spans_lines_is_no_event(root):
+  put(root / 'shop/items.csv', ITEMS)
+  header = 'user_id,item_id,event,timestamp,session_id'
+  spanning = f'7,1,view,{TIME},"s\n9,2,purchase,{TIME},t"'
+  (root / 'shop/events.csv').write_text(f'{header}\n8,1,cart,{TIME},"a ""b"""\n{spanning}\n')
+  with pytest.raises(DataError, match='events.csv: line 3 .*closed on the same line'):
+    read()
+  tables = read(on_error='skip')
+  assert tables.events['session_id'].to_list() == ['a "b"']
+  assert tables.left_out['broken_line'] == 2
+
+
+@pytest.mark.parametrize('odd', [[1.0], [], None, [1.0, float('nan')]], ids=str)
+@pytest.mark.parametrize('at', [0, 2])
+def test_one_odd_embedding_is_left_out_alone(root, odd, at):
+  embeddings = [[0.5, 1.0], [1.5, -2.0]]
+  embeddings.insert(at, odd)
+  items = pl.DataFrame({'item_id': [3, 1, 2] if at == 0 else [1, 2, 3], 'embedding': embeddings})
+  put(root / 'shop/items.parquet', items)
+  put(root / 'shop/events.parquet')
+  with pytest.raises(DataError, match=rf"'embedding', row {at + 1}: .*of which most have 2$"):
+    read()
+  tables = read(on_error='skip')
+  assert tables.items['item_id'].to_list() == [1, 2] and rows(tables) == ROWS
+  assert tables.left_out == {'items_wrong_embedding': 1}
+
+
 def test_no_row_is_right(root):
   put(root / 'shop/items.parquet', ITEMS)
   put(root / 'shop/events.parquet', EVENTS.with_columns(price=-1.0))
