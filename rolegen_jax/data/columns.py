@@ -20,6 +20,10 @@ NUMBER = 'a number'
 PRICE = 'a finite number of at least 0'
 
 Parser = Callable[[pl.Expr], pl.Expr]
+# Types of JSON values: 1.0 is no id, as it is not 1, nor is a list; a list is a text of many lines.
+ID: tuple[type, ...] = (str, int)
+SCALAR: tuple[type, ...] = (str, int, float)
+LISTS: tuple[type, ...] = (*SCALAR, list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Field:
   absent: bool = False
   # What more the error message says of a text that is wrong.
   hint: Callable[[str], str] | None = None
+  # Types that its value may have in JSON, beside null.
+  json: tuple[type, ...] = SCALAR
 
 
 def integer(text: pl.Expr) -> pl.Expr:

@@ -130,7 +130,7 @@ def _typed_rows(
   encoding = layout.encoding
   if faults.skips and encoding == 'utf8':
     encoding = 'utf8-lossy'  # bytes that are no text are wrong in their line only
-  rows = layout.rows(file, [field.name for field in fields], encoding)
+  rows = layout.rows(file, fields, encoding)
   cut_line = 0 if isinstance(layout, Parquet) else _cut_last_line(file, layout, encoding)
   if cut_line:
     rows = rows.filter(pl.col('row') != cut_line)
@@ -160,13 +160,14 @@ def _cut_last_line(file: pathlib.Path, layout: Layout, encoding: str) -> int:
 def _typed(rows: pl.LazyFrame, fields: Fields) -> pl.LazyFrame:
   """Parse text fields into columns bad and one per field, beside those that were there.
 
-  bad: 0 = the line could not be split, k = the k-th field is wrong, null = good.
+  bad: 0 = the line could not be split, k = the k-th field is wrong, null = good; what the layout
+  found wrong comes first.
   """
   texts = [pl.col(field_column(number)).fill_null('') for number in range(len(fields))]
   rows = rows.with_columns(
     field.parse(text).alias(field.column) for text, field in zip(texts, fields)
   )
-  wrong = [pl.when(~pl.col('whole')).then(pl.lit(0, pl.UInt8))]
+  wrong: list[pl.Expr | pl.When | pl.Then] = [pl.col('wrong')]
   for number, (text, field) in enumerate(zip(texts, fields), 1):
     missing = pl.col(field.column).is_null()
     if field.optional:

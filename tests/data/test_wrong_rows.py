@@ -1,5 +1,7 @@
 """Wrong rows of a log of the contract: the first stops, or all are left out, counted and shown."""
 
+import json
+
 import polars as pl
 import pytest
 from contract_files import EVENTS, ITEMS, ROWS, TEXT_ROWS, TIME, put, read, rows
@@ -140,6 +142,48 @@ def test_one_odd_embedding_is_left_out_alone(root, odd, at):
   tables = read(on_error='skip')
   assert tables.items['item_id'].to_list() == [1, 2] and rows(tables) == ROWS
   assert tables.left_out == {'items_wrong_embedding': 1}
+
+
+EVENT = {'user_id': 7, 'item_id': 1, 'event': 'view', 'timestamp': TIME}
+MISTYPED = [
+  *[('user_id', value) for value in (1.0, True, ['7'], {'id': 7}, [])],
+  *[('item_id', value) for value in (1.0, [1])],
+  *[('session_id', value) for value in (False, 2.5, ['s'], {})],
+  *[('event', value) for value in (['view'], {'view': 1})],
+  ('timestamp', [TIME]),
+  *[('price', value) for value in (True, [2.5])],
+]
+
+
+@pytest.mark.parametrize('column, value', MISTYPED, ids=str)
+def test_json_values_of_other_types(root, column, value):
+  put(root / 'shop/items.jsonl', ITEMS)
+  records = [EVENT, EVENT | {column: value}, EVENT | {'session_id': 's', 'price': 1}]
+  text = ''.join(json.dumps(record) + '\n' for record in records)
+  (root / 'shop/events.jsonl').write_text(text)
+  with pytest.raises(DataError, match=f"events.jsonl: line 2, field '{column}': .*must be"):
+    read()
+  tables = read(on_error='skip')
+  assert [row[:3] for row in rows(tables)] == 2 * [('7', '1', 'view')]
+  assert {kind: n for kind, n in tables.left_out.items() if n} == {f'wrong_{column}': 1}
+
+
+def test_lists_in_json_are_texts_and_embeddings_only(root):
+  put(root / 'shop/events.jsonl')
+  good = [
+    {'item_id': 1, 'title': ['Tea', None, 'Green', 2], 'embedding': [1, 2.5]},
+    {'item_id': '2', 'title': 7, 'embedding': '1 2'},
+  ]
+  odd = [{'title': {}}, {'title': [{}]}, {'title': True}, {'embedding': [[1], 2]}]
+  odd += [{'category_id': [3]}, {'category_id': 3.0}]
+  for other in odd:
+    text = ''.join(json.dumps(item) + '\n' for item in (*good, {'item_id': 3} | other))
+    (root / 'shop/items.jsonl').write_text(text)
+    with pytest.raises(DataError, match=f"items.jsonl: line 3, field '{next(iter(other))}'"):
+      read()
+    items = read(on_error='skip').items
+    assert items['title'].to_list() == ['Tea\nGreen\n2', '7']
+    assert items['embedding'].to_list() == [[1.0, 2.5], [1.0, 2.0]]
 
 
 def test_no_row_is_right(root):
