@@ -84,7 +84,7 @@ def read_contract(
     tables.append(events)
   events = pl.concat(tables, how='diagonal')
   if not events.height:
-    raise DataError(f'{path}: has no rows in its events that are right; must have at least one')
+    raise DataError(f'{path}: has no valid event rows; must have at least one')
   return events, items
 
 

@@ -1,10 +1,11 @@
 """How files hold rows: each layout gives the rows of a file as text fields, one lazy table.
 
-A table has columns row (1-based number of the line or row), wrong (0 = the line cannot be split into
-its fields, k = the k-th has a type that it cannot have, null = neither) and `_0`, `_1`, ... for the
-fields that were asked for, as text; what a file leaves open is null. Lines are scanned as text and split here, because polars' readers fill short lines
-with nulls and name no line in their errors. Text files may be compressed by gzip or zstd, begin
-with a byte-order mark and end their lines with CRLF.
+A table has columns row (1-based number of the line or row), wrong (0 = the line cannot be split
+into its fields, k = the k-th has a type that it cannot have, null = neither) and `_0`, `_1`, ...
+for the fields that were asked for, as text; what a file leaves open is null. Lines are scanned as
+text and split here, because polars' readers fill short lines with nulls and name no line in their
+errors. Text files may be compressed by gzip or zstd, begin with a byte-order mark and end their
+lines with CRLF.
 """
 
 from __future__ import annotations

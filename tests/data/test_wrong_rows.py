@@ -46,7 +46,7 @@ def test_wrong_rows_are_left_out_counted_by_kind_and_shown(root, capsys, suffix)
   counts = {kind: 1 + (kind == 'wrong_user_id') for kind in WRONG}
   assert {kind: n for kind, n in tables.left_out.items() if n} == counts
   err = capsys.readouterr().err
-  assert '(and 1 more such rows here): left out as wrong_user_id' in err
+  assert '(and 1 more such row here): left out as wrong_user_id' in err
   assert all(f'left out as {kind}' in err for kind in WRONG if kind != 'wrong_user_id')
   assert 'looks like ms' in err
 
@@ -189,5 +189,5 @@ def test_lists_in_json_are_texts_and_embeddings_only(root):
 def test_no_row_is_right(root):
   put(root / 'shop/items.parquet', ITEMS)
   put(root / 'shop/events.parquet', EVENTS.with_columns(price=-1.0))
-  with pytest.raises(DataError, match='has no rows in its events that are right; must have at'):
+  with pytest.raises(DataError, match='has no valid event rows; must have at'):
     read(on_error='skip')
