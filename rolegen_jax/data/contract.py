@@ -65,8 +65,8 @@ def read_contract(
   """Read and validate the log in a folder, or that whose events a glob matches.
 
   data: its columns, time_unit and max_users (the first that many users in file order; 0 = all).
-  faults: what becomes of wrong rows, None raises the first; it also counts what else is left out,
-  as other_users and cut_last_line.
+  faults: what becomes of wrong rows, None raises the first; it counts what else is left out too, as
+  other_users.
 
   Returns (events, items) as `validate` does. Raises DataError for the first fault.
   """
@@ -203,7 +203,7 @@ def event_fields(data: DataConfig) -> tuple[Field, ...]:
     Field(name['user_id'], 'user_id', columns.label, _ID, json=columns.ID),
     Field(name['item_id'], 'item_id', columns.label, _ID, json=columns.ID),
     Field(name['event'], 'event', codes, 'one of ' + ', '.join(EVENT_NAMES)),
-    columns.time_field(name['timestamp'], data.time_unit),
+    columns.time_field(name['timestamp'], data.time_unit, settable=True),
     *(_optional(column, names) for column in OPTIONAL_EVENT_COLUMNS),
   )
 

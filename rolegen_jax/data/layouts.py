@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import reprlib
 from typing import Any
 
@@ -25,6 +26,7 @@ from rolegen_jax.data.columns import SCALAR, Field
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.lines import split_lines
 
+_LAST_WORD = re.compile(r'"(?:[^"\\]|\\.)*\\?|[\w.+-]*')
 _BROKEN = pl.lit(0, pl.UInt8)  # in column wrong
 _MAGIC = (b'\x1f\x8b', b'\x28\xb5\x2f\xfd')  # gzip, zstd
 
@@ -220,7 +222,13 @@ class JsonLines(Layout):
     return f'is {reprlib.repr(line)}; must be {right}'
 
   def is_cut(self, path: pathlib.Path, line: str) -> bool:
-    return _json(line) is None
+    try:
+      json.loads(line)
+    except json.JSONDecodeError as error:  # at a string or a word that the text ends in
+      return line.startswith('{') and bool(_LAST_WORD.fullmatch(line, error.pos))
+    except (ValueError, RecursionError):
+      return False
+    return False
 
   def _records(self, line: str, fields: tuple[Field, ...]) -> list[list[Any] | None]:
     """Return the rows of a line as wrong and the texts of the fields; None for a broken one."""

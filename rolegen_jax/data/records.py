@@ -31,6 +31,7 @@ def read(
   faults: Faults | None = None,
   may_be_empty: bool = False,
   where: pl.Expr | None = None,
+  may_be_cut: bool = False,
 ) -> pl.DataFrame:
   """Read the rows of all files, in order.
 
@@ -38,11 +39,11 @@ def read(
   the first that many users in the order of files and rows; 0 keeps all. faults: what becomes of
   wrong rows, None raises the first; it counts what is left out, as cut_last_line and other_users
   too. may_be_empty: whether no row at all is fine. where: over the typed columns, which rows are
-  meant; the others are passed over and not counted.
+  meant; the others are passed over and not counted. may_be_cut: whether a last line that was cut
+  short by whoever took the head of the file is left out and counted; otherwise it is broken.
 
-  Returns the table with the fields' columns in that order. A last line with too few fields and no
-  line end was cut by whoever took the head of the file. Raises DataError with the file and number
-  of the first bad row, the field and what would be right.
+  Returns the table with the fields' columns in that order. Raises DataError with the file and
+  number of the first bad row, the field and what would be right.
   """
   faults = faults or Faults()
   present = {file: _present(file, layout, fields) for file in files}  # before much is read
@@ -50,10 +51,10 @@ def read(
   users: pl.Series | None = None
   for file, columns in present.items():
     with _naming(file, layout, columns):
-      typed, cut_line = _typed_rows(file, layout, columns, faults)
+      typed, cut_line = _typed_rows(file, layout, columns, faults, may_be_cut)
       if cut_line:
         say(f'{file}: its last line, {cut_line}, was cut short and is left out')
-      if not isinstance(layout, Parquet):
+      if may_be_cut and not isinstance(layout, Parquet):
         faults.count('cut_last_line', int(cut_line > 0))
       if where is not None:
         typed = typed.filter(where | pl.col('bad').is_not_null())
@@ -124,14 +125,15 @@ def _name_bytes(file: pathlib.Path) -> None:
 
 
 def _typed_rows(
-  file: pathlib.Path, layout: Layout, fields: Fields, faults: Faults
+  file: pathlib.Path, layout: Layout, fields: Fields, faults: Faults, may_be_cut: bool
 ) -> tuple[pl.LazyFrame, int]:
   """Return the parsed rows of a file but its cut last line, and the number of that; 0 = none."""
   encoding = layout.encoding
   if faults.skips and encoding == 'utf8':
     encoding = 'utf8-lossy'  # bytes that are no text are wrong in their line only
   rows = layout.rows(file, fields, encoding)
-  cut_line = 0 if isinstance(layout, Parquet) else _cut_last_line(file, layout, encoding)
+  is_text = not isinstance(layout, Parquet)
+  cut_line = _cut_last_line(file, layout, encoding) if may_be_cut and is_text else 0
   if cut_line:
     rows = rows.filter(pl.col('row') != cut_line)
   return _typed(rows, fields), cut_line

@@ -93,8 +93,7 @@ def test_integers_in_the_declared_unit(root, unit, factor, suffix):
   with pytest.raises(DataError) as error:
     read(time_unit=other)
   assert f'looks like {unit}' in str(error.value) and '1990 to 2036' in str(error.value)
-  if suffix == 'parquet':
-    assert f'set data.time_unit={unit}' in str(error.value)
+  assert f'set data.time_unit={unit}' in str(error.value)
 
 
 MOMENTS = {

@@ -10,7 +10,7 @@ from rolegen_jax.data.columns import Field, coded, integer, label, number
 from rolegen_jax.data.faults import Faults
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.folders import files_under
-from rolegen_jax.data.layouts import Delimited
+from rolegen_jax.data.layouts import Delimited, JsonLines
 
 KINDS = pl.Enum(['a', 'b'])
 FIELDS = (
@@ -36,7 +36,7 @@ def read_folder(folder, **options):
 
 def read_files(files, layout, **options):
   faults = Faults()
-  table = records.read(files, layout, FIELDS, faults=faults, **options)
+  table = records.read(files, layout, FIELDS, faults=faults, may_be_cut=True, **options)
   return table, dict(faults.counts)
 
 
@@ -53,6 +53,16 @@ def test_good_lines_become_typed_columns(tmp_path, end, closed):
 def test_a_line_cut_at_the_end_of_the_file_is_left_out_and_counted(tmp_path):
   table, left_out = read(tmp_path, '5,0,1,x\n6,1,2')
   assert table['user_id'].to_list() == [5] and left_out == {'cut_last_line': 1}
+
+
+LINE = '{"user": 5, "note": "a \\u00e9 \\"b", "cost": -1.5, "x": [true, null]}'
+
+
+def test_only_the_head_of_a_json_line_is_a_cut_one(tmp_path):
+  heads = [LINE[:end] for end in range(1, len(LINE))]
+  assert all(JsonLines().is_cut(tmp_path, head) for head in heads)
+  for whole in (LINE, '[1]', '5', '{"user": 5,}', "{'user': 5}", '{"user": x y}', 'user'):
+    assert not JsonLines().is_cut(tmp_path, whole)
 
 
 def test_max_users_keeps_the_first_users_with_all_their_lines(tmp_path):

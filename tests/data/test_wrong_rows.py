@@ -186,6 +186,18 @@ def test_lists_in_json_are_texts_and_embeddings_only(root):
     assert items['embedding'].to_list() == [[1.0, 2.5], [1.0, 2.0]]
 
 
+@pytest.mark.parametrize('suffix, last', [('csv', '9,1,view'), ('jsonl', '[1]')])
+def test_a_broken_last_line_without_an_end_is_an_error(root, suffix, last):
+  put(root / f'shop/items.{suffix}', ITEMS)
+  put(root / f'shop/events.{suffix}')
+  with open(root / f'shop/events.{suffix}', 'a', encoding='utf-8') as file:
+    file.write(last)
+  with pytest.raises(DataError, match=rf'events.{suffix}: line [56] .*must'):
+    read()
+  tables = read(on_error='skip')
+  assert rows(tables) == TEXT_ROWS and tables.left_out['broken_line'] == 1
+
+
 def test_no_row_is_right(root):
   put(root / 'shop/items.parquet', ITEMS)
   put(root / 'shop/events.parquet', EVENTS.with_columns(price=-1.0))
