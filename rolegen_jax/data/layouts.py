@@ -144,7 +144,8 @@ class Delimited(Layout):
     right = f'must have {len(names)}: {",".join(names)}'
     if len(parts) == len(names):
       right = 'must be UTF-8 text, with quotes (") around whole fields, closed on the same line'
-    return f'has {len(parts)} fields: {reprlib.repr(line)}; {right}'
+    fields = 'field' if len(parts) == 1 else 'fields'
+    return f'has {len(parts)} {fields}: {reprlib.repr(line)}; {right}'
 
   def is_cut(self, path: pathlib.Path, line: str) -> bool:
     return len(self._split(line)) < len(self.names(path) or [])

@@ -69,6 +69,8 @@ def read(
       if max_users:
         all_rows = typed.select(pl.len()).collect(engine='streaming').item()
         faults.count('other_users', all_rows - table.height)
+      if not isinstance(layout, Parquet):
+        table = _without_blank_end(file, table)
       _count_faults(file, layout, typed, table, columns, faults)
       tables.append(table.filter(pl.col('bad').is_null()).drop('row', 'bad'))
   if not may_be_empty and not any(table.height for table in tables):
@@ -157,6 +159,15 @@ def _cut_last_line(file: pathlib.Path, layout: Layout, encoding: str) -> int:
   if last.height and layout.is_cut(file, last['line'][0] or ''):
     return last['row'][0]
   return 0
+
+
+def _without_blank_end(file: pathlib.Path, table: pl.DataFrame) -> pl.DataFrame:
+  """Return the table without the wrong row that a blank line at the end of a text file is."""
+  last = table.tail(1).filter(pl.col('bad').is_not_null())
+  if not last.height or last['row'][0] == 1:
+    return table
+  rest = lines(file, 'utf8-lossy').slice(last['row'][0] - 1, 2).collect()['line']
+  return table.head(-1) if len(rest) == 1 and not rest[0] else table
 
 
 def _typed(rows: pl.LazyFrame, fields: Fields) -> pl.LazyFrame:

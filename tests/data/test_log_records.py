@@ -79,7 +79,7 @@ def test_max_users_keeps_the_first_users_with_all_their_lines(tmp_path):
     ('5,0,one,x\n', ["line 1, field 'cost': 'one'", 'a number']),
     ('5,0,1,x\n6,1,1\n', ['line 2 has 3 fields', 'must have 4: user,kind,cost,note']),
     ('5,0,1,x\n6,1,1,x,y\n', ['line 2 has 5 fields']),
-    ('5,0,1,x\n\n6,1,1,x\n', ['line 2 has 1 fields']),
+    ('5,0,1,x\n\n6,1,1,x\n', ['line 2 has 1 field:']),
     (b'5,0,1,x\n\xff\xfe\x00,1,1,x\n', ['line 2: ', 'UTF-8 text']),
     ('5,0,1,x\n6\x1f,1,1,x\n', ['delimited text of 4 fields']),
     ('', ['must']),
@@ -184,6 +184,7 @@ def test_text_is_kept_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize('end', ['\n', '\r\n'])
-def test_a_blank_last_line_is_named(tmp_path, end):
-  with pytest.raises(DataError, match='line 2 has 1 fields'):
-    read(tmp_path, f'5,0,1,x{end}{end}')
+def test_one_blank_last_line_is_no_row(tmp_path, end):
+  assert read(tmp_path, f'5,0,1,x{end}{end}')[0].height == 1
+  with pytest.raises(DataError, match='line 2 has 1 field: '):
+    read(tmp_path, f'5,0,1,x{end}{end}6,0,1,x{end}')
