@@ -180,7 +180,7 @@ def _typed(rows: pl.LazyFrame, fields: Fields) -> pl.LazyFrame:
   rows = rows.with_columns(
     field.parse(text).alias(field.column) for text, field in zip(texts, fields)
   )
-  wrong: list[pl.Expr | pl.When | pl.Then] = [pl.col('wrong')]
+  wrong: list[pl.Expr] = [pl.col('wrong')]
   for number, (text, field) in enumerate(zip(texts, fields), 1):
     missing = pl.col(field.column).is_null()
     if field.optional:
