@@ -16,6 +16,7 @@ from typing import Any
 
 from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, AT_RUN_TIME, REFITTED, Config
 from rolegen_jax.data.adapters import log_fingerprint
+from rolegen_jax.data.shards import convert
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.overrides import field_paths
 from rolegen_jax.pipeline.records import Record
@@ -45,7 +46,7 @@ UNREAD = (
 
 # Settings that run folders may be older than. At their defaults, which is how those were made, they
 # are no part of a record.
-LATER = ('data.columns', 'data.time_unit', 'data.on_error', 'data.cold_items')
+LATER = (*convert.LATER, 'data.on_error', 'data.cold_items')
 
 _VOCABULARY = (
   'semantic_ids.levels',
