@@ -87,6 +87,18 @@ def write_npz(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     np.savez(file, **named)
 
 
+def write_npy(array: np.ndarray, path: str | os.PathLike) -> None:
+  """Write one array to `path` through a temporary name."""
+  with renamed(path) as temporary, temporary.open('wb') as file:
+    np.save(file, array)
+
+
+def map_npy(path: str | os.PathLike) -> np.ndarray:
+  """Return the array at `path`, mapped: its pages are read when they are used. Raises DataError."""
+  with as_data_error(path, 'an array in a .npy file'):
+    return np.load(path, mmap_mode='r', allow_pickle=False).view(np.ndarray)
+
+
 def lock(path: pathlib.Path) -> IO[str]:
   """Lock the file `path` for this process until the returned file is closed.
 

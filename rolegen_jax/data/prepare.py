@@ -122,7 +122,10 @@ def _notes(
 ) -> dict[str, Any]:
   n_targets = np.diff(occasions.target_offsets)
   without_context = occasions.context_end == log.offsets[occasions.user]
-  by_event = np.bincount(log.event, weights=log.count, minlength=len(EVENT_NAMES)).astype(int)
+  parts = [part.log for part in log.parts()]
+  by_event = np.zeros(len(EVENT_NAMES), np.int64)
+  for part in parts:
+    by_event += np.bincount(part.event, part.count, len(EVENT_NAMES)).astype(np.int64)
   return {
     'format': data.format,
     'simulated': data.format == 'simulated',
@@ -130,11 +133,11 @@ def _notes(
     'occasions_digest': occasions.digest,
     'users': len(log.users),
     'items': log.items.height,
-    'rows': int(log.count.sum()),
+    'rows': int(by_event.sum()),
     'rows_after_collapse': len(log.item),
     'rows_by_event': dict(zip(EVENT_NAMES, by_event.tolist())),
-    'first_timestamp': int(log.timestamp.min()),
-    'last_timestamp': int(log.timestamp.max()),
+    'first_timestamp': int(min(part.timestamp.min() for part in parts)),
+    'last_timestamp': int(max(part.timestamp.max() for part in parts)),
     **_split_notes(occasions, cuts),
     'occasions': _by_cohort_and_split(occasions, np.ones_like(n_targets)),
     'targets': _by_cohort_and_split(occasions, n_targets),

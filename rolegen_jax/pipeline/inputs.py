@@ -13,7 +13,7 @@ from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
 from rolegen_jax.data.files import write_json
-from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.log import InteractionLog, item_counts
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
 from rolegen_jax.data.shards.reader import Shards
@@ -72,8 +72,13 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
   interest_shift, excitation = count_features(run, data, codes, chosen.retrieval)
   reasoner = run.config.reasoner
   conversions = training_examples(
-    data.log, data.occasions, reasoner.role_events, reasoner.candidates, excitation
-  ).evenly(run.config.roles.max_conversions)
+    data.log,
+    data.occasions,
+    reasoner.role_events,
+    reasoner.candidates,
+    excitation,
+    run.config.roles.max_conversions,
+  )
   words = text.learn_words(run, data.log, codes, conversions)
   hashes = dict(
     log=data.log.digest,
@@ -111,9 +116,7 @@ def catalogue_tables(
   run: Run, data: Data, codes: np.ndarray, text_vectors: TextVectors | None
 ) -> Trie:
   """Return the trie of the log's items, with their training events and text vectors."""
-  log = data.log
-  in_training = np.arange(len(log.item)) < data.occasions.train_end(log)[log.user]
-  counts = np.bincount(log.item[in_training], log.count[in_training], minlength=len(codes))
+  counts = item_counts(data.log, data.occasions.train_end(data.log)).astype(np.float64)
   text = text_vectors.vectors if text_vectors else None
   return build_trie(codes, run.config.semantic_ids.codes, counts=counts, text=text)
 

@@ -1,0 +1,136 @@
+"""Sums of sparse matrices that may outgrow memory: what counting over a log adds up, part by part.
+
+Up to HELD entries a sum is one matrix in memory, as if there were no parts. What is beyond goes to
+files that are mapped and read by ranges of rows, so memory stays as it is however large the sum. The
+files lie where temporary files do ($TMPDIR) and have no names: they go with the process.
+
+R rows, C columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import scipy.sparse as sp
+
+from rolegen_jax.data.log import ranges
+
+HELD = 4_000_000  # entries of a sum in memory, of 8 or 12 bytes
+BLOCK = 32_768  # rows of a sum on files that are in memory at a time
+IN_MEMORY = 2**28  # bytes of a table that is no file
+
+
+class SparseSum:
+  """What is added up: matrices [R, C], in the order in which they are added."""
+
+  def __init__(self, rows: int, columns: int, dtype: type) -> None:
+    """Start at zero."""
+    self.shape = rows, columns
+    self.held = sp.csr_array(self.shape, dtype=dtype)
+    self.files: list[sp.csr_array] = []
+
+  def add(self, matrix: sp.csr_array) -> None:
+    """Add a matrix [R, C]."""
+    self.held = self.held + matrix
+    if self.held.nnz > HELD:
+      self.files.append(_mapped(self.held))
+      self.held = sp.csr_array(self.shape, dtype=self.held.dtype)
+
+
+class Counts:
+  """The sum of several sums [R, C], to be read: as one matrix where all of it is in memory."""
+
+  def __init__(self, sums: Sequence[SparseSum]) -> None:
+    """Take the sums; what is added to them later is not seen for certain."""
+    self.shape = sums[0].shape
+    self._parts = [part for each in sums for part in (*each.files, each.held)]
+    self.in_memory = not any(each.files for each in sums)
+
+  @functools.cached_property
+  def _matrix(self) -> sp.csr_array:
+    return functools.reduce(operator.add, self._parts)
+
+  def take(self, rows: np.ndarray) -> sp.csr_array:
+    """Return some rows, [len(rows), C]."""
+    if self.in_memory:
+      return self._matrix[rows]
+    return functools.reduce(operator.add, [_rows(part, rows) for part in self._parts])
+
+  def blocks(self) -> Iterator[tuple[int, sp.csr_array]]:
+    """Yield the first row of each block of rows, and the block; one block where all is in memory."""
+    if self.in_memory:
+      yield 0, self._matrix
+      return
+    for first in range(0, self.shape[0], BLOCK):
+      yield first, self.take(np.arange(first, min(first + BLOCK, self.shape[0])))
+
+  def at(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Return the entries at these places [n]."""
+    distinct, place = np.unique(row, return_inverse=True)
+    return np.asarray(self.take(distinct)[place, column])
+
+  def sum(self, axis: int | None = None) -> np.ndarray:
+    """Return the sum over rows (0), columns (1) or both (None)."""
+    sums = [block.sum(axis=axis) for _, block in self.blocks()]
+    return np.concatenate(sums) if axis == 1 else functools.reduce(operator.add, sums)
+
+  def toarray(self) -> np.ndarray:
+    """Return all of it as a dense array [R, C]."""
+    return np.concatenate([block.toarray() for _, block in self.blocks()])
+
+
+def strongest_entries(matrix: sp.csr_array, keep: int) -> tuple[np.ndarray, ...]:
+  """Return (row, rank, column, value) of the `keep` largest entries of each row, [.] each.
+
+  Ranks count from 0, the largest entry first, equal ones by column.
+  """
+  row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+  # Rows stay where they are.
+  order = np.lexsort((matrix.indices, -matrix.data, row))
+  rank = np.arange(len(row)) - matrix.indptr[row]
+  kept = rank < keep
+  return row[kept], rank[kept], matrix.indices[order][kept], matrix.data[order][kept]
+
+
+def largest_entries(matrix: sp.csr_array, keep: int) -> sp.csr_array:
+  """Return a matrix without all but the `keep` largest entries of each row."""
+  if keep >= matrix.shape[1]:
+    return matrix
+  row, _, column, value = strongest_entries(matrix, keep)
+  return sp.csr_array((value, (row, column)), shape=matrix.shape)
+
+
+def table(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+  """Return an array of zeros: in memory up to IN_MEMORY bytes, beyond that in a mapped file."""
+  if np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize <= IN_MEMORY:
+    return np.zeros(shape, dtype)
+  with tempfile.TemporaryFile() as file:  # the mapping outlives it
+    return np.memmap(file, dtype, 'w+', shape=shape).view(np.ndarray)
+
+
+def _rows(matrix: sp.csr_array, rows: np.ndarray) -> sp.csr_array:
+  """Return rows of a matrix whose arrays may be mapped; nothing else of them is read."""
+  first, last = matrix.indptr[:-1][rows], matrix.indptr[1:][rows]
+  place, _ = ranges(first, last - first)
+  indptr = np.concatenate([[0], np.cumsum(last - first)])
+  shape = len(rows), matrix.shape[1]
+  return sp.csr_array((matrix.data[place], matrix.indices[place], indptr), shape=shape)
+
+
+def _mapped(matrix: sp.csr_array) -> sp.csr_array:
+  """Return the same matrix, its entries in mapped files without names."""
+  mapped = sp.csr_array(matrix.shape, dtype=matrix.dtype)
+  mapped.data, mapped.indices = _map(matrix.data), _map(matrix.indices)
+  mapped.indptr = matrix.indptr
+  return mapped
+
+
+def _map(array: np.ndarray) -> np.ndarray:
+  with tempfile.TemporaryFile() as file:
+    array.tofile(file)
+    file.flush()
+    return np.memmap(file, array.dtype, 'r', shape=array.shape).view(np.ndarray)
