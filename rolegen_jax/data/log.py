@@ -157,15 +157,15 @@ class InteractionLog:
     The file of users is written last and carries the digest of all.
     """
     folder = pathlib.Path(folder)
-    for name in ('offsets', *COLUMNS):
-      write_npy(getattr(self, name), folder / COLUMN_FILE.format(name))
-    self.save_ids(folder)
-
-  def save_ids(self, folder: pathlib.Path) -> None:
-    """Write what `save` writes beside the columns, which are in `folder`."""
+    self.save_columns(folder)
     write_parquet(self.items, folder / _ITEMS_FILE)
     write_parquet(self.users.to_frame(), folder / _USERS_FILE, {'digest': self.digest})
     (folder / _EVENTS_FILE).unlink(missing_ok=True)
+
+  def save_columns(self, folder: pathlib.Path) -> None:
+    """Write the columns alone, `offsets` last."""
+    for name in (*COLUMNS, 'offsets'):
+      write_npy(getattr(self, name), folder / COLUMN_FILE.format(name))
 
   @classmethod
   def load(cls, folder: str | os.PathLike) -> InteractionLog:
@@ -192,7 +192,9 @@ class InteractionLog:
     return log
 
   @classmethod
-  def of_columns(cls, users: pl.Series, items: pl.DataFrame, folder: pathlib.Path) -> InteractionLog:
+  def of_columns(
+    cls, users: pl.Series, items: pl.DataFrame, folder: pathlib.Path
+  ) -> InteractionLog:
     """Return the log of the mapped columns in `folder`. Raises DataError."""
     columns = {name: map_npy(folder / COLUMN_FILE.format(name)) for name in ('offsets', *COLUMNS)}
     offsets = columns['offsets']

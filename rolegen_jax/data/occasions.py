@@ -258,9 +258,17 @@ def find_cuts(times: OccasionTimes, data: DataConfig) -> Cuts | None:
     return None
 
   def cut(held_out: float) -> int:
-    """Return the time of the last occasion outside the latest share `held_out`."""
-    last = int(len(ordered) * (1 - held_out)) - 1
-    return int(ordered[last] if last >= 0 else ordered[0] - 1)
+    """Return the time of the last occasion outside the latest share `held_out`.
+
+    A sale day that holds more than the share is wholly on the side that leaves the cut nearer.
+    """
+    n_before = int(len(ordered) * (1 - held_out))
+    if not n_before:
+      return int(ordered[0] - 1)
+    time = ordered[n_before - 1]
+    first, end = (int(np.searchsorted(ordered, time, side)) for side in ('left', 'right'))
+    is_sale = first > 0 and end - first > held_out * len(ordered)
+    return int(ordered[first - 1] if is_sale and n_before - first < end - n_before else time)
 
   cuts = Cuts(
     train=cut(data.test_fraction + data.valid_fraction),

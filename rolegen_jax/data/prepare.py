@@ -57,23 +57,37 @@ def read_tables(data: DataConfig) -> RawTables:
 def prepare(
   data: DataConfig, tables: RawTables, folder: str | os.PathLike, cuts: Cuts | None = None
 ) -> tuple[InteractionLog, Occasions, dict[str, Any]]:
-  """Index a log, find its occasions and save both under `folder`.
+  """Index a log, find its occasions and save both under `folder`; see `prepare_log`."""
+  log = InteractionLog.build(tables.events, tables.items)
+  return prepare_log(data, log, folder, cuts, tables.left_out, tables.planted)
 
-  cuts: between the splits; those of the full log where `tables` holds only some of its users, see
+
+def prepare_log(
+  data: DataConfig,
+  log: InteractionLog,
+  folder: str | os.PathLike,
+  cuts: Cuts | None = None,
+  left_out: dict[str, int] | None = None,
+  planted: pl.DataFrame | None = None,
+) -> tuple[InteractionLog, Occasions, dict[str, Any]]:
+  """Find the occasions of a log and save both under `folder`.
+
+  cuts: between the splits; those of the full log where `log` holds only some of its users, see
   `shards.reader.Shards`. None finds them in the log itself.
 
-  Writes log_*.parquet, occasions.parquet, planted.parquet (simulated data only) and, last,
+  left_out, planted: as of RawTables.
+
+  Writes the log, occasions.parquet, planted.parquet (simulated data only) and, last,
   notes.json. Returns (log, occasions, notes); notes holds counts: users, items, rows by event,
   occasions and targets by cohort and split, and rows left out, with the reason; and where the cuts
   lie, in seconds, with the time of the first occasion after each. Raises DataError when training or
   test would have no occasion with a context and a target.
   """
   folder = pathlib.Path(folder)
-  log = InteractionLog.build(tables.events, tables.items)
   occasions = find_occasions(log, data, cuts)
   if data.split == 'time' and cuts is None:
     cuts = find_cuts(occasion_times(occasions), data)
-  left_out = dict(tables.left_out)
+  left_out = dict(left_out or {})
   if data.cold_items:
     rows = log.count.sum()
     log, held = cold_items.hold_out(log, occasions, data.cold_items)
@@ -85,8 +99,8 @@ def prepare(
   _say(data, notes)
   log.save(folder)
   occasions.save(folder)
-  if tables.planted is not None:
-    write_parquet(tables.planted, folder / 'planted.parquet')
+  if planted is not None:
+    write_parquet(planted, folder / 'planted.parquet')
   write_json(notes, folder / 'notes.json')
   return log, occasions, notes
 

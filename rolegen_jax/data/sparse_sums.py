@@ -1,8 +1,8 @@
 """Sums of sparse matrices that may outgrow memory: what counting over a log adds up, part by part.
 
 Up to HELD entries a sum is one matrix in memory, as if there were no parts. What is beyond goes to
-files that are mapped and read by ranges of rows, so memory stays as it is however large the sum. The
-files lie where temporary files do ($TMPDIR) and have no names: they go with the process.
+files that are mapped and read by ranges of rows, so memory stays as it is however large the sum is.
+The files lie where temporary files do ($TMPDIR) and have no names: they go with the process.
 
 R rows, C columns.
 """
@@ -61,7 +61,7 @@ class Counts:
     return functools.reduce(operator.add, [_rows(part, rows) for part in self._parts])
 
   def blocks(self) -> Iterator[tuple[int, sp.csr_array]]:
-    """Yield the first row of each block of rows, and the block; one block where all is in memory."""
+    """Yield the first row of each block of rows, and the block; one where all is in memory."""
     if self.in_memory:
       yield 0, self._matrix
       return

@@ -75,9 +75,7 @@ class _Factors:
         num_threads=1,
         random_state=inputs.config.seed,
       )
-      self._model.fit(
-        user_items(inputs.log, inputs.train_end, event_weights), show_progress=False
-      )
+      self._model.fit(user_items(inputs.log, inputs.train_end, event_weights), show_progress=False)
 
   def scores(self, chunk: np.ndarray) -> Scores:
     """Return the score of every item for the occasions `chunk`, all above zero, fp32 [o, I]."""

@@ -94,7 +94,8 @@ class InterestShift:
         total += of_part.around_purchases_KxK
         for fold, counts in zip(side, of_part.by_fold):
           fold.add(counts)
-    return cls(coarse_I, *sides, *bought)
+    (after, before), (bought_after, bought_before) = sides, bought
+    return cls(coarse_I, after, before, bought_after, bought_before)
 
   def without_fold(self, fold: int) -> tuple[Counts, Counts]:
     """Return (after, before) of all users outside the fold.

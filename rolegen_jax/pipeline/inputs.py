@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import shutil
+from typing import Any
 
 import jax
 import numpy as np
 
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, MeshConfig, digest
-from rolegen_jax.data.adapters import log_fingerprint
+from rolegen_jax.data.adapters import log_fingerprint, log_path
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog, item_counts
-from rolegen_jax.data.occasions import Occasions
-from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
+from rolegen_jax.data.occasions import Cuts, Occasions
+from rolegen_jax.data.prepare import (
+  RawTables,
+  load_prepared,
+  prepare,
+  prepare_log,
+  read_tables,
+)
+from rolegen_jax.data.shards import sort
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.evaluation import choices
 from rolegen_jax.evaluation.choices import Choices
@@ -31,6 +41,8 @@ from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.text_vectors import TextVectors
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
 from rolegen_jax.simulator import world
+
+SCRATCH = 'sorting'  # folder of a log that is being sorted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +142,21 @@ def prepare_data(run: Run) -> Data:
   stage = run.begin('data', {})
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
-    notes = distributed.once(lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2])
+    notes = distributed.once(lambda: _prepare(run.config, stage.folder, cuts))
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
   log, occasions = load_prepared(stage.folder)
   return Data(log, occasions, shards)
+
+
+def _prepare(config: Config, folder: pathlib.Path, cuts: Cuts | None) -> dict[str, Any]:
+  """Write the log and its occasions into `folder` and return the notes."""
+  data = config.data
+  if data.format == 'contract' and sort.is_long(data, log_path(data)):
+    scratch = folder / SCRATCH  # what is there continues a preparation that was cut off
+    notes = prepare_log(data, sort.sort(data, log_path(data), scratch), folder, cuts)[2]
+    shutil.rmtree(scratch)
+    return notes
+  return prepare(data, raw_tables(config), folder, cuts)[2]
 
 
 def raw_tables(config: Config) -> RawTables:

@@ -155,9 +155,7 @@ def collaborative(
   return result
 
 
-def _nodes(
-  n_items: int, attributes_IxA: np.ndarray | None
-) -> tuple[sp.csr_array, sp.csr_array]:
+def _nodes(n_items: int, attributes_IxA: np.ndarray | None) -> tuple[sp.csr_array, sp.csr_array]:
   """Return indicator matrices of the nodes of items and of their attribute nodes, [I, V] each.
 
   The nodes of an item are itself and its attribute values.
