@@ -21,6 +21,7 @@ from rolegen_jax.data.log import ranges
 
 HELD = 4_000_000  # entries of a sum in memory, of 8 or 12 bytes
 BLOCK = 32_768  # rows of a sum on files that are in memory at a time
+_CELLS = 1 << 22  # entries that are partitioned at a time
 IN_MEMORY = 2**28  # bytes of a table that is no file
 
 
@@ -86,14 +87,39 @@ class Counts:
 def strongest_entries(matrix: sp.csr_array, keep: int) -> tuple[np.ndarray, ...]:
   """Return (row, rank, column, value) of the `keep` largest entries of each row, [.] each.
 
-  Ranks count from 0, the largest entry first, equal ones by column.
+  Columns of a row are in order. Ranks count from 0, the largest entry first, equal ones by column.
   """
   row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-  # Rows stay where they are.
-  order = np.lexsort((matrix.indices, -matrix.data, row))
-  rank = np.arange(len(row)) - matrix.indptr[row]
-  kept = rank < keep
-  return row[kept], rank[kept], matrix.indices[order][kept], matrix.data[order][kept]
+  column, value = matrix.indices, matrix.data
+  if len(value):
+    least = _least_kept(matrix, keep)[row]
+    # Of those that equal the last one kept, the first columns stay.
+    is_above, is_last = value > least, value == least
+    n_above = np.bincount(row[is_above], minlength=matrix.shape[0])
+    last = np.cumsum(is_last)
+    last -= np.append(0, last)[matrix.indptr[:-1]][row]
+    kept = is_above | (is_last & (last <= (keep - n_above)[row]))
+    row, column, value = row[kept], column[kept], value[kept]
+  order = np.lexsort((column, -value, row))
+  rank = np.arange(len(row)) - np.searchsorted(row, row)
+  return row, rank, column[order], value[order]
+
+
+def _least_kept(matrix: sp.csr_array, keep: int) -> np.ndarray:
+  """Return the `keep`-th largest entry of each row, -inf where there are not more, fp [R]."""
+  sizes, least = np.diff(matrix.indptr), np.full(matrix.shape[0], -np.inf)
+  # Rows of about one size at a time, so that padding them costs little.
+  sizes_log2 = np.frexp(sizes)[1]
+  for size_log2 in np.unique(sizes_log2[sizes > keep]):
+    rows = np.flatnonzero((sizes_log2 == size_log2) & (sizes > keep))
+    width = int(sizes[rows].max())
+    for some in np.array_split(rows, -(-len(rows) * width // _CELLS)):
+      place, owner = ranges(matrix.indptr[:-1][some], sizes[some])
+      padded = np.full((len(some), width), -np.inf)
+      starts = np.cumsum(sizes[some]) - sizes[some]
+      padded[owner, np.arange(len(owner)) - starts[owner]] = matrix.data[place]
+      least[some] = np.partition(padded, width - keep, axis=1)[:, width - keep]
+  return least
 
 
 def largest_entries(matrix: sp.csr_array, keep: int) -> sp.csr_array:
