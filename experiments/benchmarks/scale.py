@@ -2,16 +2,17 @@
 
   python -m experiments.benchmarks.scale --folder=DIR
 
-Each point is a whole run in a process of its own, on a SIMULATED log: data, semantic IDs, choices,
-counted features, WARMUP steps of the backbone, roles, LOOP steps of both models, and
-recommendations for the test occasions. One axis is varied at a time, and the last point is the
-largest. Memory is what a process has allocated (RssAnon); mapped files, whose pages the system may
-drop, are told apart (RssFile).
+Each point runs in a process of its own on a SIMULATED log: data, semantic IDs, choices, counted
+features and the lists of counting baselines, with one axis varied at a time. The largest also
+trains, WARMUP steps of the backbone and LOOP steps of both models, labels roles and recommends.
+Memory is what a process has allocated (RssAnon); mapped files, whose pages the system may drop, are
+told apart (RssFile).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -22,6 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
+import jax
 import numpy as np
 
 from experiments import demo
@@ -72,37 +74,34 @@ def measure(
   store: harness.Store,
   *,
   folder: str,
-  users: int = 40_000,
-  items: int = 20_000,
-  events: int = 2_000_000,
-  largest: tuple = (2_000_000, 1_000_000, 100_000_000),
+  users: int = 10_000,
+  items: int = 10_000,
+  events: int = 400_000,
+  largest: tuple = (200_000, 100_000, 10_000_000),
   occasions: int = 2_000,
-  largest_occasions: int = 20_000,
 ) -> dict:
-  """Measure the base, every axis at FACTORS times its value, and the largest log.
+  """Measure the largest log, and every axis at FACTORS times its value in the base.
 
-  folder: Where logs and runs are written; the largest needs 30 GB.
+  folder: Where logs and runs are written.
   users: Of the base.
   items: Of the base.
   events: Of the base.
   largest: Users, items and events of the largest log; empty = none.
   occasions: Test occasions that items are recommended for.
-  largest_occasions: The same with the largest log.
   """
   base = dict(users=users, items=items, events=events)
-  sizes = [base | {axis: round(base[axis] * f)} for axis in base for f in FACTORS]
-  points = [(size, occasions) for size in sizes]
-  if largest:
-    points.append((dict(zip(base, map(int, largest))), largest_occasions))
-  for size, asked in points:
+  points = [(dict(zip(base, map(int, largest))), True)] if largest else []
+  points += [(base | {axis: round(base[axis] * f)}, False) for axis in base for f in FACTORS]
+  for size, trains in points:
     name = ' '.join(f'{value} {axis}' for axis, value in size.items())
-    settings = [folder, *size.values(), asked]
-    store.point(name, settings[1:], lambda: harness.call_in_process(run, *settings))
+    settings = [*size.values(), occasions, trains]
+    measure_point = functools.partial(harness.call_in_process, run, folder, *settings)
+    store.point(name, settings, measure_point)
   return dict(base=base, points=store.points)
 
 
-def run(folder: str, users: int, items: int, events: int, occasions: int) -> dict:
-  """Run every stage on a log of these sizes; return seconds and peak bytes of each."""
+def run(folder: str, users: int, items: int, events: int, occasions: int, trains: bool) -> dict:
+  """Run the stages on a log of these sizes; return seconds and peak bytes of each."""
   name = f'{users}-{items}-{events}'
   log, workdir = pathlib.Path(folder) / f'log-{name}', pathlib.Path(folder) / f'run-{name}'
   simulate(log, events, max(1, events // 3_000_000), users=users, items=items)
@@ -114,24 +113,29 @@ def run(folder: str, users: int, items: int, events: int, occasions: int) -> dic
         timed = meter.timed(stage, getattr(module, function))
         stack.enter_context(mock.patch.object(module, function, timed))
     begun, known = inputs.prepare_inputs(open_run(config, workdir))
-    warm = stages.warm_up(begun, known)
-    labeled = stages.label_roles(begun, known)
-    reasoned = stages.reason(begun, known, labeled, stages.align(begun, known, labeled))
-    looped = stages.close_loop(begun, known, labeled, warm, reasoned)
-    trained = stages.calibrate(begun, known, looped)
     test = baselines.evaluation_rows(known.log, known.occasions, TEST)
     test = test[np.linspace(0, len(test) - 1, min(len(test), occasions)).astype(np.int64)]
-    meter.timed('evaluation', _recommend)(begun, known, trained, test)
     meter.timed('baselines', _rank)(begun, known, test)
+    if trains:
+      trained = _train(begun, known)
+      meter.timed('recommend', _recommend)(begun, known, trained, test)
   return dict(
     rows=len(known.log.item),
     conversions=int((known.occasions.cohort != D3).sum()),
     occasions=len(test),
-    device_table_bytes=sum(np.asarray(leaf).nbytes for leaf in known.trie if leaf is not None),
+    device_table_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(known.trie)),
     log_bytes=folder_bytes(log),
     run_bytes=folder_bytes(workdir),
     stages=meter.stages(),
   )
+
+
+def _train(begun: Run, known: Inputs) -> Trained:
+  """Train both models as a run does."""
+  warm = stages.warm_up(begun, known)
+  labeled = stages.label_roles(begun, known)
+  reasoned = stages.reason(begun, known, labeled, stages.align(begun, known, labeled))
+  return stages.calibrate(begun, known, stages.close_loop(begun, known, labeled, warm, reasoned))
 
 
 def _recommend(begun: Run, known: Inputs, trained: Trained, test: np.ndarray) -> None:

@@ -29,8 +29,8 @@ from rolegen_jax.semantic_ids.minilm import minilm
 
 # Events: two events further apart in one trajectory do not co-occur.
 WINDOW = 30
-# Pairs of events that are counted of a log; a longer one has a smaller window.
-PAIRS = 250_000_000
+# Pairs of events that are counted of a log, where a longer one has a smaller window, and of a part.
+PAIRS, PART_PAIRS = 120_000_000, 30_000_000
 # Entries of a PPMI matrix of counts that do not fit in memory.
 ENTRIES = 32_000_000
 ITEM_BLOCK = 65_536  # items whose vectors are mixed at a time

@@ -14,6 +14,7 @@ from rolegen_jax.data.log import InteractionLog, Part
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.semantic_ids.catalogue import Catalogue, build
 from rolegen_jax.semantic_ids.embeddings import (
+  PART_PAIRS,
   Events,
   item_embeddings,
   text_embeddings,
@@ -70,7 +71,8 @@ def embed(
   They depend on rows log.offsets[u]:train_end[u] of each user only. text_IxD: of `text_embeddings`.
   """
   train_end, window = occasions.train_end(log), window_of(len(log.item))
-  parts = (_training_events(part, train_end) for part in log.parts())
+  rows = max(PART_PAIRS // window, 1)
+  parts = (_training_events(part, train_end) for part in log.parts(rows))
   return item_embeddings(parts, log.items, text_IxD, config, window)
 
 
