@@ -170,6 +170,7 @@ class Meter:
     self._end, far_end = context.Pipe()
     self._sampler = context.Process(target=_sample, args=(os.getpid(), far_end), daemon=True)
     self._sampler.start()
+    self._end.recv()  # it has begun
     return self
 
   def timed(self, stage: str, function: Callable) -> Callable:
@@ -206,6 +207,7 @@ class Meter:
 def _sample(pid: int, connection: Connection) -> None:
   """Send (time, allocated, mapped), the most of any process of the tree, until told to stop."""
   samples, tree = [], [pid]
+  connection.send('begun')
   while not connection.poll(SAMPLE_S):
     if len(samples) % 10 == 0:
       tree = [each for each in process_tree(pid) if each != os.getpid()]
