@@ -13,6 +13,7 @@ import polars as pl
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
 from rolegen_jax.data import cold_items
 from rolegen_jax.data.adapters import ADAPTERS, log_path
+from rolegen_jax.data.cuts import Cuts, find_cuts
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json, write_parquet
 from rolegen_jax.data.leaks import check_no_leak
@@ -25,9 +26,7 @@ from rolegen_jax.data.occasions import (
   TEST,
   TRAIN,
   VALID,
-  Cuts,
   Occasions,
-  find_cuts,
   find_occasions,
   occasion_times,
 )

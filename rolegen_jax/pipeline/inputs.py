@@ -13,11 +13,12 @@ import numpy as np
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, MeshConfig, digest
 from rolegen_jax.data.adapters import log_fingerprint, log_path
+from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog, item_counts
-from rolegen_jax.data.occasions import Cuts, Occasions
+from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.data.prepare import (
   RawTables,
   load_prepared,

@@ -12,6 +12,7 @@ from random_logs import DAY, random_tables
 
 from rolegen_jax.config import COHORTS, DataConfig
 from rolegen_jax.data.adapters import ADAPTERS
+from rolegen_jax.data.cuts import OccasionTimes, find_cuts
 from rolegen_jax.data.events import MAX_TIMESTAMP, validate
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.leaks import check_no_leak
@@ -25,8 +26,6 @@ from rolegen_jax.data.occasions import (
   SPLITS,
   TEST,
   Occasions,
-  OccasionTimes,
-  find_cuts,
   find_occasions,
 )
 

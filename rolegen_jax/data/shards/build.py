@@ -31,6 +31,7 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import ConfigError
+from rolegen_jax.data.cuts import Cuts, OccasionTimes
 from rolegen_jax.data.files import (
   as_data_error,
   lock,
@@ -40,7 +41,6 @@ from rolegen_jax.data.files import (
   write_parquet,
 )
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import Cuts, OccasionTimes
 from rolegen_jax.data.shards import convert
 from rolegen_jax.runtime.progress import progress
 
