@@ -74,10 +74,10 @@ def measure(
   store: harness.Store,
   *,
   folder: str,
-  users: int = 10_000,
-  items: int = 10_000,
-  events: int = 400_000,
-  largest: tuple = (200_000, 100_000, 10_000_000),
+  users: int = 5_000,
+  items: int = 5_000,
+  events: int = 200_000,
+  largest: tuple = (100_000, 50_000, 5_000_000),
   occasions: int = 2_000,
 ) -> dict:
   """Measure the largest log, and every axis at FACTORS times its value in the base.

@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from rolegen_jax.data.log import ranges
 
 HELD = 4_000_000  # entries of a sum in memory, of 8 or 12 bytes
-BLOCK = 32_768  # rows of a sum on files that are in memory at a time
+BLOCK = 8_000_000  # entries of a sum on files that are in memory at a time, about
 _CELLS = 1 << 22  # entries that are partitioned at a time
 IN_MEMORY = 2**28  # bytes of a table that is no file
 
@@ -66,8 +66,10 @@ class Counts:
     if self.in_memory:
       yield 0, self._matrix
       return
-    for first in range(0, self.shape[0], BLOCK):
-      yield first, self.take(np.arange(first, min(first + BLOCK, self.shape[0])))
+    n_rows, entries = self.shape[0], sum(part.nnz for part in self._parts)
+    size = max(n_rows * BLOCK // entries, 1)
+    for first in range(0, n_rows, size):
+      yield first, self.take(np.arange(first, min(first + size, n_rows)))
 
   def at(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Return the entries at these places [n]."""

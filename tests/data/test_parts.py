@@ -117,10 +117,11 @@ def test_sums_on_files_are_the_sums_in_memory(monkeypatch):
 
   in_memory = summed()
   monkeypatch.setattr(sparse_sums, 'HELD', 300)
-  monkeypatch.setattr(sparse_sums, 'BLOCK', 16)
+  monkeypatch.setattr(sparse_sums, 'BLOCK', 600)
   on_files = summed()
   assert in_memory.in_memory and not on_files.in_memory
-  assert [first for first, _ in on_files.blocks()] == [0, 16, 32, 48]
+  blocks = list(on_files.blocks())
+  assert len(blocks) > 2 and max(block.nnz for _, block in blocks) < 600
   want = sum(matrix.toarray() for matrix in matrices)
   row, column = np.array([3, 49, 3, 0]), np.array([0, 19, 5, 1])
   for counts in (in_memory, on_files):
