@@ -237,14 +237,18 @@ def _points(results: dict) -> list[dict]:
 
 
 def table(results: dict) -> str:
-  """Return seconds and peak GiB of every stage of every point."""
-  lines = [f'{"users":>10}{"items":>10}{"events":>12}  stage: seconds, GiB allocated (+ mapped)']
-  for point in _points(results):
-    told = ', '.join(
-      f'{stage} {used["seconds"]:.0f} s {used["allocated"] / GIB:.2f} (+{used["mapped"] / GIB:.2f})'
-      for stage, used in point['stages'].items()
-    )
-    lines.append(f'{point["users"]:>10,}{point["items"]:>10,}{point["events"]:>12,}  {told}')
+  """Return seconds and the most GiB that a process allocated, by stage, as Markdown."""
+  points = _points(results)
+  names = list(dict.fromkeys(stage for point in points for stage in point['stages']))
+  lines = [
+    '| users | items | events | ' + ' | '.join(names) + ' |',
+    '|---' * (3 + len(names)) + '|',
+  ]
+  for point in points:
+    sizes = [f'{point[axis]:,}' for axis in ('users', 'items', 'events')]
+    used = [point['stages'].get(name) for name in names]
+    cells = [f'{u["seconds"]:.0f} s, {u["allocated"] / GIB:.2f}' if u else '' for u in used]
+    lines.append('| ' + ' | '.join([*sizes, *cells]) + ' |')
   return '\n'.join(lines)
 
 

@@ -53,6 +53,13 @@ def read_parquet(path: str | os.PathLike) -> pl.DataFrame:
     return pl.read_parquet(os.fspath(path), glob=False, hive_partitioning=False)
 
 
+def count_rows(path: str | os.PathLike) -> int:
+  """Return how many rows the parquet file at `path` has. Raises DataError."""
+  with as_data_error(path, 'a readable parquet file'):
+    table = pl.scan_parquet(os.fspath(path), glob=False, hive_partitioning=False)
+    return table.select(pl.len()).collect().item()
+
+
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   """Return the key-value metadata of the parquet file at `path`. Raises DataError."""
   with as_data_error(path, 'a readable parquet file'):

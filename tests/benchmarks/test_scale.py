@@ -54,6 +54,11 @@ def test_a_tiny_run_has_every_stage_and_is_drawn(tmp_path):
     assert all(used['seconds'] > 0 for used in point['stages'].values())
     assert point['stages']['features']['allocated'] > 100 * MIB
     assert point['device_table_bytes'] > 300 * 12
-  assert len(scale.table(results).splitlines()) == 1 + 7
+  assert len(scale.table(results).splitlines()) == 2 + 7
   scale.plot(results, tmp_path / 'scale.png')
   assert (tmp_path / 'scale.png').stat().st_size > 10_000
+
+
+def test_the_page_has_the_table_of_the_stored_results():
+  results = json.loads((harness.FOLDER / 'scale.json').read_text())
+  assert scale.table(results) in (harness.ROOT / 'docs/scale.md').read_text()

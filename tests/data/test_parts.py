@@ -11,6 +11,7 @@ from rolegen_jax.config import DataConfig
 from rolegen_jax.data import log as log_lib
 from rolegen_jax.data import sparse_sums
 from rolegen_jax.data.contract import read_contract
+from rolegen_jax.data.files import DataError
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import find_occasions
@@ -93,6 +94,20 @@ def test_a_log_sorted_on_disk_is_the_log_sorted_in_memory(text_ids, tmp_path, mo
   kept = (scratch / 'chunk-00000.parquet').stat()
   assert sort.sort(data, folder, scratch, workers=1).digest == in_memory.digest
   assert (scratch / 'chunk-00000.parquet').stat() == kept
+
+
+def test_a_wrong_row_of_a_long_log_is_the_error_of_a_short_one(tmp_path):
+  folder = shard_logs.write_log(tmp_path / 'log')
+  file = folder / 'events/3.parquet'
+  rows = pl.read_parquet(file)
+  wrong = pl.when(pl.int_range(pl.len()) == 5).then(pl.lit('bought')).otherwise('event')
+  rows.with_columns(event=wrong).write_parquet(file)
+  data, errors = DataConfig('contract', 'log'), []
+  for read in (read_contract, lambda *known: sort.sort(*known[::-1], tmp_path / 'scratch', 2)):
+    with pytest.raises(DataError, match="column 'event', row 6: 'bought'; must be one of") as error:
+      read(folder, data)
+    errors.append(str(error.value))
+  assert errors[0] == errors[1]
 
 
 def test_logs_that_are_cut_short_or_text_are_not_sorted_on_disk(tmp_path, monkeypatch):

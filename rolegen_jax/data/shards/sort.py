@@ -22,9 +22,17 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import DataConfig
-from rolegen_jax.data import log as log_files
+from rolegen_jax.data import log
 from rolegen_jax.data.contract import Chunk, event_chunks, read_events, read_items
-from rolegen_jax.data.files import map_npy, read_parquet, renamed, write_npy, write_parquet
+from rolegen_jax.data.files import (
+  count_rows,
+  map_npy,
+  read_parquet,
+  renamed,
+  write_npy,
+  write_parquet,
+)
+from rolegen_jax.data.folders import log_files, text_suffix
 from rolegen_jax.data.log import COLUMN_FILE, COLUMNS, InteractionLog
 from rolegen_jax.data.shards import convert
 from rolegen_jax.data.shards.build import SPLIT_ROWS, Pool
@@ -34,12 +42,14 @@ def is_long(data: DataConfig, path: str | os.PathLike) -> bool:
   """Return whether the log at `path` is to be sorted on disk.
 
   path: of a log of the contract. It has more than one part, is parquet and is read to the last row:
-  what is left out follows the order of rows. Raises DataError as `event_chunks` does.
+  what is left out follows the order of rows. Raises DataError for a file that is not parquet.
   """
   if data.max_users or data.on_error != 'stop':
     return False
-  rows = [chunk.rows for chunk in event_chunks(path, data)]
-  return min(rows) >= 0 and sum(rows) > log_files.PART_ROWS
+  found = log_files(path)
+  if any(map(text_suffix, found.paths)):
+    return False
+  return sum(map(count_rows, found.events)) > log.PART_ROWS
 
 
 def sort(
@@ -91,7 +101,7 @@ def _users(paths: list[pathlib.Path]) -> pl.DataFrame:
 def _bounds(rows_U: np.ndarray) -> np.ndarray:
   """Return where parts of about PART_ROWS rows begin, and U, int64 [parts + 1]."""
   rows_before = np.cumsum(rows_U) - rows_U
-  first = np.searchsorted(rows_before, np.arange(0, rows_U.sum(), log_files.PART_ROWS))
+  first = np.searchsorted(rows_before, np.arange(0, rows_U.sum(), log.PART_ROWS))
   return np.unique(np.append(first, len(rows_U)))
 
 
