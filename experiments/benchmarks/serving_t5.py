@@ -9,8 +9,7 @@ quality. It answers one request at a time with all cores, as a batch of them tak
 (third_party_decoding.json).
 """
 
-from __future__ import annotations
-
+# Annotations are no text here: FastAPI reads them.
 import os
 import threading
 
@@ -131,8 +130,6 @@ def application(model: Model):
       raise fastapi.HTTPException(404, 'user_id')
     return dict(items=[dict(item_id=item) for item in model.recommend(asked.user_id, asked.k)])
 
-  # Annotations are text here, which FastAPI looks up in the module: the class has to be there.
-  recommend.__annotations__['asked'] = Asked
   return app
 
 
