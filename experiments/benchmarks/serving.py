@@ -271,6 +271,7 @@ def kill(workdir: str, shop: plan.Shop) -> dict:
         raise RuntimeError(f'{first.url} did not come back')
       time.sleep(0.05)
     ready_s = time.monotonic() - at
+    cpu_s = serving_sides.cpu_seconds(serving_sides.child_of(first.process.pid))
     asking.join()
     returned = Client(first.url).recommend(shop.users[0], k=1, reasoning='off')
   ms = 1e3 * np.array(asked.latencies)
@@ -280,6 +281,7 @@ def kill(workdir: str, shop: plan.Shop) -> dict:
     seconds=KILL_S,
     latency_ms={f'p{p:g}': float(np.percentile(ms, p)) for p in (50, 99, 100)},
     ready_again_s=ready_s,
+    ready_again_cpu_s=cpu_s,
     first_start_s=first.ready_s,
     answers_again=bool(returned['items']),
   )

@@ -104,6 +104,12 @@ def child_of(pid: int) -> int:
   return int(children[-1]) if children else 0
 
 
+def cpu_seconds(pid: int) -> float:
+  """Return the CPU time that a process has used, all of its threads."""
+  stat = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+  return (int(stat[11]) + int(stat[12])) / os.sysconf('SC_CLK_TCK')
+
+
 def kill_9(pid: int) -> None:
   """End a process at once."""
   os.kill(pid, signal.SIGKILL)
