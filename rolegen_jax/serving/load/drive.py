@@ -28,7 +28,7 @@ SAMPLED = {  # metrics without labels, and what they are called here
   'rolegen_compilations_since_ready': 'compilations',
   'rolegen_catalogue_version': 'catalogue_version',
 }
-OK = 'ok'
+OK, BUSY = 'ok', 'not sent: every item to change is being changed'
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class Sent:
   due: float
   sent: float
   answered: float
-  outcome: str  # OK, a status, the name of an error, or `wrong: ...`
+  outcome: str  # OK, BUSY, a status, the name of an error, or `wrong: ...`
 
 
 @dataclasses.dataclass
@@ -67,9 +67,9 @@ def require_loopback(url: str) -> None:
 def _place(url: str) -> tuple[str, int]:
   try:
     parts = urllib.parse.urlsplit(url)
-    port = parts.port or {'http': 80, 'https': 443}[parts.scheme]
+    usual = {'http': 80, 'https': 443}[parts.scheme]
     if parts.hostname:
-      return parts.hostname, port
+      return parts.hostname, parts.port or usual
   except (ValueError, KeyError):
     pass
   raise ConfigError(f'--url={url}: must be http://HOST:PORT')
@@ -78,8 +78,10 @@ def _place(url: str) -> tuple[str, int]:
 def drive(
   url: str, arrivals: list[Arrival], shop: Shop, mix: Mix, token: str = '', timeout: float = 30.0
 ) -> Outcome:
-  """Send all arrivals to a server and return what became of them. Raises ConfigError if it is not
-  ready. timeout: seconds of a request."""
+  """Send all arrivals to a server and return what became of them.
+
+  timeout: seconds of a request. Raises ConfigError where the server is not ready.
+  """
   return asyncio.run(_Driver(url, shop, mix, token, timeout).run(arrivals))
 
 
@@ -134,6 +136,7 @@ class _Driver:
     if arrival.kind == CHANGE:
       change = self._shelf.draw(sent)
       if change is None:
+        self._requests.append(Sent(CHANGE, arrival.at, sent, sent, BUSY))
         return
       body = change.body
     content, status = b'', 0
