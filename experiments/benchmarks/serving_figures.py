@@ -96,11 +96,14 @@ def plot(results: dict, figure_path: pathlib.Path) -> None:
     rates.plot(*zip(*trials), 'o-', color=colors[name], label=NAMES[name], markersize=4)
   rates.axhline(100, color='black', linestyle='--', linewidth=0.8)
   rates.set(xscale='log', yscale='log', xlabel='requests a second', ylabel='p99 of 10 s, ms')
+  rates.set_xticks((1, 3, 10, 30, 100), ('1', '3', '10', '30', '100'))
+  rates.set_yticks((20, 50, 100, 200, 500), ('20', '50', '100', '200', '500'))
+  rates.minorticks_off()
   rates.legend(frameon=False, fontsize=8)
   if 'soak' in points:
     seconds, held = np.array(points['soak']['memory']).T
     memory.plot(seconds / 60, held / 2**20, color=harness.BLUE)
-    memory.set(ylim=(0, None))
+    memory.set(ylim=(0, 1.2 * held.max() / 2**20))
   memory.set(xlabel='minutes of the soak', ylabel="the server's memory, MiB")
   figure.savefig(figure_path, dpi=110)
   if figure_path.parent == harness.FIGURES:

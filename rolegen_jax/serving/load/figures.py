@@ -101,7 +101,7 @@ def plot(outcome: Outcome, path: str | os.PathLike) -> None:
   by_percentile.set(xlabel='latency, ms', ylabel='% that took longer', xscale='log', yscale='log')
   by_percentile.legend(frameon=False, fontsize=8)
   failed = [sent.due for sent in outcome.requests if sent.outcome != OK]
-  edges = np.arange(0, max(due.max(initial=0), 1) + 2 * BIN_S, BIN_S)
+  edges = BIN_S * np.arange(int(max([*due, *failed], default=0) / BIN_S) + 2)
   for values, color, label in ((due, '#009E73', 'answered'), (failed, '#D55E00', 'not answered')):
     rate.plot(edges[:-1], np.histogram(values, edges)[0] / BIN_S, color=color, label=label)
   rate.set(xlabel='seconds', ylabel='requests due per second', ylim=(0, None))
@@ -109,7 +109,7 @@ def plot(outcome: Outcome, path: str | os.PathLike) -> None:
   samples = [sample for sample in outcome.samples if 'memory_bytes' in sample]
   mib = [sample['memory_bytes'] / 2**20 for sample in samples]
   memory.plot([sample['at'] for sample in samples], mib, color='#0072B2')
-  memory.set(xlabel='seconds', ylabel="server's memory, MiB", ylim=(0, None))
+  memory.set(xlabel='seconds', ylabel="server's memory, MiB", ylim=(0, 1.2 * max(mib, default=1)))
   for panel in (over_time, by_percentile, rate, memory):
     panel.spines[['top', 'right']].set_visible(False)
     panel.grid(color='#e9ecef')
