@@ -176,7 +176,8 @@ def test_the_server_answers_a_mix_without_a_fault(shop, tmp_path):
   for of in found['kinds'].values():  # at most eight may wait here
     assert set(of['errors']) <= {'429'} and of['ok'] > of['requests'] / 2, figures.table(found)
   assert found['wrong'] == 0
-  assert found['server']['compilations']['most'] == 0
+  compilations = found['server']['compilations']
+  assert compilations['most'] == compilations['first']  # those were of other tests
   assert found['server']['memory_bytes']['most'] > 2**20
   assert found['server']['catalogue_version']['last'] >= 10
   figures.plot(outcome, tmp_path / 'load.png')
