@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.data.examples import inference_examples
 from rolegen_jax.data.files import DataError
+from rolegen_jax.reasoning.predict import predict
 from rolegen_jax.serving import program
-from rolegen_jax.serving.http.rows import Reader, examples, known
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / 'docs' / 'run_decoder.py'
 USER = 5
@@ -27,31 +28,34 @@ def decoder(shop_at_start):
   return program.Decoder(trained.rolegen, trained.params, inputs.trie, inputs.excitation, ids)
 
 
-def test_a_plain_program_over_the_tables_recommends_the_same(shop, decoder, tmp_path):
-  """docs/run_decoder.py knows the folder and jax alone; the server's programs are the package's."""
+def test_a_plain_program_over_the_tables_recommends_the_same(shop_at_start, decoder, tmp_path):
+  """docs/run_decoder.py knows the folder and jax alone; `predict` is what `recommend` lists by."""
   manifest = program.write(decoder, tmp_path, ['cpu'], [1])
-  engine = shop.app.engine
-  history = known(engine.users.history(USER), engine.items)
-  time = engine.users.latest + 1
-  rows, _ = examples(
-    [Reader(USER, history, time)], engine.items, shop.inputs.excitation, shop.run.config, 2
+  log, config, run = shop_at_start.inputs.log, shop_at_start.run.config, shop_at_start.run
+  start, end = log.offsets[USER : USER + 2]
+  time = int(log.timestamp.max()) + 1
+  table = inference_examples(
+    log,
+    np.array([USER], np.int32),
+    log.offsets[USER + 1 : USER + 2],
+    np.array([time]),
+    config.reasoner.role_events,
+    config.reasoner.candidates,
+    decoder.excitation,
   )
-  with engine.items.tables.serving() as trie:
-    said = engine.programs.reason(trie, rows).said
-    every = np.full(engine.items.tables.capacity, 2**32 - 1, np.uint32)
-    expected = engine.programs.rank(trie, rows, said, every, False)
+  expected = predict(
+    decoder.rolegen, decoder.params, table, decoder.trie, run.mesh, config.backbone.beam
+  )
 
-  shuffled = np.random.default_rng(0).permutation(
-    np.repeat(range(len(history.item)), history.count)
-  )
+  rows = np.repeat(np.arange(start, end), log.count[start:end])
   request = dict(
     events=[
       dict(
-        item_id=decoder.item_ids[history.item[i]],
-        event=EVENT_NAMES[history.event[i]],
-        timestamp=int(history.timestamp[i]),
+        item_id=decoder.item_ids[log.item[row]],
+        event=EVENT_NAMES[log.event[row]],
+        timestamp=int(log.timestamp[row]),
       )
-      for i in shuffled
+      for row in np.random.default_rng(0).permutation(rows)
     ],
     time=time,
     fold=USER % manifest['folds'],
@@ -68,10 +72,10 @@ def test_a_plain_program_over_the_tables_recommends_the_same(shop, decoder, tmp_
   )
   assert ended.returncode == 0, ended.stderr
   found = [json.loads(line) for line in ended.stdout.splitlines()]
-  n = int(expected.found[0])
-  assert [each['item_id'] for each in found] == [decoder.item_ids[i] for i in expected.item[0, :n]]
+  items = expected.item[0][expected.item[0] >= 0]
+  assert [each['item_id'] for each in found] == [decoder.item_ids[item] for item in items]
   scores = [each['log_prob'] for each in found]
-  np.testing.assert_allclose(scores, expected.score[0, :n], atol=1e-4)
+  np.testing.assert_allclose(scores, expected.score[0, : len(items)], atol=1e-4)
 
 
 def test_the_example_is_short_and_imports_nothing_of_the_package():
