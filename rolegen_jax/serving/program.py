@@ -120,7 +120,8 @@ def write(
   jitted = jax.jit(decoder.program(list(tables), structure))
   shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tables.items()}
   programs, files = [], {}
-  (path / 'manifest.json').unlink(missing_ok=True)  # it would be of other files
+  for old in (path / 'manifest.json', *path.glob('decoder.*')):  # of an export before this one
+    old.unlink(missing_ok=True)
   for platform in platforms:
     for size in batch_sizes:
       exported = export.export(jitted, platforms=[platform])(shapes, decoder.rows(size))

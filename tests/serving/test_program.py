@@ -85,6 +85,7 @@ def test_the_example_is_short_and_imports_nothing_of_the_package():
 
 
 def test_the_manifest_names_every_file_by_its_hash_and_every_table(decoder, tmp_path):
+  (tmp_path / 'decoder.tpu.8').write_bytes(b'of an older export')
   manifest = program.write(decoder, tmp_path, ['cuda'], [2])
   assert json.loads((tmp_path / 'manifest.json').read_text()) == manifest
   files = {path.name for path in tmp_path.iterdir()} - {'manifest.json'}
