@@ -39,6 +39,7 @@ async function start() {
     window.addEventListener('hashchange', route);
     const [{ columns }, found] = await Promise.all([ask('v1/columns'), finder.search()]);
     filters.show(columns);
+    document.body.classList.remove('starting');
     if (!location.hash && found.length) history.replaceState(null, '', `#user=${encodeURIComponent(json(found[0].user_id))}`);
     await route();
   } catch (error) {

@@ -35,7 +35,11 @@ export const day = (seconds) => DATE.format(seconds * 1000);
 export const year = (seconds) => new Date(seconds * 1000).getUTCFullYear();
 export const moment = (seconds) => `${LONG.format(seconds * 1000)} UTC`;
 export const minus = (text) => text.replace('-', '\u2212');
-export const signed = (x, digits = 2) => minus(`${x >= 0 ? '+' : ''}${x.toFixed(digits)}`);
+
+export function signed(x, digits = 2) {
+  const text = x.toFixed(digits);
+  return Number(text) === 0 ? text.replace('-', '') : minus(x > 0 ? `+${text}` : text);
+}
 
 export function percent(share, digits = 1) {
   const value = 100 * share;
