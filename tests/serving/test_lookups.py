@@ -13,11 +13,16 @@ from rolegen_jax.data.examples import PURCHASE, inference_examples
 from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.pipeline import serving
 from rolegen_jax.reasoning.predict import predict
+from rolegen_jax.reasoning.worlds import Interventions
 from rolegen_jax.serving.http.app import App
 from rolegen_jax.serving.http.batcher import Batcher
 from rolegen_jax.serving.http.dispatch import Dispatcher
 from rolegen_jax.serving.http.metrics import Metrics
 from rolegen_jax.serving.http.openapi import ROUTES
+from rolegen_jax.serving.http.programs import Worlds
+from rolegen_jax.serving.http.reasoned import reasoned
+from rolegen_jax.serving.http.schema import Intervention
+from rolegen_jax.serving.http.users import History
 from rolegen_jax.serving.recommend import dormant
 
 
@@ -179,6 +184,41 @@ def test_worlds_are_those_of_the_models(said, shop):
   assert cached == online | dict(reasoning='cached')
   assert 'reasoned' not in shop.recommend(3, worlds=True, reasoning='off')
   assert 'reasoned' not in shop.recommend(3)
+
+
+def test_each_world_has_its_own_intervention_and_roles(shop):
+  """A history of two events in three slots: what is done is told by the place among its events."""
+  items, pair = shop.app.engine.items, np.array([7, 3], np.int32)
+  history = History(pair, np.array([1, 3], np.int8), np.array([10, 20]), np.ones(2, np.int32))
+  role = np.full((4, 3), -1)
+  role[3, 1] = 5
+  removed = np.arange(12).reshape(4, 3) == 8  # in the third world, the last slot
+  worlds = Worlds(
+    said=None,
+    candidates=np.array([[1, -1], [2, 3], [4, 5], [6, 7]]),
+    candidate_log_prob=np.log(np.array([[0.5, 1.0], [0.25, 1], [1, 1], [1, 1]])),
+    roles=np.array([[-1, 0, 1], [-1, 2, 3], [-1, 4, -1], [-1, 5, 6]]),
+    intents=np.array([[2, 2], [4, 2], [2, 4], [2, 4]]),
+    interventions=Interventions(role, removed, np.array([-1, 4, -1, -1])),
+  )
+  told = reasoned(history, worlds, items)
+  assert [(event.item_id, event.event) for event in told.events] == [(7, 'view'), (3, 'cart')]
+  assert [world.intervention for world in told.worlds] == [
+    None,
+    Intervention('intent', code=4),
+    Intervention('remove', event=1),
+    Intervention('role', event=0, role=ROLE_NAMES[5]),
+  ]
+  named = [[role and ROLE_NAMES.index(role) for role in world.roles] for world in told.worlds]
+  assert named == [[0, 1], [2, 3], [4, None], [5, 6]]
+  assert [[step.item_id for step in world.path] for world in told.worlds] == [
+    [1],
+    [2, 3],
+    [4, 5],
+    [6, 7],
+  ]
+  assert told.worlds[0].path[0].log_prob == pytest.approx(np.log(0.5))
+  assert [[i.code for i in world.intents] for world in told.worlds[:2]] == [[2], [4, 2]]
 
 
 def test_the_run_and_its_test_are_told(shop):
