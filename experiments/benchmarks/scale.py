@@ -268,8 +268,12 @@ def plot(results: dict, figure_path: pathlib.Path) -> None:
         values = [point['stages'][stage][field] / unit for point in chosen]
         style = '-' if number < 6 else '--'
         panel.plot([p[axis] for p in chosen], values, 'o' + style, ms=3, label=stage)
-      panel.set(xscale='log', yscale='log', xlabel=f'{axis} (simulated)', ylabel=label)
-  panels[0][2].legend(fontsize=6)
+      panel.set(xscale='log', xlabel=f'{axis} (simulated)', ylabel=label)
+      panel.set(**(dict(ylim=(0, None)) if row else dict(yscale='log')))
+      sizes = [point[axis] for point in chosen]
+      panel.set_xticks(sizes, [f'{size:,}' for size in sizes])
+      panel.minorticks_off()
+  panels[1][0].legend(fontsize=6)
   figure.savefig(figure_path)
 
 
