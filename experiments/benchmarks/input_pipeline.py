@@ -65,14 +65,19 @@ def measure(
   return dict(points=store.points)
 
 
-def simulate(folder: pathlib.Path, events: int, files: int, seed: int = 0) -> None:
+def simulate(
+  folder: pathlib.Path, events: int, files: int, seed: int = 0, users: int = 0, items: int = 0
+) -> None:
   """Write a SIMULATED log of the contract, made for its size; keep files that are already there.
+
+  users, items: their numbers; 0 = as many as EVENTS_PER_USER and MAX_ITEMS say.
 
   Users and items are heavy-tailed: densities u**-1/2 and u**-2/3 over ranks. A user's events are
   spread over all files in no order. Times are whole minutes, and REPEATED rows are there twice, so
   that there are ties to settle.
   """
-  users, items = max(events // EVENTS_PER_USER, 1), max(min(MAX_ITEMS, events // 20), 1)
+  users = users or max(events // EVENTS_PER_USER, 1)
+  items = items or max(min(MAX_ITEMS, events // 20), 1)
   if not (folder / 'items.parquet').exists():
     write_parquet(pl.DataFrame({'item_id': _ids(np.arange(items))}), folder / 'items.parquet')
   for number in progress(range(files), f'simulate {events:,} events'):

@@ -23,7 +23,7 @@ from rolegen_jax.data.batches import Examples, Trajectories, append, histories
 from rolegen_jax.data.log import InteractionLog, ranges
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.evaluation import baselines
-from rolegen_jax.evaluation.baselines import BaselineInputs
+from rolegen_jax.evaluation.baselines import BaselineInputs, purchase_counts
 from rolegen_jax.evaluation.sasrec import Fit
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
@@ -156,9 +156,8 @@ class Fixed:
 
 def log_popularity(setting: Setting) -> np.ndarray:
   """Return the log of every item's share of the training purchases, one added to each, fp [I]."""
-  log = setting.log
-  bought = setting.baselines.train_N & (log.event == EVENT_NAMES.index('purchase'))
-  count_I = 1 + np.bincount(log.item[bought], log.count[bought], len(log.items))
+  known = setting.baselines
+  count_I = 1.0 + purchase_counts(known.log, known.train_end)
   return np.log(count_I / count_I.sum())
 
 

@@ -26,7 +26,7 @@ def hold_out(
   n_items = log.items.height
   n_held = round(share * n_items)
   held = np.sort(np.random.default_rng(_SEED).choice(n_items, n_held, replace=False))
-  in_training = np.arange(len(log.item)) < occasions.train_end(log)[log.user]
+  in_training = np.arange(len(log.item)) < np.repeat(occasions.train_end(log), np.diff(log.offsets))
   in_training |= _is_training_target(log, occasions)
   return _keep(log, ~(in_training & np.isin(log.item, held))), held
 

@@ -48,7 +48,7 @@ class ExampleTable:
     """Return at most `most` of the examples, evenly spaced over users and times; 0 = all."""
     if not 0 < most < len(self):
       return self
-    return self.picked(np.linspace(0, len(self) - 1, most).astype(np.int64))
+    return self.picked(evenly(len(self), most))
 
   def picked(self, chosen: np.ndarray) -> ExampleTable:
     """Return the examples of these numbers."""
@@ -67,23 +67,33 @@ class ExampleTable:
     )
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+  """Return `most` numbers below `count`, evenly spaced, int64."""
+  return np.linspace(0, count - 1, most).astype(np.int64)
+
+
 def training_examples(
   log: InteractionLog,
   occasions: Occasions,
   role_events: int,
   candidates: int,
   excitation: ExcitationLookup,
+  most: int = 0,
 ) -> ExampleTable:
   """Return an example per (training occasion with a context, bought item), roles unknown.
 
-  role_events, candidates: the M and P of its arrays.
+  role_events, candidates: the M and P of its arrays. With `most`, at most so many, evenly spaced
+  over users and times.
   """
   first, last = occasions.target_offsets[:-1], occasions.target_offsets[1:]
   has_context = occasions.context_end > log.offsets[occasions.user]
   usable = (occasions.split == TRAIN) & has_context
   occasion = np.repeat(np.arange(len(first)), (last - first) * usable)
-  spans = [np.arange(begin, end) for begin, end in zip(first[usable], last[usable])]
-  target = occasions.target[np.concatenate(spans) if spans else np.zeros(0, np.int64)]
+  bought = np.flatnonzero(np.repeat(usable, last - first))
+  if 0 < most < len(bought):
+    chosen = evenly(len(bought), most)
+    occasion, bought = occasion[chosen], bought[chosen]
+  target = occasions.target[bought]
   user, end = occasions.user[occasion], occasions.context_end[occasion]
   return ExampleTable(
     log=log,

@@ -53,6 +53,13 @@ def read_parquet(path: str | os.PathLike) -> pl.DataFrame:
     return pl.read_parquet(os.fspath(path), glob=False, hive_partitioning=False)
 
 
+def count_rows(path: str | os.PathLike) -> int:
+  """Return how many rows the parquet file at `path` has. Raises DataError."""
+  with as_data_error(path, 'a readable parquet file'):
+    table = pl.scan_parquet(os.fspath(path), glob=False, hive_partitioning=False)
+    return table.select(pl.len()).collect().item()
+
+
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   """Return the key-value metadata of the parquet file at `path`. Raises DataError."""
   with as_data_error(path, 'a readable parquet file'):
@@ -85,6 +92,18 @@ def write_npz(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
     # numpy's stubs give the keywords the type of `allow_pickle`, whichever name they have.
     named: dict[str, Any] = arrays
     np.savez(file, **named)
+
+
+def write_npy(array: np.ndarray, path: str | os.PathLike) -> None:
+  """Write one array to `path` through a temporary name."""
+  with renamed(path) as temporary, temporary.open('wb') as file:
+    np.save(file, array)
+
+
+def map_npy(path: str | os.PathLike) -> np.ndarray:
+  """Return the array at `path`, mapped: its pages are read when they are used. Raises DataError."""
+  with as_data_error(path, 'an array in a .npy file'):
+    return np.load(path, mmap_mode='r', allow_pickle=False).view(np.ndarray)
 
 
 def lock(path: pathlib.Path) -> IO[str]:

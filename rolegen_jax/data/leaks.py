@@ -29,8 +29,10 @@ def check_no_leak(
       f'occasions belong to log {occasions.log_digest}, this log is {log.digest}; '
       'must be the same log'
     )
-  if (np.diff(log.timestamp)[np.diff(log.user) == 0] < 0).any():
-    raise DataError('the log is not in time order within each user; must be')
+  for part in log.parts():
+    user, timestamp = part.log.user, part.log.timestamp
+    if (np.diff(timestamp)[np.diff(user) == 0] < 0).any():
+      raise DataError('the log is not in time order within each user; must be')
   _check_contexts(log, occasions)
   if train_end is None:
     train_end = occasions.train_end(log)

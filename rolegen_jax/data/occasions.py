@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
+from rolegen_jax.data.cuts import Cuts, OccasionTimes, find_cuts
 from rolegen_jax.data.files import (
   DataError,
   as_data_error,
@@ -29,7 +30,7 @@ from rolegen_jax.data.files import (
   read_parquet,
   write_parquet,
 )
-from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.log import InteractionLog, Part, item_counts
 
 SPLITS = ('train', 'valid', 'test', 'none')
 TRAIN, VALID, TEST, NONE = range(4)
@@ -85,17 +86,16 @@ class Occasions:
     first validation or test occasion.
     """
     if self.rule == 'time':
-      usable = np.concatenate([[0], np.cumsum(log.timestamp <= self.train_cut)])
-      return log.offsets[:-1] + usable[log.offsets[1:]] - usable[log.offsets[:-1]]
-    end = log.offsets[1:].copy()
+      ends = [part.first_row + _ends_by(part.log, self.train_cut) for part in log.parts()]
+      return np.concatenate(ends)
+    end = np.array(log.offsets[1:])
     held_out = (self.split == VALID) | (self.split == TEST)
     np.minimum.at(end, self.user[held_out], self.context_end[held_out])
     return end
 
   def train_events(self, log: InteractionLog) -> np.ndarray:
     """Return how many rows of `log` training may use of every item, int64 [I]; 0 = cold."""
-    is_training = np.arange(len(log.item)) < self.train_end(log)[log.user]
-    return np.bincount(log.item[is_training], minlength=len(log.items))
+    return item_counts(log, self.train_end(log), repeats=False)
 
   def save(self, folder: str | os.PathLike) -> None:
     """Write occasions.parquet into `folder`."""
@@ -139,26 +139,6 @@ class Occasions:
     return occasions
 
 
-class OccasionTimes(NamedTuple):
-  """Times of occasions, from which the cuts between the splits are taken.
-
-  Those of several logs are concatenated.
-  """
-
-  dormant: np.ndarray  # int64 [.], seconds, of D1 and D2 occasions
-  all_cohorts: np.ndarray  # int64 [.], seconds, of all occasions with a target
-
-
-class Cuts(NamedTuple):
-  """Last timestamps of two splits, seconds.
-
-  Occasions up to `train` are training, later ones up to `valid` validation, all after that test.
-  """
-
-  train: int
-  valid: int
-
-
 def find_occasions(log: InteractionLog, data: DataConfig, cuts: Cuts | None = None) -> Occasions:
   """Return all occasions of `log` with cohorts and splits as `data` says.
 
@@ -170,28 +150,19 @@ def find_occasions(log: InteractionLog, data: DataConfig, cuts: Cuts | None = No
   count as so many views. Under leave_one_out every bought item is an occasion of its own and its
   cohort is ACTIVE: such logs hold purchases only and their clock is a rank.
   """
-  one_item_each = data.split == 'leave_one_out'
-  rows = _purchases(log)
-  user, timestamp, item = log.user[rows], log.timestamp[rows], log.item[rows]
-  is_first = np.ones(len(rows), bool)  # first row of an occasion, in (user, timestamp) order
-  if not one_item_each:
-    is_first[1:] = (user[1:] != user[:-1]) | (timestamp[1:] != timestamp[:-1])
-  starts = np.flatnonzero(is_first)
-  n_targets = np.diff(np.append(starts, len(rows)))
-  tie_start, tie_end = _ties(log)
-  context_end = tie_start[rows]
-  seen = _seen_before(log, user, item, context_end)
-
-  user_O, time_O, context_end_O = user[starts], timestamp[starts], context_end[starts]
-  if one_item_each:
-    cohort, split, cut = np.full(len(starts), ACTIVE, np.int8), _leave_one_out(user_O), -1
+  found = [_find_in_part(part, data) for part in log.parts()]
+  never = np.concatenate([each.never for each in found])
+  user_O, time_O, context_end_O, cohort, n_targets, item, seen = (
+    np.concatenate(fields) for fields in zip(*(each[:-1] for each in found))
+  )
+  if data.split == 'leave_one_out':
+    split, cut = _leave_one_out(user_O), -1
   else:
-    cohort = _cohorts(log, data, user_O, time_O, context_end_O, tie_end[rows][starts])
     split, cut = _by_time(time_O, cohort, data, cuts)
 
-  never = _never_converted(log, data)
+  last = max(int(part.log.timestamp.max()) for part in log.parts())
   user_O = np.concatenate([user_O, never]).astype(np.int32)
-  time_O = np.concatenate([time_O, np.full(len(never), log.timestamp.max() + 1)])
+  time_O = np.concatenate([time_O, np.full(len(never), last + 1)])
   # Stable: leave-one-out occasions of one tie keep their order.
   order = np.lexsort((user_O, time_O))
   n_targets = np.concatenate([n_targets, np.zeros(len(never), np.int64)])
@@ -211,69 +182,49 @@ def find_occasions(log: InteractionLog, data: DataConfig, cuts: Cuts | None = No
   )
 
 
+class _Found(NamedTuple):
+  """Occasions of some users in (user, timestamp) order, by the indices of the whole log."""
+
+  user: np.ndarray  # int64 [O]
+  timestamp: np.ndarray  # int64 [O]
+  context_end: np.ndarray  # int64 [O]
+  cohort: np.ndarray  # int8 [O]
+  n_targets: np.ndarray  # int64 [O]
+  target: np.ndarray  # int32 [T]
+  seen: np.ndarray  # bool [T]
+  never: np.ndarray  # int64 [.], users of cohort D3
+
+
+def _find_in_part(part: Part, data: DataConfig) -> _Found:
+  log, one_item_each = part.log, data.split == 'leave_one_out'
+  rows = _purchases(log)
+  user, timestamp, item = log.user[rows], log.timestamp[rows], log.item[rows]
+  is_first = np.ones(len(rows), bool)  # first row of an occasion, in (user, timestamp) order
+  if not one_item_each:
+    is_first[1:] = (user[1:] != user[:-1]) | (timestamp[1:] != timestamp[:-1])
+  starts = np.flatnonzero(is_first)
+  tie_start, tie_end = _ties(log)
+  context_end = tie_start[rows]
+  user_O, time_O, context_end_O = user[starts], timestamp[starts], context_end[starts]
+  cohort = np.full(len(starts), ACTIVE, np.int8)
+  if not one_item_each:
+    cohort = _cohorts(log, data, user_O, time_O, context_end_O, tie_end[rows][starts])
+  return _Found(
+    user=user_O.astype(np.int64) + part.first_user,
+    timestamp=time_O,
+    context_end=context_end_O + part.first_row,
+    cohort=cohort,
+    n_targets=np.diff(np.append(starts, len(rows))),
+    target=item,
+    seen=_seen_before(log, user, item, context_end),
+    never=_never_converted(log, data) + part.first_user,
+  )
+
+
 def occasion_times(occasions: Occasions) -> OccasionTimes:
   """Return the times that `find_cuts` takes the cuts from."""
   dormant = (occasions.cohort == D1) | (occasions.cohort == D2)
   return OccasionTimes(occasions.timestamp[dormant], occasions.timestamp[occasions.cohort != D3])
-
-
-def find_cuts(times: OccasionTimes, data: DataConfig) -> Cuts | None:
-  """Return the cuts between the splits, or None without occasions.
-
-  They are quantiles over DORMANT occasions, because those are what is measured. A log without any
-  is cut at quantiles over all occasions. Where many occasions share a time and a quantile leaves a
-  split empty, they lie at other times.
-  """
-  ordered = np.sort(times.dormant if len(times.dormant) else times.all_cohorts)
-  if len(ordered) == 0:
-    return None
-
-  def cut(held_out: float) -> int:
-    """Return the time of the last occasion outside the latest share `held_out`."""
-    last = int(len(ordered) * (1 - held_out)) - 1
-    return int(ordered[last] if last >= 0 else ordered[0] - 1)
-
-  cuts = Cuts(
-    train=cut(data.test_fraction + data.valid_fraction),
-    valid=cut(data.test_fraction),
-  )
-  if ordered[0] <= cuts.train < cuts.valid < ordered[-1]:
-    return cuts
-  return _cuts_between_ties(times, ordered, data) or cuts
-
-
-def _cuts_between_ties(times: OccasionTimes, ordered: np.ndarray, data: DataConfig) -> Cuts | None:
-  """Return cuts that leave no split empty: test near its wanted share, the others near theirs.
-
-  ordered: the times that shares are counted over, sorted. Fewer than three distinct times of
-  dormant occasions leave a split to those of the others; with two times in all, nothing is left for
-  validation. None where all times are one.
-  """
-  edges = np.unique(ordered)
-  if len(edges) < 3:
-    edges = np.unique(times.all_cohorts)
-  if len(edges) < 2:
-    return None
-  until = np.searchsorted(ordered, edges, side='right') / len(ordered)
-
-  def nearest(candidates: np.ndarray, wanted: float) -> int:
-    """Return the candidate edge up to which the share is nearest to `wanted`, the last of equals.
-
-    Those with a share on both sides come first, then those with one to be tested on.
-    """
-    share = until[candidates]
-    good = [preferred for preferred in ((share > 0) & (share < 1), share < 1) if preferred.any()]
-    candidates = candidates[good[0]] if good else candidates
-    distance = np.abs(until[candidates] - wanted)
-    return int(candidates[distance == distance.min()][-1])
-
-  if len(edges) == 2:
-    return Cuts(int(edges[0]), int(edges[0]))
-  valid = nearest(np.arange(1, len(edges) - 1), 1 - data.test_fraction)
-  # Of what is not test, training has the wanted share.
-  of_rest = 1 - data.valid_fraction / (1 - data.test_fraction)
-  train = nearest(np.arange(valid), until[valid] * of_rest)
-  return Cuts(int(edges[train]), int(edges[valid]))
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
@@ -285,6 +236,12 @@ def _gather(offsets: np.ndarray, order: np.ndarray) -> np.ndarray:
   lengths = np.diff(offsets)[order]
   ends = np.cumsum(lengths)
   return np.repeat(offsets[:-1][order] - (ends - lengths), lengths) + np.arange(lengths.sum())
+
+
+def _ends_by(log: InteractionLog, last: int) -> np.ndarray:
+  """Return the row after the last at or before the time `last` of each user, int64 [U]."""
+  usable = np.concatenate([[0], np.cumsum(log.timestamp <= last)])
+  return log.offsets[:-1] + usable[log.offsets[1:]] - usable[log.offsets[:-1]]
 
 
 def _purchases(log: InteractionLog) -> np.ndarray:

@@ -13,6 +13,7 @@ import polars as pl
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
 from rolegen_jax.data import cold_items
 from rolegen_jax.data.adapters import ADAPTERS, log_path
+from rolegen_jax.data.cuts import Cuts, find_cuts
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json, write_parquet
 from rolegen_jax.data.leaks import check_no_leak
@@ -25,9 +26,7 @@ from rolegen_jax.data.occasions import (
   TEST,
   TRAIN,
   VALID,
-  Cuts,
   Occasions,
-  find_cuts,
   find_occasions,
   occasion_times,
 )
@@ -57,23 +56,37 @@ def read_tables(data: DataConfig) -> RawTables:
 def prepare(
   data: DataConfig, tables: RawTables, folder: str | os.PathLike, cuts: Cuts | None = None
 ) -> tuple[InteractionLog, Occasions, dict[str, Any]]:
-  """Index a log, find its occasions and save both under `folder`.
+  """Index a log, find its occasions and save both under `folder`; see `prepare_log`."""
+  log = InteractionLog.build(tables.events, tables.items)
+  return prepare_log(data, log, folder, cuts, tables.left_out, tables.planted)
 
-  cuts: between the splits; those of the full log where `tables` holds only some of its users, see
+
+def prepare_log(
+  data: DataConfig,
+  log: InteractionLog,
+  folder: str | os.PathLike,
+  cuts: Cuts | None = None,
+  left_out: dict[str, int] | None = None,
+  planted: pl.DataFrame | None = None,
+) -> tuple[InteractionLog, Occasions, dict[str, Any]]:
+  """Find the occasions of a log and save both under `folder`.
+
+  cuts: between the splits; those of the full log where `log` holds only some of its users, see
   `shards.reader.Shards`. None finds them in the log itself.
 
-  Writes log_*.parquet, occasions.parquet, planted.parquet (simulated data only) and, last,
+  left_out, planted: as of RawTables.
+
+  Writes the log, occasions.parquet, planted.parquet (simulated data only) and, last,
   notes.json. Returns (log, occasions, notes); notes holds counts: users, items, rows by event,
   occasions and targets by cohort and split, and rows left out, with the reason; and where the cuts
   lie, in seconds, with the time of the first occasion after each. Raises DataError when training or
   test would have no occasion with a context and a target.
   """
   folder = pathlib.Path(folder)
-  log = InteractionLog.build(tables.events, tables.items)
   occasions = find_occasions(log, data, cuts)
   if data.split == 'time' and cuts is None:
     cuts = find_cuts(occasion_times(occasions), data)
-  left_out = dict(tables.left_out)
+  left_out = dict(left_out or {})
   if data.cold_items:
     rows = log.count.sum()
     log, held = cold_items.hold_out(log, occasions, data.cold_items)
@@ -85,8 +98,8 @@ def prepare(
   _say(data, notes)
   log.save(folder)
   occasions.save(folder)
-  if tables.planted is not None:
-    write_parquet(tables.planted, folder / 'planted.parquet')
+  if planted is not None:
+    write_parquet(planted, folder / 'planted.parquet')
   write_json(notes, folder / 'notes.json')
   return log, occasions, notes
 
@@ -122,7 +135,10 @@ def _notes(
 ) -> dict[str, Any]:
   n_targets = np.diff(occasions.target_offsets)
   without_context = occasions.context_end == log.offsets[occasions.user]
-  by_event = np.bincount(log.event, weights=log.count, minlength=len(EVENT_NAMES)).astype(int)
+  parts = [part.log for part in log.parts()]
+  by_event = np.zeros(len(EVENT_NAMES), np.int64)
+  for part in parts:
+    by_event += np.bincount(part.event, part.count, len(EVENT_NAMES)).astype(np.int64)
   return {
     'format': data.format,
     'simulated': data.format == 'simulated',
@@ -130,11 +146,11 @@ def _notes(
     'occasions_digest': occasions.digest,
     'users': len(log.users),
     'items': log.items.height,
-    'rows': int(log.count.sum()),
+    'rows': int(by_event.sum()),
     'rows_after_collapse': len(log.item),
     'rows_by_event': dict(zip(EVENT_NAMES, by_event.tolist())),
-    'first_timestamp': int(log.timestamp.min()),
-    'last_timestamp': int(log.timestamp.max()),
+    'first_timestamp': int(min(part.timestamp.min() for part in parts)),
+    'last_timestamp': int(max(part.timestamp.max() for part in parts)),
     **_split_notes(occasions, cuts),
     'occasions': _by_cohort_and_split(occasions, np.ones_like(n_targets)),
     'targets': _by_cohort_and_split(occasions, n_targets),

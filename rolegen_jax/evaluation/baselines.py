@@ -22,7 +22,7 @@ import scipy.sparse as sp
 
 from rolegen_jax.config import COHORTS, EVENT_NAMES, Config
 from rolegen_jax.data.batches import histories
-from rolegen_jax.data.log import InteractionLog, ranges
+from rolegen_jax.data.log import InteractionLog, item_counts, ranges
 from rolegen_jax.data.occasions import D1, D2, VALID, Occasions
 from rolegen_jax.evaluation.counting import Counting
 from rolegen_jax.evaluation.metrics import Pairs, hit, reciprocal_rank
@@ -56,9 +56,9 @@ class BaselineInputs:
   bars_history: bool  # whether lists leave out what the context holds
 
   @functools.cached_property
-  def train_N(self) -> np.ndarray:
-    """Which log rows are training events, bool [N]."""
-    return np.arange(len(self.log.item)) < self.occasions.train_end(self.log)[self.log.user]
+  def train_end(self) -> np.ndarray:
+    """The log row at which the training events of each user end, int64 [U]."""
+    return self.occasions.train_end(self.log)
 
   @functools.cached_property
   def popular(self) -> np.ndarray:
@@ -68,14 +68,16 @@ class BaselineInputs:
   @functools.cached_property
   def transitions(self) -> sp.csr_array:
     """The table of item transitions over the training events, [I, I]."""
-    return Transitions.of(self.log, self.occasions.train_end(self.log), self.kernel).table()
+    return Transitions.of(self.log, self.train_end, self.kernel).table()
 
   @functools.cached_property
   def counting(self) -> Counting:
     """The counts of `counting`; an event weighs as in all counted features."""
-    rows = np.flatnonzero(self.train_N)
-    weight = event_weights(self.log, rows) * self.log.count[rows]
-    events_I = np.bincount(self.log.item[rows], weight, len(self.log.items))
+    events_I = np.zeros(len(self.log.items))
+    for part in self.log.parts():
+      rows = np.flatnonzero(part.training(self.train_end))
+      weight = event_weights(part.log, rows) * part.log.count[rows]
+      events_I += np.bincount(part.log.item[rows], weight, len(events_I))
     coarse_codes = self.config.reasoner.coarse_codes
     return Counting(self.shift, self.kernel, self.transitions, events_I, coarse_codes)
 
@@ -99,13 +101,14 @@ def popular_items(log: InteractionLog, occasions: Occasions) -> np.ndarray:
 
   Repeated source rows count.
   """
-  train_N = np.arange(len(log.item)) < occasions.train_end(log)[log.user]
-  bought_N = log.event == EVENT_NAMES.index('purchase')
+  train_end = occasions.train_end(log)
+  bought_I, all_I = purchase_counts(log, train_end), item_counts(log, train_end)
+  return np.lexsort((bought_I - all_I, -bought_I))
 
-  def count_I(rows_N: np.ndarray) -> np.ndarray:
-    return np.bincount(log.item[rows_N], weights=log.count[rows_N], minlength=len(log.items))
 
-  return np.lexsort((-count_I(train_N & ~bought_N), -count_I(train_N & bought_N)))
+def purchase_counts(log: InteractionLog, train_end: np.ndarray) -> np.ndarray:
+  """Return how often every item was bought in the training rows, int64 [I]."""
+  return item_counts(log, train_end, event=EVENT_NAMES.index('purchase'))
 
 
 def popularity(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
@@ -137,17 +140,32 @@ def item_knn(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
 
   The decay is chosen on validation. Deshpande & Karypis, TOIS 2004.
   """
-  log, train_N = inputs.log, inputs.train_N
-  users_UxI = sp.csr_matrix(
-    (np.ones(train_N.sum(), np.float32), (log.user[train_N], log.item[train_N])),
-    shape=(len(log.users), len(log.items)),
-  )
-  users_UxI.sum_duplicates()
+  log = inputs.log
+  users_UxI = user_items(log, inputs.train_end, lambda _, rows: np.ones(len(rows)))
   users_UxI.data[:] = 1  # repeated engagement is one
   norm_I = np.sqrt(np.maximum(np.bincount(users_UxI.indices, minlength=len(log.items)), 1))
   normed_UxI = (users_UxI @ sp.diags_array(1 / norm_I)).tocsr()
   score = functools.partial(_item_knn_scores, inputs, normed_UxI)
   return choose(inputs, rows, k, 'item_knn', score, dict(decay=STEP_DECAYS))
+
+
+def user_items(
+  log: InteractionLog,
+  train_end: np.ndarray,
+  weigh: Callable[[InteractionLog, np.ndarray], np.ndarray],
+) -> sp.csr_matrix:
+  """Return the weight of all training events of each user with each item, fp32 [U, I].
+
+  weigh: (log, its rows) -> how much each counts.
+  """
+  parts = []
+  for part in log.parts():
+    rows = np.flatnonzero(part.training(train_end))
+    weight = weigh(part.log, rows).astype(np.float32)
+    place, shape = (part.log.user[rows], part.log.item[rows]), (len(part.log.users), len(log.items))
+    parts.append(sp.csr_matrix((weight, place), shape=shape))
+    parts[-1].sum_duplicates()
+  return sp.vstack(parts, format='csr')
 
 
 def item_transitions(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:

@@ -40,6 +40,7 @@ GRID: dict[str, tuple] = dict(
   step=(0.5, 0.65, 0.8, 0.9, 1.0),
   days=(0.0, 1.0, 3.0, 7.0, 14.0, 30.0),
 )
+COUNTED_ROWS = 1_000_000  # of the log, about, that transitions are counted on
 ROUNDS = 2  # through the settings of a kernel, one after the other
 
 
@@ -99,11 +100,14 @@ class _Search:
   def __init__(self, log: InteractionLog, occasions: Occasions, config: Config):
     self.tuning = tuning_rows(log, occasions)
     self._pairs = Pairs.of(occasions, self.tuning)
-    self._log, self._train_end = log, occasions.train_end(log)
+    # Kernels are compared, so a sample of a long log does.
+    self._log, users = log.sampled(COUNTED_ROWS)
+    n_training = occasions.train_end(log) - log.offsets[:-1]
+    self._train_end = self._log.offsets[:-1] + n_training[users]
     coarse_I = np.zeros(len(log.items), np.int32)  # nothing here reads coarse codes
     shift = InterestShift(coarse_I, (), (), np.zeros((1, 1)), np.zeros((1, 1)))
     self._inputs = BaselineInputs(log, occasions, shift, config, Kernel(), False)
-    self._counted = functools.cache(self._count)
+    self._counted = functools.lru_cache(maxsize=4)(self._count)
     self._table = functools.lru_cache(maxsize=1)(self._make_table)
 
   def best_simple(self, bars_history: bool) -> float:

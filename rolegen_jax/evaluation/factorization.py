@@ -19,6 +19,7 @@ from rolegen_jax.evaluation.baselines import (
   BaselineInputs,
   Ranking,
   tuning_rows,
+  user_items,
   validation_score,
 )
 from rolegen_jax.evaluation.metrics import Pairs
@@ -67,7 +68,6 @@ class _Factors:
     from threadpoolctl import threadpool_limits
 
     self._inputs, self._limits = inputs, threadpool_limits
-    log, train = inputs.log, np.flatnonzero(inputs.train_N)
     with threadpool_limits(1, 'blas'):
       self._model = AlternatingLeastSquares(
         **settings._asdict(),
@@ -75,7 +75,7 @@ class _Factors:
         num_threads=1,
         random_state=inputs.config.seed,
       )
-      self._model.fit(self._matrix(train, log.user[train], len(log.users)), show_progress=False)
+      self._model.fit(user_items(inputs.log, inputs.train_end, event_weights), show_progress=False)
 
   def scores(self, chunk: np.ndarray) -> Scores:
     """Return the score of every item for the occasions `chunk`, all above zero, fp32 [o, I]."""

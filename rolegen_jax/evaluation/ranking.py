@@ -38,9 +38,12 @@ def lists(rows: np.ndarray, score: Score, popular: np.ndarray, k: int) -> np.nda
   # Columns are put in popularity order: so are items without a score, and ties by `_top`.
   filler_I = -np.arange(1.0, n_items + 1)
   listed = np.full((len(rows), k), -1, np.int32)
+  order_I = _order(popular)
   for place, (scores, barred) in _chunks(rows, score, n_items):
-    dense = scores if isinstance(scores, np.ndarray) else scores.toarray()
-    dense = dense[:, popular].astype(np.float64)
+    if not isinstance(scores, np.ndarray):
+      listed[place] = _sparse_lists(scores, barred, popular, order_I, k)
+      continue
+    dense = scores[:, popular].astype(np.float64)
     dense = np.where(dense > 0, dense, filler_I)
     if barred is not None:
       dense[barred[:, popular].toarray() > 0] = -np.inf
@@ -49,13 +52,46 @@ def lists(rows: np.ndarray, score: Score, popular: np.ndarray, k: int) -> np.nda
   return listed
 
 
+def _sparse_lists(
+  score: sp.csr_matrix,
+  barred: sp.csr_matrix | None,
+  popular: np.ndarray,
+  order_I: np.ndarray,
+  k: int,
+) -> np.ndarray:
+  """Return what `lists` does of sparse scores, int32 [o, k], without looking at every item."""
+  listed = np.full((score.shape[0], k), -1, np.int32)
+  score = score.tocsr()
+  for row in range(len(listed)):
+    entries = slice(score.indptr[row], score.indptr[row + 1])
+    item, value = score.indices[entries], score.data[entries]
+    item, value = item[value > 0], value[value > 0]
+    item = item[np.lexsort((order_I[item], -value.astype(np.float64)))]
+    left_out = np.zeros(0, np.int64)
+    if barred is not None:
+      left_out = barred.indices[barred.indptr[row] : barred.indptr[row + 1]]
+      item = item[~np.isin(item, left_out)]
+    # So many popular items that k are left of them without those that are listed or barred.
+    filler = popular[: k + len(item) + len(left_out)]
+    filler = filler[~np.isin(filler, np.concatenate([item, left_out]))]
+    items = np.concatenate([item, filler])[:k]
+    listed[row, : len(items)] = items
+  return listed
+
+
+def _order(popular: np.ndarray) -> np.ndarray:
+  """Return the place of every item in `popular`, int64 [I]."""
+  order_I = np.empty(len(popular), np.int64)
+  order_I[popular] = np.arange(len(popular))
+  return order_I
+
+
 def target_ranks(rows: np.ndarray, score: Score, popular: np.ndarray, pairs: Pairs) -> np.ndarray:
   """Return the 1-based rank that each target has in the whole list, 0 = barred, int64 [T].
 
   pairs: of the occasions `rows`. Much quicker than `lists` where scores are sparse.
   """
-  order_I = np.empty(len(popular), np.int64)
-  order_I[popular] = np.arange(len(popular))
+  order_I = _order(popular)
   ranks = np.zeros(len(pairs.item), np.int64)
   for place, (scores, barred) in _chunks(rows, score, len(popular)):
     of_chunk = np.flatnonzero((pairs.occasion >= place.start) & (pairs.occasion < place.stop))

@@ -46,6 +46,7 @@ from rolegen_jax.sharding import make_mesh
 _MLP = 4  # hidden width of the gated MLP, in widths of the model
 _WARMUP = 50  # steps in which the learning rate rises
 _ROWS = 256  # occasions scored at once
+_CHECKED = 16_384  # packed rows that are in memory at once, at most
 
 
 def transformer(config: SasrecConfig, width: int) -> TransformerConfig:
@@ -132,31 +133,38 @@ class Batch(NamedTuple):
 
 
 class _Batches:
-  """All packed rows of the training events."""
+  """The packed rows of the training events, made as they are drawn."""
 
   def __init__(self, inputs: BaselineInputs):
-    log, self._config = inputs.log, inputs.config.evaluation.sasrec
-    packed = pack_windows(log.offsets, inputs.occasions.train_end(log), self._config.context)
-    if not packed.size:
+    self._log, self._config = inputs.log, inputs.config.evaluation.sasrec
+    self._packed = pack_windows(self._log.offsets, inputs.train_end, self._config.context)
+    if not self._packed.size:
       raise ValueError('SASRec: no user has two training events')
-    rows = packed_rows(log, packed, np.arange(packed[0].max() + 1), self._config.context)
-    source = tie_source(rows)
-    if not (source >= 0).any():
+    n_rows = int(self._packed[0].max()) + 1
+    usable = [
+      self._rows(np.arange(first, min(first + _CHECKED, n_rows))).weight.sum(1) > 0
+      for first in range(0, n_rows, _CHECKED)
+    ]
+    self._usable = np.flatnonzero(np.concatenate(usable))
+    if not len(self._usable):
       raise ValueError('SASRec: no training event has an earlier event of the same user')
+
+  def _rows(self, numbers: np.ndarray) -> Batch:
+    """Return the packed rows of these numbers."""
+    rows = packed_rows(self._log, self._packed, numbers, self._config.context)
+    source = tie_source(rows)
     weight = np.where(rows.event == EVENT_NAMES.index('purchase'), 1.0, self._config.view_weight)
     weight = np.where(source >= 0, weight, 0.0).astype(np.float32)
-    source = np.maximum(source, 0).astype(np.int32)
-    usable = weight.sum(1) > 0
-    self._rows = Batch(*(x[usable] for x in (rows.item, rows.segment, source, weight)))
+    return Batch(rows.item, rows.segment, np.maximum(source, 0).astype(np.int32), weight)
 
   def draw(self, rng: np.random.Generator) -> Iterator[Batch]:
     """Yield batches without end: all rows in random order, and again."""
-    n_rows, size, left = len(self._rows.item), self._config.batch, np.zeros(0, np.int64)
+    n_rows, size, left = len(self._usable), self._config.batch, np.zeros(0, np.int64)
     while True:
       while len(left) < size:
         left = np.append(left, rng.permutation(n_rows))
       chosen, left = left[:size], left[size:]
-      yield Batch(*(x[chosen] for x in self._rows))
+      yield self._rows(self._usable[chosen])
 
 
 class Fit(NamedTuple):

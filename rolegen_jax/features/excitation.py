@@ -17,10 +17,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import scipy.sparse as sp
 
 from rolegen_jax.config import ReasonerConfig
 from rolegen_jax.data.batches import Excites
+from rolegen_jax.data.sparse_sums import Counts, table
 from rolegen_jax.features.interest_shift import (
   FOLDS,
   InterestShift,
@@ -51,11 +51,14 @@ class Excitation:
     cls, shift: InterestShift, transitions: Transitions, config: ReasonerConfig
   ) -> Excitation:
     """Build the tables from counts."""
-    tables = [
-      strongest_codes(*shift.without_fold(fold), shift.coarse, config.coarse_codes)
-      for fold in range(FOLDS)
-    ]
-    code, weight, code_shift = (np.stack(table) for table in zip(*tables))
+    n_items, n_codes = Counts(shift.after).shape
+    shape = FOLDS, n_items, min(config.coarse_codes, n_codes)
+    code, weight, code_shift = (table(shape, dt) for dt in (np.int32, np.float32, np.float32))
+    for fold in range(FOLDS):
+      counts = shift.without_fold(fold)
+      code[fold], weight[fold], code_shift[fold] = strongest_codes(
+        *counts, shift.coarse, config.coarse_codes
+      )
     next_item, share = transitions.strongest(config.transitions)
     return cls(code, weight, code_shift, next_item, share, shift.opens)
 
@@ -65,8 +68,8 @@ class Excitation:
     is_event = (item >= 0)[..., None]
     item = np.maximum(item, 0)
 
-    def at_events(table: np.ndarray) -> np.ndarray:
-      return np.where(is_event, table[fold, item], np.float32(0))
+    def at_events(values: np.ndarray) -> np.ndarray:
+      return np.where(is_event, values[fold, item], np.float32(0))
 
     return Excites(
       code=self.code[fold, item],
@@ -78,7 +81,7 @@ class Excitation:
 
 
 def strongest_codes(
-  after_IxK: sp.csr_array, before_IxK: sp.csr_array, coarse_I: np.ndarray, keep: int
+  after_IxK: Counts, before_IxK: Counts, coarse_I: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Return (code int32, weight fp32, shift fp32) [I, keep] of each item's strongest codes.
 
@@ -88,16 +91,16 @@ def strongest_codes(
   base_K = (after_IxK.sum(axis=0) + 1.0) / (after_IxK.sum() + n_codes)
   prior_KxK = sum_by_code(after_IxK, coarse_I) + SHRINK * base_K
   prior_KxK /= prior_KxK.sum(axis=1, keepdims=True)
-  chunks = []
+  shape = len(coarse_I), min(keep, n_codes)
+  codes, weights, shifts = (table(shape, dtype) for dtype in (np.int32, np.float32, np.float32))
   for items, shift in share_shifts(after_IxK, before_IxK, coarse_I):
-    count = after_IxK[items].toarray()
+    count = after_IxK.take(items).toarray()
     n_events = count.sum(axis=1, keepdims=True)
     share = (count + SHRINK * prior_KxK[coarse_I[items]]) / (n_events + SHRINK)
     weight = np.maximum(share - base_K, 0.0)
     strength = np.maximum(weight, np.abs(shift))
     code = np.argsort(-strength, axis=1, kind='stable')[:, :keep]
-    kept_weight = np.take_along_axis(weight, code, axis=1).astype(np.float32)
-    kept_shift = np.take_along_axis(shift, code, axis=1).astype(np.float32)
-    chunks.append((code.astype(np.int32), kept_weight, kept_shift))
-  code, weight, shift = (np.concatenate(parts) for parts in zip(*chunks))
-  return code, weight, shift
+    codes[items] = code
+    weights[items] = np.take_along_axis(weight, code, axis=1)
+    shifts[items] = np.take_along_axis(shift, code, axis=1)
+  return codes, weights, shifts

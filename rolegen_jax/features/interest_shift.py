@@ -22,6 +22,7 @@ import scipy.sparse as sp
 
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.sparse_sums import Counts, SparseSum
 
 FOLDS = 8
 MAX_LAG = 12  # events of the user after a contact, and before it, that count
@@ -67,8 +68,8 @@ class InterestShift:
   """
 
   coarse: np.ndarray  # int32 [I], coarse code of each item
-  after: tuple[sp.csr_array, ...]  # fp32 [I, K] of each fold of users
-  before: tuple[sp.csr_array, ...]
+  after: tuple[SparseSum, ...]  # fp32 [I, K] of each fold of users
+  before: tuple[SparseSum, ...]
   bought_after: np.ndarray  # float64 [K, K], (coarse code of the purchase, of the event)
   bought_before: np.ndarray
 
@@ -80,30 +81,35 @@ class InterestShift:
 
     train_end: [U], the log row at which each user's training events end. coarse_I: below `codes`.
     """
-    after, before = _Counts(log, coarse_I, codes), _Counts(log, coarse_I, codes)
-    for earlier, later, decay in event_pairs(log, train_end):
-      after.add(earlier, later, decay)
-      before.add(later, earlier, decay)
-    return cls(
-      coarse_I,
-      tuple(after.by_fold),
-      tuple(before.by_fold),
-      after.around_purchases_KxK,
-      before.around_purchases_KxK,
-    )
+    sides = [
+      tuple(SparseSum(len(coarse_I), codes, np.float32) for _ in range(FOLDS)) for _ in range(2)
+    ]
+    bought = [np.zeros((codes, codes)) for _ in range(2)]
+    for part in log.parts():
+      counted = [_PartCounts(part.log, coarse_I, codes) for _ in range(2)]
+      for earlier, later, decay in event_pairs(part.log, part.ends(train_end)):
+        counted[0].add(earlier, later, decay)
+        counted[1].add(later, earlier, decay)
+      for side, total, of_part in zip(sides, bought, counted):
+        total += of_part.around_purchases_KxK
+        for fold, counts in zip(side, of_part.by_fold):
+          fold.add(counts)
+    (after, before), (bought_after, bought_before) = sides, bought
+    return cls(coarse_I, after, before, bought_after, bought_before)
 
-  def without_fold(self, fold: int) -> tuple[sp.csr_array, sp.csr_array]:
+  def without_fold(self, fold: int) -> tuple[Counts, Counts]:
     """Return (after, before) of all users outside the fold.
 
     They are added up, not subtracted from the total: not even rounding may carry a user's own
     events.
     """
-    return _sum_without(self.after, fold), _sum_without(self.before, fold)
+    others = [other for other in range(FOLDS) if other != fold]
+    return _of_folds(self.after, others), _of_folds(self.before, others)
 
   @functools.cached_property
-  def total(self) -> tuple[sp.csr_array, sp.csr_array]:
+  def total(self) -> tuple[Counts, Counts]:
     """(after, before) of all users."""
-    return _sum_of(self.after), _sum_of(self.before)
+    return Counts(self.after), Counts(self.before)
 
   @functools.cached_property
   def shift_KxK(self) -> np.ndarray:
@@ -126,10 +132,10 @@ class InterestShift:
     """
     after_IxK, before_IxK = self.total
 
-    def count(counts_IxK: sp.csr_array) -> np.ndarray:
-      return np.asarray(counts_IxK[item.ravel(), coarse_code.ravel()]).reshape(item.shape)
+    def count(counts_IxK: Counts) -> np.ndarray:
+      return counts_IxK.at(item.ravel(), coarse_code.ravel()).reshape(item.shape)
 
-    def total_count(counts_IxK: sp.csr_array) -> np.ndarray:
+    def total_count(counts_IxK: Counts) -> np.ndarray:
       return np.maximum(counts_IxK.sum(axis=1), 1.0)[item]
 
     n_after, n_before = total_count(after_IxK), total_count(before_IxK)
@@ -148,7 +154,7 @@ class InterestShift:
     item's largest shift over all users; their mean difference is noise. Both are of halves, which
     are noisier than the whole: they err on the safe side.
     """
-    halves = [(_sum_of(self.after[h::2]), _sum_of(self.before[h::2])) for h in (0, 1)]
+    halves = [(Counts(self.after[h::2]), Counts(self.before[h::2])) for h in (0, 1)]
     largest, chosen, checked = [], [], []
     for counted in zip(*(share_shifts(*c, self.coarse) for c in (self.total, *halves))):
       whole, one, two = (shift for _, shift in counted)
@@ -187,18 +193,19 @@ def event_weights(log: InteractionLog, rows: np.ndarray) -> np.ndarray:
   return np.where(log.event[rows] == PURCHASE, PURCHASE_WEIGHT, 1.0)
 
 
-def sum_by_code(counts_IxK: sp.csr_array, coarse_I: np.ndarray) -> np.ndarray:
+def sum_by_code(counts_IxK: Counts, coarse_I: np.ndarray) -> np.ndarray:
   """Add up counts by the coarse code of the item, [K, K]."""
-  n_items = len(coarse_I)
-  one_hot_KxI = sp.csr_array(
-    (np.ones(n_items, np.float32), (coarse_I, np.arange(n_items))),
-    shape=(counts_IxK.shape[1], n_items),
-  )
-  return (one_hot_KxI @ counts_IxK).toarray()
+  codes, sums = counts_IxK.shape[1], []
+  for first, counts in counts_IxK.blocks():
+    n_items = counts.shape[0]
+    place = coarse_I[first : first + n_items], np.arange(n_items)
+    one_hot = sp.csr_array((np.ones(n_items, np.float32), place), shape=(codes, n_items))
+    sums.append((one_hot @ counts).toarray())
+  return functools.reduce(operator.add, sums)
 
 
 def share_shifts(
-  after_IxK: sp.csr_array, before_IxK: sp.csr_array, coarse_I: np.ndarray
+  after_IxK: Counts, before_IxK: Counts, coarse_I: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yield (items, shift [items, K]), a CHUNK of items at a time.
 
@@ -210,14 +217,14 @@ def share_shifts(
   prior_before_KxK = _shares(sum_by_code(before_IxK, coarse_I))
   for start in range(0, len(coarse_I), CHUNK):
     items = np.arange(start, min(start + CHUNK, len(coarse_I)))
-    after = _shrunk_shares(after_IxK[items], prior_after_KxK[coarse_I[items]])
-    before = _shrunk_shares(before_IxK[items], prior_before_KxK[coarse_I[items]])
+    after = _shrunk_shares(after_IxK.take(items), prior_after_KxK[coarse_I[items]])
+    before = _shrunk_shares(before_IxK.take(items), prior_before_KxK[coarse_I[items]])
     shift = after - before
     shift[np.arange(len(items)), coarse_I[items]] = 0.0
     yield items, shift
 
 
-class _Counts:
+class _PartCounts:
   """Decayed counts of the events on one side, after or before, of contacts and purchases."""
 
   def __init__(self, log: InteractionLog, coarse_I: np.ndarray, codes: int) -> None:
@@ -243,12 +250,8 @@ class _Counts:
     np.add.at(self.around_purchases_KxK, position, weight[~is_contact])
 
 
-def _sum_without(parts: tuple[sp.csr_array, ...], fold: int) -> sp.csr_array:
-  return _sum_of(parts[:fold] + parts[fold + 1 :])
-
-
-def _sum_of(parts: tuple[sp.csr_array, ...]) -> sp.csr_array:
-  return functools.reduce(operator.add, parts)
+def _of_folds(sums: tuple[SparseSum, ...], folds: list[int]) -> Counts:
+  return Counts([sums[fold] for fold in folds])
 
 
 def _shares(counts_KxK: np.ndarray) -> np.ndarray:

@@ -19,14 +19,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse as sp
 
 from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.sparse_sums import (
+  Counts,
+  SparseSum,
+  largest_entries,
+  strongest_entries,
+  table,
+)
 from rolegen_jax.features.interest_shift import FOLDS, MAX_LAG, event_pairs, event_weights
 
 DAY = 86_400.0  # seconds
+TABLE = 64_000_000  # entries, 12 bytes each, of a table of counts that are too many for memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Transitions:
   """Counts over the training events of each fold of users."""
 
   kernel: Kernel
-  pairs: tuple[sp.csr_array, ...]  # fp64 [I, I] each
+  pairs: tuple[SparseSum, ...]  # fp64 [I, I] each
   events: tuple[np.ndarray, ...]  # fp64 [I] each, how often users acted on each item
 
   @classmethod
@@ -63,60 +72,89 @@ class Transitions:
     train_end: [U], the log row at which each user's training events end.
     """
     n_items = len(log.items)
-    pairs = [sp.csr_array((n_items, n_items), dtype=np.float64) for _ in range(FOLDS)]
-    by_lag = event_pairs(log, train_end, min(kernel.lags, MAX_LAG))
-    for lag, (earlier, later, decay) in enumerate(by_lag, 1):
-      fade = decay if kernel.fade == 'time' else np.full(len(later), 1 / lag)
-      fold_E = log.user[earlier] % FOLDS
-      for source, target, side in ((earlier, later, 1.0), (later, earlier, kernel.backward)):
-        counted = side * fade * event_weights(log, target)
-        for fold in range(FOLDS if side else 0):
-          of_fold = fold_E == fold
-          place = log.item[source[of_fold]], log.item[target[of_fold]]
-          pairs[fold] += sp.csr_array((counted[of_fold], place), shape=(n_items, n_items))
-    train = np.flatnonzero(np.arange(len(log.item)) < train_end[log.user])
-    weight, fold_E = event_weights(log, train), log.user[train] % FOLDS
-    events = [
-      np.bincount(log.item[train[fold_E == fold]], weight[fold_E == fold], n_items)
-      for fold in range(FOLDS)
-    ]
+    pairs = [SparseSum(n_items, n_items, np.float64) for _ in range(FOLDS)]
+    events = [np.zeros(n_items) for _ in range(FOLDS)]
+    for part in log.parts():
+      end = part.ends(train_end)
+      for total, counted in zip(pairs, _pairs_of(part.log, end, kernel)):
+        total.add(counted)
+      rows = np.flatnonzero(part.training(train_end))
+      weight, fold_E = event_weights(part.log, rows), part.log.user[rows] % FOLDS
+      for fold in range(FOLDS):
+        of_fold = fold_E == fold
+        events[fold] += np.bincount(part.log.item[rows[of_fold]], weight[of_fold], n_items)
     return cls(kernel, tuple(pairs), tuple(events))
 
   def table(self, without: int = FOLDS) -> sp.csr_array:
     """Return the normalized counts, fp64 [I, I], of the users outside the fold `without`.
 
-    Folds are added up, not subtracted from the total: not even rounding may carry a user's own
-    events. Without a fold given, of all users. Only entries above 0 are stored.
+    Without a fold given, of all users. Only entries above 0 are stored, and of counts that are not
+    in memory TABLE at most: the largest of each item, as many for all.
     """
-    kept = [fold for fold in range(FOLDS) if fold != without]
-    count_IxI = functools.reduce(operator.add, [self.pairs[fold] for fold in kept])
-    pairs, prior = count_IxI.tocoo(), self.kernel.prior
-    item, other = pairs.coords
-    if self.kernel.normalization == 'cosine':
-      events_I = functools.reduce(operator.add, [self.events[fold] for fold in kept]) + prior
-      value = pairs.data / np.sqrt(events_I[item] * events_I[other])
+    counts = self._counts(without)
+    keep = counts.shape[0] if counts.in_memory else max(TABLE // counts.shape[0], 1)
+    return sp.csr_array(
+      sp.vstack([largest_entries(rows, keep) for _, rows in self._normalized(counts, without)])
+    )
+
+  def _counts(self, without: int) -> Counts:
+    """Return the counts of the users outside a fold.
+
+    Folds are added up, not subtracted from the total: not even rounding may carry a user's own
+    events.
+    """
+    return Counts([self.pairs[fold] for fold in _others(without)])
+
+  def _normalized(self, counts: Counts, without: int) -> Iterator[tuple[int, sp.csr_array]]:
+    """Yield (first item, rows [., I]) of the normalized counts, a block of items at a time."""
+    prior, is_cosine = self.kernel.prior, self.kernel.normalization == 'cosine'
+    if is_cosine:
+      kept = [self.events[fold] for fold in _others(without)]
+      events_I = functools.reduce(operator.add, kept) + prior
     else:
-      total_I = count_IxI.sum(axis=1)
-      base_I = count_IxI.sum(axis=0) / max(count_IxI.sum(), 1e-9)
-      value = (pairs.data - total_I[item] * base_I[other]) / (total_I[item] + prior)
-    above = value > 0
-    return sp.csr_array((value[above], (item[above], other[above])), shape=count_IxI.shape)
+      base_I = counts.sum(axis=0) / max(counts.sum(), 1e-9)
+    for first, block in counts.blocks():
+      pairs = block.tocoo()
+      item, other = pairs.coords
+      if is_cosine:
+        value = pairs.data / np.sqrt(events_I[first + item] * events_I[other])
+      else:
+        total = block.sum(axis=1)
+        value = (pairs.data - total[item] * base_I[other]) / (total[item] + prior)
+      above = value > 0
+      yield first, sp.csr_array((value[above], (item[above], other[above])), shape=block.shape)
 
   def strongest(self, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the largest transitions of each item, counted over the users outside each fold.
 
     Returns (item int32, value fp32) [F, I, keep]; value 0 = no more.
     """
-    n_items = len(self.events[0])
-    item = np.zeros((FOLDS, n_items, keep), np.int32)
-    value = np.zeros((FOLDS, n_items, keep), np.float32)
+    shape = FOLDS, len(self.events[0]), keep
+    item, value = table(shape, np.int32), table(shape, np.float32)
     for fold in range(FOLDS):
-      table_IxI = self.table(without=fold)
-      row = np.repeat(np.arange(n_items), np.diff(table_IxI.indptr))
-      # Rows stay where they are, each with the largest value first.
-      order = np.lexsort((table_IxI.indices, -table_IxI.data, row))
-      rank = np.arange(len(row)) - table_IxI.indptr[row]
-      kept = rank < keep
-      item[fold, row[kept], rank[kept]] = table_IxI.indices[order][kept]
-      value[fold, row[kept], rank[kept]] = table_IxI.data[order][kept]
+      for first, rows in self._normalized(self._counts(fold), fold):
+        row, rank, other, largest = strongest_entries(rows, keep)
+        item[fold, first + row, rank] = other
+        value[fold, first + row, rank] = largest
     return item, value
+
+
+def _others(fold: int) -> list[int]:
+  return [other for other in range(FOLDS) if other != fold]
+
+
+def _pairs_of(log: InteractionLog, train_end: np.ndarray, kernel: Kernel) -> list[sp.csr_array]:
+  """Return the counts of pairs of each fold of users of a part, fp64 [I, I] each."""
+  shape = (len(log.items),) * 2
+  pairs = [sp.csr_array(shape, dtype=np.float64) for _ in range(FOLDS)]
+  by_lag = event_pairs(log, train_end, min(kernel.lags, MAX_LAG))
+  for lag, (earlier, later, decay) in enumerate(by_lag, 1):
+    fade = decay if kernel.fade == 'time' else np.full(len(later), 1 / lag)
+    fold_E = log.user[earlier] % FOLDS
+    for source, target, side in ((earlier, later, 1.0), (later, earlier, kernel.backward)):
+      counted = side * fade * event_weights(log, target)
+      for fold in range(FOLDS if side else 0):
+        of_fold = fold_E == fold
+        place = log.item[source[of_fold]], log.item[target[of_fold]]
+        pairs[fold] += sp.csr_array((counted[of_fold], place), shape=shape)
+  return pairs

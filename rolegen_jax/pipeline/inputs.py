@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import shutil
+from typing import Any
 
 import jax
 import numpy as np
 
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, MeshConfig, digest
-from rolegen_jax.data.adapters import log_fingerprint
+from rolegen_jax.data.adapters import log_fingerprint, log_path
+from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
 from rolegen_jax.data.files import write_json
-from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.log import InteractionLog, item_counts
 from rolegen_jax.data.occasions import Occasions
-from rolegen_jax.data.prepare import RawTables, load_prepared, prepare, read_tables
+from rolegen_jax.data.prepare import (
+  RawTables,
+  load_prepared,
+  prepare,
+  prepare_log,
+  read_tables,
+)
+from rolegen_jax.data.shards import sort
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.evaluation import choices
 from rolegen_jax.evaluation.choices import Choices
@@ -31,6 +42,8 @@ from rolegen_jax.semantic_ids.stage import build_semantic_ids
 from rolegen_jax.semantic_ids.text_vectors import TextVectors
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
 from rolegen_jax.simulator import world
+
+SCRATCH = 'sorting'  # folder of a log that is being sorted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +85,13 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
   interest_shift, excitation = count_features(run, data, codes, chosen.retrieval)
   reasoner = run.config.reasoner
   conversions = training_examples(
-    data.log, data.occasions, reasoner.role_events, reasoner.candidates, excitation
-  ).evenly(run.config.roles.max_conversions)
+    data.log,
+    data.occasions,
+    reasoner.role_events,
+    reasoner.candidates,
+    excitation,
+    run.config.roles.max_conversions,
+  )
   words = text.learn_words(run, data.log, codes, conversions)
   hashes = dict(
     log=data.log.digest,
@@ -111,9 +129,7 @@ def catalogue_tables(
   run: Run, data: Data, codes: np.ndarray, text_vectors: TextVectors | None
 ) -> Trie:
   """Return the trie of the log's items, with their training events and text vectors."""
-  log = data.log
-  in_training = np.arange(len(log.item)) < data.occasions.train_end(log)[log.user]
-  counts = np.bincount(log.item[in_training], log.count[in_training], minlength=len(codes))
+  counts = item_counts(data.log, data.occasions.train_end(data.log)).astype(np.float64)
   text = text_vectors.vectors if text_vectors else None
   return build_trie(codes, run.config.semantic_ids.codes, counts=counts, text=text)
 
@@ -127,10 +143,21 @@ def prepare_data(run: Run) -> Data:
   stage = run.begin('data', {})
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
-    notes = distributed.once(lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2])
+    notes = distributed.once(lambda: _prepare(run.config, stage.folder, cuts))
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
   log, occasions = load_prepared(stage.folder)
   return Data(log, occasions, shards)
+
+
+def _prepare(config: Config, folder: pathlib.Path, cuts: Cuts | None) -> dict[str, Any]:
+  """Write the log and its occasions into `folder` and return the notes."""
+  data = config.data
+  if data.format == 'contract' and sort.is_long(data, log_path(data)):
+    scratch = folder / SCRATCH  # what is there continues a preparation that was cut off
+    notes = prepare_log(data, sort.sort(data, log_path(data), scratch), folder, cuts)[2]
+    shutil.rmtree(scratch)
+    return notes
+  return prepare(data, raw_tables(config), folder, cuts)[2]
 
 
 def raw_tables(config: Config) -> RawTables:

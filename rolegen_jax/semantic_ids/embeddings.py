@@ -16,17 +16,24 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import scipy.sparse as sp
 
 from rolegen_jax.config import ConfigError, SemanticIdConfig
+from rolegen_jax.data.sparse_sums import Counts, SparseSum, largest_entries
 from rolegen_jax.semantic_ids.minilm import minilm
 
 # Events: two events further apart in one trajectory do not co-occur.
 WINDOW = 30
+# Pairs of events that are counted of a log, where a longer one has a smaller window, and of a part.
+PAIRS, PART_PAIRS = 120_000_000, 30_000_000
+# Entries of a PPMI matrix of counts that do not fit in memory.
+ENTRIES = 32_000_000
+ITEM_BLOCK = 65_536  # items whose vectors are mixed at a time
 # Smooths the context distribution, which reduces the weight of rare contexts.
 CONTEXT_POWER = 0.75
 # An item with this many events lies half-way between its own vector and that of its attributes.
@@ -45,33 +52,36 @@ TEXT_BUCKETS = 1 << 16
 TEXT_NGRAMS = (3, 4, 5)  # bytes
 
 
+class Events(NamedTuple):
+  """Training events of some users."""
+
+  user_N: np.ndarray  # int; the events of a user are contiguous
+  item_N: np.ndarray  # int, in trajectory order
+  weight_N: np.ndarray  # float >= 0, how much an event counts
+
+
 def item_embeddings(
-  user_N: np.ndarray,
-  item_N: np.ndarray,
-  weight_N: np.ndarray,
+  parts: Iterable[Events],
   items: pl.DataFrame,
   text_IxD: np.ndarray | None,
   config: SemanticIdConfig,
+  window: int = WINDOW,
 ) -> np.ndarray:
   """Return collaborative and text part side by side with equal weight, as float32 [I, D].
 
   text_IxD: of `text_embeddings`; None = no such part. For the others see `collaborative`.
   """
-  parts = []
+  sides = []
   if config.collaborative_dim:
-    attributes = attribute_codes(items)
-    parts.append(
-      collaborative(
-        user_N, item_N, weight_N, items.height, config.collaborative_dim, attributes, config.seed
-      )
-    )
+    dim, attributes = config.collaborative_dim, attribute_codes(items)
+    sides.append(collaborative(parts, items.height, dim, attributes, config.seed, window))
   if text_IxD is not None:
-    parts.append(text_IxD)
-  if not parts:
+    sides.append(text_IxD)
+  if not sides:
     raise ConfigError(
       'semantic_ids.collaborative_dim=0: must be positive when no text embedder is set'
     )
-  return np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
+  return np.concatenate(sides, axis=1) / np.float32(np.sqrt(len(sides)))
 
 
 # Collaborative
@@ -108,46 +118,47 @@ def _rank_codes(values: pl.Series) -> np.ndarray:
 
 
 def collaborative(
-  user_N: np.ndarray,
-  item_N: np.ndarray,
-  weight_N: np.ndarray,
+  parts: Iterable[Events],
   n_items: int,
   dim: int,
   attributes_IxA: np.ndarray | None = None,
   seed: int = 0,
+  window: int = WINDOW,
 ) -> np.ndarray:
   """Return collaborative embeddings float32 [I, dim].
 
   Rows have unit length, except items of which nothing is known (UNKNOWN_NORM).
 
   Args:
-    user_N: int, users of the training events, each user's events contiguous.
-    item_N: int, items of the training events, in trajectory order.
-    weight_N: float >= 0, how much an event counts.
+    parts: the training events, all of a user in one part.
     n_items: I.
     dim: width of the embeddings.
     attributes_IxA: int codes per column, -1 = missing.
     seed: of the start vectors of the SVD and the directions of unknown items.
+    window: events, see `window_of`.
   """
-  nodes_NxV, attributes_IxV = _nodes(item_N, n_items, attributes_IxA)
-  counts_VxV = _cooccurrence(user_N, item_N, weight_N, nodes_NxV)
-  vectors_VxD = _factorize(_ppmi(counts_VxV), dim, seed)
-  own_IxD = unit(vectors_VxD[:n_items])
-  shared_IxD = unit(attributes_IxV @ unit(vectors_VxD))
-  events_Ix1 = np.bincount(item_N, minlength=n_items)[:, None]
-  share_Ix1 = events_Ix1 / (events_Ix1 + SHRINK_EVENTS)
-  mixed_IxD = unit(share_Ix1 * own_IxD + (1 - share_Ix1) * shared_IxD)
-  unknown_Ix1 = ~mixed_IxD.any(axis=1, keepdims=True)
-  noise_IxD = unit(np.random.default_rng(seed).standard_normal(mixed_IxD.shape)) * UNKNOWN_NORM
-  return np.where(unknown_Ix1, noise_IxD, mixed_IxD).astype(np.float32)
+  nodes_IxV, attributes_IxV = _nodes(n_items, attributes_IxA)
+  counts_VxV = SparseSum(nodes_IxV.shape[1], nodes_IxV.shape[1], np.float64)
+  events_I = np.zeros(n_items, np.int64)
+  for events in parts:
+    counts_VxV.add(_cooccurrence(events, nodes_IxV, window))
+    events_I += np.bincount(events.item_N, minlength=n_items)
+  unit_VxD = unit(_factorize(_ppmi(Counts([counts_VxV])), dim, seed))
+  share_Ix1 = (events_I / (events_I + SHRINK_EVENTS))[:, None]
+  rng, result = np.random.default_rng(seed), np.empty((n_items, dim), np.float32)
+  for first in range(0, n_items, ITEM_BLOCK):
+    rows = slice(first, min(first + ITEM_BLOCK, n_items))
+    shared = unit(attributes_IxV[rows] @ unit_VxD)
+    mixed = unit(share_Ix1[rows] * unit_VxD[rows] + (1 - share_Ix1[rows]) * shared)
+    noise = unit(rng.standard_normal(mixed.shape)) * UNKNOWN_NORM
+    result[rows] = np.where(mixed.any(axis=1, keepdims=True), mixed, noise)
+  return result
 
 
-def _nodes(
-  item_N: np.ndarray, n_items: int, attributes_IxA: np.ndarray | None
-) -> tuple[sp.csr_array, sp.csr_array]:
-  """Return indicator matrices of the nodes of events [N, V] and of the attribute nodes [I, V].
+def _nodes(n_items: int, attributes_IxA: np.ndarray | None) -> tuple[sp.csr_array, sp.csr_array]:
+  """Return indicator matrices of the nodes of items and of their attribute nodes, [I, V] each.
 
-  The nodes of an event are its item and the item's attribute values.
+  The nodes of an item are itself and its attribute values.
   """
   if attributes_IxA is None:
     attributes_IxA = np.empty((n_items, 0), np.int32)
@@ -157,41 +168,57 @@ def _nodes(
   node = starts[column] + attributes_IxA[item, column]
   shape = (n_items, int(starts[-1]))
   attributes_IxV = sp.csr_array((np.ones(len(item)), (item, node)), shape=shape)
-  return (sp.eye_array(*shape, format='csr') + attributes_IxV)[item_N], attributes_IxV
+  return sp.eye_array(*shape, format='csr') + attributes_IxV, attributes_IxV
 
 
-def _cooccurrence(
-  user_N: np.ndarray, item_N: np.ndarray, weight_N: np.ndarray, nodes_NxV: sp.csr_array
-) -> sp.csr_array:
-  """Return symmetric node counts [V, V] over pairs of different items within WINDOW events.
+def window_of(rows: int) -> int:
+  """Return how many events apart two may be to co-occur in a log of so many rows.
+
+  WINDOW, or as many as make PAIRS pairs: nearer events tell more of each other.
+  """
+  return min(max(PAIRS // rows, 1), WINDOW)
+
+
+def _cooccurrence(events: Events, nodes_IxV: sp.csr_array, window: int) -> sp.csr_array:
+  """Return symmetric node counts [V, V] over pairs of different items within `window` events.
 
   Nearer pairs count more.
   """
+  user_N, item_N, weight_N = events
+  nodes_NxV = nodes_IxV[item_N]
   counts = sp.csr_array((nodes_NxV.shape[1],) * 2)
-  for lag in range(1, min(WINDOW, len(item_N) - 1) + 1):
+  for lag in range(1, min(window, len(item_N) - 1) + 1):
     is_pair = (user_N[lag:] == user_N[:-lag]) & (item_N[lag:] != item_N[:-lag])
     first = np.flatnonzero(is_pair)
-    pair_weight = np.sqrt(weight_N[first] * weight_N[first + lag]) * (1 - (lag - 1) / WINDOW)
+    pair_weight = np.sqrt(weight_N[first] * weight_N[first + lag]) * (1 - (lag - 1) / window)
     counts = counts + nodes_NxV[first].T @ (sp.diags_array(pair_weight) @ nodes_NxV[first + lag])
   return sp.csr_array(counts + counts.T)
 
 
-def _ppmi(counts_VxV: sp.csr_array) -> sp.csr_array:
+def _ppmi(counts_VxV: Counts) -> sp.csr_array:
   """Return positive pointwise mutual information with a smoothed context distribution.
 
-  Small counts are discounted (Pantel & Lin 2002).
+  Small counts are discounted (Pantel & Lin 2002). Of counts that are not in memory, ENTRIES at
+  most: the largest of each node, as many for all.
   """
-  counts = counts_VxV.tocoo()
+  n_nodes = counts_VxV.shape[0]
+  keep = n_nodes if counts_VxV.in_memory else max(ENTRIES // n_nodes, 1)
   total_V = counts_VxV.sum(axis=1)
   context_V = total_V**CONTEXT_POWER
-  row, column = counts.coords
-  positive = counts.data > 0
-  row, column, data = row[positive], column[positive], counts.data[positive]
-  pmi = np.log(data * context_V.sum() / (total_V[row] * context_V[column]))
-  smaller_total = np.minimum(total_V[row], total_V[column])
-  pmi *= data / (data + 1) * smaller_total / (smaller_total + 1)
-  keep = pmi > 0
-  return sp.csr_array((pmi[keep], (row[keep], column[keep])), shape=counts.shape)
+  blocks = []
+  for start, block in counts_VxV.blocks():
+    counts = block.tocoo()
+    row, column = counts.coords
+    positive = counts.data > 0
+    row, column, data = row[positive], column[positive], counts.data[positive]
+    total = total_V[start + row]
+    pmi = np.log(data * context_V.sum() / (total * context_V[column]))
+    smaller_total = np.minimum(total, total_V[column])
+    pmi *= data / (data + 1) * smaller_total / (smaller_total + 1)
+    above = pmi > 0
+    block = sp.csr_array((pmi[above], (row[above], column[above])), shape=block.shape)
+    blocks.append(largest_entries(block, keep))
+  return sp.csr_array(sp.vstack(blocks))
 
 
 def _factorize(matrix_VxV: sp.csr_array, dim: int, seed: int) -> np.ndarray:

@@ -10,10 +10,16 @@ from jax.sharding import Mesh
 
 from rolegen_jax.config import EVENT_NAMES, SemanticIdConfig
 from rolegen_jax.data.files import write_json
-from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.log import InteractionLog, Part
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.semantic_ids.catalogue import Catalogue, build
-from rolegen_jax.semantic_ids.embeddings import item_embeddings, text_embeddings
+from rolegen_jax.semantic_ids.embeddings import (
+  PART_PAIRS,
+  Events,
+  item_embeddings,
+  text_embeddings,
+  window_of,
+)
 from rolegen_jax.semantic_ids.text_vectors import TextVectors
 
 # What an event says about the item relative to a view. An impression says what a page showed, not
@@ -64,10 +70,15 @@ def embed(
 
   They depend on rows log.offsets[u]:train_end[u] of each user only. text_IxD: of `text_embeddings`.
   """
-  weight_E = np.array([EVENT_WEIGHTS[name] for name in EVENT_NAMES])
-  row_N = np.arange(len(log.item))
-  is_train_N = row_N < occasions.train_end(log)[log.user]
-  used_N = is_train_N & (weight_E[log.event] > 0)
+  train_end, window = occasions.train_end(log), window_of(len(log.item))
+  rows = max(PART_PAIRS // window, 1)
+  parts = (_training_events(part, train_end) for part in log.parts(rows))
+  return item_embeddings(parts, log.items, text_IxD, config, window)
+
+
+def _training_events(part: Part, train_end: np.ndarray) -> Events:
+  log, weight_E = part.log, np.array([EVENT_WEIGHTS[name] for name in EVENT_NAMES])
+  used = part.training(train_end) & (weight_E[log.event] > 0)
   # Ten repeats of a row within a day are not ten times the evidence.
-  weight_N = weight_E[log.event[used_N]] * (1 + np.log(log.count[used_N]))
-  return item_embeddings(log.user[used_N], log.item[used_N], weight_N, log.items, text_IxD, config)
+  weight_N = weight_E[log.event[used]] * (1 + np.log(log.count[used]))
+  return Events(log.user[used], log.item[used], weight_N)

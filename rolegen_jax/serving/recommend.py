@@ -45,7 +45,7 @@ from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.trie import Trie
-from rolegen_jax.serving.history_filter import without_history
+from rolegen_jax.serving.history_filter import holds, without_history
 from rolegen_jax.serving.slate import Slates, slates
 
 VIEW = EVENT_NAMES.index('view')
@@ -140,6 +140,10 @@ def dormant(log: InteractionLog, data: DataConfig, now: int) -> np.ndarray:
 
   By the rules of cohorts D1 and D3 (never bought) and D2 (bought long ago).
   """
+  return np.concatenate([_dormant(part.log, data, now) for part in log.parts()])
+
+
+def _dormant(log: InteractionLog, data: DataConfig, now: int) -> np.ndarray:
   n_users = len(log.users)
   last_purchase = np.full(n_users, -1, np.int64)
   bought = log.event == PURCHASE
@@ -217,9 +221,7 @@ def explained_table(
   assert predictions.candidates is not None  # they are of the reasoner and the backbone
   in_world_RxW = (predictions.candidates[example] == listed[:, None, None]).any(-1)
   world = np.where(in_world_RxW.any(1), in_world_RxW.argmax(1), -1)
-  n_items = len(log.items)
-  touched = np.unique(log.user.astype(np.int64) * n_items + log.item)
-  seen = np.isin(table.user[example].astype(np.int64) * n_items + listed, touched)
+  seen = holds(log, table.user, log.offsets[table.user + 1], item)[example, rank]
   terms_NxKxE = _relative_terms(predictions)
   place = (predictions.item[example] == listed[:, None]).argmax(1)
   terms = pl.DataFrame(terms_NxKxE[example, place], schema=list(EXPERTS)).to_struct('terms')

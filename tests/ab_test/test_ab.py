@@ -217,7 +217,7 @@ def test_rankers_are_the_baselines_of_the_report(test, name):
   score = getattr(baselines, f'{name}_scores')
   picked = {key: value for key, value in chosen.items() if key in signature(score).parameters}
   inputs = dataclasses.replace(setting.baselines, occasions=occasions)
-  counted = ('train_N', 'popular', 'transitions', 'counting')
+  counted = ('train_end', 'popular', 'transitions', 'counting')
   vars(inputs).update({part: getattr(setting.baselines, part) for part in counted})
   by_settings = functools.partial(score, inputs, **picked)
   want = ranking.lists(np.arange(len(users)), by_settings, inputs.popular, 5)

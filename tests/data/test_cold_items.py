@@ -9,15 +9,9 @@ from random_logs import random_tables
 
 from rolegen_jax.config import ConfigError, DataConfig
 from rolegen_jax.data.cold_items import hold_out
+from rolegen_jax.data.cuts import find_cuts
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import (
-  TEST,
-  TRAIN,
-  VALID,
-  find_cuts,
-  find_occasions,
-  occasion_times,
-)
+from rolegen_jax.data.occasions import TEST, TRAIN, VALID, find_occasions, occasion_times
 from rolegen_jax.data.prepare import RawTables, prepare
 
 TIME = DataConfig('contract', 'log', first_conversion_min_views=6, reactivation_min_views=2)

@@ -9,7 +9,7 @@ import pytest
 from random_logs import random_tables
 
 from rolegen_jax.config import EVENT_NAMES
-from rolegen_jax.data.files import DataError
+from rolegen_jax.data.files import DataError, write_parquet
 from rolegen_jax.data.log import InteractionLog
 
 
@@ -63,25 +63,49 @@ def test_saved_logs_load_again_and_wrong_files_are_refused(tmp_path):
   assert loaded.items.equals(log.items) and loaded.users.equals(log.users)
   for field in dataclasses.fields(log)[2:]:
     np.testing.assert_array_equal(getattr(loaded, field.name), getattr(log, field.name))
+    if isinstance(getattr(log, field.name), np.ndarray):
+      assert isinstance(getattr(loaded, field.name).base, np.memmap), field.name  # not read
   assert sorted(p.name for p in (tmp_path / 'a').iterdir()) == [
-    'log_events.parquet',
+    'log_count.npy',
+    'log_event.npy',
+    'log_item.npy',
     'log_items.parquet',
+    'log_offsets.npy',
+    'log_timestamp.npy',
     'log_users.parquet',
   ]
 
-  other.save(tmp_path / 'b')
-  (tmp_path / 'b/log_events.parquet').replace(tmp_path / 'a/log_events.parquet')
-  with pytest.raises(DataError, match=f'saved was {other.digest}'):
+  counts = np.load(tmp_path / 'a/log_count.npy')
+  np.save(tmp_path / 'a/log_count.npy', counts + 1)
+  with pytest.raises(DataError, match=f'saved was {log.digest}'):
     InteractionLog.load(tmp_path / 'a')
-  pl.DataFrame({'x': [1]}).write_parquet(tmp_path / 'a/log_events.parquet')
-  with pytest.raises(DataError, match='log_events.parquet'):
+  other.save(tmp_path / 'b')
+  (tmp_path / 'b/log_count.npy').replace(tmp_path / 'a/log_count.npy')
+  with pytest.raises(DataError, match='columns have .* rows for 25 users'):
+    InteractionLog.load(tmp_path / 'a')
+  (tmp_path / 'a/log_count.npy').write_bytes(b'half')
+  with pytest.raises(DataError, match='log_count.npy'):
     InteractionLog.load(tmp_path / 'a')
   (tmp_path / 'a/log_items.parquet').write_bytes(b'PAR1 half a file')
   with pytest.raises(DataError, match='log_items.parquet'):
     InteractionLog.load(tmp_path / 'a')
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_log_of_an_earlier_version_loads_until_it_is_written_again(tmp_path):
+  """Its rows were in one parquet file, which carried the digest."""
+  log = InteractionLog.build(*random_tables(0))
+  names = ('user', 'timestamp', 'event', 'item', 'count')
+  write_parquet(log.items, tmp_path / 'log_items.parquet')
+  write_parquet(log.users.to_frame(), tmp_path / 'log_users.parquet')
+  rows = pl.DataFrame({name: getattr(log, name) for name in names})
+  write_parquet(rows, tmp_path / 'log_events.parquet', {'digest': log.digest})
+  assert InteractionLog.load(tmp_path).digest == log.digest
+  other = InteractionLog.build(*random_tables(1))
+  other.save(tmp_path)
+  assert InteractionLog.load(tmp_path).digest == other.digest
+
+
+def test_a_failed_write_is_no_log_of_two_halves(tmp_path, monkeypatch):
   log = InteractionLog.build(*random_tables(0))
   log.save(tmp_path)
 
@@ -93,5 +117,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   with pytest.raises(OSError):
     InteractionLog.build(*random_tables(1)).save(tmp_path)
   monkeypatch.undo()
-  assert InteractionLog.load(tmp_path).digest == log.digest
-  assert len(list(tmp_path.iterdir())) == 3
+  with pytest.raises(DataError, match='prepare the data again'):
+    InteractionLog.load(tmp_path)
+  assert len(list(tmp_path.iterdir())) == 7

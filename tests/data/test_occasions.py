@@ -12,6 +12,7 @@ from random_logs import DAY, random_tables
 
 from rolegen_jax.config import COHORTS, DataConfig
 from rolegen_jax.data.adapters import ADAPTERS
+from rolegen_jax.data.cuts import OccasionTimes, find_cuts
 from rolegen_jax.data.events import MAX_TIMESTAMP, validate
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.leaks import check_no_leak
@@ -25,8 +26,6 @@ from rolegen_jax.data.occasions import (
   SPLITS,
   TEST,
   Occasions,
-  OccasionTimes,
-  find_cuts,
   find_occasions,
 )
 
@@ -223,9 +222,15 @@ def test_leave_one_out_of_a_real_log():
 
 
 def quantile_cuts(times: np.ndarray, data: DataConfig) -> tuple[int, int]:
-  shares = (1 - data.test_fraction - data.valid_fraction, 1 - data.test_fraction)
-  train, valid = (int(len(times) * share + 1e-9) - 1 for share in shares)
-  return times[max(train, 0)], times[max(valid, 0)]
+  """Return quantiles of sorted times; in a tie of more than what is held out, its nearer edge."""
+  cuts = []
+  for held_out in (data.test_fraction + data.valid_fraction, data.test_fraction):
+    place = int(len(times) * (1 - held_out) + 1e-9)
+    time = times[place - 1]
+    before, until = (times < time).sum(), (times <= time).sum()
+    is_large = before and until - before > held_out * len(times)
+    cuts.append(times[before - 1] if is_large and place - before < until - place else time)
+  return tuple(cuts)
 
 
 def sizes(times: np.ndarray, train: int, valid: int) -> list[int]:
@@ -261,6 +266,8 @@ def at(*days: int) -> np.ndarray:
 
 
 CUTS = {
+  'a sale across the cut': (at(*range(1, 12), *[20] * 8, 30), None, (9, 11)),
+  'a sale mostly before it': (at(*range(1, 9), *[20] * 7, *range(21, 26)), None, (8, 20)),
   'sale at the end': (at(1, 2, 3, *[9] * 20), None, (2, 3)),
   'sale at the start': (at(*[1] * 20, 2, 3, 4), None, (1, 2)),
   'sale in the middle': (at(1, *[2] * 20, 3), None, (1, 2)),

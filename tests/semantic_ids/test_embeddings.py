@@ -14,16 +14,16 @@ def two_groups(users=60, events=20, items=20, seed=0):
   rng = np.random.default_rng(seed)
   user = np.repeat(np.arange(users), events)
   item = rng.integers(0, items // 2, len(user)) + items // 2 * (user % 2)
-  return user.astype(np.int32), item.astype(np.int32), np.ones(len(user))
+  return lib.Events(user.astype(np.int32), item.astype(np.int32), np.ones(len(user)))
 
 
 def test_co_occurring_items_are_near_and_unit_length():
-  x = lib.collaborative(*two_groups(), n_items=20, dim=4)
+  x = lib.collaborative([two_groups()], n_items=20, dim=4)
   assert x.dtype == np.float32 and x.shape == (20, 4)
   np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-5)
   similarity = x @ x.T
   assert similarity[:10, :10].min() > similarity[:10, 10:].max()
-  np.testing.assert_array_equal(x, lib.collaborative(*two_groups(), n_items=20, dim=4))
+  np.testing.assert_array_equal(x, lib.collaborative([two_groups()], n_items=20, dim=4))
 
 
 def test_attributes_place_rare_and_unseen_items():
@@ -31,7 +31,7 @@ def test_attributes_place_rare_and_unseen_items():
   # Item 20 has one event and no neighbors; item 21 is unseen; of item 22 nothing is known.
   user, item, weight = np.append(user, 99), np.append(item, 20), np.append(weight, 1.0)
   group = np.array([0] * 10 + [1] * 10 + [1, 0, -1])[:, None].astype(np.int32)
-  x = lib.collaborative(user, item, weight, 23, 4, group)
+  x = lib.collaborative([lib.Events(user, item, weight)], 23, 4, group)
   first_group, second_group = x[:10].mean(axis=0), x[10:20].mean(axis=0)
   assert x[20] @ second_group > 0.5 > x[20] @ first_group
   assert x[21] @ first_group > 0.5 > x[21] @ second_group
@@ -40,7 +40,7 @@ def test_attributes_place_rare_and_unseen_items():
 
 def test_without_any_pair_all_items_are_unknown():
   user = item = np.arange(3, dtype=np.int32)
-  x = lib.collaborative(user, item, np.ones(3), n_items=5, dim=4)
+  x = lib.collaborative([lib.Events(user, item, np.ones(3))], n_items=5, dim=4)
   np.testing.assert_allclose(np.linalg.norm(x, axis=1), lib.UNKNOWN_NORM, rtol=1e-4)
 
 
@@ -78,7 +78,6 @@ def test_hashed_ngrams_bring_near_duplicates_together():
 
 
 def test_text_embeddings_by_name_and_by_column():
-  user, item, weight = two_groups()
   items = pl.DataFrame(
     {
       'item_id': range(20),
@@ -88,11 +87,11 @@ def test_text_embeddings_by_name_and_by_column():
   )
   config = SemanticIdConfig(collaborative_dim=4, text='column')
   text = lib.text_embeddings(items, 'column')
-  both = lib.item_embeddings(user, item, weight, items, text, config)
+  both = lib.item_embeddings([two_groups()], items, text, config)
   assert both.shape == (20, 10) and np.linalg.norm(both[0]) == pytest.approx(1)
   config = SemanticIdConfig(collaborative_dim=0, text='hashed_ngrams')
   text = lib.text_embeddings(items, 'hashed_ngrams')
-  assert lib.item_embeddings(user, item, weight, items, text, config).shape == (20, 128)
+  assert lib.item_embeddings([two_groups()], items, text, config).shape == (20, 128)
   assert lib.text_embeddings(items, '') is None
   assert {'column', 'reasoner', *lib.TEXT_EMBEDDERS} == set(TEXT_EMBEDDERS)
   message = "'bert': unknown text embedder, known are: column, hashed_ngrams, minilm"

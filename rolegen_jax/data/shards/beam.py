@@ -22,9 +22,9 @@ import polars as pl
 
 from rolegen_jax.config import ConfigError
 from rolegen_jax.data.contract import Chunk
+from rolegen_jax.data.cuts import Cuts, OccasionTimes
 from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import Cuts, OccasionTimes
 from rolegen_jax.data.shards import convert
 from rolegen_jax.data.shards.build import BUILDING, INDEX, begin, finish, hold, read, write_rows
 

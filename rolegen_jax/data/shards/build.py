@@ -31,6 +31,7 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import ConfigError
+from rolegen_jax.data.cuts import Cuts, OccasionTimes
 from rolegen_jax.data.files import (
   as_data_error,
   lock,
@@ -40,7 +41,6 @@ from rolegen_jax.data.files import (
   write_parquet,
 )
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import Cuts, OccasionTimes
 from rolegen_jax.data.shards import convert
 from rolegen_jax.runtime.progress import progress
 
@@ -66,7 +66,7 @@ def build(plan: convert.Plan, output: str | os.PathLike, workers: int = 0) -> di
 def _build(plan: convert.Plan, output: pathlib.Path, workers: int) -> dict[str, Any]:
   building = output / BUILDING
   shards = range(plan.shards)
-  with _Pool(workers or len(os.sched_getaffinity(0))) as pool:
+  with Pool(workers or len(os.sched_getaffinity(0))) as pool:
     pool.run(_split, [(plan, building, number) for number in range(len(plan.chunks))], 'split')
     pool.run(_sort, [(plan, building, shard) for shard in shards], 'sort')
     cuts = convert.global_cuts(plan, (_load_times(building, shard) for shard in shards))
@@ -187,14 +187,14 @@ def _pack(
   return read(entry_path)
 
 
-class _Pool:
+class Pool:
   """Processes that each take one call at a time, and leave when this one is gone."""
 
   def __init__(self, workers: int) -> None:
     self._workers = workers
     self._threads = os.environ.get(_THREADS)
 
-  def __enter__(self) -> _Pool:
+  def __enter__(self) -> Pool:
     # Cores are shared out to processes; numpy uses one thread in each.
     os.environ[_THREADS] = '1'
     context = multiprocessing.get_context('spawn')

@@ -33,17 +33,12 @@ import polars as pl
 from rolegen_jax.config import Config, ConfigError, DataConfig, digest, to_dict
 from rolegen_jax.data.batches import Trajectories, pack_windows, packed_rows
 from rolegen_jax.data.contract import Chunk, event_chunks, read_events, read_items
+from rolegen_jax.data.cuts import Cuts, OccasionTimes, find_cuts
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.folders import fingerprint, log_files, text_suffix
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import (
-  Cuts,
-  OccasionTimes,
-  find_cuts,
-  find_occasions,
-  occasion_times,
-)
+from rolegen_jax.data.occasions import find_occasions, occasion_times
 
 # On average: what one worker sorts in a few hundred MB.
 EVENTS_PER_SHARD = 2_000_000

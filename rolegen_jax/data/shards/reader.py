@@ -19,10 +19,11 @@ import polars as pl
 
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Trajectories, pack_windows, packed_rows
+from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.files import DataError, as_data_error
 from rolegen_jax.data.folders import differing
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import Cuts, Occasions
+from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.data.shards.convert import DEFAULTS, FORMAT, catalogue_digest, row_type, settings
 from rolegen_jax.runtime.progress import progress
 
