@@ -35,6 +35,7 @@ class Settings:
   max_wait: float = 0.002  # seconds
   max_queue: int = 256
   top: int = 10
+  cache_bytes: int = 256 << 20  # of encoded histories on each device
   reasoning: str = 'online'
   token: str = ''
 
@@ -58,7 +59,7 @@ def assembled(
   """Return the application over models, every program compiled for these batch sizes."""
   items, placer = _live_items(run, inputs)
   metrics = Metrics()
-  engine = Engine(trained, items, sizes, settings.top, metrics.observe)
+  engine = Engine(trained, items, sizes, settings.top, settings.cache_bytes, metrics.observe)
   started = time.monotonic()
   programs = engine.warm()
   say(

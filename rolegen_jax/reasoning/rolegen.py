@@ -258,13 +258,18 @@ class RoleGen:
     trie: Trie,
     beams: int,
     allow: jax.Array | None = None,
+    encoded: jax.Array | None = None,
   ) -> Ranking:
     """Return the top `beams` items of every user, given what the reasoner said.
 
     With `allow`, uint32 [B], a user gets items of these regions only (`semantic_ids/trie.py`).
+    encoded: the states [B, n, D] of the histories' events, where they are known.
     """
     with sharding.layout(self.decoding):
       backbone = self.gathered('backbone', backbone_params)
-      memory = backbone.encode(examples.history, backbone.items(trie))
+      if encoded is None:
+        memory = backbone.encode(examples.history, backbone.items(trie))
+      else:
+        memory = backbone.memory(encoded, examples.history)
       query_state = self.query(backbone, memory, examples.timestamp)
       return recommend(backbone, query_state, said, trie, beams, allow)

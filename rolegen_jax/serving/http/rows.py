@@ -32,6 +32,27 @@ def known(history: History, items: Items) -> History:
   return history if still.all() else history.picked(np.flatnonzero(still))
 
 
+def latest(history: History, width: int) -> History:
+  """Return the last `width` events of a history: what the models read."""
+  return history.picked(slice(max(len(history.item) - width, 0), None))
+
+
+def followers(
+  windows: Sequence[History], kept: Sequence[int], items: Items, width: int
+) -> Trajectories:
+  """Return rows [B, 1 + width], left-aligned: the last event that is kept, then those after it."""
+  number = np.full((len(windows), 1 + width), -1, np.int64)
+  rows = Trajectories(*np.zeros((5, *number.shape), np.int32))
+  for row, (window, first) in enumerate(zip(windows, kept)):
+    before = int(first == 0)  # no event: padding
+    events = window.picked(slice(first - 1 + before, first + width))
+    to = row, slice(before, before + len(events.item))
+    number[to] = events.item
+    rows.event[to], rows.timestamp[to], rows.count[to] = events[1:]
+    rows.segment[to] = 1
+  return rows._replace(item=items.slots(number).astype(np.int32))
+
+
 def examples(
   readers: Sequence[Reader], items: Items, excitation: Excitation, config: Config, size: int
 ) -> tuple[Examples, list[bytes]]:

@@ -33,7 +33,7 @@ class History(NamedTuple):
     end = int(np.searchsorted(self.timestamp, time))
     return History(*(field[:end] for field in self))
 
-  def picked(self, rows: np.ndarray) -> History:
+  def picked(self, rows: np.ndarray | slice) -> History:
     """Return some of the rows."""
     return History(*(field[rows] for field in self))
 

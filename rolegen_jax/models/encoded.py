@@ -1,0 +1,92 @@
+"""Histories that stay encoded on the device, and grow by the events that follow.
+
+The temporal stack is causal, so an event that is appended changes nothing of what came before:
+its keys, values and states are computed from the kept keys and values alone. That holds as long as
+the history still begins with the same event. Where the oldest one falls out of the context, the
+gap before the second is no longer read, and every later state with it: such a history is encoded
+anew. Positions are rotary, so where a history begins in its row makes no difference.
+
+Shapes: B rows, S slots of the pool, n events of a history, T new ones, D width, K key/value heads,
+X head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rolegen_jax.config import BackboneConfig
+from rolegen_jax.data.batches import Trajectories
+from rolegen_jax.models.attention import causal
+from rolegen_jax.models.backbone import Backbone
+from rolegen_jax.models.experts import Items
+
+
+class Pool(NamedTuple):
+  """Encoded histories by slot; the event at place i of a history is at place i."""
+
+  hidden: jax.Array  # [S, n, D], after the stack
+  key: jax.Array  # [layers, S, n, K, X], rotated
+  value: jax.Array  # [layers, S, n, K, X]
+
+
+class More(NamedTuple):
+  """Events that follow what slots hold, left-aligned."""
+
+  rows: Trajectories  # [B, 1 + T]: the event before them, or padding; then those events
+  first: jax.Array  # int32 [B], the place of the first: how many events the slot keeps
+  slot: jax.Array  # int32 [B]; S = nowhere
+
+
+def pool_shapes(config: BackboneConfig, slots: int) -> Pool:
+  """Return the shapes and dtypes of a pool."""
+  c, n = config.temporal, config.context
+  cache = jax.ShapeDtypeStruct((c.layers, slots, n, c.kv_heads, c.head_dim), c.dtype)
+  return Pool(jax.ShapeDtypeStruct((slots, n, c.width), c.dtype), cache, cache)
+
+
+def slot_bytes(config: BackboneConfig) -> int:
+  """Return the bytes of one slot."""
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in pool_shapes(config, 1))
+
+
+def extended(backbone: Backbone, pool: Pool, more: More, items: Items) -> Pool:
+  """Return the pool with more events; T = n encodes histories from their first event on."""
+  n, new = pool.hidden.shape[1], jax.tree.map(lambda x: x[:, 1:], more.rows)
+  x = backbone.events(more.rows, items)[:, 1:]
+  t = x.shape[1]
+  places = more.first[:, None] + jnp.arange(t)
+  if t == n:
+    hidden, kv = backbone.temporal.prefill(x, np.arange(n), causal(new.segment))
+  else:
+    is_kept = jnp.arange(n) < more.first[:, None]
+    earlier = jnp.broadcast_to(is_kept[:, None], (len(x), t, n))
+    among = jnp.broadcast_to(np.tri(t, dtype=bool), (len(x), t, t))
+    mask = jnp.concatenate([earlier, among], axis=2)
+    before = _of_slots(pool.key, more.slot), _of_slots(pool.value, more.slot)
+    hidden, kv = backbone.temporal.prefill(x, places, mask, before)
+  at = more.slot[:, None], jnp.where(new.segment > 0, places, n)
+  return Pool(
+    pool.hidden.at[at].set(hidden, mode='drop'),
+    pool.key.at[:, *at].set(kv[0], mode='drop'),
+    pool.value.at[:, *at].set(kv[1], mode='drop'),
+  )
+
+
+def right_aligned(hidden_SxnxD: jax.Array, slot_B: jax.Array, segment_Bxn: jax.Array) -> jax.Array:
+  """Return the states [B, n, D] of right-aligned rows, which are the first events of slots.
+
+  They are meaningless where segment is 0.
+  """
+  n = segment_Bxn.shape[1]
+  missing = n - jnp.sum(segment_Bxn > 0, axis=1, keepdims=True)
+  place = jnp.maximum(jnp.arange(n) - missing, 0)
+  return hidden_SxnxD.at[slot_B[:, None], place].get(mode='clip')
+
+
+def _of_slots(cache: jax.Array, slot_B: jax.Array) -> jax.Array:
+  return jnp.take(cache, slot_B, axis=1, mode='clip')
