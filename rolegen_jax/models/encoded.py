@@ -67,7 +67,13 @@ def extended(backbone: Backbone, pool: Pool, more: More, items: Items) -> Pool:
     earlier = jnp.broadcast_to(is_kept[:, None], (len(x), t, n))
     among = jnp.broadcast_to(np.tri(t, dtype=bool), (len(x), t, t))
     mask = jnp.concatenate([earlier, among], axis=2)
-    before = _of_slots(pool.key, more.slot), _of_slots(pool.value, more.slot)
+
+    def kept(cache: jax.Array) -> jax.Array:
+      # What is not kept is not read, but 0 times a value that is no number is none either.
+      of_rows = jnp.take(cache, more.slot, axis=1, mode='clip')
+      return jnp.where(is_kept[:, :, None, None], of_rows, 0)
+
+    before = kept(pool.key), kept(pool.value)
     hidden, kv = backbone.temporal.prefill(x, places, mask, before)
   at = more.slot[:, None], jnp.where(new.segment > 0, places, n)
   return Pool(
@@ -80,13 +86,11 @@ def extended(backbone: Backbone, pool: Pool, more: More, items: Items) -> Pool:
 def right_aligned(hidden_SxnxD: jax.Array, slot_B: jax.Array, segment_Bxn: jax.Array) -> jax.Array:
   """Return the states [B, n, D] of right-aligned rows, which are the first events of slots.
 
-  They are meaningless where segment is 0.
+  They are 0 where segment is.
   """
-  n = segment_Bxn.shape[1]
-  missing = n - jnp.sum(segment_Bxn > 0, axis=1, keepdims=True)
+  n, is_event = segment_Bxn.shape[1], segment_Bxn > 0
+  missing = n - jnp.sum(is_event, axis=1, keepdims=True)
   place = jnp.maximum(jnp.arange(n) - missing, 0)
-  return hidden_SxnxD.at[slot_B[:, None], place].get(mode='clip')
+  hidden = hidden_SxnxD.at[slot_B[:, None], place].get(mode='clip')
+  return jnp.where(is_event[..., None], hidden, 0)
 
-
-def _of_slots(cache: jax.Array, slot_B: jax.Array) -> jax.Array:
-  return jnp.take(cache, slot_B, axis=1, mode='clip')
