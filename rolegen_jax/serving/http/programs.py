@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from rolegen_jax import sharding
 from rolegen_jax.data.batches import Examples, Trajectories
-from rolegen_jax.models.decode import Ranking
+from rolegen_jax.models.decode import Ranking, Ready, item_table
 from rolegen_jax.models.encoded import (
   More,
   Pool,
@@ -31,6 +31,7 @@ from rolegen_jax.models.encoded import (
   right_aligned,
   slot_bytes,
 )
+from rolegen_jax.models.experts import ItemTable
 from rolegen_jax.models.functional import Params
 from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.reasoning.explain import Explanations, explain
@@ -110,7 +111,10 @@ class Programs:
     self._jitted['encode'] = jit(
       self._encode, out_shardings=self._everywhere, donate_argnums=_POOL
     )
+    # Where it lies, each device's part of the items: as the table itself has it.
+    self._jitted['table'] = jit(self._item_table)
     self._compiled: dict[tuple, jax.stages.Compiled] = {}
+    self._tables: dict[str, tuple[tuple, ItemTable]] = {}  # by backbone; from what it was made
 
   def empty_pool(self) -> None:
     """Begin with a pool that holds nothing."""
@@ -160,7 +164,8 @@ class Programs:
     name = 'alone' if said is None else 'reasoned'
     masks = jax.device_put((allow_C, np.bool_(masked)), self._everywhere)
     inputs = _Ranked(rows, slot_B, Conditioning() if said is None else said)
-    ranking = self._run(name, self._backbone(name), trie, inputs, masks, self._pool.hidden)
+    ready = Ready(self._pool.hidden, self._table(name, trie))
+    ranking = self._run(name, self._backbone(name), trie, inputs, masks, ready)
     return jax.device_get(ranking)
 
   def reason(self, trie: Trie, rows: Examples) -> Worlds:
@@ -174,11 +179,20 @@ class Programs:
   def _backbone(self, name: str) -> Params:
     return self.alone if name == 'alone' else self.params['backbone']
 
+  def _table(self, name: str, trie: Trie) -> ItemTable:
+    """Return the table of the items, made anew where items have come since it was made."""
+    source = self._backbone(name), trie.item_codes, trie.item_count, trie.item_text
+    made = self._tables.get(name)
+    if made is None or any(old is not new for old, new in zip(made[0], source)):
+      made = source, self._run('table', self._backbone(name), trie, ())
+      self._tables[name] = made
+    return made[1]
+
   def _run(self, name: str, params: Any, trie: Trie, rows: Any, *rest: Any) -> Any:
     """Return what a program makes of rows, on the device."""
     with jax.set_mesh(self._mesh):
       rows = jax.device_put(rows, self._rows)
-      key = name, jax.tree.leaves(rows)[0].shape
+      key = name, *(leaf.shape for leaf in jax.tree.leaves(rows)[:1])
       if key not in self._compiled:
         self._compiled[key] = compile_in_step(self._jitted[name], params, trie, rows, *rest)
       return self._compiled[key](params, trie, rows, *rest)
@@ -188,8 +202,13 @@ class Programs:
       backbone = self._rolegen.gathered('backbone', params)
       return extended(backbone, pool, more, backbone.items(trie))
 
+  def _item_table(self, params: Params, trie: Trie, rows: tuple) -> ItemTable:
+    del rows  # there are none
+    with sharding.layout(self._rolegen.decoding):
+      return item_table(self._rolegen.gathered('backbone', params), trie)
+
   def _rank(
-    self, params: Params, trie: Trie, rows: _Ranked, masks: tuple, hidden_SxnxD: jax.Array
+    self, params: Params, trie: Trie, rows: _Ranked, masks: tuple, pool: Ready
   ) -> Ranking:
     allow_C, masked = masks
     unmasked = jax.eval_shape(with_regions, trie, allow_C).regions
@@ -202,8 +221,9 @@ class Programs:
     row = jnp.arange(len(rows.slot), dtype=jnp.uint32)
     allow_B = jnp.where(masked, jnp.uint32(1) << row, jnp.uint32(1))
     beams = self._rolegen.config.backbone.beam
-    encoded = right_aligned(hidden_SxnxD, rows.slot, rows.examples.history.segment)
-    return self._rolegen.rank(params, rows.examples, rows.said, trie, beams, allow_B, encoded)
+    states = right_aligned(pool.states, rows.slot, rows.examples.history.segment)
+    ready = pool._replace(states=states)
+    return self._rolegen.rank(params, rows.examples, rows.said, trie, beams, allow_B, ready)
 
   def _reason(self, params: Params, trie: Trie, rows: Examples) -> Worlds:
     rollout, said = self._rolegen.reason(params, rows, trie)
