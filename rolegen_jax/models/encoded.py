@@ -21,7 +21,7 @@ import numpy as np
 
 from rolegen_jax.config import BackboneConfig
 from rolegen_jax.data.batches import Trajectories
-from rolegen_jax.models.attention import causal
+from rolegen_jax.models.attention import KeyValues, causal
 from rolegen_jax.models.backbone import Backbone
 from rolegen_jax.models.experts import Items
 
@@ -59,23 +59,28 @@ def extended(backbone: Backbone, pool: Pool, more: More, items: Items) -> Pool:
   n, new = pool.hidden.shape[1], jax.tree.map(lambda x: x[:, 1:], more.rows)
   x = backbone.events(more.rows, items)[:, 1:]
   t = x.shape[1]
-  places = more.first[:, None] + jnp.arange(t)
   if t == n:
-    hidden, kv = backbone.temporal.prefill(x, np.arange(n), causal(new.segment))
-  else:
-    is_kept = jnp.arange(n) < more.first[:, None]
-    earlier = jnp.broadcast_to(is_kept[:, None], (len(x), t, n))
-    among = jnp.broadcast_to(np.tri(t, dtype=bool), (len(x), t, t))
-    mask = jnp.concatenate([earlier, among], axis=2)
+    encoded = backbone.temporal.prefill(x, np.arange(n), causal(new.segment))
+    return _written(pool, (more.slot,), *encoded)
+  is_kept = jnp.arange(n) < more.first[:, None]
+  earlier = jnp.broadcast_to(is_kept[:, None], (len(x), t, n))
+  among = jnp.broadcast_to(np.tri(t, dtype=bool), (len(x), t, t))
+  mask = jnp.concatenate([earlier, among], axis=2)
 
-    def kept(cache: jax.Array) -> jax.Array:
-      # What is not kept is not read, but 0 times a value that is no number is none either.
-      of_rows = jnp.take(cache, more.slot, axis=1, mode='clip')
-      return jnp.where(is_kept[:, :, None, None], of_rows, 0)
+  def kept(cache: jax.Array) -> jax.Array:
+    # What is not kept is not read, but 0 times a value that is no number is none either.
+    of_rows = jnp.take(cache, more.slot, axis=1, mode='clip')
+    return jnp.where(is_kept[:, :, None, None], of_rows, 0)
 
-    before = kept(pool.key), kept(pool.value)
-    hidden, kv = backbone.temporal.prefill(x, places, mask, before)
+  places = more.first[:, None] + jnp.arange(t)
+  before = kept(pool.key), kept(pool.value)
+  encoded = backbone.temporal.prefill(x, places, mask, before)
   at = more.slot[:, None], jnp.where(new.segment > 0, places, n)
+  return _written(pool, at, *encoded)
+
+
+def _written(pool: Pool, at: tuple[jax.Array, ...], hidden: jax.Array, kv: KeyValues) -> Pool:
+  """Return the pool with what was encoded for slots, or places of slots; S, n = for none."""
   return Pool(
     pool.hidden.at[at].set(hidden, mode='drop'),
     pool.key.at[:, *at].set(kv[0], mode='drop'),

@@ -35,7 +35,7 @@ class Settings:
   max_wait: float = 0.002  # seconds
   max_queue: int = 256
   top: int = 10
-  cache_bytes: int = 256 << 20  # of encoded histories on each device
+  cache_bytes: int = 256 * 10**6  # of encoded histories on each device
   reasoning: str = 'online'
   token: str = ''
 

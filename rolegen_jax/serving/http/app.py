@@ -134,6 +134,9 @@ class App:
       worlds_bytes=engine.worlds.bytes,
       worlds_hits=engine.hits,
       worlds_misses=engine.misses,
+      histories_kept=len(engine.encoded),
+      events_kept=engine.encoded.events['kept'],
+      events_encoded=engine.encoded.events['encoded'],
     )
     return Response(text, media_type='text/plain; version=0.0.4')
 

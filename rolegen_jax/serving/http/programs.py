@@ -162,10 +162,11 @@ class Programs:
     b may get it; not looked at unless `masked`.
     """
     name = 'alone' if said is None else 'reasoned'
-    masks = jax.device_put((allow_C, np.bool_(masked)), self._everywhere)
     inputs = _Ranked(rows, slot_B, Conditioning() if said is None else said)
     ready = Ready(self._pool.hidden, self._table(name, trie))
-    ranking = self._run(name, self._backbone(name), trie, inputs, masks, ready)
+    ranking = self._run(
+      name, self._backbone(name), trie, inputs, (allow_C, np.bool_(masked)), ready
+    )
     return jax.device_get(ranking)
 
   def reason(self, trie: Trie, rows: Examples) -> Worlds:
@@ -189,13 +190,20 @@ class Programs:
     return made[1]
 
   def _run(self, name: str, params: Any, trie: Trie, rows: Any, *rest: Any) -> Any:
-    """Return what a program makes of rows, on the device."""
+    """Return what a program makes of rows on the host, on the device.
+
+    A call that is given arrays of the host puts them where the program expects them, in a tenth of
+    the time that `device_put` takes.
+    """
     with jax.set_mesh(self._mesh):
-      rows = jax.device_put(rows, self._rows)
       key = name, *(leaf.shape for leaf in jax.tree.leaves(rows)[:1])
       if key not in self._compiled:
-        self._compiled[key] = compile_in_step(self._jitted[name], params, trie, rows, *rest)
+        placed = jax.device_put(rows, self._rows), *jax.tree.map(self._placed, rest)
+        self._compiled[key] = compile_in_step(self._jitted[name], params, trie, *placed)
       return self._compiled[key](params, trie, rows, *rest)
+
+  def _placed(self, x: Any) -> jax.Array:
+    return x if isinstance(x, jax.Array) else jax.device_put(x, self._everywhere)
 
   def _encode(self, params: Params, trie: Trie, more: More, pool: Pool) -> Pool:
     with sharding.layout(self._rolegen.decoding):
