@@ -6,6 +6,7 @@ Nothing of a request is a path, code or a pickle; its size and the time to send 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import hmac
 import math
@@ -56,6 +57,8 @@ class App:
     self.engine, self._placer = engine, placer
     self.dispatcher, self.metrics = dispatcher, metrics
     self._reasoning, self._token = reasoning, token.encode()
+    # Texts of new items are embedded beside the device's own thread, in the order they come in.
+    self._texts = concurrent.futures.ThreadPoolExecutor(1, 'texts')
     self._document = schema.encode(schema.openapi('1', bool(token)))
 
   def asgi(self) -> Starlette:
@@ -108,8 +111,12 @@ class App:
 
   async def _change(self, request: Request) -> Response:
     asked = schema.parse(await _body(request), schema.CatalogueRequest)
-    started = time.monotonic()
-    done = await self.dispatcher.on_device(changes.change, self.engine.items, self._placer, asked)
+    started, loop = time.monotonic(), asyncio.get_running_loop()
+    columns = [item.columns for item in asked.add]
+    text = await loop.run_in_executor(self._texts, self._placer.vectors, columns)
+    done = await self.dispatcher.on_device(
+      changes.change, self.engine.items, self._placer, asked, text
+    )
     self.metrics.observe('change', time.monotonic() - started)
     return _json(done)
 

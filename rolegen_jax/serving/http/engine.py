@@ -94,7 +94,8 @@ class Engine:
 
     cache_bytes: of encoded histories on each device.
     """
-    self.trained, self.items, self.users = trained, items, Users(trained.log)
+    self.trained, self.items = trained, items
+    self.users = Users(trained.log, trained.rolegen.config.backbone.context)
     self.worlds = WorldCache(WORLD_BYTES)
     self.top, self.observe = top, observe
     self.hits = self.misses = 0  # of `worlds`
