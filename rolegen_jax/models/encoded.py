@@ -98,4 +98,3 @@ def right_aligned(hidden_SxnxD: jax.Array, slot_B: jax.Array, segment_Bxn: jax.A
   place = jnp.maximum(jnp.arange(n) - missing, 0)
   hidden = hidden_SxnxD.at[slot_B[:, None], place].get(mode='clip')
   return jnp.where(is_event[..., None], hidden, 0)
-

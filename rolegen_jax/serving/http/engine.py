@@ -175,9 +175,7 @@ class _Batch:
       filled = [*worlds, *[worlds[-1]] * (self._size - len(worlds))]
       said = jax.tree.map(lambda *rows: np.stack(rows), *(each.said for each in filled))
       said = answers.with_items(said, lambda x: engine.items.slots(x).astype(np.int32))
-    ranking = engine.programs.rank(
-      self._trie, self._rows, slot, said, self._allow_C, self._masked
-    )
+    ranking = engine.programs.rank(self._trie, self._rows, slot, said, self._allow_C, self._masked)
     engine.observe('rank', time.monotonic() - started)
     return answers.Ranked(self._readers, self._queries, ranking, worlds)
 

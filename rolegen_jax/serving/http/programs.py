@@ -108,9 +108,7 @@ class Programs:
         ('explain', self._explain),
       )
     }
-    self._jitted['encode'] = jit(
-      self._encode, out_shardings=self._everywhere, donate_argnums=_POOL
-    )
+    self._jitted['encode'] = jit(self._encode, out_shardings=self._everywhere, donate_argnums=_POOL)
     # Where it lies, each device's part of the items: as the table itself has it.
     self._jitted['table'] = jit(self._item_table)
     self._compiled: dict[tuple, jax.stages.Compiled] = {}
@@ -158,8 +156,8 @@ class Programs:
   ) -> Ranking:
     """Return lists, on the host. said: None = the backbone alone.
 
-    slot: where the histories are encoded, by the same backbone. allow: uint32, bit b of a slot = row
-    b may get it; not looked at unless `masked`.
+    slot: of the pool, where the same backbone encoded each history. allow: uint32, bit b of a slot of
+    the tables = row b may get it; not looked at unless `masked`.
     """
     name = 'alone' if said is None else 'reasoned'
     inputs = _Ranked(rows, slot_B, Conditioning() if said is None else said)
@@ -215,9 +213,7 @@ class Programs:
     with sharding.layout(self._rolegen.decoding):
       return item_table(self._rolegen.gathered('backbone', params), trie)
 
-  def _rank(
-    self, params: Params, trie: Trie, rows: _Ranked, masks: tuple, pool: Ready
-  ) -> Ranking:
+  def _rank(self, params: Params, trie: Trie, rows: _Ranked, masks: tuple, pool: Ready) -> Ranking:
     allow_C, masked = masks
     unmasked = jax.eval_shape(with_regions, trie, allow_C).regions
     regions = jax.lax.cond(

@@ -16,8 +16,8 @@ from rolegen_jax.data.events import FIRST_TIMESTAMP, MAX_TIMESTAMP
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.serving.http.schema import Refused
 
-# Rows of the users to whom events were appended, some 20 bytes each: of all, and of one, or what the
-# models read where that is more. A user's oldest rows go first.
+# Rows of the users to whom events were appended, some 20 bytes each: of all of them, and of one, or
+# as many as the models read. A user's oldest rows go first.
 MOST_HELD = 10_000_000
 MOST_OF_USER = 1000
 AHEAD = 86_400  # seconds by which an event may be ahead of the clock, or of the run's log
