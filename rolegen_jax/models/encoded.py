@@ -13,7 +13,7 @@ X head width.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,11 @@ class Pool(NamedTuple):
 
 
 class More(NamedTuple):
-  """Events that follow what slots hold, left-aligned."""
+  """Events that follow what slots hold, left-aligned; numpy on the host, jax on the device."""
 
   rows: Trajectories  # [B, 1 + T]: the event before them, or padding; then those events
-  first: jax.Array  # int32 [B], the place of the first: how many events the slot keeps
-  slot: jax.Array  # int32 [B]; S = nowhere
+  first: Any  # int32 [B], the place of the first: how many events the slot keeps
+  slot: Any  # int32 [B]; S = nowhere
 
 
 def pool_shapes(config: BackboneConfig, slots: int) -> Pool:

@@ -156,8 +156,8 @@ class Programs:
   ) -> Ranking:
     """Return lists, on the host. said: None = the backbone alone.
 
-    slot: of the pool, where the same backbone encoded each history. allow: uint32, bit b of a slot of
-    the tables = row b may get it; not looked at unless `masked`.
+    slot: of the pool, where the same backbone encoded each history. allow: uint32, bit b of a slot
+    of the tables = row b may get it; not looked at unless `masked`.
     """
     name = 'alone' if said is None else 'reasoned'
     inputs = _Ranked(rows, slot_B, Conditioning() if said is None else said)

@@ -5,7 +5,7 @@ Shapes: B rows, n events of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ def latest(history: History, width: int) -> History:
 
 
 def followers(
-  windows: Sequence[History], kept: Sequence[int], items: Items, width: int
+  windows: Sequence[History], kept: Iterable[int], items: Items, width: int
 ) -> Trajectories:
   """Return rows [B, 1 + width], left-aligned: the last event that is kept, then those after it."""
   number = np.full((len(windows), 1 + width), -1, np.int64)
