@@ -27,11 +27,11 @@ from rolegen_jax.models.experts import Items
 
 
 class Pool(NamedTuple):
-  """Encoded histories by slot; the event at place i of a history is at place i."""
+  """Encoded histories by slot, or their shapes; the event at place i of a history is at place i."""
 
-  hidden: jax.Array  # [S, n, D], after the stack
-  key: jax.Array  # [layers, S, n, K, X], rotated
-  value: jax.Array  # [layers, S, n, K, X]
+  hidden: Any  # [S, n, D], after the stack
+  key: Any  # [layers, S, n, K, X], rotated
+  value: Any  # [layers, S, n, K, X]
 
 
 class More(NamedTuple):
