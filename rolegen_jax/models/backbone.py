@@ -104,6 +104,9 @@ class Backbone(nnx.Module):
   def vectors(self, items: Items, item: jax.Array) -> jax.Array:
     """Return the vectors of items [...], [..., D]; zeros where the item is -1."""
     index = jnp.maximum(item, 0)
+    if items.vectors is not None:
+      vectors = jnp.take(items.vectors.reshape(-1, items.vectors.shape[-1]), index, axis=0)
+      return jnp.where((item >= 0)[..., None], vectors, 0)
     vectors = self._embed(self.vocab.sid(jnp.take(items.codes, index, axis=0))).sum(axis=-2)
     if items.text is not None:
       vectors += self._of_text(jnp.take(items.text, index, axis=0))

@@ -60,7 +60,7 @@ def recommend(
   `allow`, uint32 [B], a row gets items of these regions only (`semantic_ids/trie.py`). table: of
   the catalogue (`item_table`), where it is known.
   """
-  items = backbone.items(trie)
+  items = backbone.items(trie)._replace(vectors=None if table is None else table.vectors)
   item, generated = retrieve(backbone, query_state, conditioning, trie, k, allow, table)
   listed = is_listed(trie, item, None if allow is None else allow[:, None])
   item = jnp.where(listed & is_first(item), item, -1)

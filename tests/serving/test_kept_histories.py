@@ -73,6 +73,11 @@ def encoded(shop):
   return shop.app.engine.encoded
 
 
+def days_ago(shop, days: int) -> int:
+  """A time in seconds so long before the log's last event, which other tests ask after."""
+  return int(shop.inputs.log.timestamp.max()) - days * DAY
+
+
 def lists(shop, encoded, user_id, **fields) -> list:
   """Return a list, which must be that of a history that is encoded anew."""
   found = shop.recommend(user_id, **fields)['items']
@@ -88,7 +93,7 @@ def lists(shop, encoded, user_id, **fields) -> list:
 @pytest.mark.parametrize('reasoning', ['off', 'cached'])
 def test_lists_after_events_and_changes_are_those_of_recomputation(shop, encoded, reasoning):
   rng, user = np.random.default_rng(1), 10**6 + (reasoning == 'off')  # who is new
-  ids, day = shop.inputs.log.items['item_id'].to_list(), 1_714_000_000
+  ids, day = shop.inputs.log.items['item_id'].to_list(), days_ago(shop, 40)
   width = shop.run.config.backbone.context
   length, own = 0, []
   while length < width + 3:  # past the context: the oldest events fall out
@@ -112,7 +117,7 @@ def test_lists_after_events_and_changes_are_those_of_recomputation(shop, encoded
 def test_only_what_is_new_is_encoded(shop, encoded):
   """A second request encodes nothing, an event more one event; others' lists are their own."""
   user, count = 2 * 10**6, encoded.events
-  start = 1_714_000_000
+  start = days_ago(shop, 9)
   some = [dict(item_id=1 + i, event='view', timestamp=start + i) for i in range(5)]
   shop.ask('/v1/events', dict(user_id=user, events=some))
 
