@@ -62,8 +62,9 @@ class Users:
   def __init__(self, log: InteractionLog, read: int = 0):
     """read: how many of a history's latest events the models read."""
     self._log, self._most = log, max(read, MOST_OF_USER)
-    self._index: dict[int | str, int] = {user: i for i, user in enumerate(log.users.to_list())}
-    self._kind = type(next(iter(self._index)))
+    self.ids: list[int | str] = log.users.to_list()  # by index
+    self._index = {user: i for i, user in enumerate(self.ids)}
+    self._kind = type(self.ids[0])
     self._changed: dict[int, History] = {}
     self._rows = 0  # of those that changed
     self._first, self._last = int(log.timestamp.min()), int(log.timestamp.max())
@@ -106,9 +107,11 @@ class Users:
     held = 0 if before is None or user not in self._changed else len(before.item)
     if self._rows + len(rows.item) - held > MOST_HELD:
       raise Refused(507, 'events', f'no room: {MOST_HELD} rows of histories that changed are held')
-    user = len(self._index) if user is None else user
+    user = len(self.ids) if user is None else user
     self._changed[user] = rows  # first the rows, then the name by which they are found
-    self._index[user_id] = user
+    if user == len(self.ids):
+      self.ids.append(user_id)
+      self._index[user_id] = user
     self._rows += len(rows.item) - held
     self.latest = max(self.latest, int(events.timestamp.max()))
     return len(rows.item)
