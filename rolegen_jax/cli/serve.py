@@ -41,6 +41,13 @@ _MAX_QUEUE = flags.DEFINE_integer(
   upper_bound=100_000,
 )
 _TOP = flags.DEFINE_integer('top', 10, 'Items of an answer, at most.', lower_bound=1)
+_CACHE_MB = flags.DEFINE_integer(
+  'cache_mb',
+  256,
+  'Memory of each device in which histories stay encoded, in MB; 0: of those of one batch.',
+  lower_bound=0,
+  upper_bound=1_000_000,
+)
 _REASONING = flags.DEFINE_enum(
   'reasoning',
   'online',
@@ -76,6 +83,7 @@ def main() -> None:
     max_wait=_MAX_WAIT_MS.value / 1e3,
     max_queue=_MAX_QUEUE.value,
     top=_TOP.value,
+    cache_bytes=_CACHE_MB.value * 10**6,
     reasoning=_REASONING.value,
     token=token,
   )

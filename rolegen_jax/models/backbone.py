@@ -39,14 +39,13 @@ from rolegen_jax.models.experts import (
 )
 from rolegen_jax.models.layers import RMSNorm, gather_replicated, param
 from rolegen_jax.models.memory import (
-  NO_EVENT,
-  VISIBLE,
   Conditioning,
   Memory,
   QueryBlock,
   QueryState,
   count_bucket,
   gap_bucket,
+  remembered,
   view_memory,
 )
 from rolegen_jax.models.numerics import NEG_INF, dropout
@@ -105,6 +104,9 @@ class Backbone(nnx.Module):
   def vectors(self, items: Items, item: jax.Array) -> jax.Array:
     """Return the vectors of items [...], [..., D]; zeros where the item is -1."""
     index = jnp.maximum(item, 0)
+    if items.vectors is not None:
+      vectors = jnp.take(items.vectors.reshape(-1, items.vectors.shape[-1]), index, axis=0)
+      return jnp.where((item >= 0)[..., None], vectors, 0)
     vectors = self._embed(self.vocab.sid(jnp.take(items.codes, index, axis=0))).sum(axis=-2)
     if items.text is not None:
       vectors += self._of_text(jnp.take(items.text, index, axis=0))
@@ -149,6 +151,14 @@ class Backbone(nnx.Module):
 
   def encode(self, rows: Trajectories, items: Items, key: jax.Array | None = None) -> Memory:
     """Encode history rows [B, n], causally within each segment; `key` turns dropout on."""
+    positions = jnp.broadcast_to(jnp.arange(rows.item.shape[1]), rows.item.shape)
+    keys = (None, None) if key is None else jax.random.split(key)
+    x = dropout(self.events(rows, items), self.config.dropout, keys[0])
+    drop = Dropout(self.config.dropout, keys[1])
+    return self.memory(self.temporal(x, positions, causal(rows.segment), drop), rows)
+
+  def events(self, rows: Trajectories, items: Items) -> jax.Array:
+    """Return what the temporal stack reads of events [B, n], [B, n, D]."""
     v = self.vocab
     previous_time = jnp.pad(rows.timestamp, ((0, 0), (1, 0)))[:, :-1]
     previous_segment = jnp.pad(rows.segment, ((0, 0), (1, 0)))[:, :-1]
@@ -156,26 +166,11 @@ class Backbone(nnx.Module):
     x = self.vectors(items, rows.item) + self._embed(v.event(rows.event))
     x = x + self._embed(v.gap(gap_bucket(gap))) + self._embed(v.count(count_bucket(rows.count)))
     # Scaled as SASRec's: what blocks add to the residual stream would drown rows that are small.
-    x = x * x.shape[-1] ** 0.5
-    positions = jnp.broadcast_to(jnp.arange(rows.item.shape[1]), rows.item.shape)
-    keys = (None, None) if key is None else jax.random.split(key)
-    x = dropout(x, self.config.dropout, keys[0])
-    hidden = self.temporal(
-      x, positions, causal(rows.segment), Dropout(self.config.dropout, keys[1])
-    )
-    start = jnp.broadcast_to(self.start[...].astype(hidden.dtype), hidden[:, :1].shape)
+    return x * x.shape[-1] ** 0.5
 
-    def with_start(field: jax.Array, value: int) -> jax.Array:
-      return jnp.pad(field, ((0, 0), (1, 0)), constant_values=value)
-
-    return Memory(
-      hidden=jnp.concatenate([start, hidden], 1),
-      item=with_start(rows.item, -1),
-      event=with_start(rows.event, NO_EVENT),
-      timestamp=with_start(rows.timestamp, 0),
-      segment=with_start(rows.segment, VISIBLE),
-      repeats=with_start(rows.count, 1),
-    )
+  def memory(self, hidden: jax.Array, rows: Trajectories) -> Memory:
+    """Return the slots to attend to, of rows whose events are encoded as `hidden` [B, n, D]."""
+    return remembered(self.start[...], hidden, rows)
 
   # Queries
 

@@ -19,13 +19,20 @@ import jax.numpy as jnp
 
 from rolegen_jax.models.attention import KeyValues
 from rolegen_jax.models.backbone import Backbone
-from rolegen_jax.models.experts import Items, is_first
+from rolegen_jax.models.experts import Items, ItemTable, is_first
 from rolegen_jax.models.memory import Conditioning, QueryState
 from rolegen_jax.models.numerics import NEG_INF, is_possible, top_k
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, is_listed, leaf, root
 from rolegen_jax.sharding import constrain, item_shards, of_item_shards
 
 PART = 16  # items of a row that the depth decoder reads at once
+
+
+class Ready(NamedTuple):
+  """What a ranking rests on that was computed before."""
+
+  states: jax.Array  # [B, n, D], of the histories' events
+  table: ItemTable
 
 
 class Ranking(NamedTuple):
@@ -44,15 +51,17 @@ def recommend(
   trie: Trie,
   k: int,
   allow: jax.Array | None = None,
+  table: ItemTable | None = None,
 ) -> Ranking:
   """Return the top `k` items of each row's first query.
 
   It is exact among the items that some expert finds: k by the generative one, k by dense,
   popularity and intent together, the items of the history, and what `conditioning` names. With
-  `allow`, uint32 [B], a row gets items of these regions only (`semantic_ids/trie.py`).
+  `allow`, uint32 [B], a row gets items of these regions only (`semantic_ids/trie.py`). table: of
+  the catalogue (`item_table`), where it is known.
   """
-  items = backbone.items(trie)
-  item, generated = retrieve(backbone, query_state, conditioning, trie, k, allow)
+  items = backbone.items(trie)._replace(vectors=None if table is None else table.vectors)
+  item, generated = retrieve(backbone, query_state, conditioning, trie, k, allow, table)
   listed = is_listed(trie, item, None if allow is None else allow[:, None])
   item = jnp.where(listed & is_first(item), item, -1)
   if generated is not None:
@@ -77,6 +86,7 @@ def retrieve(
   trie: Trie,
   k: int,
   allow: jax.Array | None = None,
+  table: ItemTable | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Return what the experts find for each row's first query, and what is generated of it.
 
@@ -101,7 +111,7 @@ def retrieve(
   ranks_all['intent'] = conditioning.intent is not None
   if ranks_all['dense'] or ranks_all['intent']:
     weight = sum(backbone.experts.weight(name) for name, is_on in ranks_all.items() if is_on)
-    best = nearest(backbone, state, conditioning.intent, trie, k, allow)[0]
+    best = nearest(backbone, state, conditioning.intent, trie, k, allow, table)[0]
     found.append(jnp.where(weight > 0, best, -1))
   item = jnp.concatenate(found, axis=1)
   if log_prob is not None:
@@ -135,6 +145,11 @@ def _score_others(
   return jnp.where(missing, _pick(scored, jnp.argsort(order, axis=1)), log_prob)
 
 
+def item_table(backbone: Backbone, trie: Trie) -> ItemTable:
+  """Return what scores the whole catalogue, in a part for each device that has one of the items."""
+  return backbone.table(backbone.items(trie), item_shards())
+
+
 def nearest(
   backbone: Backbone,
   state_BxD: jax.Array,
@@ -142,6 +157,7 @@ def nearest(
   trie: Trie,
   k: int,
   allow: jax.Array | None = None,
+  table: ItemTable | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Return the best items by the experts that rank the whole catalogue at once.
 
@@ -149,8 +165,8 @@ def nearest(
   and, where there is one, intent. Every device ranks its own shard of the items, and the best of
   all shards are ranked again: that is exact.
   """
-  p, items, experts = item_shards(), backbone.items(trie), backbone.experts
-  table = backbone.table(items, p)
+  p, experts = item_shards(), backbone.experts
+  table = item_table(backbone, trie) if table is None else table
   item_PxI = jnp.arange(table.code.size, dtype=jnp.int32).reshape(p, -1)
   item_PxI = constrain(jnp.where(item_PxI < len(trie.item_codes), item_PxI, -1), 'items', None)
   score = table.popularity[:, None]

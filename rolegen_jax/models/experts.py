@@ -63,6 +63,7 @@ class Items(NamedTuple):
   popularity: jax.Array  # fp32 [I], log(1 + training events)
   has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
   text: jax.Array | None  # fp32 [I, E]
+  vectors: jax.Array | None = None  # [P, I / P, D], the items' own, where a table has them already
 
   def popularity_of(self, item: jax.Array) -> jax.Array:
     """Return fp32 [...] of items [...]; meaningless where there is none."""

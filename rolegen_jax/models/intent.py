@@ -45,6 +45,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
+from rolegen_jax.models.attention import per_chain
 
 PURCHASE = EVENT_NAMES.index('purchase')
 EQUATIONS = ('intent', 'roles')  # the reasoner's structural equations, by the names it has for them
@@ -166,8 +167,13 @@ class Intent(nnx.Module):
     of_event = jnp.exp(jnp.take(event_gain, e.event))
     return jnp.where(e.present, faded(e) @ jax.nn.softmax(fade) * of_event * of_role, 0.0)
 
-  def retrieve(self, evidence: Evidence, keep: int, codes_IxL: jax.Array) -> Retrieved:
-    """Return the `keep` items that each history retrieves most strongly."""
+  def retrieve(
+    self, evidence: Evidence, keep: int, codes_IxL: jax.Array, worlds: int = 1
+  ) -> Retrieved:
+    """Return the `keep` items that each history retrieves most strongly.
+
+    worlds: how many neighboring rows are of the same events.
+    """
     e, n = evidence, len(evidence.age)
     own_share = jnp.broadcast_to(jnp.exp(self.self_transition[...]), (*e.item.shape, 1))
     share = jnp.concatenate([own_share, e.share], axis=-1)
@@ -175,12 +181,9 @@ class Intent(nnx.Module):
     weight = gained[..., None] * share
     item = jnp.concatenate([jnp.maximum(e.item, 0)[..., None], e.next_item], axis=-1)
 
-    # Equal items become neighbors; the terms of the d-th distinct item are summed at place d.
-    item, weight = jax.lax.sort((item.reshape(n, -1), weight.reshape(n, -1)), num_keys=1)
-    previous = jnp.pad(item, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
-    place = jnp.cumsum(item != previous, axis=1) - 1
-    total = jax.vmap(lambda at, x: jnp.zeros_like(x).at[at].add(x))(place, weight)
-    distinct = jax.vmap(lambda at, x: jnp.zeros_like(x).at[at].max(x))(place, item)
+    place, distinct = (per_chain(x, worlds) for x in _places(item.reshape(n, -1)[::worlds]))
+    add = jax.vmap(lambda at, x: jnp.zeros_like(x).at[at].add(x))
+    total = add(place, weight.reshape(n, -1))
 
     weight, best = jax.lax.top_k(total, min(keep, total.shape[1]))
     item = jnp.where(weight > 0, jnp.take_along_axis(distinct, best, axis=1), -1)
@@ -189,18 +192,20 @@ class Intent(nnx.Module):
     codes = jnp.take(codes_IxL, jnp.maximum(item, 0), axis=0)
     return Retrieved(item, codes, jnp.pad(weight, pad))
 
-  def priors(self, evidence: Evidence, keep: int, codes_IxL: jax.Array, levels: int) -> Priors:
+  def priors(
+    self, evidence: Evidence, keep: int, codes_IxL: jax.Array, levels: int, worlds: int = 1
+  ) -> Priors:
     """Return what codes of the first `levels` levels start from.
 
     That is log p(coarse code) and, where there is a level beyond the first, the `keep` items that
-    are retrieved most strongly.
+    are retrieved most strongly. worlds: how many neighboring rows are of the same events.
     """
     if levels == 1:
       n, empty = len(evidence.age), (len(evidence.age), 0)
       nothing = jnp.zeros(empty, jnp.int32)
       codes = jnp.zeros((n, 0, codes_IxL.shape[1]), jnp.int32)
       return Priors(self(evidence), Retrieved(nothing, codes, jnp.zeros(empty)))
-    return Priors(self(evidence), self.retrieve(evidence, keep, codes_IxL))
+    return Priors(self(evidence), self.retrieve(evidence, keep, codes_IxL, worlds))
 
   def code_prior(
     self, level: int, priors: Priors, matches_NxPxA: jax.Array, is_item: bool
@@ -240,6 +245,19 @@ def faded(e: Evidence) -> jax.Array:
 
   by_time, by_events = decays(e.age / 86_400.0, FADE_DAYS), decays(events_since, FADE_EVENTS)
   return jnp.concatenate([by_time, by_events], axis=-1)
+
+
+def _places(item_NxE: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Return (the place of each item among the distinct ones of its row, these), int32 [N, E] each.
+
+  Equal items become neighbors when they are sorted. Places that are left over hold 0.
+  """
+  order = jnp.argsort(item_NxE, axis=1)
+  item = jnp.take_along_axis(item_NxE, order, axis=1)
+  previous = jnp.pad(item, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
+  number = jnp.cumsum(item != previous, axis=1) - 1
+  distinct = jax.vmap(lambda at, x: jnp.zeros_like(x).at[at].max(x))(number, item)
+  return jax.vmap(lambda at, x: jnp.zeros_like(x).at[at].set(x))(order, number), distinct
 
 
 def _add_by_code(total_NxK: jax.Array, code: jax.Array, term: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, TransformerConfig
+from rolegen_jax.data.batches import Trajectories
 from rolegen_jax.models.layers import Attention, GatedMLP, RMSNorm
 from rolegen_jax.models.transformer import NO_DROPOUT, Dropout
 from rolegen_jax.vocab import COUNTS, GAPS
@@ -101,6 +102,23 @@ class QueryBlock(nnx.Module):
     attended = self.attention.attend(q, k, v, view.visible, bias.astype(q.dtype))
     x = x_BxQxD + drop(self.attention.out(attended), 0)
     return x + drop(self.mlp(self.mlp_norm(x)), 1)
+
+
+def remembered(start_D: jax.Array, hidden_BxnxD: jax.Array, rows: Trajectories) -> Memory:
+  """Return the memory of rows [B, n]: the start slot, then their encoded events."""
+  start = jnp.broadcast_to(start_D.astype(hidden_BxnxD.dtype), hidden_BxnxD[:, :1].shape)
+
+  def with_start(field: jax.Array, value: int) -> jax.Array:
+    return jnp.pad(field, ((0, 0), (1, 0)), constant_values=value)
+
+  return Memory(
+    hidden=jnp.concatenate([start, hidden_BxnxD], 1),
+    item=with_start(rows.item, -1),
+    event=with_start(rows.event, NO_EVENT),
+    timestamp=with_start(rows.timestamp, 0),
+    segment=with_start(rows.segment, VISIBLE),
+    repeats=with_start(rows.count, 1),
+  )
 
 
 def view_memory(memory: Memory, timestamp_BxQ: jax.Array, segment_BxQ: jax.Array) -> View:

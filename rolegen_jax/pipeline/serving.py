@@ -39,6 +39,7 @@ class Settings:
   max_wait: float = 0.002  # seconds
   max_queue: int = 256
   top: int = 10
+  cache_bytes: int = 256 * 10**6  # of encoded histories on each device
   reasoning: str = 'online'
   token: str = ''
 
@@ -63,7 +64,7 @@ def assembled(
   ab_test = _ab_test(run)
   items, placer = _live_items(run, inputs)
   metrics = Metrics()
-  engine = Engine(trained, items, sizes, settings.top, metrics.observe)
+  engine = Engine(trained, items, sizes, settings.top, settings.cache_bytes, metrics.observe)
   started = time.monotonic()
   programs = engine.warm()
   say(

@@ -23,7 +23,7 @@ from rolegen_jax.config import Config
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional, lora
 from rolegen_jax.models.backbone import PURCHASE, Backbone
-from rolegen_jax.models.decode import Ranking, recommend
+from rolegen_jax.models.decode import Ranking, Ready, recommend
 from rolegen_jax.models.functional import ModelFn, Params
 from rolegen_jax.models.intent import Evidence
 from rolegen_jax.models.memory import (
@@ -258,13 +258,19 @@ class RoleGen:
     trie: Trie,
     beams: int,
     allow: jax.Array | None = None,
+    ready: Ready | None = None,
   ) -> Ranking:
     """Return the top `beams` items of every user, given what the reasoner said.
 
     With `allow`, uint32 [B], a user gets items of these regions only (`semantic_ids/trie.py`).
+    ready: what of it is computed already.
     """
     with sharding.layout(self.decoding):
       backbone = self.gathered('backbone', backbone_params)
-      memory = backbone.encode(examples.history, backbone.items(trie))
+      if ready is None:
+        memory = backbone.encode(examples.history, backbone.items(trie))
+      else:
+        memory = backbone.memory(ready.states, examples.history)
       query_state = self.query(backbone, memory, examples.timestamp)
-      return recommend(backbone, query_state, said, trie, beams, allow)
+      table = None if ready is None else ready.table
+      return recommend(backbone, query_state, said, trie, beams, allow, table)

@@ -157,7 +157,7 @@ def sample_worlds(
   interventions = choice.with_roles(roles.reshape(users, worlds, m))
   prompts = world_prompts(layout, prompt, interventions)
   keep, levels = layout.config.retrieved, layout.vocab.levels
-  priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes, levels)
+  priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes, levels, worlds)
   on_path = sampler.path(reading, priors, trie)
   parts = intents, written, on_path
   completions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)

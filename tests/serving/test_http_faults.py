@@ -264,6 +264,40 @@ def test_one_batch_that_fails_fails_alone(shop, capfd):
   assert shop.ask('/readyz') == (200, {'ready': True})
 
 
+def test_a_program_that_fails_leaves_no_half_written_histories(shop, monkeypatch):
+  """The pool is given away to be written in place, and is gone where that fails."""
+  engine, good = shop.app.engine, shop.recommend(5, reasoning='off')
+
+  def fails(*args):
+    for part in engine.programs._pool:
+      part.delete()
+    raise RuntimeError('the device is gone')
+
+  engine.encoded.clear()
+  with monkeypatch.context() as patched:
+    patched.setattr(engine.programs, 'encode', fails)
+    assert shop.ask('/v1/recommend', dict(user_id=5, reasoning='off'))[0] == 500
+  assert shop.recommend(5, reasoning='off') == good
+
+
+def test_lists_are_made_while_new_items_are_read(shop, monkeypatch):
+  release, begun = threading.Event(), threading.Event()
+
+  def slowly(columns):
+    begun.set()
+    release.wait()
+    return np.zeros((len(columns), shop.app._placer.text_width), np.float32)
+
+  monkeypatch.setattr(shop.app._placer, 'vectors', slowly)
+  asked = dict(add=[dict(item_id=77_001, like=1)])
+  changing = threading.Thread(target=shop.ask, args=('/v1/catalogue', asked))
+  changing.start()
+  assert begun.wait(60) and len(shop.listed(3, reasoning='off')) == 10
+  release.set()
+  changing.join()
+  assert shop.listed(3, reasoning='off', exclude=[77_001])
+
+
 def test_mixed_traffic_compiles_nothing_and_names_no_removed_item(shop):
   """Requests of all kinds from several threads while items go and come and users act."""
   stop, removed, wrong = threading.Event(), {}, []

@@ -6,6 +6,7 @@ import pytest
 
 from rolegen_jax.data.events import MAX_TIMESTAMP
 from rolegen_jax.features.interest_shift import Opens
+from rolegen_jax.serving.http import users as users_lib
 from rolegen_jax.serving.http.columns import Columns
 from rolegen_jax.serving.http.programs import batch_sizes
 from rolegen_jax.serving.http.schema import Range, Refused
@@ -109,6 +110,35 @@ def test_events_are_appended_to_known_and_new_users():
   assert users.bounds(now=2**40) == (1, MAX_TIMESTAMP)
   with pytest.raises(Refused, match='user_id: must be a whole number'):
     users.append('x', of((0, 1, 3)))
+
+
+def test_memory_for_appended_events_is_bounded(monkeypatch):
+  log, _ = tiny_log.make([(1, 5, 'view', 1), (1, 6, 'cart', 2), (4, 7, 'view', 3)], 8)
+  monkeypatch.setattr(users_lib, 'MOST_OF_USER', 3)
+  monkeypatch.setattr(users_lib, 'MOST_HELD', 5)
+  users, day = Users(log, read=2), log.timestamp.max() + 1
+  for i in range(20):  # for as long as a server lives
+    assert users.append(1, of((i % 3, 1, int(day) + i))) == 3
+  assert users.history(0).timestamp.tolist() == [day + 17, day + 18, day + 19]
+  assert users.append(9, of((0, 1, 3), (1, 1, 2))) == 2
+  with pytest.raises(Refused, match='events: no room: 5 rows of histories'):
+    users.append(4, of((0, 1, 3)))
+  assert users.history(users.index(4)).item.tolist() == [7]
+  assert users.append(1, of((0, 1, int(day) + 30))) == 3
+  assert len(Users(log, read=10**6)._changed) == 0 and Users(log, read=7)._most == 7
+
+
+def test_a_column_goes_with_its_last_value():
+  columns = Columns(pl.DataFrame({'item_id': [5, 6], 'brand': ['a', None]}))
+  columns.update(0, {'region': 'north'})
+  before = columns.update(1, {'region': 'south', 'brand': 'b'})
+  columns.check({'region': 'north'})
+  columns.update(1, before)
+  columns.check({'region': 'north'})
+  columns.update(0, {'region': None, 'brand': None})
+  columns.check({'brand': 'a'})  # of the log
+  with pytest.raises(Refused, match='where.region: is not a column'):
+    columns.check({'region': 'north'})
 
 
 def test_batch_sizes_are_few_and_whole_for_the_devices():

@@ -6,6 +6,7 @@ Nothing of a request is a path, code or a pickle; its size and the time to send 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import hmac
 import math
@@ -60,6 +61,8 @@ class App:
     self.engine, self._placer = engine, placer
     self.dispatcher, self.metrics = dispatcher, metrics
     self._reasoning, self._token = reasoning, token.encode()
+    # Texts of new items are embedded beside the device's own thread, in the order they come in.
+    self._texts = concurrent.futures.ThreadPoolExecutor(1, 'texts')
     self._lookups, self._page = Lookups(engine, reasoning, ab_test), Page()
     self._document = schema.encode(openapi.openapi('1', bool(token)))
 
@@ -120,8 +123,12 @@ class App:
 
   async def _change(self, request: Request) -> Response:
     asked = schema.parse(await _body(request), schema.CatalogueRequest)
-    started = time.monotonic()
-    done = await self.dispatcher.on_device(changes.change, self.engine.items, self._placer, asked)
+    started, loop = time.monotonic(), asyncio.get_running_loop()
+    columns = [item.columns for item in asked.add]
+    text = await loop.run_in_executor(self._texts, self._placer.vectors, columns)
+    done = await self.dispatcher.on_device(
+      changes.change, self.engine.items, self._placer, asked, text
+    )
     self.metrics.observe('change', time.monotonic() - started)
     return _json(done)
 
@@ -167,6 +174,9 @@ class App:
       worlds_bytes=engine.worlds.bytes,
       worlds_hits=engine.hits,
       worlds_misses=engine.misses,
+      histories_kept=len(engine.encoded),
+      events_kept=engine.encoded.events['kept'],
+      events_encoded=engine.encoded.events['encoded'],
     )
     return Response(text, media_type='text/plain; version=0.0.4')
 

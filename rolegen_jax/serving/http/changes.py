@@ -19,8 +19,13 @@ from rolegen_jax.serving.http.placing import Placer
 from rolegen_jax.serving.http.schema import CatalogueRequest, Changed, NewItem, Refused, Tagged
 
 
-def change(items: Items, placer: Placer, request: CatalogueRequest) -> Changed:
-  """Do what is asked for, as a whole or, raising Refused that names a field, not at all."""
+def change(
+  items: Items, placer: Placer, request: CatalogueRequest, text_nxE: np.ndarray
+) -> Changed:
+  """Do what is asked for, as a whole or, raising Refused that names a field, not at all.
+
+  text: the vectors of the items to add, `placer.vectors` of their columns.
+  """
   if request.if_version is not None and request.if_version != items.version:
     raise Refused(409, 'if_version', f'the version is {items.version}')
   asked = bool(request.add or request.remove or request.tag)
@@ -30,10 +35,12 @@ def change(items: Items, placer: Placer, request: CatalogueRequest) -> Changed:
     return items.roll_back(request.roll_back_to)
   if not asked:
     raise Refused(422, 'body', 'must have one of add, remove, tag and roll_back_to')
-  return items.apply(_planned(items, placer, request))
+  return items.apply(_planned(items, placer, request, text_nxE))
 
 
-def _planned(items: Items, placer: Placer, request: CatalogueRequest) -> Change:
+def _planned(
+  items: Items, placer: Placer, request: CatalogueRequest, text_nxE: np.ndarray
+) -> Change:
   removed = [_listed(items, item, f'remove[{i}]') for i, item in enumerate(request.remove)]
   remove = frozenset(removed)
   _check_once(request.remove, 'remove[{}]')
@@ -63,7 +70,8 @@ def _planned(items: Items, placer: Placer, request: CatalogueRequest) -> Change:
     else:
       back.append(item)
       returned.append(row)
-  placed = _placed(items, placer, new, gone, returned)
+  text = text_nxE[[i for i, _ in new]]
+  placed = _placed(items, placer, new, text, gone, returned)
   added = Rows(*(np.concatenate(parts) for parts in zip(*map(_fields, [*returned, placed]))))
   columns = [item.columns for item in (*back, *(item for _, item in new))]
   tag += [(int(number), dict(values)) for number, values in zip(added.number, columns)]
@@ -131,6 +139,7 @@ def _placed(
   items: Items,
   placer: Placer,
   new: list[tuple[int, NewItem]],
+  text: np.ndarray,
   remove: np.ndarray,
   returned: list[Rows],
 ) -> Rows:
@@ -139,10 +148,8 @@ def _placed(
   # Items that go now still say where new ones belong; their IDs are free.
   taken = [listed.codes[~np.isin(listed.number, remove)], *(rows.codes for rows in returned)]
   codes = np.zeros((n, levels), np.int32)
-  text = np.zeros((n, listed.text.shape[1]), np.float32)
   points: dict[int, np.ndarray] = {}
   for place, (i, item) in enumerate(new):
-    text[place] = placer.vector(item.columns)
     if item.codes is not None:
       codes[place] = _checked_codes(items, item.codes, f'add[{i}].codes')
     elif item.like is not None:

@@ -90,6 +90,7 @@ class Columns:
     """Take every column of the items table of a log but its ids and embeddings."""
     kept = [name for name in items.columns if name not in ('item_id', 'embedding')]
     self._columns = {name: _Column(items[name].to_list()) for name in kept}
+    self._of_log = frozenset(kept)
 
   def get(self, item: int, name: str) -> Value | None:
     """Return the value of an item in a column, None where it has none."""
@@ -123,10 +124,16 @@ class Columns:
     return Column(name, kind, len(code), distinct, None, None, values)  # type: ignore[arg-type]
 
   def update(self, item: int, values: Mapping[str, Value | None]) -> dict[str, Value | None]:
-    """Give an item new values in some columns; return those it had."""
+    """Give an item new values in some columns; return those it had.
+
+    A column that the log does not have is there for as long as some item has a value in it.
+    """
     before = {name: self.get(item, name) for name in values}
     for name, value in values.items():
-      self._columns.setdefault(name, _Column([])).set(item, value)
+      column = self._columns.setdefault(name, _Column([]))
+      column.set(item, value)
+      if name not in self._of_log and value is None and not (column.code >= 0).any():
+        del self._columns[name]
     return before
 
   def check_new(self, given: Mapping[str, Mapping[str, Value | None]]) -> None:

@@ -23,6 +23,7 @@ from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.models.functional import Params
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.serving.http import answers
+from rolegen_jax.serving.http.encoded import Encoded
 from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.programs import Programs, Worlds
 from rolegen_jax.serving.http.rows import Reader, examples, known
@@ -82,15 +83,26 @@ class Engine:
   """The models over live users and items."""
 
   def __init__(
-    self, trained: Trained, items: Items, sizes: tuple[int, ...], top: int, observe: Observe
+    self,
+    trained: Trained,
+    items: Items,
+    sizes: tuple[int, ...],
+    top: int,
+    cache_bytes: int,
+    observe: Observe,
   ):
-    """sizes: of batches, see `programs.batch_sizes`. top: the most items of an answer."""
-    self.trained, self.items, self.users = trained, items, Users(trained.log)
+    """sizes: of batches, see `programs.batch_sizes`. top: the most items of an answer.
+
+    cache_bytes: of encoded histories on each device.
+    """
+    self.trained, self.items = trained, items
+    self.users = Users(trained.log, trained.rolegen.config.backbone.context)
     self.worlds = WorldCache(WORLD_BYTES)
     self.top, self.observe = top, observe
     self.hits = self.misses = 0  # of `worlds`
     t = trained
-    self.programs = Programs(t.rolegen, t.params, t.alone, t.mesh, sizes, top)
+    self.programs = Programs(t.rolegen, t.params, t.alone, t.mesh, sizes, top, cache_bytes)
+    self.encoded = Encoded(self.programs, items, t.rolegen.config.backbone.context)
     self.lists = answers.Lists(t.rolegen.config, items, t.excitation, t.bars_history)
 
   @property
@@ -106,12 +118,16 @@ class Engine:
 
   def run(self, queries: list[Query], report: Report) -> None:
     """Answer a batch of one kind; `report` gets an answer of each, or what went wrong with it."""
-    with self.items.tables.serving() as trie:
-      batch = _Batch(self, trie, queries)
-      if queries[0].kind == ALONE:
-        batch.report(batch.rank(None), 'off', report, range(len(queries)))
-        return
-      batch.reason(report)
+    try:
+      with self.items.tables.serving() as trie:
+        batch = _Batch(self, trie, queries)
+        if queries[0].kind == ALONE:
+          batch.report(batch.rank(None), 'off', report, range(len(queries)))
+          return
+        batch.reason(report)
+    except Exception:
+      self.encoded.clear()
+      raise
 
   def _examples(self, readers: list[Reader], size: int) -> tuple[Examples, list[bytes]]:
     t = self.trained
@@ -127,6 +143,7 @@ class _Batch:
     self._readers = [self._reader(query) for query in queries]
     self._size = engine.programs.size_of(len(queries))
     self._rows, self._keys = engine._examples(self._readers, self._size)
+    self._whose = [key if q.user is None else q.user for q, key in zip(queries, self._keys)]
     self._allow_C, self._masked = self._masks()
     engine.observe('assemble', time.monotonic() - started)
 
@@ -153,15 +170,22 @@ class _Batch:
 
   def rank(self, worlds: list[Worlds] | None) -> answers.Ranked:
     """Return the lists of all rows. worlds: of each query; None = the backbone alone."""
+    slot, said = self._encoded(worlds is None), None
     started, engine = time.monotonic(), self._engine
-    said = None
     if worlds is not None:
       filled = [*worlds, *[worlds[-1]] * (self._size - len(worlds))]
       said = jax.tree.map(lambda *rows: np.stack(rows), *(each.said for each in filled))
       said = answers.with_items(said, lambda x: engine.items.slots(x).astype(np.int32))
-    ranking = engine.programs.rank(self._trie, self._rows, said, self._allow_C, self._masked)
+    ranking = engine.programs.rank(self._trie, self._rows, slot, said, self._allow_C, self._masked)
     engine.observe('rank', time.monotonic() - started)
     return answers.Ranked(self._readers, self._queries, ranking, worlds)
+
+  def _encoded(self, is_alone: bool) -> np.ndarray:
+    """Return in which slots the histories are encoded, int32 [B]; encode what is not yet."""
+    started, name = time.monotonic(), 'alone' if is_alone else 'reasoned'
+    slot = self._engine.encoded.of(name, self._trie, self._whose, self._readers)
+    self._engine.observe('encode', time.monotonic() - started)
+    return slot[np.minimum(np.arange(self._size), len(slot) - 1)]
 
   def reason(self, report: Report) -> None:
     """Answer with reasons; before that without, or only so, where one may not wait so long."""
@@ -226,6 +250,7 @@ class _Batch:
       # Comparisons with what is no number are false: then nothing is found at all.
       finds = (ranked.ranking.item[row] >= 0).any() or not self._has_any[row]
       if not finds or not np.isfinite(lists.log_prob[row][lists.item[row] >= 0]).all():
+        engine.encoded.forget('alone' if ranked.worlds is None else 'reasoned', self._whose[row])
         report(row, NotANumber('the models gave no score to what they listed'), is_last)
         continue
       reasons = engine.lists.reasons(ranked, lists, explained, row) if row in why else None

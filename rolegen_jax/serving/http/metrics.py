@@ -44,8 +44,8 @@ class Metrics:
     )
     self._phases = Histogram(
       'rolegen_phase_seconds',
-      'Time by phase: queue and total of a request; assemble, reason, rank, explain of a batch; '
-      'change of the catalogue.',
+      'Time by phase: queue and total of a request; assemble, encode, reason, rank, explain of a '
+      'batch; change of the catalogue.',
       ['phase'],
       buckets=SECONDS,
       registry=registry,
@@ -63,6 +63,9 @@ class Metrics:
         ('worlds_bytes', 'Bytes of the worlds that are kept.'),
         ('worlds_hits', 'Requests for cached worlds that found some, since the start.'),
         ('worlds_misses', 'Requests for cached worlds that found none, since the start.'),
+        ('histories_kept', 'Histories that are encoded on the device.'),
+        ('events_kept', 'Events of requests that were encoded already, since the start.'),
+        ('events_encoded', 'Events of requests that had to be encoded, since the start.'),
         ('compilations_since_ready', 'Programs compiled since the server was ready; 0 is right.'),
       )
     }

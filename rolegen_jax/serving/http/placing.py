@@ -8,7 +8,7 @@ Shapes: I listed items, D width of the points, E of the text vectors, L levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -39,15 +39,18 @@ class Placer:
     """E; 0 where items have no text vectors."""
     return 0 if self._text is None else self._text.vectors.shape[1]
 
-  def vector(self, values: Mapping[str, Value | None]) -> np.ndarray:
-    """Return the text vector fp32 [E] of an item with these columns; zeros where nothing is known.
+  def vectors(self, items: Sequence[Mapping[str, Value | None]]) -> np.ndarray:
+    """Return the text vectors fp32 [n, E] of items with these columns; 0 where nothing is known.
 
-    It is of the column that the run read: `text` where there is one, else `title`.
+    They are of the column that the run read: `text` where there is one, else `title`. An embedder
+    may take long, and needs nothing that changes.
     """
-    column = next((name for name in TEXT_COLUMNS if values.get(name)), None)
-    if self._text is None or self._embed is None or column is None:
-      return np.zeros(self.text_width, np.float32)
-    return self._text.of(self._embed([str(values[column])]))[0]
+    vectors = np.zeros((len(items), self.text_width), np.float32)
+    said = [next((str(v[name]) for name in TEXT_COLUMNS if v.get(name)), '') for v in items]
+    has_text = [row for row, text in enumerate(said) if text]
+    if self._text is not None and self._embed is not None and has_text:
+      vectors[has_text] = self._text.of(self._embed([said[row] for row in has_text]))
+    return vectors
 
   def similarity(
     self,

@@ -5,7 +5,7 @@ Shapes: B rows, n events of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,27 @@ def known(history: History, items: Items) -> History:
   """Return a history without the items whose slots others have by now: no table knows them."""
   still = items.slots(history.item) >= 0
   return history if still.all() else history.picked(np.flatnonzero(still))
+
+
+def latest(history: History, width: int) -> History:
+  """Return the last `width` events of a history: what the models read."""
+  return history.picked(slice(max(len(history.item) - width, 0), None))
+
+
+def followers(
+  windows: Sequence[History], kept: Iterable[int], items: Items, width: int
+) -> Trajectories:
+  """Return rows [B, 1 + width], left-aligned: the last event that is kept, then those after it."""
+  number = np.full((len(windows), 1 + width), -1, np.int64)
+  rows = Trajectories(*np.zeros((5, *number.shape), np.int32))
+  for row, (window, first) in enumerate(zip(windows, kept)):
+    before = int(first == 0)  # no event: padding
+    events = window.picked(slice(first - 1 + before, first + width))
+    to = row, slice(before, before + len(events.item))
+    number[to] = events.item
+    rows.event[to], rows.timestamp[to], rows.count[to] = events[1:]
+    rows.segment[to] = 1
+  return rows._replace(item=items.slots(number).astype(np.int32))
 
 
 def examples(

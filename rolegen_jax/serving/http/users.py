@@ -16,7 +16,10 @@ from rolegen_jax.data.events import FIRST_TIMESTAMP, MAX_TIMESTAMP
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.serving.http.schema import Refused
 
-MOST_APPENDED = 10_000_000  # rows, of all users: some 20 bytes each
+# Rows of the users to whom events were appended, some 20 bytes each: of all of them, and of one, or
+# as many as the models read. A user's oldest rows go first.
+MOST_HELD = 10_000_000
+MOST_OF_USER = 1000
 AHEAD = 86_400  # seconds by which an event may be ahead of the clock, or of the run's log
 
 
@@ -33,7 +36,7 @@ class History(NamedTuple):
     end = int(np.searchsorted(self.timestamp, time))
     return History(*(field[:end] for field in self))
 
-  def picked(self, rows: np.ndarray) -> History:
+  def picked(self, rows: np.ndarray | slice) -> History:
     """Return some of the rows."""
     return History(*(field[rows] for field in self))
 
@@ -56,13 +59,14 @@ def merged(*histories: History) -> History:
 class Users:
   """The histories of all users. One thread appends, others may read meanwhile."""
 
-  def __init__(self, log: InteractionLog):
-    self._log = log
+  def __init__(self, log: InteractionLog, read: int = 0):
+    """read: how many of a history's latest events the models read."""
+    self._log, self._most = log, max(read, MOST_OF_USER)
     self.ids: list[int | str] = log.users.to_list()  # by index
     self._index = {user: i for i, user in enumerate(self.ids)}
     self._kind = type(self.ids[0])
     self._changed: dict[int, History] = {}
-    self._appended = 0
+    self._rows = 0  # of those that changed
     self._first, self._last = int(log.timestamp.min()), int(log.timestamp.max())
     self.latest = self._last  # seconds UTC, of all events
 
@@ -89,24 +93,25 @@ class Users:
     return History(log.item[rows], log.event[rows], log.timestamp[rows], log.count[rows])
 
   def append(self, user_id: int | str, events: History) -> int:
-    """Append events in any order to a user, who is new if need be; return how many rows there are.
+    """Append events in any order to a user, who is new if need be; return how many rows are kept.
 
     Raises Refused where the id is not of the log's type, or memory for events is used up.
     """
     if type(user_id) is not self._kind:
       right = 'a whole number' if self._kind is int else 'text'
       raise Refused(422, 'user_id', f'must be {right}, as the ids of the log are')
-    if self._appended + len(events.item) > MOST_APPENDED:
-      raise Refused(507, 'events', f'no room: {MOST_APPENDED} were appended since the start')
     user = self._index.get(user_id)
-    if user is None:
-      user, rows = len(self.ids), merged(events)
-    else:
-      rows = merged(self.history(user), events)
+    before = None if user is None else self.history(user)
+    rows = merged(events) if before is None else merged(before, events)
+    rows = rows.picked(slice(max(len(rows.item) - self._most, 0), None))
+    held = 0 if before is None or user not in self._changed else len(before.item)
+    if self._rows + len(rows.item) - held > MOST_HELD:
+      raise Refused(507, 'events', f'no room: {MOST_HELD} rows of histories that changed are held')
+    user = len(self.ids) if user is None else user
     self._changed[user] = rows  # first the rows, then the name by which they are found
     if user == len(self.ids):
       self.ids.append(user_id)
       self._index[user_id] = user
-    self._appended += len(events.item)
+    self._rows += len(rows.item) - held
     self.latest = max(self.latest, int(events.timestamp.max()))
     return len(rows.item)
