@@ -35,12 +35,13 @@ _RETRAIN = flags.DEFINE_bool(
 
 def main() -> None:
   """Export what the flags ask for."""
-  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.artifacts import current, saved_config
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
   from rolegen_jax.pipeline.run import train_models
 
-  config = saved_config(_WORKDIR.value)
+  workdir = current(_WORKDIR.value)
+  config = saved_config(workdir)
   reasoner = config.reasoner
   if not reasoner.pretrained:
     raise ConfigError(
@@ -52,7 +53,7 @@ def main() -> None:
       f'--workdir={_WORKDIR.value}: all of its reasoner was trained; '
       '--what=adapters needs a run with reasoner.train=lora or frozen'
     )
-  run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
+  run = open_run(config, workdir, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   params = train_models(*prepare_inputs(run)).calibrated.load()['reasoner']
   from rolegen_jax.pretrained.export import export, export_adapters
 

@@ -13,6 +13,7 @@ import polars as pl
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
 from rolegen_jax.data import cold_items
 from rolegen_jax.data.adapters import ADAPTERS, log_path
+from rolegen_jax.data.appending import extended
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json, write_parquet
 from rolegen_jax.data.leaks import check_no_leak
@@ -41,6 +42,7 @@ class RawTables(NamedTuple):
   items: pl.DataFrame
   left_out: dict[str, int]  # counts of what the adapter left out, by reason
   planted: pl.DataFrame | None  # ground truth by occasion and event; None for real logs
+  earlier: InteractionLog | None = None  # the log that these are new days of
 
 
 def read_tables(data: DataConfig) -> RawTables:
@@ -69,7 +71,10 @@ def prepare(
   test would have no occasion with a context and a target.
   """
   folder = pathlib.Path(folder)
-  log = InteractionLog.build(tables.events, tables.items)
+  if tables.earlier is None:
+    log = InteractionLog.build(tables.events, tables.items)
+  else:
+    log = extended(tables.earlier, tables.events, tables.items)
   occasions = find_occasions(log, data, cuts)
   if data.split == 'time' and cuts is None:
     cuts = find_cuts(occasion_times(occasions), data)
