@@ -47,7 +47,7 @@ TARGETS = dict(points=0.5, time_share=0.15)
 # occasions are asked about, by lists that may hold what the history holds.
 SETTINGS = (
   'data.test_fraction=0.01',
-  'data.valid_fraction=0.05',
+  'data.valid_fraction=0.03',
   'evaluation.occasions=0',
   'evaluation.ablations=()',
   'serving.filter_history=allow',
