@@ -42,6 +42,7 @@ from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.simulator import world
 
 DAY = 86_400  # seconds
+LAUNCHED = 0.05  # share of the items
 TARGETS = dict(points=0.5, time_share=0.15)
 # Nearly all of the log is trained on, as it is where a run is trained for the next day; all
 # occasions are asked about, by lists that may hold what the history holds.
@@ -107,11 +108,18 @@ def measure(
 def write_days(root: pathlib.Path, simulator: SimulatorConfig, first: int, days: int) -> dict:
   """Write the log before each day, each day alone, and the rest; return what is in the log.
 
-  The items of a day are those that nobody touched before.
+  LAUNCHED of the items come on one of the days, as many on each: what was done with them before is
+  left out. The items of a day are those that nobody touched before.
   """
   log = world.simulate(simulator)
   day = (pl.col('timestamp') - log.events['timestamp'].to_numpy().min()) // DAY - first + 1
-  events = log.events.with_columns(day=day)
+  order = np.random.default_rng(0).permutation(log.items.height)
+  comes = np.full(log.items.height, -(10**6))
+  launched = order[: round(LAUNCHED * len(order))]
+  comes[launched] = 1 + np.arange(len(launched)) % days
+  launch = log.items.select('item_id', launch=pl.Series(comes))
+  events = log.events.with_columns(day=day).join(launch, on='item_id', maintain_order='left')
+  events = events.filter(pl.col('day') >= pl.col('launch')).drop('launch')
   touched = events.group_by('item_id').agg(pl.col('day').min())
   items = log.items.join(touched, on='item_id')
   spans = {f'before_{n}': pl.col('day') < n for n in range(1, days + 2)}
@@ -128,7 +136,7 @@ def write_days(root: pathlib.Path, simulator: SimulatorConfig, first: int, days:
     for table, frame in (('events', events), ('items', items))
   }
   settings = configs.to_dict(simulator)
-  return dict(digest=configs.digest(settings, first, days), simulator=settings, **sizes)
+  return dict(digest=configs.digest(settings, first, days, LAUNCHED), simulator=settings, **sizes)
 
 
 def settings_of(data: str, assignments: list[str]) -> Config:
