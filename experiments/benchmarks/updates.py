@@ -94,7 +94,7 @@ def measure(
   last = timed('rest_updated', 'ask', 'updated', 'rest')
   rest = {
     'trained afresh': timed('rest_afresh', 'ask', f'afresh_{days}', 'rest'),
-    'never updated': timed('rest_first', 'ask', 'updated', 'rest', versions.FIRST),
+    'never updated': timed('rest_first', 'ask', 'updated', 'all_after', versions.FIRST),
   }
   end = {name: compared(last['version'], other['version']) for name, other in rest.items()}
   counts = store.point('counts', [log['digest'], days], lambda: counting(daily[-1]['version']))
@@ -124,7 +124,7 @@ def write_days(root: pathlib.Path, simulator: SimulatorConfig, first: int, days:
   items = log.items.join(touched, on='item_id')
   spans = {f'before_{n}': pl.col('day') < n for n in range(1, days + 2)}
   spans |= {f'day_{n}': pl.col('day') == n for n in range(1, days + 1)}
-  spans['rest'] = pl.col('day') > days
+  spans |= {'rest': pl.col('day') > days, 'all_after': pl.col('day') > 0}
   for name, chosen in spans.items():
     folder = root / name
     if not folder.exists():  # files that are written anew are another log
@@ -166,16 +166,21 @@ def in_process(command: str, folder: str, data: str, assignments: list[str], ver
 
 
 def compared(version: str, other: str) -> dict:
-  """Return HI@10 of two runs that were asked about the same days, and the difference, in points."""
+  """Return HI@10 of two runs over the days that `version` was asked about, and the difference.
+
+  All of it in points; `other` was asked about these days, and perhaps about some before.
+  """
   result: dict[str, Any] = {}
   log, occasions = load_prepared(pathlib.Path(version) / 'data')
   rows = evaluation_rows(log, occasions, TEST)
   pairs = Pairs.of(occasions, rows)
   hits = []
-  for folder in (version, other):
-    path = pathlib.Path(folder) / 'predictions' / 'RoleGen.npz'
-    item = artifacts.read_arrays(path, 'item')['item']
-    hits.append(hit(ranks(item[:, :10], pairs), 10))
+  for folder in map(pathlib.Path, (version, other)):
+    its_log, its_occasions = load_prepared(folder / 'data')
+    assert its_log.digest == log.digest  # so occasions have the same numbers
+    asked = evaluation_rows(its_log, its_occasions, TEST)
+    item = artifacts.read_arrays(folder / 'predictions' / 'RoleGen.npz', 'item')['item']
+    hits.append(hit(ranks(item[np.isin(asked, rows), :10], pairs), 10))
   for part in ('all', 'dormant'):
     chosen = pairs.slice(part)
     difference = paired_difference(*(h[chosen] for h in hits), pairs.user[chosen])

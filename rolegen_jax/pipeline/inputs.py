@@ -134,7 +134,6 @@ def _inputs(
     hashes |= dict(tokenizer=words.tokenizer.digest)
   trie = catalogue_tables(run, data, codes, text_vectors)
   wish = run.config.serving.filter_history
-  run = run.with_catalogue(trie)
   return Inputs(
     log=data.log,
     occasions=data.occasions,
@@ -150,7 +149,7 @@ def _inputs(
     conversions=conversions,
     words=words,
     hashes=hashes,
-    parent=functools.cache(lambda: Parent.of(run, data.log.items['item_id'])),
+    parent=functools.cache(lambda: Parent.of(run.with_catalogue(trie), data.log.items['item_id'])),
     recent=recent,
   )
 
