@@ -102,7 +102,8 @@ def measure(
     kind: float(np.median([p[kind] for p in daily]) / np.median([p[kind] for p in fresh]))
     for kind in ('cpu_s', 'wall_s')
   }
-  return dict(targets=TARGETS, end=end, time_shares=shares, counting=counts, log=log)
+  said = dict(end=end, time_shares=shares, counting=counts, log=log)
+  return dict(points=dict(store.points), targets=TARGETS, **said)
 
 
 def write_days(root: pathlib.Path, simulator: SimulatorConfig, first: int, days: int) -> dict:
@@ -292,10 +293,11 @@ def plot(results: dict, figure_path: pathlib.Path) -> None:
       quality.plot(number + 1, 100 * asked['next_day']['all']['mean'], 's', color=harness.ORANGE)
   quality.set_xticks([*numbers, rest], [*map(str, numbers), 'rest'])
   quality.set_title('HI@10 in %, all targets of the day', loc='left', fontsize=9)
-  quality.legend(fontsize=7, frameon=False)
+  quality.set_ylim(bottom=0)
+  quality.legend(fontsize=7, frameon=False, loc='lower left')
   time_panel.bar(numbers, [p['cpu_s'] for p in daily], 0.6, color=harness.BLUE, label='update')
   for number, point in fresh.items():
-    time_panel.bar(number + 0.35, point['cpu_s'], 0.3, color=harness.ORANGE)
+    time_panel.bar(number + 0.5, point['cpu_s'], 0.4, color=harness.ORANGE)
   time_panel.bar(0, 0, color=harness.ORANGE, label='trained afresh')
   time_panel.set_xticks(numbers)
   time_panel.set_title('Processor seconds by day', loc='left', fontsize=9)

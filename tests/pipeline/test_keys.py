@@ -34,7 +34,7 @@ SMALL = [
   *(f'{stage}.batch=8' for stage in ('warmup', 'align', 'reason', 'loop_stage')),
 ]
 # Where a run trains is not what it trains, and the content of these files counts, not their path.
-WITHOUT_EFFECT = {'mesh.rollout', 'data.shards', 'roles.annotations'}
+WITHOUT_EFFECT = {'mesh.rollout', 'data.shards', 'roles.annotations', 'update.parent'}
 INPUT_OF = dict(log='data', occasions='data', text_vectors='semantic_ids')
 
 
