@@ -342,6 +342,12 @@ def _roles(
   first_target = occasions.target[occasions.target_offsets[results.rows]]
   known = dataclasses.replace(results.table, target=first_target)
   section, notes = roles.section(run, inputs, models, known, results.predictions['RoleGen'])
+  if config.update.appends:
+    notes.append(
+      'The test occasions are in the days that this version appended, and all systems know what was '
+      'known before: RoleGen is the version that this one continued.'
+    )
+    return section, notes
   n_validation = len(validation_examples(run, inputs))
   if config.calibration.steps and n_validation:
     notes.append(
