@@ -16,6 +16,7 @@ COMMANDS = (
   'evaluate',
   'recommend',
   'serve',
+  'loadtest',
   'annotate',
   'simulate_ab',
   'export',

@@ -344,8 +344,8 @@ def _roles(
   section, notes = roles.section(run, inputs, models, known, results.predictions['RoleGen'])
   if config.update.appends:
     notes.append(
-      'The test occasions are in the days that this version appended, and all systems know what was '
-      'known before: RoleGen is the version that this one continued.'
+      'The test occasions are in the days that this version appended, and all systems know what '
+      'was known before: RoleGen is the version that this one continued.'
     )
     return section, notes
   n_validation = len(validation_examples(run, inputs))

@@ -32,7 +32,9 @@ def test_every_target_installs_its_requirements_and_the_package():
     parent, instructions = stages[target]
     assert parent == 'base'
     pip = [line for line in instructions if line.startswith('RUN pip install')]
-    requirements = 'RUN pip install --requirement=requirements.txt'
+    requirements = (
+      'RUN pip install --requirement=requirements.txt --requirement=requirements-serve.txt'
+    )
     assert pip[0] == (f"{requirements} '{extra}'" if extra else requirements)
     assert pip[1].startswith('RUN pip install --no-deps .')
     # Requirements, code, package, user: an edit of the code keeps the layer of requirements.
