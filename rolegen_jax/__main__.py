@@ -12,6 +12,7 @@ import sys
 
 COMMANDS = (
   'train',
+  'update',
   'evaluate',
   'recommend',
   'serve',

@@ -73,7 +73,7 @@ INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
 # Of semantic_ids/embeddings.py and, the last, reasoning/text_states.py.
 TEXT_EMBEDDERS = ('hashed_ngrams', 'column', 'minilm', 'reasoner')
-PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations')
+PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations', 'update.parent')
 # Far beyond what anybody trains: whoever asks for more has mistyped.
 MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
 # Ablation -> the expert that RoleGen is left without. Nothing is trained for it: the weights of the
@@ -586,10 +586,42 @@ class CalibrationConfig(Section):
   steps: int = 30  # of L-BFGS; 0 = no calibration
   # Validation conversions, evenly drawn; 0 = all. What is scored for them is held at once.
   examples: int = 2000
+  prior: float = 1.0  # conversions that the weights found by training, or yesterday, are worth
 
   def validate(self, name: str) -> None:
     self._at_least(0, name, 'steps', 'examples')
-    self._at_most(MANY, name, 'steps')
+    self._at_most(MANY, name, 'steps', 'prior')
+    self._positive(name, 'prior')
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig(Section):
+  """What continues another run: `rolegen update`, `rolegen train --warm_start`."""
+
+  # Run folder whose semantic IDs, parameters and optimizer moments this run starts from; '' = none.
+  # It is read until the stages that start from it are complete.
+  parent: str = ''
+  parent_key: str = ''  # the key of that folder's last stage; the commands fill both in
+  appends: bool = False  # whether data.path holds only what came after the parent's log
+  # Of `rolegen update`: shares of the steps of warmup and loop, and of their peak learning rates.
+  steps: float = 0.1
+  learning_rate: float = 0.3
+  recent_days: float = 2.0  # trained on whole: these last days, and all that the parent did not see
+  replay: float = 0.5  # share of rows, beside those, that are of the time before; below 1
+  prior: float = 300.0  # the `calibration.prior` of an update: few conversions move weights little
+
+  def validate(self, name: str) -> None:
+    right = 'the folder of a run; --warm_start and `rolegen update` set it'
+    self._need(bool(self.parent) == bool(self.parent_key), f'{name}.parent', right)
+    self._need(
+      bool(self.parent) or not self.appends, f'{name}.appends', f'false without {name}.parent'
+    )
+    self._positive(name, 'steps', 'learning_rate', 'prior')
+    self._at_most(100, name, 'steps', 'learning_rate')
+    self._at_most(MANY, name, 'prior')
+    self._at_least(0, name, 'recent_days')
+    self._at_most(100_000, name, 'recent_days')
+    self._need(0 <= self.replay < 1, f'{name}.replay', 'at least 0 and below 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -696,6 +728,7 @@ class Config(Section):
   loop_stage: StageConfig = StageConfig(steps=150)
   loop: LoopConfig = LoopConfig()
   calibration: CalibrationConfig = CalibrationConfig()
+  update: UpdateConfig = UpdateConfig()
   serving: ServingConfig = ServingConfig()
   mesh: MeshConfig = MeshConfig()
   evaluation: EvaluationConfig = EvaluationConfig()

@@ -19,10 +19,11 @@ _RETRAIN = flags.DEFINE_bool(
 
 def main() -> None:
   """Evaluate the run that the flags name."""
-  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.artifacts import current, saved_config
 
-  config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
+  workdir = current(_WORKDIR.value)
+  config = overrides.apply(saved_config(workdir), _SET.value)
   # This brings jax, which takes seconds: what is wrong is said before.
   from rolegen_jax.pipeline.run import train
 
-  train(config, _WORKDIR.value, print_tables=True, retrain=_RETRAIN.value)
+  train(config, workdir, print_tables=True, retrain=_RETRAIN.value)

@@ -42,9 +42,9 @@ _RETRAIN = flags.DEFINE_bool(
 
 def main() -> None:
   """Export what the flags ask for."""
-  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.artifacts import current, saved_config
 
-  config = saved_config(_WORKDIR.value)
+  config = saved_config(current(_WORKDIR.value))
   if _WHAT.value == 'decoder':
     platforms, sizes = _platforms(), _batch_sizes()
     _decoder(config, platforms, sizes)
@@ -70,13 +70,15 @@ def _batch_sizes() -> list[int]:
 
 
 def _decoder(config: Config, platforms: list[str], sizes: list[int]) -> None:
+  from rolegen_jax.pipeline.artifacts import current
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
   from rolegen_jax.pipeline.run import train_models
   from rolegen_jax.serving import program
 
   program.require_folder(_OUTPUT.value)
-  run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
+  folder = current(_WORKDIR.value)
+  run = open_run(config, folder, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   run, inputs = prepare_inputs(run)
   params = train_models(run, inputs).calibrated.load()
   item_ids = inputs.log.items['item_id'].to_list()
@@ -85,6 +87,7 @@ def _decoder(config: Config, platforms: list[str], sizes: list[int]) -> None:
 
 
 def _reasoner(config: Config) -> None:
+  from rolegen_jax.pipeline.artifacts import current
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
   from rolegen_jax.pipeline.run import train_models
@@ -100,7 +103,8 @@ def _reasoner(config: Config) -> None:
       f'--workdir={_WORKDIR.value}: all of its reasoner was trained; '
       '--what=adapters needs a run with reasoner.train=lora or frozen'
     )
-  run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
+  folder = current(_WORKDIR.value)
+  run = open_run(config, folder, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   params = train_models(*prepare_inputs(run)).calibrated.load()['reasoner']
   from rolegen_jax.pretrained.export import export, export_adapters
 

@@ -52,6 +52,7 @@ def main() -> None:
   if importlib.util.find_spec('aiohttp') is None:
     raise ConfigError('loadtest: aiohttp must be installed: pip install -r requirements-serve.txt')
   from rolegen_jax.data.files import require_writable, write_json
+  from rolegen_jax.pipeline.artifacts import current
   from rolegen_jax.serving.http.server import read_token
   from rolegen_jax.serving.load import drive, figures, plan
 
@@ -73,7 +74,7 @@ def main() -> None:
     reasoning=_REASONING.value,
     seed=_SEED.value,
   )
-  shop = plan.read_shop(_WORKDIR.value)
+  shop = plan.read_shop(current(_WORKDIR.value))
   arrivals = plan.planned(mix, shop)
   token = read_token(_TOKEN.value) if _TOKEN.value else ''
   say(f'{len(arrivals)} requests in {mix.duration:g} s to {_URL.value}')

@@ -41,9 +41,10 @@ def main() -> None:
   if os.path.realpath(_USERS.value) == os.path.realpath(_OUTPUT.value):
     raise ConfigError(f'--output={_OUTPUT.value}: is the file of --users; must be another')
   from rolegen_jax.data.files import require_writable
-  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.artifacts import current, saved_config
 
-  config = overrides.apply(saved_config(_WORKDIR.value), _SET.value)
+  workdir = current(_WORKDIR.value)
+  config = overrides.apply(saved_config(workdir), _SET.value)
   if _TOP.value > config.backbone.beam:
     raise ConfigError(f'--top={_TOP.value}: must be at most backbone.beam={config.backbone.beam}')
   require_writable(_OUTPUT.value)
@@ -53,7 +54,7 @@ def main() -> None:
   from rolegen_jax.pipeline.run import train_models
   from rolegen_jax.serving.recommend import recommend
 
-  run = open_run(config, _WORKDIR.value, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
+  run = open_run(config, workdir, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   run, inputs = prepare_inputs(run)
   table = recommend(
     run.rolegen,

@@ -67,10 +67,11 @@ def main() -> None:
     raise ConfigError(
       f'serve: {", ".join(missing)} must be installed: pip install -r requirements-serve.txt'
     )
-  from rolegen_jax.pipeline.artifacts import saved_config
+  from rolegen_jax.pipeline.artifacts import current, saved_config
   from rolegen_jax.serving.http.server import bound, read_token, serve
 
-  config = saved_config(_WORKDIR.value)
+  workdir = current(_WORKDIR.value)
+  config = saved_config(workdir)
   if _TOP.value > config.backbone.beam:
     raise ConfigError(f'--top={_TOP.value}: must be at most backbone.beam={config.backbone.beam}')
   token = read_token(_TOKEN.value) if _TOKEN.value else ''
@@ -89,4 +90,4 @@ def main() -> None:
   )
   if not token and _HOST.value not in ('127.0.0.1', '::1', 'localhost'):
     say('anybody who reaches this address can change the catalogue: see --auth_token_file')
-  serve(application(config, _WORKDIR.value, settings).asgi(), listener)
+  serve(application(config, workdir, settings).asgi(), listener)

@@ -8,6 +8,11 @@ on other files is an error, or trained again with --retrain.
   rolegen train --experiment=demo --workdir=runs/demo --profile=loop:10-14 --tracker=mlflow
 
 traces five steps for xprof into runs/demo/profiles/ and reports metrics to MLflow too.
+
+  rolegen train --experiment=contract --set data.path=shop --warm_start=runs/old --workdir=runs/new
+
+starts from the semantic IDs, parameters and optimizer moments of another run. `rolegen update`
+appends days to a run.
 """
 
 from absl import flags
@@ -23,6 +28,9 @@ _WORKDIR = path_flag(
 )
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
+)
+_WARM_START = path_flag(
+  'warm_start', '', 'Run folder whose models this run starts from; default: none.'
 )
 _RETRAIN = flags.DEFINE_bool(
   'retrain', False, 'Train again what was trained with other settings or on other files.'
@@ -41,6 +49,10 @@ _TRACKER = flags.DEFINE_enum(
 def main() -> None:
   """Train and evaluate the run that the flags name."""
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
+  if _WARM_START.value:
+    from rolegen_jax.pipeline.versions import warm_started
+
+    config = warm_started(config, _WARM_START.value)
   from rolegen_jax.pipeline.run import train
   from rolegen_jax.runtime import distributed
   from rolegen_jax.training import profiling, trackers

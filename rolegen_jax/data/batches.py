@@ -6,6 +6,7 @@ and S items per event, M role events, P path items.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -57,16 +58,24 @@ class Examples(NamedTuple):
   words: Any = None
 
 
-def pack_windows(offsets: np.ndarray, ends: np.ndarray, width: int) -> np.ndarray:
+def pack_windows(
+  offsets: np.ndarray,
+  ends: np.ndarray,
+  width: int,
+  pick: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
   """Cut each user's rows offsets[u]:ends[u] into windows and pack these into rows of `width`.
 
   Long histories become windows of `width` events that overlap by half, so that a position late in a
-  window has context.
+  window has context. pick: last log row of each window -> which windows to pack; None = all.
 
   Returns int64 [4, windows]: (row, start column, first log row, length) of each window, sorted by
   row and column. The number of rows is packed[0].max() + 1.
   """
   start, length = _windows(offsets, ends, width)
+  if pick is not None:
+    picked = pick(start + length - 1)
+    start, length = start[picked], length[picked]
   row, column = _first_fit(length, width)
   packed = np.stack([row, column, start, length])
   return packed[:, np.lexsort((column, row))]

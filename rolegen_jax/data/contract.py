@@ -61,21 +61,24 @@ def read_contract(
   path: str | os.PathLike,
   data: DataConfig = CONTRACT,
   faults: Faults | None = None,
+  known: pl.DataFrame | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
   """Read and validate the log in a folder, or that whose events a glob matches.
 
   data: its columns, time_unit and max_users (the first that many users in file order; 0 = all).
   faults: what becomes of wrong rows, None raises the first; it counts what else is left out too, as
-  other_users.
+  other_users. known: items of the log that this one continues; events may be of them, too, and the
+  table of items may have no rows.
 
   Returns (events, items) as `validate` does. Raises DataError for the first fault.
   """
   faults = faults or Faults()
-  chunks, items = event_chunks(path, data), read_items(path, data, faults)
+  chunks, items = event_chunks(path, data), read_items(path, data, faults, known)
+  listed = items.select('item_id') if known is None else _united(items, known)
   tables: list[pl.DataFrame] = []
   users: pl.Series | None = None
   for chunk in chunks:
-    events = read_events(chunk, items, data, faults)
+    events = read_events(chunk, listed, data, faults)
     if data.max_users:
       users = first_users(users, events['user_id'], data.max_users)
       kept = events.filter(pl.col('user_id').is_in(users.implode()))
@@ -145,11 +148,15 @@ def read_events(
 
 
 def read_items(
-  path: str | os.PathLike, data: DataConfig = CONTRACT, faults: Faults | None = None
+  path: str | os.PathLike,
+  data: DataConfig = CONTRACT,
+  faults: Faults | None = None,
+  known: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-  """Read the items of a log and return them as `validate` does.
+  """Read the items of a log and return them as `validate` does; `known` as in `read_contract`.
 
-  Of several files, rows are numbered over all of them.
+  Of several files, rows are numbered over all of them. Raises DataError where their ids are of
+  another type than those of `known`.
   """
   faults = (faults or Faults()).of('items')
   log = log_files(path)
@@ -159,7 +166,23 @@ def read_items(
   name = str(log.items[0] if len(tables) == 1 else log.root / 'items')
   with as_data_error(name, 'tables with the same types of columns'):
     items = pl.concat(tables, how='diagonal')
-  return validate_items(items, Source(name, faults))
+  if known is None:
+    return validate_items(items, Source(name, faults))
+  if not items.height:
+    return known.clear()
+  items = validate_items(items, Source(name, faults))
+  found, expected = items.schema['item_id'], known.schema['item_id']
+  if found != expected:
+    raise DataError(
+      f"{name}: column 'item_id' has type {found}, in the log that it continues {expected}; "
+      'must be the same type'
+    )
+  return items
+
+
+def _united(items: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+  """Return the ids of both tables."""
+  return pl.concat([known.select('item_id'), items.select('item_id')])
 
 
 def _items_of(file: pathlib.Path, data: DataConfig, faults: Faults) -> pl.DataFrame:

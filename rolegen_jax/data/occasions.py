@@ -93,6 +93,11 @@ class Occasions:
     np.minimum.at(end, self.user[held_out], self.context_end[held_out])
     return end
 
+  def all_training(self, log: InteractionLog) -> Occasions:
+    """Return the same occasions, every one with a target a training occasion; under 'time' only."""
+    split = np.where(self.split == NONE, NONE, TRAIN).astype(self.split.dtype)
+    return dataclasses.replace(self, split=split, train_cut=int(log.timestamp.max()))
+
   def train_events(self, log: InteractionLog) -> np.ndarray:
     """Return how many rows of `log` training may use of every item, int64 [I]; 0 = cold."""
     return item_counts(log, self.train_end(log), repeats=False)

@@ -13,6 +13,7 @@ import polars as pl
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
 from rolegen_jax.data import cold_items
 from rolegen_jax.data.adapters import ADAPTERS, log_path
+from rolegen_jax.data.appending import extended
 from rolegen_jax.data.cuts import Cuts, find_cuts
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json, write_parquet
@@ -40,6 +41,7 @@ class RawTables(NamedTuple):
   items: pl.DataFrame
   left_out: dict[str, int]  # counts of what the adapter left out, by reason
   planted: pl.DataFrame | None  # ground truth by occasion and event; None for real logs
+  earlier: InteractionLog | None = None  # the log that these are new days of
 
 
 def read_tables(data: DataConfig) -> RawTables:
@@ -57,7 +59,10 @@ def prepare(
   data: DataConfig, tables: RawTables, folder: str | os.PathLike, cuts: Cuts | None = None
 ) -> tuple[InteractionLog, Occasions, dict[str, Any]]:
   """Index a log, find its occasions and save both under `folder`; see `prepare_log`."""
-  log = InteractionLog.build(tables.events, tables.items)
+  if tables.earlier is None:
+    log = InteractionLog.build(tables.events, tables.items)
+  else:
+    log = extended(tables.earlier, tables.events, tables.items)
   return prepare_log(data, log, folder, cuts, tables.left_out, tables.planted)
 
 

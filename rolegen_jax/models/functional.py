@@ -128,3 +128,10 @@ def held_but(module: nnx.Module, *names: str) -> Any:
 def bind(graphdef: nnx.GraphDef, params: Params) -> Any:
   """Return the module over these parameters, for use inside pure functions; nothing is copied."""
   return nnx.merge(graphdef, nnx.State(params))
+
+
+def with_leaves(params: Params, leaves: dict[str, Any]) -> Params:
+  """Return nested parameters with some leaves replaced, by dotted path; each lies where it lay."""
+  flat = flatten(params)
+  placed = {name: jax.device_put(leaf, flat[name].sharding) for name, leaf in leaves.items()}
+  return unflatten(flat | placed)

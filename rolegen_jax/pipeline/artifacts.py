@@ -10,6 +10,7 @@ In several processes all take the same path through the stages; process 0 writes
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,6 +31,9 @@ from rolegen_jax.runtime.progress import say
 
 # A sweep, which holds the folder of a point for its child, has `.lock` there.
 RUN_LOCK = '.run.lock'
+# A run that was updated: the folder of its versions, run folders all, and the file that names the
+# one in use, by its path from the run folder.
+VERSIONS, CURRENT = 'versions', 'current.json'
 _OF_STAGE = 'what its stage wrote; remove the DONE.json of the stage to run it again'
 _locks: dict[pathlib.Path, Any] = {}  # of the run folders that this process writes to
 
@@ -63,6 +67,11 @@ class RunFolder:
     retrain: True = a stage that read something else starts afresh, which else is a ConfigError.
     """
     self.path, self.may_train, self.retrain = pathlib.Path(path).absolute(), may_train, retrain
+
+  @property
+  def root(self) -> pathlib.Path:
+    """The run folder that this one is a version of; itself where it is none."""
+    return self.path.parents[1] if self.path.parent.name == VERSIONS else self.path
 
   def adopt(self, config: Config, read: Iterable[Record]) -> None:
     """Make `config` that of the folder, unless a stage in it read something else.
@@ -167,6 +176,35 @@ class _Held(NamedTuple):
     if self.is_damaged:
       return Difference('is damaged: its KEY.json is missing or cut off')
     return self.read.difference(record, with_inputs) if self.read else None
+
+
+def current(workdir: str | os.PathLike) -> pathlib.Path:
+  """Return the version of a run folder that is in use; the folder itself where it has none.
+
+  Raises ConfigError where current.json names no version that is there.
+  """
+  root = pathlib.Path(workdir)
+  if not (root / CURRENT).is_file():
+    return root
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    folder = root / json.loads((root / CURRENT).read_text(encoding='utf-8'))['version']
+    if folder == root or (folder.parent == root / VERSIONS and folder.is_dir()):
+      return folder
+  raise ConfigError(
+    f'{root / CURRENT}: names no version in {root / VERSIONS}; '
+    'rolegen update --go_back=VERSION names one'
+  )
+
+
+def last_key(workdir: str | os.PathLike) -> str:
+  """Return the key of the last training stage of a complete run. Raises ConfigError."""
+  for stage in ('loop/calibration', 'loop'):
+    record = records.read(pathlib.Path(workdir) / stage / 'DONE.json')
+    if record:
+      return record.key
+  raise ConfigError(
+    f'{workdir}: is no complete run; must be the folder of a run of `rolegen train` to its end'
+  )
 
 
 def saved_config(workdir: str | os.PathLike) -> Config:

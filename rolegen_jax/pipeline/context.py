@@ -97,8 +97,8 @@ def open_run(
   )
   if may_train and keep_config:
     distributed.once(lambda: _adopt(folder, config))
-  # Ablations and restarts run the very same programs: compile each once per run folder.
-  compilation_cache.use(folder.path / 'compilation_cache')
+  # Ablations, restarts and versions run the very same programs: compile each once per run folder.
+  compilation_cache.use(folder.root / 'compilation_cache')
   base = functools.cache(lambda: _base(rolegen, mesh))
   return Run(config, folder, mesh, rolegen, base, observers)
 

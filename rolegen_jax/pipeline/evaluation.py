@@ -11,6 +11,7 @@ worlds.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -20,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import WITHOUT, EvaluationConfig, digest
+from rolegen_jax.config import AT_RUN_TIME, WITHOUT, EvaluationConfig, digest
 from rolegen_jax.data.examples import ExampleTable
-from rolegen_jax.data.files import DataError, write_npz
+from rolegen_jax.data.files import DataError, write_json, write_npz
 from rolegen_jax.data.occasions import TEST
 from rolegen_jax.evaluation import content
 from rolegen_jax.evaluation.baselines import (
@@ -67,6 +68,47 @@ class Results:
   rankings: content.Rankings
 
 
+def as_tested(run: Run, inputs: Inputs, models: Models) -> tuple[Run, Inputs, Models]:
+  """Return what is asked about the test occasions, and by which models and counts.
+
+  Those of a run that appends days are in these days, which it has learned from. So its parent is
+  asked, which had not seen them, and whatever trains or fits weights is left out.
+  """
+  if not inputs.before:
+    return run, inputs, models
+  left = tuple(name for name in run.config.evaluation.ablations if name in AT_RUN_TIME)
+  evaluation = dataclasses.replace(run.config.evaluation, ablations=left)
+  run = dataclasses.replace(run, config=dataclasses.replace(run.config, evaluation=evaluation))
+  parent = Trained(f'{run.config.update.parent_key} parent', inputs.parent().calibrated)
+  return run, inputs.before(), dataclasses.replace(models, looped=parent, calibrated=parent)
+
+
+def next_day(run: Run, inputs: Inputs) -> dict[str, dict]:
+  """Say what the parent of a run, which had not seen its new days, makes of them.
+
+  Write next_day.json: metrics by slice of the test occasions, which are those of the new days. An
+  item that is new is one that the parent has learned nothing of.
+  """
+  key = run.config.update.parent_key
+  stage = run.begin('next_day', inputs.hashes | dict(parent=key))
+  path = stage.folder / 'next_day.json'
+  if not stage.is_complete:
+    parent = Trained(f'{key} parent', functools.cache(inputs.parent().calibrated))
+    plain = dataclasses.replace(run.config.evaluation, exposure_penalty=0.0)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, evaluation=plain))
+    results = rank_all(run, inputs, {'RoleGen': parent}, {})
+    systems, _ = content.systems(
+      run.config, inputs.log, inputs.occasions, results.rows, inputs.codes, results.rankings
+    )
+    metrics = {
+      part: {name: dataclasses.asdict(interval) for name, interval in of_part.items()}
+      for part, of_part in systems['RoleGen']['metrics'].items()
+    }
+    distributed.once(lambda: write_json(metrics, path))
+    stage.finish(f'{len(results.rows)} occasions')
+  return artifacts.read_json(path)
+
+
 def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
   """Stage `baselines`: what every baseline lists on the test occasions."""
   config = run.config
@@ -104,12 +146,18 @@ def evaluate(
   baselines: dict[str, Ranking],
 ) -> Results:
   """Rank the catalogue for every test occasion, by RoleGen, its ablations and the baselines."""
+  return rank_all(run, inputs, {'RoleGen': models.calibrated} | ablations, baselines)
+
+
+def rank_all(
+  run: Run, inputs: Inputs, trained: dict[str, Trained], baselines: dict[str, Ranking]
+) -> Results:
+  """Rank the catalogue for every test occasion, by these models and the baselines."""
   config, occasions = run.config.evaluation, inputs.occasions
   rows = evaluation_rows(inputs.log, occasions, TEST, config.occasions)
   table = inference_table(
     run, inputs, occasions.user[rows], occasions.context_end[rows], occasions.timestamp[rows]
   )
-  trained = {'RoleGen': models.calibrated} | ablations
   predictions = {name: _predict(run, inputs, table, name, model) for name, model in trained.items()}
   k = max(config.ks)
   rankings: content.Rankings = {
@@ -297,6 +345,12 @@ def _roles(
   first_target = occasions.target[occasions.target_offsets[results.rows]]
   known = dataclasses.replace(results.table, target=first_target)
   section, notes = roles.section(run, inputs, models, known, results.predictions['RoleGen'])
+  if config.update.appends:
+    notes.append(
+      'The test occasions are in the days that this version appended, and all systems know what '
+      'was known before: RoleGen is the version that this one continued.'
+    )
+    return section, notes
   n_validation = len(validation_examples(run, inputs))
   if config.calibration.steps and n_validation:
     notes.append(

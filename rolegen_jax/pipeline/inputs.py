@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from rolegen_jax import sharding
-from rolegen_jax.config import Config, MeshConfig, digest
+from rolegen_jax.config import Config, ConfigError, MeshConfig, digest
 from rolegen_jax.data.adapters import log_fingerprint, log_path
+from rolegen_jax.data.appending import read_new_days
 from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
@@ -26,19 +29,21 @@ from rolegen_jax.data.prepare import (
   prepare_log,
   read_tables,
 )
+from rolegen_jax.data.recent import Recent
 from rolegen_jax.data.shards import sort
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.evaluation import choices
 from rolegen_jax.evaluation.choices import Choices
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
-from rolegen_jax.features.item_transitions import Kernel, Transitions
+from rolegen_jax.features.item_transitions import DAY, Kernel, Transitions
 from rolegen_jax.pipeline import artifacts, text
 from rolegen_jax.pipeline.context import Run
+from rolegen_jax.pipeline.parent import Parent
 from rolegen_jax.pipeline.text import Words
 from rolegen_jax.runtime import distributed
 from rolegen_jax.semantic_ids.catalogue import Catalogue
-from rolegen_jax.semantic_ids.stage import build_semantic_ids
+from rolegen_jax.semantic_ids.stage import build_semantic_ids, extend_semantic_ids, without
 from rolegen_jax.semantic_ids.text_vectors import TextVectors
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
 from rolegen_jax.simulator import world
@@ -74,24 +79,64 @@ class Inputs:
   conversions: ExampleTable  # training conversions that are labeled, roles unknown
   words: Words | None  # None where the reasoner or the items have no text
   hashes: dict[str, str]  # of all of it; every checkpoint carries them
+  parent: Callable[[], Parent]  # the run that this one continues, if it does
+  # Of a run that appends days: which rows it trains on; and what is known before those days, which
+  # are its test occasions then.
+  recent: Recent | None = None
+  before: Callable[[], Inputs] | None = None
 
 
 def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
-  """Run the stages before training, in order; the run that is returned knows its catalogue."""
+  """Run the stages before training, in order; the run that is returned knows its catalogue.
+
+  A run that appends days knows them: all that counts and trains reads them, too.
+  """
   data = prepare_data(run)
   catalogue, text_vectors = assign_semantic_ids(run, data)
-  codes = catalogue.codes_of(data.log.items['item_id'])
   chosen = choose_on_validation(run, data)
+  inputs_of = functools.partial(
+    _inputs, run, catalogue=catalogue, text_vectors=text_vectors, chosen=chosen
+  )
+  if not run.config.update.appends:
+    inputs = inputs_of(data)
+    return run.with_catalogue(inputs.trie), inputs
+  learned = dataclasses.replace(data, occasions=data.occasions.all_training(data.log))
+  inputs = dataclasses.replace(
+    inputs_of(learned, recent=_recent(run, data)),
+    before=functools.cache(lambda: dataclasses.replace(inputs_of(data), parent=inputs.parent)),
+  )
+  return run.with_catalogue(inputs.trie), inputs
+
+
+def _recent(run: Run, data: Data) -> Recent:
+  """Return which rows an update trains on; `data` has the occasions as they were before it."""
+  update, last = run.config.update, int(data.log.timestamp.max())
+  since = min(data.occasions.train_cut, last - round(update.recent_days * DAY))
+  return Recent(since, update.replay, run.config.seed)
+
+
+def _inputs(
+  run: Run,
+  data: Data,
+  catalogue: Catalogue,
+  text_vectors: TextVectors | None,
+  chosen: Choices,
+  recent: Recent | None = None,
+) -> Inputs:
+  """Count on the training events of `data`, and put together what training and evaluation read."""
+  codes = catalogue.codes_of(data.log.items['item_id'])
   interest_shift, excitation = count_features(run, data, codes, chosen.retrieval)
-  reasoner = run.config.reasoner
+  reasoner, most = run.config.reasoner, run.config.roles.max_conversions
   conversions = training_examples(
     data.log,
     data.occasions,
     reasoner.role_events,
     reasoner.candidates,
     excitation,
-    run.config.roles.max_conversions,
+    0 if recent else most,
   )
+  if recent:
+    conversions = conversions.picked(recent.pick(conversions.timestamp)).evenly(most)
   words = text.learn_words(run, data.log, codes, conversions)
   hashes = dict(
     log=data.log.digest,
@@ -106,7 +151,7 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
     hashes |= dict(tokenizer=words.tokenizer.digest)
   trie = catalogue_tables(run, data, codes, text_vectors)
   wish = run.config.serving.filter_history
-  inputs = Inputs(
+  return Inputs(
     log=data.log,
     occasions=data.occasions,
     shards=data.shards,
@@ -121,8 +166,9 @@ def prepare_inputs(run: Run) -> tuple[Run, Inputs]:
     conversions=conversions,
     words=words,
     hashes=hashes,
+    parent=functools.cache(lambda: Parent.of(run.with_catalogue(trie), data.log.items['item_id'])),
+    recent=recent,
   )
-  return run.with_catalogue(trie), inputs
 
 
 def catalogue_tables(
@@ -143,21 +189,47 @@ def prepare_data(run: Run) -> Data:
   stage = run.begin('data', {})
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
-    notes = distributed.once(lambda: _prepare(run.config, stage.folder, cuts))
+    if run.config.update.appends:
+      cuts = Parent.of(run).cuts
+    notes = distributed.once(lambda: _prepare(run, stage.folder, cuts))
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
   log, occasions = load_prepared(stage.folder)
+  if run.config.update.parent and not run.config.update.appends:
+    _check_not_seen(run, occasions)
   return Data(log, occasions, shards)
 
 
-def _prepare(config: Config, folder: pathlib.Path, cuts: Cuts | None) -> dict[str, Any]:
+def _prepare(run: Run, folder: pathlib.Path, cuts: Cuts | None) -> dict[str, Any]:
   """Write the log and its occasions into `folder` and return the notes."""
-  data = config.data
-  if data.format == 'contract' and sort.is_long(data, log_path(data)):
+  data, appends = run.config.data, run.config.update.appends
+  if not appends and data.format == 'contract' and sort.is_long(data, log_path(data)):
     scratch = folder / SCRATCH  # what is there continues a preparation that was cut off
     notes = prepare_log(data, sort.sort(data, log_path(data), scratch), folder, cuts)[2]
     shutil.rmtree(scratch)
     return notes
-  return prepare(data, raw_tables(config), folder, cuts)[2]
+  return prepare(data, _tables(run), folder, cuts)[2]
+
+
+def _tables(run: Run) -> RawTables:
+  config = run.config
+  if not config.update.appends:
+    return raw_tables(config)
+  log = Parent.of(run).log
+  events, items, left_out = read_new_days(config.data, log)
+  return RawTables(events, items, left_out, planted=None, earlier=log)
+
+
+def _check_not_seen(run: Run, occasions: Occasions) -> None:
+  """Raise ConfigError where the parent has learned from what this run is tested on."""
+  if (run.workdir / 'warmup' / 'DONE.json').exists():
+    return  # it was checked, and the parent may be gone
+  until = Parent.of(run).cuts.train
+  if occasions.rule != 'time' or until > occasions.train_cut:
+    raise ConfigError(
+      f'update.parent={run.config.update.parent}: has learned from events until {until}, past the '
+      f'end of what this run may train on, {occasions.train_cut}; must have learned from none '
+      'later: raise data.split by time, or take an earlier parent'
+    )
 
 
 def raw_tables(config: Config) -> RawTables:
@@ -173,7 +245,19 @@ def assign_semantic_ids(run: Run, data: Data) -> tuple[Catalogue, TextVectors | 
   """Stage `semantic_ids`: every item's codes and, where `semantic_ids.text` is on, text vector."""
   config, log, occasions = run.config.semantic_ids, data.log, data.occasions
   stage = run.begin('semantic_ids', dict(log=log.digest, occasions=occasions.digest))
-  if not stage.is_complete:
+  if not stage.is_complete and run.config.update.parent:
+    earlier = Parent.of(run).semantic_ids
+    path = text.embeddings_by_reasoner(run, without(log.items, earlier.items))
+
+    def extend() -> dict:
+      said = artifacts.read_arrays(path, 'states')['states'] if path else None
+      return extend_semantic_ids(earlier, log, occasions, config, stage.folder, said).report
+
+    report = distributed.once(extend)
+    stage.finish(
+      f'{len(log.items)} items, {report.get("items_added", 0)} added since the first run'
+    )
+  elif not stage.is_complete:
     path = text.embeddings_by_reasoner(run, log.items)
     local = sharding.make_mesh(MeshConfig(), jax.local_devices())  # process 0 builds it alone
 
@@ -194,10 +278,15 @@ def choose_on_validation(run: Run, data: Data) -> Choices:
   stage = run.begin('choices', dict(log=log.digest, occasions=occasions.digest))
   path = stage.folder / 'choices.json'
   if not stage.is_complete:
-    distributed.once(
-      lambda: write_json(dataclasses.asdict(choices.choose(log, occasions, run.config)), path)
-    )
-    stage.finish('on validation occasions')
+    if run.config.update.appends:  # there is nothing to choose by that is not trained on
+      kept = artifacts.read_json(Parent.of(run).folder / 'choices' / 'choices.json')
+      distributed.once(lambda: write_json(kept, path))
+      stage.finish('those of the parent')
+    else:
+      distributed.once(
+        lambda: write_json(dataclasses.asdict(choices.choose(log, occasions, run.config)), path)
+      )
+      stage.finish('on validation occasions')
   return Choices.from_json(artifacts.read_json(path))
 
 

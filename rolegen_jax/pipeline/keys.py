@@ -42,11 +42,22 @@ UNREAD = (
   'evaluation.ablations',
   'evaluation.exposure_penalty',
   'evaluation.seed',
+  # Of an update: where the parent lies (its content has a key), and what became other settings.
+  'update.parent',
+  'update.steps',
+  'update.learning_rate',
+  'update.prior',
 )
 
 # Settings that run folders may be older than. At their defaults, which is how those were made, they
 # are no part of a record.
-LATER = (*convert.LATER, 'data.on_error', 'data.cold_items')
+LATER = (
+  *convert.LATER,
+  'data.on_error',
+  'data.cold_items',
+  'calibration.prior',
+  *(f'update.{name}' for name in ('parent_key', 'appends', 'recent_days', 'replay')),
+)
 
 _VOCABULARY = (
   'semantic_ids.levels',
@@ -60,16 +71,17 @@ _EXAMPLES = ('backbone.context', 'roles.max_conversions')
 # Kind of stage -> fields and sections, those of UNREAD left out. What is in a section that is off
 # (see `_is_off`) is left out too.
 READS: dict[str, tuple[str, ...]] = dict(
-  data=('data', 'simulator'),
+  data=('data', 'simulator', 'update'),
   semantic_ids=(
+    'update',
     'semantic_ids',
     'reasoner.pretrained',
     'reasoner.tokenizer',
     'reasoner.transformer',
   ),
-  choices=(),
-  tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer'),
-  warmup=('seed', *_VOCABULARY, 'backbone', 'warmup'),
+  choices=('update',),
+  tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer', 'update'),
+  warmup=('seed', *_VOCABULARY, 'backbone', 'warmup', 'update'),
   roles=('roles', 'reasoner.role_events', 'backbone.context'),
   align=(
     'seed',
@@ -96,9 +108,10 @@ READS: dict[str, tuple[str, ...]] = dict(
     'text.replay',
     'reason',
   ),
-  loop=('reasoner.temperature', 'text.replay', 'loop', 'loop_stage'),
+  loop=('reasoner.temperature', 'text.replay', 'loop', 'loop_stage', 'update'),
   tiger=('seed', *_VOCABULARY, 'backbone', 'warmup', 'evaluation.tiger_steps'),
-  calibration=('seed', 'calibration'),
+  calibration=('seed', 'calibration', 'update'),
+  next_day=('evaluation.ks', 'evaluation.occasions', 'update'),
   baselines=(
     'evaluation.ks',
     'evaluation.occasions',
@@ -176,7 +189,11 @@ def stages(config: Config) -> list[str]:
     looped += [stage] if name not in REFITTED else []
     looped += [f'{stage}/calibration'] if config.calibration.steps and name != 'tiger' else []
   tokenizer = ['tokenizer'] if config.reasoner.text_pieces else []
-  first = ['data', 'semantic_ids', 'choices', *tokenizer, 'warmup', 'roles', 'align', 'reason']
+  first = ['data', 'semantic_ids', 'choices', *tokenizer]
+  first += ['next_day'] if config.update.appends else []
+  first += ['warmup', 'roles']
+  if not config.update.parent:  # else the reasoner is the parent's
+    first += ['align', 'reason']
   return [*first, *looped, 'baselines']
 
 
@@ -186,6 +203,8 @@ def _is_off(stage: str, path: str, config: Config) -> bool:
     return config.data.format != 'simulated'
   if stage == 'semantic_ids' and path.startswith('reasoner.'):
     return config.semantic_ids.text != 'reasoner'
+  if path.startswith('update.'):
+    return not config.update.parent
   if path == 'semantic_ids.text_dim':
     return not config.semantic_ids.text
   if path.startswith('text.'):

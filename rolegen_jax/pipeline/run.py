@@ -12,7 +12,7 @@ from rolegen_jax.config import Config
 from rolegen_jax.pipeline import evaluation, stages
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
-from rolegen_jax.pipeline.stages import Models
+from rolegen_jax.pipeline.stages import Models, Trained
 from rolegen_jax.training.fit import Observers
 
 
@@ -32,6 +32,7 @@ def train(
   run, inputs = prepare_inputs(run)  # the log, its semantic IDs, and what is counted on it
   models = train_models(run, inputs)
   observers.profile.report()
+  run, inputs, models = evaluation.as_tested(run, inputs, models)
   ablations = stages.train_ablations(run, inputs, models)
   baselines = evaluation.rank_baselines(run, inputs)
   results = evaluation.evaluate(run, inputs, models, ablations, baselines)
@@ -42,8 +43,11 @@ def train_models(run: Run, inputs: Inputs) -> Models:
   """Run the training stages in order; those that are complete are only opened."""
   warm = stages.warm_up(run, inputs)
   labeled = stages.label_roles(run, inputs)
-  aligned = stages.align(run, inputs, labeled)
-  reasoned = stages.reason(run, inputs, labeled, aligned)
+  if run.config.update.parent:
+    aligned = reasoned = Trained(run.config.update.parent_key, lambda: inputs.parent().params())
+  else:
+    aligned = stages.align(run, inputs, labeled)
+    reasoned = stages.reason(run, inputs, labeled, aligned)
   looped = stages.close_loop(run, inputs, labeled, warm, reasoned)
   calibrated = stages.calibrate(run, inputs, looped)
   return Models(warm, labeled, aligned, reasoned, looped, calibrated)

@@ -19,7 +19,7 @@ from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import write_json, write_npz
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.data.log import ranges
-from rolegen_jax.data.occasions import VALID
+from rolegen_jax.data.occasions import TEST, VALID
 from rolegen_jax.data.shards.reader import training_rows
 from rolegen_jax.evaluation.baselines import evaluation_rows
 from rolegen_jax.models import functional
@@ -35,7 +35,7 @@ from rolegen_jax.text import annotations as imported_labels
 from rolegen_jax.training import checkpoint, losses, steps
 from rolegen_jax.training.calibration import calibrate as fit_weights
 from rolegen_jax.training.calibration import language_weight
-from rolegen_jax.training.fit import Site, Task, fit
+from rolegen_jax.training.fit import Site, Start, Task, fit
 from rolegen_jax.training.losses import Params
 from rolegen_jax.training.state import optimizer
 
@@ -71,9 +71,17 @@ class Models:
 def warm_up(run: Run, inputs: Inputs, name: str = 'warmup') -> Trained:
   """Stage `warmup`: the backbone alone, on packed trajectories."""
   config = run.config
-  n_rows, rows = training_rows(config, inputs.log, inputs.occasions, inputs.shards)
+  n_rows, rows = training_rows(config, inputs.log, inputs.occasions, inputs.shards, inputs.recent)
   batches = functools.partial(_batches, run, n_rows, config.warmup.batch, rows, seed=config.seed)
-  return _train(run, inputs, name, 'backbone', losses.warmup_loss, config.warmup, batches, {})
+  start = Start()
+  if config.update.parent and name == 'warmup':
+    parent = inputs.parent
+    start = Start(
+      lambda: {'backbone': parent().loop.params['backbone']}, lambda: parent().warmup.opt
+    )
+  return _train(
+    run, inputs, name, 'backbone', losses.warmup_loss, config.warmup, batches, {}, start
+  )
 
 
 def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
@@ -121,7 +129,8 @@ def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
       return {'reasoner': run.base()}
     return {'reasoner': load_pretrained(run.rolegen, run.mesh)} if reasoner.pretrained else {}
 
-  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, {}, initial)
+  start = Start(initial)
+  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, {}, start)
 
 
 def reason(
@@ -133,9 +142,8 @@ def reason(
   beside = chains.rows if chains else text.replay(run, inputs.words, 'reason')
   batches = functools.partial(_example_batches, run, labeled.table, config.reason.batch, beside)
   earlier, loss_fn = dict(align=aligned.key, roles=labeled.key), losses.reason_loss
-  return _train(
-    run, inputs, name, 'reasoner', loss_fn, config.reason, batches, earlier, aligned.load
-  )
+  start = Start(aligned.load)
+  return _train(run, inputs, name, 'reasoner', loss_fn, config.reason, batches, earlier, start)
 
 
 def close_loop(
@@ -152,16 +160,21 @@ def close_loop(
   model_fns, optimizers = steps.joint_parts(run.rolegen)
 
   def initial() -> dict[str, Params]:
-    reasoner = reasoned.load()['reasoner']
-    backbone = warm.load()['backbone']
-    return {'backbone': backbone, 'reasoner': reasoner, 'reference': reasoner}
+    reasoned_params = reasoned.load()
+    reasoner = reasoned_params['reasoner']
+    reference = reasoned_params.get('reference', reasoner)
+    return {'backbone': warm.load()['backbone'], 'reasoner': reasoner, 'reference': reference}
+
+  start = Start(initial)
+  if config.update.parent:
+    start = Start(initial, lambda: inputs.parent().loop.opt)
 
   task = Task(
     name=name,
     step=functools.partial(steps.joint_train_step, run.rolegen, optimizers),
     model_fns=model_fns,
     optimizers=optimizers,
-    initial_params=initial,
+    start=start,
     batches=functools.partial(
       _example_batches,
       run,
@@ -189,9 +202,13 @@ def calibrate(
   That is by the validation conversions, in the folder of stage `name`. Return `trained` as it is
   where `calibration.steps` is 0 or nothing was bought at a validation occasion. of: the stage that
   left `trained`, where it is another.
+
+  A run that appends days has learned all of its log. There, the weights of experts are fitted to
+  what its parent, which had not seen those days, says of them; the language model keeps its weight.
   """
-  config = run.config
-  table = validation_examples(run, inputs)
+  config, appends = run.config, run.config.update.appends
+  known = inputs.before() if inputs.before else inputs
+  table = validation_examples(run, known)
   if not config.calibration.steps or not len(table):
     return trained
   lists = 'without history' if inputs.bars_history else 'with history'
@@ -199,14 +216,17 @@ def calibrate(
   path = stage.folder / 'weights.npz'
   if not stage.is_complete:
     params, fitted = trained.load(), {}
-    if reasoning:
+    if appends:
+      params, language = inputs.parent().calibrated(name), inputs.parent().weights(name)
+      fitted = {path: x for path, x in language.items() if not path.startswith('backbone.')}
+    elif reasoning:
       weight, nll = language_weight(run.rolegen, params, table, inputs.trie, run.mesh)
       fitted = {'reasoner.intent.language': np.full(1, weight, np.float32)}
       say(
         f'weight {weight:g} of the language model: NLL of intents {nll[0]:.3f} -> {nll.min():.3f}'
       )
-      params = _with(params, fitted)
-    models = run.rolegen, params, table, inputs.trie, run.mesh
+      params = functional.with_leaves(params, fitted)
+    models = run.rolegen, params, table, known.trie, run.mesh
     held = functools.partial(holds, table.log, table.user, table.end)
     is_barred = held if inputs.bars_history else None
     experts, nll = fit_weights(*models, reasoning, intervene, is_barred)
@@ -217,25 +237,21 @@ def calibrate(
   def load() -> dict[str, Params]:
     fitted = artifacts.read_arrays(path)
     del fitted['nll']
-    return _with(trained.load(), fitted)
+    return functional.with_leaves(trained.load(), fitted)
 
   return Trained(stage.key, functools.cache(load))
-
-
-def _with(params: dict[str, Params], leaves: dict[str, np.ndarray]) -> dict[str, Params]:
-  """Return the parameters of all models with some leaves replaced, by dotted path."""
-  flat = functional.flatten(params)
-  placed = {name: jax.device_put(leaf, flat[name].sharding) for name, leaf in leaves.items()}
-  return functional.unflatten(flat | placed)
 
 
 def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:
   """Return at most `calibration.examples` examples of what was bought in the validation period.
 
-  Where lists leave out the history, what the user has already is none of them.
+  Where lists leave out the history, what the user has already is none of them. Of a run that
+  appends days, whose `inputs` are those before them, it is all that the parent had not seen.
   """
   occasions = inputs.occasions
-  rows = evaluation_rows(inputs.log, occasions, VALID)
+  splits = (VALID, TEST) if run.config.update.appends else (VALID,)
+  of_splits = [evaluation_rows(inputs.log, occasions, split) for split in splits]
+  rows = np.concatenate(of_splits)
   first = occasions.target_offsets[rows]
   bought, occasion = ranges(first, occasions.target_offsets[rows + 1] - first)
   rows = rows[occasion]
@@ -326,7 +342,7 @@ def _train(
   config: StageConfig,
   batches: Callable[[], Batches],
   earlier: dict[str, str],
-  initial: Callable[[], dict[str, Params]] = dict,
+  start: Start = Start(),
 ) -> Trained:
   """Run a supervised stage of one model; `earlier` are the keys of training stages before it."""
   tx = optimizer(config.optimizer, config.steps)
@@ -335,7 +351,7 @@ def _train(
     step=functools.partial(steps.supervised_step, run.rolegen, model, loss_fn, tx),
     model_fns={model: run.rolegen.trained[model]},
     optimizers={model: tx},
-    initial_params=initial,
+    start=start,
     batches=batches,
     config=config,
   )
@@ -358,7 +374,7 @@ def _fit(run: Run, inputs: Inputs, task: Task, earlier: dict[str, str]) -> Train
       hashes, extra = hashes | {'base': checkpoint.fingerprint(frozen)}, (*extra, frozen)
 
     def initial() -> dict[str, Params]:
-      params = task.initial_params()
+      params = task.start.params()
       return {name: functional.part(task.model_fns[name], p) for name, p in params.items()}
 
     site = Site(
@@ -371,7 +387,8 @@ def _fit(run: Run, inputs: Inputs, task: Task, earlier: dict[str, str]) -> Train
       run.folder.retrain if stage.is_complete else run.folder.may_train,
       run.observers,
     )
-    params = fit(dataclasses.replace(task, initial_params=initial, extra=extra), site, inputs.trie)
+    start = dataclasses.replace(task.start, params=initial)
+    params = fit(dataclasses.replace(task, start=start, extra=extra), site, inputs.trie)
     return functional.join(params, frozen)
 
   if not stage.is_complete:

@@ -72,9 +72,12 @@ def _train_tokenizer(run: Run, log: InteractionLog, items: ItemWords) -> Tokeniz
   from rolegen_jax.text.tokenizers import open_tokenizer, save
 
   reasoner = run.config.reasoner
-  stage = run.begin('tokenizer', {} if reasoner.pretrained else dict(log=log.digest))
+  is_given = reasoner.pretrained or run.config.update.parent
+  stage = run.begin('tokenizer', {} if is_given else dict(log=log.digest))
 
   def make() -> Tokenizer:
+    if run.config.update.parent:  # words keep their numbers
+      return open_tokenizer(pathlib.Path(run.config.update.parent) / 'tokenizer')
     if reasoner.pretrained:
       return pretrained_folder().Folder(reasoner.pretrained).tokenizer
     return items.tokenizer(reasoner.text_pieces)

@@ -50,11 +50,13 @@ class Catalogue:
   encoder: tuple[np.ndarray, ...] = ()
   # See `build`; not part of the hash.
   report: dict = dataclasses.field(default_factory=dict)
+  # The digest of the catalogue that items were added to; '' = none was.
+  parent: str = ''
 
   @functools.cached_property
   def digest(self) -> str:
-    """16 hex digits over item ids, codes, codebooks and encoder."""
-    sha = hashlib.sha256()
+    """16 hex digits over item ids, codes, codebooks, encoder and parent."""
+    sha = hashlib.sha256(self.parent.encode())
     for array in (self.item_ids, self.codes, self.codebooks, *self.encoder):
       sha.update(f'{array.dtype}{array.shape}'.encode() + np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()[:16]
@@ -81,18 +83,17 @@ class Catalogue:
       )
     return self.codes[index]
 
-  def add(self, embeddings: np.ndarray, item_ids: Iterable) -> Catalogue:
-    """Return a catalogue with more items; no present item changes its codes.
+  def add(self, points: np.ndarray, item_ids: Iterable) -> Catalogue:
+    """Return a catalogue with more items and this one as its parent; no item changes its codes.
 
     Args:
-      embeddings: [n, D_in], in the space that the catalogue was built in.
+      points: float32 [n, D], of `encode`, or of what codes stand for (`placing.py`).
       item_ids: [n].
 
     Raises ConfigError when too few IDs are free, ValueError when an item is present already.
     """
     all_ids = np.concatenate([self.item_ids, np.array(list(item_ids))])
     _check_distinct(all_ids)
-    points = encode(self.encoder, embeddings)
     codes = assign(points, self.codebooks, taken=self.codes)
     counts = {
       'items': len(self.codes) + len(codes),
@@ -102,6 +103,7 @@ class Catalogue:
       self,
       item_ids=all_ids,
       codes=np.concatenate([self.codes, codes]),
+      parent=self.digest,
       report=self.report | counts,
     )
 
@@ -113,6 +115,7 @@ class Catalogue:
       'codes': self.codes,
       'codebooks': self.codebooks,
       'digest': np.array(self.digest),
+      'parent': np.array(self.parent),
       'report': np.array(json.dumps(self.report)),
     }
     arrays |= {f'encoder{i}': array for i, array in enumerate(self.encoder)}
@@ -135,6 +138,7 @@ class Catalogue:
         codes=file['codes'],
         codebooks=file['codebooks'],
         encoder=tuple(file[f'encoder{i}'] for i in range(n_encoder)),
+        parent=str(file['parent']) if 'parent' in file else '',
         report=json.loads(str(file['report'])),
       )
       stored = str(file['digest'])

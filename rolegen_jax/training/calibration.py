@@ -5,7 +5,8 @@ learned in training on users whose rows the backbone has memorized, and in their
 alone are fitted to validation conversions, as temperature scaling does (Guo et al., ICML 2017):
 what the experts say of every item that they find for an example is computed once, then L-BFGS
 runs on the NLL of what was bought among them. A normal prior about what training left, one nat wide
-and worth one example, keeps few examples from moving them far. The test occasions stay unseen.
+and worth `calibration.prior` examples, keeps few examples from moving them far. The test occasions
+stay unseen.
 
 Before that, the weight of the language model beside the reasoner's structural equations is chosen:
 the one by which the coarse codes of the same conversions are likeliest as intents. A language model
@@ -162,7 +163,8 @@ def _fit_program(rolegen: RoleGen, mesh: Mesh) -> jax.stages.Wrapped:
   def fit(experts: Params, members: Members, weight: jax.Array) -> tuple[Params, jax.Array]:
     def objective(fitted: Params) -> jax.Array:
       moved = jax.tree.map(lambda x, start: jnp.sum((x - start) ** 2) / 2, fitted, experts)
-      return nll(fitted, members, weight) + sum(jax.tree.leaves(moved)) / jnp.sum(weight)
+      prior = config.prior * sum(jax.tree.leaves(moved))
+      return nll(fitted, members, weight) + prior / jnp.sum(weight)
 
     value_and_grad = optax.value_and_grad_from_state(objective)
 

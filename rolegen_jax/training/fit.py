@@ -40,6 +40,14 @@ class Preempted(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+  """What the models of a stage start from, by name; what is not named starts from the seed."""
+
+  params: Callable[[], dict[str, Params]] = dict
+  opt: Callable[[], dict[str, Any]] = dict  # states of optimizers, whose moments are taken
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
   """What one stage trains, and how."""
 
@@ -48,8 +56,8 @@ class Task:
   step: Callable[..., tuple[State, Metrics]]
   model_fns: dict[str, Callable]
   optimizers: dict[str, optax.GradientTransformation]
-  # Parameters that models start from, by name; called only when the stage begins.
-  initial_params: Callable[[], dict[str, Params]]
+  # What models start from, by name; called only when the stage begins.
+  start: Start
   # Called only when there is something left to train.
   batches: Callable[[], Batches]
   config: StageConfig
@@ -84,7 +92,7 @@ def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
   """Train until `task.config.steps` and return the parameters of each model. Order of a start:
 
   1. the newest good checkpoint of this stage, if there is one, with its data position; else
-  2. a fresh state: `initial_params`, and the rest initialized from the seed.
+  2. a fresh state: `task.start`, and the rest initialized from the seed.
 
   Raises:
     Preempted: after saving.
@@ -142,8 +150,8 @@ def _restore_or_create(
   if restored:
     return restored
   key = jax.random.key(site.seed)
-  initial = task.initial_params()
-  return states.create(task.model_fns, task.optimizers, site.mesh, key, initial), None
+  start = task.start.params(), task.start.opt()
+  return states.create(task.model_fns, task.optimizers, site.mesh, key, *start), None
 
 
 def _steps(

@@ -113,13 +113,15 @@ def create(
   mesh: Mesh,
   key: jax.Array,
   initial_params: dict[str, Any] | None = None,
+  earlier_opt: dict[str, Any] | None = None,
 ) -> State:
   """Return a fresh state at step 0.
 
   Models in `initial_params` keep those parameters; the others are initialized from `key`, from
-  which the noise of the steps comes too.
+  which the noise of the steps comes too. Models in `earlier_opt`, states of their optimizers, keep
+  Adam's moments of them, with their number of steps; the schedule begins anew.
   """
-  initial_params = initial_params or {}
+  initial_params, earlier_opt = initial_params or {}, earlier_opt or {}
   layout = shardings(model_fns, optimizers, mesh)
   params = {}
   for i, (name, model_fn) in enumerate(model_fns.items()):
@@ -133,9 +135,19 @@ def create(
     name: jit_once(tx.init, out_shardings=layout.opt[name])(params[name])
     for name, tx in optimizers.items()
   }
+  for name, earlier in earlier_opt.items():
+    opt[name] = jit_once(_with_moments, out_shardings=layout.opt[name])(opt[name], earlier)
   step = jax.device_put(jnp.zeros((), jnp.int32), layout.step)
   rng = jax.device_put(jax.random.key_data(key), layout.rng)
   return State(step, rng, params, opt)
+
+
+def _with_moments(opt: Any, earlier: Any) -> Any:
+  """Return an optimizer's state with Adam's part of an earlier one."""
+  is_adam = lambda x: isinstance(x, optax.ScaleByAdamState)  # noqa: E731
+  return jax.tree.map(
+    lambda now, then: _copied(then) if is_adam(now) else now, opt, earlier, is_leaf=is_adam
+  )
 
 
 def _copied(tree: Any) -> Any:

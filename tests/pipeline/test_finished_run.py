@@ -18,6 +18,7 @@ from rolegen_jax.ab_test import simulation
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError
 from rolegen_jax.data.files import DataError
+from rolegen_jax.models import functional
 from rolegen_jax.overrides import apply
 from rolegen_jax.pipeline import evaluation, run, stages
 from rolegen_jax.pipeline.artifacts import saved_config
@@ -46,7 +47,7 @@ def nothing_is_learned():
     patched.setattr(stages, 'fit', leave_a_file)
     patched.setattr(stages, 'fit_weights', lambda *_: ({}, np.zeros(2)))
     patched.setattr(stages, 'language_weight', lambda *_: (1.0, np.zeros(2)))
-    patched.setattr(stages, '_with', lambda params, leaves: params)
+    patched.setattr(functional, 'with_leaves', lambda params, leaves: params)
     patched.setattr(stages, 'without', lambda _: lambda params, mesh: params)
     nothing = {'popularity': lambda *_: evaluation.Ranking(np.zeros((1, 1)), {})}
     patched.setattr(evaluation, 'ALL_BASELINES', nothing)

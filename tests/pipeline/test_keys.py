@@ -34,7 +34,7 @@ SMALL = [
   *(f'{stage}.batch=8' for stage in ('warmup', 'align', 'reason', 'loop_stage')),
 ]
 # Where a run trains is not what it trains, and the content of these files counts, not their path.
-WITHOUT_EFFECT = {'mesh.rollout', 'data.shards', 'roles.annotations'}
+WITHOUT_EFFECT = {'mesh.rollout', 'data.shards', 'roles.annotations', 'update.parent'}
 INPUT_OF = dict(log='data', occasions='data', text_vectors='semantic_ids')
 
 
@@ -68,7 +68,10 @@ def test_text_embeddings_by_the_reasoner_are_of_its_model():
 
 def test_every_stage_of_a_run_has_an_entry():
   config = apply(Config(), [f'evaluation.ablations={tuple(ABLATIONS)}', 'reasoner.text_pieces=400'])
-  assert {keys.kind(stage) for stage in keys.stages(config)} == set(keys.READS)
+  updated = apply(config, ['update.parent=x', 'update.parent_key=y', 'update.appends=true'])
+  names = {*keys.stages(config), *keys.stages(updated)}
+  assert {keys.kind(stage) for stage in names} == set(keys.READS)
+  assert not {'align', 'reason'} & set(keys.stages(updated))
 
 
 @pytest.mark.parametrize(
@@ -217,9 +220,7 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
 
   data = read_by('data', prepare_data)
   read_by('semantic_ids', assign_semantic_ids, data)
-  seen.clear()
-  choose_on_validation(run, data)
-  assert not seen, 'choices read the log alone'
+  read_by('choices', choose_on_validation, data)
   plain, inputs = prepare_inputs(plain)
   run = run.with_catalogue(inputs.trie)
   alone = run.ablated('tiger')  # to make models is to look at all settings

@@ -62,20 +62,22 @@ def test_build_add_save_load(method, tmp_path):
     assert all(1 <= perplexity <= 8 for perplexity in built.report[stage]['perplexity'])
   assert built.report['after']['error'][-1] >= built.report['before']['error'][-1]
 
-  grown = built.add(vectors(100, seed=1), [f'new-{i}' for i in range(100)])
+  grown = built.add(
+    lib.encode(built.encoder, vectors(100, seed=1)), [f'new-{i}' for i in range(100)]
+  )
   np.testing.assert_array_equal(grown.codes[:360], built.codes)
-  assert distinct(grown.codes) and grown.digest != built.digest
+  assert distinct(grown.codes) and grown.digest != built.digest == grown.parent
   np.testing.assert_array_equal(grown.codes_of(['new-3', 'item-0007']), grown.codes[[363, 7]])
   message = "1 of 2 items have no semantic ID, the first is .*'zzz'"
   with pytest.raises(lib.ArtifactError, match=message):
     grown.codes_of(['item-0001', 'zzz'])
   with pytest.raises(ValueError, match='there twice'):
-    built.add(vectors(1), ['item-0001'])
+    built.add(lib.encode(built.encoder, vectors(1)), ['item-0001'])
 
   grown.save(tmp_path)
   loaded = lib.Catalogue.load(tmp_path, expected_digest=grown.digest)
   assert loaded.digest == grown.digest and loaded.report == grown.report
-  more = vectors(9, seed=2), range(9)
+  more = lib.encode(built.encoder, vectors(9, seed=2)), range(9)
   np.testing.assert_array_equal(loaded.add(*more).codes, grown.add(*more).codes)
   assert [path.name for path in tmp_path.iterdir()] == ['catalogue.npz']
 

@@ -16,7 +16,7 @@ from rolegen_jax.data.files import DataError
 from rolegen_jax.data.loader import Batches
 from rolegen_jax.training import losses, metrics, state, steps
 from rolegen_jax.training.checkpoint import ArtifactMismatch
-from rolegen_jax.training.fit import Observers, Preempted, Site, Task, fit
+from rolegen_jax.training.fit import Observers, Preempted, Site, Start, Task, fit
 from rolegen_jax.training.metrics import Diverged
 from tests import tiny
 
@@ -51,7 +51,7 @@ def run(
     step=functools.partial(steps.supervised_step, rolegen, 'reasoner', losses.align_loss, tx),
     model_fns={'reasoner': rolegen.model_fns['reasoner']},
     optimizers={'reasoner': tx},
-    initial_params=dict,
+    start=Start(),
     batches=lambda: Disturbed(32, 8, 0, lambda rows: jax.tree.map(lambda x: x[rows], POOL)),
     config=stage,
   )

@@ -24,6 +24,7 @@ from rolegen_jax.data.files import DataError, as_data_error
 from rolegen_jax.data.folders import differing
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
+from rolegen_jax.data.recent import Recent
 from rolegen_jax.data.shards.convert import DEFAULTS, FORMAT, catalogue_digest, row_type, settings
 from rolegen_jax.runtime.progress import progress
 
@@ -141,19 +142,25 @@ class Shards:
 
 
 def training_rows(
-  config: Config, log: InteractionLog, occasions: Occasions, shards: Shards | None
+  config: Config,
+  log: InteractionLog,
+  occasions: Occasions,
+  shards: Shards | None,
+  recent: Recent | None = None,
 ) -> tuple[int, Callable[[np.ndarray], Trajectories]]:
   """Return the number of packed training rows and a function that gives rows by number.
 
   They come from `shards`, which hold the full log, or from `log` itself. With shards, `log` may
-  hold some of the users; its `occasions` must have been found under `shards.cuts`. Raises
-  ConfigError or DataError when the shards were made with other settings or items.
+  hold some of the users; its `occasions` must have been found under `shards.cuts`. `recent` says
+  which rows of the log, None = all. Raises ConfigError or DataError when the shards were made with
+  other settings or items.
   """
   if shards is not None:
     shards.check(config, log.items['item_id'])
     return len(shards), shards.rows
   width = config.backbone.context
-  packed = pack_windows(log.offsets, occasions.train_end(log), width)
+  pick = None if recent is None else lambda last_row: recent.pick(log.timestamp[last_row])
+  packed = pack_windows(log.offsets, occasions.train_end(log), width, pick)
 
   def rows_of(numbers: np.ndarray) -> Trajectories:
     return packed_rows(log, packed, numbers, width)

@@ -1,7 +1,4 @@
-"""Where a new item belongs: the semantic ID of an item that nobody has touched yet.
-
-It is placed amid the listed items that resemble it, by text and attributes: at the mean of the
-points that their codes stand for, and from there by the rule of `semantic_ids/catalogue.py`.
+"""Where an item that is added to a server belongs, by the rule of `semantic_ids/placing.py`.
 
 Shapes: I listed items, D width of the points, E of the text vectors, L levels.
 """
@@ -12,15 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from rolegen_jax.semantic_ids import placing
 from rolegen_jax.semantic_ids.catalogue import assign
 from rolegen_jax.semantic_ids.embeddings import ATTRIBUTE_COLUMNS, TEXT_COLUMNS
 from rolegen_jax.semantic_ids.text_vectors import TextVectors
 from rolegen_jax.serving.http.columns import Columns
 from rolegen_jax.serving.http.items import Rows
 from rolegen_jax.serving.http.schema import Refused, Value
-
-NEAREST = 8  # items that a new one is placed amid
-ATTRIBUTE = 0.5  # similarity of an equal attribute, beside the cosine of texts
 
 Embed = Callable[[list[str]], np.ndarray]
 
@@ -68,14 +63,13 @@ class Placer:
       value = values.get(name)
       if value is not None:
         size = int(listed.number.max(initial=-1)) + 1
-        similarity = similarity + ATTRIBUTE * columns.same(name, value, size)[listed.number]
+        similarity = similarity + placing.ATTRIBUTE * columns.same(name, value, size)[listed.number]
     return similarity
 
   def point(self, similarity_I: np.ndarray, codes_IxL: np.ndarray, field: str) -> np.ndarray:
     """Return the place fp32 [D] amid the most similar items. Raises Refused where none is."""
-    nearest = np.argsort(-similarity_I, kind='stable')[:NEAREST]
-    nearest = nearest[similarity_I[nearest] > 0]
-    if not len(nearest):
+    point = placing.point_amid(similarity_I, codes_IxL, self._codebooks)
+    if point is None:
       said = ', '.join((*TEXT_COLUMNS, *ATTRIBUTE_COLUMNS))
       raise Refused(
         422,
@@ -83,12 +77,11 @@ class Placer:
         'does not say where the item belongs: must have something in common with another item in '
         f'one of {said}; or give `like`, an item, or `codes`',
       )
-    points = self.points(codes_IxL[nearest])
-    return np.average(points, axis=0, weights=similarity_I[nearest]).astype(np.float32)
+    return point
 
   def points(self, codes_nxL: np.ndarray) -> np.ndarray:
     """Return what codes stand for, fp32 [n, D]."""
-    return sum(book[codes] for book, codes in zip(self._codebooks, codes_nxL.T))  # type: ignore
+    return placing.points(self._codebooks, codes_nxL)
 
   def assign(self, points_nxD: np.ndarray, taken_mxL: np.ndarray) -> np.ndarray:
     """Return an ID int32 [n, L] for each point, none of which is taken."""

@@ -6,6 +6,7 @@ Arrivals are a Poisson process: independent users, who do not wait for each othe
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ class Arrival(NamedTuple):
   body: Any  # JSON, or bytes as they are; None = a change, drawn when it is due
 
 
-def read_shop(workdir: str) -> Shop:
+def read_shop(workdir: str | os.PathLike) -> Shop:
   """Return the users and items of a run folder. Raises DataError."""
   folder = pathlib.Path(workdir) / 'data'
   users, items, events = (

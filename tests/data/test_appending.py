@@ -1,0 +1,144 @@
+"""New days of a log: appended as if all had been indexed at once, and refused in one line."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rolegen_jax.config import DataConfig, SimulatorConfig
+from rolegen_jax.data.appending import extended, read_new_days
+from rolegen_jax.data.events import validate
+from rolegen_jax.data.files import DataError
+from rolegen_jax.data.leaks import check_no_leak
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.occasions import TEST, TRAIN, Cuts, find_occasions
+from rolegen_jax.data.recent import Recent
+from tests import days
+
+SIMULATOR = SimulatorConfig(users=60, items=48, categories=8)
+
+
+def indexed(events, items):
+  return InteractionLog.build(*validate(events, items))
+
+
+def contract(folder):
+  return DataConfig(format='contract', path=str(folder))
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  return days.cut(tmp_path_factory.mktemp('days'), SIMULATOR, 40, [60, 120])
+
+
+@pytest.fixture(scope='module')
+def log(folders):
+  return indexed(*(pl.read_parquet(folders[0] / f'{name}.parquet') for name in ('events', 'items')))
+
+
+def test_a_log_in_parts_is_the_log_as_a_whole(folders, log):
+  whole = [
+    pl.concat([pl.read_parquet(folder / f'{name}.parquet') for folder in folders])
+    for name in ('events', 'items')
+  ]
+  for folder in folders[1:]:
+    new_events, new_items, _ = read_new_days(contract(folder), log)
+    log = extended(log, new_events, new_items)
+  assert log.digest == indexed(*whole).digest
+
+
+def test_what_was_before_new_days_is_told_from_what_is_learned(folders, log):
+  new_events, new_items, _ = read_new_days(contract(folders[1]), log)
+  last = int(log.timestamp.max())
+  longer, data = extended(log, new_events, new_items), DataConfig()
+  before = find_occasions(longer, data, Cuts(last, last))
+  check_no_leak(longer, before)
+  is_new = before.timestamp > last
+  has_target = np.diff(before.target_offsets) > 0
+  assert (before.split[is_new & has_target] == TEST).all()
+  learned = before.all_training(longer)
+  check_no_leak(longer, learned)
+  assert (learned.split[has_target] == TRAIN).all()
+  assert (learned.train_end(longer) == longer.offsets[1:]).all()
+
+
+def new_days(folder, events=None, items=None):
+  """A day after the log's end, with some column replaced."""
+  base = pl.DataFrame(
+    dict(
+      user_id=[1, 2], item_id=[3, 10_000], event=['view', 'purchase'], timestamp=[1_800_000_000] * 2
+    )
+  )
+  table = pl.DataFrame(
+    dict(item_id=[10_000], title=['new'], category_code=['a.b'], brand=['c'], price=[1.0])
+  )
+  days.write(folder, base.with_columns(**(events or {})), table.with_columns(**(items or {})))
+  return contract(folder)
+
+
+def test_new_users_and_items_are_fine(tmp_path, log):
+  config = new_days(tmp_path / 'day', dict(user_id=pl.Series([1, 999])))
+  events, items, left_out = read_new_days(config, log)
+  longer = extended(log, events, items)
+  assert len(longer.users) == len(log.users) + 1 and longer.items.height == log.items.height + 1
+  assert left_out == {'items_known_already': 0}
+
+
+EARLY = pl.Series([1_704_070_000, 1_800_000_000])
+# Message -> the column that is replaced, of events or items.
+WRONG = {
+  r"\(events\): column 'timestamp', row 1: .*must be after the last event of the log, at \d+ \(2": (
+    'events',
+    dict(timestamp=EARLY),
+  ),
+  r"\(events\): column 'user_id' has type String, in the log that it continues Int64": (
+    'events',
+    dict(user_id=pl.Series(['a', 'b'])),
+  ),
+  r"items.parquet: column 'item_id' has type String, in the log that it continues Int64": (
+    'items',
+    dict(item_id=pl.Series(['x'])),
+  ),
+  r"events.parquet: column 'item_id', row 1: 777777; must be an item of .*items.parquet": (
+    'events',
+    dict(item_id=pl.Series([777777, 10_000])),
+  ),
+  r"\(items\): column 'category_id' is none of the items of the log; must be one of item_id, ": (
+    'items',
+    dict(category_id=pl.Series([4])),
+  ),
+}
+
+
+@pytest.mark.parametrize('message', WRONG)
+def test_days_that_do_not_continue_the_log_are_one_line(tmp_path, log, message):
+  config = new_days(tmp_path / 'day', **dict([WRONG[message]]))
+  with pytest.raises(DataError, match=message) as refused:
+    read_new_days(config, log)
+  assert '\n' not in str(refused.value)
+
+
+def test_items_without_a_column_of_the_log_are_refused(tmp_path, log):
+  config = new_days(tmp_path / 'day')
+  pl.DataFrame(dict(item_id=[10_000])).write_parquet(tmp_path / 'day' / 'items.parquet')
+  with pytest.raises(DataError, match=r"\(items\): column 'title' is missing"):
+    read_new_days(config, log)
+
+
+def test_items_of_the_log_stay_as_they_are_and_none_need_be_new(tmp_path, log):
+  known = log.items.head(1).with_columns(title=pl.lit('renamed'))
+  for items in (known, known.clear()):
+    folder = tmp_path / f'{items.height}'
+    config = new_days(folder, dict(item_id=pl.Series([3, 3])))
+    items.write_parquet(folder / 'items.parquet')
+    events, new, left_out = read_new_days(config, log)
+    assert not new.height and left_out['items_known_already'] == items.height
+    assert extended(log, events, new).items.equals(log.items)
+
+
+def test_all_recent_rows_and_a_share_of_the_others():
+  latest = np.array([5, 50, 7, 60, 1, 2, 3, 4])
+  for replay, others in ((0.0, 0), (0.5, 2), (0.75, 6)):
+    picked = Recent(since=10, replay=replay, seed=0).pick(latest)
+    assert {1, 3} <= set(picked) and len(set(picked)) == len(picked) == 2 + others
+    assert (np.diff(picked) > 0).all()
+  assert list(Recent(since=100, replay=0.5, seed=0).pick(latest)) == list(range(8))
