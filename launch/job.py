@@ -27,7 +27,7 @@ class Job:
 
   target: str
   experiment: str
-  workdir: str  # a folder that every host sees under this path
+  workdir: str  # a folder that every host sees under this path, or of a bucket
   set: tuple[str, ...] = ()  # section.field=value
   profile: tuple[str, ...] = ()  # STAGE:FIRST-LAST
   profile_processes: tuple[str, ...] = ('0',)
@@ -133,10 +133,13 @@ def validate(job: Job) -> Job:
   return dataclasses.replace(job, processes=hosts * job.slices)
 
 
-def is_written_out(path: str) -> bool:
-  """Return whether a path means the same on every host: no URL, no `~` and no $VARIABLE."""
+def is_written_out(path: str, urls: bool = False) -> bool:
+  """Return whether a path means the same on every host: no `~` and no $VARIABLE.
+
+  urls: whether it may be in a bucket.
+  """
   try:
-    return expanded(path) == path
+    return expanded(path, urls) == path
   except ValueError:
     return False
 
@@ -152,12 +155,12 @@ def _require_one_of(job: Job, flag: str, values: Collection[str]) -> None:
 
 def _validate_common(job: Job) -> None:
   workdir_rule = (
-    'a folder that every host mounts under this path (mount a bucket first), written out: '
-    '~ and $VARIABLES are those of this machine'
+    'a folder that every host mounts under this path, or gs://BUCKET/FOLDER or '
+    's3://BUCKET/FOLDER, written out: ~ and $VARIABLES are those of this machine'
   )
   name_rule = 'lower-case letters, digits and dashes, at most 40, starting with a letter'
   _require(job, 'experiment', job.experiment, 'the name of a file in experiments/, or a path')
-  _require(job, 'workdir', is_written_out(job.workdir), workdir_rule)
+  _require(job, 'workdir', is_written_out(job.workdir, urls=True), workdir_rule)
   python_rule = 'an interpreter on the hosts, written out (no ~, no $VARIABLE)'
   _require(job, 'python', is_written_out(job.python), python_rule)
   _require(job, 'name', NAME.fullmatch(job.name), name_rule)

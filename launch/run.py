@@ -35,7 +35,9 @@ _string, _integer = flags.DEFINE_string, flags.DEFINE_integer
 _JOB_FLAGS = [
   flags.DEFINE_enum('target', 'local', TARGETS, 'Where to run.'),
   _string('experiment', 'demo', 'Name of a file in experiments/ or path of one; NAME:ARG.'),
-  _string('workdir', None, 'Run folder, under the same path on every host.', required=True),
+  _string(
+    'workdir', None, 'Run folder, under the same path on every host, or in a bucket.', required=True
+  ),
   flags.DEFINE_multi_string(
     'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
   ),
@@ -111,7 +113,7 @@ def job_from_flags() -> Job:
     values['python'] = sys.executable if is_local else 'python'
   if is_local:
     for name in ('workdir', 'python'):
-      values[name] = local_path(values[name], f'--{name}')
+      values[name] = local_path(values[name], f'--{name}', urls=name == 'workdir')
     if shutil.which(values['python']) is None:
       raise ConfigError(f'--python={values["python"]}: must be an interpreter on this machine')
   config = cli.experiment(values['experiment'], list(values['set']))

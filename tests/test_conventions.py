@@ -263,6 +263,7 @@ def test_no_machine_paths_and_no_registries():
     'requirements-text.txt',
     'requirements-annotate.txt',
     'requirements-trackers.txt',
+    'requirements-cloud.txt',
   ],
 )
 def test_requirements_are_bounded_on_both_sides(name):

@@ -37,7 +37,7 @@ from rolegen_jax.runtime.progress import say
 if TYPE_CHECKING:
   from rolegen_jax.text.endpoint import Endpoint, Prices
 
-_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True, urls=True)
 _EXAMPLES = flags.DEFINE_integer(
   'examples',
   0,

@@ -14,12 +14,17 @@ from absl import flags
 
 from rolegen_jax.cli import entry
 from rolegen_jax.cli.path_flags import path_flag
+from rolegen_jax.runtime import storage
 
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', 'demo', 'Name of a file in experiments/, or the path of one; NAME:ARG passes ARG.'
 )
 _WORKDIR = path_flag(
-  'workdir', None, 'Run folder: outputs, checkpoints, report. Made if absent.', required=True
+  'workdir',
+  None,
+  'Run folder: outputs, checkpoints, report. Made if absent.',
+  required=True,
+  urls=True,
 )
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
@@ -41,6 +46,7 @@ _TRACKER = flags.DEFINE_enum(
 def main() -> None:
   """Train and evaluate the run that the flags name."""
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
+  storage.path(_WORKDIR.value)  # what is wrong with a bucket is said before jax is imported
   from rolegen_jax.pipeline.run import train
   from rolegen_jax.runtime import distributed
   from rolegen_jax.training import profiling, trackers

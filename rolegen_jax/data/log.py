@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 
 import numpy as np
 import polars as pl
@@ -23,6 +22,7 @@ from rolegen_jax.data.files import (
   read_parquet,
   write_parquet,
 )
+from rolegen_jax.runtime import storage
 
 _USERS_FILE = 'log_users.parquet'
 _ITEMS_FILE = 'log_items.parquet'
@@ -99,7 +99,7 @@ class InteractionLog:
 
     The file of events is written last and carries the digest of all three.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     rows = pl.DataFrame(
       {
         'user': self.user,
@@ -119,7 +119,7 @@ class InteractionLog:
 
     Raises DataError when files are missing, damaged or of different logs.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     users = read_parquet(folder / _USERS_FILE)
     items = read_parquet(folder / _ITEMS_FILE)
     rows = read_parquet(folder / _EVENTS_FILE)

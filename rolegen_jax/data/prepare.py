@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from rolegen_jax.data.occasions import (
   find_occasions,
   occasion_times,
 )
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 
 
@@ -68,7 +68,7 @@ def prepare(
   lie, in seconds, with the time of the first occasion after each. Raises DataError when training or
   test would have no occasion with a context and a target.
   """
-  folder = pathlib.Path(folder)
+  folder = storage.path(folder)
   log = InteractionLog.build(tables.events, tables.items)
   occasions = find_occasions(log, data, cuts)
   if data.split == 'time' and cuts is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,6 +11,7 @@ from rolegen_jax.config import EVENT_NAMES, SemanticIdConfig
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
+from rolegen_jax.runtime import storage
 from rolegen_jax.semantic_ids.catalogue import Catalogue, build
 from rolegen_jax.semantic_ids.embeddings import item_embeddings, text_embeddings
 from rolegen_jax.semantic_ids.text_vectors import TextVectors
@@ -50,7 +50,7 @@ def build_semantic_ids(
     'log': log.digest,
     'occasions': occasions.digest,
   }
-  write_json(report | catalogue.report, pathlib.Path(folder) / 'report.json')
+  write_json(report | catalogue.report, storage.path(folder) / 'report.json')
   return catalogue
 
 

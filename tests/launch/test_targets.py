@@ -198,8 +198,8 @@ def test_the_tpu_vm_script_runs_to_its_end_from_a_pipe(tmp_path):
   [
     (
       'local.sh',
-      dict(workdir='gs://bucket/run'),
-      '--workdir=gs://bucket/run: must be a folder that every host mounts',
+      dict(workdir='hdfs://bucket/run'),
+      '--workdir=hdfs://bucket/run: must be a folder that every host mounts',
     ),
     ('local.sh', dict(name='My Job'), '--name=My Job: must be lower-case'),
     ('local.sh', dict(set=('loop.worlds',)), 'section.field=value'),
