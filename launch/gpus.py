@@ -15,6 +15,7 @@ import json
 
 GPUS_OF_A_NODE = 8
 LIBRARIES = '/usr/local/nvidia/lib64'  # where GKE mounts drivers, and Google's NCCL beside them
+GIB = '/usr/local/gib'  # and its plugin for RDMA
 
 _DEVICES = tuple(f'/dev/nvidia{i}' for i in range(GPUS_OF_A_NODE)) + (
   '/dev/nvidiactl',
@@ -45,6 +46,7 @@ class Machine:
   volumes: dict[str, str]  # name -> folder of the node
   mounts: dict[str, str]  # name -> where the training sees it
   variables: dict[str, str] = dataclasses.field(default_factory=dict)
+  libraries: str = LIBRARIES  # where the training looks for them
   script: str = ''  # of the node, sourced for the variables of NCCL that it sets
   daemon: Daemon | None = None
 
@@ -144,8 +146,9 @@ _RDMA = Machine(
   networks=_numbered('rdma-', 0, 8),
   interfaces=_numbered('eth', 2, 8),  # eth1 is the node's second card for ordinary traffic
   volumes={'nvidia': '/home/kubernetes/bin/nvidia', 'gib': '/home/kubernetes/bin/gib'},
-  mounts={'nvidia': '/usr/local/nvidia', 'gib': '/usr/local/gib'},
-  script='/usr/local/gib/scripts/set_nccl_env.sh',
+  mounts={'nvidia': '/usr/local/nvidia', 'gib': GIB},
+  libraries=f'{LIBRARIES}:{GIB}/lib64',
+  script=f'{GIB}/scripts/set_nccl_env.sh',
 )
 MACHINES = {
   'a3-highgpu-8g': _TCPX,

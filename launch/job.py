@@ -16,7 +16,7 @@ GRACE_S = 120  # from SIGTERM to SIGKILL: one step and one checkpoint must fit
 
 NAME = re.compile(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?')
 ASSIGNMENT = re.compile(r'[\w.]+=.*')
-WINDOW = re.compile(r'\w+:\d+(-\d+)?')
+WINDOW = re.compile(r'(warmup|align|reason|loop):\d+(-\d+)?')
 LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 SLURM_TIME = re.compile(r'(\d+-)?\d+(:\d\d){0,2}')
 
@@ -173,10 +173,15 @@ def _validate_common(job: Job) -> None:
   _require(job, 'first_step_s', job.first_step_s >= job.watchdog_s, first_step_rule)
   _require(job, 'start_s', job.start_s >= 1, 'at least 1')
   cache_rule = 'a folder of each host from / on, written out: none that hosts share'
-  is_root_path = job.host_cache.startswith('/') and is_written_out(job.host_cache)
-  _require(job, 'host_cache', not job.host_cache or is_root_path, cache_rule)
+  is_folder = job.host_cache.startswith('/') and job.host_cache.strip('/') != ''
+  is_shared = bool(job.claim) and f'{job.host_cache}/'.startswith(f'{job.mount}/')
+  is_own = is_folder and not is_shared and is_written_out(job.host_cache)
+  _require(job, 'host_cache', not job.host_cache or is_own, cache_rule)
   windows = all(WINDOW.fullmatch(window) for window in job.profile)
-  _require(job, 'profile', windows, 'STAGE:FIRST-LAST, several separated by commas')
+  window_rule = 'STAGE:FIRST-LAST with a stage of warmup, align, reason and loop, comma-separated'
+  _require(job, 'profile', windows, window_rule)
+  tracers = all(number == 'all' or number.isdigit() for number in job.profile_processes)
+  _require(job, 'profile_processes', tracers, 'numbers of processes, or all')
   known_flags = all(name in xla_flags.FLAGS for name in job.xla_flags)
   _require(job, 'xla_flags', known_flags, 'names among ' + ', '.join(xla_flags.FLAGS))
   assignments = all(ASSIGNMENT.fullmatch(assignment) for assignment in job.set)
@@ -223,6 +228,6 @@ def check_mesh(job: Job, mesh: MeshConfig) -> None:
   data = mesh.data if mesh.data > 0 else chips // max(mesh.fsdp * mesh.tensor, 1)
   if data < 1 or data % job.slices:
     raise ConfigError(
-      f'mesh.data={mesh.data}: must be a multiple of --slices={job.slices}; '
+      f'mesh.data={mesh.data} (here {data}): must be a multiple of --slices={job.slices}; '
       'what slices exchange goes over the data-center network, and only `data` is made for that'
     )

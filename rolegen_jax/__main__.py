@@ -14,6 +14,7 @@ COMMANDS = (
   'train',
   'evaluate',
   'recommend',
+  'serve',
   'annotate',
   'simulate_ab',
   'export',

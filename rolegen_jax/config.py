@@ -33,7 +33,7 @@ ITEM_COLUMNS = (
   'embedding',
 )
 TIME_UNITS = {'s': 1, 'ms': 10**3, 'us': 10**6, 'ns': 10**9}  # how many are a second
-# How logs are written: as the contract says, or as public logs are (`data/formats.py`).
+# How logs are written: as the contract says, or as public logs are (`data/formats/`).
 FORMATS = (
   'simulated',
   'contract',
@@ -169,6 +169,11 @@ class DataConfig(Section):
     self._need(fits, f'{name}.columns', right)
     columns = [column for column, _, _ in pairs]
     self._need(len(set(columns)) == len(columns), f'{name}.columns', 'one name for each column')
+    for table, of_table in tables.items():
+      renamed = self.renamed(table)
+      in_files = {renamed.get(column, column) for column in of_table}
+      right = f'another column of the files for each column of {table}'
+      self._need(len(in_files) == len(of_table), f'{name}.columns', right)
     fits = not self.columns or self.format in ('contract', 'recbole')
     self._need(fits, f'{name}.columns', f'() with format={self.format}, which has its own')
 

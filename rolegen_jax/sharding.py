@@ -209,13 +209,17 @@ def check_batch(name: str, batch: int, config: Config, mesh: Mesh) -> None:
   if name in ('loop_stage.batch', 'evaluation.batch'):
     tables.append(ROLLOUTS[config.mesh.rollout])
   for table in tables:
-    axes = _as_tuple(table['batch'])
-    parts = math.prod(mesh.shape[axis] for axis in axes)
+    axes, parts = _as_tuple(table['batch']), batch_parts(mesh, table)
     if batch % parts:
       raise ConfigError(
         f'{name}={batch}: must be a multiple of {parts}, the devices of mesh axes '
         f'{" x ".join(axes)}'
       )
+
+
+def batch_parts(mesh: Mesh, table: Table = TRAIN) -> int:
+  """Return over how many devices a layout divides a batch."""
+  return math.prod(mesh.shape[axis] for axis in _as_tuple(table['batch']))
 
 
 def rows_here(mesh: Mesh, batch: int) -> np.ndarray:
@@ -225,7 +229,7 @@ def rows_here(mesh: Mesh, batch: int) -> np.ndarray:
   reaches over processes these hold the same rows. Raises ConfigError when the mesh does not divide
   the batch.
   """
-  parts = math.prod(mesh.shape[axis] for axis in _as_tuple(TRAIN['batch']))
+  parts = batch_parts(mesh)
   if batch % parts:
     names = ' x '.join(_as_tuple(TRAIN['batch']))
     raise ConfigError(

@@ -264,6 +264,7 @@ def test_no_machine_paths_and_no_registries():
     'requirements-annotate.txt',
     'requirements-trackers.txt',
     'requirements-cloud.txt',
+    'requirements-serve.txt',
   ],
 )
 def test_requirements_are_bounded_on_both_sides(name):
@@ -276,6 +277,12 @@ def test_requirements_are_bounded_on_both_sides(name):
     line for line in lines if not re.fullmatch(r'[\w.-]+(\[[\w-]+\])?>=[\d.]+,<[\d.]+(; .+)?', line)
   ]
   assert lines and not loose
+
+
+def test_names_of_test_files_are_unique():
+  # Their folders are no packages: pytest imports them by their names alone.
+  names = [path.name for path in (ROOT / 'tests').rglob('test_*.py')]
+  assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def test_tests_import_no_two_modules_that_define_one_flag():

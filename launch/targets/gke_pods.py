@@ -61,7 +61,7 @@ def _gpu_pod(job: Job, machine: gpus.Machine) -> Manifest:
     # exec: signals reach host_entry, which is the container's first process then.
     command = ['bash', '-c', f'source {machine.script} && exec "$@"', CONTAINER, *command]
   container = _container(job, command)
-  container['env'] = _variables({'LD_LIBRARY_PATH': gpus.LIBRARIES} | machine.variables)
+  container['env'] = _variables({'LD_LIBRARY_PATH': machine.libraries} | machine.variables)
   container['securityContext'] = {'runAsUser': 0, 'capabilities': {'add': ['IPC_LOCK']}}
   container['resources'] = {'limits': {'nvidia.com/gpu': gpus.GPUS_OF_A_NODE}}
   container['volumeMounts'] += _mounts({'shared-memory': '/dev/shm'} | machine.mounts)

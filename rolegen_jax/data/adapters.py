@@ -140,7 +140,13 @@ def public(path: pathlib.Path, data: DataConfig) -> Adapted:
   table = files.table
   say_ignored(path)
   events = records.read(
-    files.events, table.layout, table.fields, data.max_users, faults, where=table.where
+    files.events,
+    table.layout,
+    table.fields,
+    data.max_users,
+    faults,
+    where=table.where,
+    may_be_cut=True,
   )
   events = events.with_columns(**table.made)
   if log.window:
@@ -238,6 +244,7 @@ def _items(files: list[pathlib.Path], table: Table, faults: Faults) -> pl.DataFr
     faults=faults.of('items'),
     may_be_empty=True,
     where=table.where,
+    may_be_cut=True,
   )
   rows = rows.with_columns(**table.made)
   known = [column for column in ITEM_COLUMNS[1:] if column in rows.columns]

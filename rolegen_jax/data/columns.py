@@ -20,6 +20,10 @@ NUMBER = 'a number'
 PRICE = 'a finite number of at least 0'
 
 Parser = Callable[[pl.Expr], pl.Expr]
+# Types of JSON values: 1.0 is no id, as it is not 1, nor is a list; a list is a text of many lines.
+ID: tuple[type, ...] = (str, int)
+SCALAR: tuple[type, ...] = (str, int, float)
+LISTS: tuple[type, ...] = (*SCALAR, list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Field:
   absent: bool = False
   # What more the error message says of a text that is wrong.
   hint: Callable[[str], str] | None = None
+  # Types that its value may have in JSON, beside null.
+  json: tuple[type, ...] = SCALAR
 
 
 def integer(text: pl.Expr) -> pl.Expr:
@@ -148,10 +154,15 @@ def since(start: int) -> Parser:
   return parse
 
 
-def time_field(name: str, unit: str) -> Field:
-  """Return the field of the timestamp, whole numbers of a unit of `config.TIME_UNITS`."""
+def time_field(name: str, unit: str, settable: bool = False) -> Field:
+  """Return the field of the timestamp, whole numbers of a unit of `config.TIME_UNITS`.
+
+  settable: whether `data.time_unit` declares the unit, for the error message.
+  """
   expected = f'a time UTC of 1990 to 2036, a whole number of {unit} or as ISO 8601 writes it'
-  return Field(name, 'timestamp', time(unit), expected, hint=likely_unit)
+  return Field(
+    name, 'timestamp', time(unit), expected, hint=unit_to_set if settable else likely_unit
+  )
 
 
 def likely_unit(text: str) -> str:
@@ -160,6 +171,12 @@ def likely_unit(text: str) -> str:
     return ''
   found = (unit for unit, factor in TIME_UNITS.items() if plausible(int(text) // factor))
   return next((f'; {text} looks like {unit}' for unit in found), '')
+
+
+def unit_to_set(text: str) -> str:
+  """Return what `likely_unit` does, and the setting that declares that unit."""
+  looks = likely_unit(text)
+  return looks and f'{looks}: set data.time_unit={looks.rpartition(" ")[2]}'
 
 
 def _iso(text: pl.Expr) -> pl.Expr:

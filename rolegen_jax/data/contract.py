@@ -40,6 +40,7 @@ CHUNK_ROWS = 2_000_000  # events of a parquet file read at a time
 CONTRACT = DataConfig('contract', '.')  # the settings of a log that has the contract's own names
 _PARQUET = 'a readable parquet file'
 _IDS = ('user_id', 'item_id', 'session_id')
+_ID = 'a string that is not empty, or an integer'
 
 
 class Chunk(NamedTuple):
@@ -64,8 +65,8 @@ def read_contract(
   """Read and validate the log in a folder, or that whose events a glob matches.
 
   data: its columns, time_unit and max_users (the first that many users in file order; 0 = all).
-  faults: what becomes of wrong rows, None raises the first; it also counts what else is left out,
-  as other_users and cut_last_line.
+  faults: what becomes of wrong rows, None raises the first; it counts what else is left out too, as
+  other_users.
 
   Returns (events, items) as `validate` does. Raises DataError for the first fault.
   """
@@ -83,7 +84,7 @@ def read_contract(
     tables.append(events)
   events = pl.concat(tables, how='diagonal')
   if not events.height:
-    raise DataError(f'{path}: has no rows in its events that are right; must have at least one')
+    raise DataError(f'{path}: has no valid event rows; must have at least one')
   return events, items
 
 
@@ -198,12 +199,11 @@ def event_fields(data: DataConfig) -> tuple[Field, ...]:
   names = data.renamed('events')
   codes = columns.coded({name: name for name in EVENT_NAMES}, EVENT_DTYPE)
   name = {column: names.get(column, column) for column in EVENT_COLUMNS}
-  text = 'text that is not empty'
   return (
-    Field(name['user_id'], 'user_id', columns.label, text),
-    Field(name['item_id'], 'item_id', columns.label, text),
+    Field(name['user_id'], 'user_id', columns.label, _ID, json=columns.ID),
+    Field(name['item_id'], 'item_id', columns.label, _ID, json=columns.ID),
     Field(name['event'], 'event', codes, 'one of ' + ', '.join(EVENT_NAMES)),
-    columns.time_field(name['timestamp'], data.time_unit),
+    columns.time_field(name['timestamp'], data.time_unit, settable=True),
     *(_optional(column, names) for column in OPTIONAL_EVENT_COLUMNS),
   )
 
@@ -211,20 +211,23 @@ def event_fields(data: DataConfig) -> tuple[Field, ...]:
 def item_fields(data: DataConfig) -> tuple[Field, ...]:
   """Return the fields of items in text, as `data` names them."""
   names = data.renamed('items')
-  item_id = Field(
-    names.get('item_id', 'item_id'), 'item_id', columns.label, 'text that is not empty'
-  )
+  item_id = Field(names.get('item_id', 'item_id'), 'item_id', columns.label, _ID, json=columns.ID)
   return (item_id, *(_optional(column, names) for column in ITEM_COLUMNS[1:]))
 
 
 def _optional(column: str, names: dict[str, str]) -> Field:
   """Return a field that may be empty, and missing unless `names` says what it is called."""
-  parsers = {
-    'price': (columns.price, columns.PRICE),
-    'embedding': (columns.floats, 'numbers with commas or spaces between them'),
+  an_id = (columns.label, 'a string or an integer', columns.ID)
+  kinds = {
+    'price': (columns.price, columns.PRICE, columns.SCALAR),
+    'embedding': (columns.floats, 'numbers with commas or spaces between them', columns.LISTS),
+    'session_id': an_id,
+    'category_id': an_id,
   }
-  parse, right = parsers.get(column, (columns.label, 'text'))
-  return Field(names.get(column, column), column, parse, right, True, column not in names)
+  text = (columns.label, 'text or a list of texts', columns.LISTS)
+  parse, right, types = kinds.get(column, text)
+  name = names.get(column, column)
+  return Field(name, column, parse, right, True, column not in names, json=types)
 
 
 def _read_text(

@@ -37,7 +37,8 @@ class Faults:
     kind: 'wrong_' and a column, or another short name. count: of rows in one file. first: the
     message of the first of them.
     """
-    shown = first + (f' (and {count - 1} more such rows here)' if count > 1 else '')
+    rows = 'row' if count == 2 else 'rows'
+    shown = first + (f' (and {count - 1} more such {rows} here)' if count > 1 else '')
     if not self.skips:
       raise DataError(shown)
     if not self.counts[self.prefix + kind]:

@@ -74,9 +74,10 @@ def log_files(path: str | os.PathLike) -> LogFiles:
     raise DataError(f'{_first_of(stray)}: would not be read; a log folder must hold {_PARTS}')
   for table, files in (('events', events), ('items', items)):
     if (path / table).is_dir() and not files:
-      raise DataError(f'{path / table}: has no file; must have at least one parquet file')
+      raise DataError(f'{path / table}: has no file; must have one at least')
     if not files:
-      raise DataError(f'{path / table}.parquet: no such file; must be a readable parquet file')
+      right = f'a readable parquet file, or {table}.csv or {table}.jsonl instead'
+      raise DataError(f'{path / table}.parquet: no such file; must be {right}')
   return LogFiles(path, items, events)
 
 
@@ -115,6 +116,8 @@ def listed(path: str | os.PathLike) -> tuple[pathlib.Path, list[pathlib.Path]]:
     root = root.parent
   matches = sorted(map(pathlib.Path, glob.glob(str(path), recursive=True)))
   kept = [m for m in matches if not any(map(_is_ignored, m.relative_to(root).parts))]
+  folders = set(kept)  # whose files are read whether or not they match too, as with **
+  kept = [match for match in kept if not folders.intersection(match.parents)]
   for folder in {match.parent for match in kept}:
     _entries(folder)  # which refuses tables whose files are not all of them
   files = _files_of(kept, {})

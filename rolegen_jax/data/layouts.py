@@ -1,10 +1,11 @@
 """How files hold rows: each layout gives the rows of a file as text fields, one lazy table.
 
-A table has columns row (1-based number of the line or row), whole (whether the line could be split
-into its fields) and `_0`, `_1`, ... for the fields that were asked for, as text; what a file leaves
-open is null. Lines are scanned as text and split here, because polars' readers fill short lines
-with nulls and name no line in their errors. Text files may be compressed by gzip or zstd, begin
-with a byte-order mark and end their lines with CRLF.
+A table has columns row (1-based number of the line or row), wrong (0 = the line cannot be split
+into its fields, k = the k-th has a type that it cannot have, null = neither) and `_0`, `_1`, ...
+for the fields that were asked for, as text; what a file leaves open is null. Lines are scanned as
+text and split here, because polars' readers fill short lines with nulls and name no line in their
+errors. Text files may be compressed by gzip or zstd, begin with a byte-order mark and end their
+lines with CRLF.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import reprlib
 from typing import Any
 
 import polars as pl
 
+from rolegen_jax.data.columns import SCALAR, Field
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.lines import split_lines
 
+_LAST_WORD = re.compile(r'"(?:[^"\\]|\\.)*\\?|[\w.+-]*')
+_BROKEN = pl.lit(0, pl.UInt8)  # in column wrong
 _MAGIC = (b'\x1f\x8b', b'\x28\xb5\x2f\xfd')  # gzip, zstd
 
 
@@ -89,12 +94,12 @@ class Layout(abc.ABC):
     """Return the names of the file's columns; None where each row names its own."""
 
   @abc.abstractmethod
-  def rows(self, path: pathlib.Path, names: list[str], encoding: str) -> pl.LazyFrame:
-    """Return row, whole and the fields `names` as text columns, as the module describes them."""
+  def rows(self, path: pathlib.Path, fields: tuple[Field, ...], encoding: str) -> pl.LazyFrame:
+    """Return row, wrong and the fields as text columns, as the module describes them."""
 
   def broken(self, path: pathlib.Path, row: int) -> str:
-    """Return in words what is wrong with a row that is not whole, and what would be right."""
-    raise AssertionError(f'{path}: row {row} is whole')
+    """Return in words why a row cannot be split, and what would be right."""
+    raise AssertionError(f'{path}: row {row} can be split')
 
   def is_cut(self, path: pathlib.Path, line: str) -> bool:
     """Return whether a last line without an end was cut short."""
@@ -119,18 +124,18 @@ class Delimited(Layout):
     names = self._split(first[0] or '') if first else []
     return [name.partition(':')[0] for name in names] if self.separator == '\t' else names
 
-  def rows(self, path: pathlib.Path, names: list[str], encoding: str) -> pl.LazyFrame:
+  def rows(self, path: pathlib.Path, fields: tuple[Field, ...], encoding: str) -> pl.LazyFrame:
     known = self.names(path) or []
     table = lines(path, encoding).slice(0 if self.header else 1)
     split, whole = self._fields(len(known))
     whole = whole.fill_null(False) & _is_text(encoding)
-    table = table.with_columns(whole=whole, split=split)
+    table = table.with_columns(wrong=pl.when(~whole).then(_BROKEN), split=split)
     texts = (
-      pl.col('split').struct.field(field_column(known.index(name))).alias(f'text{number}')
-      for number, name in enumerate(names)
+      pl.col('split').struct.field(field_column(known.index(field.name))).alias(f'text{number}')
+      for number, field in enumerate(fields)
     )
-    table = table.select('row', 'whole', *texts)
-    return table.rename({f'text{number}': field_column(number) for number in range(len(names))})
+    table = table.select('row', 'wrong', *texts)
+    return table.rename({f'text{number}': field_column(number) for number in range(len(fields))})
 
   def broken(self, path: pathlib.Path, row: int) -> str:
     line = _line(path, row, self.encoding)
@@ -139,7 +144,8 @@ class Delimited(Layout):
     right = f'must have {len(names)}: {",".join(names)}'
     if len(parts) == len(names):
       right = 'must be UTF-8 text, with quotes (") around whole fields, closed on the same line'
-    return f'has {len(parts)} fields: {reprlib.repr(line)}; {right}'
+    fields = 'field' if len(parts) == 1 else 'fields'
+    return f'has {len(parts)} {fields}: {reprlib.repr(line)}; {right}'
 
   def is_cut(self, path: pathlib.Path, line: str) -> bool:
     return len(self._split(line)) < len(self.names(path) or [])
@@ -156,7 +162,8 @@ class Delimited(Layout):
       split = line.str.split_exact(self.separator, count - 1).struct.rename_fields(texts)
       return split, line.str.count_matches(self.separator, literal=True) == count - 1
     comma = self.separator
-    pattern = rf'{comma}(?:"(?:[^"]|"")*"|(?:[^{comma}"][^{comma}]*)?)'
+    # A bare quote is the end of a field that began on another line: its line is no row.
+    pattern = rf'{comma}(?:"(?:[^"]|"")*"|[^{comma}"]*)'
     after_comma = pl.concat_str(pl.lit(comma), line)
     found = after_comma.str.extract_all(pattern)
     # Whatever the pattern passes over stands outside the quotes of its field.
@@ -179,20 +186,20 @@ class JsonLines(Layout):
   def names(self, path: pathlib.Path) -> list[str] | None:
     return None
 
-  def rows(self, path: pathlib.Path, names: list[str], encoding: str) -> pl.LazyFrame:
-    columns = [field_column(number) for number in range(len(names))]
+  def rows(self, path: pathlib.Path, fields: tuple[Field, ...], encoding: str) -> pl.LazyFrame:
+    columns = [field_column(number) for number in range(len(fields))]
+    broken = [0, *(None for _ in fields)]
     schema = {
       'row': pl.get_index_type(),
-      'whole': pl.Boolean(),
+      'wrong': pl.UInt8(),
       **dict.fromkeys(columns, pl.String()),
     }
 
     def parse(batch: pl.DataFrame) -> pl.DataFrame:
       found: list[list[Any]] = [[] for _ in schema]
       for row, line, is_text in batch.iter_rows():
-        for record in self._records(line or '', names) if is_text else [None]:
-          values = (row, record is not None, *(record or [None] * len(names)))
-          for column, value in zip(found, values):
+        for record in self._records(line or '', fields) if is_text else [None]:
+          for column, value in zip(found, (row, *(record or broken))):
             column.append(value)
       return pl.DataFrame(dict(zip(schema, found)), schema)
 
@@ -216,16 +223,22 @@ class JsonLines(Layout):
     return f'is {reprlib.repr(line)}; must be {right}'
 
   def is_cut(self, path: pathlib.Path, line: str) -> bool:
-    return _json(line) is None
+    try:
+      json.loads(line)
+    except json.JSONDecodeError as error:  # at a string or a word that the text ends in
+      return line.startswith('{') and bool(_LAST_WORD.fullmatch(line, error.pos))
+    except (ValueError, RecursionError):
+      return False
+    return False
 
-  def _records(self, line: str, names: list[str]) -> list[list[str | None] | None]:
-    """Return the rows of a line as the texts of their fields; None for one that is broken."""
+  def _records(self, line: str, fields: tuple[Field, ...]) -> list[list[Any] | None]:
+    """Return the rows of a line as wrong and the texts of the fields; None for a broken one."""
     value = _json(line)
     inner = value.get(self.each) if value is not None and self.each else [{}]
     if value is None or not isinstance(inner, list) or not all(type(row) is dict for row in inner):
       return [None]
     try:
-      return [_texts(value | row if row else value, names) for row in inner]
+      return [_record(value | row if row else value, fields) for row in inner]
     except (RecursionError, UnicodeEncodeError):  # too deep; half a surrogate pair
       return [None]
 
@@ -240,14 +253,15 @@ class Parquet(Layout):
   def names(self, path: pathlib.Path) -> list[str] | None:
     return _scan(path).collect_schema().names()
 
-  def rows(self, path: pathlib.Path, names: list[str], encoding: str) -> pl.LazyFrame:
+  def rows(self, path: pathlib.Path, fields: tuple[Field, ...], encoding: str) -> pl.LazyFrame:
     table = _scan(path)
     schema = table.collect_schema()
     texts = (
-      _as_text(path, name, schema[name]).alias(field_column(number))
-      for number, name in enumerate(names)
+      _as_text(path, field.name, schema[field.name]).alias(field_column(number))
+      for number, field in enumerate(fields)
     )
-    return table.with_row_index('row', 1).select('row', pl.lit(True).alias('whole'), *texts)
+    wrong = pl.lit(None, pl.UInt8).alias('wrong')
+    return table.with_row_index('row', 1).select('row', wrong, *texts)
 
 
 def _scan(path: pathlib.Path) -> pl.LazyFrame:
@@ -274,13 +288,22 @@ def _json(line: str) -> dict[str, Any] | None:
   return value if isinstance(value, dict) else None
 
 
-def _texts(value: dict[str, Any], names: list[str]) -> list[str | None]:
-  """Return the named values as text. Raises UnicodeEncodeError where one is none."""
-  texts = [_text(value.get(name)) for name in names]
+def _record(value: dict[str, Any], fields: tuple[Field, ...]) -> list[Any]:
+  """Return wrong and the fields as text. Raises UnicodeEncodeError where one is none."""
+  values = [value.get(field.name) for field in fields]
+  wrong = (k for k, (v, field) in enumerate(zip(values, fields), 1) if not _fits(v, field))
+  texts = list(map(_text, values))
   for text in texts:
     if text and not text.isascii():
       text.encode()
-  return texts
+  return [next(wrong, None), *texts]
+
+
+def _fits(value: Any, field: Field) -> bool:
+  """Return whether a field may have the type of a JSON value, and of those of a list."""
+  if type(value) is list:
+    return list in field.json and all(type(inner) in (*SCALAR, type(None)) for inner in value)
+  return value is None or type(value) in field.json
 
 
 def _text(value: Any) -> str | None:

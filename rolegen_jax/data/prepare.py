@@ -186,7 +186,7 @@ def _say(data: DataConfig, notes: dict[str, Any]) -> None:
     )
   for reason, count in notes['left_out'].items():
     if count:
-      say(f'data: {count} rows left out ({reason})')
+      say(f'data: {count} {"row" if count == 1 else "rows"} left out ({reason})')
 
 
 def _by_cohort_and_split(occasions: Occasions, weights: np.ndarray) -> dict[str, dict[str, int]]:

@@ -31,6 +31,7 @@ def read(
   faults: Faults | None = None,
   may_be_empty: bool = False,
   where: pl.Expr | None = None,
+  may_be_cut: bool = False,
 ) -> pl.DataFrame:
   """Read the rows of all files, in order.
 
@@ -38,11 +39,11 @@ def read(
   the first that many users in the order of files and rows; 0 keeps all. faults: what becomes of
   wrong rows, None raises the first; it counts what is left out, as cut_last_line and other_users
   too. may_be_empty: whether no row at all is fine. where: over the typed columns, which rows are
-  meant; the others are passed over and not counted.
+  meant; the others are passed over and not counted. may_be_cut: whether a last line that was cut
+  short by whoever took the head of the file is left out and counted; otherwise it is broken.
 
-  Returns the table with the fields' columns in that order. A last line with too few fields and no
-  line end was cut by whoever took the head of the file. Raises DataError with the file and number
-  of the first bad row, the field and what would be right.
+  Returns the table with the fields' columns in that order. Raises DataError with the file and
+  number of the first bad row, the field and what would be right.
   """
   faults = faults or Faults()
   present = {file: _present(file, layout, fields) for file in files}  # before much is read
@@ -50,10 +51,10 @@ def read(
   users: pl.Series | None = None
   for file, columns in present.items():
     with _naming(file, layout, columns):
-      typed, cut_line = _typed_rows(file, layout, columns, faults)
+      typed, cut_line = _typed_rows(file, layout, columns, faults, may_be_cut)
       if cut_line:
         say(f'{file}: its last line, {cut_line}, was cut short and is left out')
-      if not isinstance(layout, Parquet):
+      if may_be_cut and not isinstance(layout, Parquet):
         faults.count('cut_last_line', int(cut_line > 0))
       if where is not None:
         typed = typed.filter(where | pl.col('bad').is_not_null())
@@ -68,6 +69,8 @@ def read(
       if max_users:
         all_rows = typed.select(pl.len()).collect(engine='streaming').item()
         faults.count('other_users', all_rows - table.height)
+      if not isinstance(layout, Parquet):
+        table = _without_blank_end(file, table)
       _count_faults(file, layout, typed, table, columns, faults)
       tables.append(table.filter(pl.col('bad').is_null()).drop('row', 'bad'))
   if not may_be_empty and not any(table.height for table in tables):
@@ -124,14 +127,15 @@ def _name_bytes(file: pathlib.Path) -> None:
 
 
 def _typed_rows(
-  file: pathlib.Path, layout: Layout, fields: Fields, faults: Faults
+  file: pathlib.Path, layout: Layout, fields: Fields, faults: Faults, may_be_cut: bool
 ) -> tuple[pl.LazyFrame, int]:
   """Return the parsed rows of a file but its cut last line, and the number of that; 0 = none."""
   encoding = layout.encoding
   if faults.skips and encoding == 'utf8':
     encoding = 'utf8-lossy'  # bytes that are no text are wrong in their line only
-  rows = layout.rows(file, [field.name for field in fields], encoding)
-  cut_line = 0 if isinstance(layout, Parquet) else _cut_last_line(file, layout, encoding)
+  rows = layout.rows(file, fields, encoding)
+  is_text = not isinstance(layout, Parquet)
+  cut_line = _cut_last_line(file, layout, encoding) if may_be_cut and is_text else 0
   if cut_line:
     rows = rows.filter(pl.col('row') != cut_line)
   return _typed(rows, fields), cut_line
@@ -157,16 +161,26 @@ def _cut_last_line(file: pathlib.Path, layout: Layout, encoding: str) -> int:
   return 0
 
 
+def _without_blank_end(file: pathlib.Path, table: pl.DataFrame) -> pl.DataFrame:
+  """Return the table without the wrong row that a blank line at the end of a text file is."""
+  last = table.tail(1).filter(pl.col('bad').is_not_null())
+  if not last.height or last['row'][0] == 1:
+    return table
+  rest = lines(file, 'utf8-lossy').slice(last['row'][0] - 1, 2).collect()['line']
+  return table.head(-1) if len(rest) == 1 and not rest[0] else table
+
+
 def _typed(rows: pl.LazyFrame, fields: Fields) -> pl.LazyFrame:
   """Parse text fields into columns bad and one per field, beside those that were there.
 
-  bad: 0 = the line could not be split, k = the k-th field is wrong, null = good.
+  bad: 0 = the line could not be split, k = the k-th field is wrong, null = good; what the layout
+  found wrong comes first.
   """
   texts = [pl.col(field_column(number)).fill_null('') for number in range(len(fields))]
   rows = rows.with_columns(
     field.parse(text).alias(field.column) for text, field in zip(texts, fields)
   )
-  wrong = [pl.when(~pl.col('whole')).then(pl.lit(0, pl.UInt8))]
+  wrong: list[pl.Expr] = [pl.col('wrong')]
   for number, (text, field) in enumerate(zip(texts, fields), 1):
     missing = pl.col(field.column).is_null()
     if field.optional:

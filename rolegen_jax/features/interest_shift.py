@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -37,7 +36,8 @@ PURCHASE = EVENT_NAMES.index('purchase')
 _DAY = 86_400.0  # seconds
 
 
-class Opens(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opens:
   """How much interest contact with each item opens where it was not before."""
 
   share: np.ndarray  # fp32 [I], of the interest, expected after shrinkage; 0 = none
@@ -48,10 +48,15 @@ class Opens(NamedTuple):
     """What a share must exceed to count: the noise, or the median where that is more."""
     return max(self.noise, float(np.median(self.share)), 1e-3)
 
-  @property
+  @functools.cached_property
   def log(self) -> np.ndarray:
     """log(share + scale), fp [I]."""
     return np.log(self.share + self.scale)
+
+  def padded(self, items: int) -> Opens:
+    """Return this for `items` items, of which the last are new and open nothing we know of."""
+    new = np.zeros(items - len(self.share), self.share.dtype)
+    return Opens(np.concatenate([self.share, new]), self.scale)
 
 
 @dataclasses.dataclass(frozen=True)

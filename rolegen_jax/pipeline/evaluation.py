@@ -242,6 +242,7 @@ def report(
   print(headline(systems))
   say(f'report -> {path}')
   say(f'next: rolegen recommend --workdir={run.workdir} --output=recommendations.parquet')
+  say(f'or, after pip install -r requirements-serve.txt: rolegen serve --workdir={run.workdir}')
   return path
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, AT_RUN_TIME, REFITTED, Config
 from rolegen_jax.data.adapters import log_fingerprint
+from rolegen_jax.data.shards import convert
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.overrides import field_paths
 from rolegen_jax.pipeline.records import Record
@@ -42,6 +43,10 @@ UNREAD = (
   'evaluation.exposure_penalty',
   'evaluation.seed',
 )
+
+# Settings that run folders may be older than. At their defaults, which is how those were made, they
+# are no part of a record.
+LATER = (*convert.LATER, 'data.on_error', 'data.cold_items')
 
 _VOCABULARY = (
   'semantic_ids.levels',
@@ -116,13 +121,20 @@ def settings(stage: str, config: Config) -> dict[str, Any]:
   if ablation:
     config = config.ablated(ablation)
   values: dict[str, Any] = {
-    path: functools.reduce(getattr, path.split('.'), config)
+    path: _value(path, config)
     for path in fields(kind(stage))
     if not _is_off(kind(stage), path, config)
   }
+  for path in LATER:
+    if path in values and values[path] == _value(path, Config()):
+      del values[path]
   if 'evaluation.ks' in values:  # lists are that long, and shorter ones are their beginnings
     values['max(evaluation.ks)'] = max(values.pop('evaluation.ks'))
   return {name: list(x) if isinstance(x, tuple) else x for name, x in values.items()}  # as JSON
+
+
+def _value(path: str, config: Config) -> Any:
+  return functools.reduce(getattr, path.split('.'), config)
 
 
 def kind(stage: str) -> str:

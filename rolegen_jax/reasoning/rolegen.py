@@ -236,13 +236,35 @@ class RoleGen:
 
     With `reasoning` (static) False, the backbone stands alone.
     """
+    rollout, said = None, Conditioning()
+    if reasoning:
+      rollout, said = self.reason(params['reasoner'], examples, trie, intervene)
+    return Recommendation(self.rank(params['backbone'], examples, said, trie, beams), rollout)
+
+  def reason(
+    self, reasoner_params: Params, examples: Examples, trie: Trie, intervene: ArrayLike = True
+  ) -> tuple[Rollout, Conditioning]:
+    """Return every user's worlds, and what they say to `rank`."""
     with sharding.layout(self.decoding):
-      backbone = self.gathered('backbone', params['backbone'])
+      keys = history_keys(self.config.seed, examples)
+      rollout = self.rollout(reasoner_params, examples, trie, keys, intervene)
+      return rollout, self.reasoning(rollout, jnp.ones(examples.timestamp.shape, bool))
+
+  def rank(
+    self,
+    backbone_params: Params,
+    examples: Examples,
+    said: Conditioning,
+    trie: Trie,
+    beams: int,
+    allow: jax.Array | None = None,
+  ) -> Ranking:
+    """Return the top `beams` items of every user, given what the reasoner said.
+
+    With `allow`, uint32 [B], a user gets items of these regions only (`semantic_ids/trie.py`).
+    """
+    with sharding.layout(self.decoding):
+      backbone = self.gathered('backbone', backbone_params)
       memory = backbone.encode(examples.history, backbone.items(trie))
-      rollout, said = None, Conditioning()
-      if reasoning:
-        keys = history_keys(self.config.seed, examples)
-        rollout = self.rollout(params['reasoner'], examples, trie, keys, intervene)
-        said = self.reasoning(rollout, jnp.ones(examples.timestamp.shape, bool))
       query_state = self.query(backbone, memory, examples.timestamp)
-      return Recommendation(recommend(backbone, query_state, said, trie, beams), rollout)
+      return recommend(backbone, query_state, said, trie, beams, allow)

@@ -115,7 +115,7 @@ class _Host:
     try:
       said = json.loads(line)
       index, count, name = int(said['process']), int(said['of']), str(said['host'])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
       self._forget(guest)
       return
     if count != self._count or not 0 <= index < count:

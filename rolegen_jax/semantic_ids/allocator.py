@@ -74,6 +74,13 @@ class IndexAllocator:
     self.count -= n
     return indices.astype(np.int64)
 
+  def take(self, indices: np.ndarray) -> None:
+    """Take these indices, all of them free, out of the queue; the others keep their order."""
+    waiting = self.queue[(self.first + np.arange(self.count)) % len(self.queue)]
+    waiting = waiting[~np.isin(waiting, indices)]
+    self.first, self.count = 0, len(waiting)
+    self.queue[: self.count] = waiting
+
   def release(self, indices: np.ndarray) -> None:
     """Append indices to the end of the queue."""
     slots = (self.first + self.count + np.arange(len(indices))) % len(self.queue)

@@ -14,6 +14,7 @@ Legend: N events, I items, A attribute columns, V nodes (items, then attribute v
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable
 
@@ -233,24 +234,39 @@ def unit(x_NxD: np.ndarray) -> np.ndarray:
 # Text
 
 
-def hashed_ngrams(texts: list[str], seed: int = 0) -> np.ndarray:
+def hashed_ngrams(
+  texts: list[str], seed: int = 0, inverse_frequency: np.ndarray | None = None
+) -> np.ndarray:
   """Return float32 [I, TEXT_DIM]: TF-IDF of hashed byte n-grams, randomly projected.
 
   Rows have unit length (zero for empty text). Needs no download and no fitting beyond the document
-  frequencies of `texts`. Near-duplicates come out close; synonyms do not.
+  frequencies, by default those of `texts`. Near-duplicates come out close; synonyms do not.
   """
+  counts = _ngram_counts(texts)
+  if inverse_frequency is None:
+    inverse_frequency = _inverse_frequency(counts)
+  counts.data = np.log1p(counts.data) * inverse_frequency[counts.indices]
+  return unit(counts @ _projection(seed)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1)
+def _projection(seed: int) -> np.ndarray:
+  return np.random.default_rng(seed).standard_normal((TEXT_BUCKETS, TEXT_DIM), dtype=np.float32)
+
+
+def _inverse_frequency(counts: sp.csr_array) -> np.ndarray:
+  document_frequency = np.bincount(counts.indices, minlength=TEXT_BUCKETS)
+  return np.log((1 + counts.shape[0]) / (1 + document_frequency))
+
+
+def _ngram_counts(texts: list[str]) -> sp.csr_array:
+  """Return how often each text has an n-gram of each bucket, [texts, TEXT_BUCKETS]."""
   text_of_gram, buckets = _ngram_buckets(texts)
   counts = sp.csr_array(
     (np.ones(len(text_of_gram)), (text_of_gram, buckets)), shape=(len(texts), TEXT_BUCKETS)
   )
   counts.sum_duplicates()
-  document_frequency = np.bincount(counts.indices, minlength=TEXT_BUCKETS)
-  inverse_frequency = np.log((1 + len(texts)) / (1 + document_frequency))
-  counts.data = np.log1p(counts.data) * inverse_frequency[counts.indices]
-  projection = np.random.default_rng(seed).standard_normal(
-    (TEXT_BUCKETS, TEXT_DIM), dtype=np.float32
-  )
-  return unit(counts @ projection).astype(np.float32)
+  return counts
 
 
 def _ngram_buckets(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -301,6 +317,17 @@ def text_embeddings(items: pl.DataFrame, name: str) -> np.ndarray | None:
     known = ', '.join(['column', *TEXT_EMBEDDERS])
     raise ConfigError(f'semantic_ids.text={name!r}: unknown text embedder, known are: {known}')
   return unit(np.asarray(TEXT_EMBEDDERS[name](texts(items, name)), np.float32))
+
+
+def embedder_of_more(items: pl.DataFrame, name: str) -> Callable[[list[str]], np.ndarray] | None:
+  """Return what embeds the texts of further items as `text_embeddings` did those of `items`.
+
+  None where there is no such embedder: none was named, or vectors come from elsewhere.
+  """
+  if name == 'hashed_ngrams':
+    frequency = _inverse_frequency(_ngram_counts(texts(items, name)))
+    return functools.partial(hashed_ngrams, inverse_frequency=frequency)
+  return TEXT_EMBEDDERS.get(name)
 
 
 def texts(items: pl.DataFrame, name: str) -> list[str]:

@@ -74,27 +74,37 @@ class MutableTrie:
     """How many items the catalogue has."""
     return self.capacity - len(self._indices)
 
+  # Long by its docstring, and by the checks that come before anything changes.
   def swap(
-    self, add: np.ndarray, remove: np.ndarray, regions: np.ndarray | None = None
+    self,
+    add: np.ndarray,
+    remove: np.ndarray,
+    regions: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
   ) -> np.ndarray:
     """Remove items, then add new ones; return the indices of the new ones, int64 [n].
 
     Indices never used come first, then those of removed items, the longest removed first. Until its
-    index is used again, a removed item keeps its codes in `item_codes`. New items
-    have an `item_count` of 0: no model has learned about them.
+    index is used again, a removed item keeps its codes in `item_codes`.
 
     Args:
       add: int [n, L], codes of the new items.
       remove: int [m], indices of items.
       regions: uint32 [n], of the new items.
+      indices: int [n], free ones for the new items, -1 = any: a removed item comes back in place.
+      counts: [n], their `item_count`. Default: 0, no model has learned about them.
 
     Raises ValueError, and leaves the catalogue as before, for a code out of range, an ID that is
     taken or given twice, an item to remove that does not exist or is named twice, more items than
-    capacity, and regions that are missing or not used.
+    capacity, regions that are missing or not used, and indices that are not free.
     """
     add = np.asarray(add, np.int32).reshape(-1, self.levels)
     remove = np.asarray(remove, np.int64)
     self._check_listed(remove)
+    if indices is not None:
+      indices = np.asarray(indices, np.int64)
+      self._check_free(indices, len(add), remove)
     trie_lib.check_room(self.items - len(remove) + len(add), self.capacity)
     trie_lib.check_codes(add, self.codes_per_level)
     if (regions is None) != (self.tables.regions is None):
@@ -108,9 +118,7 @@ class MutableTrie:
 
     self._remove(old_codes)
     path = self._find_path(new_codes)
-    known = np.flatnonzero(path.item >= 0)
-    is_taken = (self._codes(path.item[known]) == new_codes[:, known]).all(axis=0)
-    taken = known[is_taken]
+    taken = np.flatnonzero(self._is_whole_id(path, new_codes))
     if len(taken):
       removed = remove[old_order]
       old_regions = None if regions is None else self._store.regions(self.levels)[removed]
@@ -123,13 +131,22 @@ class MutableTrie:
 
     self.listed[remove] = False
     self._indices.release(remove)
-    indices = self._indices.allocate(len(add))
+    indices = self._allocated(len(add), indices)
     self.listed[indices] = True
     code_entries = indices[:, None] * self.levels + np.arange(self.levels)
     self._store.write('item_codes', None, code_entries.reshape(-1), add.reshape(-1))
-    self._store.write('item_count', None, indices, np.zeros(len(indices), np.float32))
+    learned = np.zeros(len(add)) if counts is None else counts
+    self._store.write('item_count', None, indices, np.asarray(learned, np.float32))
     self._insert(indices[order], new_codes, path, new_regions)
     return indices
+
+  def find(self, codes: np.ndarray) -> np.ndarray:
+    """Return the indices int64 [n] of the items whose IDs are codes int [n, L]; -1 = none."""
+    sorted_codes, order = self._sort_by_id(np.asarray(codes, np.int32).reshape(-1, self.levels).T)
+    path = self._find_path(sorted_codes)
+    found = np.empty(len(order), np.int64)
+    found[order] = np.where(self._is_whole_id(path, sorted_codes), path.item, -1)
+    return found
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
     """Give items int [n] new regions uint32 [n]: sold out in one store, back in another.
@@ -159,6 +176,25 @@ class MutableTrie:
     if len(repeated):
       raise ValueError(f'trie: item {repeated[0]} is named twice')
 
+  def _check_free(self, indices: np.ndarray, n: int, remove: np.ndarray) -> None:
+    given = indices[indices >= 0]
+    in_range = ((indices >= -1) & (indices < self.capacity)).all()
+    if len(indices) != n or not in_range or len(np.unique(given)) < len(given):
+      raise ValueError(f'trie: indices must be {n} different ones below {self.capacity}, or -1')
+    taken = given[self.listed[given] & ~np.isin(given, remove)]
+    if len(taken):
+      raise ValueError(f'trie: index {taken[0]} is that of an item of the catalogue')
+
+  def _allocated(self, n: int, indices: np.ndarray | None) -> np.ndarray:
+    """Take n indices, int64 [n]: the given ones, and any where none is given."""
+    if indices is None:
+      return self._indices.allocate(n)
+    is_any = indices < 0
+    self._indices.take(indices[~is_any])
+    taken = indices.copy()
+    taken[is_any] = self._indices.allocate(int(is_any.sum()))
+    return taken
+
   def _codes(self, items: np.ndarray) -> np.ndarray:
     """Return the codes int32 [L, n] of items [n]."""
     flat = self.tables.item_codes.reshape(-1)
@@ -185,6 +221,11 @@ class MutableTrie:
     for level in range(last_direct, self.levels):
       selected = self._advance(path, codes, level, selected)
     return path
+
+  def _is_whole_id(self, path: Path, codes: np.ndarray) -> np.ndarray:
+    """Return whether the item that each path leads to has just these codes [L, n], bool [n]."""
+    same = self._codes(np.maximum(path.item, 0)) == codes
+    return (path.item >= 0) & same.all(axis=0)
 
   def _advance(self, path: Path, codes: np.ndarray, level: int, selected: np.ndarray) -> np.ndarray:
     """Follow the IDs `selected`, which have a row at this level, to the next level.

@@ -338,6 +338,28 @@ def is_listed(trie: Trie, item: jax.Array, allow: jax.Array | None = None) -> ja
   return listed
 
 
+def with_regions(trie: Trie, regions_I: jax.Array) -> Trie:
+  """Return the tables with other regions uint32 [item capacity] of the items, for one call.
+
+  Where masks are those of requests, e.g. one region for each request of a batch, they change with
+  every call: they are or-ed up the tree here, on the device.
+  """
+  codes = jnp.asarray(trie.item_codes)
+  bits = (regions_I[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
+  bits = jnp.where(is_listed(trie, jnp.arange(len(codes)))[:, None], bits, 0).astype(jnp.uint8)
+  node, node_regions = root((len(codes),)), []
+  for level in range(trie.levels):
+    node = descend(trie, level, node, codes[:, level])
+    is_last = level == trie.levels - 1
+    rows = len(codes) if is_last else len(trie.child_bits[level + 1])
+    # Of a node that is the prefix of one item alone, mutable tables ask for the item's regions.
+    place = jnp.where(node >= 0, node, rows)
+    below = jnp.zeros((rows, WORD), jnp.uint8).at[place].max(bits, mode='drop')
+    words = below.astype(jnp.uint32) << jnp.arange(WORD, dtype=jnp.uint32)
+    node_regions.append(words.sum(axis=1, dtype=jnp.uint32))
+  return dataclasses.replace(trie, regions=tuple(node_regions))
+
+
 def _child_at(trie: Trie, level: int, entry: jax.Array) -> jax.Array:
   """Return the child that an entry of the level's lists names; without lists it is the entry."""
   return entry if trie.lists is None else jnp.asarray(trie.lists[level])[entry]

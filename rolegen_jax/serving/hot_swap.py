@@ -93,6 +93,25 @@ class MutableCatalogue:
     """How many items the catalogue has room for."""
     return self._host.capacity
 
+  @property
+  def listed(self) -> np.ndarray:
+    """Which indices are items of the catalogue, bool [capacity]."""
+    return self._host.listed
+
+  @property
+  def codes(self) -> np.ndarray:
+    """Codes int32 [capacity, L] of the items, and of removed ones whose index is still free."""
+    return self._host.tables.item_codes
+
+  @property
+  def codes_per_level(self) -> int:
+    """K."""
+    return self._host.codes_per_level
+
+  def find(self, codes: np.ndarray) -> np.ndarray:
+    """Return the indices int64 [n] of the items whose IDs are codes int [n, L]; -1 = none."""
+    return self._host.find(codes)
+
   @contextlib.contextmanager
   def serving(self) -> Iterator[Trie]:
     """Yield the tables for calls made inside the block: the next change overwrites them."""
@@ -105,18 +124,21 @@ class MutableCatalogue:
     remove: np.ndarray,
     regions: np.ndarray | None = None,
     text: np.ndarray | None = None,
+    indices: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
   ) -> np.ndarray:
     """Do `MutableTrie.swap`, then the same on the device.
 
     There it may still be under way on return: the next call waits for it. `text` are the text
-    vectors fp32 [n, E] of the new items, zeros by default. Raises ValueError, and changes nothing,
-    when the catalogue has vectors of another width, or none.
+    vectors fp32 [n, E] of the new items, zeros by default; the others are those of
+    `MutableTrie.swap`. Raises ValueError, and changes nothing, as that does and when the catalogue
+    has vectors of another width, or none.
     """
     shape = len(np.reshape(add, (-1, self._host.levels))), self._text_width
     if text is not None and text.shape != shape:
       raise ValueError(f'trie: text vectors of shape {text.shape}, must be {shape}')
     with self._lock:
-      indices = self._host.swap(add, remove, regions)
+      indices = self._host.swap(add, remove, regions, indices, counts)
       if self._text_width:
         entries = indices[:, None] * self._text_width + np.arange(self._text_width)
         vectors = np.zeros(shape, np.float32) if text is None else np.asarray(text, np.float32)

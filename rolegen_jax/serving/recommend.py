@@ -101,7 +101,7 @@ def recommend(
   )
   _say_short_lists(log, table.user, shown.item[:, :top])
   why = explanations(rolegen, params, table, shown.item, trie, mesh, top)
-  frame = _frame(log, table, predictions, shown, why, excitation.opens.share)
+  frame = explained_table(log, table, predictions, shown, why, excitation.opens.share)
   write_parquet(frame, output)
   return frame
 
@@ -202,7 +202,7 @@ def _right_user(user: str, index_of: dict[str, int]) -> str:
 # The table
 
 
-def _frame(
+def explained_table(
   log: InteractionLog,
   table: ExampleTable,
   predictions: Predictions,
@@ -210,6 +210,7 @@ def _frame(
   explained: Explanations,
   opens_I: np.ndarray,
 ) -> pl.DataFrame:
+  """Return the table of the module docstring; opens: what each item opens, fp [I]."""
   item = shown.item[:, : explained.effect.shape[1]]
   example, rank = np.nonzero(item >= 0)
   listed = item[example, rank]

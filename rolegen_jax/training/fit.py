@@ -5,6 +5,7 @@ The same call resumes where it was cut off.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -107,28 +108,24 @@ def fit(task: Task, site: Site, trie: Trie) -> dict[str, Params]:
     tracking, profile = site.observers.tracking, site.observers.profile
     report = functools.partial(Reporting, tracking, task.name, site.folder) if tracking else None
     log = MetricsLog(site.folder, site.tensorboard, start, report)
-    with _SigtermNotice() as sigterm, heartbeat.saves():
-      try:
-        for i, (state, metrics) in _steps(task, site, state, batches, trie, clock):
-          log.add(i, metrics)
-          is_last = i + 1 == task.config.steps
-          leave = sigterm.arrived() and not is_last
-          save = is_last or leave or (i + 1) % task.config.save_every == 0
-          if save:
-            log.flush()  # a checkpoint never holds a step whose loss was not looked at
-          clock.lap('step')
-          if save:
-            checkpoints.save(state, batches.position)
-            clock.lap('checkpoint')
-          clock.row(i)
-          if leave:
-            raise Preempted(f'{task.name}: saved at step {i + 1}')
-      finally:
-        profile.close()
-        log.close()
-        checkpoints.close()
-        clock.end()
-        say(f'{task.name}: {clock.summary(log.tokens)}')
+    with _SigtermNotice() as sigterm, heartbeat.saves(), contextlib.ExitStack() as at_end:
+      at_end.callback(lambda: say(f'{task.name}: {clock.summary(log.tokens)}'))
+      for close in (clock.end, checkpoints.close, log.close, profile.close):
+        at_end.callback(close)  # the last first, and each though another failed
+      for i, (state, metrics) in _steps(task, site, state, batches, trie, clock):
+        log.add(i, metrics)
+        is_last = i + 1 == task.config.steps
+        leave = sigterm.arrived() and not is_last
+        save = is_last or leave or (i + 1) % task.config.save_every == 0
+        if save:
+          log.flush()  # a checkpoint never holds a step whose loss was not looked at
+        clock.lap('step')
+        if save:
+          checkpoints.save(state, batches.position)
+          clock.lap('checkpoint')
+        clock.row(i)
+        if leave:
+          raise Preempted(f'{task.name}: saved at step {i + 1}')
   return state.params
 
 

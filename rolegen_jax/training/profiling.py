@@ -78,7 +78,11 @@ def parse(
 
   Raises ConfigError, on every process, saying what would be right.
   """
-  chosen = dict(_window(text, config) for text in windows)
+  chosen: dict[str, tuple[int, int]] = {}
+  for stage, steps in (_window(text, config) for text in windows):
+    if stage in chosen:
+      raise ConfigError(f'--profile: has two windows of {stage}; must be one per stage')
+    chosen[stage] = steps
   numbers = [_process(text) for text in processes]
   if not chosen or ('all' not in numbers and jax.process_index() not in numbers):
     return NOTHING

@@ -10,7 +10,14 @@ from random_logs import random_tables
 from rolegen_jax.config import ConfigError, DataConfig
 from rolegen_jax.data.cold_items import hold_out
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.data.occasions import TEST, TRAIN, VALID, find_occasions
+from rolegen_jax.data.occasions import (
+  TEST,
+  TRAIN,
+  VALID,
+  find_cuts,
+  find_occasions,
+  occasion_times,
+)
 from rolegen_jax.data.prepare import RawTables, prepare
 
 TIME = DataConfig('contract', 'log', first_conversion_min_views=6, reactivation_min_views=2)
@@ -48,6 +55,8 @@ def test_only_training_rows_of_the_items_leave(rule, seed):
   }
   gone = before - after
   assert rows(log, trained & is_held) <= gone
+  again = find_occasions(kept, data, find_cuts(occasion_times(occasions), data))
+  assert not np.isin(targets(again, TRAIN), held).any()
   for user, item, _, time, _ in gone - rows(log, trained & is_held):
     assert rule == 'leave_one_out' and (user, time, item) in bought
 

@@ -64,6 +64,7 @@ def test_a_glob_chooses_events(root):
     Config(data=DataConfig('contract', 'x')), log_path(DataConfig('contract', 'shop/events/*27'))
   )
   assert plan.events == 2
+  assert rows(read('shop/events/**')) == rows(read('shop/events/**/*.parquet')) == ROWS
   with pytest.raises(DataError, match='matches no file; must match at least one'):
     read('shop/events/date=2027*')
   link = root / 'shop/events/date=2026-11-29'
@@ -92,8 +93,7 @@ def test_integers_in_the_declared_unit(root, unit, factor, suffix):
   with pytest.raises(DataError) as error:
     read(time_unit=other)
   assert f'looks like {unit}' in str(error.value) and '1990 to 2036' in str(error.value)
-  if suffix == 'parquet':
-    assert f'set data.time_unit={unit}' in str(error.value)
+  assert f'set data.time_unit={unit}' in str(error.value)
 
 
 MOMENTS = {
@@ -169,6 +169,8 @@ def test_columns_under_other_names(root):
     (dict(columns=('price=x',)), 'events.price, items.price'),
     (dict(columns=('user_id=',)), 'with COLUMN of'),
     (dict(columns=('user_id=a', 'user_id=b')), 'one name for each column'),
+    (dict(columns=('user_id=item_id',)), 'another column of the files for each column of events'),
+    (dict(columns=('items.title=a', 'items.text=a')), 'for each column of items'),
     (dict(columns=('user_id=a',), format='rees46'), r'must be \(\) with format=rees46'),
     (dict(time_unit='min'), "data.time_unit='min': must be one of 's', 'ms', 'us', 'ns'"),
     (dict(time_unit='ms', format='otto'), 'must be s with format=otto, which has its own'),

@@ -154,6 +154,14 @@ def test_tables_whose_files_hold_deleted_rows_are_refused(folder, name, kind):
     read_contract(folder)
 
 
+@pytest.mark.parametrize('archive', ['gz', 'zst', 'GZ'])
+def test_a_file_and_its_archive_are_the_same_rows(folder, archive):
+  for name in ('a.csv', f'a.csv.{archive}', 'b.csv.gz'):
+    (folder / 'events' / name).write_bytes(b'')
+  with pytest.raises(DataError, match='a.csv.*: is .*a.csv.* once more; its rows must be there'):
+    read_contract(folder)
+
+
 def test_a_folder_that_is_no_log_is_refused(folder):
   with pytest.raises(DataError, match='items.parquet: is no folder; must be one that holds items'):
     read_contract(folder / 'items.parquet')

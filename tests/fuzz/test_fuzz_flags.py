@@ -23,6 +23,10 @@ COMMANDS = {
     )
     | dict(concurrency='1+', retries='0+', timeout_s='1+', parameters='text', dry_run='bool'),
   ),
+  'serve': (
+    ['workdir'],
+    dict(host='text', top='1+', max_batch='1+', max_queue='1+', reasoning='online|cached|off'),
+  ),
   'simulate_ab': (['workdir'], dict(days='1+', seeds='1+', arms='list', slate='1+')),
   'export': (['workdir', 'output'], dict(what='model|adapters', retrain='bool')),
   'prepare_shards': (['output'], dict(experiment='text', set='many', shards='0+', workers='0+')),

@@ -138,7 +138,7 @@ def test_a_narrow_union_is_ranked_exactly(seed, items, allowed_share):
     likeliest = best(terms[row, :, EXPERTS.index('generative')], allowed[row], 5)
     kept += members[row, likeliest].sum()
     likely += len(likeliest)
-  assert kept >= 0.6 * likely  # beams are narrow, but not by chance
+  assert kept >= 0.5 * likely  # beams are narrow, but not by chance
   assert_ranks(ranking, terms, members & allowed, 5)
 
 

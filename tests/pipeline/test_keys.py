@@ -46,6 +46,12 @@ def test_every_field_is_read_by_a_stage_or_by_none():
     assert keys.under(name), f'{name}: no such field or section'
 
 
+def test_settings_that_came_later_count_where_they_are_not_the_default():
+  assert not set(keys.LATER) & set(keys.settings('data', Config()))
+  changed = keys.settings('data', apply(Config(), ['data.cold_items=0.1']))
+  assert [name for name in keys.LATER if name in changed] == ['data.cold_items']
+
+
 def test_text_embeddings_by_the_reasoner_are_of_its_model():
   """And without them semantic IDs do not depend on it."""
   by_text = {
@@ -185,7 +191,7 @@ def declared(workdir, stage):
   names = {name.removeprefix('max(').removesuffix(')') for name in record['settings']}
   for earlier in {INPUT_OF.get(name, name) for name in record['inputs']} - {'vocabulary'}:
     names |= declared(workdir, earlier)
-  return names
+  return names | (set(keys.LATER) if stage == 'data' else set())
 
 
 @pytest.mark.parametrize('experiment', ['demo', pytest.param('demo_llm', marks=pytest.mark.slow)])

@@ -102,3 +102,17 @@ def test_text_embeddings_by_name_and_by_column():
     lib.text_embeddings(items.drop('embedding'), 'column')
   with pytest.raises(ConfigError, match='none of the columns'):
     lib.text_embeddings(items.drop('title'), 'hashed_ngrams')
+
+
+@pytest.mark.parametrize('name', ['hashed_ngrams', 'column', ''])
+def test_texts_of_further_items_are_embedded_as_those_of_the_catalogue(name):
+  titles = [f'red {kind} of {who}' for kind in ('shoe', 'hat', 'coat') for who in ('ann', 'bob')]
+  items = pl.DataFrame({'title': titles, 'embedding': [[float(i)] for i in range(6)]})
+  embed = lib.embedder_of_more(items, name)
+  if name != 'hashed_ngrams':
+    assert embed is None  # such vectors come from elsewhere
+    return
+  whole = lib.text_embeddings(items, name)
+  np.testing.assert_allclose(embed(titles[:2]), whole[:2], atol=1e-6)
+  assert (embed(['blue shoe of ann']) @ whole.T).argmax() == 0
+  assert not embed(['']).any()

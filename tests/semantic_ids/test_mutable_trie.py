@@ -43,10 +43,26 @@ class Shop:
     add = self.rng.permutation(free)[:n_add].astype(int)
     regions = self.random_regions(len(add))
     has_regions = self.catalogue.tables.regions is not None
-    new = self.catalogue.swap(self.ids[add], remove, regions if has_regions else None)
-    assert not set(new.tolist()) & set(left)
+    given, counts = self.random_indices(left, len(add)), self.rng.uniform(size=len(add))
+    new = self.catalogue.swap(
+      self.ids[add], remove, regions if has_regions else None, given, counts
+    )
+    assert not set(new.tolist()) & set(left) and len(set(new.tolist())) == len(add)
+    if given is not None:
+      np.testing.assert_array_equal(new[given >= 0], given[given >= 0])
+    np.testing.assert_array_equal(self.catalogue.tables.item_count[new], counts.astype(np.float32))
+    np.testing.assert_array_equal(self.catalogue.find(self.ids[add]), new)
+    others = np.setdiff1d(np.arange(len(self.ids)), [*left.values(), *add])
+    assert (self.catalogue.find(self.ids[others]) == -1).all()
     self.regions[new] = regions
     self.row_of_item = left | dict(zip(new.tolist(), add.tolist()))
+
+  def random_indices(self, left: dict[int, int], n: int) -> np.ndarray | None:
+    """Free indices for some of n items, -1 for the others; or none asked for."""
+    if self.rng.random() < 0.5:
+      return None
+    free = self.rng.permutation(sorted(set(range(CAPACITY)) - set(left)))[:n]
+    return np.where(self.rng.random(n) < 0.5, free, -1)
 
   def restock(self) -> None:
     items = self.random_items()
@@ -147,6 +163,14 @@ def test_a_refused_swap_changes_nothing():
   for message, add, remove in cases:
     with pytest.raises(ValueError, match=message):
       trie.swap(np.array(add).reshape(-1, LEVELS), remove)
+    assert paths(trie.tables) == before and trie.items == 59
+  for message, indices in (
+    (r'index 8 is that of an item', [8]),
+    (r'must be 1 different ones below 64, or -1', [64]),
+    (r'must be 1 different ones', [60, 61]),
+  ):
+    with pytest.raises(ValueError, match=message):
+      trie.swap(free[:1], [], indices=np.array(indices))
     assert paths(trie.tables) == before and trie.items == 59
   with pytest.raises(ValueError, match='need regions if, and only if'):
     trie.swap(free[:1], [], np.array([1]))

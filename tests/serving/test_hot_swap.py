@@ -117,6 +117,11 @@ def test_requests_of_one_batch_have_their_own_regions():
   allow = np.array([1, 2, 6, 0], np.uint32)
   mutable = MutableCatalogue(ids, CODES, 64, regions)
   compact = trie_lib.build_trie(ids, CODES, 64, regions=regions)
+  # The same where regions come with the call, into tables without any.
+  padded = np.pad(regions, (0, 4), constant_values=7)  # what is no item has no say
+  with MutableCatalogue(ids, CODES, 64).serving() as trie:
+    plain = trie_lib.build_trie(ids, CODES, 64), trie
+    with_the_call = [jax.jit(trie_lib.with_regions)(tables, padded) for tables in plain]
   for level in range(LEVELS):
     prefix = np.unique(ids[:, :level], axis=0)
     has_prefix_Ixn = (ids[:, None, :level] == prefix).all(-1)
@@ -126,6 +131,8 @@ def test_requests_of_one_batch_have_their_own_regions():
     with mutable.serving() as trie:
       np.testing.assert_array_equal(masks(trie, level, prefix, allow), expected)
     np.testing.assert_array_equal(masks(compact, level, prefix, allow), expected)
+    for tables in with_the_call:
+      np.testing.assert_array_equal(masks(tables, level, prefix, allow), expected)
   with pytest.raises(ValueError, match='built without regions'):
     masks(trie_lib.build_trie(ids, CODES, 64), 0, prefix, allow)
 

@@ -10,7 +10,7 @@ from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.explain import Explanations
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving.history_filter import without
-from rolegen_jax.serving.recommend import DAY, _frame
+from rolegen_jax.serving.recommend import DAY, explained_table
 from rolegen_jax.serving.slate import slates
 from tests.evaluation import tiny_log
 
@@ -62,7 +62,7 @@ def predictions() -> Predictions:
 def frame(shop, exploration_weight: float, exposure_penalty: float = 0.0, top: int = 7, drop=()):
   lists = without(ITEM, LOG_PROB, np.isin(ITEM, drop))
   shown = slates(*lists, Opens(OPENS, 0.0), exploration_weight, exposure_penalty, top)
-  return _frame(*shop, predictions(), shown, explained(top), OPENS)
+  return explained_table(*shop, predictions(), shown, explained(top), OPENS)
 
 
 def explained(top: int) -> Explanations:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import polars as pl
 
 from rolegen_jax.data import columns
-from rolegen_jax.data.columns import INTEGER, Field, coded, integer, label
+from rolegen_jax.data.columns import ID, INTEGER, LISTS, Field, coded, integer, label
 from rolegen_jax.data.events import EVENT_DTYPE
 from rolegen_jax.data.layouts import Layout
 
@@ -52,17 +52,19 @@ class Format:
 
 def id_field(name: str, column: str) -> Field:
   """Return a field of integer ids."""
-  return Field(name, column, integer, INTEGER)
+  return Field(name, column, integer, INTEGER, json=ID)
 
 
 def text_id(name: str, column: str, optional: bool = False) -> Field:
   """Return a field of ids that are text."""
-  return Field(name, column, label, 'text that is not empty', optional)
+  return Field(name, column, label, 'text that is not empty', optional, json=ID)
 
 
 def labels(**names: str) -> tuple[Field, ...]:
   """Return fields of optional text: column=name in the file."""
-  return tuple(Field(name, column, label, 'text', True) for column, name in names.items())
+  return tuple(
+    Field(name, column, label, 'text', True, json=LISTS) for column, name in names.items()
+  )
 
 
 def price(name: str) -> Field:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from rolegen_jax.data import columns
-from rolegen_jax.data.columns import Field, coded, number, time_field
+from rolegen_jax.data.columns import LISTS, Field, coded, number, time_field
 from rolegen_jax.data.formats.description import (
   PURCHASE,
   Format,
@@ -44,7 +44,7 @@ AMAZON_REVIEWS2023 = Format(
       (
         text_id('parent_asin', 'item_id'),
         *labels(title='title', brand='store', features='features', description='description'),
-        Field('categories', 'category_code', columns.path, 'a list of names', optional=True),
+        Field('categories', 'category_code', columns.path, 'a list of names', True, json=LISTS),
         *labels(listed='price'),
       ),
       {

@@ -99,7 +99,7 @@ class Topology:
 
 def parse(text: str) -> Topology:
   """Return the topology of this name. Raises ConfigError that says what one looks like."""
-  match = re.fullmatch(r'(tpu|gpu):(\w+):(\d+(?:x\d+)*)(?::slices=(\d+))?', text)
+  match = re.fullmatch(r'(tpu|gpu):(\w+):([1-9]\d*(?:x[1-9]\d*)*)(?::slices=([1-9]\d*))?', text)
   right = (
     'must be like tpu:v5e:4x4, tpu:v5p:8x16x16, tpu:v6e:16x16:slices=2 or gpu:h100:8x8 '
     '(hosts x GPUs of a host)'

@@ -10,7 +10,7 @@ from rolegen_jax.data.columns import Field, coded, integer, label, number
 from rolegen_jax.data.faults import Faults
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.folders import files_under
-from rolegen_jax.data.layouts import Delimited
+from rolegen_jax.data.layouts import Delimited, JsonLines
 
 KINDS = pl.Enum(['a', 'b'])
 FIELDS = (
@@ -36,7 +36,7 @@ def read_folder(folder, **options):
 
 def read_files(files, layout, **options):
   faults = Faults()
-  table = records.read(files, layout, FIELDS, faults=faults, **options)
+  table = records.read(files, layout, FIELDS, faults=faults, may_be_cut=True, **options)
   return table, dict(faults.counts)
 
 
@@ -55,6 +55,16 @@ def test_a_line_cut_at_the_end_of_the_file_is_left_out_and_counted(tmp_path):
   assert table['user_id'].to_list() == [5] and left_out == {'cut_last_line': 1}
 
 
+LINE = '{"user": 5, "note": "a \\u00e9 \\"b", "cost": -1.5, "x": [true, null]}'
+
+
+def test_only_the_head_of_a_json_line_is_a_cut_one(tmp_path):
+  heads = [LINE[:end] for end in range(1, len(LINE))]
+  assert all(JsonLines().is_cut(tmp_path, head) for head in heads)
+  for whole in (LINE, '[1]', '5', '{"user": 5,}', "{'user': 5}", '{"user": x y}', 'user'):
+    assert not JsonLines().is_cut(tmp_path, whole)
+
+
 def test_max_users_keeps_the_first_users_with_all_their_lines(tmp_path):
   table, _ = read(tmp_path, '5,0,,\n3,0,,\n5,1,,\n4,0,,\n3,1,,\n', max_users=2)
   assert table['user_id'].to_list() == [5, 3, 5, 3]
@@ -69,7 +79,7 @@ def test_max_users_keeps_the_first_users_with_all_their_lines(tmp_path):
     ('5,0,one,x\n', ["line 1, field 'cost': 'one'", 'a number']),
     ('5,0,1,x\n6,1,1\n', ['line 2 has 3 fields', 'must have 4: user,kind,cost,note']),
     ('5,0,1,x\n6,1,1,x,y\n', ['line 2 has 5 fields']),
-    ('5,0,1,x\n\n6,1,1,x\n', ['line 2 has 1 fields']),
+    ('5,0,1,x\n\n6,1,1,x\n', ['line 2 has 1 field:']),
     (b'5,0,1,x\n\xff\xfe\x00,1,1,x\n', ['line 2: ', 'UTF-8 text']),
     ('5,0,1,x\n6\x1f,1,1,x\n', ['delimited text of 4 fields']),
     ('', ['must']),
@@ -174,6 +184,7 @@ def test_text_is_kept_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize('end', ['\n', '\r\n'])
-def test_a_blank_last_line_is_named(tmp_path, end):
-  with pytest.raises(DataError, match='line 2 has 1 fields'):
-    read(tmp_path, f'5,0,1,x{end}{end}')
+def test_one_blank_last_line_is_no_row(tmp_path, end):
+  assert read(tmp_path, f'5,0,1,x{end}{end}')[0].height == 1
+  with pytest.raises(DataError, match='line 2 has 1 field: '):
+    read(tmp_path, f'5,0,1,x{end}{end}6,0,1,x{end}')

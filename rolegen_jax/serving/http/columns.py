@@ -1,0 +1,160 @@
+"""What is known of items by column: brand, category, price and whatever else they are tagged with.
+
+Each value is a number in a dictionary of the column, so a filter is a look-up of whole arrays.
+
+Shapes: N items by number (`items.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from rolegen_jax.serving.http.schema import Filter, Range, Refused, Value
+
+PATHS = ('category_code',)  # columns of dotted paths: a value stands for everything below it
+MOST_COLUMNS = 100
+
+
+def grown(array: np.ndarray, size: int, fill: float) -> np.ndarray:
+  """Return the array with room for `size` rows, more than asked for where it has to grow."""
+  if size <= len(array):
+    return array
+  more = np.full((max(size, 2 * len(array)) - len(array), *array.shape[1:]), fill, array.dtype)
+  return np.concatenate([array, more])
+
+
+class _Column:
+  def __init__(self, values: list[Any]):
+    self.code_of: dict[Value, int] = {}
+    self.values: list[Value] = []
+    self.code = np.full(len(values), -1, np.int32)  # int32 [N]; -1 = no value
+    self.number = np.full(len(values), np.nan)  # fp [N]; nan where the value is no number
+    self.has_numbers = False
+    for item, value in enumerate(values):
+      self.set(item, value)
+
+  def set(self, item: int, value: Value | None) -> None:
+    is_number = _is_number(value)
+    self.code, self.number = grown(self.code, item + 1, -1), grown(self.number, item + 1, np.nan)
+    self.number[item] = float(value) if is_number else np.nan  # type: ignore[arg-type]
+    self.has_numbers |= is_number
+    if value is None:
+      self.code[item] = -1
+      return
+    code = self.code_of.setdefault(_key(value), len(self.values))
+    if code == len(self.values):
+      self.values.append(value)
+    self.code[item] = code
+
+  @property
+  def is_numeric(self) -> bool:
+    """Whether items have values here, and all of them are numbers."""
+    has_value = self.code >= 0
+    return bool(has_value.any()) and not np.isnan(self.number[has_value]).any()
+
+  def get(self, item: int) -> Value | None:
+    code = self.code[item] if item < len(self.code) else -1
+    return self.values[code] if code >= 0 else None
+
+
+def _is_number(value: Value | None) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _key(value: Value) -> Any:
+  """Return what values that are the same have in common: 5 and 5.0, but not True and 1."""
+  return (value,) if isinstance(value, bool) else value
+
+
+class Columns:
+  """The columns of all items by number."""
+
+  def __init__(self, items: pl.DataFrame):
+    """Take every column of the items table of a log but its ids and embeddings."""
+    kept = [name for name in items.columns if name not in ('item_id', 'embedding')]
+    self._columns = {name: _Column(items[name].to_list()) for name in kept}
+
+  def get(self, item: int, name: str) -> Value | None:
+    """Return the value of an item in a column, None where it has none."""
+    return self._columns[name].get(item) if name in self._columns else None
+
+  def update(self, item: int, values: Mapping[str, Value | None]) -> dict[str, Value | None]:
+    """Give an item new values in some columns; return those it had."""
+    before = {name: self.get(item, name) for name in values}
+    for name, value in values.items():
+      self._columns.setdefault(name, _Column([])).set(item, value)
+    return before
+
+  def check_new(self, given: Mapping[str, Mapping[str, Value | None]]) -> None:
+    """Raise Refused where values that items are given, by field of the request, cannot be theirs.
+
+    There may be too many columns with theirs, or a value is not what its column holds.
+    """
+    names = {name for values in given.values() for name in values}
+    if len(self._columns.keys() | names) > MOST_COLUMNS:
+      raise Refused(422, 'columns', f'must leave at most {MOST_COLUMNS} columns')
+    numeric = {name for name in names & self._columns.keys() if self._columns[name].is_numeric}
+    for field, values in given.items():
+      if 'item_id' in values:
+        raise Refused(422, f'{field}.item_id', 'is not a column of the items: an item keeps its id')
+      for name in numeric & values.keys():
+        if not (values[name] is None or _is_number(values[name])):
+          raise Refused(422, f'{field}.{name}', 'must be a number, as its other values are')
+
+  def same(self, name: str, value: Value, size: int) -> np.ndarray:
+    """Return which of the first `size` items have this value in a column, bool [size]."""
+    column = self._columns.get(name)
+    code = -1 if column is None else column.code_of.get(_key(value), -1)
+    if column is None or code < 0:
+      return np.zeros(size, bool)
+    return self._first(column.code, size, -1) == code
+
+  def check(self, where: Mapping[str, Filter]) -> None:
+    """Raise Refused naming a filter that makes no sense."""
+    for name, wanted in where.items():
+      column = self._columns.get(name)
+      if column is None:
+        known = ', '.join(sorted(self._columns)) or 'none: items have no columns'
+        raise Refused(422, f'where.{name}', f'is not a column of the items; must be one of {known}')
+      if not isinstance(wanted, Range):
+        continue
+      if not column.has_numbers:
+        raise Refused(422, f'where.{name}', 'has no numbers; must be a value or a list of values')
+      if wanted.min is not None and wanted.max is not None and wanted.min > wanted.max:
+        raise Refused(422, f'where.{name}.min', f'must be at most max, {wanted.max:g}')
+
+  def satisfy(self, where: Mapping[str, Filter], size: int) -> np.ndarray:
+    """Return which of the first `size` items satisfy all filters, bool [size].
+
+    An item without a value satisfies none. A column that is gone by now is satisfied by nothing.
+    """
+    satisfied = np.ones(size, bool)
+    for name, wanted in where.items():
+      column = self._columns.get(name)
+      if column is None:
+        return np.zeros(size, bool)
+      if isinstance(wanted, Range):
+        number = self._first(column.number, size, np.nan)
+        low = -np.inf if wanted.min is None else wanted.min
+        high = np.inf if wanted.max is None else wanted.max
+        satisfied &= (number >= low) & (number <= high)
+      else:
+        values = wanted if isinstance(wanted, list) else [wanted]
+        codes = self._codes(name, column, values)
+        satisfied &= np.isin(self._first(column.code, size, -1), codes)
+    return satisfied
+
+  def _codes(self, name: str, column: _Column, values: list[Value]) -> list[int]:
+    codes = [column.code_of.get(_key(value), -2) for value in values]
+    if name in PATHS:
+      above = tuple(f'{value}.' for value in values)
+      codes += [i for i, value in enumerate(column.values) if f'{value}.'.startswith(above)]
+    return codes
+
+  @staticmethod
+  def _first(array: np.ndarray, size: int, fill: float) -> np.ndarray:
+    return grown(array, size, fill)[:size]

@@ -1,0 +1,94 @@
+"""The process that serves: its socket, its signals, its token."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+
+from rolegen_jax.config import ConfigError
+from rolegen_jax.data.files import DataError
+from rolegen_jax.data.lines import read_text
+from rolegen_jax.runtime.progress import say
+
+DRAIN_SECONDS = 30  # that requests have to end in after a signal
+KEEP_SECONDS = 20  # that a connection without a request is kept; longer than our client uses it
+SHORTEST_TOKEN = 16  # characters
+
+
+class Server(uvicorn.Server):
+  """uvicorn, which answers what it has taken on before it leaves, and leaves in peace."""
+
+  async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    """Begin to listen, and say so."""
+    await super().startup(sockets)
+    if self.started and sockets:
+      host, port, *_ = sockets[0].getsockname()
+      say(f'ready: http://{f"[{host}]" if ":" in host else host}:{port}')
+
+  @contextlib.contextmanager
+  def capture_signals(self) -> Iterator[None]:
+    """Drain on SIGTERM and SIGINT. uvicorn would raise them again: a drained server is done."""
+    if threading.current_thread() is not threading.main_thread():
+      yield
+      return
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, self.handle_exit) for number in signals}
+    try:
+      yield
+    finally:
+      for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def server(app: Starlette) -> Server:
+  """Return a server of the application, to `run` on bound sockets."""
+  config = uvicorn.Config(
+    app,
+    log_level='warning',
+    access_log=False,
+    server_header=False,
+    timeout_keep_alive=KEEP_SECONDS,
+    timeout_graceful_shutdown=DRAIN_SECONDS,
+  )
+  return Server(config)
+
+
+def serve(app: Starlette, listener: socket.socket) -> None:
+  """Serve on a bound socket until a signal, then answer what is under way."""
+  server(app).run(sockets=[listener])
+  say('drained')
+
+
+def bound(host: str, port: int) -> socket.socket:
+  """Return a socket that has an address but refuses connections until `serve` listens on it.
+
+  Raises ConfigError where the address cannot be had.
+  """
+  try:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+    return listener
+  except (OSError, UnicodeError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise ConfigError(
+      f'--host={host} --port={port}: cannot be served at ({reason}); must be a free port of an '
+      'address of this machine'
+    ) from error
+
+
+def read_token(path: str) -> str:
+  """Return the token that a file holds. Raises DataError."""
+  right = f'one line: a token of {SHORTEST_TOKEN} printable ASCII characters or more'
+  token = read_text(pathlib.Path(path), f'--auth_token_file={right}').strip()
+  if len(token) < SHORTEST_TOKEN or not all(33 <= ord(c) <= 126 for c in token):
+    raise DataError(f'{path}: must be {right}, without spaces')
+  return token
