@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from launch import gpus, tpus, xla_flags
 from rolegen_jax.config import ConfigError, MeshConfig
-from rolegen_jax.fields import expanded
+from rolegen_jax.fields import BUCKET, expanded
 from rolegen_jax.runtime.distributed import DEFAULT_START_S
 
 TARGETS = ('local', 'slurm', 'tpu_vm', 'gke_jobset')
@@ -67,6 +67,7 @@ class Job:
   namespace: str = 'default'
   claim: str = ''  # PersistentVolumeClaim of access mode ReadWriteMany, mounted at `mount`
   mount: str = '/mnt/rolegen'
+  service_account: str = ''  # Kubernetes service account of the pods, which may use the bucket
   queue: str = ''  # Kueue's LocalQueue; '' = pods start as soon as there are nodes
   priority_class: str = ''  # a PriorityClass of the cluster
   reservation: str = ''  # of Compute Engine, in the cluster's project
@@ -108,7 +109,7 @@ def validate(job: Job) -> Job:
   _require_one_of(job, 'target', TARGETS)
   _validate_common(job)
   if job.target != 'gke_jobset':
-    for flag in ('queue', 'priority_class', 'reservation'):
+    for flag in ('queue', 'priority_class', 'reservation', 'service_account'):
       _require(job, flag, not getattr(job, flag), 'left out: it is for --target=gke_jobset')
     _require(job, 'slices', job.slices == 1, '1: several are for --target=gke_jobset')
   if job.target == 'local':
@@ -204,10 +205,13 @@ def _validate_gke_jobset(job: Job) -> None:
   target = 'cuda' if job.accelerator in gpus.MACHINES else 'tpu'
   image_rule = f'a container image built with `docker build --target={target} .`'
   _require(job, 'image', job.image, image_rule)
-  _require(job, 'claim', job.claim, 'a PersistentVolumeClaim of access mode ReadWriteMany')
+  in_bucket = BUCKET.match(job.workdir)
+  claim_rule = 'a PersistentVolumeClaim of access mode ReadWriteMany, where no bucket is --workdir'
+  _require(job, 'claim', job.claim or in_bucket, claim_rule)
   below_mount = job.workdir.startswith(job.mount + '/')
-  _require(job, 'workdir', below_mount, f'below --mount={job.mount}, where the claim is mounted')
-  for flag in ('queue', 'priority_class', 'reservation'):
+  workdir_rule = f'in a bucket, or below --mount={job.mount}, where the claim is mounted'
+  _require(job, 'workdir', in_bucket or below_mount, workdir_rule)
+  for flag in ('queue', 'priority_class', 'reservation', 'service_account'):
     name = getattr(job, flag)
     rule = 'a name of lower-case letters, digits and dashes, at most 63'
     _require(job, flag, not name or LABEL.fullmatch(name), rule)

@@ -74,8 +74,11 @@ _JOB_FLAGS = [
   flags.DEFINE_bool('spot', False, 'tpu_vm, gke_jobset: spot capacity.'),
   _string('image', '', "gke_jobset: image built from the Dockerfile's target `tpu` or `cuda`."),
   _string('namespace', 'default', 'gke_jobset: namespace.'),
-  _string('claim', '', 'gke_jobset: PersistentVolumeClaim of access mode ReadWriteMany.'),
+  _string(
+    'claim', '', 'gke_jobset: PersistentVolumeClaim of access mode ReadWriteMany; not for a bucket.'
+  ),
   _string('mount', '/mnt/rolegen', 'gke_jobset: where the claim is mounted.'),
+  _string('service_account', '', 'gke_jobset: service account of the pods, for buckets.'),
   _string('queue', '', "gke_jobset: Kueue's LocalQueue that the job waits in."),
   _string('priority_class', '', 'gke_jobset: PriorityClass of the pods.'),
   _string('reservation', '', "gke_jobset: reservation of the cluster's project to run on."),

@@ -27,11 +27,23 @@ BUCKET = re.compile(
 VARIABLE = re.compile(r'\$(\w+|\{[^}]*\})')
 
 
+# Folders of this machine that hold copies -> the URL of what they are copies of.
+COPIES: dict[str, str] = {}
+
+
+def as_given(text: str) -> str:
+  """Return a message with the URLs of files in place of the names of their copies."""
+  for copy, url in COPIES.items():
+    text = text.replace(copy, url)
+  return text
+
+
 class Refusal(ValueError):
   """Input is wrong. The message is one line, whatever text from outside it quotes."""
 
   def __str__(self) -> str:
-    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+    text = as_given(super().__str__())
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class ConfigError(Refusal):

@@ -10,6 +10,7 @@ import shlex
 
 from launch.job import Job
 from launch.tpus import Slice
+from rolegen_jax.fields import BUCKET
 
 # A version that the project is tested on; the TPU images have 3.10, which jax no longer supports.
 PYTHON = '3.12'
@@ -81,6 +82,7 @@ done
 
 def _install_script(job: Job) -> str:
   setup = f'{job.setup}\n' if job.setup else ''
+  cloud = ' -r rolegen/requirements-cloud.txt' if BUCKET.match(job.workdir) else ''
   pip = 'python3 -m uv pip install --quiet --python=venv/bin/python'
   return f"""set -euo pipefail
 {setup}rm -rf rolegen
@@ -88,7 +90,7 @@ mkdir rolegen
 tar -xzf rolegen.tar.gz -C rolegen
 python3 -m pip install --quiet --user uv
 test -d venv || python3 -m uv venv --quiet --python={PYTHON} venv
-{pip} -r rolegen/requirements.txt 'jax[tpu]'
+{pip} -r rolegen/requirements.txt{cloud} 'jax[tpu]'
 """
 
 

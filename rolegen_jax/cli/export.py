@@ -17,8 +17,9 @@ _WORKDIR = path_flag(
   None,
   'Folder of a run of rolegen train with reasoner.pretrained; that folder is read again.',
   required=True,
+  urls=True,
 )
-_OUTPUT = path_flag('output', None, 'Folder to write.', required=True)
+_OUTPUT = path_flag('output', None, 'Folder to write.', required=True, urls=True)
 _WHAT = flags.DEFINE_enum(
   'what',
   'model',

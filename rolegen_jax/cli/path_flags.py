@@ -24,11 +24,11 @@ class _PathParser(flags.ArgumentParser):
 
 
 class _PathListParser(flags.ListParser):
-  """Reads paths of this machine."""
+  """Reads paths of this machine or of buckets."""
 
   def parse(self, argument: str | list[str]) -> list[str]:
     """Return the expanded paths. Raises ValueError, saying what would be right."""
-    return [fields.expanded(path) for path in super().parse(argument) or ['']]
+    return [fields.expanded(path, urls=True) for path in super().parse(argument) or ['']]
 
 
 _COMMAS = flags.CsvListSerializer(',')
@@ -50,5 +50,5 @@ def path_flag(
 
 
 def path_list_flag(name: str, help: str, **settings: Any) -> flags.FlagHolder[Any]:
-  """Define a flag that names one or more folders of this machine, separated by commas."""
+  """Define a flag that names folders, of this machine or of buckets, separated by commas."""
   return flags.DEFINE(_PathListParser(), name, None, help, serializer=_COMMAS, **settings)

@@ -22,6 +22,7 @@ _USERS = path_flag(
   'all, dormant, or a text file with one user_id per line.',
   'all',
   'dormant',
+  urls=True,
 )
 _OUTPUT = path_flag('output', None, 'Parquet file to write.', required=True, urls=True)
 _SET = flags.DEFINE_multi_string(

@@ -11,7 +11,7 @@ import polars as pl
 
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
 from rolegen_jax.data import cold_items
-from rolegen_jax.data.adapters import ADAPTERS, log_path
+from rolegen_jax.data.adapters import ADAPTERS, fetched_log
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json, write_parquet
 from rolegen_jax.data.leaks import check_no_leak
@@ -48,7 +48,7 @@ def read_tables(data: DataConfig) -> RawTables:
 
   Raises DataError when the log is absent or malformed.
   """
-  path = log_path(data)
+  path = fetched_log(data)
   events, items, left_out = ADAPTERS[data.format](path, data)
   events, items = validate(events, items, f'{path} (events)', f'{path} (items)')
   return RawTables(events, items, left_out, planted=None)

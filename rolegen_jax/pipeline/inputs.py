@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, MeshConfig, digest
+from rolegen_jax.data import digests
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
@@ -22,8 +24,9 @@ from rolegen_jax.evaluation.choices import Choices
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import Kernel, Transitions
-from rolegen_jax.pipeline import artifacts, text
+from rolegen_jax.pipeline import artifacts, keys, text
 from rolegen_jax.pipeline.context import Run
+from rolegen_jax.pipeline.records import Record
 from rolegen_jax.pipeline.text import Words
 from rolegen_jax.runtime import distributed
 from rolegen_jax.semantic_ids.catalogue import Catalogue
@@ -122,15 +125,28 @@ def prepare_data(run: Run) -> Data:
   """Stage `data`: any log -> the indexed log and its occasions."""
   config = run.config.data
   shards = Shards(config.shards) if config.shards else None
-  if shards and config.format == 'contract':
-    shards.check_files(log_fingerprint(config))
-  stage = run.begin('data', {})
+  # The log is where process 0 is; what it holds need not be read by all.
+  record = distributed.once(lambda: _record_of_log(run, shards))
+  stage = run.folder.begin(record)
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
-    notes = distributed.once(lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2])
+
+    def make() -> dict[str, Any]:
+      digests.keep(stage.folder / digests.FILE)
+      return prepare(config, raw_tables(run.config), stage.folder, cuts)[2]
+
+    notes = distributed.once(make)
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
   log, occasions = load_prepared(stage.folder)
   return Data(log, occasions, shards)
+
+
+def _record_of_log(run: Run, shards: Shards | None) -> Record:
+  """Return what stage `data` reads. Raises DataError where the shards are of another log."""
+  config = run.config.data
+  if shards and config.format == 'contract':
+    shards.check_files(log_fingerprint(config))
+  return keys.record('data', run.config, {})
 
 
 def raw_tables(config: Config) -> RawTables:

@@ -11,13 +11,17 @@ application default credentials or STORAGE_EMULATOR_HOST for gs://.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
+import time
 import typing
 from typing import Any
 
@@ -188,6 +192,8 @@ def _open(scheme: str, bucket: str) -> None:
   # What another process wrote a moment ago has to be seen.
   for protocol in ('gs', 'gcs', 's3'):
     fsspec.config.conf.setdefault(protocol, {})['use_listings_cache'] = False
+    if protocol != 's3' and 'STORAGE_EMULATOR_HOST' in os.environ:
+      fsspec.config.conf[protocol]['token'] = 'anon'  # else it asks for a metadata server first
   # epath would prefer TensorFlow, where that is installed, to what was just set.
   os.environ['EPATH_USE_TF'] = 'false'
   logging.getLogger('gcsfs').setLevel(logging.ERROR)  # it warns of every request to an emulator
@@ -203,9 +209,30 @@ def _open(scheme: str, bucket: str) -> None:
 
 @functools.cache
 def _scratch() -> pathlib.Path:
-  folder = tempfile.TemporaryDirectory(prefix='rolegen-')
-  _kept.append(folder)
+  """Return this process's temporary folder; those of processes that were killed are removed.
+
+  Whoever is alive holds the lock of its folder.
+  """
+  for left in pathlib.Path(tempfile.gettempdir()).glob(f'{_PREFIX}*'):
+    with contextlib.suppress(OSError):  # alive, another user's, or just removed by another process
+      if time.time() - left.stat().st_mtime > _NEW_S:
+        os.close(_locked(left))
+        shutil.rmtree(left)
+  folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+  _kept.append((folder, _locked(folder.name)))
   return pathlib.Path(folder.name)
 
 
-_kept: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
+def _locked(folder: str | os.PathLike) -> int:
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    os.close(descriptor)
+    raise
+  return descriptor
+
+
+_PREFIX = 'rolegen-'
+_NEW_S = 60.0  # younger folders may not have been locked yet
+_kept: list[tuple[tempfile.TemporaryDirectory, int]] = []  # until the process ends

@@ -1,8 +1,10 @@
 """Folders of logs: every file is read or named in an error, and a change of any shows."""
 
+import hashlib
 import json
 import os
 import random
+import shutil
 
 import polars as pl
 import pytest
@@ -230,8 +232,8 @@ def test_the_fingerprint_shows_every_change(folder, fingerprint):
   before = fingerprint()
   assert list(before) == ['items.parquet', 'events/part-0.parquet']
   assert json.loads(json.dumps(before)) == before
-  stat = (folder / 'items.parquet').stat()
-  assert before['items.parquet'] == [stat.st_size, stat.st_mtime_ns]
+  content = (folder / 'items.parquet').read_bytes()
+  assert before['items.parquet'] == [len(content), hashlib.sha256(content).hexdigest()[:16]]
   (folder / 'events/_SUCCESS').touch()
   assert fingerprint() == before
   new = put(folder / 'events/date=2026-11-28/part-1.parquet', part(1))
@@ -239,8 +241,14 @@ def test_the_fingerprint_shows_every_change(folder, fingerprint):
   assert differing(after, before) == 'events/date=2026-11-28/part-1.parquet is new'
   assert differing(before, after) == 'events/date=2026-11-28/part-1.parquet is gone'
   assert differing(before, before) is None
+  shutil.copy(new, folder / 'copy')
+  os.replace(folder / 'copy', new)
   os.utime(new, ns=(1, 1))
-  assert fingerprint() != after
+  assert fingerprint() == after
+  content = bytearray(new.read_bytes())
+  content[len(content) // 2] ^= 1
+  new.write_bytes(content)
+  assert differing(fingerprint(), after) == 'events/date=2026-11-28/part-1.parquet has changed'
   put(folder / 'events-2.parquet', part(2))
   with pytest.raises(DataError, match='events-2.parquet: would not be read'):
     fingerprint()
