@@ -192,11 +192,10 @@ def _open(scheme: str, bucket: str) -> None:
   # What another process wrote a moment ago has to be seen.
   for protocol in ('gs', 'gcs', 's3'):
     fsspec.config.conf.setdefault(protocol, {})['use_listings_cache'] = False
-    if protocol != 's3' and 'STORAGE_EMULATOR_HOST' in os.environ:
-      fsspec.config.conf[protocol]['token'] = 'anon'  # else it asks for a metadata server first
   # epath would prefer TensorFlow, where that is installed, to what was just set.
   os.environ['EPATH_USE_TF'] = 'false'
-  logging.getLogger('gcsfs').setLevel(logging.ERROR)  # it warns of every request to an emulator
+  for client in ('gcsfs', 'google.auth'):  # they warn of every request to an emulator
+    logging.getLogger(client).setLevel(logging.ERROR)
   try:
     fsspec.filesystem(scheme).ls(bucket)
   except Exception as error:  # whatever their clients raise
