@@ -17,6 +17,7 @@ GRACE_S = 120  # from SIGTERM to SIGKILL: one step and one checkpoint must fit
 NAME = re.compile(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?')
 ASSIGNMENT = re.compile(r'[\w.]+=.*')
 WINDOW = re.compile(r'(warmup|align|reason|loop):\d+(-\d+)?')
+ACCOUNT = re.compile(r'[a-z0-9-]+@[a-z0-9.-]+')
 LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 SLURM_TIME = re.compile(r'(\d+-)?\d+(:\d\d){0,2}')
 
@@ -67,7 +68,8 @@ class Job:
   namespace: str = 'default'
   claim: str = ''  # PersistentVolumeClaim of access mode ReadWriteMany, mounted at `mount`
   mount: str = '/mnt/rolegen'
-  service_account: str = ''  # Kubernetes service account of the pods, which may use the bucket
+  # gke_jobset: Kubernetes service account of the pods; tpu_vm: IAM service account of the VMs
+  service_account: str = ''
   queue: str = ''  # Kueue's LocalQueue; '' = pods start as soon as there are nodes
   priority_class: str = ''  # a PriorityClass of the cluster
   reservation: str = ''  # of Compute Engine, in the cluster's project
@@ -109,9 +111,12 @@ def validate(job: Job) -> Job:
   _require_one_of(job, 'target', TARGETS)
   _validate_common(job)
   if job.target != 'gke_jobset':
-    for flag in ('queue', 'priority_class', 'reservation', 'service_account'):
+    for flag in ('queue', 'priority_class', 'reservation'):
       _require(job, flag, not getattr(job, flag), 'left out: it is for --target=gke_jobset')
     _require(job, 'slices', job.slices == 1, '1: several are for --target=gke_jobset')
+  if job.target not in ('gke_jobset', 'tpu_vm'):
+    right = 'left out: it is for --target=gke_jobset and tpu_vm'
+    _require(job, 'service_account', not job.service_account, right)
   if job.target == 'local':
     return job
   if job.target == 'slurm':
@@ -197,6 +202,9 @@ def _validate_slurm(job: Job) -> None:
 
 
 def _validate_tpu_vm(job: Job) -> None:
+  account_rule = 'NAME@PROJECT.iam.gserviceaccount.com'
+  is_account = not job.service_account or ACCOUNT.fullmatch(job.service_account)
+  _require(job, 'service_account', is_account, account_rule)
   _require(job, 'zone', job.zone, 'a Google Cloud zone that offers this TPU')
   _require(job, 'project', job.project, 'a Google Cloud project')
 

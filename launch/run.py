@@ -78,7 +78,11 @@ _JOB_FLAGS = [
     'claim', '', 'gke_jobset: PersistentVolumeClaim of access mode ReadWriteMany; not for a bucket.'
   ),
   _string('mount', '/mnt/rolegen', 'gke_jobset: where the claim is mounted.'),
-  _string('service_account', '', 'gke_jobset: service account of the pods, for buckets.'),
+  _string(
+    'service_account',
+    '',
+    'Who the hosts are, for buckets: of gke_jobset in Kubernetes, of tpu_vm in IAM.',
+  ),
   _string('queue', '', "gke_jobset: Kueue's LocalQueue that the job waits in."),
   _string('priority_class', '', 'gke_jobset: PriorityClass of the pods.'),
   _string('reservation', '', "gke_jobset: reservation of the cluster's project to run on."),

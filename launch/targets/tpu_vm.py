@@ -64,6 +64,8 @@ def _request(job: Job, where: str) -> str:
   state = f"{resources} describe {job.name} {where} --format='value(state.state)'"
   delete = f'{resources} delete {job.name} {where}'
   runtime = f'--runtime-version={tpu_slice.generation.runtime}' + (' --spot' if job.spot else '')
+  if job.service_account:
+    runtime += f' --service-account={job.service_account} --scopes=cloud-platform'
   return f"""{resources} describe {job.name} {where} > /dev/null 2>&1 ||
   {resources} create {job.name} --node-id={job.name} {where} \\
     {tpu_slice.gcloud_flags} {runtime}

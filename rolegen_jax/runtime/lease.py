@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from rolegen_jax.runtime import storage
+from rolegen_jax.runtime.progress import say
 
 TIME_OUT_S = 60.0
 _LOST = 2  # the exit code of another run at work in the same folder
@@ -60,6 +61,11 @@ class Lease:
 
   def _take(self) -> bytes:
     found = self._read()
+    if found.state != 'missing':
+      say(
+        f'{self._url}: held by {_owner(found.value)}; '
+        f'watching for {self._time_out_s:.0f} s whether it is alive'
+      )
     watched_since = time.monotonic()
     while True:
       waited = time.monotonic() - watched_since
@@ -67,7 +73,7 @@ class Lease:
         generation = self._write(found.stamp.generation)
         if generation:
           return generation
-      elif waited:
+      else:
         time.sleep(self._time_out_s / 20)
       previous, found = found, self._read()
       if found.state != 'missing' and found.stamp.generation != previous.stamp.generation:

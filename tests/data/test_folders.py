@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from rolegen_jax.config import ConfigError, DataConfig
+from rolegen_jax.data import digests
 from rolegen_jax.data.adapters import ADAPTERS, log_fingerprint
 from rolegen_jax.data.contract import read_contract
 from rolegen_jax.data.files import DataError
@@ -252,6 +253,39 @@ def test_the_fingerprint_shows_every_change(folder, fingerprint):
   put(folder / 'events-2.parquet', part(2))
   with pytest.raises(DataError, match='events-2.parquet: would not be read'):
     fingerprint()
+
+
+def test_a_file_is_read_again_once_it_was_written_again(folder, fingerprint, tmp_path, monkeypatch):
+  monkeypatch.setattr(digests, '_known', {})
+  monkeypatch.setattr(digests, '_SETTLED_S', -1.0)
+  before, path = fingerprint(), folder / 'items.parquet'
+  digests.keep(tmp_path / digests.FILE)
+  digests._known.clear()
+  digests.recall(tmp_path / digests.FILE)
+  content, stat = path.read_bytes(), path.stat()
+  monkeypatch.setattr(hashlib, 'file_digest', lambda *_: pytest.fail('must not be read'))
+  assert fingerprint() == before
+  monkeypatch.undo()
+  monkeypatch.setenv('ROLEGEN_DATA', str(folder))
+  path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as if nothing had happened
+  assert path.stat().st_size == stat.st_size
+  assert differing(fingerprint(), before) == 'items.parquet has changed'
+
+
+def test_a_file_of_this_moment_is_read_each_time(folder, fingerprint, monkeypatch):
+  monkeypatch.setattr(digests, '_known', {})
+  (folder / 'items.parquet').touch()
+  fingerprint()
+  assert not digests._known
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"a": 1}', '{"a"', '\0'])
+def test_kept_digests_that_are_damaged_are_none(tmp_path, monkeypatch, text):
+  monkeypatch.setattr(digests, '_known', {})
+  (tmp_path / digests.FILE).write_text(text)
+  digests.recall(tmp_path / digests.FILE)
+  assert digests._known == {}
 
 
 def test_the_fingerprint_of_text_files(folder, fingerprint):
