@@ -219,6 +219,7 @@ def test_commands_of_the_texts_exist():
     'WORKSPACE.md',
     'CONTRIBUTING.md',
     'docs/guide.md',
+    'docs/on_a_pod.md',
     'launch/README.md',
     'Makefile',
   ):

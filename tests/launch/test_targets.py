@@ -7,7 +7,9 @@ read the diff.
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -260,3 +262,24 @@ def test_xla_flags_are_off_unless_named_and_keep_existing_ones():
   assert words[0] == '--a' and len(words) == 3
   assert variables['LIBTPU_INIT_ARGS'].startswith('--xla_tpu')
   assert all(flag.reason and flag.source for flag in xla_flags.FLAGS.values())
+
+
+def test_the_jobs_of_the_page_about_pods_render_and_pass_the_parsers(monkeypatch):
+  page = (GOLDEN.parents[1] / 'docs' / 'on_a_pod.md').read_text(encoding='utf-8')
+  (setting,) = re.findall(r'^export (PROJECT=.*)$', page, re.MULTILINE)
+  for name, value in (pair.split('=') for pair in setting.split()):
+    monkeypatch.setenv(name, value)
+  commands = re.findall(r'^python -m (launch\.run (?:.*\\\n)+.*)$', page, re.MULTILINE)
+  assert [re.search(r'--target=(\w+)', command)[1] for command in commands] == [
+    'tpu_vm',
+    'gke_jobset',
+  ]
+  for command in commands:
+    done = subprocess.run(
+      ['bash', '-uc', f'exec {sys.executable} -m {command}'],
+      capture_output=True,
+      text=True,
+      cwd=GOLDEN.parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert '--workdir=gs://my-bucket/runs/shop' in done.stdout

@@ -17,7 +17,7 @@ from rolegen_jax.runtime import storage
 from tests.launch import small, test_processes
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 12
+STEPS, SAVE_EVERY = 6, 3
 SETTINGS = small.settings(
   'simulator.users=1500',
   'simulator.items=64',
@@ -28,8 +28,9 @@ SETTINGS = small.settings(
   'evaluation.sasrec.steps=10',
   'evaluation.ablations=()',
   *(f'{section}.steps={STEPS}' for section in small.STAGE_SECTIONS),
-  *(f'{section}.save_every=5' for section in small.STAGE_SECTIONS),
+  *(f'{section}.save_every={SAVE_EVERY}' for section in small.STAGE_SECTIONS),
 )
+SAVE = '--set=warmup.save_every=1'
 MAX_S = 1500
 
 pytestmark = pytest.mark.slow
@@ -40,17 +41,33 @@ def rows(url, stage):
   return [json.loads(line) for line in text.splitlines()]
 
 
-def test_two_processes_that_are_killed_give_the_curve_of_one_local_one(s3_url, tmp_path):
-  codes, output = test_processes.run_job(tmp_path, 1)
+@pytest.fixture(scope='module')
+def local_losses(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('local')
+  codes, output = test_processes.run_job(folder, 1)
   assert codes == [0], output
-  save = '--set=warmup.save_every=1'
-  codes, output = test_processes.run_job(s3_url, 2, save, '--signal=SIGKILL')
+  return test_processes.read_losses(folder)
+
+
+@pytest.mark.parametrize('url', ['gs'], indirect=True)
+def test_a_process_that_is_killed_on_gs_gives_the_curve_of_a_local_one(url, local_losses):
+  codes, output = test_processes.run_job(url, 1, SAVE, '--signal=SIGKILL')
+  assert codes == [128 + 9], output
+  codes, output = test_processes.run_job(url, 1, SAVE)
+  assert codes == [0], output
+  assert 'warmup: continuing' in output
+  losses = [row['loss'] for row in rows(url, 'warmup')]
+  np.testing.assert_allclose(losses, local_losses, rtol=1e-4)
+
+
+def test_two_processes_that_are_killed_give_the_curve_of_one_local_one(s3_url, local_losses):
+  codes, output = test_processes.run_job(s3_url, 2, SAVE, '--signal=SIGKILL')
   assert codes == [134, 128 + 9], output
-  codes, output = test_processes.run_job(s3_url, 2, save)
+  codes, output = test_processes.run_job(s3_url, 2, SAVE)
   assert codes == [0, 0], output
   assert 'warmup: continuing' in output
   losses = [row['loss'] for row in rows(s3_url, 'warmup')]
-  np.testing.assert_allclose(losses, test_processes.read_losses(tmp_path), rtol=1e-4)
+  np.testing.assert_allclose(losses, local_losses, rtol=1e-4)
   log = (storage.path(s3_url) / 'logs' / 'process_1.log').read_text()
   assert log.count('exit ') == 2
   status = subprocess.run(
@@ -73,7 +90,7 @@ def test_a_whole_run_that_was_killed_goes_on_and_serves(s3_url, tmp_path):
     train = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + MAX_S
     # The loop has a checkpoint, and more to do.
-    while not (storage.path(s3_url) / 'loop/checkpoints/5/commit_success.txt').exists():
+    while not (storage.path(s3_url) / f'loop/checkpoints/{SAVE_EVERY}/commit_success.txt').exists():
       assert train.poll() is None and time.monotonic() < deadline, pathlib.Path(
         out.name
       ).read_text()
