@@ -20,6 +20,7 @@ FILE = '.files.json'  # of the folder of stage `data`
 _SETTLED_S = 2.0
 _known: dict[str, str] = {}  # version -> digest
 _taken: set[str] = set()  # versions that were asked for
+_recalled: set[str] = set()  # those that a file has
 
 
 def content_digest(path: pathlib.Path) -> str:
@@ -42,11 +43,18 @@ def recall(path: str | os.PathLike) -> None:
   """Know the digests that `keep` wrote to a file, if there is one and it is whole."""
   try:
     kept = json.loads(storage.path(path).read_text(encoding='utf-8'))
-    _known.update({version: digest for version, digest in kept.items() if type(digest) is str})
+    found = {version: digest for version, digest in kept.items() if type(digest) is str}
   except (OSError, ValueError, AttributeError):
     return
+  _known.update(found)
+  _recalled.update(found)
 
 
 def keep(path: str | os.PathLike) -> None:
-  """Write the digests that were asked for to a file, for other processes, here or elsewhere."""
+  """Write the digests that were asked for to a file, for other processes, here or elsewhere.
+
+  Nothing is written where `recall` found all of them.
+  """
+  if _taken <= _recalled:
+    return
   write_json({version: _known[version] for version in sorted(_taken)}, path)

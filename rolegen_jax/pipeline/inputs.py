@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -131,12 +130,10 @@ def prepare_data(run: Run) -> Data:
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
 
-    def make() -> dict[str, Any]:
-      digests.keep(stage.folder / digests.FILE)
-      return prepare(config, raw_tables(run.config), stage.folder, cuts)[2]
-
-    notes = distributed.once(make)
+    notes = distributed.once(lambda: prepare(config, raw_tables(run.config), stage.folder, cuts)[2])
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
+  if run.folder.may_train:
+    distributed.once(lambda: digests.keep(stage.folder / digests.FILE))
   log, occasions = load_prepared(stage.folder)
   return Data(log, occasions, shards)
 

@@ -191,10 +191,11 @@ def sized(config: Config) -> Config:
   It may be that file too, or a folder with nothing else: enough to compile what would train, not to
   train. Raises ConfigError, DataError.
   """
-  path = mirror.fetch(mirror.opened(config.reasoner.pretrained), but=('*.safetensors',))
+  path = mirror.opened(config.reasoner.pretrained)
   if path.suffix != '.json' and not (path / 'config.json').is_file():
-    path = source.open_source(path)  # a package or a GGUF file, or it says what is missing
-  path = path / 'config.json' if path.is_dir() else path
+    # A package or a GGUF file, or it says what is missing.
+    path = source.open_source(config.reasoner.pretrained)
+  path = mirror.fetch(path / 'config.json' if path.is_dir() else path)
   hf_config = read_json(path) if path.suffix == '.json' else open_gguf(path).config
   try:
     transformer = families.read_config(hf_config)

@@ -232,6 +232,6 @@ def _locked(folder: str | os.PathLike) -> int:
   return descriptor
 
 
-_PREFIX = 'rolegen-'
+_PREFIX = 'rolegen_bucket_copies_'  # a name that nobody else gives: what is left there goes
 _NEW_S = 60.0  # younger folders may not have been locked yet
 _kept: list[tuple[tempfile.TemporaryDirectory, int]] = []  # until the process ends

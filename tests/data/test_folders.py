@@ -257,10 +257,12 @@ def test_the_fingerprint_shows_every_change(folder, fingerprint):
 
 def test_a_file_is_read_again_once_it_was_written_again(folder, fingerprint, tmp_path, monkeypatch):
   monkeypatch.setattr(digests, '_known', {})
+  monkeypatch.setattr(digests, '_recalled', set())
   monkeypatch.setattr(digests, '_SETTLED_S', -1.0)
   before, path = fingerprint(), folder / 'items.parquet'
   digests.keep(tmp_path / digests.FILE)
   digests._known.clear()
+  digests._recalled.clear()
   digests.recall(tmp_path / digests.FILE)
   content, stat = path.read_bytes(), path.stat()
   monkeypatch.setattr(hashlib, 'file_digest', lambda *_: pytest.fail('must not be read'))
@@ -275,6 +277,7 @@ def test_a_file_is_read_again_once_it_was_written_again(folder, fingerprint, tmp
 
 def test_a_file_of_this_moment_is_read_each_time(folder, fingerprint, monkeypatch):
   monkeypatch.setattr(digests, '_known', {})
+  monkeypatch.setattr(digests, '_recalled', set())
   (folder / 'items.parquet').touch()
   fingerprint()
   assert not digests._known
@@ -283,6 +286,7 @@ def test_a_file_of_this_moment_is_read_each_time(folder, fingerprint, monkeypatc
 @pytest.mark.parametrize('text', ['', '[]', '{"a": 1}', '{"a"', '\0'])
 def test_kept_digests_that_are_damaged_are_none(tmp_path, monkeypatch, text):
   monkeypatch.setattr(digests, '_known', {})
+  monkeypatch.setattr(digests, '_recalled', set())
   (tmp_path / digests.FILE).write_text(text)
   digests.recall(tmp_path / digests.FILE)
   assert digests._known == {}

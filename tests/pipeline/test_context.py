@@ -11,7 +11,9 @@ import pytest
 
 from rolegen_jax import overrides
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data import digests
 from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.digests import content_digest
 from rolegen_jax.data.files import DataError
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline.context import open_run
@@ -108,8 +110,10 @@ def test_a_run_is_that_of_its_log_wherever_the_log_was_copied(tmp_path, monkeypa
   simulated.items.write_parquet(shop / 'items.parquet')
   config = tiny.config('data.format=contract', 'data.path=shop')
   monkeypatch.setenv('ROLEGEN_DATA', str(shop.parent))
+  monkeypatch.setattr(digests, '_SETTLED_S', -1.0)
   digest = prepare_data(open_run(config, tmp_path / 'run')).log.digest
-  assert (tmp_path / 'run/data/.files.json').exists()
+  kept = json.loads((tmp_path / 'run/data/.files.json').read_text())
+  assert set(kept.values()) >= {content_digest(path) for path in shop.iterdir()}
   copy = tmp_path / 'second' / 'shop'
   shutil.copytree(shop, copy, copy_function=shutil.copyfile)
   os.utime(copy / 'items.parquet', (1, 1))

@@ -42,6 +42,7 @@ def fresh(monkeypatch):
     mirror._mirrored.cache_clear()
     monkeypatch.setattr(digests, '_known', {})
     monkeypatch.setattr(digests, '_taken', set())
+    monkeypatch.setattr(digests, '_recalled', set())
 
   forget()
   return forget

@@ -1,6 +1,8 @@
 """Files, stages and checkpoints in buckets, on real servers of this machine."""
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -149,3 +151,36 @@ def test_local_paths_stay_what_they_are(tmp_path):
   assert storage.path('a') / 'b' == type(tmp_path)('a/b')
   assert storage.local(tmp_path / 'x') == tmp_path / 'x'
   assert not storage.is_remote('runs/s3') and not storage.is_remote('gs:/bucket/x')
+
+
+HOLD = """
+import sys, time
+from rolegen_jax.runtime import storage
+storage._NEW_S = -1.0
+print(storage.scratch('x').parent.parent, flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+def test_copies_of_a_killed_process_are_removed_and_those_of_a_living_one_stay(tmp_path):
+  (tmp_path / 'rolegen_mine').mkdir()
+
+  def start(seconds):
+    process = subprocess.Popen(
+      [sys.executable, '-c', HOLD, str(seconds)],
+      env=os.environ | {'TMPDIR': str(tmp_path)},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    return process, pathlib.Path(process.stdout.readline().strip())
+
+  (killed, left), (living, kept) = start(60), start(60)
+  killed.kill()
+  killed.wait()
+  assert left.is_dir() and kept.is_dir()
+  ended, own = start(0)
+  assert ended.wait() == 0
+  assert not left.exists() and not own.exists() and kept.is_dir()
+  living.kill()
+  living.wait()
+  assert (tmp_path / 'rolegen_mine').is_dir()
