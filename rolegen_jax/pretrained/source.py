@@ -78,6 +78,8 @@ def _no_folder(text: str) -> str:
       f'{text}: no such folder; a model of the Hugging Face hub must be downloaded first, '
       f'`hf download {name} --local-dir {name.rpartition("/")[2]}`, and the folder given'
     )
+  if '://' in text:
+    return f'{text}: is no folder of this machine or of a bucket; must be copied to one first'
   return f'{text}: no such folder; must be the folder of a pretrained model'
 
 

@@ -61,8 +61,9 @@ def start_gs(environment):
 @pytest.fixture(scope='session')
 def stores():
   """Object stores of both kinds that have the bucket `bucket`; the environment names them."""
-  pytest.importorskip('s3fs')
-  pytest.importorskip('gcsfs')
+  for package, name in (('s3fs', 'S3FileSystem'), ('gcsfs', 'GCSFileSystem')):
+    # Those that were opened before know other addresses.
+    getattr(pytest.importorskip(package), name).clear_instance_cache()
   with pytest.MonkeyPatch.context() as environment:
     servers = [start_s3(environment), start_gs(environment)]
     yield

@@ -109,4 +109,12 @@ def test_a_whole_run_that_was_killed_goes_on_and_serves(s3_url, tmp_path):
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=MAX_S)
   assert done.returncode == 0, done.stderr
   assert read_parquet(f'{s3_url}/lists.parquet')['user_id'].n_unique() > 10
+  for command, file in (
+    (['annotate', f'--prompts={s3_url}/prompts.jsonl', '--examples=3'], 'prompts.jsonl'),
+    (['simulate_ab', '--days=1', '--seeds=1', '--arms=popularity,recency'], 'ab.png'),
+  ):
+    command = [sys.executable, '-m', 'rolegen_jax', *command, f'--workdir={s3_url}']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=MAX_S)
+    assert done.returncode == 0, done.stderr
+    assert (storage.path(s3_url) / file).exists()
   assert not os.path.lexists(ROOT / 's3:')
