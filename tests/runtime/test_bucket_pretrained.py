@@ -13,6 +13,7 @@ from tests.pretrained.checkpoints import TINY_QWEN3, read_tensors, write_folder
 from tests.pretrained.loaded import LoadedReasoner
 
 
+@pytest.mark.slow
 def test_a_reasoner_comes_from_a_bucket_and_goes_to_one(s3_url, tmp_path):
   write_folder(tmp_path / 'in', TINY_QWEN3)
   for file in (tmp_path / 'in').iterdir():

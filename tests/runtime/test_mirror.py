@@ -20,6 +20,7 @@ from rolegen_jax.runtime import mirror, storage
 
 DAY = 86_400
 START = 1_700_000_000
+ON_S3 = pytest.mark.parametrize('url', ['s3'], indirect=True)
 ITEMS = pl.DataFrame(dict(item_id=list(range(8))))
 
 
@@ -73,6 +74,7 @@ def test_a_log_in_a_bucket_is_that_of_a_disk(shop, url, tmp_path, monkeypatch):
   assert adapters.log_fingerprint(shop) == fingerprint
 
 
+@ON_S3
 def test_a_glob_fetches_what_it_matches(shop, url):
   day = dataclasses.replace(shop, path='shop/events/date=*-02')
   assert read_tables(day).events.height == len(events(2))
@@ -103,6 +105,7 @@ def test_digests_that_were_kept_spare_the_download(shop, url, fresh, tmp_path, m
   ]
 
 
+@ON_S3
 def test_errors_name_the_url(shop, url):
   path = storage.path(url) / 'shop/events/date=2023-11-01/part.parquet'
   files.write_parquet(events(1).with_columns(item_id=pl.lit(99)), path)
@@ -123,6 +126,7 @@ def test_an_object_that_changes_meanwhile_or_cannot_be_a_file_is_named(shop, url
     mirror.opened(f'{url}/odd')
 
 
+@ON_S3
 def test_shards_in_a_bucket(url, fresh, tmp_path):
   write_shop(tmp_path / 'shop')
   config = Config(data=DataConfig('contract', 'shop', split='leave_one_out'))
@@ -140,6 +144,7 @@ def test_shards_in_a_bucket(url, fresh, tmp_path):
     Shards(url)
 
 
+@ON_S3
 def test_annotations_count_by_their_content(url, fresh, tmp_path):
   line = json.dumps(dict(a=1))
   for path in (storage.path(url) / 'a.jsonl', tmp_path / 'a.jsonl'):
@@ -157,6 +162,7 @@ def test_annotations_count_by_their_content(url, fresh, tmp_path):
   assert read[0] == read[1]
 
 
+@ON_S3
 def test_a_pretrained_folder_comes_without_other_formats(url, fresh):
   folder = storage.path(url)
   for name in ('config.json', 'model.safetensors', 'pytorch_model.bin'):
