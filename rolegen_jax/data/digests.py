@@ -6,13 +6,14 @@ inode, of which no program can set the second time; in a bucket generation or ET
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import time
 
-from rolegen_jax.data.files import write_json
+from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.runtime import heartbeat, mirror, storage
 
 FILE = '.files.json'  # of the folder of stage `data`
@@ -53,8 +54,8 @@ def recall(path: str | os.PathLike) -> None:
 def keep(path: str | os.PathLike) -> None:
   """Write the digests that were asked for to a file, for other processes, here or elsewhere.
 
-  Nothing is written where `recall` found all of them.
+  Nothing is written where `recall` found all of them, or where nothing may be.
   """
-  if _taken <= _recalled:
-    return
-  write_json({version: _known[version] for version in sorted(_taken)}, path)
+  if not _taken <= _recalled:
+    with contextlib.suppress(DataError, OSError):
+      write_json({version: _known[version] for version in sorted(_taken)}, path)

@@ -36,7 +36,6 @@ def _mirrored(url: str) -> pathlib.Path:
   files, base = storage.file_system(url), url.rstrip('/').partition('://')[2]
   root = storage.scratch(base.rpartition('/')[2])
   COPIES[str(root)] = url.rstrip('/')
-  files.invalidate_cache()
   for name, details in sorted(files.find(base, detail=True).items()):
     if name.endswith('/'):
       continue  # what consoles leave where somebody made an empty folder
@@ -54,21 +53,25 @@ def _mirrored(url: str) -> pathlib.Path:
         'must be moved elsewhere'
       ) from error
     _absent[path] = f'{url.partition("://")[0]}://{name}'
-    _versions[path] = _version(details)
+    _versions[path] = _version(_absent[path], details)
   return root
 
 
-def _version(details: dict[str, object]) -> str:
-  """Return what changes with an object: its generation on Google's store, else its ETag."""
-  kind = 'generation' if 'generation' in details else 'ETag'
-  return f'{details["size"]} {kind} {details[kind]}'
+def _version(url: str, details: dict[str, object]) -> str:
+  """Return what changes with an object: its ETag or, on Google's store, its generation.
+
+  The latter is a time, so that of another object may be the same.
+  """
+  if 'generation' in details:
+    return f'{details["size"]} generation {details["generation"]} of {url}'
+  return f'{details["size"]} ETag {details["ETag"]}'
 
 
 def fetch(*paths: pathlib.Path, but: Iterable[str] = ()) -> pathlib.Path:
   """Return the first path, all with their content: of a mirror, that of all files at or below.
 
-  but: patterns of names that are not needed. Raises ConfigError for a file that was written again
-  since it was listed.
+  but: patterns of names that are not needed. Raises ConfigError for a file that cannot be copied or
+  was written again since it was listed.
   """
   asked = set(paths)
   wanted = [
@@ -82,14 +85,24 @@ def fetch(*paths: pathlib.Path, but: Iterable[str] = ()) -> pathlib.Path:
     say(f'{paths[0]}: fetching {len(wanted)} file(s), {size_mb:,.1f} MB')
   for file in wanted:
     heartbeat.beat(heartbeat.START)
-    url, partial = _absent[file], file.with_name(f'.{file.name}.part')
-    files = storage.file_system(url)
-    files.get_file(url, os.fspath(partial))
-    if _version(files.info(url)) != _versions[file]:
-      raise ConfigError(f'{url}: has changed since it was listed; must stay as it is meanwhile')
-    os.replace(partial, file)
+    _copy(_absent[file], file)
     del _absent[file]
   return paths[0]
+
+
+def _copy(url: str, file: pathlib.Path) -> None:
+  partial, files = file.with_name(f'.{file.name}.part'), storage.file_system(url)
+  try:
+    files.get_file(url, os.fspath(partial))
+    version = _version(url, files.info(url))
+  except Exception as error:  # whatever their clients raise, or a full disk
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+    raise ConfigError(
+      f'{url}: cannot be copied ({reason}); must be readable, and $TMPDIR have room for it'
+    ) from error
+  if version != _versions[file]:
+    raise ConfigError(f'{url}: has changed since it was listed; must stay as it is meanwhile')
+  os.replace(partial, file)
 
 
 def version(path: pathlib.Path) -> str:
