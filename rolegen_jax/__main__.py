@@ -15,6 +15,7 @@ COMMANDS = (
   'evaluate',
   'recommend',
   'serve',
+  'loadtest',
   'annotate',
   'simulate_ab',
   'export',

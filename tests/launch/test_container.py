@@ -32,8 +32,8 @@ def test_every_target_installs_its_requirements_and_the_package():
     parent, instructions = stages[target]
     assert parent == 'base'
     pip = [line for line in instructions if line.startswith('RUN pip install')]
-    files = ('requirements.txt', 'requirements-cloud.txt')  # pods have buckets
-    requirements = ' '.join(['RUN pip install', *(f'--requirement={file}' for file in files)])
+    files = ('requirements.txt', 'requirements-serve.txt', 'requirements-cloud.txt')
+    requirements = ' '.join(['RUN pip install', *(f'-r {file}' for file in files)])
     assert pip[0] == (f"{requirements} '{extra}'" if extra else requirements)
     assert pip[1].startswith('RUN pip install --no-deps .')
     # Requirements, code, package, user: an edit of the code keeps the layer of requirements.

@@ -16,6 +16,7 @@ import urllib.parse
 from typing import Any
 
 RETRIED = (429, 503)  # statuses that say: not now
+READ_AGAIN = (*RETRIED, 502)  # and that of a proxy whose server is gone, which may have done it
 IDLE_SECONDS = 5.0  # after which a connection is not used again: the server may be closing it
 
 
@@ -50,7 +51,10 @@ class Client:
     tries: int = 5,
     wait: float = 0.05,
   ):
-    """timeout: seconds of a try. wait: seconds after the first, doubled after each further one."""
+    """urls: http://HOST:PORT, or with a path before those of the API, which a proxy may have.
+
+    timeout: seconds of a try. wait: seconds after the first, doubled after each further one.
+    """
     self._urls = urls
     self._addresses = [urllib.parse.urlsplit(url) for url in urls]
     wrong = [url for url, at in zip(urls, self._addresses) if at.scheme not in ('http', 'https')]
@@ -122,7 +126,7 @@ class Client:
       else:
         if status == 200:
           return json.loads(content)
-        if is_last or status not in RETRIED:
+        if is_last or status not in (READ_AGAIN if write_to is None else RETRIED):
           raise _failure(status, content)
         if write_to is not None or len(self._addresses) == 1:
           pause = max(pause, float(headers.get('retry-after') or 0))
@@ -140,7 +144,8 @@ class Client:
     headers = {'content-type': 'application/json'}
     if self._token:
       headers['authorization'] = f'Bearer {self._token}'
-    connection.request(method, path, body, headers)
+    below = self._addresses[place].path.rstrip('/')
+    connection.request(method, below + path, body, headers)
     response = connection.getresponse()
     content = response.read()
     self._used[place] = time.monotonic()

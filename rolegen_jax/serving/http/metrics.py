@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+  CollectorRegistry,
+  Counter,
+  Gauge,
+  Histogram,
+  ProcessCollector,
+  generate_latest,
+)
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 ROWS = (1, 2, 4, 8, 16, 32)
@@ -27,6 +34,7 @@ class Metrics:
 
   def __init__(self) -> None:
     self._registry = registry = CollectorRegistry()
+    ProcessCollector(registry=registry)  # memory and CPU of the process, by their usual names
     self._at_ready: int | None = None
     self.requests = Counter(
       'rolegen_requests', 'Requests by path and status.', ['path', 'status'], registry=registry
