@@ -113,6 +113,7 @@ def test_a_whole_run_that_was_killed_goes_on_and_serves(s3_url, tmp_path):
   assert read_parquet(f'{s3_url}/lists.parquet')['user_id'].n_unique() > 10
   for command, file in (
     (['annotate', f'--prompts={s3_url}/prompts.jsonl', '--examples=3'], 'prompts.jsonl'),
+    (['export', '--what=decoder', f'--output={s3_url}/decoder'], 'decoder/manifest.json'),
     (['simulate_ab', '--days=1', '--seeds=1', '--arms=popularity', '--retrain'], 'ab.png'),
     (
       [
