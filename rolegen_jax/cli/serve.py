@@ -4,8 +4,8 @@ rolegen serve --workdir=runs/demo --port=8080
 
 curl -s localhost:8080/v1/recommend -d '{"user_id": 7, "explain": true}'
 
-docs/serving.md has the API. SIGTERM: requests that are under way are answered, then the server
-leaves with exit code 0.
+At http://localhost:8080 is a page to look into the run; docs/serving.md has it and the API.
+SIGTERM: requests that are under way are answered, then the server leaves with exit code 0.
 """
 
 import importlib.util

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shlex
 import time
 from typing import Any
 
@@ -213,6 +214,8 @@ def report(
   if config.evaluation.occasions:
     notes += [content.some_occasions(config.evaluation.occasions)]
   notes += content.short_lists(config.evaluation.ks, len(log.items), results.rankings)
+  serve = f'rolegen serve --workdir={shlex.quote(str(run.workdir))}'
+  notes += [f'A page with every user, the worlds and the reasons behind each list: {serve}']
   words, tell = _words(run, inputs, models, results)
   candidates = _candidates(results)
   trajectories = Trajectories(
@@ -242,7 +245,7 @@ def report(
   print(headline(systems))
   say(f'report -> {path}')
   say(f'next: rolegen recommend --workdir={run.workdir} --output=recommendations.parquet')
-  say(f'or, after pip install -r requirements-serve.txt: rolegen serve --workdir={run.workdir}')
+  say(f'or, after pip install -r requirements-serve.txt, lists and a page over HTTP: {serve}')
   return path
 
 

@@ -6,8 +6,11 @@ import dataclasses
 import os
 import time
 
+import msgspec
+
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data.files import DataError
 from rolegen_jax.pipeline import stages
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
@@ -25,6 +28,7 @@ from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.metrics import Metrics
 from rolegen_jax.serving.http.placing import Placer
 from rolegen_jax.serving.http.programs import MOST_ROWS, batch_sizes
+from rolegen_jax.serving.http.views import AbTest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,7 @@ def assembled(
   run: Run, inputs: Inputs, trained: Trained, sizes: tuple[int, ...], settings: Settings
 ) -> App:
   """Return the application over models, every program compiled for these batch sizes."""
+  ab_test = _ab_test(run)
   items, placer = _live_items(run, inputs)
   metrics = Metrics()
   engine = Engine(trained, items, sizes, settings.top, metrics.observe)
@@ -67,7 +72,19 @@ def assembled(
   )
   batcher = Batcher(settings.max_batch, settings.max_wait, settings.max_queue)
   dispatcher = Dispatcher(engine, batcher, metrics)
-  return App(engine, placer, dispatcher, metrics, settings.reasoning, settings.token)
+  return App(engine, placer, dispatcher, metrics, settings.reasoning, settings.token, ab_test)
+
+
+def _ab_test(run: Run) -> AbTest | None:
+  """Return the latest A/B test of the run; None where none was played. Raises DataError."""
+  path = run.workdir / 'ab.json'
+  if not path.exists():
+    return None
+  try:
+    return msgspec.json.decode(path.read_bytes(), type=AbTest)
+  except (OSError, msgspec.DecodeError) as error:
+    right = 'must be what rolegen simulate_ab writes; run it again, or remove the file'
+    raise DataError(f'{path}: {" ".join(str(error).split())}; {right}') from error
 
 
 def _sizes(run: Run, max_batch: int) -> tuple[int, ...]:

@@ -113,6 +113,12 @@ def first_intent(layout: Layout, tokens: jax.Array) -> jax.Array:
   return jnp.clip(tokens[:, int(layout.intent_slots[0, 0])] - start, 0, size - 1)
 
 
+def coarse_intents(layout: Layout, tokens: jax.Array) -> jax.Array:
+  """Return the coarse code int32 [..., I] that each intent of completions [..., T] begins with."""
+  start, size = layout.vocab.blocks['sid0']
+  return jnp.clip(tokens[..., layout.intent_slots[:, 0]] - start, 0, size - 1)
+
+
 def at_slots(x_NxTx: jax.Array, slots: np.ndarray) -> jax.Array:
   """Return x[:, slots] for evenly spaced static positions.
 

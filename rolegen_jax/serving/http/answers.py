@@ -24,8 +24,9 @@ from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving.history_filter import without
 from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.programs import Worlds
+from rolegen_jax.serving.http.reasoned import reasoned
 from rolegen_jax.serving.http.rows import Reader
-from rolegen_jax.serving.http.schema import Answer, Carrier, Item, Reason
+from rolegen_jax.serving.http.schema import Answer, Carrier, Item, Reason, Reasoned
 from rolegen_jax.serving.recommend import explained_table
 from rolegen_jax.serving.slate import Slates, slates
 
@@ -95,6 +96,12 @@ class Lists:
       )
     return Answer(found, query.time, mode, self._items.version)
 
+  def reasoned(self, ranked: Ranked, row: int) -> Reasoned | None:
+    """Return what the reasoner said of a request that asks for it; None where it said nothing."""
+    if ranked.worlds is None or not ranked.queries[row].worlds:
+      return None
+    return reasoned(ranked.readers[row].history, ranked.worlds[row], self._items)
+
   def reasons(
     self, ranked: Ranked, lists: Slates, explained: Explanations | None, row: int
   ) -> list[Reason]:
@@ -151,7 +158,7 @@ class Lists:
     role, removed, intent = worlds.interventions
     return Predictions(
       **listed,
-      roles=worlds.roles[None],
+      roles=worlds.roles[:1],
       candidates=worlds.candidates[None],
       forced_role=role[None],
       removed=removed[None],

@@ -23,19 +23,22 @@ from starlette.routing import Route
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.events import MAX_TIMESTAMP
 from rolegen_jax.runtime.progress import say
-from rolegen_jax.serving.http import changes, schema
+from rolegen_jax.serving.http import changes, openapi, schema, views
 from rolegen_jax.serving.http.dispatch import Dispatcher
 from rolegen_jax.serving.http.engine import Engine, Query
+from rolegen_jax.serving.http.lookups import Lookups
 from rolegen_jax.serving.http.metrics import Metrics
+from rolegen_jax.serving.http.page import Page
 from rolegen_jax.serving.http.placing import Placer
 from rolegen_jax.serving.http.schema import Problem, Refused
 from rolegen_jax.serving.http.users import History, merged
 
 MOST_BYTES = 16 << 20  # of a body
 MOST_SECONDS = 10.0  # to send a body
-OPEN = ('/healthz', '/readyz')  # paths without a token
+OPEN = ('/healthz', '/readyz')  # paths without a token, beside those of the page
 CLOSED_REQUEST = 499  # in the log: nobody waits for the answer any more
-PATHS = {path for _, path, *_ in schema.ROUTES}
+PATHS = {path for _, path, *_ in openapi.ROUTES}
+ELSEWHERE = ('cross-site', 'same-site')  # pages that are not this server's
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -51,12 +54,14 @@ class App:
     metrics: Metrics,
     reasoning: str,
     token: str = '',
+    ab_test: views.AbTest | None = None,
   ):
     """reasoning: of requests that do not say. token: '' = anybody may ask."""
     self.engine, self._placer = engine, placer
     self.dispatcher, self.metrics = dispatcher, metrics
     self._reasoning, self._token = reasoning, token.encode()
-    self._document = schema.encode(schema.openapi('1', bool(token)))
+    self._lookups, self._page = Lookups(engine, reasoning, ab_test), Page()
+    self._document = schema.encode(openapi.openapi('1', bool(token)))
 
   def asgi(self) -> Starlette:
     """Return the application. Its lifespan begins and drains the dispatcher."""
@@ -65,6 +70,13 @@ class App:
       Route('/v1/events', self._guarded(self._events), methods=['POST']),
       Route('/v1/catalogue', self._guarded(self._change), methods=['POST']),
       Route('/v1/catalogue', self._guarded(self._catalogue), methods=['GET']),
+      Route('/v1/users', self._guarded(self._users), methods=['POST']),
+      Route('/v1/history', self._guarded(self._past), methods=['POST']),
+      Route('/v1/items', self._guarded(self._items), methods=['POST']),
+      Route('/v1/columns', self._guarded(self._columns), methods=['GET']),
+      Route('/v1/run', self._guarded(self._run), methods=['GET']),
+      Route('/v1/ab_test', self._guarded(self._ab_test), methods=['GET']),
+      *(Route(path, self._guarded(self._file), methods=['GET']) for path in self._page.paths),
       Route('/healthz', self._guarded(self._healthz), methods=['GET']),
       Route('/readyz', self._guarded(self._readyz), methods=['GET']),
       Route('/metrics', self._guarded(self._text), methods=['GET']),
@@ -115,6 +127,27 @@ class App:
 
   async def _catalogue(self, request: Request) -> Response:
     return _json(self.engine.items.state())
+
+  async def _users(self, request: Request) -> Response:
+    return _json(self._lookups.users(schema.parse(await _body(request), views.UsersRequest)))
+
+  async def _past(self, request: Request) -> Response:
+    return _json(self._lookups.history(schema.parse(await _body(request), views.HistoryRequest)))
+
+  async def _items(self, request: Request) -> Response:
+    return _json(self._lookups.items(schema.parse(await _body(request), views.ItemsRequest)))
+
+  async def _columns(self, request: Request) -> Response:
+    return _json(await self.dispatcher.on_device(self._lookups.columns))
+
+  async def _run(self, request: Request) -> Response:
+    return _json(self._lookups.run())
+
+  async def _ab_test(self, request: Request) -> Response:
+    return _json(self._lookups.ab_test())
+
+  async def _file(self, request: Request) -> Response:
+    return self._page.response(request.url.path, request.headers.get('if-none-match'))
 
   async def _healthz(self, request: Request) -> Response:
     return _json({'alive': True})
@@ -173,6 +206,7 @@ class App:
       where=asked.where,
       exclude=engine.items.numbers(asked.exclude, 'exclude[{}]'),
       explain=asked.explain,
+      worlds=asked.worlds,
       reasoning=reasoning,  # type: ignore[arg-type]
       reasoning_deadline=None if late is None else arrived + late / 1e3,
     )
@@ -199,6 +233,7 @@ class App:
   def _guarded(self, handler: Handler) -> Handler:
     async def guarded(request: Request) -> Response:
       try:
+        _check_origin(request)
         self._check_token(request)
         response = await handler(request)
       except Refused as refused:
@@ -225,13 +260,22 @@ class App:
     return response
 
   def _check_token(self, request: Request) -> None:
-    if not self._token or request.url.path in OPEN:
+    if not self._token or request.url.path in (*OPEN, *self._page.paths):
       return
     kind, _, token = request.headers.get('authorization', '').partition(' ')
     # Headers are latin-1: any byte has its character.
     given = token.strip().encode('latin-1', 'replace')
     if kind.lower() != 'bearer' or not hmac.compare_digest(given, self._token):
       raise Refused(401, 'authorization', 'must be `Bearer` and the token of this server')
+
+
+def _check_origin(request: Request) -> None:
+  """Raise Refused where a browser asks on behalf of another site's page.
+
+  Without a token, such a page could otherwise change things on a server of the same machine.
+  """
+  if request.method == 'POST' and request.headers.get('sec-fetch-site') in ELSEWHERE:
+    raise Refused(403, 'sec-fetch-site', "must not be another site's: use the page at / here")
 
 
 async def _body(request: Request) -> bytes:

@@ -14,9 +14,11 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.serving.http.schema import Filter, Range, Refused, Value
+from rolegen_jax.serving.http.views import Column, Share
 
 PATHS = ('category_code',)  # columns of dotted paths: a value stands for everything below it
 MOST_COLUMNS = 100
+MOST_COMMON = 200  # values of a column that are named
 
 
 def grown(array: np.ndarray, size: int, fill: float) -> np.ndarray:
@@ -70,6 +72,17 @@ def _key(value: Value) -> Any:
   return (value,) if isinstance(value, bool) else value
 
 
+def _with_paths_above(count_of: Mapping[Value, int]) -> dict[Value, int]:
+  """Return how many items each path has, those below it too."""
+  total: dict[Value, int] = {}
+  for value, count in count_of.items():
+    parts = str(value).split('.')
+    for length in range(1, len(parts) + 1):
+      above = '.'.join(parts[:length])
+      total[above] = total.get(above, 0) + count
+  return total
+
+
 class Columns:
   """The columns of all items by number."""
 
@@ -81,6 +94,33 @@ class Columns:
   def get(self, item: int, name: str) -> Value | None:
     """Return the value of an item in a column, None where it has none."""
     return self._columns[name].get(item) if name in self._columns else None
+
+  def row(self, item: int) -> dict[str, Value]:
+    """Return all values of an item."""
+    found = {name: column.get(item) for name, column in self._columns.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+  def described(self, items: np.ndarray) -> list[Column]:
+    """Return what the columns hold of some items, int [n]."""
+    return [self._described(name, column, items) for name, column in self._columns.items()]
+
+  def _described(self, name: str, column: _Column, items: np.ndarray) -> Column:
+    code = self._first(column.code, int(items.max(initial=-1)) + 1, -1)[items]
+    code = code[code >= 0]
+    count = np.bincount(code, minlength=len(column.values))
+    by_value = {column.values[i]: int(count[i]) for i in np.flatnonzero(count)}
+    distinct = len(by_value)
+    if column.is_numeric:
+      numbers = [float(value) for value in by_value]
+      low, high = min(numbers, default=None), max(numbers, default=None)
+      return Column(name, 'number', len(code), distinct, low, high, [])
+    if name in PATHS:
+      by_value = _with_paths_above(by_value)
+    has_groups = 2 * distinct <= len(code)
+    common = sorted(by_value.items(), key=lambda of: (-of[1], str(of[0])))[:MOST_COMMON]
+    values = [Share(value, items) for value, items in common] if has_groups else []
+    kind = 'path' if name in PATHS else 'value'
+    return Column(name, kind, len(code), distinct, None, None, values)  # type: ignore[arg-type]
 
   def update(self, item: int, values: Mapping[str, Value | None]) -> dict[str, Value | None]:
     """Give an item new values in some columns; return those it had."""

@@ -49,6 +49,7 @@ class Query:
   where: dict[str, Any]
   exclude: np.ndarray  # int64, item numbers
   explain: bool
+  worlds: bool
   reasoning: Literal['online', 'cached', 'off']
   # When nobody waits for reasons any more, by `time.monotonic`; None = whenever.
   reasoning_deadline: float | None = None
@@ -228,4 +229,6 @@ class _Batch:
         report(row, NotANumber('the models gave no score to what they listed'), is_last)
         continue
       reasons = engine.lists.reasons(ranked, lists, explained, row) if row in why else None
-      report(row, engine.lists.answer(lists, row, self._queries[row], mode, reasons), is_last)
+      answer = engine.lists.answer(lists, row, self._queries[row], mode, reasons)
+      answer.reasoned = engine.lists.reasoned(ranked, row)
+      report(row, answer, is_last)

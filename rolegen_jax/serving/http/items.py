@@ -130,6 +130,12 @@ class Items:
     slot = np.flatnonzero(self.tables.listed)
     return self._rows(self.number_at[slot], slot)
 
+  def examples(self, code: int, most: int) -> list[Id]:
+    """Return the listed items of a coarse code, those with the most training events first."""
+    slot = np.flatnonzero(self.tables.listed & (self.tables.codes[:, 0] == code))
+    first = slot[np.argsort(-self._count[slot], kind='stable')[:most]]
+    return [self.ids[number] for number in self.number_at[first].tolist()]
+
   def row(self, number: int) -> Rows:
     """Return an item whose slot is still its own."""
     return self._rows(np.array([number]), self.slot_of[[number]])

@@ -5,7 +5,7 @@ the backbone alone), `explain` finds the events that carried a list. What the wo
 to the host in between, where it can wait for the user's next request.
 
 Shapes: B users, K items of a list, C slots of the tables, E experts, M role events, W worlds,
-P candidates of a world.
+I intents, P candidates of a world.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rolegen_jax.models.decode import Ranking
 from rolegen_jax.models.functional import Params
 from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.reasoning.explain import Explanations, explain
+from rolegen_jax.reasoning.frcot import coarse_intents
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.semantic_ids.trie import WORD, Trie, with_regions
@@ -37,7 +38,9 @@ class Worlds(NamedTuple):
 
   said: Conditioning
   candidates: Any  # int32 [B, W, P]
-  roles: Any  # int32 [B, M], of the factual world
+  candidate_log_prob: Any  # fp32 [B, W, P]
+  roles: Any  # int32 [B, W, M]
+  intents: Any  # int32 [B, W, I], their coarse codes
   interventions: Any  # Interventions
 
 
@@ -147,7 +150,9 @@ class Programs:
 
   def _reason(self, params: Params, trie: Trie, rows: Examples) -> Worlds:
     rollout, said = self._rolegen.reason(params, rows, trie)
-    return Worlds(said, rollout.candidates, rollout.roles[:, 0], rollout.interventions)
+    intents = coarse_intents(self._rolegen.layout, rollout.tokens)
+    candidates = rollout.candidates, rollout.candidate_log_prob
+    return Worlds(said, *candidates, rollout.roles, intents, rollout.interventions)
 
   def _explain(
     self, params: dict[str, Params], trie: Trie, rows: tuple[Examples, jax.Array]

@@ -37,11 +37,11 @@ class Refused(Exception):
     self.retry_after = retry_after  # seconds; 0 = the same request will not fare better
 
 
-class _Request(Struct, forbid_unknown_fields=True):
-  pass
+class Request(Struct, forbid_unknown_fields=True):
+  """A request, or a part of one: fields that it does not know are wrong."""
 
 
-class Event(_Request):
+class Event(Request):
   """An event of a user."""
 
   item_id: Id
@@ -49,7 +49,7 @@ class Event(_Request):
   timestamp: Seconds
 
 
-class Range(_Request):
+class Range(Request):
   """Numbers from `min` to `max`, both included."""
 
   min: float | None = None
@@ -61,7 +61,7 @@ Filter = Text | bool | Int | float | Annotated[list[Value], Meta(max_length=MOST
 _MAPS = {'where': Filter, 'columns': Value | None}  # the values of maps, by field
 
 
-class RecommendRequest(_Request):
+class RecommendRequest(Request):
   """Whom to recommend to, what may be listed, and how long an answer is worth waiting for."""
 
   user_id: Id | None = None
@@ -73,19 +73,20 @@ class RecommendRequest(_Request):
   where: Annotated[dict[Name, Filter], Meta(max_length=50)] = {}
   exclude: Annotated[list[Id], Meta(max_length=MOST_VALUES)] = []  # items
   explain: bool = False
+  worlds: bool = False  # say what the reasoner said, where it was asked
   reasoning: Mode | None = None  # default: --reasoning
   deadline_ms: Milliseconds | None = None  # then the answer is 504
   reasoning_deadline_ms: Milliseconds | None = None  # then the backbone alone answers
 
 
-class EventsRequest(_Request):
+class EventsRequest(Request):
   """Events to append to the history of a user, known or new."""
 
   user_id: Id
   events: Annotated[list[Event], Meta(min_length=1, max_length=MOST_EVENTS)]
 
 
-class NewItem(_Request):
+class NewItem(Request):
   """An item to add: its columns say where it belongs, or an item like it, or codes."""
 
   item_id: Id
@@ -94,14 +95,14 @@ class NewItem(_Request):
   codes: Annotated[list[Int], Meta(max_length=64)] | None = None
 
 
-class Tagged(_Request):
+class Tagged(Request):
   """New values of some columns of an item; null takes a value away."""
 
   item_id: Id
   columns: Annotated[dict[Name, Value | None], Meta(min_length=1)]
 
 
-class CatalogueRequest(_Request):
+class CatalogueRequest(Request):
   """One change, which happens as a whole or not at all; or a return to an earlier version."""
 
   add: Annotated[list[NewItem], Meta(max_length=MOST_ITEMS)] = []
@@ -141,13 +142,62 @@ class Item(Struct, omit_defaults=True):
   reason: Reason | None = None
 
 
-class Answer(Struct):
+class Happened(Struct):
+  """A row of a history: `count` equal events."""
+
+  item_id: Id
+  event: str
+  timestamp: int
+  count: int
+
+
+class Intervention(Struct, omit_defaults=True):
+  """What is done in a world: an event removed, its role set, or the first intent set."""
+
+  kind: Literal['remove', 'role', 'intent']
+  event: int | None = None  # place in `Reasoned.events`
+  role: str | None = None
+  code: int | None = None  # coarse code of the intent
+
+
+class Intent(Struct):
+  """A coarse code, which is a group of items, and those of it with the most training events."""
+
+  code: int
+  items: list[Id]
+
+
+class Step(Struct):
+  """An item that a world proposes, and the log-probability of its codes, in nats."""
+
+  item_id: Id
+  log_prob: float
+
+
+class World(Struct):
+  """What the reasoner says in a world. intervention: null in the first, the factual one."""
+
+  intervention: Intervention | None
+  intents: list[Intent]
+  roles: list[str | None]  # of `Reasoned.events`
+  path: list[Step]
+
+
+class Reasoned(Struct):
+  """The latest events that were read, oldest first: those that get roles. And every world."""
+
+  events: list[Happened]
+  worlds: list[World]
+
+
+class Answer(Struct, omit_defaults=True):
   """A list, best first. reasoning: what stood behind it; `late` = the backbone alone, in time."""
 
   items: list[Item]
   time: int
   reasoning: Literal['online', 'cached', 'off', 'late']
   catalogue_version: int
+  reasoned: Reasoned | None = None  # where `worlds` asks for it and a reasoner answered
 
 
 class Appended(Struct):
@@ -231,72 +281,3 @@ def _is_valid(value: Raw, kind: Any) -> bool:
 def encode(value: Any) -> bytes:
   """Return JSON."""
   return msgspec.json.encode(value)
-
-
-# (method, path, summary, request, answer, statuses that answer with a Problem)
-ROUTES: tuple[tuple[str, str, str, Any, Any, tuple[int, ...]], ...] = (
-  (
-    'post',
-    '/v1/recommend',
-    'Ranked items for a user',
-    RecommendRequest,
-    Answer,
-    (400, 401, 404, 408, 413, 422, 429, 500, 503, 504),
-  ),
-  (
-    'post',
-    '/v1/events',
-    'Append to a history; the next answer knows it',
-    EventsRequest,
-    Appended,
-    (400, 401, 408, 413, 422, 500, 503, 507),
-  ),
-  (
-    'post',
-    '/v1/catalogue',
-    'Add, remove and tag items, or return to an earlier version',
-    CatalogueRequest,
-    Changed,
-    (400, 401, 408, 409, 413, 422, 500, 503),
-  ),
-  ('get', '/v1/catalogue', 'The version of the catalogue', None, Changed, (401,)),
-  ('get', '/healthz', 'Whether the process is alive', None, None, ()),
-  ('get', '/readyz', 'Whether to send requests here', None, None, (503,)),
-  ('get', '/metrics', 'Prometheus text', None, None, (401,)),
-  ('get', '/openapi.json', 'This document', None, None, (401,)),
-)
-
-
-def openapi(version: str, with_token: bool) -> dict[str, Any]:
-  """Return the OpenAPI document. with_token: whether requests need a bearer token."""
-  kinds = (RecommendRequest, EventsRequest, CatalogueRequest, Answer, Appended, Changed, Problem)
-  template = '#/components/schemas/{name}'
-  refs, schemas = msgspec.json.schema_components(kinds, ref_template=template)
-  ref_of = dict(zip(kinds, refs))
-
-  def content(kind: Any) -> dict[str, Any]:
-    return {'application/json': {'schema': ref_of[kind]}}
-
-  paths: dict[str, Any] = {}
-  for method, path, summary, request, answer, problems in ROUTES:
-    done: dict[str, Any] = {'description': 'done'}
-    if answer:
-      done['content'] = content(answer)
-    responses = {'200': done}
-    for status in problems:
-      responses[str(status)] = {'description': 'refused', 'content': content(Problem)}
-    operation: dict[str, Any] = {'summary': summary, 'responses': responses}
-    if request:
-      operation['requestBody'] = {'required': True, 'content': content(request)}
-    paths.setdefault(path, {})[method] = operation
-  components: dict[str, Any] = {'schemas': schemas}
-  document: dict[str, Any] = {
-    'openapi': '3.1.0',
-    'info': {'title': 'RoleGen-JAX', 'version': version},
-    'paths': paths,
-    'components': components,
-  }
-  if with_token:
-    components['securitySchemes'] = {'token': {'type': 'http', 'scheme': 'bearer'}}
-    document['security'] = [{'token': []}]
-  return document

@@ -58,8 +58,9 @@ class Users:
 
   def __init__(self, log: InteractionLog):
     self._log = log
-    self._index: dict[int | str, int] = {user: i for i, user in enumerate(log.users.to_list())}
-    self._kind = type(next(iter(self._index)))
+    self.ids: list[int | str] = log.users.to_list()  # by index
+    self._index = {user: i for i, user in enumerate(self.ids)}
+    self._kind = type(self.ids[0])
     self._changed: dict[int, History] = {}
     self._appended = 0
     self._first, self._last = int(log.timestamp.min()), int(log.timestamp.max())
@@ -99,11 +100,13 @@ class Users:
       raise Refused(507, 'events', f'no room: {MOST_APPENDED} were appended since the start')
     user = self._index.get(user_id)
     if user is None:
-      user, rows = len(self._index), merged(events)
+      user, rows = len(self.ids), merged(events)
     else:
       rows = merged(self.history(user), events)
     self._changed[user] = rows  # first the rows, then the name by which they are found
-    self._index[user_id] = user
+    if user == len(self.ids):
+      self.ids.append(user_id)
+      self._index[user_id] = user
     self._appended += len(events.item)
     self.latest = max(self.latest, int(events.timestamp.max()))
     return len(rows.item)
