@@ -17,7 +17,8 @@ WORKDIR /rolegen
 # runs/ and data/ are where relative paths point; mount volumes there.
 # cache/ is for compiled programs, where a volume is mounted for those of several containers.
 RUN useradd --create-home rolegen && mkdir runs data cache && chown rolegen: runs data cache
-COPY requirements.txt requirements-serve.txt ./
+# Buckets too: pods rarely have another storage that all of them see.
+COPY requirements.txt requirements-serve.txt requirements-cloud.txt ./
 ENTRYPOINT ["rolegen"]
 CMD ["--help"]
 
@@ -25,7 +26,7 @@ CMD ["--help"]
 # directory holds the checkout, the same code that is installed.
 
 FROM base AS tpu
-RUN pip install --requirement=requirements.txt --requirement=requirements-serve.txt 'jax[tpu]'
+RUN pip install -r requirements.txt -r requirements-serve.txt -r requirements-cloud.txt 'jax[tpu]'
 COPY . .
 RUN pip install --no-deps . && rm -rf build *.egg-info
 USER rolegen
@@ -33,13 +34,13 @@ USER rolegen
 FROM base AS cuda
 # The NVIDIA container runtime mounts the driver's compute libraries only where this asks for them.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
-RUN pip install --requirement=requirements.txt --requirement=requirements-serve.txt 'jax[cuda12]'
+RUN pip install -r requirements.txt -r requirements-serve.txt -r requirements-cloud.txt 'jax[cuda12]'
 COPY . .
 RUN pip install --no-deps . && rm -rf build *.egg-info
 USER rolegen
 
 FROM base AS cpu
-RUN pip install --requirement=requirements.txt --requirement=requirements-serve.txt
+RUN pip install -r requirements.txt -r requirements-serve.txt -r requirements-cloud.txt
 COPY . .
 RUN pip install --no-deps . && rm -rf build *.egg-info
 USER rolegen

@@ -25,7 +25,10 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from rolegen_jax.fields import ConfigError
+from rolegen_jax.runtime import storage as stores
 from rolegen_jax.runtime.distributed import PROXIES
+from rolegen_jax.runtime.lease import Lease
 
 OK, WARNING, FAILED = 'ok', 'warning', 'failed'
 
@@ -137,7 +140,12 @@ def _unused_accelerator() -> str:
 
 
 def storage(workdir: str) -> list[Check]:
-  """Check that `workdir` supports write, atomic rename and read back; its free space and clock."""
+  """Check that `workdir` supports write, atomic rename and read back; its free space and clock.
+
+  In a bucket, that an object can be written, read and leased.
+  """
+  if stores.is_remote(workdir):
+    return _bucket(workdir)
   folder = pathlib.Path(workdir).absolute()
   stem = f'.doctor.{socket.gethostname()}.{os.getpid()}'
   temporary, target = folder / f'{stem}.tmp', folder / f'{stem}.bin'
@@ -173,6 +181,33 @@ def _use_storage(
   written = Check('storage', OK, f'{folder}: write, rename and read; {speed:.0f} MB/s to disk')
   skew = max(before - modified, modified - after, 0.0)
   return [written, _free_space(folder), _storage_clock(skew)]
+
+
+def _bucket(url: str) -> list[Check]:
+  stem = f'.doctor.{socket.gethostname()}.{os.getpid()}'
+  try:
+    target = stores.path(url) / f'{stem}.bin'
+    content, here = os.urandom(STORAGE_TEST_BYTES), stores.scratch('content')
+    here.write_bytes(content)
+    before, started = time.time(), time.perf_counter()
+    stores.put(here, target)
+    after, seconds = time.time(), time.perf_counter() - started
+    modified, found = stores.changed_at(target), target.read_bytes()
+    target.unlink()
+    if found != content:
+      return [Check('storage', FAILED, f'{url}: another content came back', 'use another bucket')]
+    # Checkpoints and leases go through TensorStore, which has credentials of its own.
+    Lease(f'{url}/{stem}.lock').close()
+  except ConfigError as error:
+    return [Check('storage', FAILED, str(error), 'see docs/on_a_pod.md')]
+  except Exception as error:  # whatever the clients of stores raise
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+    advice = 'this host must be allowed to create, read and delete objects there'
+    return [Check('storage', FAILED, f'{url}: {reason}', advice)]
+  speed = STORAGE_TEST_BYTES / seconds / 1e6
+  written = Check('storage', OK, f'{url}: write, read and lease; {speed:.0f} MB/s to the bucket')
+  # Times of objects are in whole seconds.
+  return [written, _storage_clock(max(before - modified - 1, modified - after, 0.0))]
 
 
 def _free_space(folder: pathlib.Path) -> Check:

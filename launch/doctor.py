@@ -19,7 +19,7 @@ from rolegen_jax.cli.entry import BAD_INPUT
 from rolegen_jax.cli.path_flags import path_flag
 
 _WORKDIR = path_flag(
-  'workdir', '.', 'Folder that runs will write to; created if it does not exist.'
+  'workdir', '.', 'Folder that runs will write to; created if it does not exist.', urls=True
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', 'localhost:8476', 'HOST:PORT at which the processes of a job meet.'

@@ -28,7 +28,7 @@ from launch.job import GRACE_S
 from rolegen_jax.cli.entry import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED, parse_flags
 from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
-from rolegen_jax.runtime import distributed, heartbeat
+from rolegen_jax.runtime import distributed, heartbeat, storage
 
 POLL_S = 0.5
 DUMP_S = 5.0  # time for the child to write its stacks
@@ -47,7 +47,7 @@ _COORDINATOR = flags.DEFINE_string(
 _DEVICES = flags.DEFINE_integer(
   'devices_per_process', 0, 'CPU devices to run on; 0 = all devices of the machine.', lower_bound=0
 )
-_WORKDIR = path_flag('workdir', None, 'Run folder; logs go to its logs/.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Run folder; logs go to its logs/.', required=True, urls=True)
 _XLA_FLAGS = flags.DEFINE_list(
   'xla_flags', [], 'Names in launch/xla_flags.py, separated by commas.'
 )
@@ -80,13 +80,14 @@ def main(argv: list[str]) -> int:
     heartbeat_path = pathlib.Path(folder) / 'heartbeat'
     try:
       env = environment(heartbeat_path)
+      log = Log(storage.path(_WORKDIR.value) / 'logs', process_label())
     except ConfigError as error:
       print(error, file=sys.stderr)
       return BAD_INPUT
-    log = Log(pathlib.Path(_WORKDIR.value) / 'logs', process_label())
     log.write_line(f'{socket.gethostname()}: {" ".join(command)}')
     code = Watch(command, env, heartbeat_path, log).wait()
     log.write_line(f'exit {code}')
+    log.send()
   return code
 
 
@@ -137,10 +138,14 @@ def environment(heartbeat_path: pathlib.Path) -> dict[str, str]:
 class Log:
   """Complete lines, prefixed with the process, in a file of this host and on stdout."""
 
+  SEND_EVERY_S = 30.0  # to a bucket, which gets the file anew each time
+
   def __init__(self, folder: pathlib.Path, label: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     self._prefix = f'[{label}] '
-    self._file = (folder / f'process_{label}.log').open('a', encoding='utf-8')
+    self._spool = storage.Spool(folder / f'process_{label}.log')
+    self._file = self._spool.here.open('a', encoding='utf-8')
+    self._sent = time.monotonic()
     self._lock = threading.Lock()
 
   def write_line(self, text: str) -> None:
@@ -151,6 +156,14 @@ class Log:
       with contextlib.suppress(BrokenPipeError):  # stdout is optional: its reader may have gone
         sys.stdout.write(line)  # in one piece: the hosts may share a terminal
         sys.stdout.flush()
+      if time.monotonic() - self._sent > self.SEND_EVERY_S:
+        self.send()
+
+  def send(self) -> None:
+    """Have all lines in the run folder, where that is in a bucket that answers."""
+    self._sent = time.monotonic()
+    with contextlib.suppress(Exception):  # stdout has the lines, and the next call sends them
+      self._spool.flush()
 
   def copy_lines(self, stream: Iterable[str]) -> None:
     for text in stream:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from launch import gpus, tpus, xla_flags
 from rolegen_jax.config import ConfigError, MeshConfig
-from rolegen_jax.fields import expanded
+from rolegen_jax.fields import BUCKET, expanded
 from rolegen_jax.runtime.distributed import DEFAULT_START_S
 
 TARGETS = ('local', 'slurm', 'tpu_vm', 'gke_jobset')
@@ -17,6 +17,7 @@ GRACE_S = 120  # from SIGTERM to SIGKILL: one step and one checkpoint must fit
 NAME = re.compile(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?')
 ASSIGNMENT = re.compile(r'[\w.]+=.*')
 WINDOW = re.compile(r'(warmup|align|reason|loop):\d+(-\d+)?')
+ACCOUNT = re.compile(r'[a-z0-9-]+@[a-z0-9.-]+')
 LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 SLURM_TIME = re.compile(r'(\d+-)?\d+(:\d\d){0,2}')
 
@@ -27,7 +28,7 @@ class Job:
 
   target: str
   experiment: str
-  workdir: str  # a folder that every host sees under this path
+  workdir: str  # a folder that every host sees under this path, or of a bucket
   set: tuple[str, ...] = ()  # section.field=value
   profile: tuple[str, ...] = ()  # STAGE:FIRST-LAST
   profile_processes: tuple[str, ...] = ('0',)
@@ -67,6 +68,8 @@ class Job:
   namespace: str = 'default'
   claim: str = ''  # PersistentVolumeClaim of access mode ReadWriteMany, mounted at `mount`
   mount: str = '/mnt/rolegen'
+  # gke_jobset: Kubernetes service account of the pods; tpu_vm: IAM service account of the VMs
+  service_account: str = ''
   queue: str = ''  # Kueue's LocalQueue; '' = pods start as soon as there are nodes
   priority_class: str = ''  # a PriorityClass of the cluster
   reservation: str = ''  # of Compute Engine, in the cluster's project
@@ -111,6 +114,9 @@ def validate(job: Job) -> Job:
     for flag in ('queue', 'priority_class', 'reservation'):
       _require(job, flag, not getattr(job, flag), 'left out: it is for --target=gke_jobset')
     _require(job, 'slices', job.slices == 1, '1: several are for --target=gke_jobset')
+  if job.target not in ('gke_jobset', 'tpu_vm'):
+    right = 'left out: it is for --target=gke_jobset and tpu_vm'
+    _require(job, 'service_account', not job.service_account, right)
   if job.target == 'local':
     return job
   if job.target == 'slurm':
@@ -133,10 +139,13 @@ def validate(job: Job) -> Job:
   return dataclasses.replace(job, processes=hosts * job.slices)
 
 
-def is_written_out(path: str) -> bool:
-  """Return whether a path means the same on every host: no URL, no `~` and no $VARIABLE."""
+def is_written_out(path: str, urls: bool = False) -> bool:
+  """Return whether a path means the same on every host: no `~` and no $VARIABLE.
+
+  urls: whether it may be in a bucket.
+  """
   try:
-    return expanded(path) == path
+    return expanded(path, urls) == path
   except ValueError:
     return False
 
@@ -152,12 +161,12 @@ def _require_one_of(job: Job, flag: str, values: Collection[str]) -> None:
 
 def _validate_common(job: Job) -> None:
   workdir_rule = (
-    'a folder that every host mounts under this path (mount a bucket first), written out: '
-    '~ and $VARIABLES are those of this machine'
+    'a folder that every host mounts under this path, or gs://BUCKET/FOLDER or '
+    's3://BUCKET/FOLDER, written out: ~ and $VARIABLES are those of this machine'
   )
   name_rule = 'lower-case letters, digits and dashes, at most 40, starting with a letter'
   _require(job, 'experiment', job.experiment, 'the name of a file in experiments/, or a path')
-  _require(job, 'workdir', is_written_out(job.workdir), workdir_rule)
+  _require(job, 'workdir', is_written_out(job.workdir, urls=True), workdir_rule)
   python_rule = 'an interpreter on the hosts, written out (no ~, no $VARIABLE)'
   _require(job, 'python', is_written_out(job.python), python_rule)
   _require(job, 'name', NAME.fullmatch(job.name), name_rule)
@@ -193,6 +202,9 @@ def _validate_slurm(job: Job) -> None:
 
 
 def _validate_tpu_vm(job: Job) -> None:
+  account_rule = 'NAME@PROJECT.iam.gserviceaccount.com'
+  is_account = not job.service_account or ACCOUNT.fullmatch(job.service_account)
+  _require(job, 'service_account', is_account, account_rule)
   _require(job, 'zone', job.zone, 'a Google Cloud zone that offers this TPU')
   _require(job, 'project', job.project, 'a Google Cloud project')
 
@@ -201,10 +213,13 @@ def _validate_gke_jobset(job: Job) -> None:
   target = 'cuda' if job.accelerator in gpus.MACHINES else 'tpu'
   image_rule = f'a container image built with `docker build --target={target} .`'
   _require(job, 'image', job.image, image_rule)
-  _require(job, 'claim', job.claim, 'a PersistentVolumeClaim of access mode ReadWriteMany')
+  in_bucket = BUCKET.match(job.workdir)
+  claim_rule = 'a PersistentVolumeClaim of access mode ReadWriteMany, where no bucket is --workdir'
+  _require(job, 'claim', job.claim or in_bucket, claim_rule)
   below_mount = job.workdir.startswith(job.mount + '/')
-  _require(job, 'workdir', below_mount, f'below --mount={job.mount}, where the claim is mounted')
-  for flag in ('queue', 'priority_class', 'reservation'):
+  workdir_rule = f'in a bucket, or below --mount={job.mount}, where the claim is mounted'
+  _require(job, 'workdir', in_bucket or below_mount, workdir_rule)
+  for flag in ('queue', 'priority_class', 'reservation', 'service_account'):
     name = getattr(job, flag)
     rule = 'a name of lower-case letters, digits and dashes, at most 63'
     _require(job, flag, not name or LABEL.fullmatch(name), rule)

@@ -11,6 +11,7 @@ from launch import goodput
 from launch.text import align_columns
 from rolegen_jax import config as configs
 from rolegen_jax.config import ConfigError
+from rolegen_jax.runtime import storage
 
 Status = dict[str, Any]
 
@@ -59,7 +60,7 @@ def _report_time(workdir: pathlib.Path) -> tuple[float, float] | None:
   if not path.exists():
     return None
   provenance = json.loads(path.read_text(encoding='utf-8')).get('provenance', {})
-  return path.stat().st_mtime, provenance.get('evaluation_wall_s', 0.0)
+  return storage.changed_at(path), provenance.get('evaluation_wall_s', 0.0)
 
 
 def _stage_row(segment: goodput.Segment, steps: int, done: bool, now: float) -> Status:

@@ -6,8 +6,9 @@ attempt would repeat. SIGTERM or Ctrl-C stops the children with SIGTERM, waits f
 and marks them as stopped.
 
 No folder ever has two writers: each child holds a lock on its folder (flock, inherited) for as
-long as it lives. The children of a sweep that was killed keep running; the next sweep counts them
-among its running processes and waits for each.
+long as it lives; that of a folder in a bucket, and its log until the child ends, are in the
+temporary folder of this machine. The children of a sweep that was killed keep running; the next
+sweep counts them among its running processes and waits for each.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import hashlib
 import os
 import pathlib
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import TextIO
 
 from launch.ledger import Entry, Ledger, utc_now
 from rolegen_jax.cli.entry import BAD_INPUT, DIVERGED, LOST_PEER, PREEMPTED
+from rolegen_jax.runtime import storage
 
 RETRYABLE = (PREEMPTED, LOST_PEER)
 POLL_S = 0.1
@@ -47,12 +51,20 @@ class Point:
 
   name: str
   command: list[str]
-  folder: pathlib.Path  # holds log.txt and the product
+  folder: pathlib.Path  # holds log.txt and the product; may be in a bucket
   product: str = 'report.json'  # the file that a command which exits with 0 has written
 
   @property
+  def here(self) -> pathlib.Path:
+    """The folder of this machine for the lock and the growing log: `folder`, if it is local."""
+    if not storage.is_remote(self.folder):
+      return self.folder
+    name = hashlib.sha256(str(self.folder).encode()).hexdigest()[:16]
+    return pathlib.Path(tempfile.gettempdir()) / f'rolegen_sweeps_{os.getuid()}' / name
+
+  @property
   def log(self) -> pathlib.Path:
-    return self.folder / 'log.txt'
+    return self.here / 'log.txt'
 
   @property
   def product_path(self) -> pathlib.Path:
@@ -173,6 +185,8 @@ class Pool:
   def _collect(self, child: _Child) -> None:
     """Record how a child ended, and queue it again where that may help."""
     point, code = child.point, child.process.returncode
+    if storage.is_remote(point.folder):
+      storage.put(point.log, point.folder / point.log.name)
     wall_s = self._ledger.entries[point.name].wall_s + time.monotonic() - child.started
     retryable = code in RETRYABLE or code < 0
     if code == 0 and point.product_path.exists():
@@ -218,8 +232,8 @@ def say(text: str) -> None:
 
 def _open_lock(point: Point) -> TextIO:
   """Open the lock file for appending: a mere look must not erase the holder's process number."""
-  point.folder.mkdir(parents=True, exist_ok=True)
-  return (point.folder / '.lock').open('a+', encoding='utf-8')
+  point.here.mkdir(parents=True, exist_ok=True)
+  return (point.here / '.lock').open('a+', encoding='utf-8')
 
 
 def _is_locked(point: Point) -> bool:
@@ -233,7 +247,7 @@ def _is_locked(point: Point) -> bool:
 
 
 def _holder(point: Point) -> str:
-  number = (point.folder / '.lock').read_text(encoding='utf-8')
+  number = (point.here / '.lock').read_text(encoding='utf-8')
   return f' as process {number}' if number else ''
 
 
@@ -242,7 +256,7 @@ def _seconds_since_start(entry: Entry, path: pathlib.Path) -> float | None:
   if not path.exists() or entry.started is None:
     return None
   started = datetime.datetime.fromisoformat(entry.started).timestamp()
-  seconds = path.stat().st_mtime - started
+  seconds = storage.changed_at(path) - started
   return seconds if seconds >= 0 else None
 
 

@@ -35,7 +35,9 @@ _string, _integer = flags.DEFINE_string, flags.DEFINE_integer
 _JOB_FLAGS = [
   flags.DEFINE_enum('target', 'local', TARGETS, 'Where to run.'),
   _string('experiment', 'demo', 'Name of a file in experiments/ or path of one; NAME:ARG.'),
-  _string('workdir', None, 'Run folder, under the same path on every host.', required=True),
+  _string(
+    'workdir', None, 'Run folder, under the same path on every host, or in a bucket.', required=True
+  ),
   flags.DEFINE_multi_string(
     'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
   ),
@@ -72,8 +74,15 @@ _JOB_FLAGS = [
   flags.DEFINE_bool('spot', False, 'tpu_vm, gke_jobset: spot capacity.'),
   _string('image', '', "gke_jobset: image built from the Dockerfile's target `tpu` or `cuda`."),
   _string('namespace', 'default', 'gke_jobset: namespace.'),
-  _string('claim', '', 'gke_jobset: PersistentVolumeClaim of access mode ReadWriteMany.'),
+  _string(
+    'claim', '', 'gke_jobset: PersistentVolumeClaim of access mode ReadWriteMany; not for a bucket.'
+  ),
   _string('mount', '/mnt/rolegen', 'gke_jobset: where the claim is mounted.'),
+  _string(
+    'service_account',
+    '',
+    'Who the hosts are, for buckets: of gke_jobset in Kubernetes, of tpu_vm in IAM.',
+  ),
   _string('queue', '', "gke_jobset: Kueue's LocalQueue that the job waits in."),
   _string('priority_class', '', 'gke_jobset: PriorityClass of the pods.'),
   _string('reservation', '', "gke_jobset: reservation of the cluster's project to run on."),
@@ -111,7 +120,7 @@ def job_from_flags() -> Job:
     values['python'] = sys.executable if is_local else 'python'
   if is_local:
     for name in ('workdir', 'python'):
-      values[name] = local_path(values[name], f'--{name}')
+      values[name] = local_path(values[name], f'--{name}', urls=name == 'workdir')
     if shutil.which(values['python']) is None:
       raise ConfigError(f'--python={values["python"]}: must be an interpreter on this machine')
   config = cli.experiment(values['experiment'], list(values['set']))

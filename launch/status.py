@@ -9,7 +9,6 @@ kinds of time.
 from __future__ import annotations
 
 import math
-import pathlib
 import sys
 import time
 
@@ -17,10 +16,11 @@ from absl import flags
 
 from launch import entry, overview
 from rolegen_jax.cli.path_flags import path_flag
+from rolegen_jax.runtime import storage
 
 CLEAR_SCREEN = '\x1b[2J\x1b[H'
 
-_WORKDIR = path_flag('workdir', None, 'Folder of a run or of a sweep.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run or of a sweep.', required=True, urls=True)
 _WATCH = flags.DEFINE_bool('watch', False, 'Print repeatedly, until Ctrl-C.')
 _INTERVAL_S = flags.DEFINE_float(
   'interval_s', 5.0, 'Seconds between two prints with --watch.', lower_bound=0.1
@@ -30,7 +30,7 @@ _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of table
 
 
 def main() -> int:
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = storage.path(_WORKDIR.value)
   if not _WATCH.value:
     print(overview.describe(workdir, _JSON.value), flush=True)
     return 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launch.ledger import Entry
 from launch.text import align_columns
-from rolegen_jax.data.files import write_json
+from rolegen_jax.data.files import renamed, write_json
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -108,20 +107,18 @@ def write(rows: list[Row], folder: pathlib.Path, title: str) -> list[pathlib.Pat
   _write_csv(rows, csv_path)
   if not any(MAIN in row for row in rows):
     return [json_path, csv_path]
-  png_path, temporary = folder / 'summary.png', folder / '.summary.tmp.png'
-  plot(rows, title).savefig(temporary, dpi=150)
-  os.replace(temporary, png_path)
+  png_path = folder / 'summary.png'
+  with renamed(png_path) as temporary:
+    plot(rows, title).savefig(temporary, dpi=150, format='png')
   return [json_path, csv_path, png_path]
 
 
 def _write_csv(rows: list[Row], path: pathlib.Path) -> None:
   columns = list(dict.fromkeys(key for row in rows for key in row))
-  temporary = path.with_name(f'.{path.name}.tmp')
-  with temporary.open('w', newline='', encoding='utf-8') as file:
+  with renamed(path) as temporary, temporary.open('w', newline='', encoding='utf-8') as file:
     writer = csv.DictWriter(file, columns)
     writer.writeheader()
     writer.writerows(rows)
-  os.replace(temporary, path)
 
 
 def plot(rows: list[Row], title: str) -> Figure:

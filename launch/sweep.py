@@ -17,7 +17,6 @@ Exit codes: 0 every point is done, 1 some failed (the ledger says why), 2 bad se
 from __future__ import annotations
 
 import math
-import pathlib
 import shlex
 
 from absl import flags
@@ -29,6 +28,7 @@ from launch.ledger import Ledger
 from launch.pool import Limits, Point
 from rolegen_jax.config import ConfigError
 from rolegen_jax.fields import local_path
+from rolegen_jax.runtime import storage
 
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', 'demo', 'Name of a file in experiments/ that has a sweep, or path of one; NAME:ARG.'
@@ -36,7 +36,7 @@ _EXPERIMENT = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Folder for ledger, summary and one run folder per point; created if it does not exist.',
+  'Folder, also in a bucket, for ledger, summary and one run folder per point; made if absent.',
   required=True,
 )
 _TARGET = flags.DEFINE_string('target', 'local', f'Where points run: {", ".join(TARGETS)}.')
@@ -65,13 +65,13 @@ _SET = flags.DEFINE_multi_string(
 def main() -> int:
   if _TARGET.value not in TARGETS:
     raise ConfigError(f'--target={_TARGET.value}: must be one of {", ".join(TARGETS)}')
-  experiment, folder = _EXPERIMENT.value, local_path(_WORKDIR.value, '--workdir')
-  if _TARGET.value != 'local' and not is_written_out(_WORKDIR.value):
+  experiment, folder = _EXPERIMENT.value, local_path(_WORKDIR.value, '--workdir', urls=True)
+  if _TARGET.value != 'local' and not is_written_out(_WORKDIR.value, urls=True):
     raise ConfigError(
       f'--workdir={_WORKDIR.value}: must be written out with --target={_TARGET.value}: '
       '~ and $VARIABLES are those of this machine'
     )
-  workdir = pathlib.Path(folder).absolute()
+  workdir = storage.absolute(folder)
   points = sweep_points.enumerate_points(experiment, _ARG.value, _SET.value)
   names = sweep_points.select(points, _ONLY.value)
   if _LIST.value:

@@ -744,7 +744,7 @@ class Config(Section):
       name, field = path.split('.')
       section = getattr(self, name)
       if text := getattr(section, field):
-        expanded = dataclasses.replace(section, **{field: local_path(text, path)})
+        expanded = dataclasses.replace(section, **{field: local_path(text, path, urls=True)})
         config = dataclasses.replace(config, **{name: expanded})
     for name, kind in fields.types(Config).items():
       if dataclasses.is_dataclass(kind):

@@ -20,14 +20,30 @@ LARGEST_INT = 2**31 - 1
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-12, 1e12
 # A URL, or a path of another system. Taken as a path of this one, it is a folder of that name.
 NOT_LOCAL = re.compile(r'://|^[A-Za-z][\w+.-]*:[/\\]|^\\')
+# A folder or object of an object store; all of them want names of 3 to 63 characters.
+BUCKET = re.compile(
+  r'(?P<scheme>gs|s3)://(?P<bucket>[a-z0-9][a-z0-9._-]{1,61}[a-z0-9])(/[^/]+)*/?$'
+)
 VARIABLE = re.compile(r'\$(\w+|\{[^}]*\})')
+
+
+# Folders of this machine that hold copies -> the URL of what they are copies of.
+COPIES: dict[str, str] = {}
+
+
+def as_given(text: str) -> str:
+  """Return a message with the URLs of files in place of the names of their copies."""
+  for copy, url in COPIES.items():
+    text = text.replace(copy, url)
+  return text
 
 
 class Refusal(ValueError):
   """Input is wrong. The message is one line, whatever text from outside it quotes."""
 
   def __str__(self) -> str:
-    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+    text = as_given(super().__str__())
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class ConfigError(Refusal):
@@ -138,25 +154,29 @@ def _out_of_range(value: Any) -> str:
   return f'finite: 0, or {SMALLEST_FLOAT:g} to {LARGEST_FLOAT:g} in size'
 
 
-def local_path(text: str, name: str) -> str:
+def local_path(text: str, name: str, urls: bool = False) -> str:
   """Return the path of a flag or field, as `expanded` does. Raises ConfigError naming it."""
   try:
-    return expanded(text)
+    return expanded(text, urls)
   except ValueError as error:
     raise ConfigError(f'{name}={text}: {error}') from error
 
 
-def expanded(text: str) -> str:
+def expanded(text: str, urls: bool = False) -> str:
   """Return a path of this machine with `~` and $VARIABLES expanded.
 
-  Raises ValueError, saying what would be right, on a URL, on an unknown user or variable, and on
-  nothing at all.
+  urls: whether it may be a URL of a bucket too. Raises ValueError, saying what would be right, on
+  another URL, on an unknown user or variable, and on nothing at all.
   """
   path = os.path.expanduser(os.path.expandvars(text))
   right = 'must be a file system path'
+  if urls and path.isprintable() and BUCKET.match(path):
+    return path.rstrip('/')
   if NOT_LOCAL.search(path):
-    urls = 'URLs (gs://, s3://, file://) are not supported'
-    raise ValueError(f'{right}, such as one of a mounted bucket; {urls}')
+    if urls:
+      raise ValueError(f'{right}, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER; not other URLs')
+    refused = 'URLs (gs://, s3://, file://) are not supported'
+    raise ValueError(f'{right}, such as one of a mounted bucket; {refused}')
   if unknown := VARIABLE.search(path):
     raise ValueError(f'{right}; the variable {unknown.group()} is not set')
   if path.startswith('~'):

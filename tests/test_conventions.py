@@ -219,6 +219,7 @@ def test_commands_of_the_texts_exist():
     'WORKSPACE.md',
     'CONTRIBUTING.md',
     'docs/guide.md',
+    'docs/on_a_pod.md',
     'launch/README.md',
     'Makefile',
   ):
@@ -263,6 +264,7 @@ def test_no_machine_paths_and_no_registries():
     'requirements-text.txt',
     'requirements-annotate.txt',
     'requirements-trackers.txt',
+    'requirements-cloud.txt',
     'requirements-serve.txt',
   ],
 )

@@ -92,7 +92,7 @@ def _container(job: Job, command: list[str]) -> Manifest:
     'name': CONTAINER,
     'image': job.image,
     'command': command,
-    'volumeMounts': _mounts({'runs': job.mount} | _host_cache(job)),
+    'volumeMounts': _mounts(({'runs': job.mount} if job.claim else {}) | _host_cache(job)),
   }
 
 
@@ -106,12 +106,16 @@ def _pod(job: Job, node_labels: dict[str, str], container: Manifest) -> Manifest
     'terminationGracePeriodSeconds': job.grace_s + KILL_S,
     'nodeSelector': node_labels,
     'containers': [container],
-    'volumes': [{'name': 'runs', 'persistentVolumeClaim': {'claimName': job.claim}}],
+    'volumes': [],
   }
+  if job.claim:
+    pod['volumes'].append({'name': 'runs', 'persistentVolumeClaim': {'claimName': job.claim}})
   pod['volumes'] += [
     {'name': name, 'hostPath': {'path': path, 'type': 'DirectoryOrCreate'}}
     for name, path in _host_cache(job).items()
   ]
+  if job.service_account:
+    pod['serviceAccountName'] = job.service_account
   if job.priority_class:
     pod['priorityClassName'] = job.priority_class
   return pod

@@ -10,6 +10,7 @@ import shlex
 
 from launch.job import Job
 from launch.tpus import Slice
+from rolegen_jax.fields import BUCKET
 
 # A version that the project is tested on; the TPU images have 3.10, which jax no longer supports.
 PYTHON = '3.12'
@@ -63,6 +64,8 @@ def _request(job: Job, where: str) -> str:
   state = f"{resources} describe {job.name} {where} --format='value(state.state)'"
   delete = f'{resources} delete {job.name} {where}'
   runtime = f'--runtime-version={tpu_slice.generation.runtime}' + (' --spot' if job.spot else '')
+  if job.service_account:
+    runtime += f' --service-account={job.service_account} --scopes=cloud-platform'
   return f"""{resources} describe {job.name} {where} > /dev/null 2>&1 ||
   {resources} create {job.name} --node-id={job.name} {where} \\
     {tpu_slice.gcloud_flags} {runtime}
@@ -81,6 +84,7 @@ done
 
 def _install_script(job: Job) -> str:
   setup = f'{job.setup}\n' if job.setup else ''
+  cloud = ' -r rolegen/requirements-cloud.txt' if BUCKET.match(job.workdir) else ''
   pip = 'python3 -m uv pip install --quiet --python=venv/bin/python'
   return f"""set -euo pipefail
 {setup}rm -rf rolegen
@@ -88,7 +92,7 @@ mkdir rolegen
 tar -xzf rolegen.tar.gz -C rolegen
 python3 -m pip install --quiet --user uv
 test -d venv || python3 -m uv venv --quiet --python={PYTHON} venv
-{pip} -r rolegen/requirements.txt 'jax[tpu]'
+{pip} -r rolegen/requirements.txt{cloud} 'jax[tpu]'
 """
 
 

@@ -31,6 +31,7 @@ from rolegen_jax.pipeline.inputs import prepare_inputs
 from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.reasoning.predict import Online
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.recommend import dormant
 from rolegen_jax.simulator.rules import HELD_BACK
@@ -92,7 +93,7 @@ def _open(workdir: str | os.PathLike, config: Config, simulator: str, retrain: b
     return open_run(config, workdir, may_train=retrain, retrain=retrain)
   other = dataclasses.replace(config.simulator, preset=HELD_BACK, seed=config.simulator.seed + 1)
   held_back = dataclasses.replace(config, simulator=other)
-  return open_run(held_back, pathlib.Path(workdir) / HELD_BACK, retrain=retrain)
+  return open_run(held_back, storage.path(workdir) / HELD_BACK, retrain=retrain)
 
 
 def _check(
@@ -317,7 +318,7 @@ class Test:
 def _read(path: pathlib.Path, key: str) -> Played | None:
   """Return what was played under `key`; None when there is nothing, or nothing whole."""
   try:
-    with np.load(path) as file:
+    with np.load(storage.local(path)) as file:
       return Played(*(file[name] for name in Played._fields)) if file['key'] == key else None
   except (FileNotFoundError, EOFError, zipfile.BadZipFile, KeyError, ValueError):
     return None

@@ -37,19 +37,20 @@ from rolegen_jax.runtime.progress import say
 if TYPE_CHECKING:
   from rolegen_jax.text.endpoint import Endpoint, Prices
 
-_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True, urls=True)
 _EXAMPLES = flags.DEFINE_integer(
   'examples',
   0,
   'Number of conversions to ask about, evenly drawn; 0 = all that the run learns from.',
   lower_bound=0,
 )
-_PROMPTS = path_flag('prompts', None, 'JSONL file of prompts to write.')
+_PROMPTS = path_flag('prompts', None, 'JSONL file of prompts to write.', urls=True)
 _ANSWERS = path_flag('answers', None, 'JSONL file of answers to the prompts of as many --examples.')
 _OUTPUT = path_flag(
   'output',
   None,
   'JSONL file of annotations to write; what was rejected goes to OUTPUT.rejected.jsonl.',
+  urls=True,
 )
 _RETRAIN = flags.DEFINE_bool(
   'retrain',

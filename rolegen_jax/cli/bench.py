@@ -10,8 +10,6 @@ over a catalogue of --items.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
 from rolegen_jax.cli import entry
@@ -23,7 +21,10 @@ _EXPERIMENT = flags.DEFINE_string(
   'experiment', 'demo', 'Name of a file in experiments/, or the path of one; NAME:ARG passes ARG.'
 )
 _WORKDIR = path_flag(
-  'workdir', '', 'Run folder that holds, or gets, the prepared log; needed with --input=log.'
+  'workdir',
+  '',
+  'Run folder that holds, or gets, the prepared log; needed with --input=log.',
+  urls=True,
 )
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
@@ -36,7 +37,7 @@ _ITEMS = flags.DEFINE_integer(
   'items', 100_000, 'Catalogue size with --input=random.', lower_bound=1
 )
 _REPEATS = flags.DEFINE_integer('repeats', 20, 'Timed calls of each phase.', lower_bound=3)
-_JSON = path_flag('json', '', 'Also write everything to this file.')
+_JSON = path_flag('json', '', 'Also write everything to this file.', urls=True)
 _COMPARE = flags.DEFINE_list(
   'compare', [], 'Two JSON files, FIRST,SECOND: print ratios of medians instead of running.'
 )
@@ -47,7 +48,7 @@ def main() -> None:
   if _COMPARE.value:
     if len(_COMPARE.value) != 2:
       raise ConfigError('--compare: must be two files, FIRST,SECOND')
-    both = [local_path(path, '--compare') for path in _COMPARE.value]
+    both = [local_path(path, '--compare', urls=True) for path in _COMPARE.value]
     from rolegen_jax.perf import throughput
 
     print(throughput.compare(*map(throughput.read, both)))
@@ -63,5 +64,5 @@ def main() -> None:
   )
   print(throughput.show(result))
   if _JSON.value:
-    write_json(result, pathlib.Path(_JSON.value))
+    write_json(result, _JSON.value)
     print(f'-> {_JSON.value}')

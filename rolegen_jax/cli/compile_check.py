@@ -46,7 +46,7 @@ _LEVEL = flags.DEFINE_string(
   '',
   'XLA effort: O0 compiles faster and plans memory less well; empty = the default.',
 )
-_JSON = path_flag('json', '', 'Also write everything to this file.')
+_JSON = path_flag('json', '', 'Also write everything to this file.', urls=True)
 _SEARCH = flags.DEFINE_bool(
   'search', False, 'Try mesh shapes and remat policies for these chips and rank those that fit.'
 )

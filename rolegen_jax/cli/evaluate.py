@@ -8,7 +8,7 @@ from absl import flags
 from rolegen_jax import overrides
 from rolegen_jax.cli.path_flags import path_flag
 
-_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True, urls=True)
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )

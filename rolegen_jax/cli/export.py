@@ -20,8 +20,9 @@ _WORKDIR = path_flag(
   'Folder of a run of rolegen train; model and adapters: with reasoner.pretrained, which is read '
   'again.',
   required=True,
+  urls=True,
 )
-_OUTPUT = path_flag('output', None, 'Folder to write.', required=True)
+_OUTPUT = path_flag('output', None, 'Folder to write.', required=True, urls=True)
 _WHAT = flags.DEFINE_enum(
   'what',
   'model',

@@ -16,6 +16,8 @@ from absl import flags
 
 from rolegen_jax.cli import entry
 from rolegen_jax.cli.path_flags import path_flag
+from rolegen_jax.config import ConfigError
+from rolegen_jax.runtime import mirror
 from rolegen_jax.runtime.progress import say
 
 _EXPERIMENT = flags.DEFINE_string(
@@ -48,10 +50,15 @@ _BEAM = flags.DEFINE_multi_string(
 def main() -> None:
   """Write the shards that the flags ask for."""
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
-  from rolegen_jax.data.adapters import log_path
+  from rolegen_jax.data.adapters import fetched_log, log_path
   from rolegen_jax.data.shards.convert import make_plan
 
-  plan = make_plan(config, log_path(config.data), _SHARDS.value)
+  if _RUNNER.value and mirror.is_mirrored(log_path(config.data)):
+    raise ConfigError(
+      f'--runner={_RUNNER.value}: a log in a bucket is read by the processes of this machine only; '
+      'must be a folder that all workers see, or no --runner'
+    )
+  plan = make_plan(config, fetched_log(config.data), _SHARDS.value)
   say(f'{plan.events} events in {len(plan.chunks)} chunks -> {plan.shards} shards')
   if _RUNNER.value:
     from rolegen_jax.data.shards import beam

@@ -15,15 +15,16 @@ from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
 from rolegen_jax.runtime.progress import say
 
-_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True, urls=True)
 _USERS = path_flag(
   'users',
   'dormant',
   'all, dormant, or a text file with one user_id per line.',
   'all',
   'dormant',
+  urls=True,
 )
-_OUTPUT = path_flag('output', None, 'Parquet file to write.', required=True)
+_OUTPUT = path_flag('output', None, 'Parquet file to write.', required=True, urls=True)
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )

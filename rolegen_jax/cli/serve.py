@@ -18,7 +18,7 @@ from rolegen_jax.runtime.progress import say
 
 NEEDED = ('starlette', 'uvicorn', 'msgspec', 'prometheus_client')
 
-_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True, urls=True)
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to serve at; 0.0.0.0 = all of them.')
 _PORT = flags.DEFINE_integer(
   'port', 8080, 'Port to serve at; 0 = any that is free.', lower_bound=0, upper_bound=65535

@@ -19,12 +19,17 @@ from absl import flags
 
 from rolegen_jax.cli import entry
 from rolegen_jax.cli.path_flags import path_flag
+from rolegen_jax.runtime import storage
 
 _EXPERIMENT = flags.DEFINE_string(
   'experiment', 'demo', 'Name of a file in experiments/, or the path of one; NAME:ARG passes ARG.'
 )
 _WORKDIR = path_flag(
-  'workdir', None, 'Run folder: outputs, checkpoints, report. Made if absent.', required=True
+  'workdir',
+  None,
+  'Run folder: outputs, checkpoints, report. Made if absent.',
+  required=True,
+  urls=True,
 )
 _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
@@ -49,6 +54,7 @@ _TRACKER = flags.DEFINE_enum(
 def main() -> None:
   """Train and evaluate the run that the flags name."""
   config = entry.experiment(_EXPERIMENT.value, _SET.value)
+  storage.path(_WORKDIR.value)  # what is wrong with a bucket is said before jax is imported
   if _WARM_START.value:
     from rolegen_jax.pipeline.versions import warm_started
 

@@ -8,6 +8,7 @@ one function; to add one, describe it there and name it in `FORMATS` and in `con
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import pathlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from rolegen_jax.data.faults import Faults
 from rolegen_jax.data.files import DataError, read_parquet
 from rolegen_jax.data.folders import (
   IGNORED,
+  Fingerprint,
   fingerprint,
   is_glob,
   listed,
@@ -33,6 +35,7 @@ from rolegen_jax.data.folders import (
 from rolegen_jax.data.formats import media, recbole, shops
 from rolegen_jax.data.formats.description import Format, Table
 from rolegen_jax.fields import local_path
+from rolegen_jax.runtime import mirror, storage
 
 Adapted = tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]
 Adapter = Callable[[pathlib.Path, DataConfig], Adapted]
@@ -64,12 +67,14 @@ SOURCES = {
 def log_path(data: DataConfig) -> pathlib.Path:
   """Return where the log of `data` lies: `data.path` under $ROLEGEN_DATA.
 
-  Without the variable the root is data/ in the working directory. Raises DataError naming the full
-  path, the variable and where the log is to be had.
+  Without the variable the root is data/ in the working directory. Either may be in a bucket: what
+  is returned then is its mirror. Raises DataError naming the full path, the variable and where the
+  log is to be had.
   """
-  folder = local_path(os.environ.get(ROOT_VARIABLE) or 'data', f'${ROOT_VARIABLE}')
-  root = pathlib.Path(folder).absolute()
-  path = root / data.path
+  folder = local_path(os.environ.get(ROOT_VARIABLE) or 'data', f'${ROOT_VARIABLE}', urls=True)
+  root = folder if storage.is_remote(folder) else os.path.abspath(folder)
+  whole = data.path if storage.is_remote(data.path) else os.path.join(root, data.path)
+  path = _opened(os.path.normpath(whole) if whole.startswith('/') else whole)
   if not path.exists() and not is_glob(path):
     raise DataError(
       f'{path}: no such file or folder (data.path={data.path!r} under ${ROOT_VARIABLE}={root}); '
@@ -78,17 +83,40 @@ def log_path(data: DataConfig) -> pathlib.Path:
   return path
 
 
-def log_fingerprint(data: DataConfig) -> dict[str, list[int]]:
+def _opened(name: str) -> pathlib.Path:
+  """Return a path of this machine or of a mirror, of a glob that of the folder above its events."""
+  if not storage.is_remote(name):
+    return pathlib.Path(name)
+  fixed = itertools.takewhile(lambda part: not set(part) & set('*?['), name.split('/'))
+  above = '/'.join(fixed)
+  if above != name:
+    above = above.rpartition('/')[0]
+  return mirror.opened(above) / name[len(above) :].strip('/')
+
+
+def log_fingerprint(data: DataConfig) -> Fingerprint:
   """Return what `folders.fingerprint` says of the files that the adapter of `data` reads.
 
   Raises DataError when one is missing, and for a file that would not be read.
   """
+  root, paths = _files_of(log_path(data), data)
+  return fingerprint(root, paths)
+
+
+def fetched_log(data: DataConfig) -> pathlib.Path:
+  """Return `log_path`, the files that the adapter of `data` reads being on this machine."""
   path = log_path(data)
+  mirror.fetch(*_files_of(path, data)[1])
+  return path
+
+
+def _files_of(path: pathlib.Path, data: DataConfig) -> tuple[pathlib.Path, list[pathlib.Path]]:
+  """Return a folder above all files of a log, and the files."""
   if data.format in FORMATS:
     files = _public_files(path, _format(data))
-    return fingerprint(files.root, [*files.items, *files.events])
+    return files.root, [*files.items, *files.events]
   log = log_files(path)
-  return fingerprint(log.root, log.paths)
+  return log.root, log.paths
 
 
 def ranked_sequences(path: pathlib.Path, data: DataConfig) -> Adapted:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.config import DataConfig
-from rolegen_jax.data.adapters import Adapted, log_path
+from rolegen_jax.data.adapters import Adapted, fetched_log
 from rolegen_jax.data.contract import read_contract
 from rolegen_jax.data.faults import Faults
 from rolegen_jax.data.files import DataError
@@ -25,7 +25,7 @@ def read_new_days(data: DataConfig, log: InteractionLog) -> Adapted:
   Raises DataError naming the file and the row for an event that is not after the log's last one,
   for ids or columns of items other than the log's, and for whatever the data contract refuses.
   """
-  path, faults = log_path(data), Faults(data)
+  path, faults = fetched_log(data), Faults(data)
   events, items = read_contract(path, data, faults, known=log.items)
   _check_user_ids(events, log, f'{path} (events)')
   _check_times(events, int(log.timestamp.max()), f'{path} (events)')

@@ -18,6 +18,11 @@ import numpy as np
 import polars as pl
 
 from rolegen_jax.fields import Refusal
+from rolegen_jax.runtime import storage
+from rolegen_jax.runtime.lease import Lease
+
+# What holds a lock, until it is closed: a file, or a lease on an object.
+Lock = IO[str] | Lease
 
 
 class DataError(Refusal):
@@ -50,20 +55,20 @@ def read_parquet(path: str | os.PathLike) -> pl.DataFrame:
   Raises DataError when the file is missing, damaged or not a parquet file.
   """
   with as_data_error(path, 'a readable parquet file'):
-    return pl.read_parquet(os.fspath(path), glob=False, hive_partitioning=False)
+    return pl.read_parquet(storage.local(storage.path(path)), glob=False, hive_partitioning=False)
 
 
 def count_rows(path: str | os.PathLike) -> int:
   """Return how many rows the parquet file at `path` has. Raises DataError."""
   with as_data_error(path, 'a readable parquet file'):
-    table = pl.scan_parquet(os.fspath(path), glob=False, hive_partitioning=False)
+    table = pl.scan_parquet(storage.local(storage.path(path)), glob=False, hive_partitioning=False)
     return table.select(pl.len()).collect().item()
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
   """Return the key-value metadata of the parquet file at `path`. Raises DataError."""
   with as_data_error(path, 'a readable parquet file'):
-    return pl.read_parquet_metadata(os.fspath(path))
+    return pl.read_parquet_metadata(storage.local(storage.path(path)))
 
 
 def write_parquet(
@@ -103,15 +108,20 @@ def write_npy(array: np.ndarray, path: str | os.PathLike) -> None:
 def map_npy(path: str | os.PathLike) -> np.ndarray:
   """Return the array at `path`, mapped: its pages are read when they are used. Raises DataError."""
   with as_data_error(path, 'an array in a .npy file'):
-    return np.load(path, mmap_mode='r', allow_pickle=False).view(np.ndarray)
+    return np.load(storage.local(storage.path(path)), mmap_mode='r', allow_pickle=False).view(
+      np.ndarray
+    )
 
 
-def lock(path: pathlib.Path) -> IO[str]:
-  """Lock the file `path` for this process until the returned file is closed.
+def lock(path: pathlib.Path) -> Lock:
+  """Lock the file `path` for this process until what is returned is closed.
 
-  The lock of a process that was killed is free again. Raises BlockingIOError naming the process and
-  host that hold the lock. On a file system without locks nothing is locked.
+  The lock of a process that was killed is free again, in a bucket once its lease has run out.
+  Raises BlockingIOError naming the process and host that hold the lock. On a file system without
+  locks nothing is locked.
   """
+  if storage.is_remote(path):
+    return Lease(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   file = path.open('a+', encoding='utf-8')
   try:
@@ -133,9 +143,18 @@ def lock(path: pathlib.Path) -> IO[str]:
 def renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Yield a temporary name beside `path`, renamed to `path` when the block raises nothing.
 
-  Raises DataError where `path` is anything but a file or a name that is free.
+  In a bucket it is a name on this machine, whose content is put under `path` at once. Raises
+  DataError where `path` is anything but a file or a name that is free.
   """
-  path = pathlib.Path(path)
+  path = storage.path(path)
+  if storage.is_remote(path):
+    temporary = storage.scratch(path.name)
+    try:
+      yield temporary
+      storage.put(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)
+    return
   require_writable(path)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
@@ -146,8 +165,13 @@ def renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def require_writable(path: str | os.PathLike) -> None:
-  """Make the folder of an output file. Raises DataError where no file can be put there."""
-  path = pathlib.Path(path)
+  """Make the folder of an output file. Raises DataError where no file can be put there.
+
+  A bucket has no folders; ConfigError where it cannot be reached.
+  """
+  path = storage.path(path)
+  if storage.is_remote(path):
+    return
   if path.exists() and not path.is_file():
     raise DataError(f'{path}: is a folder or a device; must be a file, or a name that is free')
   try:

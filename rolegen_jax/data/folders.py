@@ -11,9 +11,11 @@ import os
 import pathlib
 import re
 import urllib.parse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from rolegen_jax.data.digests import content_digest
 from rolegen_jax.data.files import DataError
+from rolegen_jax.runtime import mirror
 from rolegen_jax.runtime.progress import say
 
 # Of files and folders: markers and hidden files, checksums, descriptions.
@@ -181,8 +183,11 @@ def _names(path: pathlib.Path) -> list[object]:
   ]
 
 
-def fingerprint(root: str | os.PathLike, paths: list[pathlib.Path]) -> dict[str, list[int]]:
-  """Return {path relative to `root`: [size in bytes, time of change in ns]} of files.
+Fingerprint = dict[str, list[int | str]]  # {path: [size in bytes, digest of the content]}
+
+
+def fingerprint(root: str | os.PathLike, paths: list[pathlib.Path]) -> Fingerprint:
+  """Return what is in files, by their paths relative to `root`; copies have the same.
 
   root: the folder that holds the files, or the only file. JSON-able; a log of another fingerprint
   is prepared again. Raises DataError for a file that is gone.
@@ -190,10 +195,11 @@ def fingerprint(root: str | os.PathLike, paths: list[pathlib.Path]) -> dict[str,
   root = pathlib.Path(root)
   base = root if root.is_dir() else root.parent
   try:
-    stats = {path.relative_to(base).as_posix(): path.stat() for path in paths}
+    return {
+      path.relative_to(base).as_posix(): [mirror.size(path), content_digest(path)] for path in paths
+    }
   except OSError as error:
     raise DataError(f'{error.filename}: {error.strerror}; must be a readable file') from error
-  return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
 def partition(path: str | os.PathLike, folder: str | os.PathLike) -> dict[str, str]:
@@ -203,16 +209,29 @@ def partition(path: str | os.PathLike, folder: str | os.PathLike) -> dict[str, s
   return {column: urllib.parse.unquote(value) for column, equals, value in pairs if equals}
 
 
-def differing(now: dict[str, int], then: dict[str, int]) -> str | None:
-  """Return the first difference between two {path: size} in words; None where there is none."""
+def differing(now: Fingerprint, then: Fingerprint) -> str | None:
+  """Return the first difference between two fingerprints in words; None where there is none."""
   for name in sorted(now.keys() | then.keys()):
     if name not in then:
       return f'{name} is new'
     if name not in now:
       return f'{name} is gone'
-    if now[name] != then[name]:
-      return f'{name} has another size'
+    if not is_same(now[name], then[name]):
+      return f'{name} has changed'
   return None
+
+
+def is_same(now: Any, then: Any) -> bool:
+  """Return whether a file is what a fingerprint says of it.
+
+  Older ones have the time of change in place of the digest, or the size alone; a copy has another
+  time, so it is the size that counts.
+  """
+  if type(then) is int:
+    then = [then, 0]
+  if type(then) is list and len(then) == 2 and type(then[1]) is int:
+    return type(now) is list and now[0] == then[0]
+  return now == then
 
 
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import os
-import pathlib
 
 from rolegen_jax.data.files import DataError
+from rolegen_jax.runtime import storage
 
 # How files that are not UTF-8 begin; the longer mark of two that begin alike comes first.
 _MARKS = {
@@ -28,7 +28,7 @@ def read_text(path: str | os.PathLike, expected: str) -> str:
 def read_bytes(path: str | os.PathLike, expected: str) -> bytes:
   """Return the bytes of a file that must be what is expected. Raises DataError."""
   try:
-    return pathlib.Path(path).read_bytes()
+    return storage.path(path).read_bytes()
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path
     raise DataError(f'{path}: cannot be read ({error}); must be {expected}') from error
 

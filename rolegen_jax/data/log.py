@@ -28,6 +28,7 @@ from rolegen_jax.data.files import (
   write_npy,
   write_parquet,
 )
+from rolegen_jax.runtime import storage
 
 # Name -> type on disk of what a log holds of each row.
 COLUMNS = dict(item='<i4', event='i1', timestamp='<i8', count='<i4')
@@ -156,7 +157,7 @@ class InteractionLog:
 
     The file of users is written last and carries the digest of all.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     self.save_columns(folder)
     write_parquet(self.items, folder / _ITEMS_FILE)
     write_parquet(self.users.to_frame(), folder / _USERS_FILE, {'digest': self.digest})
@@ -173,7 +174,7 @@ class InteractionLog:
 
     Raises DataError when files are missing, damaged or of different logs.
     """
-    folder = pathlib.Path(folder)
+    folder = storage.path(folder)
     users, items = read_parquet(folder / _USERS_FILE), read_parquet(folder / _ITEMS_FILE)
     last = folder / _EVENTS_FILE  # of an earlier version, which had all rows in one file
     if last.exists():

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import os
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from rolegen_jax.data.files import (
   write_parquet,
 )
 from rolegen_jax.data.log import InteractionLog, Part, item_counts
+from rolegen_jax.runtime import storage
 
 SPLITS = ('train', 'valid', 'test', 'none')
 TRAIN, VALID, TEST, NONE = range(4)
@@ -116,7 +116,7 @@ class Occasions:
       'log_digest': self.log_digest,
       'digest': self.digest,
     }
-    write_parquet(frame, pathlib.Path(folder) / _FILE, metadata)
+    write_parquet(frame, storage.path(folder) / _FILE, metadata)
 
   @classmethod
   def load(cls, folder: str | os.PathLike) -> Occasions:
@@ -124,7 +124,7 @@ class Occasions:
 
     Raises DataError when the file is missing or damaged.
     """
-    path = pathlib.Path(folder) / _FILE
+    path = storage.path(folder) / _FILE
     frame, metadata = read_parquet(path), read_metadata(path)
     with as_data_error(path, 'occasions that Occasions.save wrote'):
       n_targets = frame['target'].list.len().fill_null(0).to_numpy()

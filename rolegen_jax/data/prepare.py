@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ import polars as pl
 
 from rolegen_jax.config import COHORTS, EVENT_NAMES, DataConfig
 from rolegen_jax.data import cold_items
-from rolegen_jax.data.adapters import ADAPTERS, log_path
+from rolegen_jax.data.adapters import ADAPTERS, fetched_log
 from rolegen_jax.data.appending import extended
 from rolegen_jax.data.cuts import Cuts, find_cuts
 from rolegen_jax.data.events import validate
@@ -31,6 +30,7 @@ from rolegen_jax.data.occasions import (
   find_occasions,
   occasion_times,
 )
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 
 
@@ -49,7 +49,7 @@ def read_tables(data: DataConfig) -> RawTables:
 
   Raises DataError when the log is absent or malformed.
   """
-  path = log_path(data)
+  path = fetched_log(data)
   events, items, left_out = ADAPTERS[data.format](path, data)
   events, items = validate(events, items, f'{path} (events)', f'{path} (items)')
   return RawTables(events, items, left_out, planted=None)
@@ -87,7 +87,7 @@ def prepare_log(
   lie, in seconds, with the time of the first occasion after each. Raises DataError when training or
   test would have no occasion with a context and a target.
   """
-  folder = pathlib.Path(folder)
+  folder = storage.path(folder)
   occasions = find_occasions(log, data, cuts)
   if data.split == 'time' and cuts is None:
     cuts = find_cuts(occasion_times(occasions), data)

@@ -46,9 +46,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from rolegen_jax.data.files import write_json
+from rolegen_jax.data.files import renamed, write_json
 from rolegen_jax.evaluation import plots
 from rolegen_jax.evaluation.metrics import SLICES, Interval, verdict
+from rolegen_jax.runtime import storage
 
 METRIC = 'HI@10'  # of the headline, the plot and the paired differences
 SHOWN_EVENTS = 14
@@ -88,13 +89,12 @@ def write_report(folder: str | os.PathLike, content: Content) -> pathlib.Path:
   provenance is not reported.
   """
   _check_required(content)
-  folder = pathlib.Path(folder)
+  folder = storage.path(folder)
   plain = _plain(content)
   write_json(plain, folder / 'report.json')
   page = folder / 'report.html'
-  temporary = folder / f'.report.html.{os.getpid()}.tmp'
-  temporary.write_text(render(plain), encoding='utf-8')
-  os.replace(temporary, page)
+  with renamed(page) as temporary:
+    temporary.write_text(render(plain), encoding='utf-8')
   return page
 
 

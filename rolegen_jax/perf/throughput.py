@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import pathlib
 import resource
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.reasoning.feedback import Feedback
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
@@ -128,7 +128,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
 def read(path: str) -> dict[str, Any]:
   """Return what --json wrote. Raises ConfigError."""
   try:
-    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    return json.loads(storage.path(path).read_text(encoding='utf-8'))
   except (OSError, json.JSONDecodeError) as error:
     raise ConfigError(
       f'--compare={path}: cannot be read ({error}); must be a file that --json wrote'

@@ -26,7 +26,7 @@ from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.files import as_data_error, lock, write_json
 from rolegen_jax.pipeline import records
 from rolegen_jax.pipeline.records import Difference, Record
-from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime import distributed, storage
 from rolegen_jax.runtime.progress import say
 
 # A sweep, which holds the folder of a point for its child, has `.lock` there.
@@ -66,7 +66,7 @@ class RunFolder:
     may_train: False = nothing is written, and a stage that is not complete raises ConfigError.
     retrain: True = a stage that read something else starts afresh, which else is a ConfigError.
     """
-    self.path, self.may_train, self.retrain = pathlib.Path(path).absolute(), may_train, retrain
+    self.path, self.may_train, self.retrain = storage.absolute(path), may_train, retrain
 
   @property
   def root(self) -> pathlib.Path:
@@ -183,7 +183,7 @@ def current(workdir: str | os.PathLike) -> pathlib.Path:
 
   Raises ConfigError where current.json names no version that is there.
   """
-  root = pathlib.Path(workdir)
+  root = storage.path(workdir)
   if not (root / CURRENT).is_file():
     return root
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -199,7 +199,7 @@ def current(workdir: str | os.PathLike) -> pathlib.Path:
 def last_key(workdir: str | os.PathLike) -> str:
   """Return the key of the last training stage of a complete run. Raises ConfigError."""
   for stage in ('loop/calibration', 'loop'):
-    record = records.read(pathlib.Path(workdir) / stage / 'DONE.json')
+    record = records.read(storage.path(workdir) / stage / 'DONE.json')
     if record:
       return record.key
   raise ConfigError(
@@ -209,7 +209,7 @@ def last_key(workdir: str | os.PathLike) -> str:
 
 def saved_config(workdir: str | os.PathLike) -> Config:
   """Return the resolved config of a run folder. Raises ConfigError where none can be read."""
-  path = pathlib.Path(workdir) / 'config.json'
+  path = storage.path(workdir) / 'config.json'
   if not path.exists():
     raise ConfigError(
       f'--workdir={workdir}: no config.json there; must be the folder of a run of `rolegen train`'
@@ -222,7 +222,7 @@ def read_arrays(path: pathlib.Path, *names: str) -> dict[str, np.ndarray]:
 
   Raises DataError where the file is missing, damaged or another.
   """
-  with as_data_error(path, _OF_STAGE), np.load(path) as file:
+  with as_data_error(path, _OF_STAGE), np.load(storage.local(path)) as file:
     return {name: file[name] for name in names or file.files}
 
 
@@ -235,8 +235,13 @@ def read_json(path: pathlib.Path) -> Any:
 def _remove(folder: pathlib.Path, only_leftovers: bool) -> None:
   """Remove a stage: it goes aside whole, so that a kill leaves no half of it under its name.
 
+  In a bucket, which moves no folders, KEY.json goes last: what is left of it is no complete stage.
   only_leftovers: remove only what a killed removal left aside.
   """
+  if storage.is_remote(folder):
+    if not only_leftovers:
+      storage.remove(folder, last='KEY.json')
+    return
   aside = folder.with_name(f'.{folder.name}.removed')
   shutil.rmtree(aside, ignore_errors=True)
   if not only_leftovers and folder.exists():

@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, ConfigError, digest
+from rolegen_jax.data import digests
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline import keys
 from rolegen_jax.pipeline.artifacts import RunFolder, Stage
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.runtime import compilation_cache, distributed
+from rolegen_jax.runtime import compilation_cache, distributed, mirror
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training.fit import Observers
 from rolegen_jax.training.losses import Params
@@ -82,11 +83,12 @@ def open_run(
   if config.reasoner.pretrained:
     config = pretrained_folder().configure(config).validated()
   annotations = config.roles.annotations
-  if annotations and not pathlib.Path(annotations).is_file():
+  if annotations and not mirror.opened(annotations).is_file():
     raise ConfigError(
       f'roles.annotations={annotations}: no such file; must be what `rolegen annotate` wrote'
     )
   folder = RunFolder(workdir, may_train, retrain)
+  digests.recall(folder.path / 'data' / digests.FILE)
   mesh = sharding.make_mesh(config.mesh)
   _check_batches(config, folder, mesh, retrain)
   rolegen = RoleGen(config)

@@ -14,7 +14,8 @@ import numpy as np
 
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, ConfigError, MeshConfig, digest
-from rolegen_jax.data.adapters import log_fingerprint, log_path
+from rolegen_jax.data import digests
+from rolegen_jax.data.adapters import fetched_log, log_fingerprint
 from rolegen_jax.data.appending import read_new_days
 from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.events import validate
@@ -37,11 +38,12 @@ from rolegen_jax.evaluation.choices import Choices
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import DAY, Kernel, Transitions
-from rolegen_jax.pipeline import artifacts, text
+from rolegen_jax.pipeline import artifacts, keys, text
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.parent import Parent
+from rolegen_jax.pipeline.records import Record
 from rolegen_jax.pipeline.text import Words
-from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime import distributed, storage
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import build_semantic_ids, extend_semantic_ids, without
 from rolegen_jax.semantic_ids.text_vectors import TextVectors
@@ -184,15 +186,17 @@ def prepare_data(run: Run) -> Data:
   """Stage `data`: any log -> the indexed log and its occasions."""
   config = run.config.data
   shards = Shards(config.shards) if config.shards else None
-  if shards and config.format == 'contract':
-    shards.check_files(log_fingerprint(config))
-  stage = run.begin('data', {})
+  # The log is where process 0 is; what it holds need not be read by all.
+  record = distributed.once(lambda: _record_of_log(run, shards))
+  stage = run.folder.begin(record)
   if not stage.is_complete:
     cuts = shards.cuts if shards else None
     if run.config.update.appends:
       cuts = Parent.of(run).cuts
     notes = distributed.once(lambda: _prepare(run, stage.folder, cuts))
     stage.finish(f'{notes["users"]} users, {notes["items"]} items')
+  if run.folder.may_train:
+    distributed.once(lambda: digests.keep(stage.folder / digests.FILE))
   log, occasions = load_prepared(stage.folder)
   if run.config.update.parent and not run.config.update.appends:
     _check_not_seen(run, occasions)
@@ -202,9 +206,10 @@ def prepare_data(run: Run) -> Data:
 def _prepare(run: Run, folder: pathlib.Path, cuts: Cuts | None) -> dict[str, Any]:
   """Write the log and its occasions into `folder` and return the notes."""
   data, appends = run.config.data, run.config.update.appends
-  if not appends and data.format == 'contract' and sort.is_long(data, log_path(data)):
-    scratch = folder / SCRATCH  # what is there continues a preparation that was cut off
-    notes = prepare_log(data, sort.sort(data, log_path(data), scratch), folder, cuts)[2]
+  if not appends and data.format == 'contract' and sort.is_long(data, path := fetched_log(data)):
+    # What is there continues a preparation that was cut off; for a bucket it begins anew.
+    scratch = storage.scratch(SCRATCH) if storage.is_remote(folder) else folder / SCRATCH
+    notes = prepare_log(data, sort.sort(data, path, scratch), folder, cuts)[2]
     shutil.rmtree(scratch)
     return notes
   return prepare(data, _tables(run), folder, cuts)[2]
@@ -230,6 +235,14 @@ def _check_not_seen(run: Run, occasions: Occasions) -> None:
       f'end of what this run may train on, {occasions.train_cut}; must have learned from none '
       'later: raise data.split by time, or take an earlier parent'
     )
+
+
+def _record_of_log(run: Run, shards: Shards | None) -> Record:
+  """Return what stage `data` reads. Raises DataError where the shards are of another log."""
+  config = run.config.data
+  if shards and config.format == 'contract':
+    shards.check_files(log_fingerprint(config))
+  return keys.record('data', run.config, {})
 
 
 def raw_tables(config: Config) -> RawTables:

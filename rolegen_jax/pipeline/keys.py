@@ -10,16 +10,16 @@ What a stage reads of earlier stages, it is told by their hashes and keys (`inpu
 from __future__ import annotations
 
 import functools
-import hashlib
-import pathlib
 from typing import Any
 
 from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, AT_RUN_TIME, REFITTED, Config
 from rolegen_jax.data.adapters import log_fingerprint
+from rolegen_jax.data.digests import content_digest
 from rolegen_jax.data.shards import convert
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.overrides import field_paths
 from rolegen_jax.pipeline.records import Record
+from rolegen_jax.runtime import mirror
 from rolegen_jax.text import prompts
 
 # Fields and sections that decide no stage's result.
@@ -213,15 +213,14 @@ def _is_off(stage: str, path: str, config: Config) -> bool:
 
 
 def _files(stage: str, config: Config) -> dict[str, Any]:
-  """Return what the stage reads from outside the run folder: name -> content, or size and time."""
+  """Return what the stage reads from outside the run folder: name -> what is in it."""
   files: dict[str, Any] = {}
   if stage == 'data' and config.data.format != 'simulated':
     files |= log_fingerprint(config.data)
   if stage in ('data', 'warmup', 'ablations/tiger') and config.data.shards:
     files['data.shards'] = Shards(config.data.shards).digest
   if stage == 'roles' and config.roles.annotations:
-    content = pathlib.Path(config.roles.annotations).read_bytes()
-    files['roles.annotations'] = hashlib.sha256(content).hexdigest()[:16]
+    files['roles.annotations'] = content_digest(mirror.opened(config.roles.annotations))
   if stage in ('tokenizer', 'align', 'reason') and config.reasoner.text_pieces:
     files['text/prompts.toml'] = prompts.digest()
   return files

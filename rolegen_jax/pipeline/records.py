@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from rolegen_jax.config import digest
 from rolegen_jax.data.files import DataError
+from rolegen_jax.data.folders import is_same
 
 
 class Difference(NamedTuple):
@@ -27,7 +28,7 @@ class Record:
   stage: str
   # By the full names of the fields; of `max(FIELD)` it is enough that the old value is no smaller.
   settings: Mapping[str, Any]
-  files: Mapping[str, Any]  # from outside the run folder: their content, or size and time
+  files: Mapping[str, Any]  # from outside the run folder: what is in them
   inputs: Mapping[str, Any]  # hashes and keys of what earlier stages left
 
   @functools.cached_property
@@ -47,7 +48,7 @@ class Record:
     if changes := _changes(self.settings, now.settings):
       pairs = (f'{name}={_shown(old)}, now {_shown(new)}' for name, (old, new) in changes.items())
       return Difference(f'was trained with {", and ".join(pairs)}', 'give the old value, ')
-    if changes := _changes(self.files, now.files):
+    if changes := _changes(self.files, now.files, _is_same_file):
       fates = (f'{name} {_fate(*pair)}' for name, pair in changes.items())
       return Difference(f'was made from other files: {", ".join(fates)}', 'put them back, ')
     if with_inputs and (changes := _changes(self.inputs, now.inputs)):
@@ -72,10 +73,19 @@ def read(path: pathlib.Path, otherwise: Record | None = None) -> Record | None:
     ) from error
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _changes(
+  old: Mapping[str, Any],
+  new: Mapping[str, Any],
+  serves: Callable[[str, Any, Any], bool] | None = None,
+) -> dict[str, tuple[Any, Any]]:
   """Return name -> (value in `old`, value in `new`) where they differ; None = not there."""
   pairs = {name: (old.get(name), new.get(name)) for name in [*old, *new]}
-  return {name: pair for name, pair in pairs.items() if not _serves(name, *pair)}
+  return {name: pair for name, pair in pairs.items() if not (serves or _serves)(name, *pair)}
+
+
+def _is_same_file(name: str, old: Any, new: Any) -> bool:
+  """Return whether a file is what a stage read, of which older versions kept size and time."""
+  return is_same(new, old)
 
 
 def _serves(name: str, old: Any, new: Any) -> bool:

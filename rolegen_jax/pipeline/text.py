@@ -20,10 +20,11 @@ from rolegen_jax.config import digest
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import write_npz
 from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.fields import local_path
 from rolegen_jax.pipeline import artifacts
 from rolegen_jax.pipeline.context import Run, load_pretrained, pretrained_folder
 from rolegen_jax.reasoning.rolegen import RoleGen
-from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime import distributed, storage
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.embeddings import texts
 from rolegen_jax.text.items import ItemWords
@@ -108,7 +109,9 @@ def embeddings_by_reasoner(run: Run, items: pl.DataFrame) -> pathlib.Path | None
   model = dict(transformer=params['transformer'], words=params['tokens'][first : first + size])
   computes = reasoner.transformer.dtype, reasoner.transformer.attention
   name = digest([fingerprint(model), tokenizer.digest, *computes, said])
-  folder = pathlib.Path(os.environ.get(TEXT_CACHE) or run.workdir / 'text_states')
+  chosen = os.environ.get(TEXT_CACHE)
+  kept = local_path(chosen, f'${TEXT_CACHE}', urls=True) if chosen else run.workdir / 'text_states'
+  folder = storage.path(kept)
   path = folder / f'{name}.npz'
   if not distributed.once(path.exists):
     states = text_states(rolegen, params, tokenizer, said, run.mesh)

@@ -26,13 +26,14 @@ from safetensors.numpy import save_file
 
 from rolegen_jax.config import ConfigError, LoraConfig
 from rolegen_jax.data.files import renamed, write_json
+from rolegen_jax.fields import as_given
 from rolegen_jax.models import functional
 from rolegen_jax.models import lora as lora_lib
 from rolegen_jax.models.intent import EQUATIONS
 from rolegen_jax.pretrained import families
 from rolegen_jax.pretrained.files import EQUATIONS_FILE, INDEX
 from rolegen_jax.pretrained.folder import OURS, Folder
-from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime import distributed, storage
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.text.tokenizers import TextVocabulary, save
 from rolegen_jax.vocab import Vocabulary
@@ -84,7 +85,7 @@ def export(
     lora: of the adapters, if `params` has any.
     file_bytes: of the tensors in a file, at most.
   """
-  base, folder = Folder(source), pathlib.Path(folder)
+  base, folder = Folder(source), storage.path(folder)
   base.rows(vocab)  # refuses another vocabulary
   text = TextVocabulary(vocab, base.tokenizer)
   rows = max(vocab.text_pieces, 1 + int(max(text.ids)))
@@ -198,7 +199,7 @@ def _split_into_files(entries: list[Entry], file_bytes: int) -> dict[str, list[E
 def _refuse_other_weights(base: Folder, folder: pathlib.Path, written: list[str]) -> None:
   """Raise ConfigError where weights would be overwritten, or stand beside those of an export."""
   source = base.path.parent if base.path.is_file() else base.path
-  if folder.resolve() == source.resolve():
+  if _place(folder) == _place(source):
     raise ConfigError(f'{folder}: is the folder that is read; must be another one')
   for path in sorted(folder.glob('*.safetensors')):
     if path.name not in written:
@@ -206,6 +207,12 @@ def _refuse_other_weights(base: Folder, folder: pathlib.Path, written: list[str]
         f'{folder}: holds {path.name}, which would stand beside what is exported; '
         'must be an empty folder, or a new one'
       )
+
+
+def _place(path: pathlib.Path) -> str:
+  """Return where a path leads: links resolved; of a mirror, its URL."""
+  name = as_given(str(path))
+  return name if storage.is_remote(name) else str(pathlib.Path(name).resolve())
 
 
 def _save_tensors(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
@@ -231,7 +238,8 @@ def _write_other_files(
   save(text.extended, folder)
   for name in COPIED:
     if (base.path / name).exists():
-      shutil.copyfile(base.path / name, folder / name)
+      with renamed(folder / name) as temporary:
+        shutil.copyfile(base.path / name, temporary)
   with renamed(folder / EQUATIONS_FILE) as temporary:
     save_file(equations, temporary)
   pieces, tokenizer = base.text
@@ -262,7 +270,7 @@ def export_adapters(
   for is in rolegen_trained.safetensors: the structural equations, and what was added to the rows
   of our tokens (tokens_delta, readout_delta; one row per token, in the order of the vocabulary).
   """
-  base, folder = Folder(source), pathlib.Path(folder)
+  base, folder = Folder(source), storage.path(folder)
   _refuse_other_weights(base, folder, [ADAPTERS, TRAINED])
   adapters, modules = _adapter_tensors(params, lora, base)
   trained = _equations(params)
@@ -270,7 +278,7 @@ def export_adapters(
   peft_config = dict(
     peft_type='LORA',
     task_type='CAUSAL_LM',
-    base_model_name_or_path=str(base.path),
+    base_model_name_or_path=as_given(str(base.path)),
     r=lora.rank,
     lora_alpha=lora.alpha,
     target_modules=modules,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from rolegen_jax.pretrained.fields import shown
 from rolegen_jax.pretrained.files import EQUATIONS_FILE, TensorFiles, Tensors, read_json
 from rolegen_jax.pretrained.gguf import open_gguf
 from rolegen_jax.pretrained.pieces import open_checked
+from rolegen_jax.runtime import mirror
 from rolegen_jax.text.tokenizers import TextVocabulary
 from rolegen_jax.vocab import Vocabulary
 
@@ -191,10 +191,11 @@ def sized(config: Config) -> Config:
   It may be that file too, or a folder with nothing else: enough to compile what would train, not to
   train. Raises ConfigError, DataError.
   """
-  path = pathlib.Path(config.reasoner.pretrained)
+  path = mirror.opened(config.reasoner.pretrained)
   if path.suffix != '.json' and not (path / 'config.json').is_file():
-    path = source.open_source(path)  # a package or a GGUF file, or it says what is missing
-  path = path / 'config.json' if path.is_dir() else path
+    # A package or a GGUF file, or it says what is missing.
+    path = source.open_source(config.reasoner.pretrained)
+  path = mirror.fetch(path / 'config.json' if path.is_dir() else path)
   hf_config = read_json(path) if path.suffix == '.json' else open_gguf(path).config
   try:
     transformer = families.read_config(hf_config)

@@ -9,6 +9,7 @@ import re
 
 from rolegen_jax.data.files import DataError
 from rolegen_jax.pretrained.files import INDEX, SINGLE, read_json
+from rolegen_jax.runtime import mirror, storage
 
 _HUB = re.compile(
   r'(?:(?:https?://)?huggingface\.co/|hf://(?:models/)?)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)'
@@ -25,9 +26,12 @@ def open_source(path: str | os.PathLike) -> pathlib.Path:
   """Return the folder of a decoder in safetensors, or its GGUF file, by what lies there.
 
   A leading `~` and variables of the environment are replaced; `package:NAME` is the folder of an
-  installed Python package, of which nothing is run. Raises DataError.
+  installed Python package, of which nothing is run. A folder in a bucket is copied. Raises
+  DataError.
   """
   text = os.path.expandvars(os.path.expanduser(os.fspath(path)))
+  if storage.is_remote(text):
+    text = str(mirror.fetch(mirror.opened(text), but=_OTHER_WEIGHTS))
   if text.startswith(PACKAGE):
     text = str(_of_package(text))
   if os.path.isfile(text) and text.lower().endswith(GGUF):
@@ -75,7 +79,7 @@ def _no_folder(text: str) -> str:
       f'`hf download {name} --local-dir {name.rpartition("/")[2]}`, and the folder given'
     )
   if '://' in text:
-    return f'{text}: is no folder of this machine; must be copied to one first'
+    return f'{text}: is no folder of this machine or of a bucket; must be copied to one first'
   return f'{text}: no such folder; must be the folder of a pretrained model'
 
 

@@ -19,7 +19,11 @@ from jax._src import compilation_cache
 from jax._src.compilation_cache_interface import CacheInterface
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+from rolegen_jax.fields import local_path
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.distributed import HOST_CACHE
+
+VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 
 _shared_cache = compilation_cache.get_file_cache
 
@@ -62,10 +66,14 @@ class HostCache(CacheInterface):
 def use(shared: str | os.PathLike) -> None:
   """Have jax keep its programs in `shared`, or where JAX_COMPILATION_CACHE_DIR says.
 
-  Behind the folder of this host, if ROLEGEN_HOST_CACHE names one.
+  Behind the folder of this host, if ROLEGEN_HOST_CACHE names one. Raises ConfigError where the
+  variable names a bucket that cannot be used, or another URL.
   """
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  chosen = os.environ.get(VARIABLE)
+  if chosen is None:
     jax.config.update('jax_compilation_cache_dir', str(shared))
+  elif chosen:
+    storage.path(local_path(chosen, f'${VARIABLE}', urls=True))  # raises ConfigError
   folder = os.environ.get(HOST_CACHE)
   if folder:
     compilation_cache.get_file_cache = lambda path: _behind(folder, path)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from rolegen_jax.fields import as_given
 from rolegen_jax.runtime import heartbeat
 
 T = TypeVar('T')
@@ -21,7 +22,7 @@ LINE_EVERY_S = 10.0
 
 def say(text: str) -> None:
   """Print a line for whoever watches; what a command returns goes to stdout."""
-  print(text, file=sys.stderr, flush=True)
+  print(as_given(text), file=sys.stderr, flush=True)
 
 
 def progress(

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from rolegen_jax.config import ConfigError, SemanticIdConfig
 from rolegen_jax.data.files import as_data_error, write_npz
 from rolegen_jax.fields import Refusal
+from rolegen_jax.runtime import storage
 from rolegen_jax.semantic_ids.residual_kmeans import Quantized, residual_kmeans
 from rolegen_jax.semantic_ids.rqvae import rqvae
 
@@ -109,7 +110,7 @@ class Catalogue:
 
   def save(self, folder: str | os.PathLike) -> pathlib.Path:
     """Write `folder`/catalogue.npz, whole or not at all, and return its path."""
-    path = pathlib.Path(folder) / FILE
+    path = storage.path(folder) / FILE
     arrays = {
       'item_ids': self.item_ids,
       'codes': self.codes,
@@ -129,9 +130,9 @@ class Catalogue:
     Raises DataError when it cannot be read, and ArtifactError when the content does not have the
     stored hash, or not `expected_digest`.
     """
-    path = pathlib.Path(folder) / FILE
+    path = storage.path(folder) / FILE
     expected = 'a catalogue; remove the DONE.json beside it to make it again'
-    with as_data_error(path, expected), np.load(path, allow_pickle=False) as file:
+    with as_data_error(path, expected), np.load(storage.local(path), allow_pickle=False) as file:
       n_encoder = sum(name.startswith('encoder') for name in file.files)
       catalogue = cls(
         item_ids=file['item_ids'],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from rolegen_jax.config import EVENT_NAMES, SemanticIdConfig
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog, Part
 from rolegen_jax.data.occasions import Occasions
+from rolegen_jax.runtime import storage
 from rolegen_jax.semantic_ids.catalogue import Catalogue, build
 from rolegen_jax.semantic_ids.embeddings import (
   PART_PAIRS,
@@ -74,7 +74,7 @@ def _save(
     'log': log.digest,
     'occasions': occasions.digest,
   }
-  write_json(report | catalogue.report, pathlib.Path(folder) / 'report.json')
+  write_json(report | catalogue.report, storage.path(folder) / 'report.json')
 
 
 class Earlier(NamedTuple):

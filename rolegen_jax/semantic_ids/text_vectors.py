@@ -15,11 +15,11 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 
 import numpy as np
 
 from rolegen_jax.data.files import as_data_error, write_npz
+from rolegen_jax.runtime import storage
 
 FILE = 'text.npz'
 # An embedding of unit length that is this near to the mean says nothing: its vector is zero.
@@ -77,12 +77,12 @@ class TextVectors:
   def save(self, folder: str | os.PathLike) -> None:
     """Write `folder`/text.npz, whole or not at all."""
     arrays = dict(vectors=self.vectors, mean=self.mean, basis=self.basis)
-    write_npz(arrays, pathlib.Path(folder) / FILE)
+    write_npz(arrays, storage.path(folder) / FILE)
 
   @classmethod
   def load(cls, folder: str | os.PathLike) -> TextVectors:
     """Read what `save` wrote. Raises DataError."""
-    path = pathlib.Path(folder) / FILE
+    path = storage.path(folder) / FILE
     expected = 'text vectors; remove the DONE.json beside it to make them again'
-    with as_data_error(path, expected), np.load(path, allow_pickle=False) as file:
+    with as_data_error(path, expected), np.load(storage.local(path), allow_pickle=False) as file:
       return cls(file['vectors'], file['mean'], file['basis'])

@@ -34,6 +34,7 @@ from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.models.functional import Params
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.provenance import machine
 from rolegen_jax.semantic_ids.trie import Trie
 
@@ -115,7 +116,7 @@ def write(
   platforms: some of cpu, cuda and tpu. batch_sizes: B of the programs, one each, as the models read
   it as a number.
   """
-  path = pathlib.Path(folder)
+  path = storage.path(folder)
   tables, structure = decoder.tables()
   jitted = jax.jit(decoder.program(list(tables), structure))
   shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tables.items()}
@@ -182,6 +183,6 @@ def _file(path: pathlib.Path) -> dict:
 
 def require_folder(folder: str | os.PathLike) -> None:
   """Raise DataError unless a folder is empty, absent, or one that `write` wrote before."""
-  path = pathlib.Path(folder)
+  path = storage.path(folder)
   if path.is_dir() and any(path.iterdir()) and not (path / 'manifest.json').is_file():
     raise DataError(f'{path}: holds other files; must be a new or empty folder, or an older export')

@@ -43,6 +43,7 @@ from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.explain import Explanations, explanations
 from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.serving.history_filter import holds, without_history
@@ -129,7 +130,7 @@ def choose_users(log: InteractionLog, users: str, data: DataConfig, now: int) ->
   elif users == 'dormant':
     chosen = np.flatnonzero(dormant(log, data, now))
   else:
-    chosen = _read_users(log, pathlib.Path(users))
+    chosen = _read_users(log, storage.path(users))
   if not len(chosen):
     raise DataError(f'--users={users}: no such user in the log')
   return chosen.astype(np.int32)

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import io
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +23,7 @@ import sentencepiece
 import tokenizers
 
 from rolegen_jax.data.files import DataError, renamed
+from rolegen_jax.runtime import storage
 from rolegen_jax.vocab import Vocabulary
 
 JSON, MODEL = 'tokenizer.json', 'tokenizer.model'
@@ -166,7 +166,7 @@ def model_proto() -> Any:
 
 def open_tokenizer(folder: str | os.PathLike) -> Tokenizer:
   """Open the tokenizer of a folder. Raises DataError."""
-  folder = pathlib.Path(folder)
+  folder = storage.path(folder)
   kinds: tuple[type[Json] | type[SentencePiece], ...] = (Json, SentencePiece)
   for kind in kinds:
     path = folder / kind.file
@@ -182,7 +182,7 @@ def open_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 def save(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
   """Write the file of a tokenizer to `folder`."""
-  with renamed(pathlib.Path(folder) / tokenizer.file) as temporary:
+  with renamed(storage.path(folder) / tokenizer.file) as temporary:
     temporary.write_bytes(tokenizer.content())
 
 

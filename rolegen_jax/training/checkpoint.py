@@ -21,8 +21,9 @@ import orbax.checkpoint as ocp
 from rolegen_jax.config import digest
 from rolegen_jax.data.files import DataError
 from rolegen_jax.fields import Refusal
-from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime import distributed, storage
 from rolegen_jax.runtime.compile import jit_once
+from rolegen_jax.training import object_stores
 from rolegen_jax.training.state import State
 
 
@@ -41,8 +42,10 @@ class Checkpoints:
   """
 
   def __init__(self, folder: str | os.PathLike, hashes: dict[str, str], may_train: bool = True):
-    self.hashes, self._folder = hashes, pathlib.Path(folder).absolute()
+    self.hashes, self._folder = hashes, storage.absolute(folder)
     self._may_train = may_train
+    if storage.is_remote(self._folder):
+      object_stores.teach_orbax()
     options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
     self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -129,7 +132,7 @@ class Checkpoints:
     aside = self._folder.with_name(f'{self._folder.name}_damaged')
     aside.mkdir(exist_ok=True)
     target = next(path for n in range(10**6) if not (path := aside / f'{step}.{n}').exists())
-    os.replace(self._folder / str(step), target)
+    storage.move(self._folder / str(step), target)
     message = (
       f'checkpoint {step} is damaged: {damage}; set aside -> {target}; '
       'taking the one before, or the start of the stage'

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import jax
 import tensorboardX
 
 from rolegen_jax.data.files import as_data_error
+from rolegen_jax.runtime import storage
 from rolegen_jax.training.trackers import Reporting
 
 
@@ -40,15 +40,18 @@ class MetricsLog:
     Later rows, left by a run that was cut off after its last checkpoint, are dropped. report: given
     the rows so far, dropped ones too, returns what else gets the metrics.
     """
-    self.path = pathlib.Path(folder) / 'metrics.jsonl'
+    self.path = storage.path(folder) / 'metrics.jsonl'
+    self._spools = [storage.Spool(self.path)] if jax.process_index() == 0 else []
     rows = self._cut(start)
     # Process 0 writes; nothing here is collective.
     self._file: IO[str] | None = None
     self._board: Any = None
     self._reporting: Reporting | None = None
     if jax.process_index() == 0:
-      self._file = self.path.open('a', encoding='utf-8')
-      self._board = tensorboardX.SummaryWriter(str(tensorboard))
+      self._spools.append(storage.Spool(storage.path(tensorboard)))
+      here, board = (spool.here for spool in self._spools)
+      self._file = here.open('a', encoding='utf-8')
+      self._board = tensorboardX.SummaryWriter(str(board))
       self._reporting = report(rows) if report else None
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._started = time.monotonic()
@@ -57,16 +60,17 @@ class MetricsLog:
 
   def _cut(self, start: int) -> list[dict]:
     """Drop the rows from `start` on; return all rows that were there."""
-    if jax.process_index() or not self.path.exists():
+    if jax.process_index() or not self._spools[0].here.exists():
       return []
+    here = self._spools[0].here
     with as_data_error(self.path, 'a JSON object per line; it may be removed'):
-      text = self.path.read_text(encoding='utf-8')
+      text = here.read_text(encoding='utf-8')
       lines = [line for line in text.split('\n') if line.endswith('}')]
       rows = [json.loads(line) for line in lines]
       earlier = [line for line, row in zip(lines, rows) if row['step'] < start]
-    temporary = self.path.with_suffix('.tmp')
+    temporary = here.with_suffix('.tmp')
     temporary.write_text(''.join(line + '\n' for line in earlier), encoding='utf-8')
-    os.replace(temporary, self.path)
+    os.replace(temporary, here)
     return rows
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -85,6 +89,8 @@ class MetricsLog:
       self._write(*pending)
     if self._file:
       self._file.flush()
+    for spool in self._spools:
+      spool.flush()
 
   def _write(self, step: int, metrics: dict[str, jax.Array]) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -108,6 +114,8 @@ class MetricsLog:
     if self._file:
       self._file.close()
       self._board.close()
+      for spool in self._spools:
+        spool.flush()
     if self._reporting:
       self._reporting.close()
 
@@ -129,9 +137,12 @@ class Clock:
   """
 
   WRITE_EVERY_S = 1.0  # what a killed process loses of its account, about
+  SEND_EVERY_S = 30.0  # the same in a bucket, which gets the file anew each time
 
   def __init__(self, folder: str | os.PathLike):
-    self.path = pathlib.Path(folder) / f'time.{jax.process_index()}.jsonl'
+    self.path = storage.path(folder) / f'time.{jax.process_index()}.jsonl'
+    self._spool = storage.Spool(self.path)
+    self._every_s = self.SEND_EVERY_S if storage.is_remote(self.path) else self.WRITE_EVERY_S
     self._spent: dict[str, float] = {}
     self._total: dict[str, float] = {}
     self._lines: list[str] = []
@@ -152,7 +163,7 @@ class Clock:
   def row(self, step: int) -> None:
     """End the row of `step`."""
     self._row(step=step)
-    if self._lapped - self._written > self.WRITE_EVERY_S:
+    if self._lapped - self._written > self._every_s:
       self._write()
 
   def end(self) -> None:
@@ -179,6 +190,7 @@ class Clock:
 
   def _write(self) -> None:
     lines, self._lines = self._lines, []
-    with self.path.open('a', encoding='utf-8') as file:
+    with self._spool.here.open('a', encoding='utf-8') as file:
       file.write(''.join(lines))
+    self._spool.flush()
     self._written = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 
 STAGES = {'warmup': 'warmup', 'align': 'align', 'reason': 'reason', 'loop': 'loop_stage'}
@@ -26,7 +26,7 @@ class Profile:
 
   def __init__(self, windows: Mapping[str, tuple[int, int]], folder: str | os.PathLike):
     """Trace the steps first..last of each stage of `windows` into `folder`/STAGE/process_N."""
-    self._windows, self._folder = dict(windows), pathlib.Path(folder)
+    self._windows, self._folder = dict(windows), storage.path(folder)
     self._traced: set[str] = set()
     self._open = ''  # the stage whose trace is being taken
 
@@ -37,7 +37,8 @@ class Profile:
       return
     jax.block_until_ready(before)
     folder = self._folder / stage / f'process_{jax.process_index()}'
-    jax.profiler.start_trace(str(folder))
+    self._spool = storage.Spool(folder)
+    jax.profiler.start_trace(str(self._spool.here))
     self._open = stage
 
   def step(self, step: int) -> jax.profiler.StepTraceAnnotation:
@@ -54,6 +55,7 @@ class Profile:
     """End a trace that is being taken, also where its stage was cut off."""
     if self._open:
       jax.profiler.stop_trace()
+      self._spool.flush()
       self._traced.add(self._open)
       say(f'{self._open}: traced -> {self._folder / self._open}')
       self._open = ''
@@ -84,7 +86,7 @@ def parse(
   numbers = [_process(text) for text in processes]
   if not chosen or ('all' not in numbers and jax.process_index() not in numbers):
     return NOTHING
-  return Profile(chosen, pathlib.Path(workdir) / 'profiles')
+  return Profile(chosen, storage.path(workdir) / 'profiles')
 
 
 def _window(text: str, config: Config) -> tuple[str, tuple[int, int]]:

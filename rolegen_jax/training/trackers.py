@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from rolegen_jax.config import Config, ConfigError, to_dict
 from rolegen_jax.data.files import write_json
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 
 PACKAGES = {'wandb': ('wandb',), 'mlflow': ('mlflow', 'sqlalchemy', 'alembic')}
@@ -44,11 +45,16 @@ class Tracking:
   def __init__(self, kind: str, config: Config, workdir: str | os.PathLike):
     """Check the tracker; nothing is written. Raises ConfigError saying what is missing."""
     self._kind, self._config = kind, to_dict(config)
-    self._workdir = pathlib.Path(workdir).absolute()
+    self._workdir = storage.absolute(workdir)
     missing = [name for name in PACKAGES[kind] if importlib.util.find_spec(name) is None]
     if missing:
       raise ConfigError(
         f'--tracker={kind}: needs {", ".join(missing)}: pip install -r requirements-trackers.txt'
+      )
+    if kind == 'mlflow' and storage.is_remote(workdir) and 'MLFLOW_TRACKING_URI' not in os.environ:
+      raise ConfigError(
+        f'--tracker=mlflow: a bucket ({workdir}) holds no database; MLFLOW_TRACKING_URI must name '
+        'a tracking server'
       )
     try:
       _check_wandb() if kind == 'wandb' else _check_mlflow()
@@ -80,7 +86,7 @@ class _Wandb:
       project=os.environ.get('WANDB_PROJECT', PROJECT),
       group=workdir.name,
       name=stage,
-      dir=str(workdir),
+      dir=None if storage.is_remote(workdir) else str(workdir),
       config=config,
       settings=wandb.Settings(console='off', silent=True),
     )

@@ -1,13 +1,16 @@
 """Folders of logs: every file is read or named in an error, and a change of any shows."""
 
+import hashlib
 import json
 import os
 import random
+import shutil
 
 import polars as pl
 import pytest
 
 from rolegen_jax.config import ConfigError, DataConfig
+from rolegen_jax.data import digests
 from rolegen_jax.data.adapters import ADAPTERS, log_fingerprint
 from rolegen_jax.data.contract import read_contract
 from rolegen_jax.data.files import DataError
@@ -230,8 +233,8 @@ def test_the_fingerprint_shows_every_change(folder, fingerprint):
   before = fingerprint()
   assert list(before) == ['items.parquet', 'events/part-0.parquet']
   assert json.loads(json.dumps(before)) == before
-  stat = (folder / 'items.parquet').stat()
-  assert before['items.parquet'] == [stat.st_size, stat.st_mtime_ns]
+  content = (folder / 'items.parquet').read_bytes()
+  assert before['items.parquet'] == [len(content), hashlib.sha256(content).hexdigest()[:16]]
   (folder / 'events/_SUCCESS').touch()
   assert fingerprint() == before
   new = put(folder / 'events/date=2026-11-28/part-1.parquet', part(1))
@@ -239,11 +242,59 @@ def test_the_fingerprint_shows_every_change(folder, fingerprint):
   assert differing(after, before) == 'events/date=2026-11-28/part-1.parquet is new'
   assert differing(before, after) == 'events/date=2026-11-28/part-1.parquet is gone'
   assert differing(before, before) is None
+  shutil.copy(new, folder / 'copy')
+  os.replace(folder / 'copy', new)
   os.utime(new, ns=(1, 1))
-  assert fingerprint() != after
+  assert fingerprint() == after
+  content = bytearray(new.read_bytes())
+  content[len(content) // 2] ^= 1
+  new.write_bytes(content)
+  assert differing(fingerprint(), after) == 'events/date=2026-11-28/part-1.parquet has changed'
   put(folder / 'events-2.parquet', part(2))
   with pytest.raises(DataError, match='events-2.parquet: would not be read'):
     fingerprint()
+
+
+@pytest.fixture
+def no_digests(monkeypatch):
+  """A process that knows no digest."""
+  monkeypatch.setattr(digests, '_known', {})
+  monkeypatch.setattr(digests, '_taken', set())
+  monkeypatch.setattr(digests, '_recalled', set())
+
+
+@pytest.mark.usefixtures('no_digests')
+def test_a_file_is_read_again_once_it_was_written_again(folder, fingerprint, tmp_path, monkeypatch):
+  monkeypatch.setattr(digests, '_SETTLED_S', -1.0)
+  before, path = fingerprint(), folder / 'items.parquet'
+  digests.keep(tmp_path / digests.FILE)
+  digests._known.clear()
+  digests._recalled.clear()
+  digests.recall(tmp_path / digests.FILE)
+  content, stat = path.read_bytes(), path.stat()
+  monkeypatch.setattr(hashlib, 'file_digest', lambda *_: pytest.fail('must not be read'))
+  assert fingerprint() == before
+  monkeypatch.undo()
+  monkeypatch.setenv('ROLEGEN_DATA', str(folder))
+  path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as if nothing had happened
+  assert path.stat().st_size == stat.st_size
+  assert differing(fingerprint(), before) == 'items.parquet has changed'
+
+
+@pytest.mark.usefixtures('no_digests')
+def test_a_file_of_this_moment_is_read_each_time(folder, fingerprint):
+  (folder / 'items.parquet').touch()
+  fingerprint()
+  assert not digests._known
+
+
+@pytest.mark.usefixtures('no_digests')
+@pytest.mark.parametrize('text', ['', '[]', '{"a": 1}', '{"a"', '\0'])
+def test_kept_digests_that_are_damaged_are_none(tmp_path, text):
+  (tmp_path / digests.FILE).write_text(text)
+  digests.recall(tmp_path / digests.FILE)
+  assert digests._known == {}
 
 
 def test_the_fingerprint_of_text_files(folder, fingerprint):

@@ -81,7 +81,7 @@ def test_shards_of_another_state_of_the_log_are_refused(log, built, tmp_path):
   with pytest.raises(DataError, match='another state of the log: events/late.parquet is new'):
     built.check_files(convert.make_plan(config(), folder).files)
   os.replace(folder / 'events/late.parquet', folder / 'events/0.parquet')
-  with pytest.raises(DataError, match='events/0.parquet has another size'):
+  with pytest.raises(DataError, match='events/0.parquet has changed'):
     built.check_files(convert.make_plan(config(), folder).files)
   (folder / 'events/0.parquet').unlink()
   with pytest.raises(DataError, match='events/0.parquet is gone'):

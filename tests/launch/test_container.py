@@ -32,9 +32,8 @@ def test_every_target_installs_its_requirements_and_the_package():
     parent, instructions = stages[target]
     assert parent == 'base'
     pip = [line for line in instructions if line.startswith('RUN pip install')]
-    requirements = (
-      'RUN pip install --requirement=requirements.txt --requirement=requirements-serve.txt'
-    )
+    files = ('requirements.txt', 'requirements-serve.txt', 'requirements-cloud.txt')
+    requirements = ' '.join(['RUN pip install', *(f'-r {file}' for file in files)])
     assert pip[0] == (f"{requirements} '{extra}'" if extra else requirements)
     assert pip[1].startswith('RUN pip install --no-deps .')
     # Requirements, code, package, user: an edit of the code keeps the layer of requirements.
@@ -56,7 +55,13 @@ def test_the_entry_point_is_the_console_script():
 def test_the_build_context_has_the_requirements_and_no_history():
   ignored = (ROOT / '.dockerignore').read_text(encoding='utf-8').splitlines()
   assert {'.git', '.venv*', 'runs', 'data'} <= set(ignored)
-  kept = {'requirements.txt', 'pyproject.toml', 'README.md', 'rolegen_jax', 'experiments', 'launch'}
+  kept = {'requirements.txt', 'requirements-cloud.txt'} | {
+    'pyproject.toml',
+    'README.md',
+    'rolegen_jax',
+    'experiments',
+    'launch',
+  }
   assert not kept & set(ignored)
   assert all((ROOT / name).exists() for name in kept)
 

@@ -7,7 +7,9 @@ read the diff.
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -63,6 +65,8 @@ def test_the_hardware_decides_the_number_of_processes():
     'slurm_cpu.sh': 4,
     'tpu_vm.sh': 4,
     'gke_jobset.yaml': 4,
+    'gke_jobset_bucket.yaml': 4,
+    'tpu_vm_bucket.sh': 4,
     'gke_jobset_slices.yaml': 4 * 64,
     'gke_jobset_a3_high.yaml': 8,
     'gke_jobset_a3_mega.yaml': 8,
@@ -198,8 +202,8 @@ def test_the_tpu_vm_script_runs_to_its_end_from_a_pipe(tmp_path):
   [
     (
       'local.sh',
-      dict(workdir='gs://bucket/run'),
-      '--workdir=gs://bucket/run: must be a folder that every host mounts',
+      dict(workdir='hdfs://bucket/run'),
+      '--workdir=hdfs://bucket/run: must be a folder that every host mounts',
     ),
     ('local.sh', dict(name='My Job'), '--name=My Job: must be lower-case'),
     ('local.sh', dict(set=('loop.worlds',)), 'section.field=value'),
@@ -222,6 +226,9 @@ def test_the_tpu_vm_script_runs_to_its_end_from_a_pipe(tmp_path):
     ('tpu_vm.sh', dict(zone=''), '--zone=: must be'),
     ('gke_jobset.yaml', dict(workdir='runs/x'), 'below --mount=/mnt/rolegen'),
     ('gke_jobset.yaml', dict(claim=''), '--claim=: must be a PersistentVolumeClaim'),
+    ('gke_jobset_bucket.yaml', dict(service_account='Me'), '--service_account=Me: must be a name'),
+    ('slurm_cpu.sh', dict(service_account='me'), '--service_account=me: must be left out'),
+    ('tpu_vm.sh', dict(service_account='me'), '--service_account=me: must be NAME@PROJECT'),
     ('gke_jobset.yaml', dict(image=''), 'docker build --target=tpu'),
     ('gke_jobset_a4.yaml', dict(image=''), 'docker build --target=cuda'),
     ('gke_jobset_a4.yaml', dict(topology='4x4'), '--topology=4x4: must be left out'),
@@ -255,3 +262,24 @@ def test_xla_flags_are_off_unless_named_and_keep_existing_ones():
   assert words[0] == '--a' and len(words) == 3
   assert variables['LIBTPU_INIT_ARGS'].startswith('--xla_tpu')
   assert all(flag.reason and flag.source for flag in xla_flags.FLAGS.values())
+
+
+def test_the_jobs_of_the_page_about_pods_render_and_pass_the_parsers(monkeypatch):
+  page = (GOLDEN.parents[1] / 'docs' / 'on_a_pod.md').read_text(encoding='utf-8')
+  (setting,) = re.findall(r'^export (PROJECT=.*)$', page, re.MULTILINE)
+  for name, value in (pair.split('=') for pair in setting.split()):
+    monkeypatch.setenv(name, value)
+  commands = re.findall(r'^python -m (launch\.run (?:.*\\\n)+.*)$', page, re.MULTILINE)
+  assert [re.search(r'--target=(\w+)', command)[1] for command in commands] == [
+    'tpu_vm',
+    'gke_jobset',
+  ]
+  for command in commands:
+    done = subprocess.run(
+      ['bash', '-uc', f'exec {sys.executable} -m {command}'],
+      capture_output=True,
+      text=True,
+      cwd=GOLDEN.parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert '--workdir=gs://my-bucket/runs/shop' in done.stdout

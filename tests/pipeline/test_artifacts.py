@@ -14,7 +14,7 @@ from rolegen_jax.pipeline.artifacts import RunFolder, saved_config
 from rolegen_jax.pipeline.records import Record
 
 SETTINGS = {'backbone.context': 64, 'loop.interventions': ['remove', 'role']}
-FILES = {'events/part-0.parquet': [10, 1], 'items.parquet': [5, 2]}
+FILES = {'events/part-0.parquet': [10, 'aa'], 'items.parquet': [5, 'bb']}
 
 
 def record(stage='warmup', settings=SETTINGS, files=FILES, inputs=(('log', 'a'),)):
@@ -54,11 +54,11 @@ OTHERS = {
     'trained with backbone.new=nothing, now 1; ',
   ),
   'a file more': (
-    dict(files=FILES | {'events/part-1.parquet': [7, 3]}),
+    dict(files=FILES | {'events/part-1.parquet': [7, 'cc']}),
     'stage warmup was made from other files: events/part-1.parquet is new; put them back, ',
   ),
   'other files': (
-    dict(files={'items.parquet': [6, 2]}),
+    dict(files={'items.parquet': [6, 'bb']}),
     'other files: events/part-0.parquet is gone, items.parquet has changed; ',
   ),
   'another log': (
@@ -66,6 +66,17 @@ OTHERS = {
     'was trained on another log; use another --workdir',
   ),
 }
+
+
+def test_of_files_that_older_versions_read_the_size_counts(tmp_path):
+  folder = finish(tmp_path, record('data', files={'items.parquet': [5, 1_700_000_000_000_000_000]}))
+  now = record('data', files={'items.parquet': [5, 'a1b2']})
+  assert RunFolder(folder, may_train=False).begin(now).is_complete
+  with pytest.raises(ConfigError, match='made from other files: items.parquet has changed'):
+    RunFolder(folder).begin(record('data', files={'items.parquet': [6, 'a1b2']}))
+  newer = finish(tmp_path / 'newer', now)
+  with pytest.raises(ConfigError, match='made from other files: items.parquet has changed'):
+    RunFolder(newer).begin(record('data', files={'items.parquet': [5, 'c3d4']}))
 
 
 @pytest.mark.parametrize('other, message', OTHERS.values(), ids=OTHERS)

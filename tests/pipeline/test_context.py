@@ -2,18 +2,24 @@
 
 import dataclasses
 import json
+import os
 import random
+import shutil
 
 import polars as pl
 import pytest
 
 from rolegen_jax import overrides
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data import digests
 from rolegen_jax.data.adapters import log_path
+from rolegen_jax.data.digests import content_digest
 from rolegen_jax.data.files import DataError
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline.context import open_run
+from rolegen_jax.pipeline.inputs import prepare_data
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.simulator import world
 from tests import tiny
 
 FIELDS = overrides.field_paths(Config())
@@ -94,6 +100,29 @@ def test_the_folder_of_the_logs_is_a_local_path(tmp_path, monkeypatch):
   monkeypatch.setenv('ROLEGEN_DATA', 'gs://b/logs')
   with pytest.raises(ConfigError, match=r'\$ROLEGEN_DATA=gs://b/logs: must be a file system path'):
     log_path(data)
+
+
+def test_a_run_is_that_of_its_log_wherever_the_log_was_copied(tmp_path, monkeypatch):
+  simulated = world.simulate(tiny.config('simulator.users=300').simulator)
+  shop = tmp_path / 'first' / 'shop'
+  shop.mkdir(parents=True)
+  simulated.events.write_parquet(shop / 'events.parquet')
+  simulated.items.write_parquet(shop / 'items.parquet')
+  config = tiny.config('data.format=contract', 'data.path=shop')
+  monkeypatch.setenv('ROLEGEN_DATA', str(shop.parent))
+  monkeypatch.setattr(digests, '_SETTLED_S', -1.0)
+  digest = prepare_data(open_run(config, tmp_path / 'run')).log.digest
+  kept = json.loads((tmp_path / 'run/data/.files.json').read_text())
+  assert set(kept.values()) >= {content_digest(path) for path in shop.iterdir()}
+  copy = tmp_path / 'second' / 'shop'
+  shutil.copytree(shop, copy, copy_function=shutil.copyfile)
+  os.utime(copy / 'items.parquet', (1, 1))
+  shutil.rmtree(shop)
+  monkeypatch.setenv('ROLEGEN_DATA', str(copy.parent))
+  assert prepare_data(open_run(config, tmp_path / 'run', may_train=False)).log.digest == digest
+  simulated.events[1:].write_parquet(copy / 'events.parquet')
+  with pytest.raises(ConfigError, match='data was made from other files: events.parquet has cha'):
+    prepare_data(open_run(config, tmp_path / 'run', may_train=False))
 
 
 @pytest.mark.slow

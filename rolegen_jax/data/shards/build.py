@@ -25,7 +25,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -33,6 +33,7 @@ import polars as pl
 from rolegen_jax.config import ConfigError
 from rolegen_jax.data.cuts import Cuts, OccasionTimes
 from rolegen_jax.data.files import (
+  Lock,
   as_data_error,
   lock,
   renamed,
@@ -74,7 +75,7 @@ def _build(plan: convert.Plan, output: pathlib.Path, workers: int) -> dict[str, 
   return finish(convert.make_index(plan, cuts, filter(None, entries)), output)
 
 
-def hold(output: pathlib.Path) -> IO[str]:
+def hold(output: pathlib.Path) -> Lock:
   """Return a lock on `output`, held until it is closed. Raises ConfigError."""
   try:
     return lock(output / '.lock')

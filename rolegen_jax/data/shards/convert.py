@@ -35,7 +35,7 @@ from rolegen_jax.data.batches import Trajectories, pack_windows, packed_rows
 from rolegen_jax.data.contract import Chunk, event_chunks, read_events, read_items
 from rolegen_jax.data.cuts import Cuts, OccasionTimes, find_cuts
 from rolegen_jax.data.files import DataError
-from rolegen_jax.data.folders import fingerprint, log_files, text_suffix
+from rolegen_jax.data.folders import Fingerprint, fingerprint, log_files, text_suffix
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import find_occasions, occasion_times
@@ -69,7 +69,7 @@ class Plan:
   chunks: tuple[Chunk, ...]
   shards: int
   config: Config
-  files: dict[str, list[int]]  # of the log, as `folders.fingerprint` returns them
+  files: Fingerprint  # of the log, as `folders.fingerprint` returns them
 
   @property
   def events(self) -> int:
@@ -78,7 +78,7 @@ class Plan:
 
   @functools.cached_property
   def key(self) -> str:
-    """16 hex digits over the settings that matter and the log's files (path, size, time)."""
+    """16 hex digits over the settings that matter and the log's files."""
     made_with = settings(self.config)
     for name in LATER:
       if made_with[name] == DEFAULTS[name]:
@@ -275,5 +275,4 @@ def make_index(plan: Plan, cuts: Cuts | None, entries: Iterable[dict[str, Any]])
     **totals,
     shards=[entry for entry in ordered if entry['rows']],
   )
-  sizes = {name: size for name, (size, _) in plan.files.items()}
-  return dict(digest=digest(content), key=plan.key, files=sizes) | content
+  return dict(digest=digest(content), key=plan.key, files=plan.files) | content

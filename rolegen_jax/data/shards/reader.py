@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +20,12 @@ from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Trajectories, pack_windows, packed_rows
 from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.files import DataError, as_data_error
-from rolegen_jax.data.folders import differing
+from rolegen_jax.data.folders import Fingerprint, differing
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.data.recent import Recent
 from rolegen_jax.data.shards.convert import DEFAULTS, FORMAT, catalogue_digest, row_type, settings
+from rolegen_jax.runtime import mirror
 from rolegen_jax.runtime.progress import progress
 
 _EXPECTED = 'shards that rolegen prepare_shards wrote'
@@ -39,7 +39,7 @@ class Shards:
 
     Raises DataError when it is incomplete, or a file is missing or of another size.
     """
-    self.folder = pathlib.Path(folder)
+    self.folder = mirror.fetch(mirror.opened(folder))
     path = self.folder / 'index.json'
     with as_data_error(path, f'{_EXPECTED} to the end; the same command continues'):
       self.index = json.loads(path.read_text(encoding='utf-8'))
@@ -115,13 +115,13 @@ class Shards:
         f'the log has {len(item_ids)}); must be the same'
       )
 
-  def check_files(self, files: dict[str, list[int]]) -> None:
-    """Check that the log is the one that these shards were made of, by paths and sizes.
+  def check_files(self, files: Fingerprint) -> None:
+    """Check that the log is the one that these shards were made of, by paths and content.
 
-    files: of the log, as `folders.fingerprint` returns them; times may differ, as those of copies
-    do. Raises DataError naming the first file that differs.
+    files: of the log, as `folders.fingerprint` returns them; of older shards sizes are compared.
+    Raises DataError naming the first file that differs.
     """
-    difference = differing({name: size for name, (size, _) in files.items()}, self.index['files'])
+    difference = differing(files, self.index['files'])
     if difference:
       raise DataError(
         f'{self.folder}: was made of another state of the log: {difference}; '

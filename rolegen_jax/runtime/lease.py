@@ -1,0 +1,114 @@
+"""Leases: locks of folders in a bucket, where there are no file locks.
+
+A lease is an object that its owner rewrites every few seconds, each time on the condition that
+nobody else did. Who wants it watches it: an object that changes has a living owner, one that does
+not for `TIME_OUT_S` is taken over, on the same condition. No two clocks are compared.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from rolegen_jax.runtime import storage
+from rolegen_jax.runtime.progress import say
+
+TIME_OUT_S = 60.0
+_LOST = 2  # the exit code of another run at work in the same folder
+
+
+class Lease:
+  """The lease on an object, held and renewed by a thread until it is closed."""
+
+  def __init__(self, url: str | os.PathLike, time_out_s: float | None = None):
+    """Take the lease, waiting for that of a dead owner to run out.
+
+    Raises BlockingIOError naming a living owner.
+    """
+    import tensorstore
+
+    self._url, self._time_out_s = os.fspath(url), TIME_OUT_S if time_out_s is None else time_out_s
+    folder, self._name = os.path.split(self._url)
+    self._store = tensorstore.KvStore.open(storage.kvstore(f'{folder}/')).result()
+    self._owner = f'process {os.getpid()} on {socket.gethostname()}'
+    self._generation = self._take()
+    self._renewed = time.monotonic()
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._renew, name='lease', daemon=True)
+    self._thread.start()
+    atexit.register(self.close)
+
+  def close(self) -> None:
+    """Give the lease back."""
+    if not self._closed.is_set():
+      self._closed.set()
+      self._thread.join()
+      self._store.write(self._name, None, if_equal=self._generation).result()
+      atexit.unregister(self.close)
+
+  def __enter__(self) -> Lease:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def _take(self) -> bytes:
+    found = self._read()
+    if found.state != 'missing':
+      say(
+        f'{self._url}: held by {_owner(found.value)}; '
+        f'watching for {self._time_out_s:.0f} s whether it is alive'
+      )
+    watched_since = time.monotonic()
+    while True:
+      waited = time.monotonic() - watched_since
+      if found.state == 'missing' or waited > self._time_out_s:
+        generation = self._write(found.stamp.generation)
+        if generation:
+          return generation
+      else:
+        time.sleep(self._time_out_s / 20)
+      previous, found = found, self._read()
+      if found.state != 'missing' and found.stamp.generation != previous.stamp.generation:
+        raise BlockingIOError(_owner(found.value))
+
+  def _renew(self) -> None:
+    while not self._closed.wait(self._time_out_s / 6):
+      try:
+        generation = self._write(self._generation)
+      except Exception as error:  # the store does not answer; it may in a moment
+        if time.monotonic() - self._renewed < self._time_out_s:
+          continue
+        _leave(f'{self._url}: could not be renewed for {self._time_out_s:.0f} s ({error})')
+      if not generation:
+        _leave(f'{self._url}: was taken over by {_owner(self._read().value)}')
+      self._generation, self._renewed = generation, time.monotonic()
+
+  def _read(self) -> Any:
+    return self._store.read(self._name).result()
+
+  def _write(self, generation: bytes) -> bytes:
+    """Write the lease if it still is of that generation; return the new one, b'' = it is not."""
+    # A value that was never there before: on S3 a generation is a hash of the value.
+    value = json.dumps(dict(owner=self._owner, nonce=secrets.token_hex(8))).encode()
+    return self._store.write(self._name, value, if_equal=generation).result().generation
+
+
+def _owner(value: bytes) -> str:
+  try:
+    return str(json.loads(value)['owner'])
+  except (ValueError, KeyError, TypeError):
+    return 'another process'
+
+
+def _leave(reason: str) -> None:
+  """End the process at once: from here on another one writes to the folder."""
+  print(f'{reason}; this run stops', file=sys.stderr, flush=True)
+  os._exit(_LOST)
