@@ -73,7 +73,8 @@ INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
 # Of semantic_ids/embeddings.py and, the last, reasoning/text_states.py.
 TEXT_EMBEDDERS = ('hashed_ngrams', 'column', 'minilm', 'reasoner')
-PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations', 'update.parent')
+PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations')  # or URLs
+LOCAL_PATHS = ('update.parent',)
 # Far beyond what anybody trains: whoever asks for more has mistyped.
 MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
 # Ablation -> the expert that RoleGen is left without. Nothing is trained for it: the weights of the
@@ -611,7 +612,7 @@ class UpdateConfig(Section):
   prior: float = 300.0  # the `calibration.prior` of an update: few conversions move weights little
 
   def validate(self, name: str) -> None:
-    right = 'the folder of a run; --warm_start and `rolegen update` set it'
+    right = 'a run folder, with its parent_key; --warm_start and `rolegen update` set both'
     self._need(bool(self.parent) == bool(self.parent_key), f'{name}.parent', right)
     self._need(
       bool(self.parent) or not self.appends, f'{name}.appends', f'false without {name}.parent'
@@ -740,11 +741,11 @@ class Config(Section):
     """
     fields.check_types(self)
     config = self
-    for path in PATHS:
+    for path in (*PATHS, *LOCAL_PATHS):
       name, field = path.split('.')
       section = getattr(self, name)
       if text := getattr(section, field):
-        expanded = dataclasses.replace(section, **{field: local_path(text, path, urls=True)})
+        expanded = dataclasses.replace(section, **{field: local_path(text, path, path in PATHS)})
         config = dataclasses.replace(config, **{name: expanded})
     for name, kind in fields.types(Config).items():
       if dataclasses.is_dataclass(kind):
