@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ COUNTED = (
   'next_item',
   'share',
 )  # the fields of Excitation that are read
+OURS = re.compile(r'manifest\.json|(tables|items)\.npz|decoder\.[a-z]+\.\d+')  # of a folder
 PROMISES = (
   'jax.export promises that a program runs with releases of jax up to 6 months newer than the one '
   'that wrote it, and up to 3 weeks older, on the platform that it is for; these, on one device'
@@ -184,5 +186,8 @@ def _file(path: pathlib.Path) -> dict:
 def require_folder(folder: str | os.PathLike) -> None:
   """Raise DataError unless a folder is empty, absent, or one that `write` wrote before."""
   path = storage.path(folder)
-  if path.is_dir() and any(path.iterdir()) and not (path / 'manifest.json').is_file():
+  names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+  manifest = path / 'manifest.json'
+  is_ours = not manifest.is_file() or b'"programs"' in manifest.read_bytes()
+  if not is_ours or not all(OURS.fullmatch(name) for name in names):
     raise DataError(f'{path}: holds other files; must be a new or empty folder, or an older export')

@@ -303,3 +303,10 @@ def test_another_sites_page_cannot_change_anything(shop):
   for site, expected in {'cross-site': 403, 'same-site': 403, 'same-origin': 200}.items():
     status, _, _ = shop.ask_raw('/v1/users', {}, **{'sec-fetch-site': site})
     assert status == expected
+  for origin, expected in {
+    'http://evil.test': 403,
+    'null': 403,
+    'http://shop.test:81': 200,
+  }.items():
+    status, _, _ = shop.ask_raw('/v1/users', {}, host='shop.test:81', origin=origin)
+    assert status == expected

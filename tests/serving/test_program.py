@@ -107,6 +107,16 @@ def test_a_folder_of_other_files_is_left_alone(decoder, tmp_path):
   (tmp_path / 'thesis.txt').write_text('mine')
   with pytest.raises(DataError, match='holds other files; must be a new or empty folder'):
     program.require_folder(tmp_path)
-  (tmp_path / 'manifest.json').write_text('{}')
+  (tmp_path / 'thesis.txt').unlink()
+  (tmp_path / 'decoder.cpu.1').touch()  # of an export that was cut off
   program.require_folder(tmp_path)
+  (tmp_path / 'manifest.json').write_text('{"programs": []}')
+  program.require_folder(tmp_path)
+  (tmp_path / 'decoder.py').touch()
+  with pytest.raises(DataError, match='holds other files'):
+    program.require_folder(tmp_path)
+  (tmp_path / 'decoder.py').unlink()
+  (tmp_path / 'manifest.json').write_text('{"name": "a web app"}')
+  with pytest.raises(DataError, match='holds other files'):
+    program.require_folder(tmp_path)
   program.require_folder(tmp_path / 'new')

@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import math
 import time
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -284,8 +285,15 @@ def _check_origin(request: Request) -> None:
 
   Without a token, such a page could otherwise change things on a server of the same machine.
   """
-  if request.method == 'POST' and request.headers.get('sec-fetch-site') in ELSEWHERE:
-    raise Refused(403, 'sec-fetch-site', "must not be another site's: use the page at / here")
+  if request.method != 'POST':
+    return
+  right = "must not be another site's: use the page at / here"
+  # Browsers say the second only over TLS or on the loopback.
+  origin = request.headers.get('origin')
+  if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get('host'):
+    raise Refused(403, 'origin', right)
+  if request.headers.get('sec-fetch-site') in ELSEWHERE:
+    raise Refused(403, 'sec-fetch-site', right)
 
 
 async def _body(request: Request) -> bytes:

@@ -98,7 +98,7 @@ class Columns:
 
   def row(self, item: int) -> dict[str, Value]:
     """Return all values of an item."""
-    found = {name: column.get(item) for name, column in self._columns.items()}
+    found = {name: column.get(item) for name, column in list(self._columns.items())}
     return {name: value for name, value in found.items() if value is not None}
 
   def described(self, items: np.ndarray) -> list[Column]:

@@ -43,7 +43,7 @@ export function signed(x, digits = 2) {
 
 export function percent(share, digits = 1) {
   const value = 100 * share;
-  return value > 0 && value < 0.1 ** digits ? `< ${0.1 ** digits} %` : `${minus(value.toFixed(digits))} %`;
+  return value > 0 && value < 0.1 ** digits ? `< ${(0.1 ** digits).toFixed(digits)} %` : `${minus(value.toFixed(digits))} %`;
 }
 
 export function span(seconds) {
