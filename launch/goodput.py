@@ -37,7 +37,7 @@ KINDS = (
 )
 LOSABLE_KINDS = ('step', 'data', 'compile', 'checkpoint')
 # Stages with a config section of the same name; all others are closed loops.
-SUPERVISED_STAGES = ('warmup', 'align', 'reason')
+SUPERVISED_STAGES = ('warmup', 'kinds', 'align', 'reason')
 LOOP_SECTION = 'loop_stage'
 RECENT_STEPS = 20  # over which the time per step is taken
 # A straggler waits this many times longer for data than the median, and this share of its step.

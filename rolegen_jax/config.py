@@ -392,6 +392,10 @@ class ReasonerConfig(Section):
   transitions: int = 16  # items that contact with an item may retrieve, those that follow it most
   # Items retrieved by a whole history, the strongest ones. Paths go to them; they are an expert.
   retrieved: int = 64
+  # Kinds of users, who are told apart by their histories and for whom contact with items leads to
+  # different intents (`models/kinds.py`); 0 = all are of one kind.
+  kinds: int = 0
+  attributes: int = 128  # words by which kinds tell items apart, the most frequent ones, at most
   temperature: float = 0.2  # of rollouts; demonstrations are fitted at 1
   # Folder or GGUF file of a decoder, or package:NAME of a Python package that brings it; sets
   # `transformer`; '' = none.
@@ -414,6 +418,10 @@ class ReasonerConfig(Section):
     self._at_least(1, name, 'transitions', 'retrieved')
     self._at_most(TOO_DEEP, name, 'intents', 'candidates', 'transitions')
     self._at_most(TOO_WIDE, name, 'retrieved')
+    self._at_least(0, name, 'kinds')
+    self._at_most(TOO_DEEP, name, 'kinds')
+    self._at_least(1, name, 'attributes')
+    self._at_most(TOO_WIDE, name, 'attributes')
     fits = 1 <= self.role_events <= self.events
     self._need(fits, f'{name}.role_events', f'1 to reasoner.events={self.events}')
     self._positive(name, 'temperature')
@@ -724,6 +732,9 @@ class Config(Section):
   text: TextConfig = TextConfig()
   roles: RolesConfig = RolesConfig()
   warmup: StageConfig = StageConfig()
+  kinds: StageConfig = StageConfig(
+    800, 128, OptimizerConfig(5e-3, warmup_steps=20, weight_decay=0.0), save_every=200
+  )
   align: StageConfig = StageConfig()
   reason: StageConfig = StageConfig()
   loop_stage: StageConfig = StageConfig(steps=150)

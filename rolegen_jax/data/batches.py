@@ -38,6 +38,8 @@ class Excites(NamedTuple):
   shift: Array  # fp32 [B, n, R], share after the event less share before it
   next_item: Array  # int32 [B, n, S], items that follow
   share: Array  # fp32 [B, n, S], how much more often than at large; 0 = nothing
+  # int32 [B, n, A], attributes of the event's item; -1 = no more. None = without kinds of users.
+  attribute: Any = None
 
 
 class Examples(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rolegen_jax.config import Config
+from rolegen_jax.config import Config, digest
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.evaluation.baselines import (
@@ -54,6 +54,8 @@ class Choices:
   retrieval: Kernel
   bars_history: bool
   scores: dict[str, float]
+  # By which kinds of users tell items apart (`features/attributes.py`); validation does not decide.
+  words: tuple[str, ...] = ()
 
   def told(self, bars_history: bool) -> str:
     """Return a sentence for the report: what lists hold, and what validation says of that."""
@@ -67,11 +69,17 @@ class Choices:
       f'{self.scores["history_barred"]:.4f} without.'
     )
 
+  @property
+  def digest(self) -> str:
+    """16 hex digits over all of it; words that there are none of leave no trace."""
+    values = dataclasses.asdict(self)
+    return digest({name: x for name, x in values.items() if name != 'words' or x})
+
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> Choices:
     """Return the choices of `dataclasses.asdict`."""
     kernels = {name: Kernel(**values[name]) for name in ('kernel', 'retrieval')}
-    return cls(**values | kernels)
+    return cls(**values | kernels | dict(words=tuple(values.get('words', ()))))
 
 
 def choose(log: InteractionLog, occasions: Occasions, config: Config) -> Choices:

@@ -45,12 +45,17 @@ class Excitation:
   next_item: np.ndarray  # int32 [F, I, S], items that follow
   share: np.ndarray  # fp32 [F, I, S], how strongly; 0 = nothing
   opens: Opens  # of all users: the items' power as triggers
+  attribute: np.ndarray | None = None  # int32 [F, I, A], the same for all folds; -1 = no more
 
   @classmethod
   def of_counts(
-    cls, shift: InterestShift, transitions: Transitions, config: ReasonerConfig
+    cls,
+    shift: InterestShift,
+    transitions: Transitions,
+    config: ReasonerConfig,
+    attribute_IxA: np.ndarray | None = None,
   ) -> Excitation:
-    """Build the tables from counts."""
+    """Build the tables from counts, and what is known of items."""
     n_items, n_codes = Counts(shift.after).shape
     shape = FOLDS, n_items, min(config.coarse_codes, n_codes)
     code, weight, code_shift = (table(shape, dt) for dt in (np.int32, np.float32, np.float32))
@@ -60,7 +65,9 @@ class Excitation:
         *counts, shift.coarse, config.coarse_codes
       )
     next_item, share = transitions.strongest(config.transitions)
-    return cls(code, weight, code_shift, next_item, share, shift.opens)
+    if attribute_IxA is not None:
+      attribute_IxA = np.broadcast_to(attribute_IxA, (FOLDS, *attribute_IxA.shape))
+    return cls(code, weight, code_shift, next_item, share, shift.opens, attribute_IxA)
 
   def of(self, user: np.ndarray, item: np.ndarray) -> Excites:
     """Return what the events of users [B] with items [B, n] lead to; item -1 = padding."""
@@ -68,8 +75,10 @@ class Excitation:
     is_event = (item >= 0)[..., None]
     item = np.maximum(item, 0)
 
-    def at_events(values: np.ndarray) -> np.ndarray:
-      return np.where(is_event, values[fold, item], np.float32(0))
+    def at_events(values: np.ndarray, nothing: int = 0) -> np.ndarray:
+      return np.where(is_event, values[fold, item], values.dtype.type(nothing))
+
+    attribute = self.attribute
 
     return Excites(
       code=self.code[fold, item],
@@ -77,6 +86,7 @@ class Excitation:
       shift=at_events(self.shift),
       next_item=self.next_item[fold, item],
       share=at_events(self.share),
+      attribute=None if attribute is None else at_events(attribute, -1),
     )
 
 

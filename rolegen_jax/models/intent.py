@@ -10,6 +10,9 @@ satisfies the coarse code of its own item:
                                  - draws * min(shift_ik, 0))
   log p(k)  = log_softmax_k(focus * (log excited_k - damped_k))
 
+Where the reasoner knows kinds of users (`kinds.py`), what it learned of them is pooled with what is
+counted: both logs are weighted, added, and normalized. Validation chooses the weights.
+
 The second is about items. Every event retrieves the items that often follow its own
 (`features/item_transitions.py`), and its own item again:
 
@@ -46,13 +49,10 @@ from jax.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 from rolegen_jax.models.attention import per_chain
+from rolegen_jax.models.evidence import FADES, PURCHASE, Evidence, faded
+from rolegen_jax.models.kinds import Kinds
 
-PURCHASE = EVENT_NAMES.index('purchase')
 EQUATIONS = ('intent', 'roles')  # the reasoner's structural equations, by the names it has for them
-# Scales of the exponentials that a fade mixes: days, and events since.
-FADE_DAYS, FADE_EVENTS = (0.5, 2.0, 7.0, 30.0), (1.0, 5.0)
-FADES = len(FADE_DAYS) + len(FADE_EVENTS)
-
 # Where training starts. Gains are logs. A purchase ends a need, so it excites less than a view.
 EVENT_GAIN = dict(impression=-1.0, view=0.0, fav=0.5, cart=0.7, remove=-0.5, purchase=-1.0)
 ROLE_GAIN = dict(
@@ -69,31 +69,6 @@ OPENS, DRAWS, SATISFIES = 0.25, 3.0, 1.2  # shares of interest are small numbers
 BASE = 0.3  # excitation of a user without any event, summed over all coarse codes
 FOCUS = 1.3
 COUNTED_FOCUS, COUNTED_PRIOR, SELF_TRANSITION = 0.7, 2e-3, 0.05
-
-
-class Evidence(NamedTuple):
-  """The events of histories as causes of intent."""
-
-  code: jax.Array  # int32 [N, n, R], coarse codes that contact with the item leads to
-  weight: jax.Array  # fp32 [N, n, R], how much more than at large
-  shift: jax.Array  # fp32 [N, n, R], share of interest after contact less the share before
-  next_item: jax.Array  # int32 [N, n, S], items that follow the event's
-  share: jax.Array  # fp32 [N, n, S], how strongly: the normalized counts
-  item: jax.Array  # int32 [N, n]; -1 = padding
-  age: jax.Array  # int32 [N, n], seconds before the occasion
-  event: jax.Array  # int32 [N, n]
-  present: jax.Array  # bool [N, n]; False for padding and removed events
-  own_code: jax.Array  # int32 [N, n], the item's coarse code
-  role: jax.Array  # int32 [N, n], do(role); -1 = left alone
-  intent: jax.Array  # int32 [N], do(intent); -1 = left alone
-
-  def with_roles(self, role_NxM: jax.Array) -> Evidence:
-    """Return the same with these roles of the last M events; -1 leaves one alone."""
-    return self._replace(role=self.role.at[:, -role_NxM.shape[1] :].set(role_NxM))
-
-  def without_roles(self) -> Evidence:
-    """Return the same with every role left alone."""
-    return self._replace(role=jnp.full_like(self.role, -1))
 
 
 class Retrieved(NamedTuple):
@@ -115,13 +90,36 @@ class Priors(NamedTuple):
   retrieved: Retrieved
 
 
+class IntentParts(NamedTuple):
+  """What is said of the coarse codes that N users are drawn to, before do(intent)."""
+
+  counted: jax.Array  # fp32 [N, K], log p by the first equation
+  learned: jax.Array | None  # fp32 [N, K], log p by kinds of users; None = there are none
+
+  def pooled(self, intent_N: jax.Array, counted: ArrayLike, learned: ArrayLike) -> jax.Array:
+    """Return log p(coarse code) under do(intent), the parts weighted so, fp32 [N, K]."""
+    log_probs = self.counted
+    if self.learned is not None:
+      log_probs = jax.nn.log_softmax(counted * self.counted + learned * self.learned)
+    return _do_intent(log_probs, intent_N)
+
+
 class Intent(nnx.Module):
   """The parameters of the equations: `counted_*` and `self_transition` belong to the second.
 
-  `language` is the weight of what the language model adds to them.
+  `language` is the weight of what the language model adds to them, `pooled` those of what is
+  counted and of what is learned of kinds of users, which are there where `kinds` is positive.
   """
 
-  def __init__(self, codes: int, levels: int):
+  def __init__(
+    self,
+    codes: int,
+    levels: int,
+    kinds: int = 0,
+    attributes: int = 0,
+    *,
+    rngs: nnx.Rngs | None = None,
+  ):
     def vector(values: ArrayLike | list[float]) -> nnx.Param:
       return nnx.Param(jnp.asarray(values, jnp.float32), axes=(None,))
 
@@ -138,9 +136,35 @@ class Intent(nnx.Module):
     self.self_transition = vector(np.log([SELF_TRANSITION]))
     # Of the language model's logits beside all this; calibration chooses it, no gradient moves it.
     self.language = vector([1.0])
+    if kinds:
+      self.pooled = vector([0.5, 0.5])  # likewise
+      self.kinds = Kinds(kinds, codes, attributes, rngs=rngs or nnx.Rngs(0))
 
-  def __call__(self, evidence: Evidence) -> jax.Array:
-    """Return log p(coarse code), fp32 [N, K]."""
+  def __call__(self, evidence: Evidence, worlds: int = 1) -> jax.Array:
+    """Return log p(coarse code), fp32 [N, K].
+
+    worlds: how many neighboring rows are of the same events.
+    """
+    return self.parts(evidence, worlds).pooled(evidence.intent, *self.weights())
+
+  def weights(self) -> jax.Array:
+    """Return the weights of what is counted and of what is learned, fp32 [2]; no gradient."""
+    pooled = self.pooled[...] if hasattr(self, 'kinds') else jnp.array([1.0, 0.0])
+    return jax.lax.stop_gradient(pooled)
+
+  def parts(self, evidence: Evidence, worlds: int = 1) -> IntentParts:
+    """Return what is said of coarse codes, before do(intent)."""
+    counted = self.counted(evidence)
+    if not hasattr(self, 'kinds'):
+      return IntentParts(counted, None)
+    one_of_each = jax.tree.map(lambda x: x[::worlds], evidence)
+    kind = per_chain(self.kinds.of_users(one_of_each), worlds)
+    gain = jnp.where(evidence.present, self._gain_of_role(evidence), 0.0)
+    # Fitted in a stage of its own, to whole histories: one conversion says little of a kind.
+    return IntentParts(counted, jax.lax.stop_gradient(self.kinds(evidence, gain, kind)))
+
+  def counted(self, evidence: Evidence) -> jax.Array:
+    """Return log p(coarse code) by the first equation alone, before do(intent), fp32 [N, K]."""
     e = evidence
     base, fade, event_gain, focus, damp_fade, strength = (
       p[...]
@@ -157,15 +181,17 @@ class Intent(nnx.Module):
     damped = _add_by_code(jnp.zeros_like(start), e.code, damps_codes)
     satisfied = jnp.where(e.event == PURCHASE, damps * satisfies, 0.0)
     damped = _add_by_code(damped, e.own_code, satisfied)
-    log_probs = jax.nn.log_softmax(focus * (jnp.log(excited) - damped), axis=-1)
-    return _do_intent(log_probs, e.intent)
+    return jax.nn.log_softmax(focus * (jnp.log(excited) - damped), axis=-1)
 
   def _gained(self, e: Evidence, fade: jax.Array, event_gain: jax.Array) -> jax.Array:
     """Return role_gain * event_gain * fade of every event, fp32 [N, n]; 0 where it is absent."""
-    of_role = jnp.exp(jnp.take(self.role_gain[...], jnp.maximum(e.role, 0)))
-    of_role = jnp.where(e.role >= 0, of_role, 1.0)
-    of_event = jnp.exp(jnp.take(event_gain, e.event))
-    return jnp.where(e.present, faded(e) @ jax.nn.softmax(fade) * of_event * of_role, 0.0)
+    of_event = jnp.exp(jnp.take(event_gain, e.event)) * self._gain_of_role(e)
+    return jnp.where(e.present, faded(e) @ jax.nn.softmax(fade) * of_event, 0.0)
+
+  def _gain_of_role(self, e: Evidence) -> jax.Array:
+    """Return what do(role) multiplies every event by, fp32 [N, n]."""
+    gain = jnp.exp(jnp.take(self.role_gain[...], jnp.maximum(e.role, 0)))
+    return jnp.where(e.role >= 0, gain, 1.0)
 
   def retrieve(
     self, evidence: Evidence, keep: int, codes_IxL: jax.Array, worlds: int = 1
@@ -204,8 +230,8 @@ class Intent(nnx.Module):
       n, empty = len(evidence.age), (len(evidence.age), 0)
       nothing = jnp.zeros(empty, jnp.int32)
       codes = jnp.zeros((n, 0, codes_IxL.shape[1]), jnp.int32)
-      return Priors(self(evidence), Retrieved(nothing, codes, jnp.zeros(empty)))
-    return Priors(self(evidence), self.retrieve(evidence, keep, codes_IxL, worlds))
+      return Priors(self(evidence, worlds), Retrieved(nothing, codes, jnp.zeros(empty)))
+    return Priors(self(evidence, worlds), self.retrieve(evidence, keep, codes_IxL, worlds))
 
   def code_prior(
     self, level: int, priors: Priors, matches_NxPxA: jax.Array, is_item: bool
@@ -234,17 +260,6 @@ class Intent(nnx.Module):
     total = add(retrieved.codes[..., level], terms)
     prior = jnp.exp(self.counted_prior[level])
     return self.counted_focus[level] * jnp.log(prior + total)
-
-
-def faded(e: Evidence) -> jax.Array:
-  """Return the exponentials of each event's age in time and in events, fp32 [N, n, FADES]."""
-  events_since = jnp.cumsum(e.present[:, ::-1], axis=1)[:, ::-1] - e.present
-
-  def decays(age: jax.Array, scales: tuple[float, ...]) -> jax.Array:
-    return jnp.exp(-age[..., None].astype(jnp.float32) / jnp.array(scales))
-
-  by_time, by_events = decays(e.age / 86_400.0, FADE_DAYS), decays(events_since, FADE_EVENTS)
-  return jnp.concatenate([by_time, by_events], axis=-1)
 
 
 def _places(item_NxE: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -39,7 +39,8 @@ class Reasoner(nnx.Module):
     self.tokens = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     adapters = functools.partial(adapt, config=config.lora) if config.train == 'lora' else None
     self.transformer = Transformer(config.transformer, adapters, rngs=rngs)
-    self.intent = Intent(vocab.codes, vocab.levels)
+    sizes = vocab.codes, vocab.levels, config.kinds, config.attributes
+    self.intent = Intent(*sizes, rngs=rngs)
     self.roles = RoleEquation(vocab.codes, rngs=rngs)
     if not config.transformer.tied:
       self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)

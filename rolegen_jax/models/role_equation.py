@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
-from rolegen_jax.models.intent import FADES, PURCHASE, Evidence, faded
+from rolegen_jax.models.evidence import FADES, PURCHASE, Evidence, faded
 from rolegen_jax.models.layers import param
 
 PAIR_WIDTH = 16

@@ -6,6 +6,7 @@ import numpy as np
 
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
+from rolegen_jax.features.attributes import PER_ITEM
 
 
 def random_codes(config: Config, items: int) -> np.ndarray:
@@ -40,10 +41,11 @@ def random_examples(config: Config, users: int, items: int) -> Examples:
   next_item = draw(items, n, reasoner.transitions)
   share = 0.1 * rng.random((users, n, reasoner.transitions), np.float32)
   code = draw(config.semantic_ids.codes, n, reasoner.coarse_codes)
+  attribute = draw(reasoner.attributes, n, PER_ITEM) if reasoner.kinds else None
   return Examples(
     history=history,
     timestamp=time_Bxn[:, -1] + 86_400,
-    excites=Excites(code, weight, 0.1 * shift - 0.05, next_item, share),
+    excites=Excites(code, weight, 0.1 * shift - 0.05, next_item, share, attribute),
     target=draw(items),
     roles=draw(7, reasoner.role_events),
     path=draw(items, reasoner.candidates),

@@ -108,6 +108,8 @@ def open_run(
 def _check_batches(config: Config, folder: RunFolder, mesh: Mesh, retrain: bool) -> None:
   """Raise ConfigError naming a batch size, of what is still to run, that does not divide."""
   stages = dict(warmup='warmup', align='align', reason='reason', loop_stage='loop')
+  if config.reasoner.kinds:
+    stages['kinds'] = 'kinds'
   for name, stage in stages.items():
     if retrain or not (folder.path / stage / 'DONE.json').exists():
       sharding.check_batch(f'{name}.batch', getattr(config, name).batch, config, mesh)

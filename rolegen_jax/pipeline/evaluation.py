@@ -270,7 +270,8 @@ def report(
     log, occasions, results.rows, results.table, results.predictions['RoleGen']
   )
   ablations = (f'ablations/{name}' for name in config.evaluation.ablations)
-  stages = ('warmup', 'align', 'reason', 'loop', *ablations)
+  kinds = ('kinds',) if config.reasoner.kinds else ()
+  stages = ('warmup', *kinds, 'align', 'reason', 'loop', *ablations)
   page = dict(
     title=f'RoleGen-JAX: {config.name}',
     notes=notes,

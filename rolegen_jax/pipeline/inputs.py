@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from rolegen_jax import sharding
-from rolegen_jax.config import Config, ConfigError, MeshConfig, digest
+from rolegen_jax.config import Config, ConfigError, MeshConfig
 from rolegen_jax.data import digests
 from rolegen_jax.data.adapters import fetched_log, log_fingerprint
 from rolegen_jax.data.appending import read_new_days
@@ -35,9 +35,10 @@ from rolegen_jax.data.shards import sort
 from rolegen_jax.data.shards.reader import Shards
 from rolegen_jax.evaluation import choices
 from rolegen_jax.evaluation.choices import Choices
+from rolegen_jax.features.attributes import attributes_of, choose_words
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
-from rolegen_jax.features.item_transitions import DAY, Kernel, Transitions
+from rolegen_jax.features.item_transitions import DAY, Transitions
 from rolegen_jax.pipeline import artifacts, keys, text
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.parent import Parent
@@ -127,7 +128,7 @@ def _inputs(
 ) -> Inputs:
   """Count on the training events of `data`, and put together what training and evaluation read."""
   codes = catalogue.codes_of(data.log.items['item_id'])
-  interest_shift, excitation = count_features(run, data, codes, chosen.retrieval)
+  interest_shift, excitation = count_features(run, data, codes, chosen)
   reasoner, most = run.config.reasoner, run.config.roles.max_conversions
   conversions = training_examples(
     data.log,
@@ -144,7 +145,7 @@ def _inputs(
     log=data.log.digest,
     occasions=data.occasions.digest,
     semantic_ids=catalogue.digest,
-    choices=digest(chosen),
+    choices=chosen.digest,
     vocabulary=run.rolegen.vocab.digest,
   )
   if text_vectors:
@@ -296,21 +297,29 @@ def choose_on_validation(run: Run, data: Data) -> Choices:
       distributed.once(lambda: write_json(kept, path))
       stage.finish('those of the parent')
     else:
-      distributed.once(
-        lambda: write_json(dataclasses.asdict(choices.choose(log, occasions, run.config)), path)
-      )
+      distributed.once(lambda: write_json(dataclasses.asdict(_chosen(run, log, occasions)), path))
       stage.finish('on validation occasions')
   return Choices.from_json(artifacts.read_json(path))
 
 
+def _chosen(run: Run, log: InteractionLog, occasions: Occasions) -> Choices:
+  made, reasoner = choices.choose(log, occasions, run.config), run.config.reasoner
+  words = choose_words(log.items, reasoner.attributes) if reasoner.kinds else ()
+  return dataclasses.replace(made, words=words)
+
+
 def count_features(
-  run: Run, data: Data, codes: np.ndarray, kernel: Kernel
+  run: Run, data: Data, codes: np.ndarray, chosen: Choices
 ) -> tuple[InterestShift, Excitation]:
-  """Count, on training events, what contact with every item leads to."""
+  """Count, on training events, what contact with every item leads to; beside it, attributes."""
   train_end = data.occasions.train_end(data.log)
   shift = InterestShift.of(data.log, train_end, codes[:, 0], run.config.semantic_ids.codes)
-  transitions = Transitions.of(data.log, train_end, kernel)
-  return shift, Excitation.of_counts(shift, transitions, run.config.reasoner)
+  transitions = Transitions.of(data.log, train_end, chosen.retrieval)
+  reasoner, attribute = run.config.reasoner, None
+  if reasoner.kinds:
+    known = data.log.items, chosen.words, codes[:, 0]
+    attribute = attributes_of(*known, reasoner.attributes)
+  return shift, Excitation.of_counts(shift, transitions, reasoner, attribute)
 
 
 def inference_table(

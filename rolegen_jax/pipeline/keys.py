@@ -33,6 +33,7 @@ UNREAD = (
   'align.save_every',
   'reason.save_every',
   'loop_stage.save_every',
+  'kinds.save_every',
   'mesh',
   # Asked of a trained run.
   'serving.exploration_weight',
@@ -56,6 +57,8 @@ LATER = (
   'data.on_error',
   'data.cold_items',
   'calibration.prior',
+  'reasoner.kinds',
+  'reasoner.attributes',
   *(f'update.{name}' for name in ('parent_key', 'appends', 'recent_days', 'replay')),
 )
 
@@ -68,6 +71,8 @@ _VOCABULARY = (
 # What training conversions hold, and how much of their history a row shows.
 _EXAMPLES = ('backbone.context', 'roles.max_conversions')
 
+_KINDS = ('reasoner.kinds', 'reasoner.attributes')
+
 # Kind of stage -> fields and sections, those of UNREAD left out. What is in a section that is off
 # (see `_is_off`) is left out too.
 READS: dict[str, tuple[str, ...]] = dict(
@@ -79,14 +84,16 @@ READS: dict[str, tuple[str, ...]] = dict(
     'reasoner.tokenizer',
     'reasoner.transformer',
   ),
-  choices=('update',),
+  choices=('update', *_KINDS),
   tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer', 'update'),
   warmup=('seed', *_VOCABULARY, 'backbone', 'warmup', 'update'),
   roles=('roles', 'reasoner.role_events', 'backbone.context'),
+  kinds=('seed', *_VOCABULARY, *_EXAMPLES, *_KINDS, 'kinds'),
   align=(
     'seed',
     *_VOCABULARY,
     *_EXAMPLES,
+    *_KINDS,
     'reasoner.transformer',
     'reasoner.pretrained',
     'reasoner.train',
@@ -193,6 +200,7 @@ def stages(config: Config) -> list[str]:
   first += ['next_day'] if config.update.appends else []
   first += ['warmup', 'roles']
   if not config.update.parent:  # else the reasoner is the parent's
+    first += ['kinds'] if config.reasoner.kinds else []
     first += ['align', 'reason']
   return [*first, *looped, 'baselines']
 
@@ -205,6 +213,8 @@ def _is_off(stage: str, path: str, config: Config) -> bool:
     return config.semantic_ids.text != 'reasoner'
   if path.startswith('update.'):
     return not config.update.parent
+  if path == 'reasoner.attributes':
+    return not config.reasoner.kinds
   if path == 'semantic_ids.text_dim':
     return not config.semantic_ids.text
   if path.startswith('text.'):

@@ -46,7 +46,8 @@ def train_models(run: Run, inputs: Inputs) -> Models:
   if run.config.update.parent:
     aligned = reasoned = Trained(run.config.update.parent_key, lambda: inputs.parent().params())
   else:
-    aligned = stages.align(run, inputs, labeled)
+    kinds = stages.learn_kinds(run, inputs)
+    aligned = stages.align(run, inputs, labeled, kinds)
     reasoned = stages.reason(run, inputs, labeled, aligned)
   looped = stages.close_loop(run, inputs, labeled, warm, reasoned)
   calibrated = stages.calibrate(run, inputs, looped)

@@ -34,7 +34,7 @@ from rolegen_jax.serving.history_filter import holds
 from rolegen_jax.text import annotations as imported_labels
 from rolegen_jax.training import checkpoint, losses, steps
 from rolegen_jax.training.calibration import calibrate as fit_weights
-from rolegen_jax.training.calibration import language_weight
+from rolegen_jax.training.calibration import intent_weights
 from rolegen_jax.training.fit import Site, Start, Task, fit
 from rolegen_jax.training.losses import Params
 from rolegen_jax.training.state import optimizer
@@ -107,7 +107,28 @@ def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
   return LabeledExamples(stage.key, labeled)
 
 
-def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
+def learn_kinds(run: Run, inputs: Inputs) -> Trained | None:
+  """Stage `kinds`: kinds of users, by the histories of training conversions; None = all are one."""
+  config, rolegen, table = run.config.kinds, run.rolegen, inputs.conversions
+  if not rolegen.kinds_fn:
+    return None
+  tx = optimizer(config.optimizer, config.steps)
+  loss_fn = functools.partial(losses.kinds_loss, conversions=len(table))
+  task = Task(
+    name='kinds',
+    step=functools.partial(steps.supervised_step, rolegen, 'kinds', loss_fn, tx),
+    model_fns={'kinds': rolegen.kinds_fn},
+    optimizers={'kinds': tx},
+    start=Start(),
+    batches=functools.partial(_example_batches, run, table, config.batch),
+    config=config,
+  )
+  return _fit(run, inputs, task, {})
+
+
+def align(
+  run: Run, inputs: Inputs, labeled: LabeledExamples, kinds: Trained | None = None
+) -> Trained:
   """Stage `align`: the reasoner as a language model of trajectories and, with text, of words."""
   config, reasoner = run.config, run.config.reasoner
   loss_fn: Callable = losses.align_loss
@@ -129,8 +150,12 @@ def align(run: Run, inputs: Inputs, labeled: LabeledExamples) -> Trained:
       return {'reasoner': run.base()}
     return {'reasoner': load_pretrained(run.rolegen, run.mesh)} if reasoner.pretrained else {}
 
-  start = Start(initial)
-  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, {}, start)
+  def leaves() -> dict[str, Any]:
+    learned = functional.flatten(kinds.load()['kinds']) if kinds else {}
+    return {f'reasoner.intent.kinds.{path}': x for path, x in learned.items()}
+
+  start, earlier = Start(initial, leaves=leaves), {'kinds': kinds.key} if kinds else {}
+  return _train(run, inputs, 'align', 'reasoner', loss_fn, config.align, batches, earlier, start)
 
 
 def reason(
@@ -220,11 +245,12 @@ def calibrate(
       params, language = inputs.parent().calibrated(name), inputs.parent().weights(name)
       fitted = {path: x for path, x in language.items() if not path.startswith('backbone.')}
     elif reasoning:
-      weight, nll = language_weight(run.rolegen, params, table, inputs.trie, run.mesh)
-      fitted = {'reasoner.intent.language': np.full(1, weight, np.float32)}
-      say(
-        f'weight {weight:g} of the language model: NLL of intents {nll[0]:.3f} -> {nll.min():.3f}'
-      )
+      weights, nll = intent_weights(run.rolegen, params, table, inputs.trie, run.mesh)
+      fitted = {'reasoner.intent.language': np.full(1, weights.language, np.float32)}
+      if run.config.reasoner.kinds:
+        fitted['reasoner.intent.pooled'] = np.array(weights[1:], np.float32)
+      told = ', '.join(f'{name} {x:g}' for name, x in weights._asdict().items())
+      say(f'weights of intents: {told}; NLL {nll[0]:.3f} -> {nll.min():.3f}')
       params = functional.with_leaves(params, fitted)
     models = run.rolegen, params, table, known.trie, run.mesh
     held = functools.partial(holds, table.log, table.user, table.end)

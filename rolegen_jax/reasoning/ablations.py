@@ -39,8 +39,8 @@ def no_language_model(params: dict[str, Params], mesh: Mesh) -> dict[str, Params
 def counts_only(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
   """Return `no_language_model` with the structural equations at their initial constants.
 
-  What is left of the reasoner is counted on training events; nothing of it was trained. Roles are
-  drawn evenly and do nothing.
+  What is left of the reasoner is counted on training events; nothing of it was trained, and kinds
+  of users say nothing. Roles are drawn evenly and do nothing.
   """
   params = no_language_model(params, mesh)
   trained = params['reasoner']['intent']
@@ -51,7 +51,10 @@ def counts_only(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
   initial = {
     name: functional.init(make, jax.random.key(0), mesh)[1] for name, make in makes.items()
   }
+  initial['intent'] = trained | initial['intent']  # kinds of users stay where they are
   initial['intent']['role_gain'] = jnp.zeros_like(initial['intent']['role_gain'])
+  if 'pooled' in trained:
+    initial['intent']['pooled'] = jnp.zeros_like(trained['pooled']).at[0].set(1.0)
   return params | {'reasoner': params['reasoner'] | initial}
 
 

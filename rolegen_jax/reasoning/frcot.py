@@ -27,7 +27,7 @@ import numpy as np
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, ReasonerConfig
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
-from rolegen_jax.models.intent import Evidence
+from rolegen_jax.models.evidence import Evidence
 from rolegen_jax.models.memory import gap_bucket
 from rolegen_jax.vocab import Vocabulary
 
@@ -182,7 +182,7 @@ def _evidence(
   present = history.segment > 0
   codes = jnp.take(codes_IxL, jnp.maximum(history.item, 0), axis=0)
   return Evidence(
-    *excites,
+    **excites._asdict(),
     item=history.item,
     age=jnp.where(present, now_B[:, None] - history.timestamp, 0),
     event=history.event,

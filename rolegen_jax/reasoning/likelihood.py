@@ -21,7 +21,8 @@ from jax.typing import ArrayLike
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional
 from rolegen_jax.models.attention import causal
-from rolegen_jax.models.intent import Evidence, Priors, Retrieved
+from rolegen_jax.models.evidence import Evidence
+from rolegen_jax.models.intent import Priors, Retrieved
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots, first_intent
@@ -220,7 +221,7 @@ def equation_loss(
     log_prob = jnp.take_along_axis(log_probs, target_codes[:, level : level + 1], axis=1)
     return -jnp.mean(jnp.where(is_possible(log_prob), log_prob, 0.0))
 
-  intent, codes_nll = equation(evidence), jnp.zeros(())
+  intent, codes_nll = equation.counted(evidence), jnp.zeros(())
   priors = Priors(jax.lax.stop_gradient(intent), retrieved)  # it has a loss of its own
   node, matches = jnp.zeros_like(examples.target), jnp.ones(retrieved.item.shape, bool)
   for level in range(layout.vocab.levels):
@@ -231,7 +232,7 @@ def equation_loss(
     matches &= retrieved.codes[..., level] == target_codes[:, level : level + 1]
   return EquationLoss(
     intent=nll(intent, 0),
-    by_role=nll(functional.held_but(equation, 'role_gain')(with_roles), 0),
+    by_role=nll(functional.held_but(equation, 'role_gain').counted(with_roles), 0),
     retrieved=codes_nll,
     roles=_role_nll(reasoner, prompt, target_codes[:, 0], examples.roles),
   )
@@ -248,33 +249,40 @@ def _role_nll(
   return -jnp.sum(jnp.where(counts, of_label, 0.0)) / jnp.maximum(counts.sum(), 1)
 
 
+class IntentWeights(NamedTuple):
+  """How much each source counts where the coarse codes of intents are chosen."""
+
+  language: float  # the language model's logits
+  counted: float  # log p by what is counted
+  learned: float  # log p by kinds of users
+
+
 def intent_log_probs(
   reasoner: Reasoner,
   layout: Layout,
   prompt: Prompt,
   target_B: jax.Array,
   trie: Trie,
-  weights: tuple[float, ...],
+  weights: tuple[IntentWeights, ...],
 ) -> jax.Array:
-  """Return log p(coarse code of the target) as a first intent, fp32 [B, weights].
-
-  One for each weight of what the language model says beside the structural equation.
-  """
+  """Return log p(coarse code of the target) as a first intent, fp32 [B, weights]."""
   delimiter = jnp.full((len(target_B), 1), layout.vocab.control('INTENT'), jnp.int32)
   tokens = jnp.concatenate([prompt.tokens, delimiter], axis=1)
   valid = jnp.pad(prompt.valid, ((0, 0), (0, 1)), constant_values=True)
   positions = np.arange(tokens.shape[1])
   hidden = reasoner.hidden(tokens, positions, causal(valid.astype(jnp.int32)))[:, -1]
   said = reasoner.logits(hidden, *layout.vocab.blocks['sid0'])
-  counted = reasoner.intent(prompt.evidence)
+  parts = reasoner.intent.parts(prompt.evidence)
   exists, _ = children_mask(trie, 0, jnp.zeros_like(target_B))
   code = jnp.take(trie.item_codes[:, 0], target_B)[:, None]
 
-  def log_prob(weight: float) -> jax.Array:
-    log_probs = constrained_log_softmax(weight * said + counted, exists, 1.0)
+  def log_prob(weight: jax.Array) -> jax.Array:
+    language, counted, learned = weight
+    prior = parts.pooled(prompt.evidence.intent, counted, learned)
+    log_probs = constrained_log_softmax(language * said + prior, exists, 1.0)
     return jnp.take_along_axis(log_probs, code, axis=1)[:, 0]
 
-  return jnp.stack([log_prob(weight) for weight in weights], axis=1)
+  return jax.lax.map(log_prob, jnp.array(weights)).T
 
 
 def next_event_loss(reasoner: Reasoner, layout: Layout, prompt: Prompt) -> jax.Array:

@@ -24,8 +24,9 @@ from rolegen_jax.data.batches import Examples
 from rolegen_jax.models import functional, lora
 from rolegen_jax.models.backbone import PURCHASE, Backbone
 from rolegen_jax.models.decode import Ranking, Ready, recommend
+from rolegen_jax.models.evidence import Evidence
 from rolegen_jax.models.functional import ModelFn, Params
-from rolegen_jax.models.intent import Evidence
+from rolegen_jax.models.kinds import Kinds
 from rolegen_jax.models.memory import (
   Candidates,
   Conditioning,
@@ -96,6 +97,12 @@ class RoleGen:
     self.graphdefs: dict[str, nnx.GraphDef] = {
       name: graphdef for name, (graphdef, _, _) in structures.items()
     }
+    # A part of the reasoner that is trained before it.
+    self.kinds_fn: ModelFn | None = None
+    if config.reasoner.kinds:
+      sizes = config.reasoner.kinds, self.vocab.codes, config.reasoner.attributes
+      self.kinds_fn = lambda rngs: Kinds(*sizes, rngs=rngs)
+      self.graphdefs['kinds'] = functional.abstract(self.kinds_fn)[0]
     self.axes: dict[str, Params] = {name: axes for name, (_, _, axes) in structures.items()}
 
   def of(self, config: Config) -> RoleGen:

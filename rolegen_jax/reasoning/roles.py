@@ -23,7 +23,8 @@ from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, RolesConfig
 from rolegen_jax.data.batches import Examples, Trajectories
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.models.backbone import Backbone
-from rolegen_jax.models.intent import Evidence, Intent, without_each
+from rolegen_jax.models.evidence import Evidence
+from rolegen_jax.models.intent import Intent, without_each
 from rolegen_jax.semantic_ids.trie import Trie
 
 PURCHASE = EVENT_NAMES.index('purchase')

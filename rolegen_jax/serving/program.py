@@ -46,6 +46,7 @@ COUNTED = (
   'shift',
   'next_item',
   'share',
+  'attribute',
 )  # the fields of Excitation that are read
 OURS = re.compile(r'manifest\.json|(tables|items)\.npz|decoder\.[a-z]+\.\d+')  # of a folder
 PROMISES = (
@@ -69,6 +70,7 @@ class Decoder:
   def tables(self) -> tuple[Arrays, Any]:
     """Return the tables by name, and how they nest."""
     counted = {name: getattr(self.excitation, name) for name in COUNTED}
+    counted = {name: table for name, table in counted.items() if table is not None}
     tree = dict(parameters=self.params, trie=self.trie, counted=counted)
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator='/'): x for path, x in paths}
@@ -102,6 +104,8 @@ def _examples(rows: Arrays, counted: Arrays) -> Examples:
   found = {name: table[fold, index] for name, table in counted.items()}
   for name in ('weight', 'shift', 'share'):
     found[name] = jnp.where(is_event, found[name], 0.0)
+  if 'attribute' in found:
+    found['attribute'] = jnp.where(is_event, found['attribute'], -1)
   segment = (item >= 0).astype(jnp.int32)
   history = Trajectories(item, rows['event'], rows['count'], rows['timestamp'], segment)
   return Examples(history, rows['time'], Excites(**found), None, None, None)

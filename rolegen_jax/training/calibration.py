@@ -8,16 +8,18 @@ runs on the NLL of what was bought among them. A normal prior about what trainin
 and worth `calibration.prior` examples, keeps few examples from moving them far. The test occasions
 stay unseen.
 
-Before that, the weight of the language model beside the reasoner's structural equations is chosen:
-the one by which the coarse codes of the same conversions are likeliest as intents. A language model
-learns conversions by heart that say nothing of others.
+Before that, it is chosen how much the language model counts where intents are chosen, and how much
+what is counted and what is learned of kinds of users: the weights by which the coarse codes of the
+same conversions are likeliest as intents. A language model learns conversions by heart that say
+nothing of others.
 
-Shapes: N examples, B rows, M members, G weights of the language model.
+Shapes: N examples, B rows, M members, G choices of weights.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,13 +39,17 @@ from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.frcot import build_prompt
-from rolegen_jax.reasoning.likelihood import intent_log_probs
+from rolegen_jax.reasoning.likelihood import IntentWeights, intent_log_probs
 from rolegen_jax.reasoning.rolegen import RoleGen, history_keys
 from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training.losses import Params
 
-LANGUAGE = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0)  # weights to choose from
+# Weights to choose from. What is counted and what is learned of kinds of users hold much in common.
+LANGUAGE = (1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.0)
+POOLED = tuple(
+  pair for pair in itertools.product((1.0, 0.75, 0.5, 0.25, 0.0), repeat=2) if any(pair)
+)
 FOUND = 50  # items that each expert that searches finds
 NEGATIVES = 256  # that stand for all others: what is found alone says nothing of what is missed
 
@@ -87,28 +93,37 @@ def calibrate(
   return {f'experts.{name}': value for name, value in functional.flatten(fitted).items()}, nll
 
 
-def language_weight(
+def weights_to_choose(rolegen: RoleGen) -> tuple[IntentWeights, ...]:
+  """Return the weights of the sources of intents that validation chooses from."""
+  pooled = POOLED if rolegen.config.reasoner.kinds else ((1.0, 0.0),)
+  return tuple(IntentWeights(language, *pair) for language in LANGUAGE for pair in pooled)
+
+
+def intent_weights(
   rolegen: RoleGen, params: dict[str, Params], table: ExampleTable, trie: Trie, mesh: Mesh
-) -> tuple[float, np.ndarray]:
-  """Return the best of LANGUAGE, and the NLL of the targets' coarse codes by each, in nats."""
+) -> tuple[IntentWeights, np.ndarray]:
+  """Return the best of `weights_to_choose`, and the NLL of the targets' coarse codes by each.
+
+  In nats, fp32 [G].
+  """
   fixed = (params['reasoner'], jax.device_put(trie, sharding.sharding(mesh)))
   log_probs = _intent_log_probs(rolegen)
-  (log_prob_NxG,) = predict.over(rolegen, log_probs, fixed, table, mesh, 'language model')
+  (log_prob_NxG,) = predict.over(rolegen, log_probs, fixed, table, mesh, 'weights of intents')
   nll = -log_prob_NxG.mean(0)
-  return LANGUAGE[int(np.argmin(nll))], nll
+  return weights_to_choose(rolegen)[int(np.argmin(nll))], nll
 
 
 @functools.lru_cache(maxsize=2)  # other parameters of the same models run the same program
 def _intent_log_probs(rolegen: RoleGen) -> Callable[..., tuple[jax.Array]]:
-  """Return (reasoner, trie, examples) -> log p by each of LANGUAGE, fp32 [B, G], of one batch."""
-  layout = rolegen.layout
+  """Return (reasoner, trie, examples) -> log p by each choice of weights, fp32 [B, G]."""
+  layout, weights = rolegen.layout, weights_to_choose(rolegen)
 
   def log_probs(reasoner: Params, trie: Trie, examples: Examples) -> tuple[jax.Array]:
     prompt = build_prompt(
       layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
     )
     model = rolegen.bind('reasoner', reasoner)
-    return (intent_log_probs(model, layout, prompt, examples.target, trie, LANGUAGE),)
+    return (intent_log_probs(model, layout, prompt, examples.target, trie, weights),)
 
   return log_probs
 

@@ -22,6 +22,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import StageConfig
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.loader import Batches
+from rolegen_jax.models import functional
 from rolegen_jax.runtime import distributed, heartbeat
 from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.runtime.progress import progress, say
@@ -45,6 +46,7 @@ class Start:
 
   params: Callable[[], dict[str, Params]] = dict
   opt: Callable[[], dict[str, Any]] = dict  # states of optimizers, whose moments are taken
+  leaves: Callable[[], dict[str, Any]] = dict  # single parameters, by dotted path; they come last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,10 @@ def _restore_or_create(
     return restored
   key = jax.random.key(site.seed)
   start = task.start.params(), task.start.opt()
-  return states.create(task.model_fns, task.optimizers, site.mesh, key, *start), None
+  state = states.create(task.model_fns, task.optimizers, site.mesh, key, *start)
+  if leaves := task.start.leaves():
+    state = state._replace(params=functional.with_leaves(state.params, leaves))
+  return state, None
 
 
 def _steps(

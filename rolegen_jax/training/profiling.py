@@ -13,7 +13,13 @@ from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 
-STAGES = {'warmup': 'warmup', 'align': 'align', 'reason': 'reason', 'loop': 'loop_stage'}
+STAGES = {
+  'warmup': 'warmup',
+  'kinds': 'kinds',
+  'align': 'align',
+  'reason': 'reason',
+  'loop': 'loop_stage',
+}
 
 
 class Profile:

@@ -61,7 +61,10 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
 
 
 def _is_matrix(params: Any) -> Any:
-  return jax.tree.map(lambda p: p.ndim >= 2, params)
+  # Kinds of users have a stage, and penalties, of their own.
+  return jax.tree_util.tree_map_with_path(
+    lambda path, p: p.ndim >= 2 and not any(part.key == 'kinds' for part in path), params
+  )
 
 
 def _is_of_equations(params: Any) -> Any:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rolegen_jax import sharding
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
+from rolegen_jax.features.attributes import PER_ITEM
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import WORD, Trie, default_capacity
 from rolegen_jax.text.packing import Packed
@@ -102,7 +103,12 @@ def examples_like(config: Config, users: int, mesh: Mesh) -> Any:
   replay = config.text.replay if reasoner.text_pieces else 0
   codes, transitions = (n, reasoner.coarse_codes), (n, reasoner.transitions)
   excites = Excites(
-    ints(*codes), floats(*codes), floats(*codes), ints(*transitions), floats(*transitions)
+    ints(*codes),
+    floats(*codes),
+    floats(*codes),
+    ints(*transitions),
+    floats(*transitions),
+    ints(n, PER_ITEM) if reasoner.kinds else None,
   )
   return Examples(
     history=Trajectories(*(ints(n) for _ in Trajectories._fields)),
