@@ -23,6 +23,7 @@ from rolegen_jax.features.excitation import strongest_codes
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import Kernel
 from rolegen_jax.models import intent
+from rolegen_jax.models.evidence import PURCHASE
 
 _GAIN = np.exp([intent.EVENT_GAIN[name] for name in EVENT_NAMES])
 
@@ -88,6 +89,6 @@ class Counting:
     kick = self._weight[item] + intent.OPENS * np.maximum(shift, 0)
     excited = by_code(self._code[item], (fade * _GAIN[event])[:, None] * kick)
     damped = by_code(self._code[item], -intent.DRAWS * fade[:, None] * np.minimum(shift, 0))
-    satisfied = fade * intent.SATISFIES * (event == intent.PURCHASE)
+    satisfied = fade * intent.SATISFIES * (event == PURCHASE)
     damped += by_code(self._coarse_I[item], satisfied)
     return (intent.BASE / self._codes + excited) * np.exp(-damped)

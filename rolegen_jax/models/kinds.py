@@ -1,4 +1,4 @@
-"""Kinds of users: what the same history leads to depends on who meets it.
+"""Kinds of users: what contact with an item leads to depends on who meets it, and after what.
 
 A user is of one of Z kinds, which nobody sees. A kind says what its users look at and buy at large,
 and what contact with an item opens for them; all else is shared:
@@ -8,8 +8,14 @@ and what contact with an item opens for them; all else is shared:
   log p(k | h)    = log sum_z p(z | h) p(k | h, z)
 
 own_k are faded counts of the history's events in coarse code k, by type of event. met_v in 0..1
-says whether an item with attribute v (a word of its text, or its coarse code) was met lately. Most
-entries of `opens` and `turn` are near 0.
+says whether an item with attribute v (a word of its text, or its coarse code) was met lately, and
+after what: what was met before an event decides how much it counts,
+
+  met_v   = 1 - exp(-sum over events i with attribute v of fade_i counts_iv)
+  counts_iv = sigmoid(gate_v + SCALE * sum_u before_iu context_uv)
+
+before_iu in 0..1 says whether attribute u was met before event i. Most entries of `opens`, `turn`
+and `context` are near 0.
 
 Who somebody is follows by Bayes' rule from all that the history holds, event by event:
 
@@ -36,14 +42,17 @@ from rolegen_jax.models.numerics import dropout
 DAY_S = 86_400.0
 OWN_DAYS, OWN_EVENTS = (0.5, 2.0, 7.0, 30.0), (1.0, 5.0)  # how counts of events fade
 MET_DAYS = (3.0, 12.0)  # and what was met
+BEFORE_DAYS = 6.0  # and what was met before it
+MET_ONCE = 3.0  # how surely one contact, just before, has been met
 LOOKED_DAYS = 5.0  # in log p of a look
 TYPES = (('impression', 'view'), ('fav', 'cart', 'remove'), ('purchase',))  # that are counted apart
 OWN = len(TYPES) * (len(OWN_DAYS) + len(OWN_EVENTS))
 PAST = 8  # purchases of a history that tell of its kind by what came before them, the latest ones
 # Looks come in runs of the same: each tells less than it would alone.
 LOOKS = 0.25
-SCALE = 3.0  # nats by one of the entries of `opens` and `turn`: Adam moves all entries alike
+SCALE = 3.0  # nats by one of the sparse entries: Adam moves all parameters alike
 HIDDEN, DROPOUT = 32, 0.2
+SPARSE = ('opens', 'turn', 'context')  # parameters of which most are near 0
 
 
 class Kinds(nnx.Module):
@@ -68,6 +77,7 @@ class Kinds(nnx.Module):
     self.hidden, self.hidden_base = drawn(OWN**-0.5, OWN, HIDDEN), zeros(HIDDEN)
     self.readout = zeros(HIDDEN)
     self.opens, self.turn = zeros(met, codes), drawn(0.02, kinds, met, codes)
+    self.gate, self.context = zeros(attributes), zeros(attributes, attributes)
 
   def __call__(self, e: Evidence, gain_Nxn: jax.Array, kind_NxZ: jax.Array) -> jax.Array:
     """Return log p(coarse code) at the occasion, fp32 [N, K].
@@ -92,9 +102,9 @@ class Kinds(nnx.Module):
     of_code = jnp.take_along_axis(log_probs, code_N[:, None, None], axis=2)[..., 0]
     return jax.nn.logsumexp(self._told(e, keys[1]) + of_code, axis=1)
 
-  def roughness(self) -> tuple[jax.Array, jax.Array]:
-    """Return the sums of the sizes of all entries of `opens` and of `turn`."""
-    return jnp.abs(self.opens[...]).sum(), jnp.abs(self.turn[...]).sum()
+  def sizes(self) -> dict[str, jax.Array]:
+    """Return the sums of the sizes of all entries of the sparse parameters, by name."""
+    return {name: jnp.abs(getattr(self, name)[...]).sum() for name in SPARSE}
 
   def _told(self, e: Evidence, key: jax.Array | None = None) -> jax.Array:
     """Return log p(kind, what the history tells), fp32 [N, Z]."""
@@ -151,7 +161,7 @@ class Kinds(nnx.Module):
     own = self._own(e, counts, gap, since.astype(jnp.float32)[..., None])
     hidden = jax.nn.relu(own @ self.hidden[...] + self.hidden_base[...])
     habit = dropout(hidden, DROPOUT, key) @ self.readout[...] + own @ self.own[...]
-    met = SCALE * self._met(e, counts, gap)
+    met = SCALE * self._met(e, gain_Nxn, counts, gap)
     shared = self.base[...] + habit + met @ self.opens[...]
     turned = jnp.einsum('Nqv,zvk->Nqzk', met, self.turn[...])
     return jax.nn.log_softmax(shared[:, :, None] + self.kind[...] + turned)
@@ -168,13 +178,21 @@ class Kinds(nnx.Module):
       parts.append(jnp.log1p(jnp.einsum('Nqnf,Nnk->Nqkf', faded, of_type)))
     return jnp.concatenate(parts, axis=-1)
 
-  def _met(self, e: Evidence, counts: jax.Array, gap: jax.Array) -> jax.Array:
+  def _met(self, e: Evidence, gain: jax.Array, counts: jax.Array, gap: jax.Array) -> jax.Array:
     """Return how much of each attribute was met, other than by a purchase, fp32 [N, q, 2 V]."""
     carries = jax.nn.one_hot(e.attribute, self.attributes).sum(2)  # -1 is none
     carries *= (e.event != PURCHASE)[..., None]
+    carries *= self._in_context(e, carries * gain[..., None])
     faded = jnp.exp(-gap / jnp.array(MET_DAYS)) * counts[..., None]
     met = 1.0 - jnp.exp(-jnp.einsum('Nqnd,Nnv->Nqdv', faded, carries))
     return met.reshape(*met.shape[:2], -1)
+
+  def _in_context(self, e: Evidence, carries: jax.Array) -> jax.Array:
+    """Return how much each event counts by each attribute, after what was before it, [N, n, V]."""
+    gap = (e.age[:, None] - e.age[:, :, None]).astype(jnp.float32) / DAY_S
+    faded = jnp.where(gap > 0, jnp.exp(-jnp.maximum(gap, 0.0) / BEFORE_DAYS), 0.0)
+    before = 1.0 - jnp.exp(-MET_ONCE * jnp.einsum('Nti,Niv->Ntv', faded, carries))
+    return jax.nn.sigmoid(self.gate[...] + SCALE * before @ self.context[...])
 
 
 def _picked(log_prob: jax.Array, code: jax.Array) -> jax.Array:

@@ -88,7 +88,16 @@ READS: dict[str, tuple[str, ...]] = dict(
   tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer', 'update'),
   warmup=('seed', *_VOCABULARY, 'backbone', 'warmup', 'update'),
   roles=('roles', 'reasoner.role_events', 'backbone.context'),
-  kinds=('seed', *_VOCABULARY, *_EXAMPLES, *_KINDS, 'kinds'),
+  kinds=(
+    'seed',
+    *_VOCABULARY,
+    *_EXAMPLES,
+    *_KINDS,
+    'reasoner.events',
+    'reasoner.role_events',
+    'reasoner.roles',
+    'kinds',
+  ),
   align=(
     'seed',
     *_VOCABULARY,

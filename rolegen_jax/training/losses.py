@@ -234,7 +234,7 @@ def execution_gain(
 
 # Penalties of kinds of users, in nats of all conversions together, by the square root of their
 # number: as much as the largest of so many entries would gain by chance grows like that.
-OPENS_PENALTY, TURN_PENALTY, KIND_PENALTY = 0.11, 0.73, 0.04
+SPARSE_PENALTY, KIND_PENALTY = dict(opens=0.11, turn=0.73, context=0.3), 0.04
 
 
 def kinds_loss(
@@ -253,10 +253,9 @@ def kinds_loss(
   evidence = _prompt(rolegen.layout, examples, trie).evidence
   code = jnp.take(trie.item_codes[:, 0], examples.target)
   nll = -jnp.mean(kinds.joint(evidence, code, key))
-  opens, turn = kinds.roughness()
+  penalty = sum(SPARSE_PENALTY[name] * size for name, size in kinds.sizes().items())
   of_kinds = jnp.sum(kinds.kind[...] ** 2) + jnp.sum(kinds.looks_kind[...] ** 2)
-  penalty = OPENS_PENALTY * opens + TURN_PENALTY * turn + KIND_PENALTY * of_kinds
-  return nll + penalty / conversions**0.5, dict(history_nll=nll)
+  return nll + (penalty + KIND_PENALTY * of_kinds) / conversions**0.5, dict(history_nll=nll)
 
 
 def align_loss(

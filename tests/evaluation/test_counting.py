@@ -14,6 +14,7 @@ from rolegen_jax.data.occasions import TEST
 from rolegen_jax.evaluation import baselines, ranking
 from rolegen_jax.features.excitation import strongest_codes
 from rolegen_jax.models import intent
+from rolegen_jax.models.evidence import PURCHASE
 from tests.evaluation import tiny_log
 
 ITEMS, CODES = 9, 3
@@ -56,7 +57,7 @@ def direct_score(known, row: int) -> np.ndarray:
     if name == 'purchase':
       damped[shift.coarse[item]] += fade * intent.SATISFIES
   train = np.flatnonzero(np.arange(len(log.item)) < occasions.train_end(log)[log.user])
-  times = log.count[train] * np.where(log.event[train] == intent.PURCHASE, 5.0, 1.0)
+  times = log.count[train] * np.where(log.event[train] == PURCHASE, 5.0, 1.0)
   events = np.bincount(log.item[train], times, ITEMS)
   share = (excited * np.exp(-damped)) ** POWER
   share /= share.sum()

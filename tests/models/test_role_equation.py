@@ -6,7 +6,7 @@ import numpy as np
 
 from rolegen_jax.models import functional
 from rolegen_jax.models import role_equation as lib
-from rolegen_jax.models.intent import FADE_DAYS, FADE_EVENTS, FADES, Evidence
+from rolegen_jax.models.evidence import FADE_DAYS, FADE_EVENTS, FADES, Evidence
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
 

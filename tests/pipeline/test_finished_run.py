@@ -24,6 +24,7 @@ from rolegen_jax.pipeline import evaluation, run, stages
 from rolegen_jax.pipeline.artifacts import saved_config
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
+from rolegen_jax.reasoning.likelihood import IntentWeights
 from rolegen_jax.simulator import world
 from tests import runs
 from tests.pipeline.test_artifacts import content
@@ -46,7 +47,7 @@ def nothing_is_learned():
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(stages, 'fit', leave_a_file)
     patched.setattr(stages, 'fit_weights', lambda *_: ({}, np.zeros(2)))
-    patched.setattr(stages, 'language_weight', lambda *_: (1.0, np.zeros(2)))
+    patched.setattr(stages, 'intent_weights', lambda *_: (IntentWeights(1, 1, 0), np.zeros(2)))
     patched.setattr(functional, 'with_leaves', lambda params, leaves: params)
     patched.setattr(stages, 'without', lambda _: lambda params, mesh: params)
     nothing = {'popularity': lambda *_: evaluation.Ranking(np.zeros((1, 1)), {})}
@@ -196,7 +197,7 @@ def test_retrain_takes_what_differs_and_what_depends_on_it(tmp_path, capfd):
       assert 'data: up to date' in lines and 'semantic_ids: up to date' in lines
       trained = [line.split(':')[0] for line in lines if line.endswith(': running')]
       assert set(trained) == {
-        *('warmup', 'roles', 'align', 'reason', 'loop', 'loop/calibration'),
+        *('warmup', 'roles', 'kinds', 'align', 'reason', 'loop', 'loop/calibration'),
         'ablations/no_reasoner/calibration',
       }
     else:

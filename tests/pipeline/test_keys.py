@@ -31,7 +31,7 @@ SMALL = [
   'loop.worlds=2',
   'calibration.steps=1',
   'evaluation.sasrec.steps=1',
-  *(f'{stage}.batch=8' for stage in ('warmup', 'align', 'reason', 'loop_stage')),
+  *(f'{stage}.batch=8' for stage in ('warmup', 'kinds', 'align', 'reason', 'loop_stage')),
 ]
 # Where a run trains is not what it trains, and the content of these files counts, not their path.
 WITHOUT_EFFECT = {'mesh.rollout', 'data.shards', 'roles.annotations', 'update.parent'}
@@ -67,7 +67,8 @@ def test_text_embeddings_by_the_reasoner_are_of_its_model():
 
 
 def test_every_stage_of_a_run_has_an_entry():
-  config = apply(Config(), [f'evaluation.ablations={tuple(ABLATIONS)}', 'reasoner.text_pieces=400'])
+  all_of_them = f'evaluation.ablations={tuple(ABLATIONS)}'
+  config = apply(Config(), [all_of_them, 'reasoner.text_pieces=400', 'reasoner.kinds=2'])
   updated = apply(config, ['update.parent=x', 'update.parent_key=y', 'update.appends=true'])
   names = {*keys.stages(config), *keys.stages(updated)}
   assert {keys.kind(stage) for stage in names} == set(keys.READS)
@@ -96,6 +97,8 @@ def test_every_stage_of_a_run_has_an_entry():
     ('roles.trigger_z=3.0', 'roles'),
     ('roles.max_conversions=9', 'roles'),
     ('reasoner.events=20', 'align'),
+    ('reasoner.kinds=2', 'choices'),
+    ('reasoner.attributes=9', None),  # there are no kinds of users
     ('align.optimizer.learning_rate=0.1', 'align'),
     ('reasoner.candidates=3', 'reason'),
     ('reasoner.temperature=0.3', 'loop'),
@@ -228,7 +231,8 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
     monkeypatch.setattr(inputs.words.alignment, 'config', noted)
   warm = read_by('warmup', stages.warm_up, inputs)
   labeled = read_by('roles', stages.label_roles, inputs)
-  aligned = read_by('align', stages.align, inputs, labeled)
+  kinds = read_by('kinds', stages.learn_kinds, inputs)
+  aligned = read_by('align', stages.align, inputs, labeled, kinds)
   reasoned = read_by('reason', stages.reason, inputs, labeled, aligned)
   read_by('loop', stages.close_loop, inputs, labeled, warm, reasoned)
   read_by('ablations/tiger', lambda _: stages.warm_up(alone, inputs, 'ablations/tiger'))

@@ -22,6 +22,7 @@ from rolegen_jax.pipeline.artifacts import current, saved_config
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
 from rolegen_jax.pipeline.parent import Parent
+from rolegen_jax.reasoning.likelihood import IntentWeights
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.training import state as states
@@ -83,7 +84,7 @@ def nothing_is_learned():
   with pytest.MonkeyPatch.context() as patched:
     patched.setattr(stages, 'fit', leave_what_it_starts_from)
     patched.setattr(stages, 'fit_weights', lambda *_: ({}, np.zeros(2)))
-    patched.setattr(stages, 'language_weight', lambda *_: (1.0, np.zeros(2)))
+    patched.setattr(stages, 'intent_weights', lambda *_: (IntentWeights(1, 1, 0), np.zeros(2)))
     patched.setattr(evaluation.predict, 'predict', popular)
     yield
 

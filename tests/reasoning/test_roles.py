@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, RolesConfig
 from rolegen_jax.data.batches import Trajectories
-from rolegen_jax.models.intent import Evidence
 from rolegen_jax.reasoning import roles as lib
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.runtime.compile import jit
@@ -69,8 +68,9 @@ def test_effects_on_intent_are_those_of_evidence_without_the_event():
   prompt = build(examples.history, examples.excites, examples.timestamp, codes)
   evidence = jax.device_get(prompt.evidence)
   positions = range(tiny.WIDTH - LAST, tiny.WIDTH)
+  events = {name: x for name, x in evidence._asdict().items() if np.ndim(x) > 1}
   shorter = [
-    Evidence(*(np.delete(x, position, axis=1) for x in evidence[:-1]), evidence.intent)
+    evidence._replace(**{name: np.delete(x, position, axis=1) for name, x in events.items()})
     for position in positions
   ]
 

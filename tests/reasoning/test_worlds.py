@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import INTERVENTIONS
-from rolegen_jax.models.intent import Evidence
+from rolegen_jax.models.evidence import Evidence
 from rolegen_jax.reasoning import frcot
 from rolegen_jax.reasoning import worlds as lib
 from rolegen_jax.runtime.compile import jit

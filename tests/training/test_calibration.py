@@ -21,7 +21,7 @@ from rolegen_jax.reasoning.likelihood import likelihood
 from rolegen_jax.reasoning.worlds import Tree
 from rolegen_jax.semantic_ids.trie import build_trie
 from rolegen_jax.serving.history_filter import holds
-from rolegen_jax.training.calibration import LANGUAGE, calibrate, language_weight
+from rolegen_jax.training.calibration import LANGUAGE, calibrate, intent_weights
 from tests import tiny
 from tests.text import catalogue
 
@@ -146,9 +146,13 @@ def with_tables(scale: float):
 def test_a_language_model_of_noise_gets_no_weight_and_a_silent_one_keeps_its_own():
   rolegen = tiny.rolegen('evaluation.batch=32')
   asked = table(), trie(), mesh_of(8)
-  weight, nll = language_weight(rolegen, with_tables(8.0), *asked)
-  assert weight <= 0.1 and nll[LANGUAGE.index(weight)] == nll.min() < nll[0] - 0.5
-  weight, nll = language_weight(rolegen, with_tables(0.0), *asked)
+  (weight, *pooled), nll = intent_weights(rolegen, with_tables(8.0), *asked)
+  assert (
+    pooled == [1.0, 0.0]
+    and weight <= 0.1
+    and nll[LANGUAGE.index(weight)] == nll.min() < nll[0] - 0.5
+  )
+  (weight, *_), nll = intent_weights(rolegen, with_tables(0.0), *asked)
   np.testing.assert_allclose(nll, nll[0], rtol=1e-6)
   assert weight == LANGUAGE[0] == 1.0
 
@@ -157,7 +161,7 @@ def test_intents_are_as_likely_at_a_weight_as_chains_find_them_at_it():
   rolegen, examples = tiny.rolegen('evaluation.batch=32'), table().rows(np.arange(32), tiny.WIDTH)
   params = with_tables(2.0)
   reasoner = params['reasoner']
-  _, nll = language_weight(rolegen, params, table().picked(np.arange(32)), trie(), mesh_of(1))
+  _, nll = intent_weights(rolegen, params, table().picked(np.arange(32)), trie(), mesh_of(1))
   layout, tables = rolegen.layout, jax.tree.map(jnp.asarray, trie())
   prompt = build_prompt(
     layout, examples.history, examples.excites, examples.timestamp, tables.item_codes
