@@ -17,6 +17,7 @@ from rolegen_jax.reasoning.worlds import Interventions
 from rolegen_jax.serving.http.app import App
 from rolegen_jax.serving.http.batcher import Batcher
 from rolegen_jax.serving.http.dispatch import Dispatcher
+from rolegen_jax.serving.http.guard import Guard, own_names
 from rolegen_jax.serving.http.metrics import Metrics
 from rolegen_jax.serving.http.openapi import ROUTES
 from rolegen_jax.serving.http.programs import Worlds
@@ -310,3 +311,25 @@ def test_another_sites_page_cannot_change_anything(shop):
   }.items():
     status, _, _ = shop.ask_raw('/v1/users', {}, host='shop.test:81', origin=origin)
     assert status == expected
+
+
+def test_a_server_of_the_loopback_is_asked_under_its_own_names_alone(shop, monkeypatch):
+  """A page that had its name stand for 127.0.0.1 would read what is served, by its own origin."""
+  local = own_names('127.0.0.1', '127.0.0.1', has_token=False, allowed=[])
+  assert local == frozenset()
+  assert own_names('myhost', '127.0.1.1', False, ['Shop.test']) == {'myhost', 'Shop.test'}
+  assert own_names('0.0.0.0', '0.0.0.0', False, []) is None  # as in launch/serving, with a token
+  assert own_names('127.0.0.1', '127.0.0.1', True, []) is None
+  assert own_names('0.0.0.0', '0.0.0.0', False, ['shop.test']) == {'0.0.0.0', 'shop.test'}
+
+  def statuses(names, *hosts):
+    monkeypatch.setattr(shop.app, '_guard', Guard(names=names))
+    return [shop.ask_raw('/v1/run', host=host)[0] for host in hosts]
+
+  assert statuses(local, 'localhost:81', '127.0.0.1', '[::1]:81', '127.0.0.2') == [200] * 4
+  assert statuses(local, 'evil.test:81', 'localhost.evil.test', '10.0.0.1', '[::1', '') == [421] * 5
+  assert statuses({'Shop.test'}, 'shop.test:81', 'SHOP.test', 'evil.test') == [200, 200, 421]
+  for path, body in {'/': None, '/v1/users': {}, '/metrics': None}.items():
+    status, problem = shop.ask(path, body, host='evil.test', origin='http://evil.test')
+    assert (status, problem['field']) == (421, 'host')
+  assert problem['message'].startswith('must be one of localhost, 127.0.0.1, [::1], shop.test; ')

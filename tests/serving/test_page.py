@@ -16,6 +16,7 @@ from rolegen_jax.pipeline import serving
 from rolegen_jax.serving.http.app import App
 from rolegen_jax.serving.http.batcher import Batcher
 from rolegen_jax.serving.http.dispatch import Dispatcher
+from rolegen_jax.serving.http.guard import Guard
 from rolegen_jax.serving.http.metrics import Metrics
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
@@ -258,7 +259,7 @@ def another(shop, **settings):
 
 
 def test_the_token_is_asked_for_and_kept_out_of_urls(shop, visit):
-  with another(shop, token=TOKEN) as guarded:
+  with another(shop, guard=Guard(TOKEN)) as guarded:
     page = visit(guarded, '', '#token[open]', expected='401')
     assert page.evaluate('document.activeElement.id') == 'token-input'
     page.keyboard.type('not the right one')
