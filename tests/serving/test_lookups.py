@@ -118,12 +118,18 @@ def test_items_and_columns_are_those_of_the_catalogue_as_it_is_now(shop):
 
   gone, left = np.flatnonzero(below).tolist(), int(np.flatnonzero(~below)[0])
   region = dict(item_id=left, columns=dict(region='north'))
-  version = shop.change(remove=gone, tag=[region])['version']
+  new = [True, True, True, 1, 1.0, '1', '1', '1', '1']
+  others = np.flatnonzero(~below)[1:].tolist()
+  tags = [dict(item_id=i, columns=dict(new=value)) for i, value in zip(others, new, strict=False)]
+  version = shop.change(remove=gone, tag=[region, *tags])['version']
   assert not good(shop, '/v1/items', dict(item_ids=gone[:1]))['items'][0]['listed']
   after = good(shop, '/v1/columns')
   assert after['catalogue_version'] == version
   columns = {column['name']: column for column in after['columns']}
   assert above not in [each['value'] for each in columns['category_code']['values']]
+  # True is not 1, though Python has them equal.
+  common = [(type(each['value']), each['items']) for each in columns['new']['values']]
+  assert common == [(str, 4), (bool, 3), (int, 2)] and columns['new']['distinct'] == 3
   # One item has a region: it groups nothing, so no value is named.
   assert (columns['region']['distinct'], columns['region']['values']) == (1, [])
 
@@ -219,6 +225,10 @@ def test_each_world_has_its_own_intervention_and_roles(shop):
     [6, 7],
   ]
   assert told.worlds[0].path[0].log_prob == pytest.approx(np.log(0.5))
+  shop.change(remove=[2, 7])  # worlds that were kept may still name them, histories do
+  left = reasoned(history, worlds, items)
+  assert [[step.item_id for step in world.path] for world in left.worlds] == [[1], [3], [4, 5], [6]]
+  assert left.events == told.events
   assert [[i.code for i in world.intents] for world in told.worlds[:2]] == [[2], [4, 2]]
 
 
