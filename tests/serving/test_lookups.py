@@ -1,6 +1,8 @@
 """What can be looked up over HTTP: users, histories, items, columns, worlds, the run, its test."""
 
+import concurrent.futures
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -64,6 +66,26 @@ def test_users_are_found_by_part_of_their_id_the_exact_one_first(shop):
   assert found['total'] == is_dormant.sum() > 0
   assert all(is_dormant[user['user_id']] and user['dormant'] for user in found['users'])
   assert good(shop, '/v1/users', dict(search='nobody')) == dict(users=[], total=0)
+
+
+def test_others_are_answered_while_users_are_searched(shop, monkeypatch):
+  """As ids may be of millions of users."""
+  begun, release = threading.Event(), threading.Event()
+  users = shop.app._lookups.users
+
+  def slowly(asked):
+    begun.set()
+    release.wait(60)
+    return users(asked)
+
+  monkeypatch.setattr(shop.app._lookups, 'users', slowly)
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    searching = pool.submit(shop.ask, '/v1/users', dict(search='14'))
+    assert begun.wait(60)
+    threading.Timer(5.0, release.set).start()  # or nobody would be told that it was wrong
+    assert shop.ask('/healthz')[0] == 200 and not release.is_set()
+    release.set()
+    assert searching.result()[1]['users'][0]['user_id'] == 14
 
 
 def test_a_new_user_is_found_and_has_a_history(shop):

@@ -62,6 +62,8 @@ class App:
     self._reasoning, self._guard = reasoning, guard or Guard()
     # Texts of new items are embedded beside the device's own thread, in the order they come in.
     self._texts = concurrent.futures.ThreadPoolExecutor(1, 'texts')
+    # A search reads the ids of all users, which are millions.
+    self._searches = concurrent.futures.ThreadPoolExecutor(1, 'searches')
     self._lookups, self._page = Lookups(engine, reasoning, ab_test), Page()
     self._document = schema.encode(openapi.openapi('1', self._guard.has_token))
 
@@ -135,7 +137,9 @@ class App:
     return _json(self.engine.items.state())
 
   async def _users(self, request: Request) -> Response:
-    return _json(self._lookups.users(schema.parse(await _body(request), views.UsersRequest)))
+    asked = schema.parse(await _body(request), views.UsersRequest)
+    loop = asyncio.get_running_loop()
+    return _json(await loop.run_in_executor(self._searches, self._lookups.users, asked))
 
   async def _past(self, request: Request) -> Response:
     return _json(self._lookups.history(schema.parse(await _body(request), views.HistoryRequest)))
