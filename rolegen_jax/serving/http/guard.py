@@ -56,7 +56,9 @@ class Guard:
       name = ''
     if not (is_of_loopback(name) or name in self._names):
       right = ', '.join(['localhost', '127.0.0.1', '[::1]', *sorted(self._names)])
-      raise Refused(421, 'host', f'must be one of {right}; --allowed_hosts of this server has more')
+      raise Refused(
+        421, 'host', f'must be one of {right}; --allowed_hosts of rolegen serve adds names'
+      )
 
   def _check_token(self, request: Request) -> None:
     kind, _, token = request.headers.get('authorization', '').partition(' ')
