@@ -1,8 +1,17 @@
 """Recommend with what `rolegen export --what=decoder` wrote; needs numpy, jax and flatbuffers.
 
-  python docs/run_decoder.py FOLDER cpu < request.json
+  python docs/run_decoder.py FOLDER PLATFORM < request.json
 
-request.json: {"events": [{"item_id", "event", "timestamp"}, ...], "time": seconds, "fold": 0}
+request.json, with times in seconds UTC:
+
+  {"events": [{"item_id": 17, "event": "view", "timestamp": 1714435200},
+              {"item_id": 17, "event": "cart", "timestamp": 1714438800}],
+   "time": 1714521600, "fold": 0}
+
+Events may be in any order; those from `time` on are not read. What events lead to was counted for
+each fold of the log's users over all other folds, so that nobody's own future is in it: `fold` is
+the user's place in the log, from 0, modulo `folds` of manifest.json. Somebody else has 0, the
+default.
 """
 
 import hashlib
@@ -15,11 +24,13 @@ import numpy as np
 
 folder, platform = pathlib.Path(sys.argv[1]), sys.argv[2]
 manifest = json.loads((folder / 'manifest.json').read_text())
+programs = [p for p in manifest['programs'] if p['platform'] == platform]
+if not programs:
+  known = ', '.join(sorted({p['platform'] for p in manifest['programs']}))
+  sys.exit(f'{folder} has no program for {platform!r}; must be one of {known}')
 for name, file in manifest['files'].items():
   assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == file['sha256'], name
-program = min(
-  (p for p in manifest['programs'] if p['platform'] == platform), key=lambda p: p['batch']
-)
+program = min(programs, key=lambda p: p['batch'])
 exported = jax.export.deserialize(bytearray((folder / program['file']).read_bytes()))
 tables = jax.device_put(dict(np.load(folder / 'tables.npz')))
 item_ids = np.load(folder / 'items.npz')['item_id'].tolist()

@@ -58,6 +58,12 @@ _REASONING = flags.DEFINE_enum(
 _TOKEN = path_flag(
   'auth_token_file', '', 'File of the token that requests must carry; default: none.'
 )
+_ALLOWED_HOSTS = flags.DEFINE_list(
+  'allowed_hosts',
+  [],
+  'Names under which requests may ask this server (their Host header), beside localhost, addresses '
+  'of the loopback and --host. Default: none on the loopback without a token, else any.',
+)
 
 
 def main() -> None:
@@ -68,6 +74,7 @@ def main() -> None:
       f'serve: {", ".join(missing)} must be installed: pip install -r requirements-serve.txt'
     )
   from rolegen_jax.pipeline.artifacts import current, saved_config
+  from rolegen_jax.serving.http.guard import is_of_loopback, own_names
   from rolegen_jax.serving.http.server import bound, read_token, serve
 
   workdir = current(_WORKDIR.value)
@@ -76,6 +83,8 @@ def main() -> None:
     raise ConfigError(f'--top={_TOP.value}: must be at most backbone.beam={config.backbone.beam}')
   token = read_token(_TOKEN.value) if _TOKEN.value else ''
   listener = bound(_HOST.value, _PORT.value)
+  address = listener.getsockname()[0]
+  names = own_names(_HOST.value, address, bool(token), _ALLOWED_HOSTS.value)
   # This brings jax, which takes seconds: what is wrong is said before.
   from rolegen_jax.pipeline.serving import Settings, application
 
@@ -87,7 +96,8 @@ def main() -> None:
     cache_bytes=_CACHE_MB.value * 10**6,
     reasoning=_REASONING.value,
     token=token,
+    names=names,
   )
-  if not token and _HOST.value not in ('127.0.0.1', '::1', 'localhost'):
+  if not token and not is_of_loopback(address):
     say('anybody who reaches this address can change the catalogue: see --auth_token_file')
   serve(application(config, workdir, settings).asgi(), listener)

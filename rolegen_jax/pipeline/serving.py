@@ -24,6 +24,7 @@ from rolegen_jax.serving.http.batcher import Batcher
 from rolegen_jax.serving.http.columns import Columns
 from rolegen_jax.serving.http.dispatch import Dispatcher
 from rolegen_jax.serving.http.engine import Engine, Trained
+from rolegen_jax.serving.http.guard import Guard
 from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.metrics import Metrics
 from rolegen_jax.serving.http.placing import Placer
@@ -42,6 +43,7 @@ class Settings:
   cache_bytes: int = 256 * 10**6  # of encoded histories on each device
   reasoning: str = 'online'
   token: str = ''
+  names: frozenset[str] | None = None  # see `Guard`
 
 
 def application(config: Config, workdir: str | os.PathLike, settings: Settings) -> App:
@@ -73,7 +75,8 @@ def assembled(
   )
   batcher = Batcher(settings.max_batch, settings.max_wait, settings.max_queue)
   dispatcher = Dispatcher(engine, batcher, metrics)
-  return App(engine, placer, dispatcher, metrics, settings.reasoning, settings.token, ab_test)
+  guard = Guard(settings.token, settings.names)
+  return App(engine, placer, dispatcher, metrics, settings.reasoning, guard, ab_test)
 
 
 def _ab_test(run: Run) -> AbTest | None:

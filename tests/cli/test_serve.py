@@ -38,6 +38,7 @@ def test_what_cannot_be_served_is_one_line(begun, tmp_path):
     f'--port={port}': f'--port={port}: cannot be served at',
     f'--auth_token_file={short}': 'token: must be one line: a token of 16 printable',
     f'--auth_token_file={tmp_path}/none': 'none: cannot be read',
+    '--allowed_hosts=http://a': "--allowed_hosts: 'http://a' must be one of names without scheme",
     '--max_batch=33': 'max_batch',
     '--reasoning=much': 'reasoning',
     '--port=0': 'its stage data is not complete',

@@ -19,6 +19,7 @@ from rolegen_jax.serving.http.app import App
 from rolegen_jax.serving.http.batcher import Batcher
 from rolegen_jax.serving.http.client import Client, Failure, Incomplete
 from rolegen_jax.serving.http.dispatch import Dispatcher
+from rolegen_jax.serving.http.guard import Guard
 from rolegen_jax.serving.http.metrics import Metrics
 
 PAST = FIRST_TIMESTAMP + 5
@@ -335,7 +336,7 @@ def test_a_token_is_asked_for(shop):
   app, token = shop.app, 'sesame-open-it-now'
   metrics = Metrics()
   dispatcher = Dispatcher(app.engine, Batcher(2, 0.001, 8), metrics)
-  guarded = App(app.engine, app._placer, dispatcher, metrics, 'off', token)
+  guarded = App(app.engine, app._placer, dispatcher, metrics, 'off', Guard(token))
   with serving_shop(shop, guarded) as served:
     for given in ({}, {'authorization': 'Bearer sesame'}, {'authorization': f'Basic {token}'}):
       status, content, headers = served.ask_raw('/v1/recommend', dict(user_id=1), **given)

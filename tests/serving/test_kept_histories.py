@@ -1,11 +1,15 @@
 """Histories that stay encoded: lists are those of histories that are encoded anew."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolegen_jax.serving.http.encoded import Slots
+from rolegen_jax.serving.http.engine import NotANumber, Query
 from rolegen_jax.serving.http.rows import latest
 from rolegen_jax.serving.http.users import History, merged
 
@@ -26,7 +30,7 @@ def events(rows: History) -> list[tuple]:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6))
 def test_what_is_read_from_a_slot_was_encoded_for_it(seed):
-  """A slot is modelled as what each of its places was encoded after."""
+  """A slot is modelled as what each of its places was encoded after, and by which encoder."""
   rng, width, rows = np.random.default_rng(seed), 6, 3
   slots, pool = Slots(4), {}
   users = {user: history(rng.choice(40, rng.integers(0, 9), replace=False)) for user in range(5)}
@@ -39,31 +43,37 @@ def test_what_is_read_from_a_slot_was_encoded_for_it(seed):
         users[user] = users[user].picked(np.flatnonzero(rng.random(len(users[user].item)) < 0.9))
     asked = rng.integers(0, 5, rng.integers(1, rows + 1)).tolist()
     windows = [latest(users[user].before(int(rng.integers(20, 90))), width) for user in asked]
-    places = slots.place(list(zip(asked, windows)))
+    name = ['alone', 'reasoned'][rng.integers(2)]
+    places = slots.place(name, list(zip(asked, windows)))
+
+    def encoded_as(window, name=name):
+      read = events(window)
+      return [(name, *read[: i + 1]) for i in range(len(read))]
+
     for place, window in zip(places, windows):
       if place.kept < len(window.item):
-        read = events(window)
-        whole = tuple(tuple(read[: i + 1]) for i in range(len(read)))
-        pool[place.slot] = pool.get(place.slot, ())[: place.kept] + whole[place.kept :]
+        new = encoded_as(window)[place.kept :]
+        pool[place.slot] = pool.get(place.slot, [])[: place.kept] + new
     for place, window in zip(places, windows):
-      read = events(window)
-      assert list(pool.get(place.slot, ()))[: len(read)] == [
-        tuple(read[: i + 1]) for i in range(len(read))
-      ]
+      assert pool.get(place.slot, [])[: len(window.item)] == encoded_as(window)
   assert len(slots) <= 4
 
 
 def test_a_history_is_encoded_from_where_it_differs():
   slots = Slots(2)
   old = history(range(5))
-  assert [place.kept for place in slots.place([('a', old)])] == [0]
-  assert [place.kept for place in slots.place([('a', old), ('a', old.before(3))])] == [5, 3]
+
+  def kept(*histories):
+    return [place.kept for place in slots.place('alone', histories)]
+
+  assert kept(('a', old)) == [0]
+  assert kept(('a', old), ('a', old.before(3))) == [5, 3]
   longer = merged(old, history([9]))
-  assert [place.kept for place in slots.place([('a', longer)])] == [5]
+  assert kept(('a', longer)) == [5]
   more_often = longer._replace(count=longer.count + (np.arange(6) == 2))
-  assert [place.kept for place in slots.place([('a', more_often)])] == [2]
-  assert [place.kept for place in slots.place([('b', old), ('c', old)])] == [0, 0]
-  assert [place.kept for place in slots.place([('a', more_often)])] == [0]  # it made room
+  assert kept(('a', more_often)) == [2]
+  assert kept(('b', old), ('c', old)) == [0, 0]
+  assert kept(('a', more_often)) == [0]  # it made room
 
 
 @pytest.fixture
@@ -131,3 +141,53 @@ def test_only_what_is_new_is_encoded(shop, encoded):
   assert encodes() == 1
   shop.ask('/v1/events', dict(user_id=user, events=some[4:]))  # once more: a count grows
   assert encodes() == 2
+
+
+def test_two_histories_of_one_user_in_a_batch_are_each_encoded_by_their_model(shop, encoded):
+  """And neither stays where it was encoded to what is no number."""
+  engine, user = shop.app.engine, 3 * 10**6
+  start = days_ago(shop, 9)
+  some = [dict(item_id=1 + i, event='view', timestamp=start + i) for i in range(5)]
+  shop.ask('/v1/events', dict(user_id=user, events=some))
+  whole = Query(
+    user=engine.users.index(user),
+    events=None,
+    time=start + 5,
+    k=10,
+    where={},
+    exclude=np.zeros(0, np.int64),
+    explain=False,
+    worlds=False,
+    reasoning='off',
+  )
+
+  def answers(reasoning):
+    """Of the history when it was shorter, and of all of it, in one batch."""
+    found: dict = {}
+    batch = [dataclasses.replace(whole, time=start + n, reasoning=reasoning) for n in (3, 5)]
+
+    def report(row, answer, is_last):
+      found[row] = answer
+
+    shop.app.dispatcher._device.submit(engine.run, batch, report).result()
+    return found
+
+  def scores(answer):
+    return [item.log_prob for item in answer.items]
+
+  alone, good = engine.programs.alone, {}
+  for reasoning in ('off', 'online'):
+    encoded.clear()
+    good[reasoning] = answers(reasoning)
+  for reasoning in ('off', 'online', 'off'):
+    for row, answer in answers(reasoning).items():
+      np.testing.assert_allclose(scores(answer), scores(good[reasoning][row]), atol=1e-4)
+  encoded.clear()
+  try:
+    nothing = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), alone)
+    engine.programs.alone = jax.device_put(nothing, jax.tree.leaves(alone)[0].sharding)
+    assert all(isinstance(answer, NotANumber) for answer in answers('off').values())
+  finally:
+    engine.programs.alone = alone
+  for row, answer in answers('off').items():
+    np.testing.assert_allclose(scores(answer), scores(good['off'][row]), atol=1e-4)

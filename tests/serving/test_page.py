@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 
+import numpy as np
 import pytest
 from live import serving_shop
 from test_lookups import ab_result
@@ -16,6 +17,7 @@ from rolegen_jax.pipeline import serving
 from rolegen_jax.serving.http.app import App
 from rolegen_jax.serving.http.batcher import Batcher
 from rolegen_jax.serving.http.dispatch import Dispatcher
+from rolegen_jax.serving.http.guard import Guard
 from rolegen_jax.serving.http.metrics import Metrics
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
@@ -146,6 +148,65 @@ def test_a_world_is_chosen_and_models_are_compared(shop, visit):
   assert page.locator('.list').count() == 1 and page.locator('.move').count() == 0
 
 
+@pytest.mark.slow
+def test_the_events_that_carried_the_rows_that_are_open_light_up(shop, visit):
+  def carried(item) -> set:
+    return {(by['item_id'], by['event']) for by in item['reason']['carried_by']}
+
+  def both(user) -> list[set]:
+    return [carried(item) for item in shop.recommend(user, explain=True)['items'][:2]]
+
+  def differ(one: set, other: set) -> bool:
+    return bool(one and other) and one != other
+
+  user = next(user for user in range(40) if differ(*both(user)))
+  events = shop.ask('/v1/history', dict(user_id=user))[1]['events']
+  page = visit(shop, f'#user={user}')
+
+  def lit() -> set:
+    are_lit = "all => all.map(li => li.matches('.lit'))"
+    places = np.flatnonzero(page.locator('.track li').evaluate_all(are_lit))
+    return {(events[place]['item_id'], events[place]['event']) for place in places}
+
+  rows = page.locator('.list:first-child .rows summary')
+  expected = both(user)
+  for row in (0, 1):  # the second closes the first
+    rows.nth(row).click()
+    page.wait_for_timeout(100)
+    assert lit() == expected[row]
+  page.locator('.card button').nth(1).click()
+  assert lit() == expected[1]
+  rows.nth(1).click()
+  page.wait_for_timeout(100)
+  assert lit() == set()
+
+
+@pytest.mark.slow
+def test_events_that_were_appended_since_are_drawn_with_their_roles(shop, visit):
+  user, last = 4 * 10**6, int(shop.inputs.log.timestamp.max())
+
+  def append(*items):
+    events = [dict(item_id=item, event='view', timestamp=last - 90 + item) for item in items]
+    assert shop.ask('/v1/events', dict(user_id=user, events=events))[0] == 200
+
+  append(1, 2, 3)
+  page = visit(shop, f'#user={user}')
+  append(4)
+  page.get_by_role('switch').press('Space')  # asks again
+  settled(page)
+  roles = shop.recommend(user, worlds=True)['reasoned']['worlds'][0]['roles']
+  shown = [text.strip() or None for text in texts(page, '.slot-role')]
+  assert shown == [role and role.lower() for role in roles] and any(shown) and len(shown) == 4
+  # Even where the answer knows more than the history that was asked for at the same time.
+  places = """async () => {
+    const { Timeline } = await import('/static/timeline.js');
+    const events = [7, 8, 8].map((item_id, timestamp) => ({ item_id, event: 'view', timestamp }));
+    const more = [...events.slice(1), { item_id: 9, event: 'cart', timestamp: 3 }];
+    return Timeline.prototype.places.call({ events }, more, 3);
+  }"""
+  assert page.evaluate(places) == [1, 2, -1]
+
+
 def test_filters_change_the_lists_at_once(shop, visit):
   page = visit(shop, '#user=31')
   columns = shop.ask('/v1/columns')[1]['columns']
@@ -258,7 +319,7 @@ def another(shop, **settings):
 
 
 def test_the_token_is_asked_for_and_kept_out_of_urls(shop, visit):
-  with another(shop, token=TOKEN) as guarded:
+  with another(shop, guard=Guard(TOKEN)) as guarded:
     page = visit(guarded, '', '#token[open]', expected='401')
     assert page.evaluate('document.activeElement.id') == 'token-input'
     page.keyboard.type('not the right one')

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -82,6 +83,21 @@ def test_the_example_is_short_and_imports_nothing_of_the_package():
   text = EXAMPLE.read_text(encoding='utf-8')
   code = text.split('"""')[2]
   assert 'rolegen' not in code and len([line for line in code.splitlines() if line.strip()]) <= 40
+
+
+def test_the_example_says_what_a_request_is_and_for_which_platforms_there_are_programs(
+  tmp_path, monkeypatch
+):
+  request = EXAMPLE.read_text(encoding='utf-8').split('\n\n')[3]
+  asked = json.loads(request)
+  assert {event['event'] for event in asked['events']} <= {*EVENT_NAMES} and asked['fold'] == 0
+  pages = EXAMPLE.with_name('serving.md').read_text(encoding='utf-8')
+  assert any(json.loads(each) == asked for each in pages.split('```')[1::2] if '"fold"' in each)
+  programs = [dict(platform=name, batch=1) for name in ('tpu', 'cpu')]
+  (tmp_path / 'manifest.json').write_text(json.dumps(dict(programs=programs)))
+  monkeypatch.setattr(sys, 'argv', ['run_decoder.py', str(tmp_path), 'gpu'])
+  with pytest.raises(SystemExit, match=r"has no program for 'gpu'; must be one of cpu, tpu$"):
+    runpy.run_path(str(EXAMPLE))
 
 
 def test_the_manifest_names_every_file_by_its_hash_and_every_table(decoder, tmp_path):

@@ -36,6 +36,7 @@ class Ranked(NamedTuple):
 
   readers: Sequence[Reader]
   queries: Sequence[Any]  # engine.Query
+  slot: np.ndarray  # int32, where the histories are encoded
   ranking: Any  # decode.Ranking on the host, by slot; rows beyond the queries are meaningless
   worlds: list[Worlds] | None  # of each query, by number; None = the backbone alone
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import hmac
 import math
 import time
-import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -28,6 +26,7 @@ from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.http import changes, openapi, schema, views
 from rolegen_jax.serving.http.dispatch import Dispatcher
 from rolegen_jax.serving.http.engine import Engine, Query
+from rolegen_jax.serving.http.guard import Guard
 from rolegen_jax.serving.http.lookups import Lookups
 from rolegen_jax.serving.http.metrics import Metrics
 from rolegen_jax.serving.http.page import Page
@@ -40,7 +39,6 @@ MOST_SECONDS = 10.0  # to send a body
 OPEN = ('/healthz', '/readyz')  # paths without a token, beside those of the page
 CLOSED_REQUEST = 499  # in the log: nobody waits for the answer any more
 PATHS = {path for _, path, *_ in openapi.ROUTES}
-ELSEWHERE = ('cross-site', 'same-site')  # pages that are not this server's
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -55,17 +53,19 @@ class App:
     dispatcher: Dispatcher,
     metrics: Metrics,
     reasoning: str,
-    token: str = '',
+    guard: Guard | None = None,
     ab_test: views.AbTest | None = None,
   ):
-    """reasoning: of requests that do not say. token: '' = anybody may ask."""
+    """reasoning: of requests that do not say. guard: default: no token, and any name."""
     self.engine, self._placer = engine, placer
     self.dispatcher, self.metrics = dispatcher, metrics
-    self._reasoning, self._token = reasoning, token.encode()
+    self._reasoning, self._guard = reasoning, guard or Guard()
     # Texts of new items are embedded beside the device's own thread, in the order they come in.
     self._texts = concurrent.futures.ThreadPoolExecutor(1, 'texts')
+    # A search reads the ids of all users, which are millions.
+    self._searches = concurrent.futures.ThreadPoolExecutor(1, 'searches')
     self._lookups, self._page = Lookups(engine, reasoning, ab_test), Page()
-    self._document = schema.encode(openapi.openapi('1', bool(token)))
+    self._document = schema.encode(openapi.openapi('1', self._guard.has_token))
 
   def asgi(self) -> Starlette:
     """Return the application. Its lifespan begins and drains the dispatcher."""
@@ -137,7 +137,9 @@ class App:
     return _json(self.engine.items.state())
 
   async def _users(self, request: Request) -> Response:
-    return _json(self._lookups.users(schema.parse(await _body(request), views.UsersRequest)))
+    asked = schema.parse(await _body(request), views.UsersRequest)
+    loop = asyncio.get_running_loop()
+    return _json(await loop.run_in_executor(self._searches, self._lookups.users, asked))
 
   async def _past(self, request: Request) -> Response:
     return _json(self._lookups.history(schema.parse(await _body(request), views.HistoryRequest)))
@@ -244,8 +246,7 @@ class App:
   def _guarded(self, handler: Handler) -> Handler:
     async def guarded(request: Request) -> Response:
       try:
-        _check_origin(request)
-        self._check_token(request)
+        self._guard.check(request, request.url.path in (*OPEN, *self._page.paths))
         response = await handler(request)
       except Refused as refused:
         response = _problem(refused)
@@ -269,31 +270,6 @@ class App:
     path = request.url.path if request.url.path in PATHS else 'other'
     self.metrics.requests.labels(path, response.status_code).inc()
     return response
-
-  def _check_token(self, request: Request) -> None:
-    if not self._token or request.url.path in (*OPEN, *self._page.paths):
-      return
-    kind, _, token = request.headers.get('authorization', '').partition(' ')
-    # Headers are latin-1: any byte has its character.
-    given = token.strip().encode('latin-1', 'replace')
-    if kind.lower() != 'bearer' or not hmac.compare_digest(given, self._token):
-      raise Refused(401, 'authorization', 'must be `Bearer` and the token of this server')
-
-
-def _check_origin(request: Request) -> None:
-  """Raise Refused where a browser asks on behalf of another site's page.
-
-  Without a token, such a page could otherwise change things on a server of the same machine.
-  """
-  if request.method != 'POST':
-    return
-  right = "must not be another site's: use the page at / here"
-  # Browsers say the second only over TLS or on the loopback.
-  origin = request.headers.get('origin')
-  if origin and urllib.parse.urlsplit(origin).netloc != request.headers.get('host'):
-    raise Refused(403, 'origin', right)
-  if request.headers.get('sec-fetch-site') in ELSEWHERE:
-    raise Refused(403, 'sec-fetch-site', right)
 
 
 async def _body(request: Request) -> bytes:

@@ -7,7 +7,7 @@ Shapes: N items by number (`items.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,15 +72,15 @@ def _key(value: Value) -> Any:
   return (value,) if isinstance(value, bool) else value
 
 
-def _with_paths_above(count_of: Mapping[Value, int]) -> dict[Value, int]:
+def _with_paths_above(counts: Iterable[tuple[Value, int]]) -> list[tuple[Value, int]]:
   """Return how many items each path has, those below it too."""
   total: dict[Value, int] = {}
-  for value, count in count_of.items():
+  for value, count in counts:
     parts = str(value).split('.')
     for length in range(1, len(parts) + 1):
       above = '.'.join(parts[:length])
       total[above] = total.get(above, 0) + count
-  return total
+  return [*total.items()]
 
 
 class Columns:
@@ -109,16 +109,17 @@ class Columns:
     code = self._first(column.code, int(items.max(initial=-1)) + 1, -1)[items]
     code = code[code >= 0]
     count = np.bincount(code, minlength=len(column.values))
-    by_value = {column.values[i]: int(count[i]) for i in np.flatnonzero(count)}
-    distinct = len(by_value)
+    # Pairs, as a dictionary takes True and 1 for one value.
+    found = [(column.values[i], int(count[i])) for i in np.flatnonzero(count)]
+    distinct = len(found)
     if column.is_numeric:
-      numbers = [float(value) for value in by_value]
+      numbers = [float(value) for value, _ in found]
       low, high = min(numbers, default=None), max(numbers, default=None)
       return Column(name, 'number', len(code), distinct, low, high, [])
     if name in PATHS:
-      by_value = _with_paths_above(by_value)
+      found = _with_paths_above(found)
     has_groups = 2 * distinct <= len(code)
-    common = sorted(by_value.items(), key=lambda of: (-of[1], str(of[0])))[:MOST_COMMON]
+    common = sorted(found, key=lambda of: (-of[1], str(of[0])))[:MOST_COMMON]
     values = [Share(value, items) for value, items in common] if has_groups else []
     kind = 'path' if name in PATHS else 'value'
     return Column(name, kind, len(code), distinct, None, None, values)  # type: ignore[arg-type]

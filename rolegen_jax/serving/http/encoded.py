@@ -38,26 +38,27 @@ class Slots:
   def __init__(self, slots: int):
     """slots: at least as many as `place` ever gets histories."""
     self._free = list(range(slots))[::-1]
-    self._held: collections.OrderedDict[Hashable, tuple[int, History]] = collections.OrderedDict()
+    self._held: collections.OrderedDict[Any, tuple[int, History]] = collections.OrderedDict()
 
   def __len__(self) -> int:
     return len(self._held)
 
-  def place(self, histories: Sequence[tuple[Hashable, History]]) -> list[Place]:
+  def place(self, name: str, histories: Sequence[tuple[Hashable, History]]) -> list[Place]:
     """Return the places of the histories of a batch, by whose they are; slots hold them from now.
 
-    One batch writes a slot once, and nobody else of it reads that slot further than what is
-    written: a second history of the same user that needs more has a slot by its content.
+    name: of what encodes them; what another encodes is no use to it. One batch writes a slot once,
+    and nobody else of it reads that slot further than what is written: a second history of the same
+    user that needs more has a slot by its content.
     """
     used: set[int] = set()
-    return [self._place(whose, history, used) for whose, history in histories]
+    return [self._place((name, whose), history, used) for whose, history in histories]
 
-  def _place(self, whose: Hashable, history: History, used: set[int]) -> Place:
+  def _place(self, whose: tuple[str, Hashable], history: History, used: set[int]) -> Place:
     slot, held = self._held.get(whose, (-1, history))
     kept = _same(held, history) if slot >= 0 else 0
     if kept < len(history.item):
       if slot in used:
-        return self._place(key_of(*history), history, used)
+        return self._place((whose[0], key_of(*history)), history, used)
       held = history
     if slot < 0:
       slot = self._free.pop() if self._free else self._held.popitem(last=False)[1][0]
@@ -66,10 +67,13 @@ class Slots:
     used.add(slot)
     return Place(slot, kept)
 
-  def forget(self, whose: Hashable) -> None:
-    """Hold a history no more."""
-    if whose in self._held:
-      self._free.append(self._held.pop(whose)[0])
+  def forget(self, slot: int) -> None:
+    """Hold no more what a slot holds, if anything."""
+    for whose, (held_slot, _) in self._held.items():
+      if held_slot == slot:
+        del self._held[whose]
+        self._free.append(slot)
+        return
 
 
 def _same(held: History, history: History) -> int:
@@ -99,7 +103,7 @@ class Encoded:
     name: of the backbone that encodes them. whose: the histories of one user grow.
     """
     windows = [latest(reader.history, self._width) for reader in readers]
-    places = self._slots.place([((name, who), window) for who, window in zip(whose, windows)])
+    places = self._slots.place(name, list(zip(whose, windows)))
     short: list[int] = []
     long: list[int] = []
     for row, (place, window) in enumerate(zip(places, windows)):
@@ -116,9 +120,9 @@ class Encoded:
         self._programs.encode(name, trie, More(new, kept, slot))
     return np.array([place.slot for place in places], np.int32)
 
-  def forget(self, name: str, whose: Hashable) -> None:
-    """Encode a history anew when it is read next."""
-    self._slots.forget((name, whose))
+  def forget(self, slot: int) -> None:
+    """Encode the history of a slot anew when it is read next."""
+    self._slots.forget(slot)
 
   def clear(self) -> None:
     """Encode everything anew: an error left the device in a state that nobody knows."""

@@ -178,7 +178,7 @@ class _Batch:
       said = answers.with_items(said, lambda x: engine.items.slots(x).astype(np.int32))
     ranking = engine.programs.rank(self._trie, self._rows, slot, said, self._allow_C, self._masked)
     engine.observe('rank', time.monotonic() - started)
-    return answers.Ranked(self._readers, self._queries, ranking, worlds)
+    return answers.Ranked(self._readers, self._queries, slot, ranking, worlds)
 
   def _encoded(self, is_alone: bool) -> np.ndarray:
     """Return in which slots the histories are encoded, int32 [B]; encode what is not yet."""
@@ -250,7 +250,7 @@ class _Batch:
       # Comparisons with what is no number are false: then nothing is found at all.
       finds = (ranked.ranking.item[row] >= 0).any() or not self._has_any[row]
       if not finds or not np.isfinite(lists.log_prob[row][lists.item[row] >= 0]).all():
-        engine.encoded.forget('alone' if ranked.worlds is None else 'reasoned', self._whose[row])
+        engine.encoded.forget(int(ranked.slot[row]))
         report(row, NotANumber('the models gave no score to what they listed'), is_last)
         continue
       reasons = engine.lists.reasons(ranked, lists, explained, row) if row in why else None

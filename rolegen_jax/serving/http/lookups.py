@@ -30,7 +30,11 @@ from rolegen_jax.serving.recommend import dormant
 
 
 class Lookups:
-  """Answers what is only read; `columns` on the thread of the device, the rest on any one."""
+  """Answers what is only read.
+
+  `columns` is for the thread of the device, `users`, which reads all ids, for one of its own, the
+  rest for any.
+  """
 
   def __init__(self, engine: Engine, reasoning: str, ab_test: AbTest | None):
     """reasoning: of requests that do not say. ab_test: of the run; None = none was played."""
@@ -38,7 +42,8 @@ class Lookups:
     log = engine.trained.log
     self._span = int(log.timestamp.min()), int(log.timestamp.max())
     self._dormant = dormant(log, engine.trained.rolegen.config.data, self._span[1] + 1)  # bool [U]
-    self._text = pl.Series([], dtype=pl.String)  # ids of users as text, by index
+    # Ids of users as lower-case text, by index; those of new ones are appended.
+    self._text = log.users.cast(pl.String).str.to_lowercase()
     self._columns: ColumnRows | None = None
 
   def users(self, asked: UsersRequest) -> Found:
@@ -48,10 +53,10 @@ class Lookups:
     if asked.dormant:
       found[: len(self._dormant)] &= self._dormant
       found[len(self._dormant) :] = False
-    index = np.flatnonzero(found)
-    others, begins = (text[index] != part).to_numpy(), text[index].str.starts_with(part).to_numpy()
-    first = index[np.lexsort((index, ~begins, others))][: asked.limit]
-    return Found([self._user(i) for i in first.tolist()], len(index))
+    is_exact, begins = (text == part).to_numpy(), text.str.starts_with(part).to_numpy()
+    parts = (found & is_exact, found & begins & ~is_exact, found & ~begins)
+    first = np.concatenate([np.flatnonzero(each)[: asked.limit] for each in parts])[: asked.limit]
+    return Found([self._user(i) for i in first.tolist()], int(found.sum()))
 
   def history(self, asked: HistoryRequest) -> Events:
     """Return the latest events of a user. Raises Refused where there is no such user."""
@@ -125,7 +130,6 @@ class Lookups:
     )
 
   def _ids(self) -> pl.Series:
-    """Return the ids of all users as lower-case text, those of new ones appended."""
     new = self._engine.users.ids[len(self._text) :]
     if new:
       self._text.append(pl.Series(new).cast(pl.String).str.to_lowercase())

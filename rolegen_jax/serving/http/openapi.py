@@ -90,7 +90,7 @@ def openapi(version: str, with_token: bool) -> dict[str, Any]:
     if answer:
       done['content'] = content(answer)
     responses = {'200': done}
-    for status in problems:
+    for status in (*problems, 421):
       responses[str(status)] = {'description': 'refused', 'content': content(Problem)}
     operation: dict[str, Any] = {'summary': summary, 'responses': responses}
     if request:

@@ -47,7 +47,7 @@ def reasoned(history: History, worlds: Worlds, items: Items) -> Reasoned:
           for number, log_prob in zip(
             worlds.candidates[world].tolist(), worlds.candidate_log_prob[world].tolist()
           )
-          if number >= 0
+          if number >= 0 and items.is_listed(number)  # kept worlds may name what is gone
         ],
       )
       for world in range(w)

@@ -18,7 +18,16 @@ from typing import Any
 import aiohttp
 
 from rolegen_jax.config import ConfigError
-from rolegen_jax.serving.load.plan import APPEND, CHANGE, MALFORMED, RECOMMEND, Arrival, Mix, Shop
+from rolegen_jax.serving.load.plan import (
+  APPEND,
+  CHANGE,
+  MALFORMED,
+  RECOMMEND,
+  Arrival,
+  Id,
+  Mix,
+  Shop,
+)
 from rolegen_jax.serving.load.shelf import Shelf
 
 SAMPLE_S = 1.0  # between two looks at the server's metrics
@@ -102,7 +111,7 @@ class _Driver:
       headers=self._headers,
     )
     async with session:
-      await self._check_ready(session)
+      await self._begin(session)
       self._start = time.monotonic()
       sampling = asyncio.create_task(self._sample(session))
       under_way: set[asyncio.Task] = set()
@@ -121,15 +130,27 @@ class _Driver:
   def _now(self) -> float:
     return time.monotonic() - self._start
 
-  async def _check_ready(self, session: aiohttp.ClientSession) -> None:
+  async def _begin(self, session: aiohttp.ClientSession) -> None:
+    """Raise ConfigError unless the server is ready, and look at what it lists."""
     try:
       async with session.get(f'{self._url}/readyz', allow_redirects=False) as response:
-        if response.status == 200:
-          return
         said = f'/readyz says {response.status}'
+      if response.status == 200:
+        return await self._look_around(session)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
       said = f'cannot be asked ({type(error).__name__})'
     raise ConfigError(f'--url={self._url}: {said}; must be a server that is ready')
+
+  async def _look_around(self, session: aiohttp.ClientSession) -> None:
+    """Tell the shelf which items are listed: others may have changed the server before."""
+    listed: dict[Id, bool] = {}
+    for items in (self._shelf.of_run, *([item] for item in self._shelf.new)):
+      data, url = json.dumps(dict(item_ids=items)), f'{self._url}/v1/items'
+      async with session.post(url, data=data, allow_redirects=False) as response:
+        if response.status == 200:  # 422: it knows no such item
+          rows = json.loads(await response.read())['items']
+          listed |= {row['item_id']: row['listed'] for row in rows}
+    self._shelf.start(listed)
 
   async def _send(self, session: aiohttp.ClientSession, arrival: Arrival) -> None:
     sent, body, change = self._now(), arrival.body, None

@@ -1,5 +1,6 @@
 """The items that a load test removes, brings back, adds and tags, and what may be listed when.
 
+A server may have been changed before, by a load test even: `start` is told which items it lists.
 An item is gone from when its removal was acknowledged until its return is asked for. In between it
 may be there or not: the server is free to do a change at any time before it acknowledges it.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,10 +47,15 @@ class Shelf:
     n = max(1, min(MOST_ITEMS, int(SHARE * len(ids))))
     chosen = [ids[i] for i in self._rng.choice(len(ids), n, replace=False)]
     number = max(ids) + 1 if isinstance(ids[0], int) else 0  # type: ignore[type-var, operator]
+    # Whatever the seed: another load test of the same server then knows what they are.
     new: list[Id] = [
-      number + i if isinstance(ids[0], int) else f'loadtest-{seed}-{i}'
-      for i in range(min(MOST_NEW, n))
+      number + i if isinstance(ids[0], int) else f'loadtest-{i}' for i in range(min(MOST_NEW, n))
     ]
+    others = [item for item in ids if item not in set(chosen)][: len(new)]
+    self._like = dict(
+      zip(new, others)
+    )  # of new items that the server does not know: ones that stay
+    self.of_run, self.new = [*chosen, *others], new
     self._columns = {item: shop.items[item] for item in chosen}
     self._columns |= {item: shop.items[chosen[i]] for i, item in enumerate(new)}
     self._state = {item: LISTED for item in chosen} | {item: REMOVED for item in new}
@@ -56,6 +63,15 @@ class Shelf:
     self._spells: dict[Id, list[_Spell]] = {item: [] for item in chosen}
     self._spells |= {item: [_Spell(-math.inf)] for item in new}
     self._ids = set(ids) | set(new)
+
+  def start(self, listed: Mapping[Id, bool]) -> None:
+    """Take note of which items the server lists, of those it knows; the rest is as in the run."""
+    for item, is_listed in listed.items():
+      if item in self._state:
+        self._state[item] = LISTED if is_listed else REMOVED
+        self._spells[item] = [] if is_listed else [_Spell(-math.inf)]
+        self._like.pop(item, None)
+    self._like = {item: like for item, like in self._like.items() if listed.get(like, True)}
 
   def draw(self, now: float) -> Change | None:
     """Return a change to send now; None where all items are being changed."""
@@ -67,7 +83,10 @@ class Shelf:
     if self._state[item] == REMOVED:
       if self._spells[item]:
         self._spells[item][-1].end = now
-      return Change(item, dict(add=[dict(item_id=item, columns=self._columns[item])]), LISTED)
+      add = dict(item_id=item, columns=self._columns[item])
+      if item in self._like:
+        add['like'] = self._like[item]
+      return Change(item, dict(add=[add]), LISTED)
     if self._rng.uniform() < 0.5:
       return Change(item, dict(remove=[item]), REMOVED)
     tag = {'loadtest': int(self._rng.integers(1000))}
@@ -80,6 +99,8 @@ class Shelf:
     self._is_changing.discard(change.item)
     if change.leaves == REMOVED and self._state[change.item] == LISTED:
       self._spells[change.item].append(_Spell(now))
+    if change.leaves == LISTED:
+      self._like.pop(change.item, None)
     self._state[change.item] = change.leaves
 
   def fault(self, items: list[Id], k: int, sent: float, answered: float) -> str | None:

@@ -69,7 +69,7 @@ async function route() {
 // Shows a user.
 async function show(user) {
   const isNew = user !== view.user;
-  Object.assign(view, { user, time: isNew ? null : view.time, world: 0, isNew });
+  Object.assign(view, { user, time: isNew ? null : view.time, world: 0 });
   finder.select(user);
   await recommend();
 }
@@ -92,7 +92,7 @@ async function recommend() {
     if (view.time !== null) question.time = view.time;
     const compares = run.reasons && byId('compare').checked;
     const [past, ours, alone] = await Promise.all([
-      view.isNew || !view.past ? ask('v1/history', { user_id: view.user, limit: HISTORY }, mine.signal) : view.past,
+      ask('v1/history', { user_id: view.user, limit: HISTORY }, mine.signal),
       ask('v1/recommend', { ...question, reasoning: run.reasons ? 'cached' : 'off' }, mine.signal),
       compares ? ask('v1/recommend', { ...question, reasoning: 'off' }, mine.signal) : null,
     ]);
@@ -100,11 +100,10 @@ async function recommend() {
     await learn(named(past, [ours, alone]), ours.catalogue_version, mine.signal);
     view.answers = { ours, alone, took };
     byId('problem').hidden = true;
-    if (past !== view.past) {
+    if (json(past) !== json(view.past)) { // another user, or events since
       view.past = past;
       timeline.show(past.events, past.user.events);
     }
-    view.isNew = false;
     draw();
     byId('user').setAttribute('aria-busy', 'false');
   } catch (error) {
@@ -163,6 +162,7 @@ function drawLists() {
     experts: experts(),
     scale: scaleOf(both, experts()),
     size: run.top,
+    open: new Set(),
     light: (carriers) => timeline.light(carriers, ours.time),
     became: (id) => (view.time === null ? undefined : timeline.after(id, view.time)),
   };

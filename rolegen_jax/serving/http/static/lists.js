@@ -8,9 +8,10 @@ import { done } from './worlds.js';
 const SEGMENT = 0.02; // nats that are worth drawing
 
 // Returns the section of one list.
-// facts: {name, note, experts, answer, scale, other, size, user}: `other` is the answer that it is
-// compared with, or null; `scale` the most nats on either side of zero; `user` is what became of the
-// items, (item) -> event or undefined, and `light` is called with the events that carried an item.
+// facts: {name, note, experts, answer, scale, other, compared, size, became, open, light}: `other` is
+// the answer that it is compared with, or null; `scale` the most nats on either side of zero; `became`
+// is what became of the items, (item) -> event or undefined; `open` is the set of the reasons of rows
+// that are open, of all lists, and `light` is called with the events that they name.
 export function list(facts) {
   const { name, note, answer, size } = facts;
   const rows = answer.items.map((item, place) => row(facts, item, place));
@@ -23,12 +24,16 @@ export function list(facts) {
 }
 
 function row(facts, item, place) {
-  const { answer, experts, scale, light, became } = facts;
+  const { answer, experts, scale, open, light, became } = facts;
   const { reason } = item;
   const later = became(item.item_id);
   const details = h('details', {
     name: `${facts.name}-rows`,
-    ontoggle: () => light(details.open ? reason.carried_by : []),
+    ontoggle: () => {
+      if (details.open) open.add(reason);
+      else open.delete(reason);
+      light([...open].flatMap((shown) => shown.carried_by));
+    },
   },
   h('summary', {},
     h('span', { class: 'place num' }, String(place + 1), move(facts, item, place)),

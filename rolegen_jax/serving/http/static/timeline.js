@@ -56,11 +56,9 @@ export class Timeline {
     const change = reasoned?.worlds[world].intervention;
     const removed = change?.kind === 'remove' ? said[change.event] : -1;
     this.slots.forEach(({ li, role, button, what }, place) => {
-      li.className = [
-        place >= read ? 'later' : '',
-        place === removed ? 'removed' : '',
-        place === read && time !== null ? 'here' : '',
-      ].join(' ');
+      li.classList.toggle('later', place >= read);
+      li.classList.toggle('removed', place === removed);
+      li.classList.toggle('here', place === read && time !== null);
       role.replaceChildren(place === removed ? h('span', { class: 'role gone' }, 'removed') : chip(roleOf.get(place)));
       const part = place === removed ? ', removed' : roleOf.get(place) ? `, ${roleOf.get(place).toLowerCase()}` : '';
       button.setAttribute('aria-label', `${what}${part}. Recommend as of just before it.`);
@@ -71,14 +69,15 @@ export class Timeline {
   }
 
   // Where the events of an answer are among those that are drawn: both are in the order of the log.
+  // -1 = not drawn: the answer may know of an event that the history did not have yet.
   places(events, read) {
     const same = (a, b) => a.item_id === b.item_id && a.timestamp === b.timestamp && a.event === b.event;
     const found = [];
-    let place = read - 1;
+    let end = read;
     for (let i = events.length - 1; i >= 0; i--) {
-      while (place >= 0 && !same(this.events[place], events[i])) place--;
+      const place = this.events.slice(0, end).findLastIndex((event) => same(event, events[i]));
       found.unshift(place);
-      place--;
+      if (place >= 0) end = place;
     }
     return found;
   }
