@@ -24,7 +24,7 @@ from rolegen_jax.config import Config, ConfigError, digest, to_dict
 from rolegen_jax.data.files import renamed, write_json
 from rolegen_jax.evaluation import content, sasrec
 from rolegen_jax.evaluation.agreement import rank_agreement
-from rolegen_jax.pipeline import stages
+from rolegen_jax.pipeline.ablations import train_ablation
 from rolegen_jax.pipeline.artifacts import saved_config
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
@@ -233,7 +233,7 @@ class Test:
   def models(self) -> dict[str, Trained]:
     """The trained models by arm."""
     models = train_models(self.run, self.inputs)
-    alone = stages.train_ablation(self.run, self.inputs, models, 'no_reasoner')
+    alone = train_ablation(self.run, self.inputs, models, 'no_reasoner')
     return {summary.TESTED: models.calibrated, 'no_reasoner': alone}
 
   @functools.cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.evaluation import agreement, diversity
 from rolegen_jax.evaluation.metrics import Pairs, compare, evaluate
+from rolegen_jax.models.kinds import SCALE
 from rolegen_jax.reasoning.predict import Effects
 from rolegen_jax.runtime.provenance import machine
 
 # name -> (kind of system, items int32 [N, K], settings that made them)
+STRONGEST = 12  # pairs of attributes that a note names
 Rankings = dict[str, tuple[str, np.ndarray, dict]]
 
 
@@ -217,6 +220,30 @@ def language_weight(weight: np.ndarray) -> str:
     f'{float(np.asarray(weight)[0]):g} before it is added to the structural equations, '
     'as validation conversions prefer.'
   )
+
+
+def kinds(intent: dict[str, Any], words: Sequence[str]) -> list[str]:
+  """Return notes on what is learned of kinds of users: how it counts, and what depends on what.
+
+  intent: parameters of the equation of intent. words: of items; none = attributes are codes.
+  """
+  counted, learned = (float(x) for x in np.asarray(intent['pooled']))
+  notes = [
+    f'Of log p(coarse code), what is counted is multiplied by {counted:g} and what is learned of '
+    f'kinds of users by {learned:g}, as validation conversions prefer.'
+  ]
+  logit = SCALE * np.asarray(intent['kinds']['context'])
+  strongest = np.argsort(-np.abs(logit), axis=None)[:STRONGEST]
+  pairs = [divmod(int(place), len(logit)) for place in strongest]
+  name = lambda i: words[i] if words else f'code {i}'  # noqa: E731
+  told = [
+    f'{name(after)} after {name(before)} {logit[before, after]:+.1f}'
+    for before, after in pairs
+    if abs(logit[before, after]) >= 0.5
+  ]
+  if told:
+    notes.append(f'How much contact counts by what was met before, log-odds: {", ".join(told)}.')
+  return notes
 
 
 def parts(systems: dict[str, dict], metric: str) -> list[str]:

@@ -37,14 +37,10 @@ from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.evaluation.trajectories import Trajectories
 from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.pipeline import artifacts, roles
+from rolegen_jax.pipeline.ablations import ablation_switches
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
-from rolegen_jax.pipeline.stages import (
-  Models,
-  Trained,
-  ablation_switches,
-  validation_examples,
-)
+from rolegen_jax.pipeline.stages import Models, Trained, validation_examples
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.runtime import distributed

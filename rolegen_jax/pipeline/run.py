@@ -10,6 +10,7 @@ import pathlib
 
 from rolegen_jax.config import Config
 from rolegen_jax.pipeline import evaluation, stages
+from rolegen_jax.pipeline.ablations import train_ablations
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.stages import Models, Trained
@@ -33,7 +34,7 @@ def train(
   models = train_models(run, inputs)
   observers.profile.report()
   run, inputs, models = evaluation.as_tested(run, inputs, models)
-  ablations = stages.train_ablations(run, inputs, models)
+  ablations = train_ablations(run, inputs, models)
   baselines = evaluation.rank_baselines(run, inputs)
   results = evaluation.evaluate(run, inputs, models, ablations, baselines)
   return evaluation.report(run, inputs, models, results, print_tables)

@@ -12,6 +12,7 @@ from rolegen_jax import sharding
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.files import DataError
 from rolegen_jax.pipeline import stages
+from rolegen_jax.pipeline.ablations import train_ablation
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.run import train_models
@@ -113,7 +114,7 @@ def _trained(run: Run, inputs: Inputs, models: stages.Models, reasons: bool) -> 
   whole = models.calibrated.load()
   alone = whole
   if 'no_reasoner' in run.config.evaluation.ablations:
-    alone = stages.train_ablation(run, inputs, models, 'no_reasoner').load()
+    alone = train_ablation(run, inputs, models, 'no_reasoner').load()
   return Trained(
     rolegen=run.rolegen,
     params={name: whole[name] for name in ('backbone', 'reasoner')} if reasons else {},

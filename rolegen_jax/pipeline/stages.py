@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from rolegen_jax import sharding
-from rolegen_jax.config import WITHOUT, StageConfig
+from rolegen_jax.config import StageConfig
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.files import write_json, write_npz
 from rolegen_jax.data.loader import Batches
@@ -27,7 +27,6 @@ from rolegen_jax.pipeline import artifacts, text
 from rolegen_jax.pipeline.context import Run, load_pretrained
 from rolegen_jax.pipeline.inputs import Inputs, inference_table
 from rolegen_jax.reasoning import predict
-from rolegen_jax.reasoning.ablations import REPLACEMENTS, Replacement, without
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.history_filter import holds
@@ -36,6 +35,7 @@ from rolegen_jax.training import checkpoint, losses, steps
 from rolegen_jax.training.calibration import calibrate as fit_weights
 from rolegen_jax.training.calibration import intent_weights
 from rolegen_jax.training.fit import Site, Start, Task, fit
+from rolegen_jax.training.kinds_loss import kinds_loss
 from rolegen_jax.training.losses import Params
 from rolegen_jax.training.state import optimizer
 
@@ -113,7 +113,7 @@ def learn_kinds(run: Run, inputs: Inputs) -> Trained | None:
   if not rolegen.kinds_fn:
     return None
   tx = optimizer(config.optimizer, config.steps)
-  loss_fn = functools.partial(losses.kinds_loss, conversions=len(table))
+  loss_fn = functools.partial(kinds_loss, conversions=len(table))
   task = Task(
     name='kinds',
     step=functools.partial(steps.supervised_step, rolegen, 'kinds', loss_fn, tx),
@@ -289,44 +289,6 @@ def validation_examples(run: Run, inputs: Inputs) -> ExampleTable:
     held = holds(known.log, known.user, known.end, known.target[:, None])[:, 0]
     known = known.picked(np.flatnonzero(~held))
   return known.evenly(run.config.calibration.examples)
-
-
-def train_ablations(run: Run, inputs: Inputs, models: Models) -> dict[str, Trained]:
-  """Make what `evaluation.ablations` names: trained, calibrated, both or neither."""
-  names = run.config.evaluation.ablations
-  return {name: train_ablation(run, inputs, models, name) for name in names}
-
-
-def _replaced(run: Run, trained: Trained, replace: Replacement) -> Callable[[], dict[str, Params]]:
-  return functools.cache(lambda: replace(trained.load(), run.mesh))
-
-
-def train_ablation(run: Run, inputs: Inputs, models: Models, ablation: str) -> Trained:
-  """Make RoleGen with one part turned off; `config.ABLATIONS` says what that takes."""
-  name, looped = f'ablations/{ablation}', models.looped
-  if ablation in REPLACEMENTS:
-    whole = models.calibrated
-    return Trained(f'{whole.key} {ablation}', _replaced(run, whole, REPLACEMENTS[ablation]))
-  if ablation == 'no_reasoner':
-    return calibrate(run, inputs, looped, name, reasoning=False, of='loop')
-  if ablation in WITHOUT:
-    rest = Trained(looped.key, _replaced(run, looped, without(WITHOUT[ablation])))
-    return calibrate(run, inputs, rest, name, of='loop')
-  varied, switches = run.ablated(ablation), ablation_switches(ablation)
-  if ablation == 'tiger':
-    return warm_up(varied, inputs, name)
-  labeled, warm, reasoned = models.labeled, models.warm, models.reasoned
-  if varied.config.reasoner != run.config.reasoner:
-    reasoned = reason(varied, inputs, labeled, models.aligned, f'reason/{ablation}')
-  looped = close_loop(varied, inputs, labeled, warm, reasoned, name, switches)
-  return calibrate(varied, inputs, looped, name, intervene=bool(switches.intervene))
-
-
-def ablation_switches(ablation: str) -> steps.Switches:
-  """Return what an ablation turns off in the joint train step."""
-  return steps.Switches(
-    intervene=ablation != 'no_interventions', reflect=float(ablation != 'no_reflection')
-  )
 
 
 # What the stages have in common

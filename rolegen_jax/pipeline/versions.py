@@ -21,7 +21,8 @@ from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.appending import read_new_days
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.pipeline import evaluation, records, stages
+from rolegen_jax.pipeline import evaluation, records
+from rolegen_jax.pipeline.ablations import train_ablation
 from rolegen_jax.pipeline.artifacts import (
   CURRENT,
   VERSIONS,
@@ -56,7 +57,7 @@ def update(workdir: str, data: str, assignments: list[str], retrain: bool = Fals
   run, inputs = _begun(root, parent, config, retrain)
   models = train_models(run, inputs)
   if 'no_reasoner' in config.evaluation.ablations:
-    stages.train_ablation(run, inputs, models, 'no_reasoner')
+    train_ablation(run, inputs, models, 'no_reasoner')
   distributed.once(lambda: _put_to_use(root, run.workdir))
   return run.workdir
 

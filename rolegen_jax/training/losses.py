@@ -232,32 +232,6 @@ def execution_gain(
 # Reasoner
 
 
-# Penalties of kinds of users, in nats of all conversions together, by the square root of their
-# number: as much as the largest of so many entries would gain by chance grows like that.
-SPARSE_PENALTY, KIND_PENALTY = dict(opens=0.11, turn=0.73, context=0.3), 0.04
-
-
-def kinds_loss(
-  rolegen: RoleGen,
-  params: Params,
-  examples: Examples,
-  trie: Trie,
-  key: jax.Array,
-  conversions: int,
-) -> tuple[jax.Array, Metrics]:
-  """Return the NLL of histories and the codes bought after them, and the penalties.
-
-  conversions: how many there are to train on.
-  """
-  kinds = rolegen.bind('kinds', params)
-  evidence = _prompt(rolegen.layout, examples, trie).evidence
-  code = jnp.take(trie.item_codes[:, 0], examples.target)
-  nll = -jnp.mean(kinds.joint(evidence, code, key))
-  penalty = sum(SPARSE_PENALTY[name] * size for name, size in kinds.sizes().items())
-  of_kinds = jnp.sum(kinds.kind[...] ** 2) + jnp.sum(kinds.looks_kind[...] ** 2)
-  return nll + (penalty + KIND_PENALTY * of_kinds) / conversions**0.5, dict(history_nll=nll)
-
-
 def align_loss(
   rolegen: RoleGen, params: Params, examples: Examples, trie: Trie, key: jax.Array
 ) -> tuple[jax.Array, Metrics]:

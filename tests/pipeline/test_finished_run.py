@@ -20,7 +20,7 @@ from rolegen_jax.config import ConfigError
 from rolegen_jax.data.files import DataError
 from rolegen_jax.models import functional
 from rolegen_jax.overrides import apply
-from rolegen_jax.pipeline import evaluation, run, stages
+from rolegen_jax.pipeline import ablations, evaluation, run, stages
 from rolegen_jax.pipeline.artifacts import saved_config
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
@@ -49,7 +49,7 @@ def nothing_is_learned():
     patched.setattr(stages, 'fit_weights', lambda *_: ({}, np.zeros(2)))
     patched.setattr(stages, 'intent_weights', lambda *_: (IntentWeights(1, 1, 0), np.zeros(2)))
     patched.setattr(functional, 'with_leaves', lambda params, leaves: params)
-    patched.setattr(stages, 'without', lambda _: lambda params, mesh: params)
+    patched.setattr(ablations, 'without', lambda _: lambda params, mesh: params)
     nothing = {'popularity': lambda *_: evaluation.Ranking(np.zeros((1, 1)), {})}
     patched.setattr(evaluation, 'ALL_BASELINES', nothing)
     for name in ('evaluate', 'report'):

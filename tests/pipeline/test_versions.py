@@ -18,6 +18,7 @@ from rolegen_jax.config import ConfigError, SimulatorConfig
 from rolegen_jax.data.files import DataError
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline import evaluation, run, stages, versions
+from rolegen_jax.pipeline.ablations import train_ablation
 from rolegen_jax.pipeline.artifacts import current, saved_config
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
@@ -100,7 +101,7 @@ def template(tmp_path_factory, logs):
   config = entry.experiment('demo', [*SMALL, f'data.path={logs[0]}'])
   opened, inputs = prepare_inputs(open_run(config, folder))
   models = run.train_models(opened, inputs)
-  stages.train_ablation(opened, inputs, models, 'no_reasoner')
+  train_ablation(opened, inputs, models, 'no_reasoner')
   return folder
 
 
