@@ -27,6 +27,7 @@ from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, saved_config
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.run import train, train_models
+from rolegen_jax.pipeline.stages import learn_kinds
 from rolegen_jax.serving.recommend import recommend
 from rolegen_jax.simulator import world
 from rolegen_jax.training.calibration import LANGUAGE
@@ -48,15 +49,9 @@ SMALL = [
   'reasoner.candidates=2',
   'loop.worlds=2',
   'warmup.steps=4',
-  'kinds.steps=2',
-  'align.steps=2',
-  'reason.steps=2',
+  *(f'{stage}.steps=2' for stage in ('kinds', 'align', 'reason')),
   'loop_stage.steps=3',
-  'warmup.batch=8',
-  'kinds.batch=8',
-  'align.batch=8',
-  'reason.batch=8',
-  'loop_stage.batch=8',
+  *(f'{stage}.batch=8' for stage in ('warmup', 'kinds', 'align', 'reason', 'loop_stage')),
   'evaluation.batch=64',
   'evaluation.ks=(1,10)',
   'evaluation.sasrec.steps=2',
@@ -165,6 +160,10 @@ def test_what_calibration_chose_is_what_recommends(finished):
   assert moved <= set(chosen.files) and looped[name] == calibrated['reference.intent.language'] == 1
   for path in set(chosen.files) - {'nll'}:
     np.testing.assert_array_equal(calibrated[path], chosen[path])
+  kinds = functional.flatten(learn_kinds(run, inputs).load()['kinds'])  # no later stage moves them
+  assert kinds and 'reasoner.intent.pooled' in chosen.files
+  for path, learned in kinds.items():
+    np.testing.assert_array_equal(calibrated[f'reasoner.intent.kinds.{path}'], learned)
 
 
 @pytest.mark.slow

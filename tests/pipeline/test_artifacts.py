@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data import digests
 from rolegen_jax.data.files import DataError
 from rolegen_jax.overrides import apply
 from rolegen_jax.pipeline import artifacts, keys
@@ -33,8 +34,11 @@ def finish(folder, *records, **opened):
 
 
 def content(folder):
-  """Every file below a folder, with what is in it and when it was written."""
-  files = (path for path in folder.rglob('*') if path.is_file())
+  """Every file below a folder, with what is in it and when it was written.
+
+  But for the digests of outside files that this process has taken, for whichever run.
+  """
+  files = (path for path in folder.rglob('*') if path.is_file() and path.name != digests.FILE)
   return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
