@@ -1,5 +1,6 @@
 """Leases of real processes: living, killed and suspended ones."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 
 import pytest
 
+from rolegen_jax.runtime import lease as lease_lib
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.lease import Lease
 
 TIME_OUT_S = 1.5
@@ -54,3 +57,46 @@ def test_an_owner_that_slept_too_long_stops(url, holder):
     assert holder.wait(timeout=20) == 2
     assert 'was taken over by process' in holder.stderr.read()
     assert lease._thread.is_alive()
+
+
+@pytest.fixture
+def left(monkeypatch):
+  """Why an owner stopped, in place of stopping."""
+  reasons = []
+
+  def leave(reason):
+    reasons.append(reason)
+    raise SystemExit  # ends the thread that renews
+
+  monkeypatch.setattr(lease_lib, '_leave', leave)
+  return reasons
+
+
+@pytest.mark.parametrize('url', ['s3'], indirect=True)
+def test_a_write_whose_answer_is_lost_is_no_loss_of_the_lease(url, left, monkeypatch):
+  write, values = Lease._write, []
+
+  def unanswered(self, *arguments):
+    values.append(write(self, *arguments))
+    return b''
+
+  monkeypatch.setattr(Lease, '_write', unanswered)
+  with Lease(f'{url}/.run.lock', 0.3):
+    time.sleep(0.2)
+  assert len(values) > 2 and all(values) and not left
+  assert not (storage.path(url) / '.run.lock').exists()  # given back, as what it was last
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+@pytest.mark.parametrize('url', ['s3'], indirect=True)
+def test_an_owner_who_hears_nothing_leaves_before_another_may_come(url, left, monkeypatch):
+  def silent(*_):
+    raise TimeoutError('no answer')
+
+  started = time.monotonic()
+  held = Lease(f'{url}/.run.lock', 0.6)
+  monkeypatch.setattr(Lease, '_write', silent)
+  held._thread.join(5)
+  assert time.monotonic() - started < 0.6
+  assert re.search(r'could not be renewed for \d+ s .*no answer', left[0])
+  held.close()
