@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import math
 import pathlib
 
@@ -21,6 +22,7 @@ from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.appending import read_new_days
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.overrides import field_paths
 from rolegen_jax.pipeline import evaluation, records, stages
 from rolegen_jax.pipeline.artifacts import (
   CURRENT,
@@ -47,10 +49,11 @@ def update(workdir: str, data: str, assignments: list[str], retrain: bool = Fals
   folder of the new version. Raises ConfigError or DataError, before anything is written, where the
   run cannot be continued or the days do not continue it.
   """
-  root = pathlib.Path(workdir).absolute()
+  root = _reserved(workdir)
   parent = current(root)
   config = _config(root, parent, data, assignments)
   if _has_these_days(parent, config):
+    _check_same_version(parent, config, retrain)
     say(f'{parent}: has these days already')
     return parent
   run, inputs = _begun(root, parent, config, retrain)
@@ -66,7 +69,7 @@ def ask(workdir: str, data: str, assignments: list[str], version: str = '') -> p
 
   Return the folder of the version that training would complete, with next_day/ and predictions/.
   """
-  root = pathlib.Path(workdir).absolute()
+  root = _reserved(workdir)
   parent = _named(root, version) if version else current(root)
   return _begun(root, parent, _config(root, parent, data, assignments))[0].workdir
 
@@ -76,7 +79,6 @@ def _begun(
 ) -> tuple[Run, Inputs]:
   """Return the run and the inputs of a version, its parent asked about the new days."""
   folder = distributed.once(lambda: _version(root, parent, config))
-  distributed.once(RunFolder(root).lock)
   run, inputs = prepare_inputs(open_run(config, folder, retrain=retrain))
   assert inputs.before
   _say_next_day(evaluation.next_day(run, inputs.before()), config)
@@ -85,19 +87,31 @@ def _begun(
 
 def go_back(workdir: str, name: str) -> pathlib.Path:
   """Put another version of the run to use: `first`, or one by its name. Raises ConfigError."""
-  root = pathlib.Path(workdir).absolute()
+  root = _reserved(workdir)
   folder = _named(root, name)
-  RunFolder(root).lock()
   _put_to_use(root, folder)
   return folder
 
 
+def _reserved(workdir: str) -> pathlib.Path:
+  """Return the run folder, which is this process's from here on: no other changes what is in use.
+
+  Raises ConfigError where there is no run, or another process is at work.
+  """
+  root = pathlib.Path(workdir).absolute()
+  saved_config(root)
+  distributed.once(RunFolder(root).lock)
+  return root
+
+
 def _named(root: pathlib.Path, name: str) -> pathlib.Path:
   """Return the folder of a complete version. Raises ConfigError."""
-  known = [FIRST, *sorted(path.name for path in (root / VERSIONS).glob('*') if _is_complete(path))]
+  folders = {FIRST: root} | {path.name: path for path in sorted((root / VERSIONS).glob('*'))}
+  known = [name for name, folder in folders.items() if _is_complete(folder)]
   if name not in known:
-    raise ConfigError(f'--go_back={name}: must be one of {", ".join(known)}')
-  return root if name == FIRST else root / VERSIONS / name
+    right = f'one of {", ".join(known)}' if known else 'of a complete run, which has none'
+    raise ConfigError(f'--go_back={name}: must be {right}')
+  return folders[name]
 
 
 def warm_started(config: Config, workdir: str) -> Config:
@@ -180,6 +194,28 @@ def _has_these_days(version: pathlib.Path, config: Config) -> bool:
     return False
   record = records.read(version / 'data' / 'DONE.json')
   return record is not None and record.files == log_fingerprint(config.data)
+
+
+def _check_same_version(version: pathlib.Path, config: Config, retrain: bool) -> None:
+  """Raise ConfigError where `config` asks for another version of the same days than this one."""
+  saved = saved_config(version)
+  origin = dict(parent=saved.update.parent, parent_key=saved.update.parent_key)
+  config = dataclasses.replace(config, update=dataclasses.replace(config.update, **origin))
+  differing = ['--retrain'] if retrain else []
+  for path in field_paths(config):
+    ours, theirs = (functools.reduce(getattr, path.split('.'), each) for each in (config, saved))
+    if path != 'data.path' and ours != theirs:  # the days may have been moved
+      differing.append(f'{path}={ours!r} (not {theirs!r})')
+  if differing:
+    before = pathlib.Path(saved.update.parent).name if _is_version(saved.update.parent) else FIRST
+    raise ConfigError(
+      f'{", ".join(differing)}: {version}, which is in use, is of these days already; '
+      f'must be left out, or first --go_back={before}'
+    )
+
+
+def _is_version(folder: str) -> bool:
+  return pathlib.Path(folder).parent.name == VERSIONS
 
 
 def _is_complete(folder: pathlib.Path) -> bool:

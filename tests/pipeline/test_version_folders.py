@@ -1,0 +1,130 @@
+"""Which version of a run is in use and which folder days go to; nothing is trained."""
+
+import dataclasses
+import json
+
+import polars as pl
+import pytest
+
+from rolegen_jax import config as configs
+from rolegen_jax.config import Config, ConfigError, DataConfig
+from rolegen_jax.data.adapters import log_fingerprint
+from rolegen_jax.data.events import validate
+from rolegen_jax.data.files import DataError, write_json
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.pipeline import versions
+from rolegen_jax.pipeline.artifacts import RUN_LOCK, current, last_key, saved_config
+from rolegen_jax.pipeline.records import Record
+from tests import days
+
+START = 1_700_000_000
+ITEMS = pl.DataFrame(dict(item_id=[1, 2]))
+
+
+def events(day):
+  return pl.DataFrame(
+    dict(user_id=[1, 2], item_id=[1, 2], event='view', timestamp=START + day * days.DAY)
+  )
+
+
+def complete(folder, config, name):
+  """A run folder as far as its place among versions goes."""
+  write_json(configs.to_dict(config), folder / 'config.json')
+  write_json(Record('loop', {}, {}, dict(of=name)).to_json(), folder / 'loop' / 'DONE.json')
+
+
+@pytest.fixture
+def root(tmp_path):
+  folder = tmp_path / 'run'
+  complete(folder, Config(data=DataConfig('contract', 'shop')), 'first')
+  InteractionLog.build(*validate(events(0), ITEMS)).save(folder / 'data')
+  return folder
+
+
+@pytest.fixture
+def updated(root, monkeypatch):
+  """What `update` does but for the stages: a version with its record of the days, put to use."""
+
+  def update(log, *assignments, **options):
+    def begun(root, parent, config, retrain):
+      del retrain
+      folder = versions._version(root, parent, config)
+      complete(folder, config, folder.name)
+      InteractionLog.build(*validate(pl.read_parquet(log / 'events.parquet'), ITEMS)).save(
+        folder / 'data'
+      )
+      record = Record('data', {}, log_fingerprint(config.data), {})
+      write_json(record.to_json(), folder / 'data' / 'DONE.json')
+      return type('run', (), dict(workdir=folder)), None
+
+    monkeypatch.setattr(versions, '_begun', begun)
+    monkeypatch.setattr(versions, 'train_models', lambda *_: None)
+    monkeypatch.setattr(versions.stages, 'train_ablation', lambda *_: None)
+    return versions.update(str(root), str(log), list(assignments), **options)
+
+  return update
+
+
+def test_days_go_to_a_version_by_their_last_day_and_count_once(root, updated, tmp_path):
+  logs = [days.write(tmp_path / f'{day}', events(day), ITEMS) for day in (1, 2)]
+  first = updated(logs[0])
+  assert first == current(root) == root / 'versions' / '2023-11-15'
+  assert saved_config(first).update.parent == str(root)
+  copy = days.write(tmp_path / 'copy', events(1), ITEMS)
+  assert updated(copy) == first  # the same content under another name
+  for wrong, message in (
+    (dict(retrain=True), r'^--retrain: .*2023-11-15, which is in use.*first --go_back=first$'),
+    (dict(steps=0.3), r'warmup.steps=\d+ \(not \d+\), .*is of these days already'),
+  ):
+    assignments = [f'update.{name}={value}' for name, value in wrong.items() if name == 'steps']
+    with pytest.raises(ConfigError, match=message):
+      updated(logs[0], *assignments, retrain='retrain' in wrong)
+  with pytest.raises(DataError, match='must be after the last event of the log'):
+    updated(days.write(tmp_path / 'other', events(1).reverse(), ITEMS))  # not those days
+  second = updated(logs[1])
+  assert second.name == '2023-11-16' and saved_config(second).update.parent_key == last_key(first)
+  versions.go_back(str(root), first.name)
+  assert updated(logs[1]) == second  # which continues: its parent is in use again
+  versions.go_back(str(root), versions.FIRST)
+  assert updated(logs[1]).name == '2023-11-16.2'
+
+
+def test_what_is_no_complete_run_is_not_put_to_use(root, tmp_path):
+  with pytest.raises(ConfigError, match='no config.json there'):
+    versions.go_back(str(tmp_path / 'nowhere'), versions.FIRST)
+  assert not (tmp_path / 'nowhere').exists()
+  (root / 'loop' / 'DONE.json').unlink()
+  with pytest.raises(ConfigError, match='--go_back=first: must be of a complete run'):
+    versions.go_back(str(root), versions.FIRST)
+  assert current(root) == root
+
+
+def test_the_version_in_use_is_looked_up_by_who_holds_the_run(root, updated, tmp_path, monkeypatch):
+  """Another update may just have ended: its version is the one to continue."""
+  log = days.write(tmp_path / 'day', events(3), ITEMS)
+  found = []
+
+  def look(folder):
+    found.append((folder / RUN_LOCK).exists())
+    return current(folder)
+
+  monkeypatch.setattr(versions, 'current', look)
+  updated(log)
+  assert found == [True]
+
+
+def test_current_json_names_a_version_of_this_run(root, tmp_path):
+  complete(tmp_path / 'other', Config(), 'other')
+  for wrong in ('../other', 'versions/none', 'data'):
+    (root / 'current.json').write_text(json.dumps(dict(version=wrong)))
+    with pytest.raises(ConfigError, match='names no version in'):
+      current(root)
+
+
+def test_what_may_not_be_continued_is_told_by_its_field(root, tmp_path):
+  saved = saved_config(root)
+  for wrong, field in ((dict(split='leave_one_out'), 'split'), (dict(shards='s'), 'data.shards')):
+    data = dataclasses.replace(saved.data, **wrong)
+    complete(root, dataclasses.replace(saved, data=data), 'first')
+    with pytest.raises(ConfigError, match=field):
+      versions.update(str(root), str(tmp_path), [])
