@@ -152,8 +152,12 @@ def test_an_early_row_of_a_second_file_is_named_by_its_file(tmp_path, log):
   rows = pl.read_parquet(folder / 'events.parquet').with_columns(item_id=3)
   (folder / 'events').mkdir()
   (folder / 'events.parquet').rename(folder / 'events/a.parquet')
-  rows.with_columns(timestamp=EARLY.reverse()).write_parquet(folder / 'events/b.parquet')
-  with pytest.raises(DataError, match=r"events/b.parquet: column 'timestamp', row 2: 1704070000"):
+  last = int(log.timestamp.max())  # at the very second: which of the two is earlier?
+  late = rows.with_columns(timestamp=pl.Series([last + 1, last]))
+  late.write_parquet(folder / 'events/b.parquet')
+  with pytest.raises(
+    DataError, match=rf"events/b.parquet: column 'timestamp', row 2: {last}; must"
+  ):
     read_new_days(config, log)
 
 
