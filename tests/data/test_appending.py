@@ -29,7 +29,12 @@ def contract(folder):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-  return days.cut(tmp_path_factory.mktemp('days'), SIMULATOR, 40, [60, 120])
+  folders = days.cut(tmp_path_factory.mktemp('days'), SIMULATOR, 40, [60, 120])
+  for folder in folders:
+    events = pl.read_parquet(folder / 'events.parquet')
+    repeated = pl.concat([events, events.sample(20, seed=0)])
+    repeated.write_parquet(folder / 'events.parquet')
+  return folders
 
 
 @pytest.fixture(scope='module')
@@ -139,7 +144,7 @@ def test_items_of_the_log_stay_as_they_are_and_none_need_be_new(tmp_path, log):
 
 
 def test_all_recent_rows_and_a_share_of_the_others():
-  latest = np.array([5, 50, 7, 60, 1, 2, 3, 4])
+  latest = np.array([5, 50, 7, 60, 1, 2, 10, 4])  # the row at 10 is none of those after it
   for replay, others in ((0.0, 0), (0.5, 2), (0.75, 6)):
     picked = Recent(since=10, replay=replay, seed=0).pick(latest)
     assert {1, 3} <= set(picked) and len(set(picked)) == len(picked) == 2 + others

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import polars as pl
 import pytest
@@ -13,7 +14,9 @@ from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.pipeline import versions
-from rolegen_jax.pipeline.artifacts import RUN_LOCK, current, last_key, saved_config
+from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, current, last_key, saved_config
+from rolegen_jax.pipeline.context import Run
+from rolegen_jax.pipeline.parent import Parent
 from rolegen_jax.pipeline.records import Record
 from tests import days
 
@@ -111,6 +114,22 @@ def test_the_version_in_use_is_looked_up_by_who_holds_the_run(root, updated, tmp
   monkeypatch.setattr(versions, 'current', look)
   updated(log)
   assert found == [True]
+
+
+def test_a_parent_is_found_where_the_run_was_moved_to(root, updated, tmp_path):
+  logs = [days.write(tmp_path / f'{day}', events(day), ITEMS) for day in (1, 2)]
+  made = [updated(log).relative_to(root) for log in logs]
+  moved = root.rename(tmp_path / 'moved')
+
+  def parent(version):
+    folder = RunFolder(moved / version)
+    run = Run(saved_config(folder.path), folder, None, None, None)
+    return Parent.of(run).folder
+
+  assert [parent(version) for version in made] == [moved, moved / made[0]]
+  shutil.rmtree(moved / made[0])
+  with pytest.raises(ConfigError, match='^update.parent=.*15: is not there; must be, to continue'):
+    parent(made[1])
 
 
 def test_current_json_names_a_version_of_this_run(root, tmp_path):
