@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import math
 import pathlib
 
@@ -22,8 +21,7 @@ from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.appending import read_new_days
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.overrides import field_paths
-from rolegen_jax.pipeline import evaluation, records, stages
+from rolegen_jax.pipeline import evaluation, keys, records, stages
 from rolegen_jax.pipeline.artifacts import (
   CURRENT,
   VERSIONS,
@@ -199,23 +197,25 @@ def _has_these_days(version: pathlib.Path, config: Config) -> bool:
 def _check_same_version(version: pathlib.Path, config: Config, retrain: bool) -> None:
   """Raise ConfigError where `config` asks for another version of the same days than this one."""
   saved = saved_config(version)
-  origin = dict(parent=saved.update.parent, parent_key=saved.update.parent_key)
-  config = dataclasses.replace(config, update=dataclasses.replace(config.update, **origin))
-  differing = ['--retrain'] if retrain else []
-  for path in field_paths(config):
-    ours, theirs = (functools.reduce(getattr, path.split('.'), each) for each in (config, saved))
-    if path != 'data.path' and ours != theirs:  # the days may have been moved
-      differing.append(f'{path}={ours!r} (not {theirs!r})')
+  config = dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, path=saved.data.path),  # the days may have been moved
+    update=dataclasses.replace(config.update, parent_key=saved.update.parent_key),
+  )
+  differing = '--retrain was given' if retrain else ''
+  for stage in keys.stages(config):
+    done = records.read(version / stage / 'DONE.json')
+    if done and stage != 'baselines':
+      now = dataclasses.replace(done, settings=keys.settings(stage, config))
+      if difference := done.difference(now):
+        differing = differing or f'its stage {stage} {difference.what}'
   if differing:
-    before = pathlib.Path(saved.update.parent).name if _is_version(saved.update.parent) else FIRST
+    before = pathlib.Path(saved.update.parent)
+    name = before.name if before.parent.name == VERSIONS else FIRST
     raise ConfigError(
-      f'{", ".join(differing)}: {version}, which is in use, is of these days already; '
-      f'must be left out, or first --go_back={before}'
+      f'{version}: is in use and of these days already, but {differing}; must be asked for with '
+      f'the same settings and without --retrain, or after --go_back={name}'
     )
-
-
-def _is_version(folder: str) -> bool:
-  return pathlib.Path(folder).parent.name == VERSIONS
 
 
 def _is_complete(folder: pathlib.Path) -> bool:

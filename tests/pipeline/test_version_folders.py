@@ -13,7 +13,7 @@ from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.pipeline import versions
+from rolegen_jax.pipeline import keys, versions
 from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, current, last_key, saved_config
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.parent import Parent
@@ -33,7 +33,9 @@ def events(day):
 def complete(folder, config, name):
   """A run folder as far as its place among versions goes."""
   write_json(configs.to_dict(config), folder / 'config.json')
-  write_json(Record('loop', {}, {}, dict(of=name)).to_json(), folder / 'loop' / 'DONE.json')
+  for stage in ('warmup', 'loop'):
+    record = Record(stage, keys.settings(stage, config), {}, dict(of=name))
+    write_json(record.to_json(), folder / stage / 'DONE.json')
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def updated(root, monkeypatch):
       InteractionLog.build(*validate(pl.read_parquet(log / 'events.parquet'), ITEMS)).save(
         folder / 'data'
       )
-      record = Record('data', {}, log_fingerprint(config.data), {})
+      record = Record('data', keys.settings('data', config), log_fingerprint(config.data), {})
       write_json(record.to_json(), folder / 'data' / 'DONE.json')
       return type('run', (), dict(workdir=folder)), None
 
@@ -76,8 +78,8 @@ def test_days_go_to_a_version_by_their_last_day_and_count_once(root, updated, tm
   copy = days.write(tmp_path / 'copy', events(1), ITEMS)
   assert updated(copy) == first  # the same content under another name
   for wrong, message in (
-    (dict(retrain=True), r'^--retrain: .*2023-11-15, which is in use.*first --go_back=first$'),
-    (dict(steps=0.3), r'warmup.steps=\d+ \(not \d+\), .*is of these days already'),
+    (dict(retrain=True), r'-15: is in use and of these days .*--retrain was .* --go_back=first$'),
+    (dict(steps=0.3), r'its stage warmup was trained with warmup.steps=\d+, now \d+; must be'),
   ):
     assignments = [f'update.{name}={value}' for name, value in wrong.items() if name == 'steps']
     with pytest.raises(ConfigError, match=message):
