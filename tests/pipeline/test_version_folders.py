@@ -10,10 +10,12 @@ import pytest
 from rolegen_jax import config as configs
 from rolegen_jax.config import Config, ConfigError, DataConfig
 from rolegen_jax.data.adapters import log_fingerprint
+from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.pipeline import keys, versions
+from rolegen_jax.data.occasions import find_occasions
+from rolegen_jax.pipeline import inputs, keys, versions
 from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, current, last_key, saved_config
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.parent import Parent
@@ -149,3 +151,51 @@ def test_what_may_not_be_continued_is_told_by_its_field(root, tmp_path):
     complete(root, dataclasses.replace(saved, data=data), 'first')
     with pytest.raises(ConfigError, match=field):
       versions.update(str(root), str(tmp_path), [])
+
+
+@pytest.mark.parametrize('appends', [True, False])
+def test_what_a_parent_has_learned_of_goes_with_it(appends):
+  """An update of it has learned from all of its log, another run from its training events alone."""
+  items = pl.DataFrame(dict(item_id=[10, 20, 30]))
+  views = pl.DataFrame(
+    dict(user_id=1, item_id=[10, 30], event='view', timestamp=[START, START + days.DAY])
+  )
+  log = InteractionLog.build(*validate(views, items))
+  occasions = find_occasions(log, DataConfig(), Cuts(START, START))
+  config = configs.Config(update=configs.UpdateConfig(parent='x', appends=appends))
+  parent = Parent(None, config, None, pl.Series([5, 10, 20, 30, 40]))
+  vars(parent)['prepared'] = log, occasions
+  end = START + days.DAY
+  assert parent.cuts == Cuts(end if appends else START, end)
+  source = parent._source
+  assert source[:5].tolist() == [-1, 0, -1, 2 if appends else -1, -1] and (source[5:] == -1).all()
+
+
+def test_all_rows_with_something_new_are_trained_on():
+  """New are the days after what was learned, however few of them `update.recent_days` are."""
+  last = START + 30 * days.DAY
+  log = InteractionLog.build(
+    *validate(pl.concat([events(0), events(30)]).with_columns(item_id=1), ITEMS)
+  )
+  for learned_until, recent_days, since in ((20, 5, 20), (29, 5, 25)):
+    occasions = find_occasions(log, DataConfig(), Cuts(START + learned_until * days.DAY, last + 1))
+    config = configs.Config(update=configs.UpdateConfig(recent_days=float(recent_days)))
+    run = Run(config, None, None, None, None)
+    recent = inputs._recent(run, inputs.Data(log, occasions, None))
+    assert recent.since == START + since * days.DAY
+
+
+def test_a_warm_start_is_of_the_same_models_and_of_what_its_own_test_does_not_hold(root, tmp_path):
+  config = saved_config(root)
+  wide = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, context=12))
+  with pytest.raises(ConfigError, match=r'^backbone.context=12: the run in .* must be the same'):
+    versions.warm_started(wide, str(root))
+  log = InteractionLog.load(root / 'data')
+  until = [find_occasions(log, config.data, Cuts(START + more, START + 9)) for more in (0, -1)]
+  until[0].save(root / 'data')
+  run = Run(
+    versions.warm_started(config, str(root)), RunFolder(tmp_path / 'warm'), None, None, None
+  )
+  inputs._check_not_seen(run, until[0])
+  with pytest.raises(ConfigError, match=f'has learned from events until {START}, past the end'):
+    inputs._check_not_seen(run, until[1])
