@@ -32,6 +32,20 @@ def read_new_days(data: DataConfig, log: InteractionLog) -> Adapted:
   return events, items, dict(faults.counts)
 
 
+def require_purchase(events: pl.DataFrame, log: InteractionLog, name: str) -> None:
+  """Raise DataError unless an occasion of the new days has a context: the run is asked about them.
+
+  events: as `read_new_days` returns them; name: where they are from.
+  """
+  is_first = pl.col('timestamp') == pl.col('timestamp').min().over('user_id')
+  is_new = ~pl.col('user_id').is_in(log.users.implode())
+  if events.filter((pl.col('event') == 'purchase') & ~(is_first & is_new)).is_empty():
+    raise DataError(
+      f"{name}: column 'event': no user who did something before has a purchase; must be one at "
+      'least, which the run is asked about: give more days at once'
+    )
+
+
 def extended(log: InteractionLog, events: pl.DataFrame, items: pl.DataFrame) -> InteractionLog:
   """Return `log` with later events and new items, as if both had been indexed at once.
 

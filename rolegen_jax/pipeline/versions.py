@@ -17,10 +17,11 @@ import pathlib
 
 from rolegen_jax import overrides
 from rolegen_jax.config import AT_RUN_TIME, Config, ConfigError, StageConfig
-from rolegen_jax.data.adapters import log_fingerprint
-from rolegen_jax.data.appending import read_new_days
+from rolegen_jax.data.adapters import log_fingerprint, log_path
+from rolegen_jax.data.appending import read_new_days, require_purchase
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.fields import Refusal
 from rolegen_jax.pipeline import evaluation, keys, records, stages
 from rolegen_jax.pipeline.artifacts import (
   CURRENT,
@@ -175,6 +176,7 @@ def _version(root: pathlib.Path, parent: pathlib.Path, config: Config) -> pathli
   """
   log = InteractionLog.load(parent / 'data')
   events, _, _ = read_new_days(config.data, log)
+  require_purchase(events, log, f'{log_path(config.data)} (events)')
   last = datetime.datetime.fromtimestamp(int(events['timestamp'].to_numpy().max()), datetime.UTC)
   day = last.strftime('%Y-%m-%d')
   for name in (day, *(f'{day}.{number}' for number in range(2, 1000))):
@@ -221,7 +223,7 @@ def _check_same_version(version: pathlib.Path, config: Config, retrain: bool) ->
 def _is_complete(folder: pathlib.Path) -> bool:
   try:
     last_key(folder)
-  except ConfigError:
+  except Refusal:
     return False
   return True
 

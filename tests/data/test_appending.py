@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from rolegen_jax.config import DataConfig, SimulatorConfig
-from rolegen_jax.data.appending import extended, read_new_days
+from rolegen_jax.data.appending import extended, read_new_days, require_purchase
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.leaks import check_no_leak
@@ -201,3 +201,24 @@ def test_embeddings_are_as_long_as_those_of_the_log(tmp_path, log):
     DataError, match="'embedding', item 10000: 2 numbers; must be 3, as the items"
   ):
     read_new_days(config, vectors)
+
+
+def test_days_without_an_occasion_to_be_asked_about_are_refused(tmp_path, log):
+  """A purchase is one where its user did something before, in the log or in the days themselves."""
+  late, bought = [1_800_000_000, 1_800_000_001], pl.Series(['view', 'purchase'])
+  for number, (users, times, event, is_one) in enumerate(
+    [
+      ([1, 2], late, bought, True),
+      ([999, 999], late, bought, True),
+      ([1, 999], late, bought, False),
+      ([999, 999], late[:1] * 2, bought, False),
+      ([1, 2], late, pl.Series(['view', 'cart']), False),
+    ]
+  ):
+    changed = dict(user_id=pl.Series(users), timestamp=pl.Series(times), event=event)
+    events = read_new_days(new_days(tmp_path / f'{number}', changed), log)[0]
+    if is_one:
+      require_purchase(events, log, 'days')
+    else:
+      with pytest.raises(DataError, match="^days: column 'event': no user .* more days at once$"):
+        require_purchase(events, log, 'days')

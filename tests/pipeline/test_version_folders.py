@@ -27,17 +27,23 @@ ITEMS = pl.DataFrame(dict(item_id=[1, 2]))
 
 
 def events(day):
+  event = 'purchase' if day else 'view'
   return pl.DataFrame(
-    dict(user_id=[1, 2], item_id=[1, 2], event='view', timestamp=START + day * days.DAY)
+    dict(user_id=[1, 2], item_id=[1, 2], event=event, timestamp=START + day * days.DAY)
   )
 
 
 def complete(folder, config, name):
-  """A run folder as far as its place among versions goes."""
+  """A run folder as far as its place among versions goes; the log is saved there beside it."""
   write_json(configs.to_dict(config), folder / 'config.json')
-  for stage in ('warmup', 'loop'):
-    record = Record(stage, keys.settings(stage, config), {}, dict(of=name))
+  write_json(dict(log_digest='l', occasions_digest='o'), folder / 'data' / 'notes.json')
+  write_json(dict(digest='s'), folder / 'semantic_ids' / 'report.json')
+  read = dict(log='l', occasions='o', semantic_ids='s', of=name)
+  for stage in ('data', 'semantic_ids', 'warmup', 'reason', 'loop', 'loop/calibration'):
+    files = log_fingerprint(config.data) if stage == 'data' and config.update.appends else {}
+    record = Record(stage, keys.settings(stage, config), files, dict(read))
     write_json(record.to_json(), folder / stage / 'DONE.json')
+    read |= {} if stage == 'semantic_ids' else {stage: record.key}
 
 
 @pytest.fixture
@@ -60,8 +66,6 @@ def updated(root, monkeypatch):
       InteractionLog.build(*validate(pl.read_parquet(log / 'events.parquet'), ITEMS)).save(
         folder / 'data'
       )
-      record = Record('data', keys.settings('data', config), log_fingerprint(config.data), {})
-      write_json(record.to_json(), folder / 'data' / 'DONE.json')
       return type('run', (), dict(workdir=folder)), None
 
     monkeypatch.setattr(versions, '_begun', begun)
@@ -104,6 +108,29 @@ def test_what_is_no_complete_run_is_not_put_to_use(root, tmp_path):
   with pytest.raises(ConfigError, match='--go_back=first: must be of a complete run'):
     versions.go_back(str(root), versions.FIRST)
   assert current(root) == root
+
+
+def test_a_run_that_is_trained_again_is_no_complete_one_until_its_end(root):
+  """A kill has left stages of what was there before behind those that ran again."""
+  key = last_key(root)
+  again = dict(
+    data=lambda: write_json(dict(log_digest='l', occasions_digest='p'), root / 'data/notes.json'),
+    log=lambda: write_json(dict(log_digest='m', occasions_digest='o'), root / 'data/notes.json'),
+    semantic_ids=lambda: write_json(dict(digest='t'), root / 'semantic_ids' / 'report.json'),
+    **{
+      stage: lambda stage=stage: write_json(
+        Record(stage, {}, {}, dict(log='m')).to_json(), root / stage / 'DONE.json'
+      )
+      for stage in ('warmup', 'reason', 'loop')
+    },
+    missing=(root / 'loop' / 'calibration' / 'DONE.json').unlink,
+  )
+  for begin in again.values():
+    begin()
+    with pytest.raises(ConfigError, match='is no complete run; must be the folder of a run'):
+      last_key(root)
+    complete(root, saved_config(root), 'first')
+    assert last_key(root) == key
 
 
 def test_the_version_in_use_is_looked_up_by_who_holds_the_run(root, updated, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ The runs are real but for what costs minutes: stages save the state that they st
 weights of experts stay, and what is asked gets lists of popular items.
 """
 
+import dataclasses
 import json
 import shutil
 
@@ -15,9 +16,9 @@ import pytest
 from rolegen_jax import overrides
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError, SimulatorConfig
-from rolegen_jax.data.files import DataError
+from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.models import functional
-from rolegen_jax.pipeline import evaluation, run, stages, versions
+from rolegen_jax.pipeline import evaluation, records, run, stages, versions
 from rolegen_jax.pipeline.artifacts import current, saved_config
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
@@ -248,7 +249,8 @@ def test_a_parent_that_was_trained_again_is_refused(trained, logs, monkeypatch):
   with pytest.raises(ZeroDivisionError):
     versions.update(str(trained), str(logs[1]), [])
   done = trained / 'loop' / 'calibration' / 'DONE.json'
-  done.unlink()
+  calibrated = records.read(done)
+  write_json(dataclasses.replace(calibrated, settings={}).to_json(), done)
   version = trained / 'versions' / names(trained)[0]
   config = saved_config(version)
   run_now, inputs = prepare_inputs(open_run(config, version))
