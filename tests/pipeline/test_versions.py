@@ -17,6 +17,7 @@ from rolegen_jax import overrides
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError, SimulatorConfig
 from rolegen_jax.data.files import DataError, write_json
+from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.models import functional
 from rolegen_jax.pipeline import evaluation, records, run, stages, versions
 from rolegen_jax.pipeline.artifacts import current, saved_config
@@ -179,9 +180,9 @@ def test_the_parent_is_asked_with_what_was_known_before(updated, template):
   assert 0 <= told['all']['HI@10']['mean'] <= 1
   inputs = opened(updated)[1]
   before = inputs.before()
-  end = pl.read_parquet(updated / 'versions' / names(updated)[0] / 'data' / 'log_events.parquet')
-  assert before.occasions.train_cut == end['timestamp'].max()
-  assert before.trie.item_count.sum() == end['count'].sum()
+  log = InteractionLog.load(updated / 'versions' / names(updated)[0] / 'data')
+  assert before.occasions.train_cut == log.timestamp.max()
+  assert before.trie.item_count.sum() == log.count.sum()
 
 
 def test_a_kill_leaves_the_version_before_and_the_same_command_continues(
