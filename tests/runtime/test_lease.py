@@ -1,9 +1,11 @@
 """Leases of real processes: living, killed and suspended ones."""
 
+import concurrent.futures
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -100,3 +102,20 @@ def test_an_owner_who_hears_nothing_leaves_before_another_may_come(url, left, mo
   assert time.monotonic() - started < 0.6
   assert re.search(r'could not be renewed for \d+ s .*no answer', left[0])
   held.close()
+
+
+@pytest.mark.parametrize('url', ['s3'], indirect=True)
+def test_one_of_many_who_come_at_once_gets_it(url, left):
+  come = threading.Barrier(8)
+
+  def take(_):
+    come.wait()
+    try:
+      return Lease(f'{url}/.run.lock', 5.0)
+    except BlockingIOError:
+      return None
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    held = list(filter(None, pool.map(take, range(8))))
+  assert len(held) == 1 and not left
+  held[0].close()
