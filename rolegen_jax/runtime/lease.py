@@ -19,6 +19,7 @@ import threading
 import time
 from typing import Any
 
+from rolegen_jax.fields import ConfigError
 from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 
@@ -32,7 +33,7 @@ class Lease:
   def __init__(self, url: str | os.PathLike, time_out_s: float | None = None):
     """Take the lease, waiting for that of a dead owner to run out.
 
-    Raises BlockingIOError naming a living owner.
+    Raises BlockingIOError naming a living owner, and ConfigError where nothing can be written.
     """
     import tensorstore
 
@@ -41,7 +42,16 @@ class Lease:
     self._store = tensorstore.KvStore.open(storage.kvstore(f'{folder}/')).result()
     self._owner = f'process {os.getpid()} on {socket.gethostname()}'
     self._id = secrets.token_hex(8)
-    self._generation = self._take()
+    try:
+      self._generation = self._take()
+    except BlockingIOError:
+      raise
+    except Exception as error:  # whatever the store says
+      reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+      raise ConfigError(
+        f'{self._url}: cannot be written ({reason}); must be in a bucket with credentials that may '
+        'read and write it'
+      ) from error
     self._renewed = time.monotonic()
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._renew, name='lease', daemon=True)

@@ -1,15 +1,14 @@
 """Leases of real processes: living, killed and suspended ones."""
 
-import concurrent.futures
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
+import types
 
 import pytest
 
+from rolegen_jax.config import ConfigError
 from rolegen_jax.runtime import lease as lease_lib
 from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.lease import Lease
@@ -61,21 +60,39 @@ def test_an_owner_that_slept_too_long_stops(url, holder):
     assert lease._thread.is_alive()
 
 
+class Ticks:
+  """In place of the event that ends renewals: so many periods pass, on a clock of their own."""
+
+  def __init__(self, periods, monkeypatch):
+    self.left, self.now = periods, time.monotonic()
+    clock = types.SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep)
+    monkeypatch.setattr(lease_lib, 'time', clock)
+
+  def wait(self, seconds):
+    self.now += seconds
+    self.left -= 1
+    return self.left < 0
+
+
 @pytest.fixture
-def left(monkeypatch):
-  """Why an owner stopped, in place of stopping."""
-  reasons = []
+def held(url, monkeypatch):
+  """A lease, to be renewed by this thread; where its owner would stop, AssertionError is raised."""
 
   def leave(reason):
-    reasons.append(reason)
-    raise SystemExit  # ends the thread that renews
+    raise AssertionError(reason)
 
   monkeypatch.setattr(lease_lib, '_leave', leave)
-  return reasons
+  with Lease(f'{url}/.run.lock', 60.0) as lease:
+    closed = lease._closed
+    yield lease
+    lease._closed = closed
 
 
-@pytest.mark.parametrize('url', ['s3'], indirect=True)
-def test_a_write_whose_answer_is_lost_is_no_loss_of_the_lease(url, left, monkeypatch):
+ON_S3 = pytest.mark.parametrize('url', ['s3'], indirect=True)
+
+
+@ON_S3
+def test_a_write_whose_answer_is_lost_is_no_loss_of_the_lease(held, url, monkeypatch):
   write, values = Lease._write, []
 
   def unanswered(self, *arguments):
@@ -83,39 +100,38 @@ def test_a_write_whose_answer_is_lost_is_no_loss_of_the_lease(url, left, monkeyp
     return b''
 
   monkeypatch.setattr(Lease, '_write', unanswered)
-  with Lease(f'{url}/.run.lock', 0.3):
-    time.sleep(0.2)
-  assert len(values) > 2 and all(values) and not left
-  assert not (storage.path(url) / '.run.lock').exists()  # given back, as what it was last
+  held._closed = Ticks(2, monkeypatch)
+  held._renew()
+  assert len(values) == 2 and all(values)
+  Lease(f'{url}/another.lock', 60.0).close()  # likewise when it is taken
+  assert not (storage.path(url) / 'another.lock').exists()
+  monkeypatch.undo()
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
-@pytest.mark.parametrize('url', ['s3'], indirect=True)
-def test_an_owner_who_hears_nothing_leaves_before_another_may_come(url, left, monkeypatch):
-  def silent(*_):
+@ON_S3
+def test_an_owner_who_hears_nothing_leaves_before_another_may_come(held, monkeypatch):
+  held._closed = clock = Ticks(99, monkeypatch)
+  started = clock.now
+
+  def silent(self, generation, within_s):
+    clock.now += 2 * within_s  # and the question what is there, which is not answered either
     raise TimeoutError('no answer')
 
-  started = time.monotonic()
-  held = Lease(f'{url}/.run.lock', 0.6)
   monkeypatch.setattr(Lease, '_write', silent)
-  held._thread.join(5)
-  assert time.monotonic() - started < 0.6
-  assert re.search(r'could not be renewed for \d+ s .*no answer', left[0])
-  held.close()
+  with pytest.raises(AssertionError, match=r'could not be renewed for \d+ s .*no answer'):
+    held._renew()
+  assert 30 <= clock.now - started < 60
+  monkeypatch.undo()
 
 
-@pytest.mark.parametrize('url', ['s3'], indirect=True)
-def test_one_of_many_who_come_at_once_gets_it(url, left):
-  come = threading.Barrier(8)
+@ON_S3
+def test_a_bucket_that_may_only_be_read_is_told_in_one_line(url, monkeypatch):
+  def refused(*_):
+    raise ValueError('PERMISSION_DENIED: 403\n{"error": 403}')
 
-  def take(_):
-    come.wait()
-    try:
-      return Lease(f'{url}/.run.lock', 5.0)
-    except BlockingIOError:
-      return None
-
-  with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    held = list(filter(None, pool.map(take, range(8))))
-  assert len(held) == 1 and not left
-  held[0].close()
+  monkeypatch.setattr(Lease, '_write', refused)
+  with pytest.raises(
+    ConfigError, match=rf'^{url}/.run.lock: cannot be written .*403.*may read'
+  ) as e:
+    Lease(f'{url}/.run.lock', 1.0)
+  assert '\n' not in str(e.value)
