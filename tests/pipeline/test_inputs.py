@@ -8,6 +8,7 @@ from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError
 from rolegen_jax.data import log as log_lib
 from rolegen_jax.data.files import DataError
+from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.shards import sort
 from rolegen_jax.pipeline import keys
 from rolegen_jax.pipeline.artifacts import RunFolder
@@ -111,7 +112,10 @@ def test_a_long_log_with_a_wrong_row_may_be_put_right_and_a_kill_costs_a_part(
   scratch = tmp_path / 'run' / 'data' / SCRATCH
   assert sorted(path.name for path in scratch.glob('part-*')) == ['part-00000', 'part-00001']
   monkeypatch.setattr(sort, '_sort', sort_part)
+  built, build = [], InteractionLog.build
+  monkeypatch.setattr(InteractionLog, 'build', lambda *tables: built.append(0) or build(*tables))
   log = prepare_data(opened('run')).log
   assert not scratch.exists() and len(list(log.parts())) > 1
+  assert len(built) == 1  # the third part; those that were there are taken
   monkeypatch.setattr(log_lib, 'PART_ROWS', 4_000_000)
   assert prepare_data(opened('short')).log.digest == log.digest
