@@ -13,6 +13,7 @@ from rolegen_jax.data.files import DataError
 from rolegen_jax.data.leaks import check_no_leak
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import TEST, TRAIN, Cuts, find_occasions
+from rolegen_jax.data.prepare import RawTables, prepare
 from rolegen_jax.data.recent import Recent
 from tests import days
 
@@ -222,3 +223,12 @@ def test_days_without_an_occasion_to_be_asked_about_are_refused(tmp_path, log):
     else:
       with pytest.raises(DataError, match="^days: column 'event': no user .* more days at once$"):
         require_purchase(events, log, 'days')
+
+
+def test_new_days_are_told_from_a_split_that_was_asked_for(tmp_path, folders, log, capfd):
+  events, items, left_out = read_new_days(contract(folders[1]), log)
+  tables = RawTables(events, items, left_out, planted=None, earlier=log)
+  last = int(log.timestamp.max())
+  prepare(DataConfig(), tables, tmp_path, Cuts(last, last))
+  said = capfd.readouterr().err
+  assert 'data: new days, with purchases from 20' in said and 'asked for' not in said
