@@ -19,7 +19,7 @@ from absl import flags
 from experiments.benchmarks.third_party_models import PAD, IdTokens
 from rolegen_jax.cli import entry
 from rolegen_jax.cli.path_flags import path_flag
-from rolegen_jax.data.files import read_parquet
+from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.pipeline.artifacts import saved_config
 
 HISTORY = 20  # items
@@ -81,12 +81,9 @@ class Model:
     codes, per_level = catalogue['codes'], config.semantic_ids.codes
     self.ids, self.levels = IdTokens(codes, per_level), codes.shape[1]
     self.network, self.parameters = sized(1 + self.levels * per_level, parameters)
-    events = read_parquet(f'{workdir}/data/log_events.parquet')
-    users = read_parquet(f'{workdir}/data/log_users.parquet')['user_id'].to_list()
-    user, item = events['user'].to_numpy(), events['item'].to_numpy()
-    ends = np.searchsorted(user, np.arange(len(users)), side='right')
-    starts = np.searchsorted(user, np.arange(len(users)))
-    self.history = {u: item[max(a, b - HISTORY) : b] for u, a, b in zip(users, starts, ends)}
+    log = InteractionLog.load(f'{workdir}/data')
+    rows = zip(log.users.to_list(), log.offsets, log.offsets[1:])
+    self.history = {u: log.item[max(a, b - HISTORY) : b] for u, a, b in rows}
     self._lock = threading.Lock()
 
   def recommend(self, user_id: int | str, k: int) -> list:

@@ -18,7 +18,9 @@ from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
 
 _WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
-_DATA = path_flag('data', '', 'The new days: what data.path is of a log in the format contract.')
+_DATA = path_flag(
+  'data', '', 'The new days: what data.path is of a log in the format contract.', urls=True
+)
 _GO_BACK = flags.DEFINE_string(
   'go_back', '', 'Version to use from now on: its name in WORKDIR/versions, or first.'
 )

@@ -6,8 +6,6 @@ items; what it says of items that the log has already is not read.
 
 from __future__ import annotations
 
-import datetime
-
 import numpy as np
 import polars as pl
 
@@ -26,13 +24,26 @@ def read_new_days(data: DataConfig, log: InteractionLog) -> Adapted:
   for ids or columns of items other than the log's, and for whatever the data contract refuses.
   """
   path, faults = fetched_log(data), Faults(data)
-  events, items = read_contract(path, data, faults, known=log.items)
+  events, items = read_contract(path, data, faults, log.items, int(log.timestamp.max()))
   _check_user_ids(events, log, f'{path} (events)')
-  _check_times(events, int(log.timestamp.max()), f'{path} (events)')
   is_known = items['item_id'].is_in(log.items['item_id'].implode())
   faults.count('items_known_already', int(is_known.sum()))
   items = _with_columns_of(items.filter(~is_known), log.items, f'{path} (items)')
   return events, items, dict(faults.counts)
+
+
+def require_purchase(events: pl.DataFrame, log: InteractionLog, name: str) -> None:
+  """Raise DataError unless an occasion of the new days has a context: the run is asked about them.
+
+  events: as `read_new_days` returns them; name: where they are from.
+  """
+  is_first = pl.col('timestamp') == pl.col('timestamp').min().over('user_id')
+  is_new = ~pl.col('user_id').is_in(log.users.implode())
+  if events.filter((pl.col('event') == 'purchase') & ~(is_first & is_new)).is_empty():
+    raise DataError(
+      f"{name}: column 'event': no user who did something before has a purchase; must be one at "
+      'least, which the run is asked about: give more days at once'
+    )
 
 
 def extended(log: InteractionLog, events: pl.DataFrame, items: pl.DataFrame) -> InteractionLog:
@@ -71,28 +82,17 @@ def _check_user_ids(events: pl.DataFrame, log: InteractionLog, name: str) -> Non
     )
 
 
-def _check_times(events: pl.DataFrame, last: int, name: str) -> None:
-  """Raise DataError for the first event that is not later than `last`."""
-  wrong = events.select((pl.col('timestamp') <= last).arg_true()).to_series()
-  if wrong.len():
-    row = int(wrong[0])
-    found = events['timestamp'][row]
-    more = f' (and {wrong.len() - 1} more such rows)' if wrong.len() > 1 else ''
-    raise DataError(
-      f"{name}: column 'timestamp', row {row + 1}: {found} ({_iso(found)}); must be after the last "
-      f'event of the log, at {last} ({_iso(last)}){more}'
-    )
-
-
 def _with_columns_of(items: pl.DataFrame, known: pl.DataFrame, name: str) -> pl.DataFrame:
-  """Return the items with the columns of the log's, in their order. Raises DataError."""
+  """Return the new items with the columns of the log's, in their order. Raises DataError."""
+  if not items.height:
+    return known.clear()
   for column in known.columns:
     if column not in items.columns:
       raise DataError(
         f'{name}: column {column!r} is missing; must be there, as the items of the log have it'
       )
     found, expected = items.schema[column], known.schema[column]
-    if items.height and found not in (expected, pl.Null):
+    if found != expected:
       raise DataError(
         f'{name}: column {column!r} has type {found}, in the log that it continues {expected}; '
         'must be the same type'
@@ -103,8 +103,11 @@ def _with_columns_of(items: pl.DataFrame, known: pl.DataFrame, name: str) -> pl.
         f'{name}: column {column!r} is none of the items of the log; must be one of '
         f'{", ".join(known.columns)}: leave it out, or train afresh with it'
       )
-  return items.select(pl.col(name).cast(known.schema[name]) for name in known.columns)
-
-
-def _iso(seconds: int) -> str:
-  return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime('%Y-%m-%d %H:%M:%S')
+  if 'embedding' in known.columns:
+    (usual,), sizes = known['embedding'].head(1).list.len(), items['embedding'].list.len()
+    if (wrong := (sizes != usual).arg_true()).len():
+      raise DataError(
+        f"{name}: column 'embedding', item {items['item_id'][wrong[0]]!r}: {sizes[wrong[0]]} "
+        f'numbers; must be {usual}, as the items of the log have'
+      )
+  return items.select(known.columns)

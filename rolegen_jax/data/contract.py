@@ -62,23 +62,26 @@ def read_contract(
   data: DataConfig = CONTRACT,
   faults: Faults | None = None,
   known: pl.DataFrame | None = None,
+  after: int = 0,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
   """Read and validate the log in a folder, or that whose events a glob matches.
 
   data: its columns, time_unit and max_users (the first that many users in file order; 0 = all).
   faults: what becomes of wrong rows, None raises the first; it counts what else is left out too, as
   other_users. known: items of the log that this one continues; events may be of them, too, and the
-  table of items may have no rows.
+  table of items may have no rows. after: the time of that log's last event; 0 = there is none.
 
   Returns (events, items) as `validate` does. Raises DataError for the first fault.
   """
   faults = faults or Faults()
   chunks, items = event_chunks(path, data), read_items(path, data, faults, known)
   listed = items.select('item_id') if known is None else _united(items, known)
+  if known is not None:
+    chunks = [each._replace(items=f'{each.items} or the log that it continues') for each in chunks]
   tables: list[pl.DataFrame] = []
   users: pl.Series | None = None
   for chunk in chunks:
-    events = read_events(chunk, listed, data, faults)
+    events = read_events(chunk, listed, data, faults, after)
     if data.max_users:
       users = first_users(users, events['user_id'], data.max_users)
       kept = events.filter(pl.col('user_id').is_in(users.implode()))
@@ -124,23 +127,27 @@ def event_chunks(
 
 
 def read_events(
-  chunk: Chunk, items: pl.DataFrame, data: DataConfig = CONTRACT, faults: Faults | None = None
+  chunk: Chunk,
+  items: pl.DataFrame,
+  data: DataConfig = CONTRACT,
+  faults: Faults | None = None,
+  after: int = 0,
 ) -> pl.DataFrame:
   """Read the rows of `chunk` and return them as `validate` returns events.
 
-  items: what `read_items` returned for the same log.
+  items: what `read_items` returned for the same log. after: as in `read_contract`.
   """
   faults = faults or Faults()
   file = pathlib.Path(chunk.path)
   if text_suffix(file):
     events = _read_text(file, event_fields(data), data.renamed('events'), faults)
-    source = Source(chunk.path, faults)
+    source = Source(chunk.path, faults, after=after)
   else:
     with as_data_error(file, _PARQUET):
       events = _scan(file, chunk.folder, data, chunk.first, chunk.rows).collect()
     if events.height != chunk.rows:
       raise DataError(f'{file}: has lost rows since it was listed; must stay as it is meanwhile')
-    source = Source(chunk.path, faults, chunk.first, data.time_unit)
+    source = Source(chunk.path, faults, chunk.first, data.time_unit, after)
   _check_partition(events, file, chunk)
   if chunk.text_ids:
     events = _with_text_ids(events)
@@ -170,6 +177,7 @@ def read_items(
     return validate_items(items, Source(name, faults))
   if not items.height:
     return known.clear()
+  items = items.with_columns(_null_columns(items, known, any(map(text_suffix, log.items))))
   items = validate_items(items, Source(name, faults))
   found, expected = items.schema['item_id'], known.schema['item_id']
   if found != expected:
@@ -178,6 +186,16 @@ def read_items(
       'must be the same type'
     )
   return items
+
+
+def _null_columns(items: pl.DataFrame, known: pl.DataFrame, is_text: bool) -> list[pl.Series]:
+  """Return the columns of `known` in which all of `items` are null: those that lost their type.
+
+  In text they are no columns any more, see `_read_text`.
+  """
+  here = {c: items.schema.get(c, pl.Null if is_text else None) for c in known.columns}
+  empty = known.clear(items.height)
+  return [empty[column] for column, dtype in here.items() if dtype == pl.Null]
 
 
 def _united(items: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:

@@ -48,6 +48,7 @@ class Source(NamedTuple):
   # Of its integer timestamps, one of config.TIME_UNITS; '' = seconds from any origin, and no
   # datetimes.
   time_unit: str = ''
+  after: int = 0  # its events must be later, seconds: the end of the log that they continue
 
   def __str__(self) -> str:
     return self.name
@@ -238,7 +239,12 @@ def _timestamps(events: pl.DataFrame, source: Source) -> pl.DataFrame:
   events = good_rows(
     events, 'timestamp', seconds.is_between(first, MAX_TIMESTAMP), expected, source
   )
-  return events.with_columns(seconds.cast(pl.Int64).alias('timestamp'))
+  events = events.with_columns(seconds.cast(pl.Int64).alias('timestamp'))
+  if not source.after:
+    return events
+  end = f'{source.after} ({datetime.datetime.fromtimestamp(source.after, datetime.UTC)})'
+  right = f'after the last event of the log, at {end}'
+  return good_rows(events, 'timestamp', time > source.after, right, source, 'not_after_the_log')
 
 
 def _optional_id(frame: pl.DataFrame, column: str, source: Source) -> pl.DataFrame:

@@ -120,8 +120,8 @@ class InteractionLog:
   def parts(self, rows: int = 0) -> Iterator[Part]:
     """Yield the log in parts of whole users, of about `rows` rows each; 0 = PART_ROWS.
 
-    Only a single user of more rows is a larger one. A part begins at a multiple of USER_BLOCK, so
-    that a user's index modulo any of its divisors is the same in part and log.
+    Only one of USER_BLOCK users may have more. A part begins at a multiple of USER_BLOCK, so that
+    a user's index modulo any of its divisors is the same in part and log.
     """
     first_user, n_users = 0, len(self.users)
     while first_user < n_users:

@@ -63,7 +63,8 @@ def prepare(
     log = InteractionLog.build(tables.events, tables.items)
   else:
     log = extended(tables.earlier, tables.events, tables.items)
-  return prepare_log(data, log, folder, cuts, tables.left_out, tables.planted)
+  is_cut = tables.earlier is None
+  return prepare_log(data, log, folder, cuts, tables.left_out, tables.planted, is_cut)
 
 
 def prepare_log(
@@ -73,13 +74,15 @@ def prepare_log(
   cuts: Cuts | None = None,
   left_out: dict[str, int] | None = None,
   planted: pl.DataFrame | None = None,
+  is_cut: bool = True,
 ) -> tuple[InteractionLog, Occasions, dict[str, Any]]:
   """Find the occasions of a log and save both under `folder`.
 
   cuts: between the splits; those of the full log where `log` holds only some of its users, see
   `shards.reader.Shards`. None finds them in the log itself.
 
-  left_out, planted: as of RawTables.
+  left_out, planted: as of RawTables. is_cut: whether the cuts follow the shares that `data` asks
+  for, and not the days that were appended.
 
   Writes the log, occasions.parquet, planted.parquet (simulated data only) and, last,
   notes.json. Returns (log, occasions, notes); notes holds counts: users, items, rows by event,
@@ -100,7 +103,7 @@ def prepare_log(
   check_no_leak(log, occasions)
   _require_occasions(log, occasions)
   notes = _notes(data, log, occasions, cuts, left_out)
-  _say(data, notes)
+  _say(data, notes, is_cut)
   log.save(folder)
   occasions.save(folder)
   if planted is not None:
@@ -195,9 +198,11 @@ def _iso(seconds: int) -> str:
   return time.strftime('%Y-%m-%d %H:%M:%S').removesuffix(' 00:00:00')
 
 
-def _say(data: DataConfig, notes: dict[str, Any]) -> None:
+def _say(data: DataConfig, notes: dict[str, Any], is_cut: bool) -> None:
   """Say where the cuts lie and what was left out."""
-  if data.split == 'time':
+  if not is_cut:
+    say(f'data: new days, with purchases from {notes["test_from"]} on')
+  elif data.split == 'time':
     shares = ' / '.join(f'{100 * share:.1f}' for share in notes['shares'].values())
     wanted = (1 - data.test_fraction - data.valid_fraction, data.valid_fraction, data.test_fraction)
     asked = ' / '.join(f'{100 * share:.1f}' for share in wanted)

@@ -197,14 +197,35 @@ def current(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def last_key(workdir: str | os.PathLike) -> str:
-  """Return the key of the last training stage of a complete run. Raises ConfigError."""
-  for stage in ('loop/calibration', 'loop'):
-    record = records.read(storage.path(workdir) / stage / 'DONE.json')
-    if record:
-      return record.key
+  """Return the key of the last training stage of a complete run.
+
+  Raises ConfigError where a stage is missing or was run again since, so that what follows is of
+  what it was before: a run that is being trained again is no complete one until its end.
+  """
+  root, config = storage.path(workdir), saved_config(workdir)
+  names = ['data', 'semantic_ids', 'warmup', 'loop']
+  names += [] if config.update.parent else ['reason']
+  names += ['loop/calibration'] if config.calibration.steps else []
+  done = {name: records.read(root / name / 'DONE.json') for name in names}
+  present = {name: record for name, record in done.items() if record}
+  if len(present) == len(names) and _are_of_one_run(root, present, config):
+    return present['loop/calibration' if config.calibration.steps else 'loop'].key
   raise ConfigError(
     f'{workdir}: is no complete run; must be the folder of a run of `rolegen train` to its end'
   )
+
+
+def _are_of_one_run(root: pathlib.Path, done: dict[str, Record], config: Config) -> bool:
+  """Return whether the stages of a run folder read what is there now."""
+  notes, ids = (read_json(root / name) for name in ('data/notes.json', 'semantic_ids/report.json'))
+  read = dict(log=notes['log_digest'], semantic_ids=ids['digest'], warmup=done['warmup'].key)
+  if 'reason' in done:
+    read |= dict(reason=done['reason'].key)
+  if not config.update.appends:  # else those of the whole log, which follow from it
+    read |= dict(occasions=notes['occasions_digest'])
+  loop, calibration = done['loop'], done.get('loop/calibration')
+  is_of_loop = calibration is None or calibration.inputs.get('loop') == loop.key
+  return is_of_loop and all(loop.inputs.get(name) == value for name, value in read.items())
 
 
 def saved_config(workdir: str | os.PathLike) -> Config:

@@ -20,7 +20,7 @@ from rolegen_jax.data.appending import read_new_days
 from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.examples import ExampleTable, inference_examples, training_examples
-from rolegen_jax.data.files import write_json
+from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.data.log import InteractionLog, item_counts
 from rolegen_jax.data.occasions import Occasions
 from rolegen_jax.data.prepare import (
@@ -210,7 +210,11 @@ def _prepare(run: Run, folder: pathlib.Path, cuts: Cuts | None) -> dict[str, Any
   if not appends and data.format == 'contract' and sort.is_long(data, path := fetched_log(data)):
     # What is there continues a preparation that was cut off; for a bucket it begins anew.
     scratch = storage.scratch(SCRATCH) if storage.is_remote(folder) else folder / SCRATCH
-    notes = prepare_log(data, sort.sort(data, path, scratch), folder, cuts)[2]
+    try:
+      notes = prepare_log(data, sort.sort(data, path, scratch), folder, cuts)[2]
+    except DataError:  # what was made of a wrong log is of no use to the one that is put right
+      shutil.rmtree(scratch, ignore_errors=True)
+      raise
     shutil.rmtree(scratch)
     return notes
   return prepare(data, _tables(run), folder, cuts)[2]

@@ -28,6 +28,7 @@ from rolegen_jax.data.prepare import load_prepared
 from rolegen_jax.models import functional
 from rolegen_jax.overrides import field_paths
 from rolegen_jax.pipeline import artifacts
+from rolegen_jax.pipeline.artifacts import VERSIONS
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit_once
@@ -62,7 +63,7 @@ class Parent:
 
     Raises ConfigError where it is not complete, was trained again since, or has other models.
     """
-    folder = pathlib.Path(run.config.update.parent)
+    folder = _place(run)
     config, key = artifacts.saved_config(folder), artifacts.last_key(folder)
     if key != run.config.update.parent_key:
       raise ConfigError(
@@ -179,6 +180,22 @@ class Parent:
     source = np.full(default_capacity(len(today)), -1, np.int32)
     source[: len(today)] = np.where(known, place, -1)
     return source
+
+
+def _place(run: Run) -> pathlib.Path:
+  """Return the parent's folder; that of a version may have been moved with the run folder.
+
+  Raises ConfigError where there is none.
+  """
+  named, root = pathlib.Path(run.config.update.parent), run.folder.root
+  moved = root / VERSIONS / named.name if named.parent.name == VERSIONS else root
+  for folder in (named, moved) if run.config.update.appends else (named,):
+    if (folder / 'config.json').exists():
+      return folder
+  raise ConfigError(
+    f'update.parent={named}: is not there; must be, to continue the run in {run.workdir} or to '
+    'evaluate it; recommend, serve, export and the next update do without'
+  )
 
 
 def check_same_models(config: Config, parent: Config, folder: pathlib.Path) -> None:

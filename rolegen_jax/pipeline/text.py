@@ -23,6 +23,7 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.fields import local_path
 from rolegen_jax.pipeline import artifacts
 from rolegen_jax.pipeline.context import Run, load_pretrained, pretrained_folder
+from rolegen_jax.pipeline.parent import Parent
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime import distributed, storage
 from rolegen_jax.runtime.progress import say
@@ -78,7 +79,7 @@ def _train_tokenizer(run: Run, log: InteractionLog, items: ItemWords) -> Tokeniz
 
   def make() -> Tokenizer:
     if run.config.update.parent:  # words keep their numbers
-      return open_tokenizer(pathlib.Path(run.config.update.parent) / 'tokenizer')
+      return open_tokenizer(Parent.of(run).folder / 'tokenizer')
     if reasoner.pretrained:
       return pretrained_folder().Folder(reasoner.pretrained).tokenizer
     return items.tokenizer(reasoner.text_pieces)

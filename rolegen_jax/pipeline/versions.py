@@ -17,11 +17,12 @@ import pathlib
 
 from rolegen_jax import overrides
 from rolegen_jax.config import AT_RUN_TIME, Config, ConfigError, StageConfig
-from rolegen_jax.data.adapters import log_fingerprint
-from rolegen_jax.data.appending import read_new_days
+from rolegen_jax.data.adapters import log_fingerprint, log_path
+from rolegen_jax.data.appending import read_new_days, require_purchase
 from rolegen_jax.data.files import write_json
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.pipeline import evaluation, records
+from rolegen_jax.fields import Refusal
+from rolegen_jax.pipeline import evaluation, keys, records
 from rolegen_jax.pipeline.ablations import train_ablation
 from rolegen_jax.pipeline.artifacts import (
   CURRENT,
@@ -48,10 +49,11 @@ def update(workdir: str, data: str, assignments: list[str], retrain: bool = Fals
   folder of the new version. Raises ConfigError or DataError, before anything is written, where the
   run cannot be continued or the days do not continue it.
   """
-  root = pathlib.Path(workdir).absolute()
+  root = _reserved(workdir)
   parent = current(root)
   config = _config(root, parent, data, assignments)
   if _has_these_days(parent, config):
+    _check_same_version(parent, config, retrain)
     say(f'{parent}: has these days already')
     return parent
   run, inputs = _begun(root, parent, config, retrain)
@@ -67,7 +69,7 @@ def ask(workdir: str, data: str, assignments: list[str], version: str = '') -> p
 
   Return the folder of the version that training would complete, with next_day/ and predictions/.
   """
-  root = pathlib.Path(workdir).absolute()
+  root = _reserved(workdir)
   parent = _named(root, version) if version else current(root)
   return _begun(root, parent, _config(root, parent, data, assignments))[0].workdir
 
@@ -77,7 +79,6 @@ def _begun(
 ) -> tuple[Run, Inputs]:
   """Return the run and the inputs of a version, its parent asked about the new days."""
   folder = distributed.once(lambda: _version(root, parent, config))
-  distributed.once(RunFolder(root).lock)
   run, inputs = prepare_inputs(open_run(config, folder, retrain=retrain))
   assert inputs.before
   _say_next_day(evaluation.next_day(run, inputs.before()), config)
@@ -86,19 +87,31 @@ def _begun(
 
 def go_back(workdir: str, name: str) -> pathlib.Path:
   """Put another version of the run to use: `first`, or one by its name. Raises ConfigError."""
-  root = pathlib.Path(workdir).absolute()
+  root = _reserved(workdir)
   folder = _named(root, name)
-  RunFolder(root).lock()
   _put_to_use(root, folder)
   return folder
 
 
+def _reserved(workdir: str) -> pathlib.Path:
+  """Return the run folder, which is this process's from here on: no other changes what is in use.
+
+  Raises ConfigError where there is no run, or another process is at work.
+  """
+  root = pathlib.Path(workdir).absolute()
+  saved_config(root)
+  distributed.once(RunFolder(root).lock)
+  return root
+
+
 def _named(root: pathlib.Path, name: str) -> pathlib.Path:
   """Return the folder of a complete version. Raises ConfigError."""
-  known = [FIRST, *sorted(path.name for path in (root / VERSIONS).glob('*') if _is_complete(path))]
+  folders = {FIRST: root} | {path.name: path for path in sorted((root / VERSIONS).glob('*'))}
+  known = [name for name, folder in folders.items() if _is_complete(folder)]
   if name not in known:
-    raise ConfigError(f'--go_back={name}: must be one of {", ".join(known)}')
-  return root if name == FIRST else root / VERSIONS / name
+    right = f'one of {", ".join(known)}' if known else 'of a complete run, which has none'
+    raise ConfigError(f'--go_back={name}: must be {right}')
+  return folders[name]
 
 
 def warm_started(config: Config, workdir: str) -> Config:
@@ -164,6 +177,7 @@ def _version(root: pathlib.Path, parent: pathlib.Path, config: Config) -> pathli
   """
   log = InteractionLog.load(parent / 'data')
   events, _, _ = read_new_days(config.data, log)
+  require_purchase(events, log, f'{log_path(config.data)} (events)')
   last = datetime.datetime.fromtimestamp(int(events['timestamp'].to_numpy().max()), datetime.UTC)
   day = last.strftime('%Y-%m-%d')
   for name in (day, *(f'{day}.{number}' for number in range(2, 1000))):
@@ -183,10 +197,34 @@ def _has_these_days(version: pathlib.Path, config: Config) -> bool:
   return record is not None and record.files == log_fingerprint(config.data)
 
 
+def _check_same_version(version: pathlib.Path, config: Config, retrain: bool) -> None:
+  """Raise ConfigError where `config` asks for another version of the same days than this one."""
+  saved = saved_config(version)
+  config = dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, path=saved.data.path),  # the days may have been moved
+    update=dataclasses.replace(config.update, parent_key=saved.update.parent_key),
+  )
+  differing = '--retrain was given' if retrain else ''
+  for stage in keys.stages(config):
+    done = records.read(version / stage / 'DONE.json')
+    if done and stage != 'baselines':
+      now = dataclasses.replace(done, settings=keys.settings(stage, config))
+      if difference := done.difference(now):
+        differing = differing or f'its stage {stage} {difference.what}'
+  if differing:
+    before = pathlib.Path(saved.update.parent)
+    name = before.name if before.parent.name == VERSIONS else FIRST
+    raise ConfigError(
+      f'{version}: is in use and of these days already, but {differing}; must be asked for with '
+      f'the same settings and without --retrain, or after --go_back={name}'
+    )
+
+
 def _is_complete(folder: pathlib.Path) -> bool:
   try:
     last_key(folder)
-  except ConfigError:
+  except Refusal:
     return False
   return True
 

@@ -10,6 +10,8 @@ from experiments.benchmarks import harness, serving, serving_figures, serving_si
 from rolegen_jax import config as configs
 from rolegen_jax import overrides
 from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.data.events import validate
+from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.serving.load import plan
 
 SHOP = plan.Shop([1, 2], {1: {}, 2: {}}, 1_700_000_000)
@@ -76,9 +78,11 @@ def test_the_baseline_has_as_many_weights_and_lists_items(tmp_path):
     Config(), ['backbone.beam=4', 'evaluation.ks=(1,4)', 'semantic_ids.codes=8']
   )
   (run / 'config.json').write_text(json.dumps(configs.to_dict(config)), encoding='utf-8')
-  events = pl.DataFrame(dict(user=[0, 0, 1], item=[1, 2, 3]))
-  events.write_parquet(run / 'data/log_events.parquet')
-  pl.DataFrame(dict(user_id=['a', 'b'])).write_parquet(run / 'data/log_users.parquet')
+  events = pl.DataFrame(
+    dict(user_id=['a', 'a', 'b'], item_id=[20, 30, 40], event='view', timestamp=[1, 2, 3])
+  )
+  items = pl.DataFrame(dict(item_id=[10, 20, 30, 40]))
+  InteractionLog.build(*validate(events, items)).save(run / 'data')
   model = serving_t5.Model(str(run), 60_000)
   assert abs(model.parameters / 60_000 - 1) < 0.25
   assert set(model.recommend('a', 4)) == {10, 20, 30, 40}

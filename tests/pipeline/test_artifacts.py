@@ -299,14 +299,8 @@ def test_the_version_in_use_is_the_one_that_is_named(tmp_path):
   for name, folder in ((f'versions/{version.name}', version), ('.', tmp_path)):
     (tmp_path / artifacts.CURRENT).write_text(json.dumps(dict(version=name)))
     assert artifacts.current(tmp_path) == folder
-  assert artifacts.last_key(version) == record('loop').key
   assert RunFolder(version).root == RunFolder(tmp_path).root == tmp_path
   for wrong in ('{"version": "versions/gone"}', '{"version": "/etc"}', '{', '3', '[]'):
     (tmp_path / artifacts.CURRENT).write_text(wrong)
     with pytest.raises(ConfigError, match='current.json: names no version in .*--go_back=VERSION'):
       artifacts.current(tmp_path)
-
-
-def test_a_run_without_its_last_stage_has_no_key(tmp_path):
-  with pytest.raises(ConfigError, match='is no complete run; must be the folder of a run'):
-    artifacts.last_key(finish(tmp_path, record('warmup')))

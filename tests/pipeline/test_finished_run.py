@@ -17,6 +17,7 @@ import pytest
 from rolegen_jax.ab_test import simulation
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError
+from rolegen_jax.data import digests
 from rolegen_jax.data.files import DataError
 from rolegen_jax.models import functional
 from rolegen_jax.overrides import apply
@@ -261,6 +262,7 @@ def test_the_held_back_simulator_is_not_trained_again_unasked(tmp_path, monkeypa
 
 
 def test_a_log_that_changed_is_named(tmp_path, monkeypatch, capfd):
+  monkeypatch.setattr(digests, '_taken', set())  # later tests' runs keep none of these files'
   monkeypatch.setenv('ROLEGEN_DATA', str(tmp_path))
   simulated = world.simulate(entry.experiment('demo', SMALL).simulator)
   shop, folder = tmp_path / 'shop', tmp_path / 'run'

@@ -1,13 +1,19 @@
 """What the stages before training leave for those that train: here, text vectors."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError
+from rolegen_jax.data import log as log_lib
+from rolegen_jax.data.files import DataError
+from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.data.shards import sort
 from rolegen_jax.pipeline import keys
-from rolegen_jax.pipeline.context import open_run
-from rolegen_jax.pipeline.inputs import prepare_inputs
+from rolegen_jax.pipeline.artifacts import RunFolder
+from rolegen_jax.pipeline.context import Run, open_run
+from rolegen_jax.pipeline.inputs import SCRATCH, prepare_data, prepare_inputs
 from rolegen_jax.semantic_ids import minilm
 from tests.runs import SMALL, open_inputs
 
@@ -40,3 +46,76 @@ def test_an_embedder_that_is_not_installed_ends_the_run_in_one_line(tmp_path, mo
   monkeypatch.setattr(minilm, 'PACKAGE', 'a_package_that_nobody_has')
   with pytest.raises(ConfigError, match="^semantic_ids.text='minilm': needs .*-text.txt$"):
     open_inputs(entry.experiment('demo', [*SMALL, 'semantic_ids.text=minilm']), tmp_path)
+
+
+class ThisProcess:
+  """In place of a pool of processes."""
+
+  def __init__(self, workers):
+    self.calls = []
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+  def run(self, work, calls, label):
+    del label
+    return [work(*call) for call in calls]
+
+
+@pytest.fixture
+def long_log(tmp_path, monkeypatch):
+  """A log of several parts, of which a row is wrong, and its right events."""
+  rng = np.random.default_rng(0)
+  events = pl.DataFrame(
+    dict(
+      user_id=rng.integers(300, size=3000),
+      item_id=rng.integers(8, size=3000),
+      event=rng.choice(['view', 'purchase'], 3000),
+      timestamp=1_700_000_000 + rng.integers(10_000_000, size=3000),
+    )
+  )
+  folder = tmp_path / 'log'
+  (folder / 'events').mkdir(parents=True)
+  pl.DataFrame(dict(item_id=range(8))).write_parquet(folder / 'items.parquet')
+  events[:1000].write_parquet(folder / 'events' / 'a.parquet')
+  events[1000:].with_columns(item_id=99).write_parquet(folder / 'events' / 'b.parquet')
+  monkeypatch.setattr(sort, 'Pool', ThisProcess)
+  monkeypatch.setattr(log_lib, 'PART_ROWS', 1000)
+  return folder, events
+
+
+def test_a_long_log_with_a_wrong_row_may_be_put_right_and_a_kill_costs_a_part(
+  long_log, tmp_path, monkeypatch
+):
+  folder, events = long_log
+
+  def opened(name):
+    return Run(config.validated(), RunFolder(tmp_path / name), None, None, None)
+
+  config = entry.experiment('demo', [*SMALL, 'data.format=contract', f'data.path={folder}'])
+  with pytest.raises(DataError, match="b.parquet: column 'item_id', row 1: 99"):
+    prepare_data(opened('run'))
+  events[1000:].write_parquet(folder / 'events' / 'b.parquet')
+  sort_part = sort._sort
+
+  def dies(folder, number, *rest):
+    if number == 2:
+      raise KeyboardInterrupt
+    sort_part(folder, number, *rest)
+
+  monkeypatch.setattr(sort, '_sort', dies)
+  with pytest.raises(KeyboardInterrupt):
+    prepare_data(opened('run'))
+  scratch = tmp_path / 'run' / 'data' / SCRATCH
+  assert sorted(path.name for path in scratch.glob('part-*')) == ['part-00000', 'part-00001']
+  monkeypatch.setattr(sort, '_sort', sort_part)
+  built, build = [], InteractionLog.build
+  monkeypatch.setattr(InteractionLog, 'build', lambda *tables: built.append(0) or build(*tables))
+  log = prepare_data(opened('run')).log
+  assert not scratch.exists() and len(list(log.parts())) > 1
+  assert len(built) == 1  # the third part; those that were there are taken
+  monkeypatch.setattr(log_lib, 'PART_ROWS', 4_000_000)
+  assert prepare_data(opened('short')).log.digest == log.digest

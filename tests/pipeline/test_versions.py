@@ -4,6 +4,7 @@ The runs are real but for what costs minutes: stages save the state that they st
 weights of experts stay, and what is asked gets lists of popular items.
 """
 
+import dataclasses
 import json
 import shutil
 
@@ -15,9 +16,10 @@ import pytest
 from rolegen_jax import overrides
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ConfigError, SimulatorConfig
-from rolegen_jax.data.files import DataError
+from rolegen_jax.data.files import DataError, write_json
+from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.models import functional
-from rolegen_jax.pipeline import evaluation, run, stages, versions
+from rolegen_jax.pipeline import evaluation, records, run, stages, versions
 from rolegen_jax.pipeline.ablations import train_ablation
 from rolegen_jax.pipeline.artifacts import current, saved_config
 from rolegen_jax.pipeline.context import open_run
@@ -180,9 +182,9 @@ def test_the_parent_is_asked_with_what_was_known_before(updated, template):
   assert 0 <= told['all']['HI@10']['mean'] <= 1
   inputs = opened(updated)[1]
   before = inputs.before()
-  end = pl.read_parquet(updated / 'versions' / names(updated)[0] / 'data' / 'log_events.parquet')
-  assert before.occasions.train_cut == end['timestamp'].max()
-  assert before.trie.item_count.sum() == end['count'].sum()
+  log = InteractionLog.load(updated / 'versions' / names(updated)[0] / 'data')
+  assert before.occasions.train_cut == log.timestamp.max()
+  assert before.trie.item_count.sum() == log.count.sum()
 
 
 def test_a_kill_leaves_the_version_before_and_the_same_command_continues(
@@ -250,7 +252,8 @@ def test_a_parent_that_was_trained_again_is_refused(trained, logs, monkeypatch):
   with pytest.raises(ZeroDivisionError):
     versions.update(str(trained), str(logs[1]), [])
   done = trained / 'loop' / 'calibration' / 'DONE.json'
-  done.unlink()
+  calibrated = records.read(done)
+  write_json(dataclasses.replace(calibrated, settings={}).to_json(), done)
   version = trained / 'versions' / names(trained)[0]
   config = saved_config(version)
   run_now, inputs = prepare_inputs(open_run(config, version))

@@ -118,7 +118,8 @@ def test_errors_name_the_url(shop, url):
 def test_an_object_that_changes_meanwhile_or_cannot_be_a_file_is_named(shop, url):
   folder = storage.path(url) / 'shop'
   opened = mirror.opened(folder)
-  (folder / 'items.parquet').write_bytes(b'another')
+  file = folder / 'items.parquet'
+  file.write_bytes(file.read_bytes()[::-1])  # as long as it was
   with pytest.raises(ConfigError, match=f'^{folder}/items.parquet: has changed since it was'):
     mirror.fetch(opened / 'items.parquet')
   storage.file_system(url).pipe_file(f'{url}/odd/a/../b', b'x')

@@ -184,3 +184,15 @@ def test_copies_of_a_killed_process_are_removed_and_those_of_a_living_one_stay(t
   living.kill()
   living.wait()
   assert (tmp_path / 'rolegen_mine').is_dir()
+
+
+def test_a_folder_of_copies_that_was_just_made_stays(tmp_path, monkeypatch):
+  """Its process may not have locked it yet."""
+  monkeypatch.setattr(storage.tempfile, 'tempdir', str(tmp_path))
+  new, old = tmp_path / f'{storage._PREFIX}new', tmp_path / f'{storage._PREFIX}old'
+  new.mkdir()
+  old.mkdir()
+  os.utime(old, (0, 0))
+  monkeypatch.setattr(storage, '_kept', [])
+  own = storage._scratch.__wrapped__()
+  assert own.is_dir() and new.is_dir() and not old.exists()

@@ -7,13 +7,16 @@ import json
 import threading
 
 import numpy as np
+import polars as pl
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from rolegen_jax.config import ConfigError
+from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError
+from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.serving.http.server import bound, server
 from rolegen_jax.serving.load import drive, figures, plan, shelf
 from rolegen_jax.serving.load.drive import BUSY, OK, Outcome, Sent
@@ -244,3 +247,14 @@ def test_a_server_that_is_not_there_and_a_folder_that_is_no_run_are_told(tmp_pat
     drive.drive('http://127.0.0.1:1', [], SHOP, Mix(rps=1, duration=1))
   with pytest.raises(DataError, match='log_users.parquet: no such file'):
     plan.read_shop(str(tmp_path))
+
+
+def test_the_shop_is_that_of_the_run(tmp_path):
+  events = pl.DataFrame(
+    dict(user_id=['b', 'a'], item_id=[2, 1], event='view', timestamp=[1_700_000_000, 1_700_000_009])
+  )
+  for brand, known in ((['x', None], [dict(brand='x'), {}]), (None, [{}, {}])):
+    items = pl.DataFrame(dict(item_id=[1, 2]) | (dict(brand=brand) if brand else {}))
+    InteractionLog.build(*validate(events, items)).save(tmp_path / 'data')
+    shop = plan.read_shop(tmp_path)
+    assert shop == plan.Shop(['a', 'b'], dict(zip([1, 2], known)), 1_700_000_009)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
-from rolegen_jax.data.files import DataError, read_parquet
+from rolegen_jax.data.log import InteractionLog
 
 RECOMMEND, APPEND, MALFORMED, CHANGE = 'recommend', 'append', 'malformed', 'change'
 EVENTS = ('view', 'view', 'view', 'fav', 'cart', 'purchase')
@@ -56,16 +57,11 @@ class Arrival(NamedTuple):
 
 def read_shop(workdir: str | os.PathLike) -> Shop:
   """Return the users and items of a run folder. Raises DataError."""
-  folder = pathlib.Path(workdir) / 'data'
-  users, items, events = (
-    read_parquet(folder / f'log_{name}.parquet') for name in ('users', 'items', 'events')
-  )
-  if not len(users) or not len(events):
-    raise DataError(f'{folder}: must be of a log with users and events')
-  columns = items.select([c for c in items.columns if c not in ('item_id', 'embedding')])
+  log = InteractionLog.load(pathlib.Path(workdir) / 'data')
+  columns = log.items.select(pl.exclude('item_id', 'embedding'))
   known = [{k: v for k, v in row.items() if v is not None} for row in columns.to_dicts()]
-  latest = int(events['timestamp'].max())  # type: ignore[arg-type]
-  return Shop(users['user_id'].to_list(), dict(zip(items['item_id'].to_list(), known)), latest)
+  items = dict(zip(log.items['item_id'].to_list(), known or [{}] * log.items.height))
+  return Shop(log.users.to_list(), items, int(log.timestamp.max()))
 
 
 def planned(mix: Mix, shop: Shop) -> list[Arrival]:
