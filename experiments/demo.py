@@ -19,7 +19,7 @@ def get_config() -> c.Config:
     name='demo',
     semantic_ids=c.SemanticIdConfig(levels=3, codes=32, text='hashed_ngrams'),
     backbone=c.BackboneConfig(temporal=model, context=64, beam=50, dropout=0.3),
-    reasoner=c.ReasonerConfig(transformer=model, events=16, role_events=12, kinds=8, attributes=64),
+    reasoner=c.ReasonerConfig(transformer=model, events=16, role_events=12),
     # The losses are flat from about there on; that of the warmup is not.
     warmup=_stage(400),
     align=_stage(90),

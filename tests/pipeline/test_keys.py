@@ -25,6 +25,7 @@ from tests import runs
 SMALL = [
   *runs.SMALL,
   'reasoner.candidates=2',
+  'reasoner.kinds=2',
   'roles.max_conversions=64',
   'text.width=96',
   'text.sentence=8',
