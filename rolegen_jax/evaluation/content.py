@@ -26,8 +26,8 @@ from rolegen_jax.models.kinds import SCALE
 from rolegen_jax.reasoning.predict import Effects
 from rolegen_jax.runtime.provenance import machine
 
-# name -> (kind of system, items int32 [N, K], settings that made them)
 STRONGEST = 12  # pairs of attributes that a note names
+# name -> (kind of system, items int32 [N, K], settings that made them)
 Rankings = dict[str, tuple[str, np.ndarray, dict]]
 
 
@@ -222,16 +222,20 @@ def language_weight(weight: np.ndarray) -> str:
   )
 
 
+def pooled_weights(weights: np.ndarray) -> str:
+  """Return a note on how much what is learned of kinds of users counts, as calibration chose."""
+  counted, learned = (float(x) for x in np.asarray(weights))
+  return (
+    f'Of log p(coarse code), what is counted is multiplied by {counted:g} and what is learned of '
+    f'kinds of users by {learned:g}, as validation conversions prefer.'
+  )
+
+
 def kinds(intent: dict[str, Any], words: Sequence[str]) -> list[str]:
-  """Return notes on what is learned of kinds of users: how it counts, and what depends on what.
+  """Return a note on what kinds of users have learned to depend on what, none where nothing does.
 
   intent: parameters of the equation of intent. words: of items; none = attributes are codes.
   """
-  counted, learned = (float(x) for x in np.asarray(intent['pooled']))
-  notes = [
-    f'Of log p(coarse code), what is counted is multiplied by {counted:g} and what is learned of '
-    f'kinds of users by {learned:g}, as validation conversions prefer.'
-  ]
   logit = SCALE * np.asarray(intent['kinds']['context'])
   strongest = np.argsort(-np.abs(logit), axis=None)[:STRONGEST]
   pairs = [divmod(int(place), len(logit)) for place in strongest]
@@ -241,9 +245,9 @@ def kinds(intent: dict[str, Any], words: Sequence[str]) -> list[str]:
     for before, after in pairs
     if abs(logit[before, after]) >= 0.5
   ]
-  if told:
-    notes.append(f'How much contact counts by what was met before, log-odds: {", ".join(told)}.')
-  return notes
+  if not told:
+    return []
+  return [f'How much contact counts by what was met before, log-odds: {", ".join(told)}.']
 
 
 def parts(systems: dict[str, dict], metric: str) -> list[str]:

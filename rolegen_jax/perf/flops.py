@@ -23,6 +23,7 @@ from rolegen_jax.config import (
   ReasonerConfig,
   TransformerConfig,
 )
+from rolegen_jax.models.kinds import MET_DAYS
 from rolegen_jax.models.memory import AGE_FEATURES, NO_EVENT
 from rolegen_jax.reasoning.frcot import Layout
 from rolegen_jax.reasoning.worlds import Tree, removing
@@ -362,8 +363,17 @@ def parameters(config: Config, room: int, text: int = 0) -> dict[str, int]:
     tables += room * t.width
   return dict(
     backbone=(t.layers + b.query_layers + depth) * _block(t) + tables,
-    reasoner=r.layers * _block(r) + (2 - r.tied) * vocab.size * r.width,
+    reasoner=r.layers * _block(r) + (2 - r.tied) * vocab.size * r.width + _of_kinds(config),
   )
+
+
+def _of_kinds(config: Config) -> int:
+  """Return how many parameters kinds of users have, many of a small reasoner's."""
+  kinds, attributes = config.reasoner.kinds, config.reasoner.attributes
+  if not kinds:
+    return 0
+  codes, met = config.semantic_ids.codes, len(MET_DAYS) * attributes
+  return 2 * kinds * codes + (1 + kinds) * met * codes + attributes**2
 
 
 def _block(c: TransformerConfig) -> int:
@@ -375,6 +385,6 @@ def trained(config: Config, room: int, text: int = 0) -> dict[str, int]:
   count, r, vocab = parameters(config, room, text), config.reasoner, Vocabulary.of(config)
   if r.train == 'all':
     return count
-  rows = (2 - r.transformer.tied) * vocab.own * r.transformer.width
+  rows = (2 - r.transformer.tied) * vocab.own * r.transformer.width + _of_kinds(config)
   adapter = sum(r.lora.rank * sum(_sides(r.transformer)[name]) for name in r.lora.targets)
   return count | dict(reasoner=rows + (r.transformer.layers * adapter if r.train == 'lora' else 0))

@@ -297,7 +297,7 @@ def choose_on_validation(run: Run, data: Data) -> Choices:
   path = stage.folder / 'choices.json'
   if not stage.is_complete:
     if run.config.update.appends:  # there is nothing to choose by that is not trained on
-      kept = artifacts.read_json(Parent.of(run).folder / 'choices' / 'choices.json')
+      kept = artifacts.read_json(_choices_of_parent(run))
       distributed.once(lambda: write_json(kept, path))
       stage.finish('those of the parent')
     else:
@@ -307,9 +307,21 @@ def choose_on_validation(run: Run, data: Data) -> Choices:
 
 
 def _chosen(run: Run, log: InteractionLog, occasions: Occasions) -> Choices:
-  made, reasoner = choices.choose(log, occasions, run.config), run.config.reasoner
-  words = choose_words(log.items, reasoner.attributes) if reasoner.kinds else ()
-  return dataclasses.replace(made, words=words)
+  made = choices.choose(log, occasions, run.config)
+  return dataclasses.replace(made, words=_words(run, log))
+
+
+def _words(run: Run, log: InteractionLog) -> tuple[str, ...]:
+  reasoner = run.config.reasoner
+  if not reasoner.kinds:
+    return ()
+  if run.config.update.parent:  # what it has learned is of words by their numbers
+    return Choices.from_json(artifacts.read_json(_choices_of_parent(run))).words
+  return choose_words(log.items, reasoner.attributes)
+
+
+def _choices_of_parent(run: Run) -> pathlib.Path:
+  return Parent.of(run).folder / 'choices' / 'choices.json'
 
 
 def count_features(

@@ -66,6 +66,8 @@ def section(
   notes = [*notes, content.role_gains(equation['role_gain'])]
   if models.calibrated is not models.looped:
     notes.append(content.language_weight(equation['language']))
+    if run.config.reasoner.kinds:
+      notes.append(content.pooled_weights(equation['pooled']))
   if run.config.reasoner.kinds:
     notes += content.kinds(equation, inputs.choices.words)
   return roles, notes

@@ -243,8 +243,10 @@ def test_rematerialization_repeats_the_forward_of_the_stack(remat, again):
   assert remat_flops - default_flops == pytest.approx(again * stack)
 
 
-def test_parameters_are_those_of_the_models():
-  for name, count in flops.parameters(CONFIG, ROOM).items():
-    assert count == pytest.approx(
-      sum(np.prod(x.shape) for x in jax.tree.leaves(shapes(name))), rel=0.01
-    )
+@pytest.mark.parametrize('kinds', [0, 8])
+def test_parameters_are_those_of_the_models(kinds):
+  config = overrides.apply(CONFIG, [f'reasoner.kinds={kinds}'])
+  model_fns = RoleGen(config, ROOM).model_fns
+  for name, count in flops.parameters(config, ROOM).items():
+    made = jax.tree.leaves(functional.abstract(model_fns[name])[1])
+    assert count == pytest.approx(sum(np.prod(x.shape) for x in made), rel=0.01)

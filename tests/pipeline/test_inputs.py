@@ -1,19 +1,25 @@
 """What the stages before training leave for those that train: here, text vectors."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
 
 from rolegen_jax.cli import entry
-from rolegen_jax.config import ConfigError
+from rolegen_jax.config import ConfigError, UpdateConfig
 from rolegen_jax.data import log as log_lib
-from rolegen_jax.data.files import DataError
+from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.shards import sort
-from rolegen_jax.pipeline import keys
+from rolegen_jax.evaluation.choices import Choices
+from rolegen_jax.features.item_transitions import Kernel
+from rolegen_jax.pipeline import inputs, keys
 from rolegen_jax.pipeline.artifacts import RunFolder
 from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import SCRATCH, prepare_data, prepare_inputs
+from rolegen_jax.pipeline.parent import Parent
 from rolegen_jax.semantic_ids import minilm
 from tests.runs import SMALL, open_inputs
 
@@ -46,6 +52,25 @@ def test_an_embedder_that_is_not_installed_ends_the_run_in_one_line(tmp_path, mo
   monkeypatch.setattr(minilm, 'PACKAGE', 'a_package_that_nobody_has')
   with pytest.raises(ConfigError, match="^semantic_ids.text='minilm': needs .*-text.txt$"):
     open_inputs(entry.experiment('demo', [*SMALL, 'semantic_ids.text=minilm']), tmp_path)
+
+
+def test_a_run_that_starts_from_another_keeps_its_words(tmp_path, monkeypatch):
+  """What kinds of users have learned is of words by their numbers."""
+  theirs = Choices(Kernel(), Kernel(), False, {}, ('rug', 'home'))
+  write_json(dataclasses.asdict(theirs), tmp_path / 'parent' / 'choices' / 'choices.json')
+  monkeypatch.setattr(Parent, 'of', lambda run: SimpleNamespace(folder=tmp_path / 'parent'))
+  monkeypatch.setattr(inputs.choices, 'choose', lambda *_: Choices(Kernel(), Kernel(), True, {}))
+  monkeypatch.setattr(inputs, 'choose_words', lambda *_: ('home', 'sofa'))
+  run = open_run(entry.experiment('demo', SMALL), tmp_path / 'run')
+  log = SimpleNamespace(digest='', items=None)
+  data = inputs.Data(log, SimpleNamespace(digest=''), None)
+  assert inputs.choose_on_validation(run, data).words == ('home', 'sofa')
+  for appends, bars_history in ((False, True), (True, False)):
+    update = UpdateConfig(parent='parent', parent_key='key', appends=appends)
+    config = dataclasses.replace(run.config, update=update)
+    continues = open_run(config, tmp_path / f'continues_{appends}')
+    chosen = inputs.choose_on_validation(continues, data)
+    assert chosen.words == theirs.words and chosen.bars_history == bars_history
 
 
 class ThisProcess:
