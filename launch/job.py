@@ -16,7 +16,7 @@ GRACE_S = 120  # from SIGTERM to SIGKILL: one step and one checkpoint must fit
 
 NAME = re.compile(r'[a-z]([a-z0-9-]{0,38}[a-z0-9])?')
 ASSIGNMENT = re.compile(r'[\w.]+=.*')
-WINDOW = re.compile(r'(warmup|align|reason|loop):\d+(-\d+)?')
+WINDOW = re.compile(r'(warmup|kinds|align|reason|loop):\d+(-\d+)?')
 ACCOUNT = re.compile(r'[a-z0-9-]+@[a-z0-9.-]+')
 LABEL = re.compile(r'[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?')
 SLURM_TIME = re.compile(r'(\d+-)?\d+(:\d\d){0,2}')
@@ -184,7 +184,9 @@ def _validate_common(job: Job) -> None:
   is_own = is_folder and not is_shared and is_written_out(job.host_cache)
   _require(job, 'host_cache', not job.host_cache or is_own, cache_rule)
   windows = all(WINDOW.fullmatch(window) for window in job.profile)
-  window_rule = 'STAGE:FIRST-LAST with a stage of warmup, align, reason and loop, comma-separated'
+  window_rule = (
+    'STAGE:FIRST-LAST with a stage of warmup, kinds, align, reason and loop, comma-separated'
+  )
   _require(job, 'profile', windows, window_rule)
   tracers = all(number == 'all' or number.isdigit() for number in job.profile_processes)
   _require(job, 'profile_processes', tracers, 'numbers of processes, or all')

@@ -48,6 +48,7 @@ SETTINGS = (
   'semantic_ids.codes=128',
   'semantic_ids.text=',
   f'warmup.steps={WARMUP}',
+  'kinds.steps=20',
   'align.steps=20',
   'reason.steps=20',
   f'loop_stage.steps={LOOP}',
@@ -65,7 +66,7 @@ STAGES: dict[str, tuple[Any, tuple[str, ...]]] = {
   'trie': (inputs, ('catalogue_tables',)),
   'warmup': (stages, ('warm_up',)),
   'roles': (stages, ('label_roles',)),
-  'reasoner': (stages, ('align', 'reason')),
+  'reasoner': (stages, ('learn_kinds', 'align', 'reason')),
   'loop': (stages, ('close_loop', 'calibrate')),
 }
 
@@ -134,7 +135,8 @@ def _train(begun: Run, known: Inputs) -> Trained:
   """Train both models as a run does."""
   warm = stages.warm_up(begun, known)
   labeled = stages.label_roles(begun, known)
-  reasoned = stages.reason(begun, known, labeled, stages.align(begun, known, labeled))
+  aligned = stages.align(begun, known, labeled, stages.learn_kinds(begun, known))
+  reasoned = stages.reason(begun, known, labeled, aligned)
   return stages.calibrate(begun, known, stages.close_loop(begun, known, labeled, warm, reasoned))
 
 

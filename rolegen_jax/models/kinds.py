@@ -19,7 +19,7 @@ and `context` are near 0.
 
 Who somebody is follows by Bayes' rule from all that the history holds, event by event:
 
-  log p(z | h) = log prior_z + LOOKS * sum over looks of log p(code | own looks before, z)
+  log p(z | h) = log prior_z + LOOKS * sum over looks of log p(code | codes of events before, z)
                  + sum over the latest purchases of log p(code | history before, z) + a constant
 
 This is a latent class model (Lazarsfeld 1950), fitted by the likelihood of whole histories. An

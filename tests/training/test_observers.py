@@ -164,7 +164,7 @@ def test_a_stage_is_tracked_and_its_chosen_steps_are_traced(tmp_path, capsys):
 @pytest.mark.parametrize(
   ('window', 'processes', 'message'),
   [
-    ('10-14', '0', '--profile=10-14: must be STAGE:FIRST-LAST, with a stage of warmup, align'),
+    ('10-14', '0', '--profile=10-14: must be STAGE:FIRST-LAST, with a stage of warmup, kinds'),
     ('ab:1-2', '0', '--profile=ab:1-2: must be STAGE:FIRST-LAST'),
     ('loop:3-1', '0', '--profile=loop:3-1: must be steps in order from 0 to 59'),
     ('loop:0-60', '0', '--profile=loop:0-60: must be steps in order from 0 to 59'),
