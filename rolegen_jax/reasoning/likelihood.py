@@ -93,7 +93,7 @@ def likelihood(
 
   def choose_codes(slots: np.ndarray, evidence: Evidence) -> Choice:
     keep, levels = layout.config.retrieved, slots.shape[1]
-    priors = reasoner.intent.priors(evidence, keep, trie.item_codes, levels)
+    priors = reasoner.intent.priors(evidence, keep, trie.item_codes, levels, tree.chains)
     return _code_choices(reasoner, layout, priors, trie, temperature, hidden, tokens_NxT, slots)
 
   zeros = jnp.zeros((tokens_NxT.shape[0], 1))

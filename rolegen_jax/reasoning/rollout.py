@@ -114,8 +114,9 @@ def _intents_and_roles(
 ) -> tuple[Reading, Completions, Completions, jax.Array]:
   """Sample the first half of all chains: (reading, intents, roles, log p of roles [N, M, R])."""
   reasoner, layout = sampler.reasoner, sampler.layout
-  keep, codes = layout.config.retrieved, trie.item_codes
-  priors = reasoner.intent.priors(prompts.evidence, keep, codes, layout.config.intent_levels)
+  keep, levels = layout.config.retrieved, layout.config.intent_levels
+  chains = choice.role_shift.shape[1]
+  priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes, levels, chains)
   reading, intents = sampler.intents(reading, priors, prompts.evidence.intent, trie)
   m = choice.role_shift.shape[-1]
   towards = reasoner.roles(prompts.evidence, first_intent(layout, intents.tokens), m)
