@@ -131,7 +131,7 @@ def test_the_report_compares_with_baselines_and_ablations(finished):
   assert report['provenance']['simulated'] is True
   assert 0 <= report['roles']['agreement']['macro_f1'] <= 1
   stages = {row['stage'] for row in report['training']}
-  assert stages == {'warmup', 'align', 'reason', 'loop'}
+  assert stages == {'warmup', 'kinds', 'align', 'reason', 'loop'}
   assert 'SIMULATED' in (finished.workdir / 'report.html').read_text()
 
 

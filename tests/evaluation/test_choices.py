@@ -86,7 +86,7 @@ def test_a_run_keeps_its_choices_and_the_setting_overrules_them(tmp_path):
   config = entry.experiment('demo', runs.SMALL)
   run, inputs = runs.open_inputs(config, tmp_path)
   kept = json.loads((tmp_path / 'choices' / 'choices.json').read_text(encoding='utf-8'))
-  assert kept == dataclasses.asdict(inputs.choices)
+  assert choices.Choices.from_json(kept) == inputs.choices
   assert inputs.bars_history == inputs.choices.bars_history
   assert choose_on_validation(run, prepare_data(run)) == inputs.choices
   for wish, bars_history in dict(bar=True, allow=False).items():

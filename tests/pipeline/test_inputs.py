@@ -61,7 +61,7 @@ def test_a_run_that_starts_from_another_keeps_its_words(tmp_path, monkeypatch):
   monkeypatch.setattr(Parent, 'of', lambda run: SimpleNamespace(folder=tmp_path / 'parent'))
   monkeypatch.setattr(inputs.choices, 'choose', lambda *_: Choices(Kernel(), Kernel(), True, {}))
   monkeypatch.setattr(inputs, 'choose_words', lambda *_: ('home', 'sofa'))
-  run = open_run(entry.experiment('demo', SMALL), tmp_path / 'run')
+  run = open_run(entry.experiment('demo', [*SMALL, 'reasoner.kinds=2']), tmp_path / 'run')
   log = SimpleNamespace(digest='', items=None)
   data = inputs.Data(log, SimpleNamespace(digest=''), None)
   assert inputs.choose_on_validation(run, data).words == ('home', 'sofa')

@@ -70,7 +70,7 @@ def updated(root, monkeypatch):
 
     monkeypatch.setattr(versions, '_begun', begun)
     monkeypatch.setattr(versions, 'train_models', lambda *_: None)
-    monkeypatch.setattr(versions.stages, 'train_ablation', lambda *_: None)
+    monkeypatch.setattr(versions, 'train_ablation', lambda *_: None)
     return versions.update(str(root), str(log), list(assignments), **options)
 
   return update
