@@ -395,7 +395,7 @@ class ReasonerConfig(Section):
   # Kinds of users, who are told apart by their histories and for whom contact with items leads to
   # different intents (`models/kinds.py`); 0 = all are of one kind.
   kinds: int = 0
-  # Words by which kinds tell items apart, the most frequent ones, at most. Where items have no words,
+  # Words by which kinds tell items apart, the most frequent ones, at most. Where items have none,
   # their coarse codes below this number: as many as `semantic_ids.codes` are all of them.
   attributes: int = 128
   temperature: float = 0.2  # of rollouts; demonstrations are fitted at 1
