@@ -4,23 +4,31 @@ A user is of one of Z kinds, which nobody sees. A kind says what its users look 
 and what contact with an item opens for them; all else is shared:
 
   log p(k | h, z) = log_softmax_k(base_k + kind_zk + habit(own_k)
-                                  + SCALE * sum_v met_v (opens_vk + turn_zvk))
+                                  + SCALE * sum_v held_vk (opens_vk + turn_zvk))
   log p(k | h)    = log sum_z p(z | h) p(k | h, z)
 
-own_k are faded counts of the history's events in coarse code k, by type of event. met_v in 0..1
-says whether an item with attribute v (a word of its text, or its coarse code) was met lately, and
-after what: what was met before an event decides how much it counts,
+own_k are faded counts of the history's events in coarse code k, by type of event. held_vk in 0..1
+says what is left for code k of the latest contact with an item that has attribute v, which is a
+word of its text or its coarse code:
 
-  met_v   = 1 - exp(-sum over events i with attribute v of fade_i counts_iv)
+  held_vk = counts_iv lasts(age_i) (1 - ended [k was bought after i]),  i = the latest such event
   counts_iv = sigmoid(gate_v + SCALE * sum_u before_iu context_uv)
+  lasts(age) = sigmoid(exp(edge) (1 - age / exp(days)))
 
-before_iu in 0..1 says whether attribute u was met before event i. Most entries of `opens`, `turn`
-and `context` are near 0.
+So later contact replaces what earlier contact left, what led to a purchase ends with it, and what
+was met before an event decides how much it counts: before_iu is lasts(...) of the time since the
+latest contact with attribute u, when event i came. Most entries of `opens`, `turn` and `context`
+are near 0.
 
 Who somebody is follows by Bayes' rule from all that the history holds, event by event:
 
-  log p(z | h) = log prior_z + LOOKS * sum over looks of log p(code | codes of events before, z)
+  log p(z | h) = log prior_z + LOOKS * sum over looks i of log p(code_i | before, z)
                  + sum over the latest purchases of log p(code | history before, z) + a constant
+  p(k | before, z) = (1 - shown_i) (w_1 interest_zk + w_2 share of k in all looks before
+                                    + w_3 share of k in those lately) + shown_i background_k
+
+Items of some attributes are met whoever one is, because they are shown: shown_i in 0..1 goes by the
+attributes of the item, and such a look tells little.
 
 This is a latent class model (Lazarsfeld 1950), fitted by the likelihood of whole histories. An
 intervention on an event changes what is met, and not who somebody is: a kind is a trait.
@@ -30,6 +38,8 @@ K coarse codes, Z kinds, F features of `own`.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +51,15 @@ from rolegen_jax.models.numerics import dropout
 
 DAY_S = 86_400.0
 OWN_DAYS, OWN_EVENTS = (0.5, 2.0, 7.0, 30.0), (1.0, 5.0)  # how counts of events fade
-MET_DAYS = (3.0, 12.0)  # and what was met
-BEFORE_DAYS = 6.0  # and what was met before it
-MET_ONCE = 3.0  # how surely one contact, just before, has been met
-LOOKED_DAYS = 5.0  # in log p of a look
+LASTS_DAYS, EDGE = 7.0, 5.0  # where training starts: how long contact counts, how sharply it ends
+ENDED = 1.0  # and, as a logit, how much of what led to a purchase ends with it
+LOOKED_DAYS, FEW_LOOKS = 5.0, (0.5, 0.1)  # in log p of a look: lately; looks at no code
+SHOWN = -1.0  # where training starts, as a logit
 TYPES = (('impression', 'view'), ('fav', 'cart', 'remove'), ('purchase',))  # that are counted apart
 OWN = len(TYPES) * (len(OWN_DAYS) + len(OWN_EVENTS))
 PAST = 8  # purchases of a history that tell of its kind by what came before them, the latest ones
 # Looks come in runs of the same: each tells less than it would alone.
-LOOKS = 0.25
+LOOKS = 0.5
 SCALE = 3.0  # nats by one of the sparse entries: Adam moves all parameters alike
 HIDDEN, DROPOUT = 32, 0.2
 SPARSE = ('opens', 'turn', 'context')  # parameters of which most are near 0
@@ -59,7 +69,6 @@ class Kinds(nnx.Module):
   """The parameters; an instance is a function of `Evidence`, as the structural equations are."""
 
   def __init__(self, kinds: int, codes: int, attributes: int, *, rngs: nnx.Rngs):
-    met = len(MET_DAYS) * attributes
     self.attributes = attributes
 
     def drawn(scale: float, *shape: int) -> nnx.Param:
@@ -69,14 +78,20 @@ class Kinds(nnx.Module):
     def zeros(*shape: int) -> nnx.Param:
       return nnx.Param(jnp.zeros(shape, jnp.float32), axes=(None,) * len(shape))
 
+    def vector(values: list[float]) -> nnx.Param:
+      return nnx.Param(jnp.array(values, jnp.float32), axes=(None,))
+
     self.prior = zeros(kinds)
     self.looks_base, self.looks_kind = zeros(codes), drawn(0.3, kinds, codes)
-    self.looks_own = nnx.Param(jnp.full(2, 0.5, jnp.float32), axes=(None,))
+    self.looks_weights = vector([0.0] * 3)  # logits
+    self.shown, self.background = zeros(attributes), zeros(codes)
     self.base, self.kind = zeros(codes), zeros(kinds, codes)
     self.own = zeros(OWN)
     self.hidden, self.hidden_base = drawn(OWN**-0.5, OWN, HIDDEN), zeros(HIDDEN)
     self.readout = zeros(HIDDEN)
-    self.opens, self.turn = zeros(met, codes), drawn(0.02, kinds, met, codes)
+    self.opens, self.turn = zeros(attributes, codes), drawn(0.02, kinds, attributes, codes)
+    self.days, self.edge = vector([math.log(LASTS_DAYS)] * 2), vector([math.log(EDGE)] * 2)
+    self.ended = vector([ENDED])
     self.gate, self.context = zeros(attributes), zeros(attributes, attributes)
 
   def __call__(self, e: Evidence, gain_Nxn: jax.Array, kind_NxZ: jax.Array) -> jax.Array:
@@ -117,16 +132,21 @@ class Kinds(nnx.Module):
 
   def _log_prob_of_looks(self, e: Evidence) -> jax.Array:
     """Return log p of the coarse code of every event, fp32 [N, n, Z]."""
-    is_event = (e.item >= 0).astype(jnp.float32)
-    code = jax.nn.one_hot(e.own_code, self.base.shape[0]) * is_event[..., None]
+    codes = self.base.shape[0]
+    code = jax.nn.one_hot(e.own_code, codes) * (e.item >= 0)[..., None]
     gap = (e.age[:, None] - e.age[:, :, None]).astype(jnp.float32) / DAY_S
     earlier = gap > 0
     faded = jnp.where(earlier, jnp.exp(-jnp.maximum(gap, 0.0) / LOOKED_DAYS), 0.0)
-    counts = jnp.stack([earlier.astype(jnp.float32), faded])
-    counts = jnp.log1p(jnp.einsum('fNtn,Nnk->fNtk', counts, code))
-    shared = self.looks_base[...] + jnp.einsum('f,fNtk->Ntk', self.looks_own[...], counts)
-    logits = shared[:, :, None] + self.looks_kind[...]
-    return _picked(jax.nn.log_softmax(logits), e.own_code)
+    counts = jnp.einsum('fNtn,Nnk->Ntkf', jnp.stack([earlier.astype(jnp.float32), faded]), code)
+    few = jnp.array(FEW_LOOKS)
+    shares = (counts + few / codes) / (counts.sum(2, keepdims=True) + few)
+    weights = jax.nn.softmax(self.looks_weights[...])
+    own = jnp.take_along_axis(shares @ weights[1:], e.own_code[..., None], axis=2)
+    interest = jax.nn.softmax(self.looks_base[...] + self.looks_kind[...])
+    sought = weights[0] * jnp.take(interest.T, e.own_code, axis=0) + own
+    shown = jax.nn.sigmoid(SHOWN + self._carries(e) @ self.shown[...])[..., None]
+    background = jnp.take(jax.nn.softmax(self.background[...]), e.own_code)[..., None]
+    return jnp.log((1 - shown) * sought + shown * background)
 
   def _log_prob_of_purchases(
     self, e: Evidence, bought: jax.Array, key: jax.Array | None
@@ -161,10 +181,10 @@ class Kinds(nnx.Module):
     own = self._own(e, counts, gap, since.astype(jnp.float32)[..., None])
     hidden = jax.nn.relu(own @ self.hidden[...] + self.hidden_base[...])
     habit = dropout(hidden, DROPOUT, key) @ self.readout[...] + own @ self.own[...]
-    met = SCALE * self._met(e, gain_Nxn, counts, gap)
-    shared = self.base[...] + habit + met @ self.opens[...]
-    turned = jnp.einsum('Nqv,zvk->Nqzk', met, self.turn[...])
-    return jax.nn.log_softmax(shared[:, :, None] + self.kind[...] + turned)
+    held = self._held(e, gain_Nxn, age_Nxq, (gap_s > 0) | now | (e.item < 0)[:, None])
+    leads = SCALE * (self.opens[...] + self.turn[...])
+    led = jnp.einsum('Nqvk,zvk->Nqzk', held, leads)
+    return jax.nn.log_softmax((self.base[...] + habit)[:, :, None] + self.kind[...] + led)
 
   def _own(self, e: Evidence, counts: jax.Array, gap: jax.Array, since: jax.Array) -> jax.Array:
     """Return what was done in each coarse code, fp32 [N, q, K, F]."""
@@ -178,21 +198,42 @@ class Kinds(nnx.Module):
       parts.append(jnp.log1p(jnp.einsum('Nqnf,Nnk->Nqkf', faded, of_type)))
     return jnp.concatenate(parts, axis=-1)
 
-  def _met(self, e: Evidence, gain: jax.Array, counts: jax.Array, gap: jax.Array) -> jax.Array:
-    """Return how much of each attribute was met, other than by a purchase, fp32 [N, q, 2 V]."""
-    carries = jax.nn.one_hot(e.attribute, self.attributes).sum(2)  # -1 is none
-    carries *= (e.event != PURCHASE)[..., None]
-    carries *= self._in_context(e, carries * gain[..., None])
-    faded = jnp.exp(-gap / jnp.array(MET_DAYS)) * counts[..., None]
-    met = 1.0 - jnp.exp(-jnp.einsum('Nqnd,Nnv->Nqdv', faded, carries))
-    return met.reshape(*met.shape[:2], -1)
+  def _held(
+    self, e: Evidence, gain: jax.Array, age_Nxq: jax.Array, earlier_Nxqxn: jax.Array
+  ) -> jax.Array:
+    """Return what is left of contact with each attribute for each code, fp32 [N, q, V, K]."""
+    met = (self._carries(e) > 0) & ((e.event != PURCHASE) & (gain > 0))[..., None]
+    slots = earlier_Nxqxn.sum(-1)
+    latest = _latest(met, slots)
+    counts = jnp.take_along_axis(self._counts(e, met) * gain[..., None], latest, axis=1)
+    left = counts * self._lasts(0, e, latest, age_Nxq)
+    codes = jnp.arange(self.base.shape[0])
+    bought = (e.own_code[..., None] == codes) & ((e.event == PURCHASE) & (gain > 0))[..., None]
+    is_ended = _latest(bought, slots)[:, :, None] > latest[..., None]
+    return left[..., None] * (1 - jax.nn.sigmoid(self.ended[...]) * is_ended)
 
-  def _in_context(self, e: Evidence, carries: jax.Array) -> jax.Array:
-    """Return how much each event counts by each attribute, after what was before it, [N, n, V]."""
-    gap = (e.age[:, None] - e.age[:, :, None]).astype(jnp.float32) / DAY_S
-    faded = jnp.where(gap > 0, jnp.exp(-jnp.maximum(gap, 0.0) / BEFORE_DAYS), 0.0)
-    before = 1.0 - jnp.exp(-MET_ONCE * jnp.einsum('Nti,Niv->Ntv', faded, carries))
+  def _carries(self, e: Evidence) -> jax.Array:
+    """Return 1 where an event's item has an attribute, fp32 [N, n, V]."""
+    return jax.nn.one_hot(e.attribute, self.attributes).max(2)  # -1 is none
+
+  def _counts(self, e: Evidence, met: jax.Array) -> jax.Array:
+    """Return how much each event counts by each attribute, after what was before, [N, n, V]."""
+    earlier = (e.age[:, None] > e.age[:, :, None]) | (e.item < 0)[:, None]
+    before = self._lasts(1, e, _latest(met, earlier.sum(-1)), e.age)
     return jax.nn.sigmoid(self.gate[...] + SCALE * before @ self.context[...])
+
+  def _lasts(self, which: int, e: Evidence, slot: jax.Array, age_Nxq: jax.Array) -> jax.Array:
+    """Return how much of contact in slots [N, q, V] is left at q moments; 0 for none, slot -1."""
+    gap_s = jnp.take_along_axis(e.age[..., None], jnp.maximum(slot, 0), axis=1) - age_Nxq[..., None]
+    passed = gap_s.astype(jnp.float32) / DAY_S / jnp.exp(self.days[which])
+    return jnp.where(slot >= 0, jax.nn.sigmoid(jnp.exp(self.edge[which]) * (1 - passed)), 0.0)
+
+
+def _latest(happened_NxnxV: jax.Array, slots_Nxq: jax.Array) -> jax.Array:
+  """Return the latest of the first `slots` slots where it happened, int32 [N, q, V]; -1 = none."""
+  slot = jnp.where(happened_NxnxV, jnp.arange(happened_NxnxV.shape[1])[:, None], -1)
+  before = jnp.pad(slot, ((0, 0), (1, 0), (0, 0)), constant_values=-1)
+  return jnp.take_along_axis(jax.lax.cummax(before, axis=1), slots_Nxq[..., None], axis=1)
 
 
 def _picked(log_prob: jax.Array, code: jax.Array) -> jax.Array:

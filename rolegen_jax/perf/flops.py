@@ -23,7 +23,6 @@ from rolegen_jax.config import (
   ReasonerConfig,
   TransformerConfig,
 )
-from rolegen_jax.models.kinds import MET_DAYS
 from rolegen_jax.models.memory import AGE_FEATURES, NO_EVENT
 from rolegen_jax.reasoning.frcot import Layout
 from rolegen_jax.reasoning.worlds import Tree, removing
@@ -372,8 +371,8 @@ def _of_kinds(config: Config) -> int:
   kinds, attributes = config.reasoner.kinds, config.reasoner.attributes
   if not kinds:
     return 0
-  codes, met = config.semantic_ids.codes, len(MET_DAYS) * attributes
-  return 2 * kinds * codes + (1 + kinds) * met * codes + attributes**2
+  codes = config.semantic_ids.codes
+  return 2 * kinds * codes + (1 + kinds) * attributes * codes + attributes**2
 
 
 def _block(c: TransformerConfig) -> int:

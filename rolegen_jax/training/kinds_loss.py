@@ -35,5 +35,5 @@ def kinds_loss(
   code = jnp.take(trie.item_codes[:, 0], examples.target)
   nll = -jnp.mean(kinds.joint(evidence, code, key))
   penalty = sum(SPARSE_PENALTY[name] * size for name, size in kinds.sizes().items())
-  of_kinds = jnp.sum(kinds.kind[...] ** 2) + jnp.sum(kinds.looks_kind[...] ** 2)
+  of_kinds = sum(jnp.sum(x[...] ** 2) for x in (kinds.kind, kinds.looks_kind, kinds.shown))
   return nll + (penalty + KIND_PENALTY * of_kinds) / conversions**0.5, dict(history_nll=nll)

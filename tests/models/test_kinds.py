@@ -64,36 +64,48 @@ def log_softmax(x):
 def by_hand(e: Evidence, row: int, age: int, place: int, is_now: bool, gain) -> np.ndarray:
   """log p(code | what is earlier, kind), [Z, K], term by term."""
   p = jax.tree.map(np.asarray, PARAMS)
-  own, met = np.zeros((CODES, 3, 6)), np.zeros((2, WORDS))
+  own = np.zeros((CODES, 3, 6))
 
-  def words(i: int) -> np.ndarray:
-    """How often each word was met by event i, as far as it counts."""
-    count = np.zeros(WORDS)
-    if e.item[row, i] >= 0 and e.event[row, i] != PURCHASE:
-      for word in e.attribute[row, i]:
-        count[word] += word >= 0
-    return gain[row, i] * count
+  def is_earlier(i: int, age: int, is_now: bool = False) -> bool:
+    return e.item[row, i] >= 0 and (is_now or e.age[row, i] > age)
 
-  def gates(i: int) -> np.ndarray:
-    earlier = [j for j in range(EVENTS) if e.age[row, j] > e.age[row, i]]
-    days = {j: (e.age[row, j] - e.age[row, i]) / tiny.DAY for j in earlier}
-    before = sum((np.exp(-days[j] / lib.BEFORE_DAYS) * words(j) for j in earlier), np.zeros(WORDS))
-    before = 1 - np.exp(-lib.MET_ONCE * before)
-    return 1 / (1 + np.exp(-p['gate'] - lib.SCALE * before @ p['context']))
+  def latest(word: int, age: int, is_now: bool = False) -> int | None:
+    """The latest earlier contact with an item of this word."""
+    met = [i for i in range(EVENTS) if is_earlier(i, age, is_now) and gain[row, i] > 0]
+    met = [i for i in met if e.event[row, i] != PURCHASE and word in e.attribute[row, i]]
+    return met[-1] if met else None
+
+  def lasts(which: int, i: int, age: int) -> float:
+    days = (e.age[row, i] - age) / tiny.DAY
+    return 1 / (1 + np.exp(-np.exp(p['edge'][which]) * (1 - days / np.exp(p['days'][which]))))
+
+  def counts(i: int, word: int) -> float:
+    logit, now = p['gate'][word], e.age[row, i]
+    for other in range(WORDS):
+      if (before := latest(other, now)) is not None:
+        logit += lib.SCALE * lasts(1, before, now) * p['context'][other, word]
+    return gain[row, i] / (1 + np.exp(-logit))
 
   for i in range(EVENTS):
-    if e.item[row, i] < 0 or not (is_now or e.age[row, i] > age):
+    if not is_earlier(i, age, is_now):
       continue
     days = (e.age[row, i] - age) / tiny.DAY
     fade = [np.exp(-days / d) for d in lib.OWN_DAYS]
     fade += [np.exp(-max(place - 1 - i, 0) / n) for n in lib.OWN_EVENTS]
     group = {VIEW: 0, CART: 1, PURCHASE: 2}[e.event[row, i]]
     own[e.own_code[row, i], group] += gain[row, i] * np.array(fade)
-    met += np.exp(-days / np.array(lib.MET_DAYS))[:, None] * words(i) * gates(i)
   own = np.log1p(own).reshape(CODES, -1)
-  habit = np.maximum(own @ p['hidden'] + p['hidden_base'], 0) @ p['readout'] + own @ p['own']
-  met = lib.SCALE * (1 - np.exp(-met)).reshape(-1)
-  return log_softmax(p['base'] + habit + p['kind'] + met @ p['opens'] + met @ p['turn'])
+  logits = p['base'] + p['kind'] + own @ p['own']
+  logits = logits + np.maximum(own @ p['hidden'] + p['hidden_base'], 0) @ p['readout']
+  for word, code in np.ndindex(WORDS, CODES):
+    if (i := latest(word, age, is_now)) is None:
+      continue
+    ends = [j for j in range(i + 1, EVENTS) if is_earlier(j, age, is_now) and gain[row, j] > 0]
+    ends = [j for j in ends if e.event[row, j] == PURCHASE and e.own_code[row, j] == code]
+    left = 1 - len(ends[:1]) / (1 + np.exp(-p['ended'][0]))
+    held = left * lasts(0, i, age) * counts(i, word)
+    logits[:, code] += lib.SCALE * held * (p['opens'] + p['turn'])[:, word, code]
+  return log_softmax(logits)
 
 
 def kinds_by_hand(e: Evidence, row: int) -> np.ndarray:
@@ -109,11 +121,16 @@ def kinds_by_hand(e: Evidence, row: int) -> np.ndarray:
       continue
     earlier = (e.item[row] >= 0) & (e.age[row] > e.age[row, i])
     days = (e.age[row] - e.age[row, i]) / tiny.DAY
-    counts = np.zeros((2, CODES))
+    own, sum_of, code = np.array(lib.FEW_LOOKS) / CODES, np.array(lib.FEW_LOOKS), e.own_code[row, i]
     for j in np.flatnonzero(earlier):
-      counts[:, e.own_code[row, j]] += 1, np.exp(-days[j] / lib.LOOKED_DAYS)
-    logits = p['looks_base'] + p['looks_own'] @ np.log1p(counts) + p['looks_kind']
-    total = total + lib.LOOKS * log_softmax(logits)[:, e.own_code[row, i]]
+      fades = np.array([1, np.exp(-days[j] / lib.LOOKED_DAYS)])
+      own, sum_of = own + fades * (e.own_code[row, j] == code), sum_of + fades
+    interest = np.exp(log_softmax(p['looks_base'] + p['looks_kind']))[:, code]
+    weights = np.exp(log_softmax(p['looks_weights']))
+    sought = weights[0] * interest + weights[1:] @ (own / sum_of)
+    logit = lib.SHOWN + sum(p['shown'][word] for word in set(e.attribute[row, i]) - {-1})
+    shown, background = 1 / (1 + np.exp(-logit)), np.exp(log_softmax(p['background']))[code]
+    total = total + lib.LOOKS * np.log((1 - shown) * sought + shown * background)
   return log_softmax(total)
 
 
