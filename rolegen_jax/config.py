@@ -482,6 +482,9 @@ class RolesConfig(Section):
   distract_z: float = -3.0  # the same, lowers
   # Share of interest that purchases there move towards the target's coarse code.
   complement_shift: float = 0.03
+  # Nats of the target's coarse code from which an event matters, where there are kinds of users:
+  # then it replaces the three shares above.
+  effect: float = 0.4
   # JSONL of imported roles and rationales, which replace those of hindsight
   # (`text/annotations.py`); '' = none.
   annotations: str = ''
@@ -489,7 +492,7 @@ class RolesConfig(Section):
   def validate(self, name: str) -> None:
     self._at_least(0, name, 'max_conversions')
     self._share(name, 'complement_shift')
-    self._positive(name, 'intent_days')
+    self._positive(name, 'intent_days', 'effect')
     ordered = self.distract_z < self.trigger_z
     self._need(ordered, f'{name}.distract_z', f'below trigger_z={self.trigger_z}')
 

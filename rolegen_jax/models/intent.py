@@ -157,11 +157,23 @@ class Intent(nnx.Module):
     counted = self.counted(evidence)
     if not hasattr(self, 'kinds'):
       return IntentParts(counted, None)
-    one_of_each = jax.tree.map(lambda x: x[::worlds], evidence)
-    kind = per_chain(self.kinds.of_users(one_of_each), worlds)
+    kind = self._kind(evidence, worlds)
     gain = jnp.where(evidence.present, self._gain_of_role(evidence), 0.0)
     # Fitted in a stage of its own, to whole histories: one conversion says little of a kind.
     return IntentParts(counted, jax.lax.stop_gradient(self.kinds(evidence, gain, kind)))
+
+  def learned_effects(
+    self, evidence: Evidence, last: int, worlds: int = 1
+  ) -> tuple[jax.Array, jax.Array] | None:
+    """Return `Kinds.removal_effects`, without a gradient; None where all users are of one kind."""
+    if not hasattr(self, 'kinds'):
+      return None
+    effects = self.kinds.removal_effects(evidence, self._kind(evidence, worlds), last)
+    return jax.lax.stop_gradient(effects)
+
+  def _kind(self, evidence: Evidence, worlds: int) -> jax.Array:
+    one_of_each = jax.tree.map(lambda x: x[::worlds], evidence)
+    return per_chain(self.kinds.of_users(one_of_each), worlds)
 
   def counted(self, evidence: Evidence) -> jax.Array:
     """Return log p(coarse code) by the first equation alone, before do(intent), fp32 [N, K]."""

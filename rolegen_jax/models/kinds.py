@@ -94,14 +94,41 @@ class Kinds(nnx.Module):
     self.ended = vector([ENDED])
     self.gate, self.context = zeros(attributes), zeros(attributes, attributes)
 
-  def __call__(self, e: Evidence, gain_Nxn: jax.Array, kind_NxZ: jax.Array) -> jax.Array:
+  def __call__(
+    self,
+    e: Evidence,
+    gain_Nxn: jax.Array,
+    kind_NxZ: jax.Array,
+    is_before_Nxn: jax.Array | None = None,
+  ) -> jax.Array:
     """Return log p(coarse code) at the occasion, fp32 [N, K].
 
     gain: how much of each event counts, 0 = not at all. kind: log p(kind), as `of_users` returns.
+    is_before: whether events that come after it know of an event; by default where its gain is
+    positive.
     """
     now = jnp.zeros((len(e.age), 1), jnp.int32)
-    log_probs = self._log_probs(e, gain_Nxn, now, jnp.full_like(now, e.age.shape[1]))[:, 0]
+    place = jnp.full_like(now, e.age.shape[1])
+    log_probs = self._log_probs(e, gain_Nxn, now, place, is_before_Nxn=is_before_Nxn)[:, 0]
     return jax.nn.logsumexp(kind_NxZ[..., None] + log_probs, axis=1)
+
+  def removal_effects(
+    self, e: Evidence, kind_NxZ: jax.Array, last: int
+  ) -> tuple[jax.Array, jax.Array]:
+    """Return what each of the M = `last` last events adds to log p(coarse code), [N, M, K], nats.
+
+    In all, and as what later events come after: by what they would lead to had it not been met.
+    """
+    n, everything = e.age.shape[1], e.present.astype(jnp.float32)
+
+    def log_probs(position: jax.Array) -> tuple[jax.Array, jax.Array]:
+      stays = e.present & (jnp.arange(n) != position)
+      gone = self(e, stays.astype(jnp.float32), kind_NxZ)
+      return gone, self(e, everything, kind_NxZ, stays)
+
+    positions = jnp.concatenate([jnp.array([-1]), jnp.arange(n - last, n)])
+    in_all, before = (jnp.moveaxis(x[:1] - x[1:], 0, 1) for x in jax.lax.map(log_probs, positions))
+    return in_all, before
 
   def of_users(self, e: Evidence, key: jax.Array | None = None) -> jax.Array:
     """Return log p(kind | history), fp32 [N, Z], whatever is done to the events."""
@@ -167,6 +194,7 @@ class Kinds(nnx.Module):
     age_Nxq: jax.Array,
     place_Nxq: jax.Array,
     key: jax.Array | None = None,
+    is_before_Nxn: jax.Array | None = None,
   ) -> jax.Array:
     """Return log p(coarse code | what is strictly earlier, kind) of moments, fp32 [N, q, Z, K].
 
@@ -181,7 +209,9 @@ class Kinds(nnx.Module):
     own = self._own(e, counts, gap, since.astype(jnp.float32)[..., None])
     hidden = jax.nn.relu(own @ self.hidden[...] + self.hidden_base[...])
     habit = dropout(hidden, DROPOUT, key) @ self.readout[...] + own @ self.own[...]
-    held = self._held(e, gain_Nxn, age_Nxq, (gap_s > 0) | now | (e.item < 0)[:, None])
+    earlier = (gap_s > 0) | now | (e.item < 0)[:, None]
+    is_before = gain_Nxn > 0 if is_before_Nxn is None else is_before_Nxn
+    held = self._held(e, gain_Nxn, is_before, age_Nxq, earlier)
     leads = SCALE * (self.opens[...] + self.turn[...])
     led = jnp.einsum('Nqvk,zvk->Nqzk', held, leads)
     return jax.nn.log_softmax((self.base[...] + habit)[:, :, None] + self.kind[...] + led)
@@ -199,13 +229,20 @@ class Kinds(nnx.Module):
     return jnp.concatenate(parts, axis=-1)
 
   def _held(
-    self, e: Evidence, gain: jax.Array, age_Nxq: jax.Array, earlier_Nxqxn: jax.Array
+    self,
+    e: Evidence,
+    gain: jax.Array,
+    is_before: jax.Array,
+    age_Nxq: jax.Array,
+    earlier_Nxqxn: jax.Array,
   ) -> jax.Array:
     """Return what is left of contact with each attribute for each code, fp32 [N, q, V, K]."""
-    met = (self._carries(e) > 0) & ((e.event != PURCHASE) & (gain > 0))[..., None]
+    touched = (self._carries(e) > 0) & (e.event != PURCHASE)[..., None]
+    met = touched & (gain > 0)[..., None]
     slots = earlier_Nxqxn.sum(-1)
     latest = _latest(met, slots)
-    counts = jnp.take_along_axis(self._counts(e, met) * gain[..., None], latest, axis=1)
+    counts = self._counts(e, touched & is_before[..., None]) * gain[..., None]
+    counts = jnp.take_along_axis(counts, latest, axis=1)
     left = counts * self._lasts(0, e, latest, age_Nxq)
     codes = jnp.arange(self.base.shape[0])
     bought = (e.own_code[..., None] == codes) & ((e.event == PURCHASE) & (gain > 0))[..., None]

@@ -22,6 +22,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from rolegen_jax.config import ReasonerConfig
 from rolegen_jax.models.attention import KeyValues, Mask, Visible
+from rolegen_jax.models.evidence import Evidence
 from rolegen_jax.models.intent import Intent
 from rolegen_jax.models.layers import gather_replicated, param
 from rolegen_jax.models.lora import adapt
@@ -41,7 +42,7 @@ class Reasoner(nnx.Module):
     self.transformer = Transformer(config.transformer, adapters, rngs=rngs)
     sizes = vocab.codes, vocab.levels, config.kinds, config.attributes
     self.intent = Intent(*sizes, rngs=rngs)
-    self.roles = RoleEquation(vocab.codes, rngs=rngs)
+    self.roles = RoleEquation(vocab.codes, config.kinds, rngs=rngs)
     if not config.transformer.tied:
       self.readout = param(rngs, (vocab.size, width), ('vocab', 'embed'), fan_in=width)
     if config.train != 'all':  # the tables are frozen: rows of our own tokens learn increments
@@ -52,6 +53,16 @@ class Reasoner(nnx.Module):
   def _increments(self) -> nnx.Param:
     zeros = jnp.zeros((self.vocab.own, self.config.transformer.width), jnp.float32)
     return nnx.Param(zeros, axes=(None, 'embed'))
+
+  def role_logits(
+    self, evidence: Evidence, intent_N: jax.Array, last: int, worlds: int = 1
+  ) -> jax.Array:
+    """Return what roles of the M = `last` last events towards intents start from, fp32 [N, M, R].
+
+    worlds: how many neighboring rows are of the same events.
+    """
+    effects = self.intent.learned_effects(evidence, last, worlds)
+    return self.roles(evidence, intent_N, last, effects)
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Return embeddings [..., D] of tokens of any shape."""

@@ -207,10 +207,11 @@ def stages(config: Config) -> list[str]:
   tokenizer = ['tokenizer'] if config.reasoner.text_pieces else []
   first = ['data', 'semantic_ids', 'choices', *tokenizer]
   first += ['next_day'] if config.update.appends else []
-  first += ['warmup', 'roles']
-  if not config.update.parent:  # else the reasoner is the parent's
-    first += ['kinds'] if config.reasoner.kinds else []
-    first += ['align', 'reason']
+  first += ['warmup']
+  if config.update.parent:  # the reasoner is the parent's
+    return [*first, 'roles', *looped, 'baselines']
+  first += ['kinds'] if config.reasoner.kinds else []
+  first += ['roles', 'align', 'reason']
   return [*first, *looped, 'baselines']
 
 
@@ -222,7 +223,7 @@ def _is_off(stage: str, path: str, config: Config) -> bool:
     return config.semantic_ids.text != 'reasoner'
   if path.startswith('update.'):
     return not config.update.parent
-  if path == 'reasoner.attributes':
+  if path in ('reasoner.attributes', 'roles.effect'):
     return not config.reasoner.kinds
   if path == 'semantic_ids.text_dim':
     return not config.semantic_ids.text

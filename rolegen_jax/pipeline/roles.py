@@ -39,7 +39,14 @@ def section(
 ) -> tuple[dict[str, Any], list[str]]:
   """Return the section, and notes. `known` are the test examples with their targets."""
   params = models.calibrated.load()
-  hindsight = predict.hindsight_roles(run.rolegen, known, inputs.interest_shift)
+  hindsight = predict.hindsight_roles(
+    run.rolegen,
+    known,
+    inputs.interest_shift,
+    params['reasoner']['intent'].get('kinds'),
+    inputs.trie,
+    run.mesh,
+  )
   planted, truth = run.workdir / 'data' / 'planted.parquet', None
   if planted.exists():
     truth = content.planted_truth(known, read_parquet(planted), run.config.reasoner.role_events)

@@ -43,11 +43,11 @@ def train(
 def train_models(run: Run, inputs: Inputs) -> Models:
   """Run the training stages in order; those that are complete are only opened."""
   warm = stages.warm_up(run, inputs)
-  labeled = stages.label_roles(run, inputs)
+  kinds = stages.learn_kinds(run, inputs)
+  labeled = stages.label_roles(run, inputs, kinds)
   if run.config.update.parent:
     aligned = reasoned = Trained(run.config.update.parent_key, lambda: inputs.parent().params())
   else:
-    kinds = stages.learn_kinds(run, inputs)
     aligned = stages.align(run, inputs, labeled, kinds)
     reasoned = stages.reason(run, inputs, labeled, aligned)
   looped = stages.close_loop(run, inputs, labeled, warm, reasoned)

@@ -84,17 +84,20 @@ def warm_up(run: Run, inputs: Inputs, name: str = 'warmup') -> Trained:
   )
 
 
-def label_roles(run: Run, inputs: Inputs) -> LabeledExamples:
+def label_roles(run: Run, inputs: Inputs, kinds: Trained | None = None) -> LabeledExamples:
   """Stage `roles`: the functional role of every event before a conversion, by hindsight.
 
   Imported annotations, where there are any, replace those of hindsight.
   """
   config, table = run.config, inputs.conversions
   path = config.roles.annotations
-  stage = run.begin('roles', inputs.hashes)
+  stage = run.begin('roles', inputs.hashes | ({'kinds': kinds.key} if kinds else {}))
   saved = stage.folder / 'roles.npz'
   if not stage.is_complete:
-    roles = predict.hindsight_roles(run.rolegen, table, inputs.interest_shift)
+    learned = kinds.load()['kinds'] if kinds else None
+    roles = predict.hindsight_roles(
+      run.rolegen, table, inputs.interest_shift, learned, inputs.trie, run.mesh
+    )
     if path:
       labels = imported_labels.read_annotations(table, path)
       say(imported_labels.summary(labels.rejected, labels.kept))
@@ -112,6 +115,9 @@ def learn_kinds(run: Run, inputs: Inputs) -> Trained | None:
   config, rolegen, table = run.config.kinds, run.rolegen, inputs.conversions
   if not rolegen.kinds_fn:
     return None
+  if run.config.update.parent:  # what it has learned stays
+    key, parent = run.config.update.parent_key, inputs.parent
+    return Trained(key, lambda: {'kinds': parent().params()['reasoner']['intent']['kinds']})
   tx = optimizer(config.optimizer, config.steps)
   loss_fn = functools.partial(kinds_loss, conversions=len(table))
   task = Task(

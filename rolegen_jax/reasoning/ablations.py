@@ -45,8 +45,10 @@ def counts_only(params: dict[str, Params], mesh: Mesh) -> dict[str, Params]:
   params = no_language_model(params, mesh)
   trained = params['reasoner']['intent']
   codes, levels = len(trained['base']), len(trained['counted_focus'])
+  kinds = len(trained['kinds']['prior']) if 'kinds' in trained else 0
   makes = dict(
-    intent=lambda rngs: Intent(codes, levels), roles=lambda rngs: RoleEquation(codes, rngs=rngs)
+    intent=lambda rngs: Intent(codes, levels),
+    roles=lambda rngs: RoleEquation(codes, kinds, rngs=rngs),
   )
   initial = {
     name: functional.init(make, jax.random.key(0), mesh)[1] for name, make in makes.items()

@@ -113,7 +113,7 @@ def explain(
     effect = jnp.moveaxis(log_prob[:1] - log_prob[1:], 0, -1)
 
     code = jnp.take(trie.item_codes[:, 0], jnp.maximum(item_BxK[:, :first], 0))
-    towards = jax.vmap(lambda k: reasoner.roles(prompt.evidence, k, m), 1, 1)(code)
+    towards = jax.vmap(lambda k: reasoner.role_logits(prompt.evidence, k, m), 1, 1)(code)
     allowed = prompt.role_allowed[:, None]
     role = jnp.argmax(jnp.where(allowed, towards, NEG_INF), axis=-1)
   is_event = (examples.history.segment[:, None, -m:] > 0) & (item_BxK[:, :first] >= 0)[..., None]

@@ -86,7 +86,7 @@ def likelihood(
   start, size = layout.vocab.blocks['role']
   role_logits = reasoner.logits(at_slots(hidden, layout.role_slots), start, size)
   intent, m = first_intent(layout, tokens_NxT), len(layout.role_slots)
-  role_logits += reasoner.roles(prompt.evidence, intent, m)
+  role_logits += reasoner.role_logits(prompt.evidence, intent, m, tree.chains)
   role_log_prob = constrained_log_softmax(role_logits, prompt.role_allowed, temperature)
   role = jnp.clip(at_slots(tokens_NxT, layout.role_slots) - start, 0, size - 1)
   roles = _choose(role_log_prob, role, prompt.role_allowed.any(-1))
@@ -242,7 +242,7 @@ def _role_nll(
   reasoner: Reasoner, prompt: Prompt, intent_N: jax.Array, roles_NxM: jax.Array
 ) -> jax.Array:
   """Return the mean NLL of labeled roles towards intents, those left out that do not fit."""
-  logits = reasoner.roles(prompt.evidence, intent_N, roles_NxM.shape[1])
+  logits = reasoner.role_logits(prompt.evidence, intent_N, roles_NxM.shape[1])
   log_probs = constrained_log_softmax(logits, prompt.role_allowed, 1.0)
   of_label = jnp.take_along_axis(log_probs, jnp.maximum(roles_NxM, 0)[..., None], axis=2)[..., 0]
   counts = (roles_NxM >= 0) & is_possible(of_label)

@@ -138,15 +138,47 @@ def _ranked(rolegen: RoleGen, mesh: Mesh, beams: int, reasoning: bool) -> jax.st
   return jit(batch, out_shardings=sharding.sharding(mesh))
 
 
-def hindsight_roles(rolegen: RoleGen, table: ExampleTable, shift: InterestShift) -> np.ndarray:
-  """Return the roles int32 [N, M] of every example, whose targets are known."""
-  config, roles = rolegen.config, []
+def hindsight_roles(
+  rolegen: RoleGen,
+  table: ExampleTable,
+  shift: InterestShift,
+  kinds: Params | None,
+  trie: Trie,
+  mesh: Mesh,
+) -> np.ndarray:
+  """Return the roles int32 [N, M] of every example, whose targets are known.
+
+  kinds: parameters of `models/kinds.py`; None = all users are of one.
+  """
+  config, roles, effects = rolegen.config, [], None
+  if kinds is not None:
+    effects = _kinds_effects(rolegen, kinds, table, trie, mesh)
   for start in range(0, len(table), LABEL_ROWS):
     rows = np.arange(start, min(start + LABEL_ROWS, len(table)))
     history = table.rows(rows, config.backbone.context).history
     last, target = config.reasoner.role_events, table.target[rows]
-    roles.append(label_roles(history, target, last, shift, config.roles))
+    of_rows = (effects[0][rows], effects[1][rows]) if effects else None
+    roles.append(label_roles(history, target, last, shift, config.roles, of_rows))
   return np.concatenate(roles)
+
+
+def _kinds_effects(
+  rolegen: RoleGen, kinds: Params, table: ExampleTable, trie: Trie, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return `Kinds.removal_effects` on the coarse codes of targets, fp32 [N, M] each."""
+  last = rolegen.config.reasoner.role_events
+
+  def batch(kinds: Params, trie: Trie, examples: Examples) -> tuple[jax.Array, ...]:
+    equation = rolegen.bind('kinds', kinds)
+    evidence = build_prompt(
+      rolegen.layout, examples.history, examples.excites, examples.timestamp, trie.item_codes
+    ).evidence
+    effects = equation.removal_effects(evidence, equation.of_users(evidence), last)
+    code = jnp.take(trie.item_codes[:, 0], examples.target)[:, None, None]
+    return tuple(jnp.take_along_axis(x, code, axis=2)[..., 0] for x in effects)
+
+  fixed = kinds, jax.device_put(trie, sharding.sharding(mesh))
+  return over(rolegen, batch, fixed, table, mesh, 'hindsight roles')
 
 
 def role_chances(

@@ -2,11 +2,12 @@
 
 Where an event stands to the conversion is plain from coarse codes. Whether it woke that interest or
 drew it away shows in how contact with its item moves interest at large
-(`features/interest_shift.py`), which is steadier than the effect of one event in one model. Effects
-of single events are estimated as well: by the structural equation of intent, and by the backbone,
-as log p(y | h) - log p(y | h without i) for all of the last M events in one vmapped forward. All of
-these are associations and not causes, unless exposure was randomized; only in the simulated world
-are the true effects known.
+(`features/interest_shift.py`), which is steadier than the effect of one event in one model; where
+kinds of users are known (`models/kinds.py`), in what removing the event costs the conversion's
+coarse code for such a user. Effects of single events are estimated as well: by the structural
+equation of intent, and by the backbone, as log p(y | h) - log p(y | h without i) for all of the
+last M events in one vmapped forward. All of these are associations and not causes, unless exposure
+was randomized; only in the simulated world are the true effects known.
 
 Shapes: B occasions, n history events, M last events, K coarse codes.
 """
@@ -84,6 +85,7 @@ def label_roles(
   last: int,
   shift: InterestShift,
   config: RolesConfig,
+  effects: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
   """Return the roles int32 [B, M] of the last M = `last` events, given the conversion.
 
@@ -100,6 +102,13 @@ def label_roles(
     DISTRACT    contact with the item lowers it, by `distract_z` sigmas
     COMPLEMENT  purchases in the event's coarse code raise the share of y's by `complement_shift`
     EXPLORE     none of these holds
+
+  effects: what each event adds to log p(y's coarse code), in all and as what later events come
+  after, [B, M], nats. They replace the shares of interest:
+
+    TRIGGER     it adds `effect` or more, most of it by itself
+    DISTRACT    it takes away as much
+    COMPLEMENT  it adds `effect` or more, most of it by what later contact means after it
   """
   item, event = np.maximum(history.item, 0), history.event
   coarse_code = shift.coarse[np.maximum(target_B, 0)][:, None]
@@ -121,6 +130,13 @@ def label_roles(
     DISTRACT=z <= config.distract_z,
     COMPLEMENT=complement >= config.complement_shift,
   )
+  if effects:
+    in_all, before = effects
+    tests |= dict(
+      TRIGGER=(in_all >= config.effect) & (before <= in_all / 2),
+      DISTRACT=in_all <= -config.effect,
+      COMPLEMENT=in_all >= config.effect,
+    )
   roles = [ROLE_NAMES.index(name) for name in tests]
   role = np.select(list(tests.values()), roles, ROLE_NAMES.index('EXPLORE'))
   known = (latest(history.segment) > 0) & (target_B >= 0)[:, None]

@@ -119,7 +119,8 @@ def _intents_and_roles(
   priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes, levels, chains)
   reading, intents = sampler.intents(reading, priors, prompts.evidence.intent, trie)
   m = choice.role_shift.shape[-1]
-  towards = reasoner.roles(prompts.evidence, first_intent(layout, intents.tokens), m)
+  intent = first_intent(layout, intents.tokens)
+  towards = reasoner.role_logits(prompts.evidence, intent, m, chains)
   shift = choice.role_shift.reshape(-1, m)
   reading, roles, log_probs = sampler.roles(reading, towards, prompts.role_allowed, shift)
   return reading, intents, roles, log_probs

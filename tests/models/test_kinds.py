@@ -157,6 +157,25 @@ def test_an_intervention_changes_what_is_met_and_not_who_somebody_is():
   assert np.abs(code - code_then).max(1).min() > 1e-3
 
 
+@functools.partial(jit, static_argnums=2)
+def removal(params, e, last):
+  kinds = functional.bind(GRAPHDEF, params)
+  return kinds.removal_effects(e, kinds.of_users(e), last)
+
+
+def test_what_removing_an_event_costs_and_what_of_it_as_the_context_of_later_ones():
+  e, params = evidence(), dict(PARAMS)
+  whole = e.present.astype(np.float32)
+  in_all, before = removal(PARAMS, e, EVENTS)
+  for event in range(EVENTS):
+    stays = whole * (np.arange(EVENTS) != event)
+    cost = said(PARAMS, e, whole)[1] - said(PARAMS, e, stays)[1]
+    np.testing.assert_allclose(in_all[:, event], cost, atol=1e-5)
+  assert np.abs(before[:, -1]).max() == 0 < np.abs(before[:, :-1]).max()  # none comes after it
+  params['context'] = jnp.zeros_like(params['context'])
+  assert np.abs(removal(params, e, EVENTS)[1]).max() == 0
+
+
 def history_of(users: int, seed: int) -> tuple[Evidence, np.ndarray]:
   """One kind looks at codes 0 and 1, one at 2 and 3. Word 0 after word 1 leads them to 4 and to 0.
 

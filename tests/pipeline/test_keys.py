@@ -35,7 +35,13 @@ SMALL = [
   *(f'{stage}.batch=8' for stage in ('warmup', 'kinds', 'align', 'reason', 'loop_stage')),
 ]
 # Where a run trains is not what it trains, and the content of these files counts, not their path.
-WITHOUT_EFFECT = {'mesh.rollout', 'data.shards', 'roles.annotations', 'update.parent'}
+WITHOUT_EFFECT = {
+  'mesh.rollout',
+  'data.shards',
+  'roles.annotations',
+  'update.parent',
+  'evaluation.batch',
+}
 INPUT_OF = dict(log='data', occasions='data', text_vectors='semantic_ids')
 
 
@@ -231,8 +237,10 @@ def test_stages_read_what_they_say(tmp_path, monkeypatch, traced, experiment):
   if inputs.words:
     monkeypatch.setattr(inputs.words.alignment, 'config', noted)
   warm = read_by('warmup', stages.warm_up, inputs)
-  labeled = read_by('roles', stages.label_roles, inputs)
   kinds = read_by('kinds', stages.learn_kinds, inputs)
+  untrained = functional.init(plain.rolegen.kinds_fn, jax.random.key(0), plain.mesh)[1]
+  labels = stages.Trained(kinds.key, lambda: {'kinds': untrained})
+  labeled = read_by('roles', stages.label_roles, inputs, labels)
   aligned = read_by('align', stages.align, inputs, labeled, kinds)
   reasoned = read_by('reason', stages.reason, inputs, labeled, aligned)
   read_by('loop', stages.close_loop, inputs, labeled, warm, reasoned)

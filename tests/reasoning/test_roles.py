@@ -146,3 +146,23 @@ def test_label_rules(before, item, event, role):
   assert ROLE_NAMES[label(0)[0, 1]] == role
   assert (label(0)[0, 0] == -1) == (len(before) == 0)
   assert label(-1).tolist() == [[-1, -1]]  # without a conversion there is no hindsight
+
+
+@pytest.mark.parametrize(
+  'in_all, before, item, role',
+  [
+    (0.5, 0.1, 3, 'TRIGGER'),
+    (0.5, 0.3, 3, 'COMPLEMENT'),
+    (0.3, 0.3, 3, 'EXPLORE'),
+    (-0.5, 0.0, 3, 'DISTRACT'),
+    (0.0, 0.0, 4, 'EXPLORE'),  # what an item does at large is not asked
+    (0.5, 0.1, 0, 'ANCHOR'),  # contact with the target's own code has its roles by place
+  ],
+)
+def test_where_kinds_are_known_roles_follow_from_effects(in_all, before, item, role):
+  one = np.ones((1, 1), np.int32)
+  history = Trajectories(item * one, VIEW * one, one, tiny.NOW * one, one)
+  effects = np.full((1, 1), in_all), np.full((1, 1), before)
+  config = RolesConfig(effect=0.4)
+  label = lib.label_roles(history, np.zeros(1, np.int32), 1, Shift, config, effects)
+  assert ROLE_NAMES[label[0, 0]] == role
