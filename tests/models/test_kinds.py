@@ -202,12 +202,12 @@ def history_of(users: int, seed: int) -> tuple[Evidence, np.ndarray]:
 
 def learned(kinds: int) -> tuple[float, dict]:
   """NLL on users who were not learned from, nats, and the parameters."""
-  (seen, target), (unseen, expected) = history_of(256, 1), history_of(256, 2)
+  (seen, target), (unseen, expected) = history_of(160, 1), history_of(256, 2)
   build = functools.partial(make, kinds=kinds)
   graphdef, params = functional.init(
     build, jax.random.key(0), make_mesh(MeshConfig(), jax.devices()[:1])
   )
-  tx = optax.adam(0.05)
+  tx = optax.adam(0.1)
 
   def nll(params, key):
     return -functional.bind(graphdef, params).joint(seen, target, key).mean()
@@ -218,7 +218,7 @@ def learned(kinds: int) -> tuple[float, dict]:
       updates, opt = tx.update(jax.grad(nll)(carry[0], key), carry[1])
       return (optax.apply_updates(carry[0], updates), opt), None
 
-    keys = jax.random.split(jax.random.key(1), 150)
+    keys = jax.random.split(jax.random.key(1), 90)
     params = jax.lax.scan(step, (params, tx.init(params)), keys)[0][0]
     bound = functional.bind(graphdef, params)
     log_probs = bound(unseen, unseen.present.astype(jnp.float32), bound.of_users(unseen))
