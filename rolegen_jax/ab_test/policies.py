@@ -28,9 +28,11 @@ from rolegen_jax.evaluation.sasrec import Fit
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import Kernel
+from rolegen_jax.reasoning import looks
+from rolegen_jax.reasoning.looks import Looked
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.serving.history_filter import held_items, without
-from rolegen_jax.serving.slate import slates
+from rolegen_jax.serving.slate import Opened, slates
 from rolegen_jax.simulator.base import World
 
 _NO_ROWS = np.zeros(0, np.int64)
@@ -108,8 +110,16 @@ class Setting:
 class Policy:
   """Shows the first items of a ranker's lists, as they are or, with a weight, as `slates`."""
 
-  def __init__(self, setting: Setting, ranker: Ranker, exploration_weight: float = 0.0):
+  def __init__(
+    self,
+    setting: Setting,
+    ranker: Ranker,
+    exploration_weight: float = 0.0,
+    opened: Callable[[np.ndarray, int, np.ndarray], Opened] | None = None,
+  ):
+    """opened: what lists [V, K] of rows open, now; None = what is counted for everybody."""
     self._setting, self._ranker, self._weight = setting, ranker, exploration_weight
+    self._opened = opened or (lambda _, __, item: Opened.at_large(setting.excitation.opens, item))
 
   def begin(self) -> None:
     """Return to the end of the log."""
@@ -124,7 +134,7 @@ class Policy:
     if self._setting.bars_history:
       item, log_prob = without(item, log_prob, self._held_NxI[rows[:, None], np.maximum(item, 0)])
     if self._weight:
-      item = slates(item, log_prob, self._setting.excitation.opens, self._weight).item
+      item = slates(item, log_prob, self._opened(rows, now, item), self._weight).item
     shown, slots = item[:, : self._setting.slate], self._setting.slate
     return np.pad(shown, ((0, 0), (0, slots - shown.shape[1])), constant_values=-1)
 
@@ -266,11 +276,28 @@ class Sasrec(_Windows):
 class Generative(_Windows):
   """RoleGen, or its backbone alone, as `online` decides."""
 
-  def __init__(self, setting: Setting, online: Online):
+  def __init__(self, setting: Setting, online: Online, of_looks: looks.Online | None = None):
+    """of_looks: where kinds of users are known; else `opened` is not asked for."""
     super().__init__(setting, online.size, setting.config.backbone.context)
-    self._online = online
+    self._online, self.of_looks = online, of_looks
+
+  def opened(self, rows: np.ndarray, now: int, item_VxK: np.ndarray) -> Opened:
+    """Return what looks at listed items would open for the users of these rows."""
+    assert self.of_looks is not None
+    attribute_IxA, parts = self.setting.excitation.attribute_IxA, []
+    for start in range(0, len(rows), self._size):
+      index = np.minimum(np.arange(start, start + self._size), len(rows) - 1)
+      item = item_VxK[index]
+      listed = Looked(item, attribute_IxA[np.maximum(item, 0)])
+      parts.append(self.of_looks(self.examples(rows[index], now), listed))
+    return Opened.for_users(np.concatenate(parts)[: len(rows)], item_VxK)
 
   def _rank(self, rows: np.ndarray, now: int) -> Lists:
+    ranking = self._online(self.examples(rows, now))
+    return Lists(np.asarray(ranking.item), np.asarray(ranking.score))
+
+  def examples(self, rows: np.ndarray, now: int) -> Examples:
+    """Return what is known of these rows at a time."""
     window, reasoner = self._window(rows), self.setting.config.reasoner
 
     def unknown(*shape: int) -> np.ndarray:
@@ -278,11 +305,9 @@ class Generative(_Windows):
 
     excites = self.setting.excitation.of(self.setting.users[rows], window.item)
     time = np.full(len(rows), now, np.int32)
-    examples = Examples(
+    return Examples(
       window, time, excites, unknown(), unknown(reasoner.role_events), unknown(reasoner.candidates)
     )
-    ranking = self._online(examples)
-    return Lists(np.asarray(ranking.item), np.asarray(ranking.score))
 
 
 class Oracle:

@@ -30,6 +30,7 @@ from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import prepare_inputs
 from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.pipeline.stages import Trained
+from rolegen_jax.reasoning import looks
 from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
@@ -284,7 +285,10 @@ class Test:
     serving = self.run.config.serving
     ranker = self._ranker(name.removesuffix(summary.SLATES))
     weight = serving.exploration_weight if name.endswith(summary.SLATES) else 0.0
-    return policies.Policy(self.setting, ranker, weight)
+    opened = None
+    if isinstance(ranker, policies.Generative) and ranker.of_looks:
+      opened = ranker.opened
+    return policies.Policy(self.setting, ranker, weight, opened)
 
   def _ranker(self, name: str) -> policies.Ranker:
     setting, run = self.setting, self.run
@@ -304,15 +308,12 @@ class Test:
         return policies.Oracle(setting, self.world)
       case summary.AHEAD:
         return policies.LookingAhead(setting, self.world)
-    online = Online(
-      run.rolegen,
-      self.models[name].load(),
-      self.inputs.trie,
-      run.mesh,
-      run.config.backbone.beam,
-      reasoning=name == summary.TESTED,
-    )
-    return policies.Generative(setting, online)
+    params, trie, is_tested = self.models[name].load(), self.inputs.trie, name == summary.TESTED
+    beams = run.config.backbone.beam
+    online = Online(run.rolegen, params, trie, run.mesh, beams, reasoning=is_tested)
+    told = is_tested and looks.are_known(params)
+    of_users = looks.Online(run.rolegen, params, trie, run.mesh) if told else None
+    return policies.Generative(setting, online, of_users)
 
 
 def _read(path: pathlib.Path, key: str) -> Played | None:

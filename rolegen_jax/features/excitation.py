@@ -47,6 +47,13 @@ class Excitation:
   opens: Opens  # of all users: the items' power as triggers
   attribute: np.ndarray | None = None  # int32 [F, I, A], the same for all folds; -1 = no more
 
+  @property
+  def attribute_IxA(self) -> np.ndarray:
+    """The attributes of items, int32 [I, A]; none where there are no kinds of users."""
+    if self.attribute is None:
+      return np.full((self.code.shape[1], 0), -1, np.int32)
+    return self.attribute[0]
+
   @classmethod
   def of_counts(
     cls,

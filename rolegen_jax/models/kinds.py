@@ -50,6 +50,7 @@ from rolegen_jax.models.evidence import PURCHASE, Evidence
 from rolegen_jax.models.numerics import dropout
 
 DAY_S = 86_400.0
+VIEW = EVENT_NAMES.index('view')
 OWN_DAYS, OWN_EVENTS = (0.5, 2.0, 7.0, 30.0), (1.0, 5.0)  # how counts of events fade
 LASTS_DAYS, EDGE = 7.0, 5.0  # where training starts: how long contact counts, how sharply it ends
 ENDED = 1.0  # and, as a logit, how much of what led to a purchase ends with it
@@ -129,6 +130,25 @@ class Kinds(nnx.Module):
     positions = jnp.concatenate([jnp.array([-1]), jnp.arange(n - last, n)])
     in_all, before = (jnp.moveaxis(x[:1] - x[1:], 0, 1) for x in jax.lax.map(log_probs, positions))
     return in_all, before
+
+  def opened(
+    self, e: Evidence, kind_NxZ: jax.Array, code_NxK: jax.Array, attribute_NxKxA: jax.Array
+  ) -> jax.Array:
+    """Return how much of their interest a view of each of K items, now, would move, fp32 [N, K].
+
+    In 0..1: half the sum of the differences of the chances of coarse codes. The items have these
+    coarse codes and attributes.
+    """
+    before = jnp.exp(self(e, e.present.astype(jnp.float32), kind_NxZ))
+
+    def moved(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+      code_N, attribute_NxA = item
+      after = _viewed(e, code_N, attribute_NxA)
+      chance = jnp.exp(self(after, after.present.astype(jnp.float32), kind_NxZ))
+      return jnp.abs(chance - before).sum(-1) / 2
+
+    items = jnp.moveaxis(code_NxK, 1, 0), jnp.moveaxis(attribute_NxKxA, 1, 0)
+    return jax.lax.map(moved, items).T
 
   def of_users(self, e: Evidence, key: jax.Array | None = None) -> jax.Array:
     """Return log p(kind | history), fp32 [N, Z], whatever is done to the events."""
@@ -264,6 +284,24 @@ class Kinds(nnx.Module):
     gap_s = jnp.take_along_axis(e.age[..., None], jnp.maximum(slot, 0), axis=1) - age_Nxq[..., None]
     passed = gap_s.astype(jnp.float32) / DAY_S / jnp.exp(self.days[which])
     return jnp.where(slot >= 0, jax.nn.sigmoid(jnp.exp(self.edge[which]) * (1 - passed)), 0.0)
+
+
+def _viewed(e: Evidence, code_N: jax.Array, attribute_NxA: jax.Array) -> Evidence:
+  """Return histories that end with a view, now, of an item; the oldest event makes room."""
+  zeros = jnp.zeros_like(code_N)
+
+  def end(field: jax.Array, value: jax.Array) -> jax.Array:
+    return jnp.concatenate([field[:, 1:], value[:, None].astype(field.dtype)], axis=1)
+
+  assert e.attribute is not None
+  return e._replace(
+    item=end(e.item, zeros),
+    age=end(e.age, zeros),
+    event=end(e.event, zeros + VIEW),
+    present=end(e.present, zeros == 0),
+    own_code=end(e.own_code, code_N),
+    attribute=end(e.attribute, attribute_NxA),
+  )
 
 
 def _latest(happened_NxnxV: jax.Array, slots_Nxq: jax.Array) -> jax.Array:

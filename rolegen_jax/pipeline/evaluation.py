@@ -35,7 +35,6 @@ from rolegen_jax.evaluation.baselines import (
 from rolegen_jax.evaluation.factorization import u2i
 from rolegen_jax.evaluation.sasrec import sasrec
 from rolegen_jax.evaluation.trajectories import Trajectories
-from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.pipeline import artifacts, roles
 from rolegen_jax.pipeline.ablations import ablation_switches
 from rolegen_jax.pipeline.context import Run
@@ -46,7 +45,7 @@ from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.history_filter import without_history
-from rolegen_jax.serving.slate import slates
+from rolegen_jax.serving.slate import Opened, slates
 
 ALL_BASELINES = BASELINES | {'u2i': u2i, 'SASRec': sasrec}
 # Systems whose lists are also reported with an exposure penalty.
@@ -235,9 +234,9 @@ def penalize_exposure(
   """Return the lists int32 [N, k] reordered by `slates`, made one after the other by time."""
   by_time = np.argsort(timestamp, kind='stable')
   lists = np.empty_like(predictions.item)
-  nothing = Opens(np.zeros(items, np.float32), noise=1.0)
+  nothing = Opened(np.zeros(lists.shape, np.float32), 1.0)
   lists[by_time] = slates(
-    predictions.item[by_time], predictions.score[by_time], nothing, 0.0, penalty
+    predictions.item[by_time], predictions.score[by_time], nothing, 0.0, penalty, items=items
   ).item
   return lists
 

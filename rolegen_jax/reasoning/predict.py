@@ -121,7 +121,7 @@ class Online:
   def __call__(self, examples: Examples) -> Ranking:
     """Return the ranking [size, beams] on the device."""
     with jax.set_mesh(self._mesh):
-      batch = _on_device(examples, self._mesh, self.size)
+      batch = on_device(examples, self._mesh, self.size)
       args = (*self._fixed, batch)
       if self._compiled is None:
         self._compiled = compile_in_step(self._jitted, *args)
@@ -246,7 +246,7 @@ def over(
     jitted = jit(function, out_shardings=sharding.sharding(mesh))
     for number, start in enumerate(progress(range(0, len(table), size), label)):
       index = np.minimum(np.arange(start, start + size), len(table) - 1)
-      rows = _on_device(table.rows(index, width), mesh, size)
+      rows = on_device(table.rows(index, width), mesh, size)
       args = (*fixed, rows, *extra)
       if number == 0:
         compiled = compile_in_step(jitted, *args)
@@ -257,7 +257,7 @@ def over(
   return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(table)], *host)
 
 
-def _on_device(rows: Any, mesh: Mesh, size: int) -> Any:
+def on_device(rows: Any, mesh: Mesh, size: int) -> Any:
   """Spread `size` rows over the mesh; every process holds all of them."""
   places = np.arange(size)
   return jax.tree.map(lambda x: sharding.global_batch(mesh, np.asarray(x), places, size), rows)

@@ -40,6 +40,7 @@ from rolegen_jax.data.lines import read_text, split_lines
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.models.experts import EXPERTS
+from rolegen_jax.reasoning import looks
 from rolegen_jax.reasoning.explain import Explanations, explanations
 from rolegen_jax.reasoning.predict import Predictions, predict
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -47,7 +48,7 @@ from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.serving.history_filter import holds, without_history
-from rolegen_jax.serving.slate import Slates, slates
+from rolegen_jax.serving.slate import Opened, Slates, slates
 
 VIEW = EVENT_NAMES.index('view')
 DAY = 86_400  # seconds
@@ -92,17 +93,24 @@ def recommend(
   item, log_prob = predictions.item, predictions.score
   if bars_history:
     item, log_prob = without_history(item, log_prob, log, table.user, table.end)
+  if looks.are_known(params):
+    attribute = excitation.attribute_IxA
+    share = looks.opened_by_looks(rolegen, params, table, item, attribute, trie, mesh)
+    opened = Opened.for_users(share, item)
+  else:
+    opened = Opened.at_large(excitation.opens, item)
   shown = slates(
     item,
     log_prob,
-    excitation.opens,
+    opened,
     config.serving.exploration_weight,
     config.serving.exposure_penalty,
     top,
+    len(log.items),
   )
   _say_short_lists(log, table.user, shown.item[:, :top])
   why = explanations(rolegen, params, table, shown.item, trie, mesh, top)
-  frame = explained_table(log, table, predictions, shown, why, excitation.opens.share)
+  frame = explained_table(log, table, predictions, shown, why)
   write_parquet(frame, output)
   return frame
 
@@ -213,9 +221,8 @@ def explained_table(
   predictions: Predictions,
   shown: Slates,
   explained: Explanations,
-  opens_I: np.ndarray,
 ) -> pl.DataFrame:
-  """Return the table of the module docstring; opens: what each item opens, fp [I]."""
+  """Return the table of the module docstring."""
   item = shown.item[:, : explained.effect.shape[1]]
   example, rank = np.nonzero(item >= 0)
   listed = item[example, rank]
@@ -252,7 +259,7 @@ def explained_table(
       item_id=log.items['item_id'].gather(listed),
       log_prob=shown.log_prob[example, rank],
       rank_score=shown.rank_score[example, rank],
-      opens=opens_I[listed],
+      opens=shown.opens[example, rank],
       world=world.astype(np.int32),
       terms=terms,
       seen=seen,

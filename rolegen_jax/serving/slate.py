@@ -10,8 +10,10 @@ the same few items. So a slate ranks by
   - exposure_penalty * log(1 + shown(item) / shown of the average item)
 
 opens: the share of interest that contact with the item moves to a coarse code where it was not
-before; the scale is its noise, or its median where that is more (`features/interest_shift.py`).
-Where nothing but noise is found, the order is nearly that of log p.
+before, counted for everybody alike; the scale is its noise, or its median where that is more
+(`features/interest_shift.py`). Where nothing but noise is found, the order is nearly that of log p.
+Where kinds of users are known, it is how much of this user's interest a view, now, would move
+(`reasoning/looks.py`), and the scale the median of the list.
 shown: how often the item was among the first of the lists before this one.
 
 Shapes: N lists, K items of a list as the model ranked them, I items.
@@ -25,6 +27,27 @@ import numpy as np
 
 from rolegen_jax.features.interest_shift import Opens
 
+LEAST_SHARE = 1e-3  # of interest that can count
+
+
+class Opened(NamedTuple):
+  """What contact with the items of N lists opens."""
+
+  share: np.ndarray  # fp [N, K]
+  scale: np.ndarray | float  # of shares, fp [N, 1] or one for all: what they must exceed to count
+
+  @classmethod
+  def at_large(cls, opens: Opens, item_NxK: np.ndarray) -> Opened:
+    """Return what is counted for everybody alike."""
+    return cls(opens.share[np.maximum(item_NxK, 0)], opens.scale)
+
+  @classmethod
+  def for_users(cls, share_NxK: np.ndarray, item_NxK: np.ndarray) -> Opened:
+    """Return shares that are of the user of each list."""
+    of_items = np.ma.masked_array(share_NxK, item_NxK < 0)
+    median = np.ma.median(of_items, axis=1, keepdims=True).filled(0.0)
+    return cls(share_NxK, np.maximum(median, LEAST_SHARE))
+
 
 class Slates(NamedTuple):
   """N lists, each in the order in which its items are shown."""
@@ -33,15 +56,17 @@ class Slates(NamedTuple):
   log_prob: np.ndarray  # fp [N, K], log p of the item: what the model says, not what orders
   # fp [N, K], what orders: falls along a list; -inf in an empty slot. See the module docstring.
   rank_score: np.ndarray
+  opens: np.ndarray  # fp [N, K], share of interest that the item opens
 
 
 def slates(
   item_NxK: np.ndarray,
   log_prob_NxK: np.ndarray,
-  opens: Opens,
+  opened: Opened,
   exploration_weight: float,
   exposure_penalty: float = 0.0,
   top: int = 10,
+  items: int = 0,
 ) -> Slates:
   """Return the lists in the order in which to show them.
 
@@ -51,24 +76,28 @@ def slates(
   Args:
     item_NxK: int, the items; -1 = empty slot.
     log_prob_NxK: log p of the items.
-    opens: see the module docstring.
-    exploration_weight: weight of `opens`.
+    opened: see the module docstring.
+    exploration_weight: its weight.
     exposure_penalty: weight of `shown`.
     top: how many items of each list count as shown.
+    items: how many there are; read with `exposure_penalty` alone.
   """
-  worth_I = exploration_weight * opens.log
-  value_NxK = np.where(item_NxK >= 0, log_prob_NxK + worth_I[np.maximum(item_NxK, 0)], -np.inf)
+  worth_NxK = exploration_weight * np.log(opened.share + opened.scale)
+  value_NxK = np.where(item_NxK >= 0, log_prob_NxK + worth_NxK, -np.inf)
+  lists = item_NxK, log_prob_NxK, value_NxK, opened.share
   if not exposure_penalty:
-    return _ordered(item_NxK, log_prob_NxK, value_NxK)
-  shown_I = np.zeros(len(worth_I))
+    return _ordered(*lists)
+  shown_I = np.zeros(items)
   for item_K, value_K in zip(item_NxK, value_NxK):
     relative_exposure_K = shown_I[np.maximum(item_K, 0)] / max(shown_I.mean(), 1e-9)
     value_K -= exposure_penalty * np.log1p(relative_exposure_K)
     shown = item_K[np.argsort(-value_K, kind='stable')[:top]]
     shown_I[shown[shown >= 0]] += 1
-  return _ordered(item_NxK, log_prob_NxK, value_NxK)
+  return _ordered(*lists)
 
 
-def _ordered(item_NxK: np.ndarray, log_prob_NxK: np.ndarray, value_NxK: np.ndarray) -> Slates:
-  order = np.argsort(-value_NxK, axis=1, kind='stable')
-  return Slates(*(np.take_along_axis(x, order, 1) for x in (item_NxK, log_prob_NxK, value_NxK)))
+def _ordered(
+  item: np.ndarray, log_prob: np.ndarray, value: np.ndarray, opens: np.ndarray
+) -> Slates:
+  order = np.argsort(-value, axis=1, kind='stable')
+  return Slates(*(np.take_along_axis(x, order, 1) for x in (item, log_prob, value, opens)))

@@ -176,6 +176,26 @@ def test_what_removing_an_event_costs_and_what_of_it_as_the_context_of_later_one
   assert np.abs(removal(params, e, EVENTS)[1]).max() == 0
 
 
+def test_what_a_view_would_open_is_what_chances_do_once_it_has_happened():
+  e, code, word = evidence(), np.array([[0, 3]] * N), np.array([[[1, -1], [0, 2]]] * N)
+  whole = e.present.astype(np.float32)
+  kind, before = said(PARAMS, e, whole)
+  opened = jit(lambda params: functional.bind(GRAPHDEF, params).opened(e, kind, code, word))(PARAMS)
+  for place in range(2):
+    fields = dict(item=0, age=0, event=VIEW, present=True, own_code=code[0, place])
+    seen = {name: getattr(e, name).copy() for name in (*fields, 'attribute')}
+    for name, array in seen.items():
+      array[:, :-1] = array[:, 1:].copy()
+      array[:, -1] = word[:, place] if name == 'attribute' else fields[name]
+    viewed = e._replace(**seen)
+    after = jit(
+      lambda e=viewed: functional.bind(GRAPHDEF, PARAMS)(e, np.float32(e.present), kind)
+    )()
+    moved = np.abs(np.exp(after) - np.exp(before)).sum(1) / 2
+    np.testing.assert_allclose(opened[:, place], moved, atol=1e-5)
+  assert opened.min() > 0
+
+
 def history_of(users: int, seed: int) -> tuple[Evidence, np.ndarray]:
   """One kind looks at codes 0 and 1, one at 2 and 3. Word 0 after word 1 leads them to 4 and to 0.
 

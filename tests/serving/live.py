@@ -10,6 +10,7 @@ import json
 import threading
 
 import jax
+import numpy as np
 
 from rolegen_jax import sharding
 from rolegen_jax.cli import entry
@@ -27,6 +28,7 @@ SMALL = [
   'backbone.beam=20',
   'evaluation.ks=(1,10)',
   'reasoner.candidates=2',
+  'reasoner.kinds=2',
   'loop.worlds=2',
   'serving.filter_history=allow',
 ]
@@ -90,6 +92,7 @@ def open_shop(folder) -> Shop:
     name: jax.device_put(tiny.random_params(run.rolegen.model_fns[name]), everywhere)
     for name in ('backbone', 'reasoner')
   }
+  params['reasoner']['intent']['pooled'] = jax.device_put(np.full(2, 0.5, np.float32), everywhere)
   alone = jax.device_put(tiny.random_params(run.rolegen.model_fns['backbone'], 1), everywhere)
   trained = Trained(
     run.rolegen, params, alone, inputs.log, inputs.excitation, inputs.bars_history, run.mesh

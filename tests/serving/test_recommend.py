@@ -11,7 +11,7 @@ from rolegen_jax.reasoning.explain import Explanations
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving.history_filter import without
 from rolegen_jax.serving.recommend import DAY, explained_table
-from rolegen_jax.serving.slate import slates
+from rolegen_jax.serving.slate import Opened, slates
 from tests.evaluation import tiny_log
 
 M, WORLDS, ITEMS = 3, 5, 8
@@ -61,8 +61,9 @@ def predictions() -> Predictions:
 
 def frame(shop, exploration_weight: float, exposure_penalty: float = 0.0, top: int = 7, drop=()):
   lists = without(ITEM, LOG_PROB, np.isin(ITEM, drop))
-  shown = slates(*lists, Opens(OPENS, 0.0), exploration_weight, exposure_penalty, top)
-  return explained_table(*shop, predictions(), shown, explained(top), OPENS)
+  opened = Opened.at_large(Opens(OPENS, 0.0), ITEM)
+  shown = slates(*lists, opened, exploration_weight, exposure_penalty, top, len(OPENS))
+  return explained_table(*shop, predictions(), shown, explained(top))
 
 
 def explained(top: int) -> Explanations:

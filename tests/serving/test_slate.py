@@ -4,12 +4,18 @@ import numpy as np
 import pytest
 
 from rolegen_jax.features.interest_shift import Opens
-from rolegen_jax.serving.slate import slates
+from rolegen_jax.serving import slate as lib
+from rolegen_jax.serving.slate import Opened, Slates
 
 # Item 3 opens interest elsewhere.
 OPENS = Opens(np.array([0.01, 0.01, 0.01, 0.05, 0.0], np.float32), noise=0.01)
 ITEM = np.array([[0, 1, 3, 4], [3, 2, 1, -1]])
 SCORE = np.log(np.array([[0.4, 0.3, 0.2, 0.1], [0.3, 0.25, 0.2, 1.0]]))
+
+
+def slates(item, log_prob, opens: Opens, *args, **kwargs) -> Slates:
+  opened = Opened.at_large(opens, item)
+  return lib.slates(item, log_prob, opened, *args, items=len(opens.share), **kwargs)
 
 
 def test_a_trigger_is_shown_before_slightly_likelier_items():
@@ -40,12 +46,21 @@ def test_the_rank_score_never_rises_along_a_list_and_is_what_ordered(
   full = np.where(empty, -1e9, shown.rank_score)
   assert (np.diff(full, axis=1) <= 0).all() and not np.diff(empty.astype(int), axis=1).min() < 0
   seen, scale = np.zeros(30), max(0.7, np.median(opens.share))
-  for items, log_probs, scores in zip(*shown):
+  for items, log_probs, scores in zip(shown.item, shown.log_prob, shown.rank_score):
     worth = exploration_weight * np.log(opens.share + scale)[items]
     exposed = np.log1p(seen[items] / max(seen.mean(), 1e-9)) * exposure_penalty
     want = np.where(items < 0, -np.inf, log_probs + worth - exposed)
     np.testing.assert_allclose(scores, want, rtol=1e-5)
     np.add.at(seen, items[:3][items[:3] >= 0], 1)
+
+
+def test_what_looks_open_for_users_counts_against_the_median_of_each_list():
+  share = np.array([[0.0, 0.1, 0.3, 0.2], [0.4, 0.0, 0.0, 9.0]], np.float32)
+  opened = Opened.for_users(share, ITEM)
+  np.testing.assert_allclose(opened.scale, [[0.15], [lib.LEAST_SHARE]], rtol=1e-6)
+  shown = lib.slates(ITEM, SCORE, opened, 2.0)
+  assert shown.item.tolist() == [[3, 1, 4, 0], [3, 2, 1, -1]]
+  np.testing.assert_allclose(shown.opens[0], share[0, [2, 1, 3, 0]])
 
 
 def test_without_weight_lists_stay_as_they_are_and_empty_slots_come_last():

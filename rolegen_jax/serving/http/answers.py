@@ -28,7 +28,7 @@ from rolegen_jax.serving.http.reasoned import reasoned
 from rolegen_jax.serving.http.rows import Reader
 from rolegen_jax.serving.http.schema import Answer, Carrier, Item, Reason, Reasoned
 from rolegen_jax.serving.recommend import explained_table
-from rolegen_jax.serving.slate import Slates, slates
+from rolegen_jax.serving.slate import Opened, Slates, slates
 
 
 class Ranked(NamedTuple):
@@ -65,24 +65,41 @@ class Lists:
     self._excitation, self._opens = excitation, excitation.opens
     self._ids: pl.DataFrame | None = None
 
-  def shown(self, ranked: Ranked) -> Slates:
-    """Return the slates of a batch [B, K], items by number.
-
-    Each is made without regard to others, so `serving.exposure_penalty` is not applied.
-    """
+  def listed(self, ranked: Ranked) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items of a batch [B, K] that may be shown, by number, and their log p."""
     n = len(ranked.queries)
     item = self._items.numbers_at(ranked.ranking.item[:n])
     score = ranked.ranking.score[:n]
     if self._bars_history:
       held = [np.isin(row, reader.history.item) for row, reader in zip(item, ranked.readers)]
       item, score = without(item, score, np.stack(held))
-    return slates(item, score, self._all_opens(), self._config.serving.exploration_weight)
+    return item, score
+
+  def attributes(self, item: np.ndarray) -> np.ndarray:
+    """Return the attributes of items by number, int32 [..., A]; new items have none."""
+    known = self._excitation.attribute_IxA
+    is_known = (item >= 0) & (item < len(known))
+    return np.where(is_known[..., None], known[np.where(is_known, item, 0)], -1)
+
+  def shown(
+    self, item_BxK: np.ndarray, log_prob_BxK: np.ndarray, opens_BxK: np.ndarray | None
+  ) -> Slates:
+    """Return the slates of a batch [B, K], items by number.
+
+    opens: what looks would open for these users; None = what is counted for everybody. Each is made
+    without regard to others, so `serving.exposure_penalty` is not applied.
+    """
+    if opens_BxK is None:
+      opened = Opened.at_large(self._all_opens(), item_BxK)
+    else:
+      opened = Opened.for_users(opens_BxK, item_BxK)
+    return slates(item_BxK, log_prob_BxK, opened, self._config.serving.exploration_weight)
 
   def answer(
     self, lists: Slates, row: int, query: Any, mode: Any, reasons: list[Reason] | None
   ) -> Answer:
     """Return the answer to one request. reasons: of its items in order; None = not asked for."""
-    opens, found = self._all_opens().share, []
+    found = []
     for place, number in enumerate(lists.item[row, : query.k].tolist()):
       if number < 0:
         break
@@ -91,7 +108,7 @@ class Lists:
           item_id=self._items.ids[number],
           log_prob=float(lists.log_prob[row, place]),
           rank_score=float(lists.rank_score[row, place]),
-          opens=float(opens[number]),
+          opens=float(lists.opens[row, place]),
           reason=reasons[place] if reasons else None,
         )
       )
@@ -123,9 +140,7 @@ class Lists:
       explained = Explanations(nothing, np.full(nothing.shape, -1))
     else:
       explained = Explanations(*(x[one, :k] for x in explained))
-    frame = explained_table(
-      log, table, self._predictions(ranked, row), shown, explained, self._all_opens().share
-    )
+    frame = explained_table(log, table, self._predictions(ranked, row), shown, explained)
     return [
       Reason(
         terms=of['terms'],

@@ -21,6 +21,7 @@ from rolegen_jax.data.batches import Examples
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.models.functional import Params
+from rolegen_jax.reasoning.looks import Looked
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.serving.http import answers
 from rolegen_jax.serving.http.encoded import Encoded
@@ -225,6 +226,24 @@ class _Batch:
     engine.observe('reason', time.monotonic() - started)
     return rolled
 
+  def _slots(self, item_BxK: np.ndarray) -> np.ndarray:
+    """Return the slots of items by number, as many rows as the batch has."""
+    slots = self._engine.items.slots(item_BxK).astype(np.int32)
+    return slots[np.minimum(np.arange(self._size), len(slots) - 1)]
+
+  def _opens(self, item_BxK: np.ndarray) -> np.ndarray | None:
+    """Return what looks at listed items would open for these users; None = nothing says so."""
+    engine = self._engine
+    if not engine.programs.knows_kinds:
+      return None
+    started = time.monotonic()
+    attribute = engine.lists.attributes(item_BxK)
+    attribute = attribute[np.minimum(np.arange(self._size), len(attribute) - 1)]
+    listed = Looked(self._slots(item_BxK), attribute)
+    opens = engine.programs.opens(self._trie, self._rows, listed)[: len(item_BxK)]
+    engine.observe('opens', time.monotonic() - started)
+    return opens
+
   def report(
     self,
     ranked: answers.Ranked,
@@ -237,14 +256,14 @@ class _Batch:
     if not rows:
       return
     engine = self._engine
-    lists = engine.lists.shown(ranked)
+    item, log_prob = engine.lists.listed(ranked)
+    opens = self._opens(item) if ranked.worlds is not None else None
+    lists = engine.lists.shown(item, log_prob, opens)
     why = [row for row in rows if self._queries[row].explain]
     explained = None
     if why and ranked.worlds is not None:
       started = time.monotonic()
-      shown = engine.items.slots(lists.item).astype(np.int32)
-      filled = shown[np.minimum(np.arange(self._size), len(shown) - 1)]
-      explained = engine.programs.explain(self._trie, self._rows, filled)
+      explained = engine.programs.explain(self._trie, self._rows, self._slots(lists.item))
       engine.observe('explain', time.monotonic() - started)
     for row in rows:
       # Comparisons with what is no number are false: then nothing is found at all.

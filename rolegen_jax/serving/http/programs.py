@@ -2,7 +2,8 @@
 
 `encode` reads events into the pool of encoded histories, `reason` rolls out the worlds of users,
 `rank` lists items given a history and what the worlds say (or nothing: the backbone alone),
-`explain` finds the events that carried a list. What the worlds say comes back to the host in
+`explain` finds the events that carried a list, `opens` what looks at its items would open for the
+user. What the worlds say comes back to the host in
 between, where it can wait for the user's next request. The pool stays, and is written in place.
 
 Shapes: B users, K items of a list, C slots of the tables, S slots of the pool, E experts, M role
@@ -36,6 +37,7 @@ from rolegen_jax.models.functional import Params
 from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.reasoning.explain import Explanations, explain
 from rolegen_jax.reasoning.frcot import coarse_intents
+from rolegen_jax.reasoning.looks import Looked, are_known, opened
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import compile_in_step, jit, jit_once
 from rolegen_jax.semantic_ids.trie import WORD, Trie, with_regions
@@ -91,6 +93,7 @@ class Programs:
     of the encoded histories, on each device; there is room for those of a batch in any case.
     """
     self.params, self.alone, self.sizes = params, alone, sizes
+    self.knows_kinds = are_known(params)
     self._mesh, self._rolegen, self._top = mesh, rolegen, top
     backbone = rolegen.config.backbone
     self.few = min(FEW, backbone.context - 1)
@@ -109,6 +112,7 @@ class Programs:
         ('reasoned', self._rank),
         ('reason', self._reason),
         ('explain', self._explain),
+        ('opens', self._opens),
       )
     }
     self._jitted['encode'] = jit(self._encode, out_shardings=self._everywhere, donate_argnums=_POOL)
@@ -138,6 +142,9 @@ class Programs:
         worlds = self.reason(trie, rows)
         self.rank(trie, rows, nowhere, worlds.said, every, True)
         self.explain(trie, rows, np.asarray(listed.item))
+      if self.knows_kinds:
+        none = np.full((*listed.item.shape, rows.excites.attribute.shape[-1]), -1, np.int32)
+        self.opens(trie, rows, Looked(np.asarray(listed.item), none))
     return len(self._compiled)
 
   def encode(self, name: str, trie: Trie, more: More) -> None:
@@ -177,6 +184,11 @@ class Programs:
   def explain(self, trie: Trie, rows: Examples, item_BxK: np.ndarray) -> Explanations:
     """Return which events carried the first items of lists, on the host."""
     return jax.device_get(self._run('explain', self.params, trie, (rows, item_BxK)))
+
+  def opens(self, trie: Trie, rows: Examples, listed: Looked) -> np.ndarray:
+    """Return what looks at the items of lists, by slot, would open for users, fp32 [B, K]."""
+    kinds = self.params['reasoner']['intent']['kinds']
+    return jax.device_get(self._run('opens', kinds, trie, (rows, listed)))
 
   def _backbone(self, name: str) -> Params:
     return self.alone if name == 'alone' else self.params['backbone']
@@ -237,6 +249,9 @@ class Programs:
     intents = coarse_intents(self._rolegen.layout, rollout.tokens)
     candidates = rollout.candidates, rollout.candidate_log_prob
     return Worlds(said, *candidates, rollout.roles, intents, rollout.interventions)
+
+  def _opens(self, kinds: Params, trie: Trie, rows: tuple[Examples, Looked]) -> jax.Array:
+    return opened(self._rolegen, kinds, trie, *rows)
 
   def _explain(
     self, params: dict[str, Params], trie: Trie, rows: tuple[Examples, jax.Array]
