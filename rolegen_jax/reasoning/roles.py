@@ -131,16 +131,20 @@ def label_roles(
     COMPLEMENT=complement >= config.complement_shift,
   )
   if effects:
-    in_all, before = effects
-    tests |= dict(
-      TRIGGER=(in_all >= config.effect) & (before <= in_all / 2),
-      DISTRACT=in_all <= -config.effect,
-      COMPLEMENT=in_all >= config.effect,
-    )
+    tests |= _by_removal(*effects, config.effect)
   roles = [ROLE_NAMES.index(name) for name in tests]
   role = np.select(list(tests.values()), roles, ROLE_NAMES.index('EXPLORE'))
   known = (latest(history.segment) > 0) & (target_B >= 0)[:, None]
   return np.where(known, role, -1).astype(np.int32)
+
+
+def _by_removal(in_all: np.ndarray, before: np.ndarray, least: float) -> dict[str, np.ndarray]:
+  """Return which events have the roles that follow from effects; the first role wins."""
+  return dict(
+    TRIGGER=(in_all >= least) & (before <= in_all / 2),
+    DISTRACT=in_all <= -least,
+    COMPLEMENT=in_all >= least,
+  )
 
 
 class _Runs(NamedTuple):
