@@ -197,7 +197,7 @@ def table(result: dict) -> str:
     lines += [f'{lifts["tested"]} over {name}, %', ' ' * first + cells]
   if result['opens_agreement'] is not None:
     lines.append(
-      'Spearman correlation of what items open, by which slates are chosen, with the true effects '
+      'Spearman correlation of what items open, as counted for everybody, with the true effects '
       f'of looks at them: {result["opens_agreement"]:.2f}, mean over users'
     )
   about = result['provenance']
