@@ -103,13 +103,14 @@ def logistic(
   """Fit a logistic regression of roles, and return chances [N, M, R] of the events asked for."""
   known = (labels_NxM >= 0) & (labels_NxM != CONVERT)
   x, roles = features_NxMxF[known], labels_NxM[known]
+  n = max(len(roles), 1)  # where all that is known are purchases, nothing is left to fit
   shape, one_hot = (x.shape[1], len(ROLE_NAMES)), np.eye(len(ROLE_NAMES))[roles]
 
   def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
     weight = flat.reshape(shape)
     p = _softmax(x @ weight)
-    nll = -np.log(np.maximum(p[np.arange(len(p)), roles], 1e-12)).mean()
-    gradient = x.T @ (p - one_hot) / len(p) + L2 * weight
+    nll = -np.log(np.maximum(p[np.arange(len(p)), roles], 1e-12)).sum() / n
+    gradient = x.T @ (p - one_hot) / n + L2 * weight
     return nll + L2 / 2 * np.sum(flat**2), gradient.ravel()
 
   options = dict(maxiter=200)

@@ -61,3 +61,9 @@ def test_logistic_regression_learns_a_rule_and_leaves_out_what_is_unknown():
   assert (p[:, 0, CONVERT] == 1).all() and (p[:, 1:, CONVERT] == 0).all()
   right = p[:, 1:].argmax(-1) == np.where(x[:, 1:, 0] > 0, TRIGGER, EXPLORE)
   assert right.mean() > 0.97
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_log_of_purchases_alone_leaves_nothing_to_fit():
+  x, event = np.ones((2, 3, 4)), np.full((2, 3), PURCHASE)
+  assert (lib.logistic(x, np.full_like(event, CONVERT), x, event)[..., CONVERT] == 1).all()
