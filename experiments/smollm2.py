@@ -7,8 +7,8 @@
 
 Low-rank adapters and the rows of our own tokens train; the base is in no checkpoint. Sizes are for
 two CPU cores, which train on some 200 tokens a second: two to three hours, a third of them for
-warmup and baselines, and 9 GB. That is an estimate from shortened runs. With more cores, raise
-`align.steps` first.
+warmup and baselines, and 9 GB. That is an estimate from shorter runs, and too few steps to learn
+words by (docs/decisions/27-a-published-reasoner.md). With more cores, raise `align.steps` first.
 """
 
 import dataclasses
