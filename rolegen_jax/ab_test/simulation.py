@@ -217,7 +217,7 @@ class Test:
 
   @functools.cached_property
   def opens_agreement(self) -> float:
-    """How well what items open, by which slates are chosen, ranks the true effects of looks.
+    """How well what items open, as counted for everybody, ranks the true effects of looks.
 
     It is over the items that each of at most 500 users would most probably buy at the log's end.
     """
@@ -250,6 +250,7 @@ class Test:
     return digest(
       self.inputs.hashes,
       hashlib.sha256(self.setting.excitation.opens.log.tobytes()).hexdigest(),
+      *(['looks'] if config.reasoner.kinds else []),  # `reasoning/looks.py` chooses slates
       [model.key for model in self.models.values()],
       config.calibration,
       config.serving,

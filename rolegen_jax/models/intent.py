@@ -48,6 +48,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
+from rolegen_jax.models import functional
 from rolegen_jax.models.attention import per_chain
 from rolegen_jax.models.evidence import FADES, PURCHASE, Evidence, faded
 from rolegen_jax.models.kinds import Kinds
@@ -168,12 +169,12 @@ class Intent(nnx.Module):
     """Return `Kinds.removal_effects`, without a gradient; None where all users are of one kind."""
     if not hasattr(self, 'kinds'):
       return None
-    effects = self.kinds.removal_effects(evidence, self._kind(evidence, worlds), last)
-    return jax.lax.stop_gradient(effects)
+    kinds = functional.held_but(self.kinds)
+    return kinds.removal_effects(evidence, self._kind(evidence, worlds), last)
 
   def _kind(self, evidence: Evidence, worlds: int) -> jax.Array:
     one_of_each = jax.tree.map(lambda x: x[::worlds], evidence)
-    return per_chain(self.kinds.of_users(one_of_each), worlds)
+    return per_chain(functional.held_but(self.kinds).of_users(one_of_each), worlds)
 
   def counted(self, evidence: Evidence) -> jax.Array:
     """Return log p(coarse code) by the first equation alone, before do(intent), fp32 [N, K]."""

@@ -24,7 +24,7 @@ Who somebody is follows by Bayes' rule from all that the history holds, event by
 
   log p(z | h) = log prior_z + LOOKS * sum over looks i of log p(code_i | before, z)
                  + sum over the latest purchases of log p(code | history before, z) + a constant
-  p(k | before, z) = (1 - shown_i) (w_1 interest_zk + w_2 share of k in all looks before
+  p(k | before, z) = (1 - shown_i) (w_1 interest_zk + w_2 share of k in all events before
                                     + w_3 share of k in those lately) + shown_i background_k
 
 Items of some attributes are met whoever one is, because they are shown: shown_i in 0..1 goes by the
@@ -104,7 +104,9 @@ class Kinds(nnx.Module):
   ) -> jax.Array:
     """Return log p(coarse code) at the occasion, fp32 [N, K].
 
-    gain: how much of each event counts, 0 = not at all. kind: log p(kind), as `of_users` returns.
+    gain: how much of each event counts, 0 = not at all; bool = all or nothing. In parts, contact
+    takes the place of what was before it in part. A part of an event is wholly the context of later
+    ones, and wholly a purchase. kind: log p(kind), as `of_users` returns.
     is_before: whether events that come after it know of an event; by default where its gain is
     positive.
     """
@@ -120,12 +122,11 @@ class Kinds(nnx.Module):
 
     In all, and as what later events come after: by what they would lead to had it not been met.
     """
-    n, everything = e.age.shape[1], e.present.astype(jnp.float32)
+    n = e.age.shape[1]
 
     def log_probs(position: jax.Array) -> tuple[jax.Array, jax.Array]:
       stays = e.present & (jnp.arange(n) != position)
-      gone = self(e, stays.astype(jnp.float32), kind_NxZ)
-      return gone, self(e, everything, kind_NxZ, stays)
+      return self(e, stays, kind_NxZ), self(e, e.present, kind_NxZ, stays)
 
     positions = jnp.concatenate([jnp.array([-1]), jnp.arange(n - last, n)])
     in_all, before = (jnp.moveaxis(x[:1] - x[1:], 0, 1) for x in jax.lax.map(log_probs, positions))
@@ -139,12 +140,13 @@ class Kinds(nnx.Module):
     In 0..1: half the sum of the differences of the chances of coarse codes. The items have these
     coarse codes and attributes.
     """
-    before = jnp.exp(self(e, e.present.astype(jnp.float32), kind_NxZ))
+    stays = e.present & (jnp.arange(e.age.shape[1]) > 0)  # a view would take the oldest's place
+    before = jnp.exp(self(e, stays, kind_NxZ))
 
     def moved(item: tuple[jax.Array, jax.Array]) -> jax.Array:
       code_N, attribute_NxA = item
       after = _viewed(e, code_N, attribute_NxA)
-      chance = jnp.exp(self(after, after.present.astype(jnp.float32), kind_NxZ))
+      chance = jnp.exp(self(after, after.present, kind_NxZ))
       return jnp.abs(chance - before).sum(-1) / 2
 
     items = jnp.moveaxis(code_NxK, 1, 0), jnp.moveaxis(attribute_NxKxA, 1, 0)
@@ -159,8 +161,7 @@ class Kinds(nnx.Module):
     keys = jax.random.split(key)
     n = e.age.shape[1]
     now = jnp.zeros((len(e.age), 1), jnp.int32)
-    is_event = (e.item >= 0).astype(jnp.float32)
-    log_probs = self._log_probs(e, is_event, now, jnp.full_like(now, n), keys[0])[:, 0]
+    log_probs = self._log_probs(e, e.item >= 0, now, jnp.full_like(now, n), keys[0])[:, 0]
     of_code = jnp.take_along_axis(log_probs, code_N[:, None, None], axis=2)[..., 0]
     return jax.nn.logsumexp(self._told(e, keys[1]) + of_code, axis=1)
 
@@ -203,8 +204,7 @@ class Kinds(nnx.Module):
     place = jax.lax.top_k(jnp.where(bought, jnp.arange(n), -1), min(PAST, n))[0]
     exists, place = place >= 0, jnp.maximum(place, 0)
     age, code = (jnp.take_along_axis(x, place, axis=1) for x in (e.age, e.own_code))
-    is_event = (e.item >= 0).astype(jnp.float32)
-    log_prob = _picked(self._log_probs(e, is_event, age, place, key), code)
+    log_prob = _picked(self._log_probs(e, e.item >= 0, age, place, key), code)
     return jnp.where(exists[..., None], log_prob, 0.0).sum(1)
 
   def _log_probs(
@@ -260,14 +260,22 @@ class Kinds(nnx.Module):
     touched = (self._carries(e) > 0) & (e.event != PURCHASE)[..., None]
     met = touched & (gain > 0)[..., None]
     slots = earlier_Nxqxn.sum(-1)
-    latest = _latest(met, slots)
-    counts = self._counts(e, touched & is_before[..., None]) * gain[..., None]
-    counts = jnp.take_along_axis(counts, latest, axis=1)
-    left = counts * self._lasts(0, e, latest, age_Nxq)
+    counts = self._counts(e, touched & is_before[..., None])
     codes = jnp.arange(self.base.shape[0])
     bought = (e.own_code[..., None] == codes) & ((e.event == PURCHASE) & (gain > 0))[..., None]
-    is_ended = _latest(bought, slots)[:, :, None] > latest[..., None]
-    return left[..., None] * (1 - jax.nn.sigmoid(self.ended[...]) * is_ended)
+    latest_purchase = _latest(bought, slots)[:, :, None]
+
+    def left(slot: jax.Array) -> jax.Array:
+      of_contact = _at(counts, slot) * self._lasts(0, e, slot, age_Nxq)
+      is_ended = latest_purchase > slot[..., None]
+      return of_contact[..., None] * (1 - jax.nn.sigmoid(self.ended[...]) * is_ended)
+
+    latest = _latest(met, slots)
+    if gain.dtype == jnp.bool:
+      return left(latest)
+    share = _at(jnp.broadcast_to(gain[..., None], met.shape), latest)[..., None]
+    earlier = _latest(met, jnp.maximum(latest, 0))  # that took its place in part
+    return share * left(latest) + jnp.maximum(1 - share, 0.0) * left(earlier)
 
   def _carries(self, e: Evidence) -> jax.Array:
     """Return 1 where an event's item has an attribute, fp32 [N, n, V]."""
@@ -281,7 +289,7 @@ class Kinds(nnx.Module):
 
   def _lasts(self, which: int, e: Evidence, slot: jax.Array, age_Nxq: jax.Array) -> jax.Array:
     """Return how much of contact in slots [N, q, V] is left at q moments; 0 for none, slot -1."""
-    gap_s = jnp.take_along_axis(e.age[..., None], jnp.maximum(slot, 0), axis=1) - age_Nxq[..., None]
+    gap_s = _at(e.age[..., None], slot) - age_Nxq[..., None]
     passed = gap_s.astype(jnp.float32) / DAY_S / jnp.exp(self.days[which])
     return jnp.where(slot >= 0, jax.nn.sigmoid(jnp.exp(self.edge[which]) * (1 - passed)), 0.0)
 
@@ -304,11 +312,20 @@ def _viewed(e: Evidence, code_N: jax.Array, attribute_NxA: jax.Array) -> Evidenc
   )
 
 
-def _latest(happened_NxnxV: jax.Array, slots_Nxq: jax.Array) -> jax.Array:
-  """Return the latest of the first `slots` slots where it happened, int32 [N, q, V]; -1 = none."""
+def _latest(happened_NxnxV: jax.Array, slots: jax.Array) -> jax.Array:
+  """Return the latest of the first `slots` slots where it happened, int32 [N, q, V]; -1 = none.
+
+  slots: [N, q], or [N, q, V].
+  """
   slot = jnp.where(happened_NxnxV, jnp.arange(happened_NxnxV.shape[1])[:, None], -1)
   before = jnp.pad(slot, ((0, 0), (1, 0), (0, 0)), constant_values=-1)
-  return jnp.take_along_axis(jax.lax.cummax(before, axis=1), slots_Nxq[..., None], axis=1)
+  slots = slots if slots.ndim == 3 else slots[..., None]
+  return jnp.take_along_axis(jax.lax.cummax(before, axis=1), slots, axis=1)
+
+
+def _at(values_NxnxV: jax.Array, slot_NxqxV: jax.Array) -> jax.Array:
+  """Return the values of slots, [N, q, V]; of slot -1, what nobody should read."""
+  return jnp.take_along_axis(values_NxnxV, jnp.maximum(slot_NxqxV, 0), axis=1)
 
 
 def _picked(log_prob: jax.Array, code: jax.Array) -> jax.Array:

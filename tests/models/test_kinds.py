@@ -69,11 +69,10 @@ def by_hand(e: Evidence, row: int, age: int, place: int, is_now: bool, gain) -> 
   def is_earlier(i: int, age: int, is_now: bool = False) -> bool:
     return e.item[row, i] >= 0 and (is_now or e.age[row, i] > age)
 
-  def latest(word: int, age: int, is_now: bool = False) -> int | None:
-    """The latest earlier contact with an item of this word."""
+  def contacts(word: int, age: int, is_now: bool = False) -> list[int]:
+    """The earlier contacts with items of this word, the latest first."""
     met = [i for i in range(EVENTS) if is_earlier(i, age, is_now) and gain[row, i] > 0]
-    met = [i for i in met if e.event[row, i] != PURCHASE and word in e.attribute[row, i]]
-    return met[-1] if met else None
+    return [i for i in met if e.event[row, i] != PURCHASE and word in e.attribute[row, i]][::-1]
 
   def lasts(which: int, i: int, age: int) -> float:
     days = (e.age[row, i] - age) / tiny.DAY
@@ -82,9 +81,9 @@ def by_hand(e: Evidence, row: int, age: int, place: int, is_now: bool, gain) -> 
   def counts(i: int, word: int) -> float:
     logit, now = p['gate'][word], e.age[row, i]
     for other in range(WORDS):
-      if (before := latest(other, now)) is not None:
+      for before in contacts(other, now)[:1]:
         logit += lib.SCALE * lasts(1, before, now) * p['context'][other, word]
-    return gain[row, i] / (1 + np.exp(-logit))
+    return 1 / (1 + np.exp(-logit))
 
   for i in range(EVENTS):
     if not is_earlier(i, age, is_now):
@@ -98,13 +97,15 @@ def by_hand(e: Evidence, row: int, age: int, place: int, is_now: bool, gain) -> 
   logits = p['base'] + p['kind'] + own @ p['own']
   logits = logits + np.maximum(own @ p['hidden'] + p['hidden_base'], 0) @ p['readout']
   for word, code in np.ndindex(WORDS, CODES):
-    if (i := latest(word, age, is_now)) is None:
-      continue
-    ends = [j for j in range(i + 1, EVENTS) if is_earlier(j, age, is_now) and gain[row, j] > 0]
-    ends = [j for j in ends if e.event[row, j] == PURCHASE and e.own_code[row, j] == code]
-    left = 1 - len(ends[:1]) / (1 + np.exp(-p['ended'][0]))
-    held = left * lasts(0, i, age) * counts(i, word)
-    logits[:, code] += lib.SCALE * held * (p['opens'] + p['turn'])[:, word, code]
+    share = None
+    for i in contacts(word, age, is_now)[:2]:  # the second counts where the first does in part
+      ends = [j for j in range(i + 1, EVENTS) if is_earlier(j, age, is_now) and gain[row, j] > 0]
+      ends = [j for j in ends if e.event[row, j] == PURCHASE and e.own_code[row, j] == code]
+      left = 1 - len(ends[:1]) / (1 + np.exp(-p['ended'][0]))
+      weight = gain[row, i] if share is None else share
+      held = weight * left * lasts(0, i, age) * counts(i, word)
+      logits[:, code] += lib.SCALE * held * (p['opens'] + p['turn'])[:, word, code]
+      share = max(1 - gain[row, i], 0.0)
   return log_softmax(logits)
 
 
@@ -194,6 +195,31 @@ def test_what_a_view_would_open_is_what_chances_do_once_it_has_happened():
     moved = np.abs(np.exp(after) - np.exp(before)).sum(1) / 2
     np.testing.assert_allclose(opened[:, place], moved, atol=1e-5)
   assert opened.min() > 0
+
+
+def test_a_view_of_an_item_that_does_nothing_opens_nothing_though_the_history_is_full():
+  every, age = np.ones((N, EVENTS), bool), np.tile(tiny.DAY * np.arange(EVENTS, 0, -1), (N, 1))
+  e = evidence()._replace(item=every.astype(np.int32), present=every, age=age.astype(np.int32))
+  still = dict(PARAMS, own=jnp.zeros_like(PARAMS['own']), readout=jnp.zeros_like(PARAMS['readout']))
+
+  @jit
+  def opened(params):
+    kinds = functional.bind(GRAPHDEF, params)
+    nothing = np.full((N, 1, 2), -1)
+    return kinds.opened(e, kinds.of_users(e), np.zeros((N, 1), np.int32), nothing)
+
+  np.testing.assert_allclose(opened(still), 0.0, atol=1e-6)
+
+
+def test_an_event_of_almost_no_gain_leaves_what_its_removal_leaves():
+  """Of the last event, a view: none comes after it."""
+  e = evidence(2)
+  e.event[:, -1], e.present[:, -1] = VIEW, True
+  kept = e.present & (np.arange(EVENTS) != EVENTS - 1)
+  least = np.where(np.arange(EVENTS) == EVENTS - 1, 1e-7, 1.0) * e.present
+  np.testing.assert_allclose(
+    said(PARAMS, e, least.astype(np.float32))[1], said(PARAMS, e, kept)[1], atol=1e-5
+  )
 
 
 def history_of(users: int, seed: int) -> tuple[Evidence, np.ndarray]:

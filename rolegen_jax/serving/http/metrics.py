@@ -44,8 +44,8 @@ class Metrics:
     )
     self._phases = Histogram(
       'rolegen_phase_seconds',
-      'Time by phase: queue and total of a request; assemble, encode, reason, rank, explain of a '
-      'batch; change of the catalogue.',
+      'Time by phase: queue and total of a request; assemble, encode, reason, rank, opens, '
+      'explain of a batch; change of the catalogue.',
       ['phase'],
       buckets=SECONDS,
       registry=registry,
