@@ -71,6 +71,7 @@ _VOCABULARY = (
 # What training conversions hold, and how much of their history a row shows.
 _EXAMPLES = ('backbone.context', 'roles.max_conversions')
 
+KINDS = 2  # of the equations of kinds of users; what older ones learned is learned anew
 _KINDS = ('reasoner.kinds', 'reasoner.attributes')
 
 # Kind of stage -> fields and sections, those of UNREAD left out. What is in a section that is off
@@ -239,6 +240,8 @@ def _files(stage: str, config: Config) -> dict[str, Any]:
     files |= log_fingerprint(config.data)
   if stage in ('data', 'warmup', 'ablations/tiger') and config.data.shards:
     files['data.shards'] = Shards(config.data.shards).digest
+  if stage == 'kinds':
+    files['models/kinds.py'] = KINDS
   if stage == 'roles' and config.roles.annotations:
     files['roles.annotations'] = content_digest(mirror.opened(config.roles.annotations))
   if stage in ('tokenizer', 'align', 'reason') and config.reasoner.text_pieces:
