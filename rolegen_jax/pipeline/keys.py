@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, AT_RUN_TIME, REFITTED, Config
+from rolegen_jax.config import ABLATIONS, ALIGN_TASKS, AT_RUN_TIME, REFITTED, Config, digest
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.digests import content_digest
 from rolegen_jax.data.shards import convert
@@ -241,7 +241,7 @@ def _files(stage: str, config: Config) -> dict[str, Any]:
   if stage in ('data', 'warmup', 'ablations/tiger') and config.data.shards:
     files['data.shards'] = Shards(config.data.shards).digest
   if stage == 'kinds':
-    files['models/kinds.py'] = KINDS
+    files['models/kinds.py'] = digest(KINDS)
   if stage == 'roles' and config.roles.annotations:
     files['roles.annotations'] = content_digest(mirror.opened(config.roles.annotations))
   if stage in ('tokenizer', 'align', 'reason') and config.reasoner.text_pieces:
