@@ -131,6 +131,7 @@ def test_measured_and_committed_results_plot_and_fill_a_page(folder, tmp_path):
     'quality',
     'quality_warmup',
     'quality_stability',
+    'ab_context',
     'ab_default',
     'ab_held_back',
   }
