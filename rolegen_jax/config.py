@@ -642,7 +642,7 @@ class UpdateConfig(Section):
 class ServingConfig(Section):
   """How lists are ordered (`serving/slate.py`)."""
 
-  # Weight, beside log p, of the new interest that contact with an item opens; 0 = by log p alone.
+  # Weight, beside log p, of what contact with an item opens; 0 = by log p alone.
   exploration_weight: float = 2.0
   # `recommend`: weight against items that the lists before show much; 0 = each list for itself.
   exposure_penalty: float = 0.0
