@@ -43,7 +43,7 @@ def get_config(arg: str = 'demo') -> c.Config:
     base = _longer(base)
   if name == 'context':
     simulator = dataclasses.replace(base.simulator, kind='context')
-    # On demo and alibaba2014 they change no hits; others were not tried.
+    # On demo and alibaba2014 older equations of kinds changed no hits; others were not tried.
     reasoner = dataclasses.replace(base.reasoner, kinds=8, attributes=64)
     base = dataclasses.replace(base, name='context', simulator=simulator, reasoner=reasoner)
   if name == 'amazon_beauty':
