@@ -67,7 +67,7 @@ PROJECTIONS = ('wq', 'wk', 'wv', 'wo', 'gate', 'up', 'down')
 # Fields of TextConfig.
 ALIGN_TASKS = ('sid_to_text', 'text_to_sid', 'masked_attribute', 'next_event', 'next_purchase')
 WORD_TASKS = (*ALIGN_TASKS, 'rationale')
-BACKBONE_EXPERTS = ('generative', 'dense', 'history', 'popularity')
+BACKBONE_EXPERTS = ('generative', 'dense', 'history', 'popularity', 'trending')
 REASONER_EXPERTS = ('intent', 'retrieved', 'candidates')
 INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
@@ -336,6 +336,8 @@ class BackboneConfig(Section):
   # Items that a step's sum over the catalogue is estimated from. One with room for no more is
   # summed over exactly.
   negatives: int = 1024
+  # Items a day that are known to be trending (`features/trending.py`).
+  trending: int = 64
   # Beams kept per level, and items taken from the dense expert, when recommending.
   beam: int = 64
 
@@ -346,14 +348,14 @@ class BackboneConfig(Section):
 
   def validate(self, name: str) -> None:
     self.temporal.validate(f'{name}.temporal')
-    self._at_least(1, name, 'query_layers', 'depth_layers', 'context', 'beam')
+    self._at_least(1, name, 'query_layers', 'depth_layers', 'context', 'beam', 'trending')
     self._some_of(BACKBONE_EXPERTS, f'{name}.experts')
     finds = bool({'generative', 'dense'} & set(self.experts))
     self._need(finds, f'{name}.experts', 'generative or dense too, which find items')
     self._at_least(2, name, 'negatives')
     self._at_most(MANY, name, 'negatives')
     self._at_most(TOO_DEEP, name, 'query_layers', 'depth_layers')
-    self._at_most(TOO_WIDE, name, 'context', 'beam')
+    self._at_most(TOO_WIDE, name, 'context', 'beam', 'trending')
     self._positive(name, 'purchase_weight')
     self._at_least(0, name, 'view_weight', 'generation_loss')
     share = self.generation_share

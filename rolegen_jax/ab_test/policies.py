@@ -28,6 +28,7 @@ from rolegen_jax.evaluation.sasrec import Fit
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import Kernel
+from rolegen_jax.features.trending import Trending
 from rolegen_jax.reasoning import looks
 from rolegen_jax.reasoning.looks import Looked
 from rolegen_jax.reasoning.predict import Online
@@ -86,18 +87,31 @@ class Setting:
   bars_history: bool  # whether nothing that a user touched, in the log or since, is shown
   users: np.ndarray  # int32 [N], user indices of the log
   slate: int  # K
+  trending: Trending | None = None
 
   @functools.cached_property
   def baselines(self) -> BaselineInputs:
     """What the baselines of the report read."""
     return BaselineInputs(
-      self.log, self.occasions, self.shift, self.config, self.kernel, self.bars_history
+      self.log,
+      self.occasions,
+      self.shift,
+      self.config,
+      self.kernel,
+      self.bars_history,
+      self.trending,
     )
 
   @property
   def listed(self) -> int:
     """How many items every ranker lists, k: those that a slate is chosen from."""
     return min(self.config.backbone.beam, len(self.log.items))
+
+  def trending_scores(self, now: int) -> np.ndarray:
+    """Return the shares of what is trending, fp [I]; zeros where nothing is known of that."""
+    if self.trending is None:
+      return np.zeros(len(self.log.items))
+    return self.trending.of_rows(np.array([now]), len(self.log.items)).toarray()[0]
 
   def past(self) -> Events:
     """Return all events of the cohort in the log."""
@@ -181,7 +195,7 @@ def best(score_VxI: np.ndarray, popular: np.ndarray, k: int) -> Lists:
 class Recency:
   """The baseline `recency` of the report, its sums kept up to date.
 
-  Decay is common to all of them, so they need no clock.
+  A user's sums are as of the log's end, and are divided by the decay of the latest event.
   """
 
   def __init__(self, setting: Setting):
@@ -190,17 +204,23 @@ class Recency:
     self._tau, self._zero = chosen['tau'], int(log.timestamp.max())
     weights = baselines.BEHAVIOR[chosen['behavior']]
     self._weight = np.array([weights.get(name, 0) for name in EVENT_NAMES], np.float64)
+    self._trending = chosen['trending']
     self._score = np.zeros((len(setting.users), len(log.items)))
+    self._latest = np.zeros(len(setting.users))
     first = log.offsets[setting.users]
     source, _ = ranges(first, log.offsets[setting.users + 1] - first)
     self._add(setting.past(), log.count[source] if chosen['repeats'] else 1)
-    self._at_end = self._score
+    self._at_end = self._score, self._latest
 
   def begin(self) -> None:
-    self._score = self._at_end.copy()
+    score, latest = self._at_end
+    self._score, self._latest = score.copy(), latest.copy()
 
   def rank(self, rows: np.ndarray, now: int) -> Lists:
-    return best(self._score[rows], self._setting.baselines.popular, self._setting.listed)
+    decay = np.maximum(np.exp((self._latest[rows] - self._zero) / self._tau), 1e-300)
+    trending = self._trending * self._setting.trending_scores(now)
+    score = self._score[rows] / decay[:, None] + trending
+    return best(score, self._setting.baselines.popular, self._setting.listed)
 
   def observe(self, events: Events) -> None:
     self._add(events, 1)
@@ -209,6 +229,7 @@ class Recency:
     decay = np.exp((events.timestamp - self._zero) / self._tau)
     weight = self._weight[events.event] * count * decay
     np.add.at(self._score, (events.row, events.item), weight)
+    np.maximum.at(self._latest, events.row, events.timestamp)
 
 
 def chosen_settings(setting: Setting, baseline: Callable[..., baselines.Ranking]) -> dict[str, Any]:
@@ -253,10 +274,12 @@ class Counting(_Windows):
     super().__init__(setting, setting.config.evaluation.batch, baselines.TRANSITION_CONTEXT)
     chosen = chosen_settings(setting, baselines.counting)
     self._chosen = {name: chosen[name] for name in ('tau', 'transitions', 'power')}
+    self._trending = chosen['trending']
 
   def _rank(self, rows: np.ndarray, now: int) -> Lists:
     inputs = self.setting.baselines
     score = inputs.counting.scores(self._window(rows), np.full(len(rows), now), **self._chosen)
+    score += self._trending * self.setting.trending_scores(now)
     return best(np.log(np.maximum(score, _LEAST)), inputs.popular, self.setting.listed)
 
 

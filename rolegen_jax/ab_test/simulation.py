@@ -210,6 +210,7 @@ class Test:
       inputs.bars_history,
       users,
       slate,
+      inputs.trie.trending,
     )
     self.world = build(config.simulator)
     user_ids = log.users.gather(users).to_numpy()

@@ -1,8 +1,10 @@
-"""The baselines that are counted: popularity, recency, ItemKNN (I2I), item transitions, counting.
+"""The baselines that are counted: popularity, trending, recency, ItemKNN (I2I), item transitions,
+counting.
 
 Each is `baseline(inputs, rows, k) -> Ranking` for the evaluation occasions `rows`. It counts over
-events usable for training, and reads every occasion's strict context (events before its own time),
-which is what a serving system would know then. Settings are chosen on VALIDATION occasions, never
+events usable for training, and reads every occasion's strict context (events before its own time)
+and, where times are dates, what everybody did before that day (`features/trending.py`): what a
+serving system would know then. Settings are chosen on VALIDATION occasions, never
 on test. Ties are broken by popularity, then by item index. Where the run bars what a history holds,
 such items are left out before a list is cut, so that lists stay full.
 
@@ -29,6 +31,7 @@ from rolegen_jax.evaluation.metrics import Pairs, hit, reciprocal_rank
 from rolegen_jax.evaluation.ranking import Scores, lists, target_ranks
 from rolegen_jax.features.interest_shift import InterestShift, event_weights
 from rolegen_jax.features.item_transitions import DAY, Kernel, Transitions
+from rolegen_jax.features.trending import Trending
 from rolegen_jax.runtime.progress import progress
 from rolegen_jax.serving.history_filter import held_items
 
@@ -41,6 +44,7 @@ BEHAVIOR = {
 STEP_DECAYS = (0.2, 0.5, 0.8, 0.95, 1.0)  # grid of ItemKNN, per distinct later time
 TRANSITION_CONTEXT = 64  # latest events of a context that item transitions and counting read
 TRANSITION_WEIGHTS, POWERS = (0.1, 0.3, 1.0, 3.0), (1.0, 2.0)  # grids of `counting`
+TRENDING_WEIGHTS = (0.0, 1e-6, 0.03, 0.3, 3.0, 30.0)  # 1e-6: after all else
 TUNING_OCCASIONS = 2000  # at most so many validation occasions decide a setting
 
 
@@ -54,6 +58,7 @@ class BaselineInputs:
   config: Config
   kernel: Kernel  # of item transitions
   bars_history: bool  # whether lists leave out what the context holds
+  trending: Trending | None = None
 
   @functools.cached_property
   def train_end(self) -> np.ndarray:
@@ -80,6 +85,18 @@ class BaselineInputs:
       events_I += np.bincount(part.log.item[rows], weight, len(events_I))
     coarse_codes = self.config.reasoner.coarse_codes
     return Counting(self.shift, self.kernel, self.transitions, events_I, coarse_codes)
+
+  @property
+  def trending_weights(self) -> tuple[float, ...]:
+    """The weights that validation chooses from for what is trending, beside other scores."""
+    return TRENDING_WEIGHTS if self.trending else (0.0,)
+
+  def trending_scores(self, chunk: np.ndarray) -> sp.csr_matrix:
+    """Return the shares of what is trending at the occasions `chunk`, [o, I]."""
+    shape = len(chunk), len(self.log.items)
+    if self.trending is None:
+      return sp.csr_matrix(shape)
+    return self.trending.of_rows(self.occasions.timestamp[chunk], shape[1])
 
   def barred(self, chunk: np.ndarray) -> sp.csr_matrix | None:
     """Return what lists of the occasions `chunk` must not hold, bool [o, I], if anything."""
@@ -120,17 +137,27 @@ def popularity(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
   return Ranking(lists(rows, score, inputs.popular, k), {})
 
 
+def trending(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
+  """Give everyone of a day the same list: what is trending on it, then the most popular items."""
+
+  def score(chunk: np.ndarray) -> Scores:
+    return Scores(inputs.trending_scores(chunk), inputs.barred(chunk))
+
+  return Ranking(lists(rows, score, inputs.popular, k), {})
+
+
 def recency(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
-  """Rank by personal frequency decayed by age, then popularity.
+  """Rank by personal frequency decayed by age, and what is trending; then popularity.
 
-    score(i) = sum over context events of i of w(event) exp(-age / tau)
+    score(i) = sum over context events of i of w(event) exp(-age / tau) + u share(i)
 
-  A row repeated in the source (day-level logs have such rows) counts once, or as often as it
-  occurs. That, tau (seconds) and the behavior weights are chosen on validation.
+  share is that of what is trending. A row repeated in the source (day-level logs have such rows)
+  counts once, or as often as it occurs. That, tau (seconds), the behavior weights and u are chosen
+  on validation.
   """
   score = functools.partial(recency_scores, inputs)
   grid = dict(tau=TAUS, behavior=tuple(BEHAVIOR), repeats=(True, False))
-  return choose(inputs, rows, k, 'recency', score, grid)
+  return choose(inputs, rows, k, 'recency', score, grid, dict(trending=inputs.trending_weights))
 
 
 def item_knn(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
@@ -184,16 +211,17 @@ def item_transitions(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Rankin
 def counting(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
   """Rank by item transitions and by the intensity of coarse codes together: `counting.py`.
 
-  It has all that RoleGen counts and nothing that RoleGen trains. tau, the weight of transitions
-  and the power of the intensity are chosen on validation.
+  It has all that RoleGen counts and nothing that RoleGen trains. tau, the weights of transitions
+  and of what is trending, and the power of the intensity are chosen on validation.
   """
   score = functools.partial(counting_scores, inputs)
   grid = dict(tau=TAUS, transitions=TRANSITION_WEIGHTS, power=POWERS)
-  return choose(inputs, rows, k, 'counting', score, grid)
+  return choose(inputs, rows, k, 'counting', score, grid, dict(trending=inputs.trending_weights))
 
 
 BASELINES: dict[str, Callable[[BaselineInputs, np.ndarray, int], Ranking]] = {
   'popularity': popularity,
+  'trending': trending,
   'recency': recency,
   'item_knn': item_knn,
   'item_transitions': item_transitions,
@@ -250,16 +278,23 @@ def choose(
   label: str,
   score: Callable[..., Scores],
   grid: dict[str, tuple],
+  then: dict[str, tuple] | None = None,
 ) -> Ranking:
   """Return the lists by `score(chunk, **settings)`, with what scores best on validation.
 
-  Settings are those of the grid; the first ones when there are no validation occasions.
+  Settings are those of the grid, with the first of `then`; beside the best of them, those of `then`
+  are chosen. The first ones when there are no validation occasions.
   """
-  options = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
   tuning = tuning_rows(inputs.log, inputs.occasions)
-  best, told = options[0], {}
-  if len(tuning):
-    pairs = Pairs.of(inputs.occasions, tuning)
+  best = {name: values[0] for name, values in (grid | (then or {})).items()}
+  told: dict[str, Any] = {}
+  pairs = Pairs.of(inputs.occasions, tuning)
+  for searched in (grid, then):
+    if not searched or not len(tuning):
+      continue
+    options = [
+      best | dict(zip(searched, values)) for values in itertools.product(*searched.values())
+    ]
     scored = [
       validation_score(inputs, tuning, pairs, functools.partial(score, **settings))
       for settings in progress(options, f'settings of {label}')
@@ -271,7 +306,12 @@ def choose(
 
 
 def recency_scores(
-  inputs: BaselineInputs, chunk: np.ndarray, tau: float, behavior: str, repeats: bool
+  inputs: BaselineInputs,
+  chunk: np.ndarray,
+  tau: float,
+  behavior: str,
+  repeats: bool,
+  trending: float = 0.0,
 ) -> Scores:
   """Return the scores of `recency` for the occasions `chunk`."""
   log, occasions = inputs.log, inputs.occasions
@@ -287,6 +327,8 @@ def recency_scores(
   score_E = weight_E * np.exp(-(age_E - youngest_O[owner_E]) / tau)
   shape = (len(chunk), len(log.items))
   scores = sp.csr_matrix((score_E, (owner_E, log.item[source_E])), shape=shape)
+  if trending:
+    scores = scores + trending * inputs.trending_scores(chunk)
   return Scores(scores, inputs.barred(chunk))
 
 
@@ -322,13 +364,20 @@ def transition_scores(inputs: BaselineInputs, chunk: np.ndarray) -> Scores:
 
 
 def counting_scores(
-  inputs: BaselineInputs, chunk: np.ndarray, tau: float, transitions: float, power: float
+  inputs: BaselineInputs,
+  chunk: np.ndarray,
+  tau: float,
+  transitions: float,
+  power: float,
+  trending: float = 0.0,
 ) -> Scores:
   """Return the scores of `counting` for the occasions `chunk`."""
   occasions = inputs.occasions
   user, end = occasions.user[chunk], occasions.context_end[chunk]
   history = histories(inputs.log, user, end, TRANSITION_CONTEXT)
   scores = inputs.counting.scores(history, occasions.timestamp[chunk], tau, transitions, power)
+  if trending:
+    scores += trending * inputs.trending_scores(chunk).toarray()
   return Scores(scores, inputs.barred(chunk))
 
 

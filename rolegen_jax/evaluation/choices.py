@@ -23,8 +23,10 @@ from rolegen_jax.evaluation.baselines import (
   validation_score,
 )
 from rolegen_jax.evaluation.metrics import Pairs
+from rolegen_jax.features import trending
 from rolegen_jax.features.interest_shift import MAX_LAG, InterestShift
 from rolegen_jax.features.item_transitions import Kernel, Transitions
+from rolegen_jax.features.trending import Trending
 from rolegen_jax.runtime.progress import say
 
 # Where the search for a kernel starts: cosine by events since, and shares by time.
@@ -41,6 +43,7 @@ GRID: dict[str, tuple] = dict(
   days=(0.0, 1.0, 3.0, 7.0, 14.0, 30.0),
 )
 COUNTED_ROWS = 1_000_000  # of the log, about, that transitions are counted on
+HALF_LIVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # days, of what is trending
 ROUNDS = 2  # through the settings of a kernel, one after the other
 
 
@@ -54,8 +57,16 @@ class Choices:
   retrieval: Kernel
   bars_history: bool
   scores: dict[str, float]
+  # Half-life, in days, of events in what is trending; 0 = nothing is, times are no dates.
+  trending: float = 0.0
   # By which kinds of users tell items apart (`features/attributes.py`); validation does not decide.
   words: tuple[str, ...] = ()
+
+  def trending_in(self, log: InteractionLog, width: int) -> Trending | None:
+    """Return what is trending in a log, `width` items a day, if anything is."""
+    if not self.trending:
+      return None
+    return trending.of_counts(*trending.daily_counts(log), self.trending, width)
 
   def told(self, bars_history: bool) -> str:
     """Return a sentence for the report: what lists hold, and what validation says of that."""
@@ -90,16 +101,46 @@ def choose(log: InteractionLog, occasions: Occasions, config: Config) -> Choices
   """
   search = _Search(log, occasions, config)
   if not len(search.tuning):
-    return Choices(Kernel(), Kernel(), False, {})
+    return Choices(Kernel(), Kernel(), False, {}, _half_life(log, occasions, search.tuning, config))
   allowed, barred = search.best_simple(False), search.best_simple(True)
   bars_history = barred > allowed
   found = [search.climb(kernel, bars_history) for kernel in STARTS]
   score, kernel = max(found, key=lambda pair: pair[0])
   say(f'item transitions: validation HI@10 {score:.4f} with {kernel}')
   scores = dict(item_transitions=score, history_allowed=allowed, history_barred=barred)
-  made = Choices(kernel, found[0][1], bars_history, scores)
+  half_life = _half_life(log, occasions, search.tuning, config)
+  made = Choices(kernel, found[0][1], bars_history, scores, half_life)
   say(made.told(bars_history))
   return made
+
+
+def _half_life(
+  log: InteractionLog, occasions: Occasions, tuning: np.ndarray, config: Config
+) -> float:
+  """Return the half-life, in days, by which what is new to users was likeliest to be bought.
+
+  0 where the split is not by time: what others do before an occasion is not known there.
+  """
+  if occasions.rule != 'time':
+    return 0.0
+  pairs = Pairs.of(occasions, tuning)
+  new = np.flatnonzero(~pairs.seen)
+  if not len(new):
+    return HALF_LIVES[len(HALF_LIVES) // 2]
+  timestamp, target = occasions.timestamp[tuning[pairs.occasion[new]]], pairs.item[new]
+  first_day, counts = trending.daily_counts(log)
+  scores = [
+    trending.log_likelihood(
+      trending.of_counts(first_day, counts, days, config.backbone.trending),
+      len(log.items),
+      timestamp,
+      target,
+    )
+    for days in HALF_LIVES
+  ]
+  best = HALF_LIVES[int(np.argmax(scores))]
+  say(f'trending: half-life of {best:g} days, by {len(new)} validation targets new to their users')
+  return best
 
 
 class _Search:

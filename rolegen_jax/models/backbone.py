@@ -26,6 +26,7 @@ from flax import nnx
 
 from rolegen_jax.config import EVENT_NAMES, BackboneConfig
 from rolegen_jax.data.batches import Trajectories
+from rolegen_jax.features.trending import Trending
 from rolegen_jax.models.attention import KeyValues, Visible, causal
 from rolegen_jax.models.experts import (
   Experts,
@@ -43,6 +44,7 @@ from rolegen_jax.models.memory import (
   Memory,
   QueryBlock,
   QueryState,
+  Shares,
   count_bucket,
   gap_bucket,
   remembered,
@@ -99,7 +101,8 @@ class Backbone(nnx.Module):
     if self.has('dense') and key is not None:
       kept = jax.random.bernoulli(key, 1.0 - self.config.row_dropout, has_row.shape)
       has_row = has_row & kept
-    return Items(trie.item_codes, jnp.log1p(trie.item_count), has_row, trie.item_text)
+    popularity = jnp.log1p(trie.item_count)
+    return Items(trie.item_codes, popularity, has_row, trie.item_text, trie.trending)
 
   def vectors(self, items: Items, item: jax.Array) -> jax.Array:
     """Return the vectors of items [...], [..., D]; zeros where the item is -1."""
@@ -197,7 +200,7 @@ class Backbone(nnx.Module):
       return block(x, memory.hidden, seen, Dropout(self.config.dropout, key)), None
 
     x, _ = jax.lax.scan(layer, x, (self.query_blocks, keys))
-    return QueryState(self.result_norm(x), seen, memory.item)
+    return QueryState(self.result_norm(x), timestamp_BxQ, seen, memory.item)
 
   # Scores
 
@@ -292,10 +295,17 @@ class Backbone(nnx.Module):
       popularity=items.popularity_of(item_BxM),
       generative=generative,
       dense=dense,
+      trending=self.trending(query_state, items.trending),
       slot_item=query_state.slot_item,
       view=query_state.view,
       conditioning=conditioning,
     )
+
+  def trending(self, query_state: QueryState, table: Trending | None) -> Shares | None:
+    """Return what is trending at the time of each row's first query, if the expert is on."""
+    if table is None or not self.has('trending'):
+      return None
+    return Shares(*table.at(query_state.timestamp[:, 0]))
 
   # Depth decoder
 

@@ -56,9 +56,9 @@ def recommend(
   """Return the top `k` items of each row's first query.
 
   It is exact among the items that some expert finds: k by the generative one, k by dense,
-  popularity and intent together, the items of the history, and what `conditioning` names. With
-  `allow`, uint32 [B], a row gets items of these regions only (`semantic_ids/trie.py`). table: of
-  the catalogue (`item_table`), where it is known.
+  popularity and intent together, the items of the history, what is trending, and what
+  `conditioning` names. With `allow`, uint32 [B], a row gets items of these regions only
+  (`semantic_ids/trie.py`). table: of the catalogue (`item_table`), where it is known.
   """
   items = backbone.items(trie)._replace(vectors=None if table is None else table.vectors)
   item, generated = retrieve(backbone, query_state, conditioning, trie, k, allow, table)
@@ -99,6 +99,9 @@ def retrieve(
     by_expert['generative'], log_prob = beam_search(backbone, state, trie, k, allow)
   if backbone.has('history'):
     by_expert['history'] = query_state.slot_item
+  trending = backbone.trending(query_state, trie.trending)
+  if trending is not None:
+    by_expert['trending'] = trending.item
   if conditioning.retrieved is not None:
     by_expert['retrieved'] = conditioning.retrieved.item
   if conditioning.candidates is not None:

@@ -9,6 +9,7 @@ The score of an item is a weighted sum of what the experts say, in nats:
   popularity   log(1 + training events of the item)
   history      log(1 + m), m the mass of the item's own past events by age, count and event type,
                and by the item's popularity: the recency rule is one setting of it
+  trending     log(1 + share / prior) of all users' latest events (`features/trending.py`)
   intent       log-probability of the item's coarse code, over that of a uniform intent
   retrieved    log(1 + share / prior) of what the reasoner retrieves (`intent.py`)
   candidates   log(1 + m), m the item's mass among the reasoner's candidates, by log-prob and world
@@ -30,7 +31,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rolegen_jax.config import BACKBONE_EXPERTS, REASONER_EXPERTS
-from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares, View
+from rolegen_jax.features.trending import Trending
+from rolegen_jax.models.memory import Candidates, Conditioning, Shares, View
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.semantic_ids.trie import Trie
 
@@ -41,6 +43,7 @@ WEIGHTS = dict(
   dense=1.0,
   history=1.0,
   popularity=0.3,
+  trending=0.3,
   intent=0.3,
   retrieved=0.5,
   candidates=0.3,
@@ -50,6 +53,7 @@ WEIGHTS = dict(
 RECENCY_RULE = (0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 EVENT_WEIGHTS = (10.0, 20.0, 40.0, 60.0, 20.0, 100.0, 1.0)
 RETRIEVED_PRIOR = 0.01  # share of what is retrieved
+TRENDING_PRIOR = 0.001  # share of what is trending
 # Log mass of a candidate of the factual world, of another, and by nat of its log-probability.
 CANDIDATE = (1.0, 0.0, 0.5)
 MOST = 30.0  # nats; no mass, and no factor of one, is larger
@@ -63,6 +67,7 @@ class Items(NamedTuple):
   popularity: jax.Array  # fp32 [I], log(1 + training events)
   has_row: jax.Array  # bool [I], whether the item's own row is added to its vector
   text: jax.Array | None  # fp32 [I, E]
+  trending: Trending | None = None
   vectors: jax.Array | None = None  # [P, I / P, D], the items' own, where a table has them already
 
   def popularity_of(self, item: jax.Array) -> jax.Array:
@@ -88,6 +93,7 @@ class Members(NamedTuple):
   popularity: jax.Array  # fp32 [B, M], log(1 + training events)
   generative: jax.Array | None  # fp32 [B, M]
   dense: jax.Array | None  # fp32 [B, M]
+  trending: Shares | None
   slot_item: jax.Array  # int32 [B, S]
   view: View  # of the one query
   conditioning: Conditioning
@@ -108,6 +114,7 @@ class Experts(nnx.Module):
     # What a user comes back to need not be what is popular.
     self.seen_popularity = vector([0.0])
     self.retrieved_prior = vector(jnp.log(jnp.array([RETRIEVED_PRIOR])))
+    self.trending_prior = vector(jnp.log(jnp.array([TRENDING_PRIOR])))
     self.candidate = vector(CANDIDATE)
 
   def weight(self, name: str) -> jax.Array:
@@ -130,11 +137,13 @@ class Experts(nnx.Module):
     log_prob = jnp.take_along_axis(intent_BxK, code_BxM, axis=1)
     return jnp.where(is_possible(log_prob), log_prob + jnp.log(1.0 * intent_BxK.shape[1]), 0.0)
 
-  def retrieved(self, retrieved: RetrievedShares, item_BxM: jax.Array) -> jax.Array:
+  def retrieved(self, retrieved: Shares, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""
-    share = jnp.where(retrieved.item >= 0, retrieved.share, 0.0)
-    mass = share / jnp.exp(self.retrieved_prior[...])
-    return jnp.log1p(_mass_of(mass[:, None], retrieved.item, item_BxM)[:, 0])
+    return _by_share(retrieved, self.retrieved_prior[...], item_BxM)
+
+  def trending(self, trending: Shares, item_BxM: jax.Array) -> jax.Array:
+    """Return fp32 [B, M]."""
+    return _by_share(trending, self.trending_prior[...], item_BxM)
 
   def candidates(self, candidates: Candidates, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""
@@ -155,6 +164,8 @@ class Experts(nnx.Module):
       found['history'] = self.history(m.view, m.slot_item, m.item, m.popularity)[:, 0]
     if 'popularity' in self.names:
       found['popularity'] = m.popularity
+    if m.trending is not None:
+      found['trending'] = self.trending(m.trending, m.item)
     if said.intent is not None:
       found['intent'] = self.intent(said.intent, m.code)
     if said.retrieved is not None:
@@ -170,6 +181,13 @@ class Experts(nnx.Module):
     score = self.terms(members).sum(-1)
     total = jax.nn.logsumexp(score + members.log_weight, axis=1, keepdims=True)
     return score - total
+
+
+def _by_share(listed: Shares, log_prior: jax.Array, item_BxM: jax.Array) -> jax.Array:
+  """Return log(1 + share / prior) of items, fp32 [B, M]."""
+  share = jnp.where(listed.item >= 0, listed.share, 0.0)
+  mass = share / jnp.exp(log_prior)
+  return jnp.log1p(_mass_of(mass[:, None], listed.item, item_BxM)[:, 0])
 
 
 def _mass_of(mass_BxQxN: jax.Array, source_BxN: jax.Array, item_BxM: jax.Array) -> jax.Array:

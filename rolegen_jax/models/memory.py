@@ -34,18 +34,18 @@ class Candidates(NamedTuple):
   log_prob: jax.Array  # fp32 [B, C], the reasoner's
 
 
-class RetrievedShares(NamedTuple):
-  """Items that the reasoner's second equation retrieves (`intent.py`)."""
+class Shares(NamedTuple):
+  """Items and their shares: what the reasoner's second equation retrieves, or what is trending."""
 
   item: jax.Array  # int32 [B, A]; -1 = no more
-  share: jax.Array  # fp32 [B, A], of what is retrieved; sums to 1
+  share: jax.Array  # fp32 [B, A]; what is retrieved sums to 1
 
 
 class Conditioning(NamedTuple):
   """What the reasoner says about each row: evidence of experts. A part that is None is absent."""
 
   candidates: Candidates | None = None
-  retrieved: RetrievedShares | None = None
+  retrieved: Shares | None = None
   # fp32 [B, K], log-probabilities of coarse codes; NEG_INF throughout in rows that get none
   intent: jax.Array | None = None
 
@@ -75,6 +75,7 @@ class QueryState(NamedTuple):
   """The answer to queries, enough to score or decode any item."""
 
   state: jax.Array  # [B, Q, D], input of the depth decoder and of the dense product
+  timestamp: jax.Array  # int32 [B, Q], seconds
   view: View  # what each query sees of the memory
   slot_item: jax.Array  # int32 [B, S]
 

@@ -145,6 +145,7 @@ class Flops:
     self.history = config.backbone.context + 1  # the start slot is memory too
     # Items that the reasoning of all worlds names.
     self.candidates = self.worlds * config.reasoner.candidates
+    self.trending = self.b.trending if 'trending' in self.b.experts else 0
     self.tree = Tree(self.layout, self.worlds, removing(self.worlds, self.loop.interventions))
 
   # Backbone
@@ -233,6 +234,7 @@ class Flops:
     work, said = self.history_expert(1, items), self.loop.experts
     named = dict(retrieved=self.r.retrieved, candidates=candidates)
     forward = sum(2.0 * n * items for name, n in named.items() if name in said)
+    forward += 2.0 * self.trending * items
     return work + Work(forward, forward)
 
   def beam_search(self) -> Work:
@@ -264,7 +266,7 @@ class Flops:
     )
     named = dict(retrieved=self.r.retrieved, candidates=self.candidates)
     found = self.history + searches * by_search
-    found += sum(n for name, n in named.items() if name in self.loop.experts)
+    found += sum(n for name, n in named.items() if name in self.loop.experts) + self.trending
     scored = self.members(found, by_search) + self.terms(found, self.candidates)
     return self.beam_search() + self.nearest() + scored.only_forward()
 
@@ -317,7 +319,8 @@ class Flops:
     w, tree, n = self.worlds, self.tree, self.b.context
     policy = self.likelihood(dataclasses.replace(tree, chains=w + 1))
     # The target, the history, what any world names, and negatives.
-    scored = 1 + n + w * self.r.retrieved + self.candidates + min(PRODUCT_NEGATIVES, self.room)
+    named = w * self.r.retrieved + self.candidates + self.trending
+    scored = 1 + n + named + min(PRODUCT_NEGATIVES, self.room)
     alone = self.attend(1, self.history) + self.supervised(1) + self.choice(1, 1 + n)
     product_of_experts = self.members(scored) + self.terms(scored, self.candidates)
     per_user = {

@@ -7,6 +7,9 @@ import numpy as np
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
 from rolegen_jax.features.attributes import PER_ITEM
+from rolegen_jax.features.trending import Trending
+
+DAYS = 365  # of a log that stands for others
 
 
 def random_codes(config: Config, items: int) -> np.ndarray:
@@ -20,6 +23,15 @@ def random_codes(config: Config, items: int) -> np.ndarray:
   else:
     ids = np.arange(items) * (n_ids // items)
   return (ids[:, None] // codes ** np.arange(levels)[::-1] % codes).astype(np.int32)
+
+
+def random_trending(config: Config, items: int) -> Trending | None:
+  """Return what is trending on each of the DAYS before the examples, if that expert is on."""
+  if 'trending' not in config.backbone.experts:
+    return None
+  rng, shape = np.random.default_rng(0), (DAYS, min(config.backbone.trending, items))
+  share = rng.dirichlet(np.ones(shape[1]), DAYS).astype(np.float32)
+  return Trending(np.int32(0), rng.integers(0, items, shape).astype(np.int32), share)
 
 
 def random_examples(config: Config, users: int, items: int) -> Examples:

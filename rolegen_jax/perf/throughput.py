@@ -28,7 +28,7 @@ from rolegen_jax.models import functional
 from rolegen_jax.perf import hardware
 from rolegen_jax.perf.aot.check import bytes_read
 from rolegen_jax.perf.flops import Flops
-from rolegen_jax.perf.random_inputs import random_codes, random_examples
+from rolegen_jax.perf.random_inputs import random_codes, random_examples, random_trending
 from rolegen_jax.pipeline.context import open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.reasoning.feedback import Feedback
@@ -173,7 +173,8 @@ class Bench:
   def _host_trie(self) -> Trie:
     if self.inputs is not None:
       return self.inputs.trie
-    return build_trie(random_codes(self.config, self.items), self.config.semantic_ids.codes)
+    trie = build_trie(random_codes(self.config, self.items), self.config.semantic_ids.codes)
+    return dataclasses.replace(trie, trending=random_trending(self.config, self.items))
 
   def examples(self, users: int) -> Examples:
     """Return a global batch of `users`, real ones where there is a log."""

@@ -39,6 +39,7 @@ from rolegen_jax.features.attributes import attributes_of, choose_words
 from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import DAY, Transitions
+from rolegen_jax.features.trending import Trending
 from rolegen_jax.pipeline import artifacts, keys, text
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.parent import Parent
@@ -152,7 +153,10 @@ def _inputs(
     hashes |= dict(text_vectors=text_vectors.digest)
   if words:
     hashes |= dict(tokenizer=words.tokenizer.digest)
-  trie = catalogue_tables(run, data, codes, text_vectors)
+  trending = None
+  if 'trending' in run.config.backbone.experts:
+    trending = chosen.trending_in(data.log, run.config.backbone.trending)
+  trie = catalogue_tables(run, data, codes, text_vectors, trending)
   wish = run.config.serving.filter_history
   return Inputs(
     log=data.log,
@@ -175,12 +179,17 @@ def _inputs(
 
 
 def catalogue_tables(
-  run: Run, data: Data, codes: np.ndarray, text_vectors: TextVectors | None
+  run: Run,
+  data: Data,
+  codes: np.ndarray,
+  text_vectors: TextVectors | None,
+  trending: Trending | None,
 ) -> Trie:
-  """Return the trie of the log's items, with their training events and text vectors."""
+  """Return the trie of the log's items: training events, text vectors, what is trending."""
   counts = item_counts(data.log, data.occasions.train_end(data.log)).astype(np.float64)
   text = text_vectors.vectors if text_vectors else None
-  return build_trie(codes, run.config.semantic_ids.codes, counts=counts, text=text)
+  trie = build_trie(codes, run.config.semantic_ids.codes, counts=counts, text=text)
+  return dataclasses.replace(trie, trending=trending)
 
 
 def prepare_data(run: Run) -> Data:

@@ -85,7 +85,7 @@ READS: dict[str, tuple[str, ...]] = dict(
     'reasoner.tokenizer',
     'reasoner.transformer',
   ),
-  choices=('update', *_KINDS),
+  choices=('update', 'backbone.trending', *_KINDS),
   tokenizer=('reasoner.text_pieces', 'reasoner.tokenizer', 'update'),
   warmup=('seed', *_VOCABULARY, 'backbone', 'warmup', 'update'),
   roles=('roles', 'reasoner.role_events', 'backbone.context'),

@@ -143,6 +143,7 @@ def _live_items(run: Run, inputs: Inputs) -> tuple[Items, Placer]:
     sharding=sharding.sharding(run.mesh),
     counts=counts,
     text=vectors,
+    trending=inputs.trie.trending,
   )
   columns = Columns(inputs.log.items)
   items = Items(inputs.log.items['item_id'].to_list(), tables, columns, counts, vectors)

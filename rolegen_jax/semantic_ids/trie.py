@@ -30,6 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rolegen_jax.features.trending import Trending
+
 WORD = 32  # bits
 
 Array = Any  # np.ndarray on the host, jax.Array on the device
@@ -62,6 +64,8 @@ class Trie:
   lists: tuple[Array | None, ...] | None = None
   # Per level 0 < l <= L, at index l - 1: uint32 [C_l], the regions of the items below each node.
   regions: tuple[Array, ...] | None = None
+  # What is trending day by day; None: nothing is known of that.
+  trending: Trending | None = None
 
   @property
   def levels(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rolegen_jax.features.trending import Trending
 from rolegen_jax.runtime.compile import jit
 from rolegen_jax.semantic_ids.mutable_tables import Write
 from rolegen_jax.semantic_ids.mutable_trie import MutableTrie
@@ -52,11 +53,12 @@ class MutableCatalogue:
     sharding: jax.sharding.Sharding | None = None,
     counts: np.ndarray | None = None,
     text: np.ndarray | None = None,
+    trending: Trending | None = None,
   ) -> None:
     """Build the tables and compile what writes into them.
 
-    Arguments and errors are those of `build_trie`. `sharding` is that of every table, e.g.
-    replicated over a mesh; default: the first device.
+    Arguments and errors are those of `build_trie`; `trending`: what trends among these items.
+    `sharding` is that of every table, e.g. replicated over a mesh; default: the first device.
     """
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -74,6 +76,11 @@ class MutableCatalogue:
     self._text_width = 0 if text is None else text.shape[1]
     if text is not None:
       self._tables['item_text', None] = self._put(padded(text, self.capacity, np.float32))
+    self._trending = trending
+    if trending is not None:
+      self._trending = Trending(trending.first_day, np.array(trending.item), trending.share)
+      self._tables['trending_item', None] = self._put(self._trending.item)
+      self._days_and_shares = self._put(trending.first_day), self._put(trending.share)
     for name in PER_LEVEL:
       for level, table in enumerate(getattr(tables, name) or ()):
         if table is not None:
@@ -143,12 +150,22 @@ class MutableCatalogue:
         entries = indices[:, None] * self._text_width + np.arange(self._text_width)
         vectors = np.zeros(shape, np.float32) if text is None else np.asarray(text, np.float32)
         self._write(Write('item_text', None, entries.reshape(-1), vectors.reshape(-1)))
+      self._forget_trending(indices)
       return indices
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
     """Do `MutableTrie.set_regions`, on the device too."""
     with self._lock:
       self._host.set_regions(items, regions)
+
+  def _forget_trending(self, indices: np.ndarray) -> None:
+    """Make new items no heirs of what trended under their index."""
+    if self._trending is None:
+      return
+    entries = np.flatnonzero(np.isin(self._trending.item, indices))
+    if len(entries):
+      self._trending.item.reshape(-1)[entries] = -1
+      self._write(Write('trending_item', None, entries, np.full(len(entries), -1, np.int32)))
 
   def _trie(self) -> Trie:
     levels = range(self._host.levels)
@@ -157,12 +174,17 @@ class MutableCatalogue:
     }
     if self._host.tables.regions is None:
       per_level['regions'] = None
+    trending = None
+    if self._trending is not None:
+      day, share = self._days_and_shares
+      trending = Trending(day, self._tables['trending_item', None], share)
     return Trie(
       leaf_item=None,
       item_codes=self._tables['item_codes', None],
       item_count=self._tables['item_count', None],
       item_text=self._tables.get(('item_text', None)),
       codes_per_level=self._host.codes_per_level,
+      trending=trending,
       **per_level,
     )
 

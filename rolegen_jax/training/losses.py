@@ -193,13 +193,15 @@ def _scored(
 ) -> Members:
   """Return what the backbone's experts say of each target, which is the first of its members.
 
-  The others are the items that are named in the history or in any world, and negatives. Nothing of
-  it carries a gradient.
+  The others are the items of the history and of any world, what is trending, and negatives. Nothing
+  of it carries a gradient.
   """
   backbone = rolegen.bind('backbone', params)
   users = len(examples.target)
   own = [examples.target[:, None], examples.history.item]
   own += [rollout.retrieved.reshape(users, -1), rollout.candidates.reshape(users, -1)]
+  trending = backbone.trending(query_state, items.trending)
+  own += [] if trending is None else [trending.item]
   negatives = draw_negatives(trie, PRODUCT_NEGATIVES, key)
   item, log_weight = with_negatives(jnp.concatenate(own, axis=1), negatives)
   scored = backbone.members(query_state, item, log_weight, Conditioning(), items)

@@ -26,7 +26,13 @@ ITEMS = np.tile(np.arange(tiny.ITEMS, dtype=np.int32), (tiny.USERS, 1))
 COUNTS = np.random.default_rng(0).integers(0, 50, tiny.ITEMS)
 POPULARITY = np.broadcast_to(np.log1p(COUNTS), ITEMS.shape)
 OF_HISTORY = ('slot_age', 'slot_event', 'seen_popularity')  # parameters of its formula
-PARTS = dict(generative={'depth', 'readout'}, dense={'rows'}, history=set(), popularity=set())
+PARTS = dict(
+  generative={'depth', 'readout'},
+  dense={'rows'},
+  history=set(),
+  popularity=set(),
+  trending=set(),
+)
 
 
 def trie(codes=None, counts=COUNTS, **kwargs):

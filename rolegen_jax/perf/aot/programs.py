@@ -18,6 +18,8 @@ from rolegen_jax import sharding
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
 from rolegen_jax.features.attributes import PER_ITEM
+from rolegen_jax.features.trending import Trending
+from rolegen_jax.perf.random_inputs import DAYS
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import WORD, Trie, default_capacity
 from rolegen_jax.text.packing import Packed
@@ -139,7 +141,10 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
   def like(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated)
 
-  words = -(-codes // WORD)
+  words, trending = -(-codes // WORD), None
+  if 'trending' in config.backbone.experts:
+    shape = DAYS, min(config.backbone.trending, items)
+    trending = Trending(like((), np.int32), like(shape, np.int32), like(shape, np.float32))
   return Trie(
     tuple(like((count + 1,), np.int32) for count in nodes[:-1]),
     tuple(like((count, words), np.uint32) for count in nodes[:-1]),
@@ -148,4 +153,5 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
     like((capacity,), np.float32),
     None,
     codes,
+    trending=trending,
   )

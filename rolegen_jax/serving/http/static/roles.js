@@ -19,6 +19,7 @@ const EXPERTS = {
   dense: 'the state of the query against the vector of the item',
   history: 'past events with this very item',
   popularity: 'how often all users act on the item',
+  trending: 'what all users have acted on lately',
   intent: "the reasoner's intent: the group that the item belongs to",
   retrieved: 'what the reasoner retrieves from the history',
   candidates: 'the paths of the worlds',
