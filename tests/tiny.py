@@ -3,6 +3,7 @@
 Random parameters are drawn on the host, so nothing compiles.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from rolegen_jax import overrides
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, Config
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
+from rolegen_jax.features.trending import Trending
 from rolegen_jax.models import functional
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
@@ -70,7 +72,8 @@ def codes(items: int = ITEMS, seed: int = 0) -> np.ndarray:
 
 def trie(items: int = ITEMS, seed: int = 0, allowed: np.ndarray | None = None) -> Trie:
   """The catalogue of `codes`, or of its `allowed` items."""
-  return build_trie(codes(items, seed), CODES, capacity=CAPACITY, allowed=allowed)
+  trie = build_trie(codes(items, seed), CODES, capacity=CAPACITY, allowed=allowed)
+  return dataclasses.replace(trie, trending=trending(items))
 
 
 def histories(rng: np.random.Generator, users: int = USERS, items: int = ITEMS) -> Trajectories:
@@ -128,3 +131,12 @@ def examples(seed: int = 0, users: int = USERS, items: int = ITEMS) -> Examples:
     roles=np.where(history.segment[last] > 0, roles, -1).astype(np.int32),
     path=path.astype(np.int32),
   )
+
+
+def trending(items: int = ITEMS, width: int = 6) -> Trending:
+  """What is trending on the day of NOW and the two days before it."""
+  rng, days, listed = np.random.default_rng(5), 3, min(width, items)
+  item = np.full((days, width), -1, np.int32)
+  item[:, :listed] = [rng.choice(items, listed, replace=False) for _ in range(days)]
+  share = np.sort(rng.dirichlet(np.ones(2 * width), days))[:, : -width - 1 : -1]
+  return Trending(np.int32(NOW // DAY - days + 1), item, share.astype(np.float32))

@@ -74,6 +74,42 @@ def test_recency_decays_and_fills_with_popular_items():
   )
 
 
+def fresh(days: int = 60):
+  """Everybody views an old item of theirs, and buys what came out the day before and others saw."""
+  rng, rows = np.random.default_rng(0), []
+  for day in range(1, days):
+    for user in rng.choice(40, 4, replace=False):
+      rows += [(user, days + user, 'view', day - 0.5), (user, day - 1, 'purchase', day)]
+      rows += [(100 + 4 * day + int(user) % 4, day, 'view', day + 0.25)]
+  return tiny_log.make(rows, days + 40, test_fraction=0.2, valid_fraction=0.2)
+
+
+def test_trending_is_of_the_day_and_lists_the_popular_after_it():
+  log, occasions = fresh()
+  rows = baselines.evaluation_rows(log, occasions, TEST)
+  known = tiny_log.inputs(log, occasions, half_life=0.5)
+  found = baselines.trending(known, rows, 100)
+  for now, items in zip(occasions.timestamp[rows], found.items):
+    yesterday = (log.timestamp >= now - tiny_log.DAY) & (log.timestamp < now)
+    assert items[0] in log.item[yesterday] and sorted(items) == list(range(100))
+  still = dataclasses.replace(known, trending=None)
+  assert (baselines.trending(still, rows, 100).items == known.popular).all()
+
+
+def test_recency_and_counting_take_what_is_trending_where_validation_says_so():
+  log, occasions = fresh()
+  rows = baselines.evaluation_rows(log, occasions, TEST)
+  known = tiny_log.inputs(log, occasions, half_life=0.5)
+  pairs = Pairs.of(occasions, rows)
+  for baseline in (baselines.recency, baselines.counting):
+    found = baseline(known, rows, 10)
+    assert found.settings['trending'] > 0
+    without = baseline(dataclasses.replace(known, trending=None), rows, 10)
+    assert without.settings['trending'] == 0
+    hits, before = (hit(ranks(x.items, pairs), 10).mean() for x in (found, without))
+    assert hits > before + 0.3
+
+
 def test_knn_neighbors_by_hand():
   rows = [
     (u, i, 'purchase', d)

@@ -14,7 +14,7 @@ from rolegen_jax.features.item_transitions import Kernel, Transitions
 from rolegen_jax.pipeline.inputs import choose_on_validation, prepare_data, prepare_inputs
 from tests import runs
 from tests.evaluation import tiny_log
-from tests.evaluation.test_baselines import real
+from tests.evaluation.test_baselines import fresh, real
 
 ITEMS = 40
 
@@ -71,9 +71,21 @@ def test_on_public_logs_only_reviews_leave_out_the_history(name):
   assert made.bars_history == (name == 'ranked_sequences')
 
 
+def test_the_half_life_follows_the_log():
+  """What sells is new each day, or the same all along; ranks are no dates."""
+  moving = fresh()
+  assert choices.choose(*moving, Config()).trending == choices.HALF_LIVES[0]
+  log, occasions = moving
+  rng = np.random.default_rng(1)
+  same = dataclasses.replace(log, timestamp=log.timestamp, item=rng.permutation(log.item))
+  assert choices.choose(same, occasions, Config()).trending >= 8
+  assert choices.choose(*walk(False), Config()).trending == 0
+
+
 def test_without_validation_occasions_the_defaults_stand():
   log, occasions = tiny_log.make([(u, u, 'view', 1) for u in range(3)], 3)
-  assert choices.choose(log, occasions, Config()) == choices.Choices(Kernel(), Kernel(), False, {})
+  defaults = choices.Choices(Kernel(), Kernel(), False, {}, trending=4.0)
+  assert choices.choose(log, occasions, Config()) == defaults
 
 
 def test_choices_survive_json(chosen):

@@ -8,6 +8,7 @@ from rolegen_jax.data.events import validate
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Occasions, find_occasions
 from rolegen_jax.evaluation.baselines import BaselineInputs
+from rolegen_jax.evaluation.choices import Choices
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import Kernel
 
@@ -29,8 +30,11 @@ def inputs(
   coarse: np.ndarray | None = None,
   kernel: Kernel = Kernel(),
   bars_history: bool = False,
+  half_life: float = 0.0,
 ) -> BaselineInputs:
-  """What the baselines read; coarse codes [I] are item % 2 unless given."""
+  """What the baselines read; coarse codes [I] are item % 2 unless given, and nothing trends."""
   coarse = np.arange(len(log.items)) % 2 if coarse is None else coarse
   shift = InterestShift.of(log, occasions.train_end(log), coarse, int(coarse.max()) + 1)
-  return BaselineInputs(log, occasions, shift, config, kernel, bars_history)
+  choices = Choices(kernel, kernel, bars_history, {}, half_life)
+  trends = choices.trending_in(log, config.backbone.trending)
+  return BaselineInputs(log, occasions, shift, config, kernel, bars_history, trends)

@@ -3,6 +3,7 @@
 Where 64 items are found by each expert, the union is a catalogue of up to 64 items.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -64,6 +65,7 @@ def recommend(k, seed, items, allowed_share=1.0, said=None, assignments=(), allo
   trie = build_trie(
     tiny.codes(items, seed), tiny.CODES, tiny.CAPACITY, allowed, regions, COUNTS[:items]
   )
+  trie = dataclasses.replace(trie, trending=tiny.trending(items))
   examples = tiny.examples(seed, items=items)
   params = tiny.random_params(tiny.rolegen(*assignments).model_fns['backbone'])
   results = recommender(k, *assignments)(params, examples, trie, said or NONE, allow)
@@ -125,7 +127,7 @@ def test_a_union_of_everything_is_exact_with_any_experts(experts, says):
 @settings(max_examples=25, deadline=None)
 @given(SEEDS, st.integers(4, 60), st.sampled_from([1.0, 0.5]))
 def test_a_narrow_union_is_ranked_exactly(seed, items, allowed_share):
-  """It holds what each expert finds: the history, the best by dense and by beams, what is said."""
+  """It holds what each expert finds: history, trends, the best by dense and beams, what is said."""
   said = conditioning.random(seed, items)
   ranking, found, terms, allowed = recommend(5, seed, items, allowed_share, said, allow=EVERYWHERE)
   members, kept, likely = np.zeros_like(allowed), 0, 0
@@ -133,6 +135,7 @@ def test_a_narrow_union_is_ranked_exactly(seed, items, allowed_share):
     members[row] = np.isin(np.arange(tiny.CAPACITY), found[row])
     history = tiny.examples(seed, items=items).history.item[row]
     named = [*history, *said.candidates.item[row], *said.retrieved.item[row]]
+    named += [*tiny.trending(items).item[-1]]
     assert members[row, [item for item in named if item >= 0]].all()
     assert members[row, best(by_table(terms[row]), allowed[row], 5)].all()
     likeliest = best(terms[row, :, EXPERTS.index('generative')], allowed[row], 5)

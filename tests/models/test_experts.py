@@ -1,5 +1,6 @@
 """What each expert says, against loops over plain numbers; negatives; experts that are off."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -37,7 +38,8 @@ PARTS = dict(
 
 def trie(codes=None, counts=COUNTS, **kwargs):
   codes = tiny.codes() if codes is None else codes
-  return build_trie(codes, tiny.CODES, tiny.CAPACITY, counts=counts, **kwargs)
+  tables = build_trie(codes, tiny.CODES, tiny.CAPACITY, counts=counts, **kwargs)
+  return dataclasses.replace(tables, trending=tiny.trending())
 
 
 @functools.cache
@@ -161,6 +163,21 @@ def test_candidates_add_the_log_of_their_mass():
     mass[user, said.item[user, place]] += np.exp(log_mass)
   found = term(score(conditioning.random()._replace(candidates=said))[0], 'candidates')
   np.testing.assert_allclose(found, weight('candidates') * np.log1p(mass), rtol=1e-4, atol=1e-6)
+
+
+def test_the_trending_expert_knows_the_day_of_the_query():
+  table = tiny.trending()
+  prior = np.exp(tiny.params('backbone')['experts']['trending_prior'])
+  expected = np.zeros(tiny.ITEMS)
+  expected[table.item[-1]] = np.log1p(table.share[-1] / prior)
+  found = term(score()[0], 'trending')
+  np.testing.assert_allclose(
+    found, np.broadcast_to(weight('trending') * expected, found.shape), rtol=1e-4, atol=1e-6
+  )
+  earlier = table._replace(first_day=table.first_day + 1)  # its last day is tomorrow
+  moved = term(score(of=dataclasses.replace(trie(), trending=earlier))[0], 'trending')
+  np.testing.assert_array_equal(np.unique(np.nonzero(moved)[1]), np.sort(table.item[-2]))
+  assert not term(score(of=dataclasses.replace(trie(), trending=None))[0], 'trending').any()
 
 
 # Their product

@@ -179,6 +179,19 @@ def test_counts_and_text_vectors_move_with_the_items():
 
 
 @pytest.mark.slow
+def test_a_new_item_is_no_heir_of_what_trended_under_its_index():
+  codes, trends = tiny.codes(90), tiny.trending()
+  catalogue = MutableCatalogue(codes[:60], tiny.CODES, 60, trending=trends)
+  gone = trends.item[-1, :2]
+  new = catalogue.swap(codes[60:62], gone)
+  assert sorted(new) == sorted(gone)  # there is no other room
+  with catalogue.serving() as trie:
+    found = jax.device_get(trie.trending)
+  np.testing.assert_array_equal(found.item, np.where(np.isin(trends.item, gone), -1, trends.item))
+  np.testing.assert_array_equal(found.share, trends.share)
+  assert trends.item[-1, 0] == gone[0]  # the caller's own table stays
+
+
 def test_recommending_after_a_swap_equals_recommending_from_fresh_tables():
   rolegen, params, examples = tiny.rolegen(), tiny.params('backbone'), tiny.examples()
 
