@@ -156,8 +156,8 @@ def item_shards() -> int:
   return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
 
 
-def of_item_shards(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
-  """Return `function` of an array [P, ...] of all P parts of the items, each where it lies.
+def of_item_shards(function: Callable[[Any], Any], x: Any) -> Any:
+  """Return `function` of arrays [P, ...] of all P parts of the items, each where it lies.
 
   XLA gathers what it cannot divide, `top_k` among it, even along axes that are only mapped over.
   """

@@ -157,7 +157,7 @@ def recency(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:
   """
   score = functools.partial(recency_scores, inputs)
   grid = dict(tau=TAUS, behavior=tuple(BEHAVIOR), repeats=(True, False))
-  return choose(inputs, rows, k, 'recency', score, grid, dict(trending=inputs.trending_weights))
+  return choose(inputs, rows, k, 'recency', score, grid | dict(trending=inputs.trending_weights))
 
 
 def item_knn(inputs: BaselineInputs, rows: np.ndarray, k: int) -> Ranking:

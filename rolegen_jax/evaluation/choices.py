@@ -43,7 +43,7 @@ GRID: dict[str, tuple] = dict(
   days=(0.0, 1.0, 3.0, 7.0, 14.0, 30.0),
 )
 COUNTED_ROWS = 1_000_000  # of the log, about, that transitions are counted on
-HALF_LIVES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # days, of what is trending
+HALF_LIVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # days, of what is trending
 ROUNDS = 2  # through the settings of a kernel, one after the other
 
 

@@ -1,10 +1,10 @@
 """Retrieve, then score exactly: the best items of a product of experts.
 
 Each expert finds items in its own way: the generative one by a constrained beam search in the depth
-decoder, in which every beam is always a prefix of a real item; dense, popularity and intent by
-ranking all items, which are sharded over the mesh; the others name items themselves. The union,
-each item once, is scored by all experts. The catalogue comes in as `Trie` tables, arguments at run
-time: changing it within its capacity compiles nothing.
+decoder, in which every beam is always a prefix of a real item; dense, popularity, trending and
+intent by ranking all items, which are sharded over the mesh; the others name items themselves. The
+union, each item once, is scored by all experts. The catalogue comes in as `Trie` tables, arguments
+at run time: changing it within its capacity compiles nothing.
 
 Shapes: B rows, k beams, K codes, E entries (the codes of all beams) or experts, D width, I items,
 P shards of the items, M members.
@@ -56,9 +56,9 @@ def recommend(
   """Return the top `k` items of each row's first query.
 
   It is exact among the items that some expert finds: k by the generative one, k by dense,
-  popularity and intent together, the items of the history, what is trending, and what
-  `conditioning` names. With `allow`, uint32 [B], a row gets items of these regions only
-  (`semantic_ids/trie.py`). table: of the catalogue (`item_table`), where it is known.
+  popularity, trending and intent together, the items of the history, and what `conditioning` names.
+  With `allow`, uint32 [B], a row gets items of these regions only (`semantic_ids/trie.py`). table:
+  of the catalogue (`item_table`), where it is known.
   """
   items = backbone.items(trie)._replace(vectors=None if table is None else table.vectors)
   item, generated = retrieve(backbone, query_state, conditioning, trie, k, allow, table)
@@ -99,9 +99,6 @@ def retrieve(
     by_expert['generative'], log_prob = beam_search(backbone, state, trie, k, allow)
   if backbone.has('history'):
     by_expert['history'] = query_state.slot_item
-  trending = backbone.trending(query_state, trie.trending)
-  if trending is not None:
-    by_expert['trending'] = trending.item
   if conditioning.retrieved is not None:
     by_expert['retrieved'] = conditioning.retrieved.item
   if conditioning.candidates is not None:
@@ -111,10 +108,11 @@ def retrieve(
     jnp.where(backbone.experts.weight(name) > 0, item, -1) for name, item in by_expert.items()
   ]
   ranks_all = {name: backbone.has(name) for name in ('dense', 'popularity')}
+  ranks_all['trending'] = backbone.has('trending') and trie.trending is not None
   ranks_all['intent'] = conditioning.intent is not None
-  if ranks_all['dense'] or ranks_all['intent']:
+  if any(is_on for name, is_on in ranks_all.items() if name != 'popularity'):
     weight = sum(backbone.experts.weight(name) for name, is_on in ranks_all.items() if is_on)
-    best = nearest(backbone, state, conditioning.intent, trie, k, allow, table)[0]
+    best = nearest(backbone, query_state, conditioning.intent, trie, k, allow, table)[0]
     found.append(jnp.where(weight > 0, best, -1))
   item = jnp.concatenate(found, axis=1)
   if log_prob is not None:
@@ -155,7 +153,7 @@ def item_table(backbone: Backbone, trie: Trie) -> ItemTable:
 
 def nearest(
   backbone: Backbone,
-  state_BxD: jax.Array,
+  query_state: QueryState,
   intent_BxK: jax.Array | None,
   trie: Trie,
   k: int,
@@ -164,11 +162,11 @@ def nearest(
 ) -> tuple[jax.Array, jax.Array]:
   """Return the best items by the experts that rank the whole catalogue at once.
 
-  int32 and fp32 [B, min(k, I)], best first; -1 where fewer are listed. These are dense, popularity
-  and, where there is one, intent. Every device ranks its own shard of the items, and the best of
-  all shards are ranked again: that is exact.
+  int32 and fp32 [B, min(k, I)], best first; -1 where fewer are listed. These are dense, popularity,
+  trending and, where there is one, intent, of each row's first query. Every device ranks its own
+  shard of the items, and the best of all shards are ranked again: that is exact.
   """
-  p, experts = item_shards(), backbone.experts
+  p, experts, state_BxD = item_shards(), backbone.experts, query_state.state[:, 0]
   table = item_table(backbone, trie) if table is None else table
   item_PxI = jnp.arange(table.code.size, dtype=jnp.int32).reshape(p, -1)
   item_PxI = constrain(jnp.where(item_PxI < len(trie.item_codes), item_PxI, -1), 'items', None)
@@ -183,6 +181,11 @@ def nearest(
       lambda code: experts.intent(intent, jnp.broadcast_to(code, (len(intent), len(code))))
     )(table.code)
     score = score + experts.weight('intent') * of_code
+  trending = backbone.trending(query_state, trie.trending)
+  if trending is not None:
+    score = jnp.broadcast_to(score, (p, len(state_BxD), score.shape[2]))
+    gain = experts.weight('trending') * experts.trending_gain(trending)
+    score = _plus(constrain(score, 'items', None, None), trending.item, gain)
   if allow is None:
     listed = is_listed(trie, item_PxI)[:, None]
   else:
@@ -197,6 +200,21 @@ def nearest(
   best, place = by_row(best), by_row(place)
   best, chosen = jax.lax.top_k(best, min(k, best.shape[1]))
   return jnp.where(is_possible(best), _pick(place, chosen), -1), best
+
+
+def _plus(score_PxBxI: jax.Array, item_BxA: jax.Array, gain_BxA: jax.Array) -> jax.Array:
+  """Add gains to the scores of items, each shard to those that it has; -1 = no item."""
+  parts, _, size = score_PxBxI.shape
+  first = size * jnp.arange(parts)[:, None, None]
+  place = constrain(item_BxA, None, None) - first
+  place = jnp.where((place >= 0) & (place < size) & (item_BxA >= 0), place, size)
+  gain = jnp.broadcast_to(constrain(gain_BxA, None, None), place.shape)
+
+  def add(score: jax.Array, at: jax.Array, value: jax.Array) -> jax.Array:
+    return score.at[at].add(value, mode='drop')
+
+  split = [constrain(x, 'items', None, None) for x in (place, gain)]
+  return of_item_shards(lambda x: jax.vmap(jax.vmap(add))(*x), (score_PxBxI, *split))
 
 
 def beam_search(

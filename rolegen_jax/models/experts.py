@@ -139,11 +139,18 @@ class Experts(nnx.Module):
 
   def retrieved(self, retrieved: Shares, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""
-    return _by_share(retrieved, self.retrieved_prior[...], item_BxM)
+    share = jnp.where(retrieved.item >= 0, retrieved.share, 0.0)
+    mass = share / jnp.exp(self.retrieved_prior[...])
+    return jnp.log1p(_mass_of(mass[:, None], retrieved.item, item_BxM)[:, 0])
+
+  def trending_gain(self, trending: Shares) -> jax.Array:
+    """Return what is said of the items that are listed, fp32 [B, A]."""
+    share = jnp.where(trending.item >= 0, trending.share, 0.0)
+    return jnp.log1p(share / jnp.exp(self.trending_prior[...]))
 
   def trending(self, trending: Shares, item_BxM: jax.Array) -> jax.Array:
-    """Return fp32 [B, M]."""
-    return _by_share(trending, self.trending_prior[...], item_BxM)
+    """Return fp32 [B, M]; an item is listed once at most."""
+    return _mass_of(self.trending_gain(trending)[:, None], trending.item, item_BxM)[:, 0]
 
   def candidates(self, candidates: Candidates, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""
@@ -181,13 +188,6 @@ class Experts(nnx.Module):
     score = self.terms(members).sum(-1)
     total = jax.nn.logsumexp(score + members.log_weight, axis=1, keepdims=True)
     return score - total
-
-
-def _by_share(listed: Shares, log_prior: jax.Array, item_BxM: jax.Array) -> jax.Array:
-  """Return log(1 + share / prior) of items, fp32 [B, M]."""
-  share = jnp.where(listed.item >= 0, listed.share, 0.0)
-  mass = share / jnp.exp(log_prior)
-  return jnp.log1p(_mass_of(mass[:, None], listed.item, item_BxM)[:, 0])
 
 
 def _mass_of(mass_BxQxN: jax.Array, source_BxN: jax.Array, item_BxM: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from rolegen_jax.data import log as log_module
 from rolegen_jax.features import trending as lib
 from tests.evaluation import tiny_log
 
-# (user, item, event, day); a purchase counts as much as five other events.
+# (user, item, event, day)
 ROWS = [
   *[(0, 0, 'view', 0), (1, 0, 'view', 0), (0, 1, 'purchase', 0.5), (2, 3, 'impression', 0)],
   *[(1, 2, 'view', 1), (2, 2, 'cart', 1.2)],
@@ -31,15 +31,15 @@ def test_shares_of_decayed_events_before_each_day():
   found = table()
   assert found.first_day == 1 and len(found.item) == 5  # days 0 to 3, and the one after
   assert shares(found, 0) == {}
-  assert shares(found, 1) == {1: pytest.approx(5 / 7, abs=1e-6), 0: pytest.approx(2 / 7, abs=1e-6)}
-  # A day later the seven of day 0 are worth half; two more have been added.
-  assert shares(found, 2) == {
-    1: pytest.approx(2.5 / 5.5, abs=1e-6),
-    2: pytest.approx(2 / 5.5, abs=1e-6),
-    0: pytest.approx(1 / 5.5, abs=1e-6),
-  }
+  assert shares(found, 1) == {0: pytest.approx(2 / 3, abs=1e-6), 1: pytest.approx(1 / 3, abs=1e-6)}
+  # A day later the three of day 0 are worth half; two more have been added.
+  assert list(shares(found, 2).items()) == [
+    (2, pytest.approx(2 / 3.5, abs=1e-6)),
+    (0, pytest.approx(1 / 3.5, abs=1e-6)),
+    (1, pytest.approx(0.5 / 3.5, abs=1e-6)),
+  ]
   assert shares(found, 3) == shares(found, 2)  # nothing happened: all fade alike
-  np.testing.assert_allclose(found.share[4, 0], 5.25 / 6.375, rtol=1e-6)
+  np.testing.assert_allclose(found.share[4, 0], 1.25 / 1.875, rtol=1e-6)
 
 
 def test_a_day_knows_nothing_of_itself_or_later():
@@ -51,7 +51,7 @@ def test_a_day_knows_nothing_of_itself_or_later():
 
 
 def test_the_largest_shares_are_listed_ties_by_index():
-  rows = [(0, item, 'view', 0) for item in (4, 2, 3)] + [(1, 1, 'purchase', 0)]
+  rows = [(0, item, 'view', 0) for item in (4, 2, 3, 1)] + [(1, 1, 'purchase', 0)]
   assert table(rows, width=3).item[1].tolist() == [1, 2, 3]
   assert table(rows, width=9).item.shape == (2, 5)  # no wider than there are items
 
@@ -78,5 +78,5 @@ def test_device_and_host_say_the_same_of_any_time():
 def test_likelihood_of_targets_by_hand():
   found = table()
   times, targets = np.array([2, 2, 0]) * lib.DAY, np.array([1, 4, 1])
-  expected = np.log([0.5 * 5 / 7 + 0.1, 0.1, 0.1]).mean()
+  expected = np.log([0.5 / 3 + 0.1, 0.1, 0.1]).mean()
   assert lib.log_likelihood(found, 5, times, targets) == pytest.approx(expected, rel=1e-6)

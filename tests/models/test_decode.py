@@ -127,7 +127,7 @@ def test_a_union_of_everything_is_exact_with_any_experts(experts, says):
 @settings(max_examples=25, deadline=None)
 @given(SEEDS, st.integers(4, 60), st.sampled_from([1.0, 0.5]))
 def test_a_narrow_union_is_ranked_exactly(seed, items, allowed_share):
-  """It holds what each expert finds: history, trends, the best by dense and beams, what is said."""
+  """It holds what each expert finds: the history, the best by table and by beams, what is said."""
   said = conditioning.random(seed, items)
   ranking, found, terms, allowed = recommend(5, seed, items, allowed_share, said, allow=EVERYWHERE)
   members, kept, likely = np.zeros_like(allowed), 0, 0
@@ -135,7 +135,6 @@ def test_a_narrow_union_is_ranked_exactly(seed, items, allowed_share):
     members[row] = np.isin(np.arange(tiny.CAPACITY), found[row])
     history = tiny.examples(seed, items=items).history.item[row]
     named = [*history, *said.candidates.item[row], *said.retrieved.item[row]]
-    named += [*tiny.trending(items).item[-1]]
     assert members[row, [item for item in named if item >= 0]].all()
     assert members[row, best(by_table(terms[row]), allowed[row], 5)].all()
     likeliest = best(terms[row, :, EXPERTS.index('generative')], allowed[row], 5)
@@ -147,7 +146,9 @@ def test_a_narrow_union_is_ranked_exactly(seed, items, allowed_share):
 
 def by_table(terms: np.ndarray) -> np.ndarray:
   """The score [...] by the experts that rank the whole catalogue."""
-  return sum(terms[..., EXPERTS.index(name)] for name in ('dense', 'popularity', 'intent'))
+  return sum(
+    terms[..., EXPERTS.index(name)] for name in ('dense', 'popularity', 'trending', 'intent')
+  )
 
 
 def best(score: np.ndarray, allowed: np.ndarray, k: int) -> np.ndarray:
@@ -190,7 +191,7 @@ def nearest(capacity: int, devices: int, k: int):
       item = jnp.broadcast_to(jnp.arange(tiny.ITEMS), (tiny.USERS, tiny.ITEMS))
       weight, items = jnp.zeros(item.shape), backbone.items(trie)
       members = backbone.members(query_state, item, weight, said, items)
-      found = decode.nearest(backbone, query_state.state[:, 0], said.intent, trie, k)
+      found = decode.nearest(backbone, query_state, said.intent, trie, k)
       return *found, backbone.experts.terms(members)
 
   with jax.set_mesh(mesh):
@@ -207,7 +208,8 @@ LISTED = np.arange(tiny.ITEMS) % 7 != 0
 
 
 def listing(capacity: int):
-  return build_trie(tiny.codes(), tiny.CODES, capacity, LISTED, counts=COUNTS)
+  trie = build_trie(tiny.codes(), tiny.CODES, capacity, LISTED, counts=COUNTS)
+  return dataclasses.replace(trie, trending=tiny.trending())
 
 
 @pytest.mark.parametrize('devices, capacity, k', [(1, 64, 12), (8, 64, 12), (8, 61, 64)])
