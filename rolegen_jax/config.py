@@ -337,7 +337,7 @@ class BackboneConfig(Section):
   # summed over exactly.
   negatives: int = 1024
   # Items a day that are known to be trending (`features/trending.py`).
-  trending: int = 256
+  trending: int = 1024
   # Beams kept per level, and items taken from the dense expert, when recommending.
   beam: int = 64
 

@@ -13,7 +13,7 @@ import numpy as np
 from rolegen_jax import overrides
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, Config
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
-from rolegen_jax.features.trending import Trending
+from rolegen_jax.features.trending import NO_MORE, Trending
 from rolegen_jax.models import functional
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie, build_trie
@@ -136,7 +136,7 @@ def examples(seed: int = 0, users: int = USERS, items: int = ITEMS) -> Examples:
 def trending(items: int = ITEMS, width: int = 6) -> Trending:
   """What is trending on the day of NOW and the two days before it."""
   rng, days, listed = np.random.default_rng(5), 3, min(width, items)
-  item = np.full((days, width), -1, np.int32)
-  item[:, :listed] = [rng.choice(items, listed, replace=False) for _ in range(days)]
-  share = np.sort(rng.dirichlet(np.ones(2 * width), days))[:, : -width - 1 : -1]
+  item = np.full((days, width), NO_MORE, np.int32)
+  item[:, :listed] = [np.sort(rng.choice(items, listed, replace=False)) for _ in range(days)]
+  share = np.where(item < NO_MORE, rng.dirichlet(np.ones(2 * width), days)[:, :width], 0)
   return Trending(np.int32(NOW // DAY - days + 1), item, share.astype(np.float32))

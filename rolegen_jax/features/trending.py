@@ -26,6 +26,7 @@ from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.sparse_sums import Counts, SparseSum
 
 DAY = 86_400  # seconds
+NO_MORE = np.iinfo(np.int32).max
 _IMPRESSION = EVENT_NAMES.index('impression')
 
 Array = Any  # np.ndarray on the host, jax.Array on the device
@@ -35,8 +36,8 @@ class Trending(NamedTuple):
   """The items of the largest shares, day by day. Later times know what the last day knows."""
 
   first_day: Array  # int32 [], days since 1970 of the first row
-  item: Array  # int32 [D, A], largest share first; -1 = no more
-  share: Array  # fp32 [D, A]
+  item: Array  # int32 [D, A], ascending; NO_MORE at the end
+  share: Array  # fp32 [D, A]; 0 where there is no item
 
   def at(self, timestamp_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return items int32 [B, A] and shares fp32 [B, A] at times in seconds."""
@@ -47,7 +48,7 @@ class Trending(NamedTuple):
     """Return the shares of the listed items at times [B], fp32 [B, items], on the host."""
     day = np.clip(timestamp // DAY - int(self.first_day), 0, len(self.item) - 1)
     item, share = self.item[day], self.share[day]
-    row, place = np.nonzero(item >= 0)
+    row, place = np.nonzero(share)
     return sp.csr_matrix((share[row, place], (row, item[row, place])), (len(day), items))
 
 
@@ -69,7 +70,7 @@ def of_counts(first_day: int, counts: Counts, half_life: float, width: int) -> T
   """Return the `width` items of the largest shares, day by day; half_life in days."""
   days, n_items = counts.shape
   width = min(width, n_items)
-  item, share = np.full((days, width), -1, np.int32), np.zeros((days, width), np.float32)
+  item, share = np.full((days, width), NO_MORE, np.int32), np.zeros((days, width), np.float32)
   before, total = np.zeros(n_items), 0.0
   for first, block in counts.blocks():
     for row in range(block.shape[0]):
@@ -87,10 +88,10 @@ def of_counts(first_day: int, counts: Counts, half_life: float, width: int) -> T
 
 
 def _largest(value_I: np.ndarray, width: int) -> np.ndarray:
-  """Return the items of the largest values above 0, the largest first; ties by index."""
+  """Return the items of the largest values above 0, ascending; ties at the end by index."""
   least = max(np.partition(value_I, -width)[-width], 1e-300)
   found = np.flatnonzero(value_I >= least)
-  return found[np.lexsort((found, -value_I[found]))][:width]
+  return np.sort(found[np.argsort(-value_I[found], kind='stable')[:width]])
 
 
 def log_likelihood(table: Trending, items: int, timestamp: np.ndarray, target: np.ndarray) -> float:

@@ -44,7 +44,7 @@ from rolegen_jax.models.memory import (
   Memory,
   QueryBlock,
   QueryState,
-  Shares,
+  TrendingShares,
   count_bucket,
   gap_bucket,
   remembered,
@@ -301,11 +301,11 @@ class Backbone(nnx.Module):
       conditioning=conditioning,
     )
 
-  def trending(self, query_state: QueryState, table: Trending | None) -> Shares | None:
+  def trending(self, query_state: QueryState, table: Trending | None) -> TrendingShares | None:
     """Return what is trending at the time of each row's first query, if the expert is on."""
     if table is None or not self.has('trending'):
       return None
-    return Shares(*table.at(query_state.timestamp[:, 0]))
+    return TrendingShares(*table.at(query_state.timestamp[:, 0]))
 
   # Depth decoder
 

@@ -203,11 +203,11 @@ def nearest(
 
 
 def _plus(score_PxBxI: jax.Array, item_BxA: jax.Array, gain_BxA: jax.Array) -> jax.Array:
-  """Add gains to the scores of items, each shard to those that it has; -1 = no item."""
+  """Add gains to the scores of items, each shard to those that it has."""
   parts, _, size = score_PxBxI.shape
   first = size * jnp.arange(parts)[:, None, None]
   place = constrain(item_BxA, None, None) - first
-  place = jnp.where((place >= 0) & (place < size) & (item_BxA >= 0), place, size)
+  place = jnp.where((place >= 0) & (place < size), place, size)
   gain = jnp.broadcast_to(constrain(gain_BxA, None, None), place.shape)
 
   def add(score: jax.Array, at: jax.Array, value: jax.Array) -> jax.Array:

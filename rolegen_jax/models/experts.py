@@ -32,7 +32,13 @@ from flax import nnx
 
 from rolegen_jax.config import BACKBONE_EXPERTS, REASONER_EXPERTS
 from rolegen_jax.features.trending import Trending
-from rolegen_jax.models.memory import Candidates, Conditioning, Shares, View
+from rolegen_jax.models.memory import (
+  Candidates,
+  Conditioning,
+  RetrievedShares,
+  TrendingShares,
+  View,
+)
 from rolegen_jax.models.numerics import NEG_INF, is_possible
 from rolegen_jax.semantic_ids.trie import Trie
 
@@ -93,7 +99,7 @@ class Members(NamedTuple):
   popularity: jax.Array  # fp32 [B, M], log(1 + training events)
   generative: jax.Array | None  # fp32 [B, M]
   dense: jax.Array | None  # fp32 [B, M]
-  trending: Shares | None
+  trending: TrendingShares | None
   slot_item: jax.Array  # int32 [B, S]
   view: View  # of the one query
   conditioning: Conditioning
@@ -137,20 +143,23 @@ class Experts(nnx.Module):
     log_prob = jnp.take_along_axis(intent_BxK, code_BxM, axis=1)
     return jnp.where(is_possible(log_prob), log_prob + jnp.log(1.0 * intent_BxK.shape[1]), 0.0)
 
-  def retrieved(self, retrieved: Shares, item_BxM: jax.Array) -> jax.Array:
+  def retrieved(self, retrieved: RetrievedShares, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""
     share = jnp.where(retrieved.item >= 0, retrieved.share, 0.0)
     mass = share / jnp.exp(self.retrieved_prior[...])
     return jnp.log1p(_mass_of(mass[:, None], retrieved.item, item_BxM)[:, 0])
 
-  def trending_gain(self, trending: Shares) -> jax.Array:
+  def trending_gain(self, trending: TrendingShares) -> jax.Array:
     """Return what is said of the items that are listed, fp32 [B, A]."""
-    share = jnp.where(trending.item >= 0, trending.share, 0.0)
-    return jnp.log1p(share / jnp.exp(self.trending_prior[...]))
+    return jnp.log1p(trending.share / jnp.exp(self.trending_prior[...]))
 
-  def trending(self, trending: Shares, item_BxM: jax.Array) -> jax.Array:
-    """Return fp32 [B, M]; an item is listed once at most."""
-    return _mass_of(self.trending_gain(trending)[:, None], trending.item, item_BxM)[:, 0]
+  def trending(self, trending: TrendingShares, item_BxM: jax.Array) -> jax.Array:
+    """Return fp32 [B, M]; 0 for items that are not listed."""
+    place = jax.vmap(jnp.searchsorted)(trending.item, item_BxM)
+    place = jnp.minimum(place, trending.item.shape[1] - 1)
+    is_listed = jnp.take_along_axis(trending.item, place, axis=1) == item_BxM
+    gain = jnp.take_along_axis(self.trending_gain(trending), place, axis=1)
+    return jnp.where(is_listed, gain, 0.0)
 
   def candidates(self, candidates: Candidates, item_BxM: jax.Array) -> jax.Array:
     """Return fp32 [B, M]."""

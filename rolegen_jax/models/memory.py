@@ -34,18 +34,30 @@ class Candidates(NamedTuple):
   log_prob: jax.Array  # fp32 [B, C], the reasoner's
 
 
-class Shares(NamedTuple):
-  """Items and their shares: what the reasoner's second equation retrieves, or what is trending."""
+class RetrievedShares(NamedTuple):
+  """Items that the reasoner's second equation retrieves (`intent.py`)."""
 
   item: jax.Array  # int32 [B, A]; -1 = no more
-  share: jax.Array  # fp32 [B, A]; what is retrieved sums to 1
+  share: jax.Array  # fp32 [B, A], of what is retrieved; sums to 1
+
+
+class TrendingShares(NamedTuple):
+  """What is trending when each row is asked (`features/trending.py`)."""
+
+  item: jax.Array  # int32 [B, A], ascending; beyond every item where there is no more
+  share: jax.Array  # fp32 [B, A]
+
+  def most(self, number: int) -> jax.Array:
+    """Return the items of the largest shares, int32 [B, min(number, A)]; -1 = no more."""
+    share, place = jax.lax.top_k(self.share, min(number, self.share.shape[1]))
+    return jnp.where(share > 0, jnp.take_along_axis(self.item, place, axis=1), -1)
 
 
 class Conditioning(NamedTuple):
   """What the reasoner says about each row: evidence of experts. A part that is None is absent."""
 
   candidates: Candidates | None = None
-  retrieved: Shares | None = None
+  retrieved: RetrievedShares | None = None
   # fp32 [B, K], log-probabilities of coarse codes; NEG_INF throughout in rows that get none
   intent: jax.Array | None = None
 

@@ -31,7 +31,8 @@ def random_trending(config: Config, items: int) -> Trending | None:
     return None
   rng, shape = np.random.default_rng(0), (DAYS, min(config.backbone.trending, items))
   share = rng.dirichlet(np.ones(shape[1]), DAYS).astype(np.float32)
-  return Trending(np.int32(0), rng.integers(0, items, shape).astype(np.int32), share)
+  item = np.sort(rng.integers(0, items, shape).astype(np.int32), axis=1)
+  return Trending(np.int32(0), item, share)
 
 
 def random_examples(config: Config, users: int, items: int) -> Examples:

@@ -32,7 +32,7 @@ from rolegen_jax.models.memory import (
   Conditioning,
   Memory,
   QueryState,
-  Shares,
+  RetrievedShares,
 )
 from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.models.reasoner import Reasoner
@@ -206,7 +206,7 @@ class RoleGen:
     retrieved = masked(rollout.retrieved[:, world], -1)
     return self._only_experts(
       candidates=candidates._replace(item=masked(candidates.item, -1)),
-      retrieved=Shares(retrieved, rollout.retrieved_share[:, world]),
+      retrieved=RetrievedShares(retrieved, rollout.retrieved_share[:, world]),
       intent=masked(rollout.intent[:, world], NEG_INF),
     )
 
@@ -219,7 +219,7 @@ class RoleGen:
     """Return what the structural equations say of histories, without a chain."""
     keep, levels = self.config.reasoner.retrieved, self.vocab.levels
     priors = reasoner.intent.priors(evidence, keep, trie.item_codes, levels)
-    retrieved = Shares(priors.retrieved.item, priors.retrieved.shares())
+    retrieved = RetrievedShares(priors.retrieved.item, priors.retrieved.shares())
     return self._only_experts(retrieved=retrieved, intent=priors.intent)
 
   @staticmethod

@@ -78,9 +78,8 @@ class MutableCatalogue:
       self._tables['item_text', None] = self._put(padded(text, self.capacity, np.float32))
     self._trending = trending
     if trending is not None:
-      self._trending = Trending(trending.first_day, np.array(trending.item), trending.share)
-      self._tables['trending_item', None] = self._put(self._trending.item)
-      self._days_and_shares = self._put(trending.first_day), self._put(trending.share)
+      self._tables['trending_share', None] = self._put(trending.share)
+      self._days_and_items = self._put(trending.first_day), self._put(trending.item)
     for name in PER_LEVEL:
       for level, table in enumerate(getattr(tables, name) or ()):
         if table is not None:
@@ -164,8 +163,7 @@ class MutableCatalogue:
       return
     entries = np.flatnonzero(np.isin(self._trending.item, indices))
     if len(entries):
-      self._trending.item.reshape(-1)[entries] = -1
-      self._write(Write('trending_item', None, entries, np.full(len(entries), -1, np.int32)))
+      self._write(Write('trending_share', None, entries, np.zeros(len(entries), np.float32)))
 
   def _trie(self) -> Trie:
     levels = range(self._host.levels)
@@ -176,8 +174,7 @@ class MutableCatalogue:
       per_level['regions'] = None
     trending = None
     if self._trending is not None:
-      day, share = self._days_and_shares
-      trending = Trending(day, self._tables['trending_item', None], share)
+      trending = Trending(*self._days_and_items, self._tables['trending_share', None])
     return Trie(
       leaf_item=None,
       item_codes=self._tables['item_codes', None],

@@ -44,7 +44,8 @@ from rolegen_jax.text.packing import Packed
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 LATEST_S = 2**31 - 1  # a timestamp later than any
-PRODUCT_NEGATIVES = 128  # of the loss of all experts together, which scores each one's codes
+# Of the loss of all experts together, which scores the codes of each item.
+PRODUCT_NEGATIVES, TRENDING = 128, 64
 
 
 # Backbone
@@ -193,15 +194,15 @@ def _scored(
 ) -> Members:
   """Return what the backbone's experts say of each target, which is the first of its members.
 
-  The others are the items of the history and of any world, what is trending, and negatives. Nothing
-  of it carries a gradient.
+  The others are the items of the history and of any world, what is trending most, and negatives.
+  Nothing of it carries a gradient.
   """
   backbone = rolegen.bind('backbone', params)
   users = len(examples.target)
   own = [examples.target[:, None], examples.history.item]
   own += [rollout.retrieved.reshape(users, -1), rollout.candidates.reshape(users, -1)]
   trending = backbone.trending(query_state, items.trending)
-  own += [] if trending is None else [trending.item]
+  own += [] if trending is None else [trending.most(TRENDING)]
   negatives = draw_negatives(trie, PRODUCT_NEGATIVES, key)
   item, log_weight = with_negatives(jnp.concatenate(own, axis=1), negatives)
   scored = backbone.members(query_state, item, log_weight, Conditioning(), items)

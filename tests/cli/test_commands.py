@@ -120,13 +120,8 @@ def test_the_report_compares_with_baselines_and_ablations(finished):
     'no_reasoner',
     'RoleGen_exposure_penalty',
     'no_reasoner_exposure_penalty',
-    'popularity',
-    'recency',
-    'item_knn',
-    'item_transitions',
-    'counting',
-    'u2i',
-    'SASRec',
+    *('popularity', 'trending', 'recency', 'item_knn', 'item_transitions', 'counting'),
+    *('u2i', 'SASRec'),
   }
   assert report['provenance']['simulated'] is True
   assert 0 <= report['roles']['agreement']['macro_f1'] <= 1

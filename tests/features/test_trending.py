@@ -23,7 +23,8 @@ def table(rows=ROWS, half_life: float = 1.0, width: int = 3, items: int = 5) -> 
 
 
 def shares(found: lib.Trending, row: int) -> dict[int, float]:
-  listed = found.item[row] >= 0
+  listed = found.share[row] > 0
+  assert (found.item[row, ~listed] == lib.NO_MORE).all() and (np.diff(found.item[row]) >= 0).all()
   return dict(zip(found.item[row, listed].tolist(), found.share[row, listed].round(6).tolist()))
 
 
@@ -33,13 +34,13 @@ def test_shares_of_decayed_events_before_each_day():
   assert shares(found, 0) == {}
   assert shares(found, 1) == {0: pytest.approx(2 / 3, abs=1e-6), 1: pytest.approx(1 / 3, abs=1e-6)}
   # A day later the three of day 0 are worth half; two more have been added.
-  assert list(shares(found, 2).items()) == [
-    (2, pytest.approx(2 / 3.5, abs=1e-6)),
-    (0, pytest.approx(1 / 3.5, abs=1e-6)),
-    (1, pytest.approx(0.5 / 3.5, abs=1e-6)),
-  ]
+  assert shares(found, 2) == {
+    2: pytest.approx(2 / 3.5, abs=1e-6),
+    0: pytest.approx(1 / 3.5, abs=1e-6),
+    1: pytest.approx(0.5 / 3.5, abs=1e-6),
+  }
   assert shares(found, 3) == shares(found, 2)  # nothing happened: all fade alike
-  np.testing.assert_allclose(found.share[4, 0], 1.25 / 1.875, rtol=1e-6)
+  assert shares(found, 4)[0] == pytest.approx(1.25 / 1.875, abs=1e-6)
 
 
 def test_a_day_knows_nothing_of_itself_or_later():
@@ -68,7 +69,7 @@ def test_device_and_host_say_the_same_of_any_time():
   times = np.array([0, 1.0, 1.99, 2, 2.5, 3, 4, 5, 400]) * lib.DAY
   item, share = found.at(jnp.asarray(times, jnp.int32))
   dense = np.zeros((len(times), 5))
-  for row, place in zip(*np.nonzero(np.asarray(item) >= 0)):
+  for row, place in zip(*np.nonzero(np.asarray(share))):
     dense[row, item[row, place]] = share[row, place]
   np.testing.assert_array_equal(found.of_rows(times.astype(np.int64), 5).toarray(), dense)
   assert dense[:3].sum() == 0  # the first day, and what is before it, knows of nothing

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rolegen_jax.models.memory import Candidates, Conditioning, Shares
+from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
 from rolegen_jax.models.numerics import NEG_INF
 from tests import tiny
 
@@ -12,7 +12,7 @@ NEUTRAL = Conditioning(
     world=np.zeros((tiny.USERS, 3), np.int32),
     log_prob=np.zeros((tiny.USERS, 3), np.float32),
   ),
-  retrieved=Shares(
+  retrieved=RetrievedShares(
     item=np.full((tiny.USERS, tiny.RETRIEVED), -1, np.int32),
     share=np.zeros((tiny.USERS, tiny.RETRIEVED), np.float32),
   ),
@@ -29,6 +29,6 @@ def random(seed: int = 0, items: int = tiny.ITEMS) -> Conditioning:
     world=rng.integers(0, tiny.WORLDS, shape).astype(np.int32),
     log_prob=-rng.exponential(size=shape).astype(np.float32),
   )
-  shares = Shares(*tiny.retrieved(items, seed))
+  shares = RetrievedShares(*tiny.retrieved(items, seed))
   intent = np.log(rng.dirichlet(np.ones(tiny.CODES), tiny.USERS)).astype(np.float32)
   return Conditioning(candidates, shares, intent)

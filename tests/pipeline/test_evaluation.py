@@ -43,7 +43,8 @@ def test_no_system_lists_what_the_history_holds(opened):
   held = held_items(inputs.log, occasions.user[rows], occasions.context_end[rows]).toarray()
   assert set(results.rankings) == {
     *('RoleGen', 'RoleGen_exposure_penalty'),
-    *('popularity', 'recency', 'item_knn', 'item_transitions', 'counting', 'u2i', 'SASRec'),
+    *('popularity', 'trending', 'recency', 'item_knn', 'item_transitions', 'counting', 'u2i'),
+    'SASRec',
   }
   for name, (_, items, _) in results.rankings.items():
     is_item = items >= 0

@@ -10,7 +10,7 @@ from rolegen_jax.models import intent
 from rolegen_jax.models.decode import retrieve
 from rolegen_jax.models.experts import EXPERTS, OFF
 from rolegen_jax.models.intent import EQUATIONS
-from rolegen_jax.models.memory import Candidates, Conditioning, Shares
+from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
 from rolegen_jax.reasoning import predict
 from rolegen_jax.reasoning.ablations import REPLACEMENTS, counts_only, no_language_model, without
 from rolegen_jax.runtime.compile import jit
@@ -97,7 +97,7 @@ def test_an_expert_that_is_left_out_finds_nothing(params, mesh):
   chosen = np.arange(tiny.USERS * 3, dtype=np.int32).reshape(tiny.USERS, 3)
   said = Conditioning(
     candidates=Candidates(chosen, np.zeros_like(chosen), np.zeros(chosen.shape, np.float32)),
-    retrieved=Shares(item, share),
+    retrieved=RetrievedShares(item, share),
   )
 
   @jit

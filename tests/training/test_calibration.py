@@ -41,7 +41,8 @@ def mesh_of(devices: int) -> jax.sharding.Mesh:
 def trie():
   items = len(table().log.items)
   counts = np.random.default_rng(0).integers(0, 20, items)
-  return build_trie(tiny.codes(items), tiny.CODES, tiny.CAPACITY, counts=counts)
+  trie = build_trie(tiny.codes(items), tiny.CODES, tiny.CAPACITY, counts=counts)
+  return dataclasses.replace(trie, trending=tiny.trending(items))
 
 
 def fit(devices: int, params=PARAMS, examples=None, **options):
@@ -77,9 +78,10 @@ def test_without_a_reasoner_what_it_says_has_no_weight_to_fit():
   before = functional.flatten(dict(experts=PARAMS['backbone']['experts']))
   moved = {name for name in numbers if (numbers[name] != before[name]).any()}
   of_history = ('slot_age', 'slot_event', 'seen_popularity')
-  assert moved == {f'experts.{name}' for name in ('log_weight', *of_history)}
+  backbones = ('log_weight', 'trending_prior', *of_history)
+  assert moved == {f'experts.{name}' for name in backbones}
   of_weight = numbers['experts.log_weight'] != before['experts.log_weight']
-  assert of_weight.tolist() == [True] * 4 + [False] * 3 and nll[-1] < nll[0]
+  assert of_weight.tolist() == [True] * 5 + [False] * 3 and nll[-1] < nll[0]
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rolegen_jax.models.experts import draw_negatives
-from rolegen_jax.models.memory import Candidates, Conditioning, Shares
+from rolegen_jax.models.memory import Candidates, Conditioning, RetrievedShares
 from rolegen_jax.reasoning import language
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import jit
@@ -53,7 +53,7 @@ def said_by(rollout, world: int, has_candidates: bool) -> Conditioning:
   item = rollout.candidates[:, world] if has_candidates else -1 + 0 * rollout.candidates[:, world]
   return Conditioning(
     Candidates(item, np.full_like(item, world), rollout.candidate_log_prob[:, world]),
-    Shares(rollout.retrieved[:, world], rollout.retrieved_share[:, world]),
+    RetrievedShares(rollout.retrieved[:, world], rollout.retrieved_share[:, world]),
     rollout.intent[:, world],
   )
 
