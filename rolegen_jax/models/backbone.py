@@ -26,7 +26,6 @@ from flax import nnx
 
 from rolegen_jax.config import EVENT_NAMES, BackboneConfig
 from rolegen_jax.data.batches import Trajectories
-from rolegen_jax.features.trending import Trending
 from rolegen_jax.models.attention import KeyValues, Visible, causal
 from rolegen_jax.models.experts import (
   Experts,
@@ -44,7 +43,6 @@ from rolegen_jax.models.memory import (
   Memory,
   QueryBlock,
   QueryState,
-  TrendingShares,
   count_bucket,
   gap_bucket,
   remembered,
@@ -295,17 +293,11 @@ class Backbone(nnx.Module):
       popularity=items.popularity_of(item_BxM),
       generative=generative,
       dense=dense,
-      trending=self.trending(query_state, items.trending),
+      trending=self.experts.shares(query_state, items.trending),
       slot_item=query_state.slot_item,
       view=query_state.view,
       conditioning=conditioning,
     )
-
-  def trending(self, query_state: QueryState, table: Trending | None) -> TrendingShares | None:
-    """Return what is trending at the time of each row's first query, if the expert is on."""
-    if table is None or not self.has('trending'):
-      return None
-    return TrendingShares(*table.at(query_state.timestamp[:, 0]))
 
   # Depth decoder
 

@@ -181,7 +181,7 @@ def nearest(
       lambda code: experts.intent(intent, jnp.broadcast_to(code, (len(intent), len(code))))
     )(table.code)
     score = score + experts.weight('intent') * of_code
-  trending = backbone.trending(query_state, trie.trending)
+  trending = experts.shares(query_state, trie.trending)
   if trending is not None:
     score = jnp.broadcast_to(score, (p, len(state_BxD), score.shape[2]))
     gain = experts.weight('trending') * experts.trending_gain(trending)

@@ -35,6 +35,7 @@ from rolegen_jax.features.trending import Trending
 from rolegen_jax.models.memory import (
   Candidates,
   Conditioning,
+  QueryState,
   RetrievedShares,
   TrendingShares,
   View,
@@ -148,6 +149,12 @@ class Experts(nnx.Module):
     share = jnp.where(retrieved.item >= 0, retrieved.share, 0.0)
     mass = share / jnp.exp(self.retrieved_prior[...])
     return jnp.log1p(_mass_of(mass[:, None], retrieved.item, item_BxM)[:, 0])
+
+  def shares(self, query_state: QueryState, table: Trending | None) -> TrendingShares | None:
+    """Return what is trending at the time of each row's first query, if that expert is on."""
+    if table is None or 'trending' not in self.names:
+      return None
+    return TrendingShares(*table.at(query_state.timestamp[:, 0]))
 
   def trending_gain(self, trending: TrendingShares) -> jax.Array:
     """Return what is said of the items that are listed, fp32 [B, A]."""

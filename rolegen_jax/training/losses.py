@@ -201,7 +201,7 @@ def _scored(
   users = len(examples.target)
   own = [examples.target[:, None], examples.history.item]
   own += [rollout.retrieved.reshape(users, -1), rollout.candidates.reshape(users, -1)]
-  trending = backbone.trending(query_state, items.trending)
+  trending = backbone.experts.shares(query_state, items.trending)
   own += [] if trending is None else [trending.most(TRENDING)]
   negatives = draw_negatives(trie, PRODUCT_NEGATIVES, key)
   item, log_weight = with_negatives(jnp.concatenate(own, axis=1), negatives)
