@@ -81,7 +81,9 @@ def measure_log(config: Config) -> dict:
       inputs.bars_history,
     )
     lists = {
-      name: baseline(known, rows, max(KS)).items for name, baseline in baselines.BASELINES.items()
+      name: baseline(known, rows, max(KS)).items
+      for name, baseline in baselines.BASELINES.items()
+      if name in SYSTEMS
     }
   users = log.users.gather(occasions.user[rows]).to_numpy()
   times = occasions.timestamp[rows]

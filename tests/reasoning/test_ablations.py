@@ -1,5 +1,7 @@
 """Ablations at run time: what is left without the language model, all training, or an expert."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -64,7 +66,10 @@ def recommended(params, mesh):
   Of the sizes that the tests of calibration have, whose programs this then runs.
   """
   table = catalogue.log_and_examples()[2].evenly(37)
-  trie = build_trie(tiny.codes(len(table.log.items)), tiny.CODES, capacity=64)
+  items = len(table.log.items)
+  trie = build_trie(tiny.codes(items), tiny.CODES, capacity=64)
+  trends = tiny.trending(items)._replace(first_day=np.int32(0))  # its last day is that of all
+  trie = dataclasses.replace(trie, trending=trends)
   rolegen = tiny.rolegen('evaluation.batch=32')
 
   def recommend(params: dict) -> predict.Predictions:
