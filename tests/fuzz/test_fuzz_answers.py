@@ -53,7 +53,6 @@ def spoiled(rng, line) -> dict:
       dict(role=['ANCHOR']),
       dict(role='ANCHOR' if line['role'] == 'CONVERT' else 'CONVERT'),
       dict(event=99),
-      dict(event=0),
       dict(event=-1),
       dict(event=1.5),
       dict(event=True),
