@@ -70,7 +70,9 @@ def spoiled(rng, line) -> dict:
 def written(rng, lines) -> str:
   """The lines as a language model may write them."""
   style = rng.choice(('lines', 'array', 'fence', 'object', 'by number', 'list', 'commas'))
-  if style == 'list' and all(line['rationale'] == 'why' for line in lines):
+  # In a list, -1 is the first event behind a bullet.
+  is_listed = all(line['rationale'] == 'why' and line['event'] != -1 for line in lines)
+  if style == 'list' and is_listed:
     return '\n'.join(f'{x["event"]}. **{x["role"]}**: {x["rationale"]}' for x in lines)
   if style == 'by number' and len({line['event'] for line in lines}) == len(lines):
     return json.dumps({str(x['event']): {k: x[k] for k in ('role', 'rationale')} for x in lines})
