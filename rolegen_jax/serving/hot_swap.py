@@ -44,6 +44,7 @@ class MutableCatalogue:
   before. In a job of several processes every process makes the same changes in the same order.
   """
 
+  # Nine parameters: those of `build_trie`, what trends, and where the tables lie.
   def __init__(
     self,
     codes: np.ndarray,
@@ -132,13 +133,15 @@ class MutableCatalogue:
     text: np.ndarray | None = None,
     indices: np.ndarray | None = None,
     counts: np.ndarray | None = None,
+    returns: np.ndarray | None = None,
   ) -> np.ndarray:
     """Do `MutableTrie.swap`, then the same on the device.
 
     There it may still be under way on return: the next call waits for it. `text` are the text
-    vectors fp32 [n, E] of the new items, zeros by default; the others are those of
-    `MutableTrie.swap`. Raises ValueError, and changes nothing, as that does and when the catalogue
-    has vectors of another width, or none.
+    vectors fp32 [n, E] of the new items, zeros by default. `returns`, bool [n], are items that the
+    catalogue began with, at their index: what trended there is theirs again, and no other's. The
+    others are those of `MutableTrie.swap`. Raises ValueError, and changes nothing, as that does and
+    when the catalogue has vectors of another width, or none.
     """
     shape = len(np.reshape(add, (-1, self._host.levels))), self._text_width
     if text is not None and text.shape != shape:
@@ -149,7 +152,7 @@ class MutableCatalogue:
         entries = indices[:, None] * self._text_width + np.arange(self._text_width)
         vectors = np.zeros(shape, np.float32) if text is None else np.asarray(text, np.float32)
         self._write(Write('item_text', None, entries.reshape(-1), vectors.reshape(-1)))
-      self._forget_trending(indices)
+      self._assign_trending(indices, np.zeros(len(indices), bool) if returns is None else returns)
       return indices
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
@@ -157,13 +160,15 @@ class MutableCatalogue:
     with self._lock:
       self._host.set_regions(items, regions)
 
-  def _forget_trending(self, indices: np.ndarray) -> None:
-    """Make new items no heirs of what trended under their index."""
+  def _assign_trending(self, indices: np.ndarray, returns: np.ndarray) -> None:
+    """Make new items no heirs of what trended under their index, but for those that return."""
     if self._trending is None:
       return
     entries = np.flatnonzero(np.isin(self._trending.item, indices))
     if len(entries):
-      self._write(Write('trending_share', None, entries, np.zeros(len(entries), np.float32)))
+      is_theirs = np.isin(self._trending.item.reshape(-1)[entries], indices[returns])
+      share = np.where(is_theirs, self._trending.share.reshape(-1)[entries], np.float32(0))
+      self._write(Write('trending_share', None, entries, share))
 
   def _trie(self) -> Trie:
     levels = range(self._host.levels)

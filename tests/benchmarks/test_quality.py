@@ -98,7 +98,9 @@ def test_a_lead_is_over_all_baselines():
   results = committed()
   lead = 'amazon_beauty: ACTIVE HI@10 of RoleGen minus any baseline, at least'
   systems = results['experiments']['amazon_beauty']['systems']
-  low = [systems[name]['tested_minus_it']['HI@10']['low'] for name in ALL_BASELINES]
+  low = [
+    systems[name]['tested_minus_it']['HI@10']['low'] for name in ALL_BASELINES if name in systems
+  ]
   aims = {what: value for what, _, value in quality_report.aims(results)}
   assert aims[lead] == min(low) > 0
   del systems['SASRec']
