@@ -24,9 +24,10 @@ from rolegen_jax.config import (
   TransformerConfig,
 )
 from rolegen_jax.models.memory import AGE_FEATURES, NO_EVENT
+from rolegen_jax.models.role_equation import FEATURES, PAIR_WIDTH
 from rolegen_jax.reasoning.frcot import Layout
 from rolegen_jax.reasoning.worlds import Tree, removing
-from rolegen_jax.training.losses import PRODUCT_NEGATIVES
+from rolegen_jax.training.losses import PRODUCT_NEGATIVES, TRENDING
 from rolegen_jax.vocab import GAPS, Vocabulary
 
 
@@ -145,7 +146,6 @@ class Flops:
     self.history = config.backbone.context + 1  # the start slot is memory too
     # Items that the reasoning of all worlds names.
     self.candidates = self.worlds * config.reasoner.candidates
-    self.trending = self.b.trending if 'trending' in self.b.experts else 0
     self.tree = Tree(self.layout, self.worlds, removing(self.worlds, self.loop.interventions))
 
   # Backbone
@@ -234,7 +234,6 @@ class Flops:
     work, said = self.history_expert(1, items), self.loop.experts
     named = dict(retrieved=self.r.retrieved, candidates=candidates)
     forward = sum(2.0 * n * items for name, n in named.items() if name in said)
-    forward += 2.0 * self.trending * items
     return work + Work(forward, forward)
 
   def beam_search(self) -> Work:
@@ -266,7 +265,7 @@ class Flops:
     )
     named = dict(retrieved=self.r.retrieved, candidates=self.candidates)
     found = self.history + searches * by_search
-    found += sum(n for name, n in named.items() if name in self.loop.experts) + self.trending
+    found += sum(n for name, n in named.items() if name in self.loop.experts)
     scored = self.members(found, by_search) + self.terms(found, self.candidates)
     return self.beam_search() + self.nearest() + scored.only_forward()
 
@@ -318,8 +317,9 @@ class Flops:
     """Return the work of each phase over `users`, by default a batch of the loop."""
     w, tree, n = self.worlds, self.tree, self.b.context
     policy = self.likelihood(dataclasses.replace(tree, chains=w + 1))
-    # The target, the history, what any world names, and negatives.
-    named = w * self.r.retrieved + self.candidates + self.trending
+    # The target, the history, what any world names, what is trending most, and negatives.
+    trending = min(TRENDING, self.b.trending) if 'trending' in self.b.experts else 0
+    named = w * self.r.retrieved + self.candidates + trending
     scored = 1 + n + named + min(PRODUCT_NEGATIVES, self.room)
     alone = self.attend(1, self.history) + self.supervised(1) + self.choice(1, 1 + n)
     product_of_experts = self.members(scored) + self.terms(scored, self.candidates)
@@ -365,17 +365,18 @@ def parameters(config: Config, room: int, text: int = 0) -> dict[str, int]:
     tables += room * t.width
   return dict(
     backbone=(t.layers + b.query_layers + depth) * _block(t) + tables,
-    reasoner=r.layers * _block(r) + (2 - r.tied) * vocab.size * r.width + _of_kinds(config),
+    reasoner=r.layers * _block(r) + (2 - r.tied) * vocab.size * r.width + _of_equations(config),
   )
 
 
-def _of_kinds(config: Config) -> int:
-  """Return how many parameters kinds of users have, many of a small reasoner's."""
+def _of_equations(config: Config) -> int:
+  """Return how many parameters roles and kinds of users have, many of a small reasoner's."""
   kinds, attributes = config.reasoner.kinds, config.reasoner.attributes
+  codes, roles = config.semantic_ids.codes, len(ROLE_NAMES)
+  of_roles = 2 * codes * PAIR_WIDTH + (PAIR_WIDTH + FEATURES) * roles
   if not kinds:
-    return 0
-  codes = config.semantic_ids.codes
-  return 2 * kinds * codes + (1 + kinds) * attributes * codes + attributes**2
+    return of_roles
+  return of_roles + 2 * kinds * codes + (1 + kinds) * attributes * codes + attributes**2
 
 
 def _block(c: TransformerConfig) -> int:
@@ -387,6 +388,6 @@ def trained(config: Config, room: int, text: int = 0) -> dict[str, int]:
   count, r, vocab = parameters(config, room, text), config.reasoner, Vocabulary.of(config)
   if r.train == 'all':
     return count
-  rows = (2 - r.transformer.tied) * vocab.own * r.transformer.width + _of_kinds(config)
+  rows = (2 - r.transformer.tied) * vocab.own * r.transformer.width + _of_equations(config)
   adapter = sum(r.lora.rank * sum(_sides(r.transformer)[name]) for name in r.lora.targets)
   return count | dict(reasoner=rows + (r.transformer.layers * adapter if r.train == 'lora' else 0))
