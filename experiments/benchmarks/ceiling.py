@@ -79,6 +79,7 @@ def measure_log(config: Config) -> dict:
       config,
       inputs.choices.kernel,
       inputs.bars_history,
+      inputs.trending,
     )
     lists = {
       name: baseline(known, rows, max(KS)).items

@@ -158,6 +158,7 @@ def _rank(begun: Run, known: Inputs, test: np.ndarray) -> None:
     begun.config,
     known.choices.kernel,
     known.bars_history,
+    known.trending,
   )
   for name in COUNTED:
     baselines.BASELINES[name](read, test, max(begun.config.evaluation.ks))

@@ -87,7 +87,7 @@ class Setting:
   bars_history: bool  # whether nothing that a user touched, in the log or since, is shown
   users: np.ndarray  # int32 [N], user indices of the log
   slate: int  # K
-  trending: Trending | None = None
+  trending: Trending | None  # None: nothing is known of that
 
   @functools.cached_property
   def baselines(self) -> BaselineInputs:
@@ -195,20 +195,21 @@ def best(score_VxI: np.ndarray, popular: np.ndarray, k: int) -> Lists:
 class Recency:
   """The baseline `recency` of the report, its sums kept up to date.
 
-  A user's sums are as of the log's end, and are divided by the decay of the latest event.
+  A user's sums are as of his last event in the log, and are divided by the decay of the latest one.
   """
 
   def __init__(self, setting: Setting):
     log, self._setting = setting.log, setting
     chosen = chosen_settings(setting, baselines.recency)
-    self._tau, self._zero = chosen['tau'], int(log.timestamp.max())
+    self._tau = chosen['tau']
     weights = baselines.BEHAVIOR[chosen['behavior']]
     self._weight = np.array([weights.get(name, 0) for name in EVENT_NAMES], np.float64)
     self._trending = chosen['trending']
     self._score = np.zeros((len(setting.users), len(log.items)))
-    self._latest = np.zeros(len(setting.users))
     first = log.offsets[setting.users]
     source, _ = ranges(first, log.offsets[setting.users + 1] - first)
+    self._zero = log.timestamp[log.offsets[setting.users + 1] - 1].astype(np.float64)
+    self._latest = self._zero
     self._add(setting.past(), log.count[source] if chosen['repeats'] else 1)
     self._at_end = self._score, self._latest
 
@@ -217,7 +218,7 @@ class Recency:
     self._score, self._latest = score.copy(), latest.copy()
 
   def rank(self, rows: np.ndarray, now: int) -> Lists:
-    decay = np.maximum(np.exp((self._latest[rows] - self._zero) / self._tau), 1e-300)
+    decay = np.exp((self._latest[rows] - self._zero[rows]) / self._tau)
     trending = self._trending * self._setting.trending_scores(now)
     score = self._score[rows] / decay[:, None] + trending
     return best(score, self._setting.baselines.popular, self._setting.listed)
@@ -226,7 +227,7 @@ class Recency:
     self._add(events, 1)
 
   def _add(self, events: Events, count: np.ndarray | int) -> None:
-    decay = np.exp((events.timestamp - self._zero) / self._tau)
+    decay = np.exp((events.timestamp - self._zero[events.row]) / self._tau)
     weight = self._weight[events.event] * count * decay
     np.add.at(self._score, (events.row, events.item), weight)
     np.maximum.at(self._latest, events.row, events.timestamp)

@@ -210,7 +210,7 @@ class Test:
       inputs.bars_history,
       users,
       slate,
-      inputs.trie.trending,
+      inputs.trending,
     )
     self.world = build(config.simulator)
     user_ids = log.users.gather(users).to_numpy()

@@ -44,7 +44,7 @@ BEHAVIOR = {
 STEP_DECAYS = (0.2, 0.5, 0.8, 0.95, 1.0)  # grid of ItemKNN, per distinct later time
 TRANSITION_CONTEXT = 64  # latest events of a context that item transitions and counting read
 TRANSITION_WEIGHTS, POWERS = (0.1, 0.3, 1.0, 3.0), (1.0, 2.0)  # grids of `counting`
-TRENDING_WEIGHTS = (0.0, 1e-6, 0.03, 0.3, 3.0, 30.0)  # 1e-6: after all else
+TRENDING_WEIGHTS = (0.0, 1e-6, 0.03, 0.3, 3.0, 30.0)  # 1e-6: after all but the oldest
 TUNING_OCCASIONS = 2000  # at most so many validation occasions decide a setting
 
 
@@ -58,7 +58,7 @@ class BaselineInputs:
   config: Config
   kernel: Kernel  # of item transitions
   bars_history: bool  # whether lists leave out what the context holds
-  trending: Trending | None = None
+  trending: Trending | None  # None: nothing is known of that
 
   @functools.cached_property
   def train_end(self) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What is chosen once per run, on validation occasions, and holds for every system alike.
 
-The kernels of item transitions, and whether lists may hold what the user's history holds.
+The kernels of item transitions, the half-life of what is trending, and whether lists may hold what
+the user's history holds.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ class Choices:
   retrieval: Kernel
   bars_history: bool
   scores: dict[str, float]
-  # Half-life, in days, of events in what is trending; 0 = nothing is, times are no dates.
-  trending: float = 0.0
   # By which kinds of users tell items apart (`features/attributes.py`); validation does not decide.
   words: tuple[str, ...] = ()
+  # Half-life, in days, of events in what is trending; 0 = nothing is known of that.
+  trending: float = 0.0
 
   def trending_in(self, log: InteractionLog, width: int) -> Trending | None:
     """Return what is trending in a log, `width` items a day, if anything is."""
@@ -101,7 +102,8 @@ def choose(log: InteractionLog, occasions: Occasions, config: Config) -> Choices
   """
   search = _Search(log, occasions, config)
   if not len(search.tuning):
-    return Choices(Kernel(), Kernel(), False, {}, _half_life(log, occasions, search.tuning, config))
+    half_life = _half_life(log, occasions, search.tuning, config)
+    return Choices(Kernel(), Kernel(), False, {}, trending=half_life)
   allowed, barred = search.best_simple(False), search.best_simple(True)
   bars_history = barred > allowed
   found = [search.climb(kernel, bars_history) for kernel in STARTS]
@@ -109,7 +111,7 @@ def choose(log: InteractionLog, occasions: Occasions, config: Config) -> Choices
   say(f'item transitions: validation HI@10 {score:.4f} with {kernel}')
   scores = dict(item_transitions=score, history_allowed=allowed, history_barred=barred)
   half_life = _half_life(log, occasions, search.tuning, config)
-  made = Choices(kernel, found[0][1], bars_history, scores, half_life)
+  made = Choices(kernel, found[0][1], bars_history, scores, trending=half_life)
   say(made.told(bars_history))
   return made
 
@@ -119,7 +121,8 @@ def _half_life(
 ) -> float:
   """Return the half-life, in days, by which what is new to users was likeliest to be bought.
 
-  0 where the split is not by time: what others do before an occasion is not known there.
+  0 where the split is not by time, as where times are ranks: nothing says what others did before
+  an occasion.
   """
   if occasions.rule != 'time':
     return 0.0
@@ -155,7 +158,7 @@ class _Search:
     self._train_end = self._log.offsets[:-1] + n_training[users]
     coarse_I = np.zeros(len(log.items), np.int32)  # nothing here reads coarse codes
     shift = InterestShift(coarse_I, (), (), np.zeros((1, 1)), np.zeros((1, 1)))
-    self._inputs = BaselineInputs(log, occasions, shift, config, Kernel(), False)
+    self._inputs = BaselineInputs(log, occasions, shift, config, Kernel(), False, None)
     self._counted = functools.lru_cache(maxsize=4)(self._count)
     self._table = functools.lru_cache(maxsize=1)(self._make_table)
 

@@ -2,10 +2,10 @@
 
 A day knows what was before it: the share of an item is that of all users' events, impressions left
 out, strictly before midnight UTC, an event of so many days ago (`half_life`) at half its weight.
-Purchases count like the rest: as five events they made it worse on both logs that were tried. Shops
-sell much that is new, and what training counted months ago is no longer what sells: on ijcai15, 506
-of the 825 test targets that are new to their user are in no training event, and 312 of those were
-seen with others by then.
+Repeated rows count once, and purchases like the rest: as five events they made it worse on both
+logs that were tried. Shops sell much that is new, and what training counted months ago is no longer
+what sells: on ijcai15, 506 of the 825 test targets that are new to their user are in no training
+event, and 312 of those were seen with others by then.
 
 Training reads the same table at the times of its own examples, so nothing in it is ahead of them.
 
@@ -27,6 +27,7 @@ from rolegen_jax.data.sparse_sums import Counts, SparseSum
 
 DAY = 86_400  # seconds
 NO_MORE = np.iinfo(np.int32).max
+PAGE = 64  # days: a log that grows by some compiles nothing anew
 _IMPRESSION = EVENT_NAMES.index('impression')
 
 Array = Any  # np.ndarray on the host, jax.Array on the device
@@ -43,6 +44,12 @@ class Trending(NamedTuple):
     """Return items int32 [B, A] and shares fp32 [B, A] at times in seconds."""
     day = jnp.clip(timestamp_B // DAY - self.first_day, 0, len(self.item) - 1)
     return jnp.take(self.item, day, axis=0), jnp.take(self.share, day, axis=0)
+
+  def padded(self) -> Trending:
+    """Return it with days to fill a PAGE; those to come know what the last one knows."""
+    more = -len(self.item) % PAGE
+    item, share = (np.pad(x, ((0, more), (0, 0)), 'edge') for x in (self.item, self.share))
+    return self._replace(item=item, share=share)
 
   def of_rows(self, timestamp: np.ndarray, items: int) -> sp.csr_matrix:
     """Return the shares of the listed items at times [B], fp32 [B, items], on the host."""
@@ -69,29 +76,32 @@ def daily_counts(log: InteractionLog) -> tuple[int, Counts]:
 def of_counts(first_day: int, counts: Counts, half_life: float, width: int) -> Trending:
   """Return the `width` items of the largest shares, day by day; half_life in days."""
   days, n_items = counts.shape
-  width = min(width, n_items)
   item, share = np.full((days, width), NO_MORE, np.int32), np.zeros((days, width), np.float32)
-  before, total = np.zeros(n_items), 0.0
+  before, last = np.zeros(n_items), 0  # what there was by the end of the day `last`
+  known = np.zeros(days, np.int64)  # the row that holds what is known on each day
   for first, block in counts.blocks():
-    for row in range(block.shape[0]):
-      if total:
-        found = _largest(before, width)
-        item[first + row, : len(found)] = found
-        share[first + row, : len(found)] = before[found] / total
-      entries = slice(block.indptr[row], block.indptr[row + 1])
-      before *= 0.5 ** (1 / half_life)
-      # After a gap of years, products that are no longer normal numbers would slow all of this.
-      before[before < 1e-30] = 0.0
+    for day in range(first, first + block.shape[0]):
+      entries = slice(block.indptr[day - first], block.indptr[day - first + 1])
+      if day + 1 == days or entries.start == entries.stop:
+        continue  # nothing is added, all fade alike
+      before *= 0.5 ** ((day - last) / half_life)
+      before[before < 1e-30] = 0.0  # beside today's events
       np.add.at(before, block.indices[entries], block.data[entries])
-      total = float(before.sum())
-  return Trending(np.int32(first_day), item, share)
+      last, found = day, _largest(before, width)
+      item[day + 1, : len(found)], known[day + 1] = found, day + 1
+      share[day + 1, : len(found)] = before[found] / before.sum()
+  known = np.maximum.accumulate(known)
+  return Trending(np.int32(first_day), item[known], share[known])
 
 
 def _largest(value_I: np.ndarray, width: int) -> np.ndarray:
   """Return the items of the largest values above 0, ascending; ties at the end by index."""
-  least = max(np.partition(value_I, -width)[-width], 1e-300)
-  found = np.flatnonzero(value_I >= least)
-  return np.sort(found[np.argsort(-value_I[found], kind='stable')[:width]])
+  some = np.flatnonzero(value_I)
+  if len(some) > width:
+    least = np.partition(value_I[some], -width)[-width]
+    some = some[value_I[some] >= least]
+    some = some[np.argsort(-value_I[some], kind='stable')[:width]]
+  return np.sort(some)
 
 
 def log_likelihood(table: Trending, items: int, timestamp: np.ndarray, target: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from rolegen_jax.config import Config, ConfigError
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
 from rolegen_jax.features.attributes import PER_ITEM
-from rolegen_jax.features.trending import Trending
+from rolegen_jax.features.trending import NO_MORE, Trending
 
 DAYS = 365  # of a log that stands for others
 
@@ -29,10 +29,11 @@ def random_trending(config: Config, items: int) -> Trending | None:
   """Return what is trending on each of the DAYS before the examples, if that expert is on."""
   if 'trending' not in config.backbone.experts:
     return None
-  rng, shape = np.random.default_rng(0), (DAYS, min(config.backbone.trending, items))
-  share = rng.dirichlet(np.ones(shape[1]), DAYS).astype(np.float32)
-  item = np.sort(rng.integers(0, items, shape).astype(np.int32), axis=1)
-  return Trending(np.int32(0), item, share)
+  width = config.backbone.trending
+  item, share = np.full(width, NO_MORE, np.int32), np.zeros(width, np.float32)
+  listed = min(width, items)
+  item[:listed], share[:listed] = np.arange(listed) * (items // listed), 1 / listed
+  return Trending(np.int32(0), np.tile(item, (DAYS, 1)), np.tile(share, (DAYS, 1)))
 
 
 def random_examples(config: Config, users: int, items: int) -> Examples:

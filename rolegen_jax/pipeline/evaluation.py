@@ -118,7 +118,7 @@ def rank_baselines(run: Run, inputs: Inputs) -> dict[str, Ranking]:
       config,
       inputs.choices.kernel,
       inputs.bars_history,
-      inputs.trie.trending,
+      inputs.trending,
     )
     for name, baseline in ALL_BASELINES.items():
       path = stage.folder / f'{name}.npz'  # each on its own, so that a kill costs one at most

@@ -76,6 +76,7 @@ class Inputs:
   codes: np.ndarray  # int32 [I, L], of the log's items
   text_vectors: TextVectors | None  # of the log's items; None where semantic_ids.text is off
   trie: Trie
+  trending: Trending | None  # of the log, whether the expert is on or not; None: no dates
   choices: Choices
   bars_history: bool  # whether lists, of every system, leave out what the user's history holds
   interest_shift: InterestShift
@@ -153,10 +154,10 @@ def _inputs(
     hashes |= dict(text_vectors=text_vectors.digest)
   if words:
     hashes |= dict(tokenizer=words.tokenizer.digest)
-  trending = None
-  if 'trending' in run.config.backbone.experts:
-    trending = chosen.trending_in(data.log, run.config.backbone.trending)
-  trie = catalogue_tables(run, data, codes, text_vectors, trending)
+  trending = chosen.trending_in(data.log, run.config.backbone.trending)
+  trie = catalogue_tables(run, data, codes, text_vectors)
+  if trending is not None and 'trending' in run.config.backbone.experts:
+    trie = dataclasses.replace(trie, trending=trending.padded())
   wish = run.config.serving.filter_history
   return Inputs(
     log=data.log,
@@ -166,6 +167,7 @@ def _inputs(
     codes=codes,
     text_vectors=text_vectors,
     trie=trie,
+    trending=trending,
     choices=chosen,
     bars_history=chosen.bars_history if wish == 'auto' else wish == 'bar',
     interest_shift=interest_shift,
@@ -179,17 +181,12 @@ def _inputs(
 
 
 def catalogue_tables(
-  run: Run,
-  data: Data,
-  codes: np.ndarray,
-  text_vectors: TextVectors | None,
-  trending: Trending | None,
+  run: Run, data: Data, codes: np.ndarray, text_vectors: TextVectors | None
 ) -> Trie:
-  """Return the trie of the log's items: training events, text vectors, what is trending."""
+  """Return the trie of the log's items, with their training events and text vectors."""
   counts = item_counts(data.log, data.occasions.train_end(data.log)).astype(np.float64)
   text = text_vectors.vectors if text_vectors else None
-  trie = build_trie(codes, run.config.semantic_ids.codes, counts=counts, text=text)
-  return dataclasses.replace(trie, trending=trending)
+  return build_trie(codes, run.config.semantic_ids.codes, counts=counts, text=text)
 
 
 def prepare_data(run: Run) -> Data:

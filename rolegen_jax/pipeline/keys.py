@@ -130,6 +130,7 @@ READS: dict[str, tuple[str, ...]] = dict(
   calibration=('seed', 'calibration', 'update'),
   next_day=('evaluation.ks', 'evaluation.occasions', 'update'),
   baselines=(
+    'backbone.trending',
     'evaluation.ks',
     'evaluation.occasions',
     'evaluation.sasrec',

@@ -35,6 +35,6 @@ def inputs(
   """What the baselines read; coarse codes [I] are item % 2 unless given, and nothing trends."""
   coarse = np.arange(len(log.items)) % 2 if coarse is None else coarse
   shift = InterestShift.of(log, occasions.train_end(log), coarse, int(coarse.max()) + 1)
-  choices = Choices(kernel, kernel, bars_history, {}, half_life)
+  choices = Choices(kernel, kernel, bars_history, {}, trending=half_life)
   trends = choices.trending_in(log, config.backbone.trending)
   return BaselineInputs(log, occasions, shift, config, kernel, bars_history, trends)

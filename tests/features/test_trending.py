@@ -54,7 +54,16 @@ def test_a_day_knows_nothing_of_itself_or_later():
 def test_the_largest_shares_are_listed_ties_by_index():
   rows = [(0, item, 'view', 0) for item in (4, 2, 3, 1)] + [(1, 1, 'purchase', 0)]
   assert table(rows, width=3).item[1].tolist() == [1, 2, 3]
-  assert table(rows, width=9).item.shape == (2, 5)  # no wider than there are items
+  assert table(rows, width=9).item.shape == (2, 9)  # wider than there are items
+
+
+def test_shares_outlive_a_gap():
+  rows = [*[(0, 0, 'view', 0), (1, 0, 'view', 0), (2, 1, 'view', 0)], (0, 2, 'view', 60)]
+  found = table(rows, half_life=0.25)
+  assert shares(found, 1) == shares(found, 60) and len(shares(found, 60)) == 2
+  assert shares(found, 61) == {2: 1}
+  more = found.padded()
+  assert len(more.item) == lib.PAGE and shares(more, lib.PAGE - 1) == shares(found, 61)
 
 
 def test_counts_do_not_depend_on_parts(monkeypatch):

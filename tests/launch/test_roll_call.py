@@ -123,10 +123,10 @@ def ends(processes):
 def test_a_real_process_that_never_starts_is_named_by_the_others(tmp_path):
   """The time-out begins when a process has imported what it needs."""
   port = local.free_port()
-  codes, outputs = ends([start(tmp_path, number, port, start_s=20) for number in (0, 2)])
+  codes, outputs = ends([start(tmp_path, number, port, start_s=12) for number in (0, 2)])
   assert codes == [134, 134], outputs
   for output in outputs:
-    assert 'process 1 of 3: not here within 20 s' in output
+    assert 'process 1 of 3: not here within 12 s' in output
     assert 'Traceback' not in output and 'Check failure' not in output
 
 

@@ -56,7 +56,7 @@ def test_an_embedder_that_is_not_installed_ends_the_run_in_one_line(tmp_path, mo
 
 def test_a_run_that_starts_from_another_keeps_its_words(tmp_path, monkeypatch):
   """What kinds of users have learned is of words by their numbers."""
-  theirs = Choices(Kernel(), Kernel(), False, {}, ('rug', 'home'))
+  theirs = Choices(Kernel(), Kernel(), False, {}, words=('rug', 'home'))
   write_json(dataclasses.asdict(theirs), tmp_path / 'parent' / 'choices' / 'choices.json')
   monkeypatch.setattr(Parent, 'of', lambda run: SimpleNamespace(folder=tmp_path / 'parent'))
   monkeypatch.setattr(inputs.choices, 'choose', lambda *_: Choices(Kernel(), Kernel(), True, {}))

@@ -143,7 +143,7 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
 
   words, trending = -(-codes // WORD), None
   if 'trending' in config.backbone.experts:
-    shape = DAYS, min(config.backbone.trending, items)
+    shape = DAYS, config.backbone.trending
     trending = Trending(like((), np.int32), like(shape, np.int32), like(shape, np.float32))
   return Trie(
     tuple(like((count + 1,), np.int32) for count in nodes[:-1]),
