@@ -43,8 +43,9 @@ def test_memory_is_told_apart_by_stage_and_kind():
     stages = pool.submit(measured_stages).result()
   none, own, file = (stages[name] for name in ('none', 'own', 'file'))
   assert none['seconds'] >= 0.5 and none['allocated'] > 50 * MIB
-  assert own['allocated'] > none['allocated'] + 150 * MIB > own['mapped'] + 150 * MIB
-  assert file['mapped'] > none['mapped'] + 150 * MIB
+  # Half of what a stage holds: a busy system takes some of the rest back meanwhile.
+  assert own['allocated'] > none['allocated'] + 100 * MIB > own['mapped'] + 100 * MIB
+  assert file['mapped'] > none['mapped'] + 100 * MIB
 
 
 @pytest.mark.slow  # runs the benchmark
