@@ -195,7 +195,7 @@ def best(score_VxI: np.ndarray, popular: np.ndarray, k: int) -> Lists:
 class Recency:
   """The baseline `recency` of the report, its sums kept up to date.
 
-  A user's sums are as of the last event in the log, and are divided by the decay of the latest one.
+  Sums are as of each user's last event in the log; `rank` divides by the decay of the latest one.
   """
 
   def __init__(self, setting: Setting):

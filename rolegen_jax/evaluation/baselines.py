@@ -3,10 +3,10 @@ counting.
 
 Each is `baseline(inputs, rows, k) -> Ranking` for the evaluation occasions `rows`. It counts over
 events usable for training, and reads every occasion's strict context (events before its own time)
-and, where times are dates, what everybody did before that day (`features/trending.py`): what a
-serving system would know then. Settings are chosen on VALIDATION occasions, never
-on test. Ties are broken by popularity, then by item index. Where the run bars what a history holds,
-such items are left out before a list is cut, so that lists stay full.
+and, where the split is by time, what everybody did before that day (`features/trending.py`): what a
+serving system would know then. Settings are chosen on VALIDATION occasions, never on test. Ties are
+broken by popularity, then by item index. Where the run bars what a history holds, such items are
+left out before a list is cut, so that lists stay full.
 
 Shapes: O occasions, K list length, I items, U users, N log rows, E (occasion, context event) pairs.
 """

@@ -81,6 +81,8 @@ class MutableCatalogue:
     if trending is not None:
       self._tables['trending_share', None] = self._put(trending.share)
       self._days_and_items = self._put(trending.first_day), self._put(trending.item)
+      listed = np.unique(trending.item[trending.share > 0])
+      self._trends = np.isin(np.arange(self.capacity), listed)
     for name in PER_LEVEL:
       for level, table in enumerate(getattr(tables, name) or ()):
         if table is not None:
@@ -162,13 +164,13 @@ class MutableCatalogue:
 
   def _assign_trending(self, indices: np.ndarray, returns: np.ndarray) -> None:
     """Make new items no heirs of what trended under their index, but for those that return."""
-    if self._trending is None:
+    # Most new items go where nothing trended: the whole table is looked through for others alone.
+    if self._trending is None or not self._trends[indices].any():
       return
     entries = np.flatnonzero(np.isin(self._trending.item, indices))
-    if len(entries):
-      is_theirs = np.isin(self._trending.item.reshape(-1)[entries], indices[returns])
-      share = np.where(is_theirs, self._trending.share.reshape(-1)[entries], np.float32(0))
-      self._write(Write('trending_share', None, entries, share))
+    is_theirs = np.isin(self._trending.item.reshape(-1)[entries], indices[returns])
+    share = np.where(is_theirs, self._trending.share.reshape(-1)[entries], np.float32(0))
+    self._write(Write('trending_share', None, entries, share))
 
   def _trie(self) -> Trie:
     levels = range(self._host.levels)
