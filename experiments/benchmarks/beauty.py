@@ -141,11 +141,16 @@ def distinct(codes_IxL: np.ndarray, most: int) -> np.ndarray:
 
 
 def config() -> c.Config:
-  """Return the config: IDs of 4 x 256 and a backbone of 4.6 M parameters."""
+  """Return the config: IDs of 4 x 256 and a backbone of 4.6 M parameters.
+
+  It generates semantic IDs, as the others do, and no other expert finds or scores items.
+  """
   base = amazon_beauty.get_config()
   ids = c.SemanticIdConfig(levels=QUANTISED + 1, codes=256, text='hashed_ngrams')
   temporal = c.TransformerConfig(layers=5, width=256, heads=4, kv_heads=2, head_dim=64, mlp=464)
-  backbone = dataclasses.replace(base.backbone, temporal=temporal, context=32, dropout=0.1)
+  backbone = dataclasses.replace(
+    base.backbone, temporal=temporal, context=32, dropout=0.1, experts=('generative',)
+  )
   # Budgets are in seconds, so the last step is unknown: a constant rate after the warmup.
   constant = dataclasses.replace(base.warmup.optimizer, final_share=1.0)
   warmup = dataclasses.replace(base.warmup, steps=1_000_000, optimizer=constant)

@@ -1,7 +1,7 @@
 """Catalogue tables that change in place, on the host: children come and go, many at a time.
 
-Where nodes and lists lie is in `mutable_layout.py`. A change is a series of `Write`s; the same
-writes in the same order bring a copy of the tables to the same state.
+Where nodes and lists lie is in `mutable_layout.py`. What changed is told by `changes`, as `Write`s
+that bring a copy of the tables to the same state.
 
 Legend: as in trie.py, C_l = rows of level l; n changes, passed as arrays. Changes of one row are
 neighbors, in the order of their codes.
@@ -10,7 +10,6 @@ neighbors, in the order of their codes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,37 +20,35 @@ from rolegen_jax.semantic_ids.trie import code_bit, runs_of
 
 
 class Write(NamedTuple):
-  """One change of one table."""
+  """What changed in one table."""
 
   # A field of Trie.
   table: str
   # Which of the field's tables; None: the field is a single table.
   level: int | None
-  # int [n] into the flattened table, all different; None: the whole table is replaced.
+  # int [n], of its rows where `value` has rows, else into the flattened table; may name one more
+  # than once. None: the whole table is replaced.
   entries: np.ndarray | None
-  # [n], what they are set to.
+  # [n] or [n, width], what they are now.
   value: np.ndarray
 
 
 class MutableTables:
-  """The state after all writes, as a Trie of numpy arrays in `tables`.
-
-  `send` is called with every write.
-  """
+  """The current state, as a Trie of numpy arrays in `tables`."""
 
   def __init__(
     self,
     codes: np.ndarray,
     layout: Layout,
     regions: np.ndarray | None,
-    send: Callable[[Write], None],
   ) -> None:
     """Build the tables of IDs int32 [I, L]; item i is row i.
 
     Raises ValueError when two IDs are the same.
     """
     self.layout = layout
-    self.send = send
+    # By table and level, since `changes`: what was written where; None = all of it.
+    self._written: dict[tuple[str, int | None], list[tuple[np.ndarray, np.ndarray]] | None] = {}
     self.tables, allocators = build_tables(codes, layout, regions)
     self._row_allocators, self._run_allocators = allocators
     every_code = np.arange(layout.codes_per_level)
@@ -106,11 +103,34 @@ class MutableTables:
   # Writing
 
   def write(self, table: str, level: int | None, entries: np.ndarray, value: np.ndarray) -> None:
-    """Set entries int [n] of a flattened table to value [n], here and through `send`."""
+    """Set entries int [n] to value, see `Write`."""
     if len(entries):
-      field = getattr(self.tables, table)
-      (field if level is None else field[level]).reshape(-1)[entries] = value
-      self.send(Write(table, level, entries, value))
+      self._entries(table, level)[entries] = value
+      written = self._written.setdefault((table, level), [])
+      if written is not None:
+        written.append((entries, value))
+
+  def changes(self) -> list[Write]:
+    """Return what changed since the last call, a write for each table that did."""
+    written, self._written = self._written, {}
+    return [self._change(*where, parts) for where, parts in written.items()]
+
+  def _change(self, table: str, level: int | None, parts: list | None) -> Write:
+    if parts is None:
+      return Write(table, level, None, self._field(table, level))
+    if len(parts) == 1:
+      return Write(table, level, *parts[0])
+    entries = np.concatenate([where for where, _ in parts])  # of which some may have changed twice
+    return Write(table, level, entries, self._entries(table, level).take(entries))
+
+  def _field(self, table: str, level: int | None) -> np.ndarray:
+    field = getattr(self.tables, table)
+    return field if level is None else field[level]
+
+  def _entries(self, table: str, level: int | None) -> np.ndarray:
+    """Return the entries of a table as one axis; those of codes are items."""
+    field = self._field(table, level)
+    return field if table == 'item_codes' else field.reshape(-1)
 
   def renumber_children(
     self, level: int, row: np.ndarray, code: np.ndarray, child: np.ndarray
@@ -249,8 +269,7 @@ class MutableTables:
     room[np.searchsorted(used_words, words)] = after
     children = lists[concatenated_ranges(self._flat_first(level)[used_words], counts)]
     self._run_allocators[level] = lay_out_lists(first, lists, used_words, counts, room, children)
-    self.send(Write('first_child', level, None, first))
-    self.send(Write('lists', level, None, lists))
+    self._written['first_child', level] = self._written['lists', level] = None
 
 
 def _or_by_word(words: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ Legend: as in trie.py; n changed items, sorted by ID, their codes as columns [L,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,15 +31,8 @@ class Path(NamedTuple):
   item: np.ndarray
 
 
-def _ignore(write: Write) -> None:
-  del write
-
-
 class MutableTrie:
-  """The catalogue: `tables` is a Trie of numpy arrays.
-
-  `send` is called with everything that is written into it, in order.
-  """
+  """The catalogue: `tables` is a Trie of numpy arrays."""
 
   def __init__(
     self,
@@ -48,7 +40,6 @@ class MutableTrie:
     codes_per_level: int,
     capacity: int | None = None,
     regions: np.ndarray | None = None,
-    send: Callable[[Write], None] = _ignore,
   ) -> None:
     """Build the tables of `codes` [I, L]; item i is row i. Arguments and errors of `build_trie`."""
     codes = np.asarray(codes, np.int32)
@@ -62,7 +53,7 @@ class MutableTrie:
     self._indices = IndexAllocator(n_items, self.capacity)
     self._layout = Layout(self.levels, codes_per_level, self.capacity)
     item_regions = None if regions is None else _checked_regions(regions, n_items)
-    self._store = MutableTables(codes, self._layout, item_regions, send)
+    self._store = MutableTables(codes, self._layout, item_regions)
 
   @property
   def tables(self) -> Trie:
@@ -73,6 +64,10 @@ class MutableTrie:
   def items(self) -> int:
     """How many items the catalogue has."""
     return self.capacity - len(self._indices)
+
+  def changes(self) -> list[Write]:
+    """Return what changed in the tables since the last call."""
+    return self._store.changes()
 
   # Long by its docstring, and by the checks that come before anything changes.
   def swap(
@@ -133,8 +128,7 @@ class MutableTrie:
     self._indices.release(remove)
     indices = self._allocated(len(add), indices)
     self.listed[indices] = True
-    code_entries = indices[:, None] * self.levels + np.arange(self.levels)
-    self._store.write('item_codes', None, code_entries.reshape(-1), add.reshape(-1))
+    self._store.write('item_codes', None, indices, add)
     learned = np.zeros(len(add)) if counts is None else counts
     self._store.write('item_count', None, indices, np.asarray(learned, np.float32))
     self._insert(indices[order], new_codes, path, new_regions)
@@ -171,9 +165,11 @@ class MutableTrie:
         f'trie: item {unknown[0]} is not in the catalogue, '
         f'nor are {len(unknown) - 1} others that were named'
       )
-    ordered = np.sort(items)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(repeated):
+    named = np.zeros(self.capacity, bool)
+    named[items] = True
+    if np.count_nonzero(named) < len(items):
+      ordered = np.sort(items)
+      repeated = ordered[1:][ordered[1:] == ordered[:-1]]
       raise ValueError(f'trie: item {repeated[0]} is named twice')
 
   def _check_free(self, indices: np.ndarray, n: int, remove: np.ndarray) -> None:
@@ -250,11 +246,14 @@ class MutableTrie:
     # were replaced by their only item.
     removed, collapsed = np.arange(0), np.arange(0)
     for level in reversed(range(layout.last_direct, self.levels)):
-      removed = np.sort(np.concatenate([np.flatnonzero(path.depth == level), removed]))
+      is_removed = path.depth == level
+      is_removed[removed] = True
+      removed = np.flatnonzero(is_removed)
       is_empty = store.remove_children(level, path.rows[level][removed], codes[level, removed])
       if level == layout.last_direct:
         break
-      touched = np.sort(np.concatenate([removed, collapsed]))
+      is_removed[collapsed] = True
+      touched = np.flatnonzero(is_removed)
       row = path.rows[level][touched]
       starts = runs_of(row)[0]
       touched, row = touched[starts], row[starts]

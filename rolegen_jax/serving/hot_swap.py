@@ -1,8 +1,8 @@
 """A catalogue that changes while it serves: tables on the device, written in place, under one lock.
 
-The host's copy (`MutableTrie`) determines what a change writes where. Each write goes to the device
-as soon as it is known, in pieces of one size: whatever changes, the programs are those compiled at
-the start. Tables are donated, so a write copies nothing.
+The host's copy (`MutableTrie`) determines what a change writes where. That goes to the device in
+pieces of few sizes: whatever changes, the programs are those compiled at the start. Tables are
+donated, so a write copies nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from rolegen_jax.semantic_ids.mutable_tables import Write
 from rolegen_jax.semantic_ids.mutable_trie import MutableTrie
 from rolegen_jax.semantic_ids.trie import Trie, padded
 
-PIECE = 1 << 14  # entries per call of the writing program
+PIECES = 1 << 10, 1 << 14  # entries per call of the writing program
 # The fields of Trie that are tuples of tables.
 PER_LEVEL = ('first_child', 'child_bits', 'lists', 'regions')
+BY_ROW = ('item_codes', 'item_text')  # the tables of which whole rows change
 
 
 def scatter(table: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:
-  """Return `table` with value [n] at index [n] of its entries in order.
+  """Return `table` with value [n] at index [n] of its entries in order, or [n, width] of its rows.
 
-  Indices beyond the end write nothing.
+  Indices beyond the end write nothing; an index may be there again, with the same value.
   """
-  flat = table.reshape(-1).at[index].set(value, mode='drop', unique_indices=True)
-  return flat.reshape(table.shape)
+  return table.reshape(-1, *value.shape[1:]).at[index].set(value, mode='drop').reshape(table.shape)
 
 
 class MutableCatalogue:
@@ -66,7 +66,7 @@ class MutableCatalogue:
     self._sharding = sharding
     self._scatter = jit(scatter, donate_argnums=0, out_shardings=self._sharding)
     self._lock = threading.RLock()
-    self._host = MutableTrie(codes, codes_per_level, capacity, regions, self._write)
+    self._host = MutableTrie(codes, codes_per_level, capacity, regions)
     tables = self._host.tables
     self._tables: dict[tuple[str, int | None], jax.Array] = {
       ('item_codes', None): self._put(tables.item_codes),
@@ -87,9 +87,12 @@ class MutableCatalogue:
       for level, table in enumerate(getattr(tables, name) or ()):
         if table is not None:
           self._tables[name, level] = self._put(table)
-    # An empty write compiles the program for tables of this shape.
+    # What writes nothing compiles the programs for tables of this shape.
     for (name, table_level), table in list(self._tables.items()):
-      self._write(Write(name, table_level, np.zeros(0, np.int64), np.zeros(0, table.dtype)))
+      row = table.shape[1:] if name in BY_ROW else ()
+      for piece in PIECES:
+        nowhere = np.full(piece, len(table) if row else table.size)
+        self._write(Write(name, table_level, nowhere, np.zeros((piece, *row), table.dtype)))
     jax.block_until_ready(self._trie())
 
   @property
@@ -149,11 +152,13 @@ class MutableCatalogue:
     if text is not None and text.shape != shape:
       raise ValueError(f'trie: text vectors of shape {text.shape}, must be {shape}')
     with self._lock:
-      indices = self._host.swap(add, remove, regions, indices, counts)
+      try:
+        indices = self._host.swap(add, remove, regions, indices, counts)
+      finally:  # what is refused may have moved a list, and back to another place
+        self._send()
       if self._text_width:
-        entries = indices[:, None] * self._text_width + np.arange(self._text_width)
         vectors = np.zeros(shape, np.float32) if text is None else np.asarray(text, np.float32)
-        self._write(Write('item_text', None, entries.reshape(-1), vectors.reshape(-1)))
+        self._write(Write('item_text', None, indices, vectors))
       self._assign_trending(indices, np.zeros(len(indices), bool) if returns is None else returns)
       return indices
 
@@ -161,6 +166,7 @@ class MutableCatalogue:
     """Do `MutableTrie.set_regions`, on the device too."""
     with self._lock:
       self._host.set_regions(items, regions)
+      self._send()
 
   def _assign_trending(self, indices: np.ndarray, returns: np.ndarray) -> None:
     """Make new items no heirs of what trended under their index, but for those that return."""
@@ -196,16 +202,23 @@ class MutableCatalogue:
     # Never an alias: the host goes on writing into its own array.
     return jax.block_until_ready(jax.device_put(table, self._sharding, may_alias=False))
 
+  def _send(self) -> None:
+    for write in self._host.changes():
+      self._write(write)
+
   def _write(self, write: Write) -> None:
     key, n = (write.table, write.level), len(write.value)
     if write.entries is None:
       self._tables[key] = self._put(write.value)
       return
-    for start in range(0, max(n, 1), PIECE):
-      stop = min(start + PIECE, n)
-      beyond_end = self._tables[key].size
-      index = np.arange(beyond_end, beyond_end + PIECE, dtype=np.int32)
-      value = np.zeros(PIECE, write.value.dtype)
+    row, start = write.value.shape[1:], 0
+    beyond_end = len(self._tables[key]) if row else self._tables[key].size
+    while start < n:
+      piece = next((piece for piece in PIECES if piece >= n - start), PIECES[-1])
+      stop = min(start + piece, n)
+      index = np.full(piece, beyond_end, np.int32)
+      value = np.zeros((piece, *row), write.value.dtype)
       index[: stop - start] = write.entries[start:stop]
       value[: stop - start] = write.value[start:stop]
       self._tables[key] = self._scatter(self._tables[key], index, value)
+      start = stop

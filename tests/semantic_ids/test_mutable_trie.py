@@ -126,9 +126,10 @@ def test_lists_without_space_are_laid_out_anew():
     return np.stack(columns, axis=1)
 
   catalogues = [full_catalogue(children) for children in (32, 2, 16, 4, 8)]
-  trie = MutableTrie(catalogues[0], 40, CAPACITY, send=writes.append)
+  trie = MutableTrie(catalogues[0], 40, CAPACITY)
   for codes in catalogues[1:] + catalogues:
     items = trie.swap(codes, np.flatnonzero(trie.listed))
+    writes += trie.changes()
     assert paths(trie.tables) == dict(zip(map(tuple, codes.tolist()), items.tolist()))
   assert any(write.entries is None for write in writes)
 

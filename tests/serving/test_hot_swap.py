@@ -60,7 +60,7 @@ def record_compilations() -> list[str]:
 @pytest.mark.parametrize('mesh', [None, MeshConfig(data=-1)])
 def test_swaps_on_the_device_compile_nothing(mesh, monkeypatch):
   """Swaps of a tenth of the items and more, in pieces that a swap fills partly or several times."""
-  monkeypatch.setattr(hot_swap, 'PIECE', 256)
+  monkeypatch.setattr(hot_swap, 'PIECES', (16, 256))
   ids, n = random_ids(0, 3000), 1500
   placement = None if mesh is None else sharding(make_mesh(mesh))
   rng = np.random.default_rng(0)
