@@ -1,9 +1,10 @@
 """`rolegen serve` under load, and against FastAPI with Hugging Face's T5.
 
   pip install -r requirements-third-party.txt -r requirements-serve.txt
-  python -m experiments.benchmarks.serving --workdir=runs/demo
+  python -m experiments.benchmarks.serving --workdir=runs/demo --also=runs/beauty
 
-Sections, each a point of the results; `--sections=soak,kill` measures some of them:
+Sections, each a point of the results; `--sections=soak,kill` measures some of them. The first two
+are measured of the runs of `--also`, too, whose sizes are others:
 
   throughput  the backbone alone: answers/s of a busy server, the highest rate with a p99 within the
               limit, and the latency of one caller; both sides, the callers in turn
@@ -44,7 +45,7 @@ LIMIT_MS = 100.0  # p99 of answers
 BUSY_CALLERS = 16
 ROUNDS = 3  # of callers, of the sides in turn
 TRIAL_S, FIRST_RPS, BISECTIONS = 10.0, 1.0, 3  # of a search for the highest rate
-AT_ONCE, REASON_ROUNDS = 8, 15
+AT_ONCE, REASON_ROUNDS = 8, 40
 SHARE, CHANGES, MALFORMED, APPENDS = 0.7, 1000, 0.01, 0.05  # of the soak; changes a minute
 SWAP_OF, SWAPPED, SWAPS = 100_000, 10_000, 10
 KILL_S, KILL_RPS, KILL_CALLERS = 60.0, 5.0, 16
@@ -55,12 +56,14 @@ def measure(
   store: harness.Store,
   *,
   workdir: str,
+  also: tuple = (),
   sections: tuple = SECTIONS,
   soak_minutes: float = 5.0,
 ) -> dict:
   """Measure a point per section.
 
   workdir: Run folder that is served.
+  also: Other run folders, of which throughput and reasoning are measured.
   sections: Some of throughput, reasoning, soak, swap and kill.
   soak_minutes: Minutes of the soak; 60 is a long one.
   """
@@ -77,6 +80,12 @@ def measure(
   for name in sections:
     settings = [config, *([soak_minutes] if name == 'soak' else [])]
     store.point(name, settings, functools.partial(_with_load, calls[name]))
+  for other in map(os.path.abspath, also):
+    shop_of, config_of = plan.read_shop(other), saved_config(other)
+    of_size = dict(throughput=throughput, reasoning=reasoning)
+    for name in (name for name in of_size if name in sections):
+      section = functools.partial(of_size[name], other, shop_of)
+      store.point(f'{name}, {config_of.name}', [config_of], functools.partial(_with_load, section))
   return dict(items=len(shop.items), users=len(shop.users), points=store.points)
 
 
@@ -128,6 +137,7 @@ def throughput(workdir: str, shop: plan.Shop) -> dict:
   medians = {name: [np.median(seconds) for _, seconds in one[name]] for name in urls}
   rates = {name: side['busy_per_second'] for name, side in sides.items()}
   return dict(
+    items=len(shop.items),
     parameters=parameters,
     t5_parameters=t5.ready['parameters'],
     beams=saved_config(workdir).backbone.beam,

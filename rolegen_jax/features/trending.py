@@ -87,11 +87,32 @@ def of_counts(first_day: int, counts: Counts, half_life: float, width: int) -> T
       before *= 0.5 ** ((day - last) / half_life)
       before[before < 1e-30] = 0.0  # beside today's events
       np.add.at(before, block.indices[entries], block.data[entries])
-      last, found = day, _largest(before, width)
-      item[day + 1, : len(found)], known[day + 1] = found, day + 1
-      share[day + 1, : len(found)] = before[found] / before.sum()
+      last, known[day + 1] = day, day + 1
+      item[day + 1], share[day + 1] = largest_shares(before, width)
   known = np.maximum.accumulate(known)
   return Trending(np.int32(first_day), item[known], share[known])
+
+
+def mass(log: InteractionLog, half_life: float) -> tuple[int, np.ndarray]:
+  """Return the last day of a log, and what there is of each item by its end, fp64 [I].
+
+  That is what `of_counts` has there before it lists the largest.
+  """
+  last, total = int(log.timestamp.max()) // DAY, np.zeros(len(log.items))
+  for part in log.parts():
+    rows = np.flatnonzero(part.log.event != _IMPRESSION)
+    age = last - part.log.timestamp[rows] // DAY
+    total += np.bincount(part.log.item[rows], 0.5 ** (age / half_life), len(total))
+  return last, total
+
+
+def largest_shares(mass_I: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """Return a row of a table: the items of the largest shares, int32 [width], and the shares."""
+  item, share = np.full(width, NO_MORE, np.int32), np.zeros(width, np.float32)
+  found = _largest(mass_I, width)
+  item[: len(found)] = found
+  share[: len(found)] = mass_I[found] / mass_I.sum()
+  return item, share
 
 
 def _largest(value_I: np.ndarray, width: int) -> np.ndarray:

@@ -30,6 +30,7 @@ from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.metrics import Metrics
 from rolegen_jax.serving.http.placing import Placer
 from rolegen_jax.serving.http.programs import MOST_ROWS, batch_sizes
+from rolegen_jax.serving.http.trends import Trends
 from rolegen_jax.serving.http.views import AbTest
 
 
@@ -67,7 +68,12 @@ def assembled(
   ab_test = _ab_test(run)
   items, placer = _live_items(run, inputs)
   metrics = Metrics()
-  engine = Engine(trained, items, sizes, settings.top, settings.cache_bytes, metrics.observe)
+  trends, table = None, inputs.trie.trending
+  if table is not None:
+    trends = Trends(inputs.log, inputs.choices.trending, table, items)
+  engine = Engine(
+    trained, items, sizes, settings.top, settings.cache_bytes, metrics.observe, trends
+  )
   started = time.monotonic()
   programs = engine.warm()
   say(

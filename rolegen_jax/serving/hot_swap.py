@@ -77,12 +77,11 @@ class MutableCatalogue:
     self._text_width = 0 if text is None else text.shape[1]
     if text is not None:
       self._tables['item_text', None] = self._put(padded(text, self.capacity, np.float32))
+    # Which item each index is, by names that no other item ever gets; -1 = one that has no name.
+    self._name = np.arange(self.capacity)
     self._trending = trending
     if trending is not None:
-      self._tables['trending_share', None] = self._put(trending.share)
-      self._days_and_items = self._put(trending.first_day), self._put(trending.item)
-      listed = np.unique(trending.item[trending.share > 0])
-      self._trends = np.isin(np.arange(self.capacity), listed)
+      self.set_trending(trending, trending.item)
     for name in PER_LEVEL:
       for level, table in enumerate(getattr(tables, name) or ()):
         if table is not None:
@@ -138,7 +137,7 @@ class MutableCatalogue:
     text: np.ndarray | None = None,
     indices: np.ndarray | None = None,
     counts: np.ndarray | None = None,
-    returns: np.ndarray | None = None,
+    names: np.ndarray | None = None,
   ) -> np.ndarray:
     """Do `MutableTrie.swap`, then the same on the device.
 
@@ -159,8 +158,19 @@ class MutableCatalogue:
       if self._text_width:
         vectors = np.zeros(shape, np.float32) if text is None else np.asarray(text, np.float32)
         self._write(Write('item_text', None, indices, vectors))
-      self._assign_trending(indices, np.zeros(len(indices), bool) if returns is None else returns)
+      self._name[indices] = -1 if names is None else names
+      self._assign_trending(indices)
       return indices
+
+  def set_trending(self, trending: Trending, name_DxA: np.ndarray) -> None:
+    """Replace what trends by a table of the same shape; name: which item each entry is of."""
+    with self._lock:
+      self._trending, self._trending_name = trending, name_DxA
+      listed = np.unique(trending.item[trending.share > 0])
+      self._trends = np.isin(np.arange(self.capacity), listed)
+      self._days_and_items = self._put(trending.first_day), self._put(trending.item)
+      share = self._shares(np.arange(trending.item.size)).reshape(trending.item.shape)
+      self._tables['trending_share', None] = self._put(share)
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
     """Do `MutableTrie.set_regions`, on the device too."""
@@ -168,15 +178,20 @@ class MutableCatalogue:
       self._host.set_regions(items, regions)
       self._send()
 
-  def _assign_trending(self, indices: np.ndarray, returns: np.ndarray) -> None:
-    """Make new items no heirs of what trended under their index, but for those that return."""
+  def _assign_trending(self, indices: np.ndarray) -> None:
+    """Make new items no heirs of what trended under their index, but for what is their own."""
     # Most new items go where nothing trended: the whole table is looked through for others alone.
     if self._trending is None or not self._trends[indices].any():
       return
     entries = np.flatnonzero(np.isin(self._trending.item, indices))
-    is_theirs = np.isin(self._trending.item.reshape(-1)[entries], indices[returns])
-    share = np.where(is_theirs, self._trending.share.reshape(-1)[entries], np.float32(0))
-    self._write(Write('trending_share', None, entries, share))
+    self._write(Write('trending_share', None, entries, self._shares(entries)))
+
+  def _shares(self, entries: np.ndarray) -> np.ndarray:
+    """Return what entries [n] of the table of trends are worth: 0 where another item is now."""
+    assert self._trending is not None
+    item, share = (x.reshape(-1)[entries] for x in self._trending[1:])
+    is_own = self._name.take(item, mode='clip') == self._trending_name.reshape(-1)[entries]
+    return np.where(is_own, share, np.float32(0))
 
   def _trie(self) -> Trie:
     levels = range(self._host.levels)

@@ -190,7 +190,7 @@ def test_a_new_item_is_no_heir_of_what_trended_under_its_index():
   np.testing.assert_array_equal(found.share, np.where(np.isin(trends.item, gone), 0, trends.share))
   np.testing.assert_array_equal(found.item, trends.item)
   # One returns to its index, under which another had no part in it; the other does not.
-  catalogue.swap(codes[gone], new, indices=gone, returns=np.array([True, False]))
+  catalogue.swap(codes[gone], new, indices=gone, names=np.array([gone[0], 99]))
   with catalogue.serving() as trie:
     share = jax.device_get(trie.trending.share)
   np.testing.assert_array_equal(share, np.where(trends.item == gone[1], 0, trends.share))

@@ -144,6 +144,27 @@ def test_the_next_answer_knows_an_event(shop):
     assert of_item[0]['reason']['terms']['history'] > 0
 
 
+def test_what_others_did_counts_from_the_next_day_on(shop, monkeypatch):
+  monkeypatch.setattr(shop.app.engine.trends, '_every', 0.0)
+  reader, actors = 50, [shop.inputs.log.users[i] for i in range(60, 64)]
+  now = int(shop.inputs.log.timestamp.max())
+  midnight = (now // 86_400 + 1) * 86_400
+
+  def trending(time):
+    items = shop.recommend(reader, time=time, explain=True, reasoning='off')['items']
+    return {item['item_id']: item['reason']['terms']['trending'] for item in items}
+
+  before, today = trending(midnight), trending(midnight - 1)
+  one, other = list(before)[:2]
+  event = dict(item_id=one, event='cart', timestamp=now - 60)
+  for actor in actors:
+    assert shop.ask('/v1/events', dict(user_id=actor, events=[event]))[0] == 200
+  assert trending(midnight - 1) == today
+  # Terms are less their mean over what was found: their differences mean something.
+  after = trending(midnight)
+  assert after[one] - after[other] > before[one] - before[other] + 1e-3
+
+
 def test_worlds_of_one_history_are_not_those_of_another_fold(shop, monkeypatch):
   """Over whom is counted what events lead to differs, so what is reasoned does."""
   monkeypatch.setattr(shop.app.engine, 'worlds', WorldCache(1 << 20))

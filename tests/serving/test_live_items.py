@@ -97,12 +97,15 @@ def test_events_are_appended_to_known_and_new_users():
   users = Users(log)
   assert users.index(True) is None and users.index('1') is None
   latest = users.latest
-  assert users.append(1, of((7, 1, latest + 5))) == 3
+  assert users.append(1, of((7, 1, latest + 5)))[0] == 3
   assert users.history(users.index(1)).item.tolist() == [5, 6, 7]
   assert users.history(users.index(4)).item.tolist() == [7]  # nobody else's
-  assert users.append(9, of((0, 1, 3), (1, 1, 2))) == 2
+  assert users.append(9, of((0, 1, 3), (1, 1, 2)))[0] == 2
   assert users.history(users.index(9)).item.tolist() == [1, 0]
   assert users.latest == latest + 5
+  kept, new = users.append(9, of((0, 1, 3), (0, 0, 3), (0, 1, 4)))
+  assert kept == 4  # one of them was there: a row with a count
+  assert list(zip(*(field.tolist() for field in new[:3]))) == [(0, 0, 3), (0, 1, 4)]
   # Days of this log are counted from another origin than 1970's.
   assert users.bounds(now=0) == (1, latest + AHEAD) and users.bounds(now=latest + 9)[1] == (
     latest + 9 + AHEAD
@@ -118,13 +121,13 @@ def test_memory_for_appended_events_is_bounded(monkeypatch):
   monkeypatch.setattr(users_lib, 'MOST_HELD', 5)
   users, day = Users(log, read=2), log.timestamp.max() + 1
   for i in range(20):  # for as long as a server lives
-    assert users.append(1, of((i % 3, 1, int(day) + i))) == 3
+    assert users.append(1, of((i % 3, 1, int(day) + i)))[0] == 3
   assert users.history(0).timestamp.tolist() == [day + 17, day + 18, day + 19]
-  assert users.append(9, of((0, 1, 3), (1, 1, 2))) == 2
+  assert users.append(9, of((0, 1, 3), (1, 1, 2)))[0] == 2
   with pytest.raises(Refused, match='events: no room: 5 rows of histories'):
     users.append(4, of((0, 1, 3)))
   assert users.history(users.index(4)).item.tolist() == [7]
-  assert users.append(1, of((0, 1, int(day) + 30))) == 3
+  assert users.append(1, of((0, 1, int(day) + 30)))[0] == 3
   assert len(Users(log, read=10**6)._changed) == 0 and Users(log, read=7)._most == 7
 
 

@@ -120,7 +120,7 @@ class App:
   async def _events(self, request: Request) -> Response:
     asked = schema.parse(await _body(request), schema.EventsRequest)
     events = self._history(asked.events)
-    return _json(schema.Appended(self.engine.users.append(asked.user_id, events)))
+    return _json(schema.Appended(self.engine.append(asked.user_id, events)))
 
   async def _change(self, request: Request) -> Response:
     asked = schema.parse(await _body(request), schema.CatalogueRequest)

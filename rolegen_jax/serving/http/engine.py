@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.features.excitation import Excitation
+from rolegen_jax.features.trending import DAY
 from rolegen_jax.models.functional import Params
 from rolegen_jax.reasoning.looks import Looked
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -29,6 +30,7 @@ from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.programs import Programs, Worlds
 from rolegen_jax.serving.http.rows import Reader, examples, known
 from rolegen_jax.serving.http.schema import Answer
+from rolegen_jax.serving.http.trends import Trends
 from rolegen_jax.serving.http.users import History, Users
 from rolegen_jax.serving.http.worlds import WorldCache
 
@@ -91,12 +93,13 @@ class Engine:
     top: int,
     cache_bytes: int,
     observe: Observe,
+    trends: Trends | None = None,
   ):
     """sizes: of batches, see `programs.batch_sizes`. top: the most items of an answer.
 
-    cache_bytes: of encoded histories on each device.
+    cache_bytes: of encoded histories on each device. trends: None = nothing is known to trend.
     """
-    self.trained, self.items = trained, items
+    self.trained, self.items, self.trends = trained, items, trends
     self.users = Users(trained.log, trained.rolegen.config.backbone.context)
     self.worlds = WorldCache(WORLD_BYTES)
     self.top, self.observe = top, observe
@@ -117,9 +120,18 @@ class Engine:
     with self.items.tables.serving() as trie:
       return self.programs.warm(trie, lambda size: self._examples([nobody], size)[0])
 
+  def append(self, user_id: int | str, events: History) -> int:
+    """Append events to a user; return how many rows are kept. Raises Refused."""
+    kept, new = self.users.append(user_id, events)
+    if self.trends:
+      self.trends.add(new)
+    return kept
+
   def run(self, queries: list[Query], report: Report) -> None:
     """Answer a batch of one kind; `report` gets an answer of each, or what went wrong with it."""
     try:
+      if self.trends:
+        self.trends.refresh(max(query.time for query in queries) // DAY)
       with self.items.tables.serving() as trie:
         batch = _Batch(self, trie, queries)
         if queries[0].kind == ALONE:

@@ -185,11 +185,10 @@ class Items:
     """Do a change and return its inverse."""
     add, removed = change.add, self._rows(change.remove, self.slot_of[change.remove])
     text = add.text if self._text.shape[1] else None
-    returns = None if add.slot is None else add.slot == add.number  # as when the server began
     self.is_whole = False
     try:
       slot = self.tables.swap(
-        add.codes, removed.slot, text=text, indices=add.slot, counts=add.count, returns=returns
+        add.codes, removed.slot, text=text, indices=add.slot, counts=add.count, names=add.number
       )
     except ValueError as error:  # of what was asked for; the tables are as before
       self.is_whole = True

@@ -92,10 +92,11 @@ class Users:
     rows = slice(log.offsets[user], log.offsets[user + 1])
     return History(log.item[rows], log.event[rows], log.timestamp[rows], log.count[rows])
 
-  def append(self, user_id: int | str, events: History) -> int:
-    """Append events in any order to a user, who is new if need be; return how many rows are kept.
+  def append(self, user_id: int | str, events: History) -> tuple[int, History]:
+    """Append events in any order to a user, who is new if need be.
 
-    Raises Refused where the id is not of the log's type, or memory for events is used up.
+    Returns how many rows are kept of the user, and which of the events were not there yet. Raises
+    Refused where the id is not of the log's type, or memory for events is used up.
     """
     if type(user_id) is not self._kind:
       right = 'a whole number' if self._kind is int else 'text'
@@ -114,4 +115,12 @@ class Users:
       self._index[user_id] = user
     self._rows += len(rows.item) - held
     self.latest = max(self.latest, int(events.timestamp.max()))
-    return len(rows.item)
+    return len(rows.item), events if before is None else _without(events, before)
+
+
+def _without(events: History, held: History) -> History:
+  """Return the events that are not held."""
+  at = np.flatnonzero(np.isin(held.timestamp, events.timestamp))
+  there = set(zip(*(field.tolist() for field in held.picked(at)[:3])))
+  rows = zip(*(field.tolist() for field in events[:3]))
+  return events.picked(np.array([row not in there for row in rows], bool))
