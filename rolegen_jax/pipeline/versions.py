@@ -127,6 +127,8 @@ def warm_started(config: Config, workdir: str) -> Config:
 
 def _config(root: pathlib.Path, parent: pathlib.Path, data: str, assignments: list[str]) -> Config:
   """Return the settings of a version: those of the first run, but for what an update does less."""
+  if any(each.split('=')[0].strip() == 'data.path' for each in assignments):
+    raise ConfigError('--set data.path: is what --data says; must not be set')
   first = saved_config(root)
   of_update = [each for each in assignments if each.startswith('update.')]
   first = overrides.apply(first, of_update)

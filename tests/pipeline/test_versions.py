@@ -240,6 +240,8 @@ def test_wrong_days_or_runs_are_refused_before_anything_is_written(trained, logs
     versions.update(str(trained), str(tmp_path / 'nowhere'), [])
   with pytest.raises(ConfigError, match='no config.json there'):
     versions.update(str(tmp_path), str(logs[1]), [])
+  with pytest.raises(ConfigError, match='--set data.path: is what --data says'):
+    versions.update(str(trained), str(logs[1]), ['data.path=elsewhere'])
   assert not (trained / 'versions').exists()
   (trained / 'loop' / 'DONE.json').unlink()
   (trained / 'loop' / 'calibration' / 'DONE.json').unlink()

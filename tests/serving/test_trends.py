@@ -11,7 +11,7 @@ from rolegen_jax.features.trending import DAY, NO_MORE
 from rolegen_jax.serving.hot_swap import MutableCatalogue
 from rolegen_jax.serving.http.columns import Columns
 from rolegen_jax.serving.http.items import Change, Items, Rows
-from rolegen_jax.serving.http.trends import Trends
+from rolegen_jax.serving.http.trends import DAYS_KEPT, Trends
 from rolegen_jax.serving.http.users import History
 from tests import tiny
 from tests.evaluation import tiny_log
@@ -63,7 +63,7 @@ def swap(items: Items, removed: int, number: int, codes: np.ndarray, slot: int =
   items.apply(Change(add, np.array([removed]), [], new))
 
 
-@pytest.mark.parametrize('days', [(0.5, 2.2, 3, 3, 6), (2,), (9, 4)])
+@pytest.mark.parametrize('days', [(0.5, 2.2, 3, 3, 6), (2,), (9, 4), tuple(range(3, 18))])
 def test_a_day_knows_what_it_would_of_a_log_with_the_events(days):
   more = [(9, i % ITEMS, 'view' if i else 'impression', day) for i, day in enumerate(days)]
   expected = table_of([*ROWS, *more])[1]
@@ -125,3 +125,16 @@ def test_times_before_all_rows_know_nothing_rather_than_what_came_later():
   assert 5 in knows(items, 402) and 5 in knows(items, 1000) and 5 not in knows(items, 401)
   assert knows(items, 401).keys() == {0, 1, 2}
   assert knows(items, 2) == {}
+
+
+def test_days_that_are_long_over_are_kept_as_one():
+  trends, items = live()
+  for day in range(3, 60):
+    trends.add(of([(9, day % ITEMS, 'view', day)]))
+    trends.refresh(day + 2)
+  assert len(trends._days) <= DAYS_KEPT and not trends._came
+  before = knows(items, 61)
+  trends.add(of([(9, 1, 'view', 20)] * 100))  # late by far more: it fades from its own day on
+  trends.refresh(61)
+  late, total = 100 * 0.5 ** ((59 - 20) / HALF_LIFE), sum(0.5 ** (i / HALF_LIFE) for i in range(57))
+  assert late < 1e-5 * total and knows(items, 61) == pytest.approx(before, abs=1e-5)

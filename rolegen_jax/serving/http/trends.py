@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import math
+import threading
 import time
 
 import numpy as np
@@ -24,6 +25,7 @@ from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.users import History
 
 EVERY = 60.0  # seconds between two looks at what came late
+DAYS_KEPT = 7  # by which events may be late and count as exactly; older ones fade from there
 _IMPRESSION = EVENT_NAMES.index('impression')
 
 
@@ -35,12 +37,15 @@ class Trends:
   ):
     """half_life: in days. table: of the log, padded. items: that it is about."""
     self._half_life, self._items, self._every = half_life, items, every
-    self._end, self._mass = trending.mass(log, half_life)  # the log's last day; fp64 [N]
     self._first = int(table.first_day)
     self._slot, self._share = table.item.copy(), table.share.copy()
     self._number = table.item.copy()  # of whom the entries are: a number is a slot at first
-    self._came: collections.deque[tuple[int, int]] = collections.deque()  # day and number
-    self._days: dict[int, list[int]] = {}  # numbers of the events of each day after the log
+    # What there is of each number by the end of a day, fp64 [N]; and of each day after it, how many
+    # events each number had.
+    self._end, self._mass = trending.mass(log, half_life)
+    self._days: dict[int, collections.Counter[int]] = {}
+    self._lock = threading.Lock()  # of what came since it was looked at, by day
+    self._came: dict[int, collections.Counter[int]] = {}
     self._since: float = math.inf  # the earliest day with events that the table does not know
     self._known, self._written = self._end, -math.inf  # the latest day asked for; when it was
 
@@ -48,7 +53,9 @@ class Trends:
     """Take note of events that were not there before."""
     acted = events.event != _IMPRESSION
     day, number = events.timestamp[acted] // DAY, events.item[acted]
-    self._came.extend(zip(day.tolist(), number.tolist()))
+    with self._lock:
+      for at, item in zip(day.tolist(), number.tolist()):
+        self._came.setdefault(at, collections.Counter())[item] += 1
 
   def refresh(self, day: int) -> None:
     """Bring the table up to what a day, in days since 1970, may know."""
@@ -64,24 +71,30 @@ class Trends:
     self._items.tables.set_trending(table, self._number.copy())
 
   def _collect(self) -> None:
+    with self._lock:
+      came, self._came = self._came, {}
     self._mass = grown(self._mass, len(self._items.ids), 0.0)
-    while self._came:
-      day, number = self._came.popleft()
+    for day, counts in came.items():
       if day > self._end:
-        self._days.setdefault(day, []).append(number)
+        self._days.setdefault(day, collections.Counter()).update(counts)
       else:
-        self._mass[number] += 0.5 ** ((self._end - day) / self._half_life)
+        _count(self._mass, counts, 0.5 ** ((self._end - day) / self._half_life))
       self._since = min(self._since, max(day, self._end))
 
   def _rewrite(self) -> None:
     """Write the rows of the days after `_since`."""
-    mass, at = self._mass.copy(), self._end
-    for day in sorted({self._end, *self._days}):
-      mass *= 0.5 ** ((day - at) / self._half_life)
+    mass, at, days = self._mass, self._end, sorted(self._days)
+    if self._since <= at:
+      self._write(at + 1, mass)
+    for day in days:
+      mass = mass * 0.5 ** ((day - at) / self._half_life)
+      _count(mass, self._days[day])
       at = day
-      np.add.at(mass, self._days.get(day, []), 1.0)
       if day >= self._since:
         self._write(day + 1, mass)
+      if day <= days[-1] - DAYS_KEPT:
+        self._end, self._mass = day, mass
+        del self._days[day]
     self._since = math.inf
 
   def _write(self, day: int, mass_N: np.ndarray) -> None:
@@ -107,3 +120,7 @@ class Trends:
       x[latest] for x in (self._slot, self._number, self._share)
     )
     self._share[0] = 0.0
+
+
+def _count(mass_N: np.ndarray, counts: collections.Counter[int], worth: float = 1.0) -> None:
+  mass_N[list(counts)] += worth * np.array(list(counts.values()))
