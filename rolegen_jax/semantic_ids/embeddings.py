@@ -272,8 +272,11 @@ def hashed_ngrams(
   counts = _ngram_counts(texts)
   if inverse_frequency is None:
     inverse_frequency = _inverse_frequency(counts)
-  counts.data = np.log1p(counts.data) * inverse_frequency[counts.indices]
-  return unit(counts @ _projection(seed)).astype(np.float32)
+  # By the rows of the projection that are read: the product copies all that it is given.
+  used, bucket = np.unique(counts.indices, return_inverse=True)
+  weight = np.log1p(counts.data) * inverse_frequency[counts.indices]
+  weights = sp.csr_array((weight, bucket, counts.indptr), shape=(len(texts), len(used)))
+  return unit(weights @ _projection(seed)[used]).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=1)
