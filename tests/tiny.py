@@ -139,4 +139,5 @@ def trending(items: int = ITEMS, width: int = 6) -> Trending:
   item = np.full((days, width), NO_MORE, np.int32)
   item[:, :listed] = [np.sort(rng.choice(items, listed, replace=False)) for _ in range(days)]
   share = np.where(item < NO_MORE, rng.dirichlet(np.ones(2 * width), days)[:, :width], 0)
-  return Trending(np.int32(NOW // DAY - days + 1), item, share.astype(np.float32))
+  day = np.arange(NOW // DAY - days + 1, NOW // DAY + 1, dtype=np.int32)
+  return Trending(day, item, share.astype(np.float32))

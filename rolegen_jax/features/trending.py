@@ -27,36 +27,38 @@ from rolegen_jax.data.sparse_sums import Counts, SparseSum
 
 DAY = 86_400  # seconds
 NO_MORE = np.iinfo(np.int32).max
-PAGE = 64  # days: a log that grows by some compiles nothing anew
+PAGE = 64  # rows: a log that grows by some compiles nothing anew
 _IMPRESSION = EVENT_NAMES.index('impression')
 
 Array = Any  # np.ndarray on the host, jax.Array on the device
 
 
 class Trending(NamedTuple):
-  """The items of the largest shares, day by day. Later times know what the last day knows."""
+  """The items of the largest shares, a row for each day that knows more than the one before it."""
 
-  first_day: Array  # int32 [], days since 1970 of the first row
+  day: Array  # int32 [D], days since 1970 from which on a row is right; NO_MORE where there is none
   item: Array  # int32 [D, A], ascending; NO_MORE at the end
   share: Array  # fp32 [D, A]; 0 where there is no item
 
   def at(self, timestamp_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return items int32 [B, A] and shares fp32 [B, A] at times in seconds."""
-    day = jnp.clip(timestamp_B // DAY - self.first_day, 0, len(self.item) - 1)
-    return jnp.take(self.item, day, axis=0), jnp.take(self.share, day, axis=0)
+    row = jnp.sum(self.day <= (timestamp_B // DAY)[:, None], axis=1)
+    row = jnp.maximum(row - 1, 0)  # the first row knows nothing
+    return jnp.take(self.item, row, axis=0), jnp.take(self.share, row, axis=0)
 
   def padded(self) -> Trending:
-    """Return it with days to fill a PAGE; those to come know what the last one knows."""
-    more = -len(self.item) % PAGE
-    item, share = (np.pad(x, ((0, more), (0, 0)), 'edge') for x in (self.item, self.share))
-    return self._replace(item=item, share=share)
+    """Return it with room for a PAGE of rows at least, and whole PAGEs in all."""
+    more = PAGE + -len(self.item) % PAGE
+    day = np.pad(self.day, (0, more), constant_values=NO_MORE)
+    item = np.pad(self.item, ((0, more), (0, 0)), constant_values=NO_MORE)
+    return Trending(day, item, np.pad(self.share, ((0, more), (0, 0))))
 
   def of_rows(self, timestamp: np.ndarray, items: int) -> sp.csr_matrix:
     """Return the shares of the listed items at times [B], fp32 [B, items], on the host."""
-    day = np.clip(timestamp // DAY - int(self.first_day), 0, len(self.item) - 1)
-    item, share = self.item[day], self.share[day]
+    row_B = np.maximum(np.searchsorted(self.day, timestamp // DAY, side='right') - 1, 0)
+    item, share = self.item[row_B], self.share[row_B]
     row, place = np.nonzero(share)
-    return sp.csr_matrix((share[row, place], (row, item[row, place])), (len(day), items))
+    return sp.csr_matrix((share[row, place], (row, item[row, place])), (len(row_B), items))
 
 
 def daily_counts(log: InteractionLog) -> tuple[int, Counts]:
@@ -78,7 +80,7 @@ def of_counts(first_day: int, counts: Counts, half_life: float, width: int) -> T
   days, n_items = counts.shape
   item, share = np.full((days, width), NO_MORE, np.int32), np.zeros((days, width), np.float32)
   before, last = np.zeros(n_items), 0  # what there was by the end of the day `last`
-  known = np.zeros(days, np.int64)  # the row that holds what is known on each day
+  is_new = np.arange(days) == 0  # the days that know more than the one before
   for first, block in counts.blocks():
     for day in range(first, first + block.shape[0]):
       entries = slice(block.indptr[day - first], block.indptr[day - first + 1])
@@ -87,10 +89,10 @@ def of_counts(first_day: int, counts: Counts, half_life: float, width: int) -> T
       before *= 0.5 ** ((day - last) / half_life)
       before[before < 1e-30] = 0.0  # beside today's events
       np.add.at(before, block.indices[entries], block.data[entries])
-      last, known[day + 1] = day, day + 1
+      last, is_new[day + 1] = day, True
       item[day + 1], share[day + 1] = largest_shares(before, width)
-  known = np.maximum.accumulate(known)
-  return Trending(np.int32(first_day), item[known], share[known])
+  row = np.flatnonzero(is_new)
+  return Trending((first_day + row).astype(np.int32), item[row], share[row])
 
 
 def mass(log: InteractionLog, half_life: float) -> tuple[int, np.ndarray]:

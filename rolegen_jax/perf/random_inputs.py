@@ -33,7 +33,9 @@ def random_trending(config: Config, items: int) -> Trending | None:
   item, share = np.full(width, NO_MORE, np.int32), np.zeros(width, np.float32)
   listed = min(width, items)
   item[:listed], share[:listed] = np.arange(listed) * (items // listed), 1 / listed
-  return Trending(np.int32(0), np.tile(item, (DAYS, 1)), np.tile(share, (DAYS, 1)))
+  return Trending(
+    np.arange(DAYS, dtype=np.int32), np.tile(item, (DAYS, 1)), np.tile(share, (DAYS, 1))
+  )
 
 
 def random_examples(config: Config, users: int, items: int) -> Examples:

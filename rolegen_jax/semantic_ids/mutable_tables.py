@@ -121,7 +121,7 @@ class MutableTables:
     if len(parts) == 1:
       return Write(table, level, *parts[0])
     entries = np.concatenate([where for where, _ in parts])  # of which some may have changed twice
-    return Write(table, level, entries, self._entries(table, level).take(entries))
+    return Write(table, level, entries, self._entries(table, level).take(entries, axis=0))
 
   def _field(self, table: str, level: int | None) -> np.ndarray:
     field = getattr(self.tables, table)

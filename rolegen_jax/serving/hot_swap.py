@@ -165,12 +165,13 @@ class MutableCatalogue:
   def set_trending(self, trending: Trending, name_DxA: np.ndarray) -> None:
     """Replace what trends by a table of the same shape; name: which item each entry is of."""
     with self._lock:
+      days_and_items = self._put(trending.day), self._put(trending.item)
+      is_own = self._name.take(trending.item, mode='clip') == name_DxA
+      share = self._put(np.where(is_own, trending.share, np.float32(0)))
+      # From here on nothing can fail: what trends is never of two tables.
       self._trending, self._trending_name = trending, name_DxA
-      listed = np.unique(trending.item[trending.share > 0])
-      self._trends = np.isin(np.arange(self.capacity), listed)
-      self._days_and_items = self._put(trending.first_day), self._put(trending.item)
-      share = self._shares(np.arange(trending.item.size)).reshape(trending.item.shape)
-      self._tables['trending_share', None] = self._put(share)
+      self._trends = np.isin(np.arange(self.capacity), trending.item[trending.share > 0])
+      self._days_and_items, self._tables['trending_share', None] = days_and_items, share
 
   def set_regions(self, items: np.ndarray, regions: np.ndarray) -> None:
     """Do `MutableTrie.set_regions`, on the device too."""
@@ -184,14 +185,9 @@ class MutableCatalogue:
     if self._trending is None or not self._trends[indices].any():
       return
     entries = np.flatnonzero(np.isin(self._trending.item, indices))
-    self._write(Write('trending_share', None, entries, self._shares(entries)))
-
-  def _shares(self, entries: np.ndarray) -> np.ndarray:
-    """Return what entries [n] of the table of trends are worth: 0 where another item is now."""
-    assert self._trending is not None
-    item, share = (x.reshape(-1)[entries] for x in self._trending[1:])
-    is_own = self._name.take(item, mode='clip') == self._trending_name.reshape(-1)[entries]
-    return np.where(is_own, share, np.float32(0))
+    item, share, name = (x.reshape(-1)[entries] for x in (*self._trending[1:], self._trending_name))
+    is_own = self._name[item] == name
+    self._write(Write('trending_share', None, entries, np.where(is_own, share, np.float32(0))))
 
   def _trie(self) -> Trie:
     levels = range(self._host.levels)

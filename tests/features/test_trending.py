@@ -22,7 +22,9 @@ def table(rows=ROWS, half_life: float = 1.0, width: int = 3, items: int = 5) -> 
   return lib.of_counts(*lib.daily_counts(log), half_life, width)
 
 
-def shares(found: lib.Trending, row: int) -> dict[int, float]:
+def shares(found: lib.Trending, day: int) -> dict[int, float]:
+  """What is known on a day; the first one of the log is 0."""
+  row = int(np.searchsorted(found.day, found.day[0] + day, side='right')) - 1
   listed = found.share[row] > 0
   assert (found.item[row, ~listed] == lib.NO_MORE).all() and (np.diff(found.item[row]) >= 0).all()
   return dict(zip(found.item[row, listed].tolist(), found.share[row, listed].round(6).tolist()))
@@ -30,7 +32,7 @@ def shares(found: lib.Trending, row: int) -> dict[int, float]:
 
 def test_shares_of_decayed_events_before_each_day():
   found = table()
-  assert found.first_day == 1 and len(found.item) == 5  # days 0 to 3, and the one after
+  assert found.day.tolist() == [1, 2, 3, 5]  # day 0, and those after a day with events
   assert shares(found, 0) == {}
   assert shares(found, 1) == {0: pytest.approx(2 / 3, abs=1e-6), 1: pytest.approx(1 / 3, abs=1e-6)}
   # A day later the three of day 0 are worth half; two more have been added.
@@ -63,7 +65,9 @@ def test_shares_outlive_a_gap():
   assert shares(found, 1) == shares(found, 60) and len(shares(found, 60)) == 2
   assert shares(found, 61) == {2: 1}
   more = found.padded()
-  assert len(more.item) == lib.PAGE and shares(more, lib.PAGE - 1) == shares(found, 61)
+  assert len(more.item) == len(more.day) == 2 * lib.PAGE  # room for a page at least
+  for day in (0, 1, 60, 61, 10**6):
+    assert shares(more, day) == shares(found, day)
 
 
 def test_counts_do_not_depend_on_parts(monkeypatch):

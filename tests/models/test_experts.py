@@ -174,7 +174,7 @@ def test_the_trending_expert_knows_the_day_of_the_query():
   np.testing.assert_allclose(
     found, np.broadcast_to(weight('trending') * expected, found.shape), rtol=1e-4, atol=1e-6
   )
-  earlier = table._replace(first_day=table.first_day + 1)  # its last day is tomorrow
+  earlier = table._replace(day=table.day + 1)  # its last day is tomorrow
   moved = term(score(of=dataclasses.replace(trie(), trending=earlier))[0], 'trending')
   np.testing.assert_array_equal(np.unique(np.nonzero(moved)[1]), np.sort(table.item[-2]))
   assert not term(score(of=dataclasses.replace(trie(), trending=None))[0], 'trending').any()

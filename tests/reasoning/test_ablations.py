@@ -68,7 +68,8 @@ def recommended(params, mesh):
   table = catalogue.log_and_examples()[2].evenly(37)
   items = len(table.log.items)
   trie = build_trie(tiny.codes(items), tiny.CODES, capacity=64)
-  trends = tiny.trending(items)._replace(first_day=np.int32(0))  # its last day is that of all
+  trends = tiny.trending(items)
+  trends = trends._replace(day=np.arange(len(trends.day), dtype=np.int32))  # the last is of all
   trie = dataclasses.replace(trie, trending=trends)
   rolegen = tiny.rolegen('evaluation.batch=32')
 

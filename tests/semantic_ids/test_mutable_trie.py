@@ -1,5 +1,6 @@
 """Tables that change in place mean what tables built afresh mean, whatever came and went."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,6 +133,24 @@ def test_lists_without_space_are_laid_out_anew():
     writes += trie.changes()
     assert paths(trie.tables) == dict(zip(map(tuple, codes.tolist()), items.tolist()))
   assert any(write.entries is None for write in writes)
+
+
+def test_what_several_changes_wrote_brings_a_copy_to_the_same_state():
+  codes = random_codes(0, 40, LEVELS, 9)
+  trie = MutableTrie(codes[:20], 9, CAPACITY)
+  fields = ('item_codes', 'item_count', 'first_child', 'child_bits', 'lists')
+  copy = {name: jax.tree.map(np.copy, getattr(trie.tables, name)) for name in fields}
+  trie.swap(codes[20:30], np.arange(5))
+  trie.swap(codes[30:], np.arange(3, 12) + 3, indices=np.array([3] + 9 * [-1]))
+  for table, level, entries, value in trie.changes():
+    field = copy[table] if level is None else copy[table][level]
+    if entries is None:
+      field[:] = value
+    else:
+      field.reshape(-1, *value.shape[1:])[entries] = value
+  for name in fields:
+    jax.tree.map(np.testing.assert_array_equal, copy[name], getattr(trie.tables, name))
+  assert not trie.changes()
 
 
 def test_indices_never_used_come_first_then_the_longest_released():

@@ -180,6 +180,17 @@ def test_worlds_of_one_history_are_not_those_of_another_fold(shop, monkeypatch):
   assert reasoning(events=history(shop, same)) == 'cached'
 
 
+def test_an_id_means_what_it_meant_once_its_other_item_is_rolled_back(shop):
+  item, other = (int(x) for x in shop.inputs.log.items['item_id'][:2])
+  before = shop.ask('/v1/items', dict(item_ids=[item]))[1]
+  gone = shop.change(remove=[item])['version']
+  shop.change(add=[dict(item_id=item, like=other, columns=dict(title='another'))])
+  assert shop.ask('/v1/items', dict(item_ids=[item]))[1] != before
+  shop.change(roll_back_to=gone)
+  shop.change(add=[dict(item_id=item)])  # the one that was removed
+  assert shop.ask('/v1/items', dict(item_ids=[item]))[1] == before
+
+
 def test_items_go_come_back_and_are_rolled_back(shop):
   users = range(4)
   before = [shop.recommend(user) for user in users]

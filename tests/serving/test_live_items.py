@@ -123,6 +123,8 @@ def test_memory_for_appended_events_is_bounded(monkeypatch):
   for i in range(20):  # for as long as a server lives
     assert users.append(1, of((i % 3, 1, int(day) + i)))[0] == 3
   assert users.history(0).timestamp.tolist() == [day + 17, day + 18, day + 19]
+  kept, new = users.append(1, of((0, 1, int(day) + 3)))
+  assert kept == 3 and not len(new.item)  # whether it is new is not known any more
   assert users.append(9, of((0, 1, 3), (1, 1, 2)))[0] == 2
   with pytest.raises(Refused, match='events: no room: 5 rows of histories'):
     users.append(4, of((0, 1, 3)))

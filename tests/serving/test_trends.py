@@ -7,7 +7,7 @@ import pytest
 
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.features import trending
-from rolegen_jax.features.trending import DAY, NO_MORE
+from rolegen_jax.features.trending import DAY, NO_MORE, PAGE
 from rolegen_jax.serving.hot_swap import MutableCatalogue
 from rolegen_jax.serving.http.columns import Columns
 from rolegen_jax.serving.http.items import Change, Items, Rows
@@ -112,19 +112,70 @@ def test_shares_go_with_the_items_not_with_their_places():
   items.roll_back(0)
   assert (items.row(4).codes == codes).all()
   assert ITEMS not in knows(items, 7)  # nor does the old one have the share of the new one
-  assert knows(items, END + 1).keys() == {0, 1, 2}
-  trends.add(of([(9, 4, 'view', 5)]))
   trends.refresh(7)
-  assert 4 in knows(items, 7)
+  assert 4 in knows(items, 7) and ITEMS not in knows(items, 7)
 
 
-def test_times_before_all_rows_know_nothing_rather_than_what_came_later():
+def test_an_event_long_after_the_log_leaves_its_days_as_they_were():
   trends, items = live()
-  trends.add(of([(9, 5, 'view', 400)]))
-  trends.refresh(402)
-  assert 5 in knows(items, 402) and 5 in knows(items, 1000) and 5 not in knows(items, 401)
-  assert knows(items, 401).keys() == {0, 1, 2}
-  assert knows(items, 2) == {}
+  before = [knows(items, day) for day in range(END + 2)]
+  trends.add(of([(9, 5, 'view', 4000)]))
+  trends.refresh(4002)
+  assert 5 in knows(items, 4002) and 5 in knows(items, 10**4) and 5 not in knows(items, 4001)
+  assert [knows(items, day) for day in range(END + 2)] == before
+  trends.add(of([(9, 4, 'view', END - 2)]))  # late: of a day of the log
+  trends.refresh(4002)
+  assert [knows(items, day) for day in range(END + 1)] == before[:-1]
+  assert 4 in knows(items, END + 1) and 4 not in before[-1]
+
+
+def test_when_there_is_no_more_room_the_earliest_days_know_nothing():
+  trends, items = live()
+  for day in range(10, 10 + 3 * PAGE):
+    trends.add(of([(9, day % ITEMS, 'view', day)]))
+    trends.refresh(day + 2)
+    assert day % ITEMS in knows(items, day + 2)
+  assert knows(items, 1) == knows(items, END + 1) == {}
+  last = knows(items, 10 + 3 * PAGE)
+  trends.add(of([(9, 0, 'view', 2)] * 9))  # late: where its day was, there is no row any more
+  trends.refresh(10 + 3 * PAGE)
+  assert knows(items, 1) == knows(items, END + 1) == {}
+  assert knows(items, 10 + 3 * PAGE) == pytest.approx(last, abs=1e-6)
+
+
+def test_what_a_device_error_interrupts_is_done_again(monkeypatch):
+  trends, items = live()
+  before = knows(items, 9)
+  trends.add(of([(9, 5, 'view', 5)]))
+  put, calls = items.tables._put, []
+
+  def fails_at_the_third(table):
+    calls.append(table)
+    if len(calls) == 3:
+      raise RuntimeError('no memory')
+    return put(table)
+
+  monkeypatch.setattr(items.tables, '_put', fails_at_the_third)
+  with pytest.raises(RuntimeError):
+    trends.refresh(9)
+  assert knows(items, 9) == before
+  trends.refresh(9)
+  assert 5 in knows(items, 9)
+
+
+def test_items_that_are_gone_take_no_places_and_have_theirs_again_when_they_return():
+  trends, items = live()
+  swap(items, 1, ITEMS, CODES[ITEMS])  # the item of the largest share
+  more = [(9, 3, 'view', 5), (9, 4, 'view', 5), (9, 5, 'view', 5)]
+  trends.add(of(more))
+  trends.refresh(7)
+  there = knows(items, 7)
+  assert len(there) == WIDTH and 1 not in there
+  share = table_of([*ROWS, *more])[1].of_rows(np.array([7 * DAY]), ITEMS).toarray()[0]
+  assert there[3] == pytest.approx(share[3], abs=1e-6)  # of all that there was, gone or not
+  items.roll_back(0)
+  trends.refresh(7)
+  assert 1 in knows(items, 7)
 
 
 def test_days_that_are_long_over_are_kept_as_one():

@@ -144,7 +144,7 @@ def trie_like(config: Config, items: int, mesh: Mesh) -> Trie:
   words, trending = -(-codes // WORD), None
   if 'trending' in config.backbone.experts:
     shape = DAYS, config.backbone.trending
-    trending = Trending(like((), np.int32), like(shape, np.int32), like(shape, np.float32))
+    trending = Trending(like(shape[:1], np.int32), like(shape, np.int32), like(shape, np.float32))
   return Trie(
     tuple(like((count + 1,), np.int32) for count in nodes[:-1]),
     tuple(like((count, words), np.uint32) for count in nodes[:-1]),

@@ -131,7 +131,9 @@ class Engine:
     """Answer a batch of one kind; `report` gets an answer of each, or what went wrong with it."""
     try:
       if self.trends:
+        started = time.monotonic()
         self.trends.refresh(max(query.time for query in queries) // DAY)
+        self.observe('trends', time.monotonic() - started)
       with self.items.tables.serving() as trie:
         batch = _Batch(self, trie, queries)
         if queries[0].kind == ALONE:

@@ -48,6 +48,7 @@ class Change:
   remove: np.ndarray  # int64 [m], numbers
   tag: list[tuple[int, dict[str, Value | None]]]  # number, columns
   new_ids: tuple[Id, ...] = ()  # of the items whose numbers are new: the next ones
+  names: tuple[tuple[Id, int], ...] = ()  # ids that mean other numbers from then on
 
 
 class Items:
@@ -193,12 +194,15 @@ class Items:
     except ValueError as error:  # of what was asked for; the tables are as before
       self.is_whole = True
       raise Refused(422, 'add', str(error)) from None
+    ids = [*(self.ids[number] for number in add.number if number < len(self.ids)), *change.new_ids]
+    names = tuple((id_, self._number_of[id_]) for id_ in ids if id_ in self._number_of)
     self._enlist(change, slot)
+    self._number_of.update(change.names)
     self._listed[change.remove] = False
     self._listed[add.number] = True
     before = [(number, self.columns.update(number, values)) for number, values in change.tag]
     self.is_whole = True
-    return Change(removed, add.number, before[::-1])
+    return Change(removed, add.number, before[::-1], names=names)
 
   def _enlist(self, change: Change, slot: np.ndarray) -> None:
     """Take note of what the added items are called and where they are."""

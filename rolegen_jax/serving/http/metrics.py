@@ -44,7 +44,7 @@ class Metrics:
     )
     self._phases = Histogram(
       'rolegen_phase_seconds',
-      'Time by phase: queue and total of a request; assemble, encode, reason, rank, opens, '
+      'Time by phase: queue and total of a request; trends, assemble, encode, reason, rank, opens, '
       'explain of a batch; change of the catalogue.',
       ['phase'],
       buckets=SECONDS,

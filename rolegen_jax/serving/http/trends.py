@@ -1,8 +1,8 @@
 """What trends while the server runs: events that come in join those of the log.
 
 As in training (`features/trending.py`), a day knows all events strictly before it: what comes today
-counts from tomorrow on, and what comes late, about days that are over, within a minute. Times
-before the end of the log know what they knew.
+counts from tomorrow on, and what comes late, about days that are over, within a minute, as does an
+item that comes back to the catalogue. Days of the log know what they knew.
 
 Shapes: N item numbers, D days, A items listed a day.
 """
@@ -19,12 +19,13 @@ import numpy as np
 from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.features import trending
-from rolegen_jax.features.trending import DAY, NO_MORE, Trending
+from rolegen_jax.features.trending import DAY, NO_MORE, PAGE, Trending
 from rolegen_jax.serving.http.columns import grown
 from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.users import History
 
 EVERY = 60.0  # seconds between two looks at what came late
+MORE_ROOM = PAGE // 4  # rows that are dropped at once
 DAYS_KEPT = 7  # by which events may be late and count as exactly; older ones fade from there
 _IMPRESSION = EVENT_NAMES.index('impression')
 
@@ -37,8 +38,7 @@ class Trends:
   ):
     """half_life: in days. table: of the log, padded. items: that it is about."""
     self._half_life, self._items, self._every = half_life, items, every
-    self._first = int(table.first_day)
-    self._slot, self._share = table.item.copy(), table.share.copy()
+    self._table = Trending(*(x.copy() for x in table))
     self._number = table.item.copy()  # of whom the entries are: a number is a slot at first
     # What there is of each number by the end of a day, fp64 [N]; and of each day after it, how many
     # events each number had.
@@ -48,6 +48,7 @@ class Trends:
     self._came: dict[int, collections.Counter[int]] = {}
     self._since: float = math.inf  # the earliest day with events that the table does not know
     self._known, self._written = self._end, -math.inf  # the latest day asked for; when it was
+    self._version = -1  # of the catalogue, when rows were written; -1 = none was
 
   def add(self, events: History) -> None:
     """Take note of events that were not there before."""
@@ -60,15 +61,18 @@ class Trends:
   def refresh(self, day: int) -> None:
     """Bring the table up to what a day, in days since 1970, may know."""
     self._collect()
+    if 0 <= self._version < self._items.version:  # rows that were written know who was listed then
+      self._since = min(self._since, self._end)
     if day <= self._since:  # what came is of days that are not over by then
       return
     now = time.monotonic()
     if day <= self._known and now < self._written + self._every:
       return
-    self._known, self._written = max(day, self._known), now
     self._rewrite()
-    table = Trending(np.int32(self._first), self._slot.copy(), self._share.copy())
+    table = Trending(*(x.copy() for x in self._table))
     self._items.tables.set_trending(table, self._number.copy())
+    self._since, self._version = math.inf, self._items.version
+    self._known, self._written = max(day, self._known), now
 
   def _collect(self) -> None:
     with self._lock:
@@ -82,8 +86,10 @@ class Trends:
       self._since = min(self._since, max(day, self._end))
 
   def _rewrite(self) -> None:
-    """Write the rows of the days after `_since`."""
+    """Write the rows of the days after `_since`, after the others."""
     mass, at, days = self._mass, self._end, sorted(self._days)
+    rows = int(np.searchsorted(self._table.day, self._since, side='right'))
+    self._table.day[rows:] = NO_MORE
     if self._since <= at:
       self._write(at + 1, mass)
     for day in days:
@@ -95,31 +101,31 @@ class Trends:
       if day <= days[-1] - DAYS_KEPT:
         self._end, self._mass = day, mass
         del self._days[day]
-    self._since = math.inf
 
   def _write(self, day: int, mass_N: np.ndarray) -> None:
-    """Write what a day knows; later ones know as much, until more is known of them."""
-    self._make_room(day)
-    number, share = trending.largest_shares(mass_N, self._slot.shape[1])
-    slot = self._items.slots(np.where(number < NO_MORE, number, -1))
-    slot = np.where(slot >= 0, slot, NO_MORE)
-    order = np.argsort(slot, kind='stable')
-    rows = slice(day - self._first, None)
-    self._slot[rows], self._number[rows] = slot[order], number[order]
-    self._share[rows] = np.where(slot < NO_MORE, share, 0)[order]
+    """Write what is known from a day on, as the last row."""
+    self._make_room()
+    slot_N = self._items.slots(np.arange(len(self._items.ids)))
+    there = np.where(slot_N >= 0, mass_N[: len(slot_N)], 0.0)
+    number, share = trending.largest_shares(there, self._number.shape[1])
+    share = share * (there.sum() / max(mass_N.sum(), 1e-300))
+    slot = np.where(number < NO_MORE, slot_N[np.minimum(number, len(slot_N) - 1)], NO_MORE)
+    order, row = np.argsort(slot, kind='stable'), self._rows()
+    self._table.day[row] = day
+    self._table.item[row], self._table.share[row] = slot[order], share[order]
+    self._number[row] = number[order]
 
-  def _make_room(self, day: int) -> None:
-    """Drop the oldest days where a day has no row; times before all rows know nothing then."""
-    rows, place = len(self._slot), day - self._first
-    if place < rows:
+  def _rows(self) -> int:
+    return int(np.sum(self._table.day < NO_MORE))
+
+  def _make_room(self) -> None:
+    """Drop the oldest rows where there is no more room; times before the others know nothing."""
+    if self._rows() < len(self._table.day):
       return
-    drop = place - rows // 2
-    self._first += drop
-    latest = np.minimum(drop + np.arange(rows), rows - 1)
-    self._slot, self._number, self._share = (
-      x[latest] for x in (self._slot, self._number, self._share)
-    )
-    self._share[0] = 0.0
+    for x in (*self._table, self._number):
+      x[:-MORE_ROOM] = x[MORE_ROOM:]
+    self._table.day[-MORE_ROOM:] = NO_MORE
+    self._table.share[0] = 0.0
 
 
 def _count(mass_N: np.ndarray, counts: collections.Counter[int], worth: float = 1.0) -> None:

@@ -95,7 +95,7 @@ class Users:
   def append(self, user_id: int | str, events: History) -> tuple[int, History]:
     """Append events in any order to a user, who is new if need be.
 
-    Returns how many rows are kept of the user, and which of the events were not there yet. Raises
+    Returns how many rows are kept of the user, and which of them were not there before. Raises
     Refused where the id is not of the log's type, or memory for events is used up.
     """
     if type(user_id) is not self._kind:
@@ -115,12 +115,22 @@ class Users:
       self._index[user_id] = user
     self._rows += len(rows.item) - held
     self.latest = max(self.latest, int(events.timestamp.max()))
-    return len(rows.item), events if before is None else _without(events, before)
+    return len(rows.item), _new(rows, events, before)
 
 
-def _without(events: History, held: History) -> History:
-  """Return the events that are not held."""
-  at = np.flatnonzero(np.isin(held.timestamp, events.timestamp))
-  there = set(zip(*(field.tolist() for field in held.picked(at)[:3])))
-  rows = zip(*(field.tolist() for field in events[:3]))
-  return events.picked(np.array([row not in there for row in rows], bool))
+def _new(rows: History, events: History, before: History | None) -> History:
+  """Return the rows that are of the events and were not there before.
+
+  What is too old to be kept is none of them: whether it came before is not known any more.
+  """
+  came, there = _keys(events), [] if before is None else _keys(_at_times_of(events, before))
+  new, some = set(came).difference(there), _at_times_of(events, rows)
+  return some.picked(np.array([key in new for key in _keys(some)], bool))
+
+
+def _at_times_of(events: History, rows: History) -> History:
+  return rows.picked(np.flatnonzero(np.isin(rows.timestamp, events.timestamp)))
+
+
+def _keys(rows: History) -> list[tuple[int, int, int]]:
+  return list(zip(*(field.tolist() for field in rows[:3])))
