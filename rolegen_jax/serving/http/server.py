@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import pathlib
 import signal
 import socket
@@ -62,6 +63,9 @@ def server(app: Starlette) -> Server:
 
 def serve(app: Starlette, listener: socket.socket) -> None:
   """Serve on a bound socket until a signal, then answer what is under way."""
+  # What is there by now stays: looking for garbage in it would stop all answers for a while.
+  gc.collect()
+  gc.freeze()
   server(app).run(sockets=[listener])
   say('drained')
 

@@ -73,6 +73,7 @@ class Trends:
     self._items.tables.set_trending(table, self._number.copy())
     self._since, self._version = math.inf, self._items.version
     self._known, self._written = max(day, self._known), now
+    self._fold()
 
   def _collect(self) -> None:
     with self._lock:
@@ -98,9 +99,14 @@ class Trends:
       at = day
       if day >= self._since:
         self._write(day + 1, mass)
-      if day <= days[-1] - DAYS_KEPT:
-        self._end, self._mass = day, mass
-        del self._days[day]
+
+  def _fold(self) -> None:
+    """Keep the days that are long over as one."""
+    for day in sorted(self._days):
+      if day <= max(self._days) - DAYS_KEPT:
+        self._mass = self._mass * 0.5 ** ((day - self._end) / self._half_life)
+        _count(self._mass, self._days.pop(day))
+        self._end = day
 
   def _write(self, day: int, mass_N: np.ndarray) -> None:
     """Write what is known from a day on, as the last row."""
