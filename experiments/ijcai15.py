@@ -2,8 +2,8 @@
 
   rolegen train --experiment=ijcai15 --workdir=runs/ijcai15
 
-Expect 20 minutes on two CPU cores and HI@10 of 25.7 % on the 1,090 dormant test targets, 25.5 for
-the backbone alone and 25.4 for the recency baseline (one seed; docs/quality.md). How to get the
+Expect 20 minutes on two CPU cores and HI@10 of 25.7 % on the 1,090 dormant test targets, 25.6 for
+the backbone alone and 25.4 for the recency baseline (two seeds; docs/quality.md). How to get the
 log: docs/guide.md.
 
 Of the source's clicks there are none: what stands as a view is a favorite, the stronger signal, so
