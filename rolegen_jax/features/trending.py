@@ -28,7 +28,7 @@ from rolegen_jax.data.sparse_sums import Counts, SparseSum
 DAY = 86_400  # seconds
 NO_MORE = np.iinfo(np.int32).max
 PAGE = 64  # rows: a log that grows by some compiles nothing anew
-_IMPRESSION = EVENT_NAMES.index('impression')
+IMPRESSION = EVENT_NAMES.index('impression')
 
 Array = Any  # np.ndarray on the host, jax.Array on the device
 
@@ -69,7 +69,7 @@ def daily_counts(log: InteractionLog) -> tuple[int, Counts]:
   first, last = (int(t) // DAY for t in (log.timestamp.min(), log.timestamp.max()))
   total = SparseSum(last - first + 2, len(log.items), np.float64)
   for part in log.parts():
-    rows = np.flatnonzero(part.log.event != _IMPRESSION)
+    rows = np.flatnonzero(part.log.event != IMPRESSION)
     place = part.log.timestamp[rows] // DAY - first, part.log.item[rows]
     total.add(sp.csr_array((np.ones(len(rows)), place), shape=total.shape))
   return first, Counts([total])
@@ -102,7 +102,7 @@ def mass(log: InteractionLog, half_life: float) -> tuple[int, np.ndarray]:
   """
   last, total = int(log.timestamp.max()) // DAY, np.zeros(len(log.items))
   for part in log.parts():
-    rows = np.flatnonzero(part.log.event != _IMPRESSION)
+    rows = np.flatnonzero(part.log.event != IMPRESSION)
     age = last - part.log.timestamp[rows] // DAY
     total += np.bincount(part.log.item[rows], 0.5 ** (age / half_life), len(total))
   return last, total

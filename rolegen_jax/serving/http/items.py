@@ -194,15 +194,14 @@ class Items:
     except ValueError as error:  # of what was asked for; the tables are as before
       self.is_whole = True
       raise Refused(422, 'add', str(error)) from None
-    ids = [*(self.ids[number] for number in add.number if number < len(self.ids)), *change.new_ids]
-    names = tuple((id_, self._number_of[id_]) for id_ in ids if id_ in self._number_of)
+    meant = tuple((x, self._number_of[x]) for x in change.new_ids if x in self._number_of)
     self._enlist(change, slot)
     self._number_of.update(change.names)
     self._listed[change.remove] = False
     self._listed[add.number] = True
     before = [(number, self.columns.update(number, values)) for number, values in change.tag]
     self.is_whole = True
-    return Change(removed, add.number, before[::-1], names=names)
+    return Change(removed, add.number, before[::-1], names=meant)
 
   def _enlist(self, change: Change, slot: np.ndarray) -> None:
     """Take note of what the added items are called and where they are."""

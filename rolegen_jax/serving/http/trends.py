@@ -16,10 +16,9 @@ import time
 
 import numpy as np
 
-from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.features import trending
-from rolegen_jax.features.trending import DAY, NO_MORE, PAGE, Trending
+from rolegen_jax.features.trending import DAY, IMPRESSION, NO_MORE, PAGE, Trending
 from rolegen_jax.serving.http.columns import grown
 from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.users import History
@@ -27,7 +26,6 @@ from rolegen_jax.serving.http.users import History
 EVERY = 60.0  # seconds between two looks at what came late
 MORE_ROOM = PAGE // 4  # rows that are dropped at once
 DAYS_KEPT = 7  # by which events may be late and count as exactly; older ones fade from there
-_IMPRESSION = EVENT_NAMES.index('impression')
 
 
 class Trends:
@@ -52,7 +50,7 @@ class Trends:
 
   def add(self, events: History) -> None:
     """Take note of events that were not there before."""
-    acted = events.event != _IMPRESSION
+    acted = events.event != IMPRESSION
     day, number = events.timestamp[acted] // DAY, events.item[acted]
     with self._lock:
       for at, item in zip(day.tolist(), number.tolist()):
