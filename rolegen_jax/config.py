@@ -73,8 +73,14 @@ INTERVENTIONS = ('intent', 'remove', 'role')
 MAX_WORLDS = 16  # world tokens in the vocabulary
 # Of semantic_ids/embeddings.py and, the last, reasoning/text_states.py.
 TEXT_EMBEDDERS = ('hashed_ngrams', 'column', 'minilm', 'reasoner')
-PATHS = ('data.path', 'data.shards', 'reasoner.pretrained', 'roles.annotations')  # or URLs
-LOCAL_PATHS = ('update.parent',)
+# Or URLs of buckets.
+PATHS = (
+  'data.path',
+  'data.shards',
+  'reasoner.pretrained',
+  'roles.annotations',
+  'update.parent',
+)
 # Far beyond what anybody trains: whoever asks for more has mistyped.
 MANY, TOO_WIDE, TOO_DEEP = 10_000_000, 65_536, 1024
 # Ablation -> the expert that RoleGen is left without. Nothing is trained for it: the weights of the
@@ -759,11 +765,11 @@ class Config(Section):
     """
     fields.check_types(self)
     config = self
-    for path in (*PATHS, *LOCAL_PATHS):
+    for path in PATHS:
       name, field = path.split('.')
       section = getattr(self, name)
       if text := getattr(section, field):
-        expanded = dataclasses.replace(section, **{field: local_path(text, path, path in PATHS)})
+        expanded = dataclasses.replace(section, **{field: local_path(text, path, urls=True)})
         config = dataclasses.replace(config, **{name: expanded})
     for name, kind in fields.types(Config).items():
       if dataclasses.is_dataclass(kind):

@@ -45,7 +45,9 @@ _EXAMPLES = flags.DEFINE_integer(
   lower_bound=0,
 )
 _PROMPTS = path_flag('prompts', None, 'JSONL file of prompts to write.', urls=True)
-_ANSWERS = path_flag('answers', None, 'JSONL file of answers to the prompts of as many --examples.')
+_ANSWERS = path_flag(
+  'answers', None, 'JSONL file of answers to the prompts of as many --examples.', urls=True
+)
 _OUTPUT = path_flag(
   'output',
   None,

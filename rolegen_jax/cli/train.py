@@ -35,7 +35,7 @@ _SET = flags.DEFINE_multi_string(
   'set', [], 'Replace one field of the config: section.field=value. May be repeated.'
 )
 _WARM_START = path_flag(
-  'warm_start', '', 'Run folder whose models this run starts from; default: none.'
+  'warm_start', '', 'Run folder whose models this run starts from; default: none.', urls=True
 )
 _RETRAIN = flags.DEFINE_bool(
   'retrain', False, 'Train again what was trained with other settings or on other files.'

@@ -17,7 +17,7 @@ from absl import flags
 from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
 
-_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True)
+_WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True, urls=True)
 _DATA = path_flag(
   'data', '', 'The new days: what data.path is of a log in the format contract.', urls=True
 )

@@ -31,6 +31,7 @@ from rolegen_jax.pipeline import artifacts
 from rolegen_jax.pipeline.artifacts import VERSIONS
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.reasoning.rolegen import RoleGen
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.compile import jit_once
 from rolegen_jax.semantic_ids.catalogue import Catalogue
 from rolegen_jax.semantic_ids.stage import Earlier
@@ -187,7 +188,7 @@ def _place(run: Run) -> pathlib.Path:
 
   Raises ConfigError where there is none.
   """
-  named, root = pathlib.Path(run.config.update.parent), run.folder.root
+  named, root = storage.path(run.config.update.parent), run.folder.root
   moved = root / VERSIONS / named.name if named.parent.name == VERSIONS else root
   for folder in (named, moved) if run.config.update.appends else (named,):
     if (folder / 'config.json').exists():

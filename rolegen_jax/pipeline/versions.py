@@ -36,7 +36,7 @@ from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.parent import check_same_models
 from rolegen_jax.pipeline.run import train_models
-from rolegen_jax.runtime import distributed
+from rolegen_jax.runtime import distributed, storage
 from rolegen_jax.runtime.progress import say
 
 FIRST = 'first'  # what --go_back calls the run itself
@@ -98,7 +98,7 @@ def _reserved(workdir: str) -> pathlib.Path:
 
   Raises ConfigError where there is no run, or another process is at work.
   """
-  root = pathlib.Path(workdir).absolute()
+  root = storage.absolute(workdir)
   saved_config(root)
   distributed.once(RunFolder(root).lock)
   return root
@@ -119,7 +119,7 @@ def warm_started(config: Config, workdir: str) -> Config:
 
   Raises ConfigError where that run is not complete or has other models.
   """
-  parent = current(pathlib.Path(workdir).absolute())
+  parent = current(storage.absolute(workdir))
   check_same_models(config, saved_config(parent), parent)
   update = dataclasses.replace(config.update, parent=str(parent), parent_key=last_key(parent))
   return dataclasses.replace(config, update=update).validated()
@@ -215,7 +215,7 @@ def _check_same_version(version: pathlib.Path, config: Config, retrain: bool) ->
       if difference := done.difference(now):
         differing = differing or f'its stage {stage} {difference.what}'
   if differing:
-    before = pathlib.Path(saved.update.parent)
+    before = storage.path(saved.update.parent)
     name = before.name if before.parent.name == VERSIONS else FIRST
     raise ConfigError(
       f'{version}: is in use and of these days already, but {differing}; must be asked for with '

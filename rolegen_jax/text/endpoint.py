@@ -25,10 +25,11 @@ import re
 import time
 import urllib.parse
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rolegen_jax.config import ConfigError
 from rolegen_jax.data.files import DataError, lock, require_writable
+from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import progress, say
 from rolegen_jax.text import responses
 from rolegen_jax.text.items import one_line
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
   import openai
 
 PACKAGE = 'openai'
+SEND_EVERY_S = 30.0  # what a killed process loses of a file in a bucket
 OURS = ('model', 'messages', 'stream')  # fields of a request that --parameters may not hold
 MAX_QUOTE = 300  # characters of what a server says that an error repeats
 # What can be in a header, and looks the same wherever a server quotes it.
@@ -153,21 +155,24 @@ def ask(
 ) -> str:
   """Ask for what the answers file does not answer yet, and return a report.
 
-  Each answer is appended as soon as it comes: after an error, Ctrl-C or a kill, the same call asks
-  for the rest. A prompt that the server refuses, but not all others, stays without an answer.
+  Each answer is appended as soon as it comes, in a bucket within `SEND_EVERY_S`: after an error,
+  Ctrl-C or a kill, the same call asks for the rest. A prompt that the server refuses, but not all others, stays without an answer.
   Raises ConfigError when the server refuses all or goes on failing, and DataError when the file
   holds answers to other prompts or of another model.
 
   prompts: objects of a prompts file.
   """
   require_writable(answers)
-  with _locked(pathlib.Path(answers)):
+  path = storage.path(answers)
+  with _locked(path):
     before, size = _answered(endpoint, prompts, answers)
     left = [prompt for prompt in prompts if prompt['id'] not in before]
     started = time.monotonic()
-    with open(answers, 'ab') as file:
-      _end_last_line(file, size)
-      now = asyncio.run(_ask_all(endpoint, left, file, len(before))) if left else []
+    kept = _Kept(path, size)
+    try:
+      now = asyncio.run(_ask_all(endpoint, left, kept, len(before))) if left else []
+    finally:
+      kept.close()
   seconds = time.monotonic() - started
   lines = [
     f'asked now: {len(now)} prompts in {seconds:.0f} s, {_tokens(now, prices)}',
@@ -226,14 +231,33 @@ def _answered(
   return answered, size
 
 
-def _end_last_line(file: IO[bytes], size: int) -> None:
-  """Cut off what a killed process left unfinished, and end the line before it."""
-  cut_off = os.path.getsize(file.name) - size
-  if cut_off:
-    say(f'{file.name}: {cut_off} bytes of an unfinished answer at its end are dropped')
-    file.truncate(size)
-  if size and pathlib.Path(file.name).read_bytes()[-1:] != b'\n':
-    file.write(b'\n')
+class _Kept:
+  """The answers file, open for more."""
+
+  def __init__(self, path: pathlib.Path, size: int):
+    """Cut off what a killed process left unfinished after `size` bytes, and end the last line."""
+    self._spool = storage.Spool(path)
+    self._file = self._spool.here.open('ab')
+    self._sent = time.monotonic()
+    cut_off = self._file.tell() - size
+    if cut_off:
+      say(f'{path}: {cut_off} bytes of an unfinished answer at its end are dropped')
+      self._file.truncate(size)
+    if size and self._spool.here.read_bytes()[-1:] != b'\n':
+      self._file.write(b'\n')
+
+  def append(self, row: dict[str, Any]) -> None:
+    """Append an answer."""
+    self._file.write(json_line(row).encode())
+    self._file.flush()
+    if time.monotonic() - self._sent > SEND_EVERY_S:
+      self._spool.flush()
+      self._sent = time.monotonic()
+
+  def close(self) -> None:
+    """Close the file, and put it into its bucket where it has one."""
+    self._file.close()
+    self._spool.flush()
 
 
 def _digest(prompt: str) -> str:
@@ -254,9 +278,9 @@ def _tokens(rows: list[dict[str, Any]], prices: Prices | None) -> str:
 
 
 async def _ask_all(
-  endpoint: Endpoint, prompts: list[dict[str, Any]], file: IO[bytes], n_before: int
+  endpoint: Endpoint, prompts: list[dict[str, Any]], kept: _Kept, n_before: int
 ) -> list[dict[str, Any]]:
-  """Ask for all prompts, append their answers to the file and return them."""
+  """Ask for all prompts, keep their answers and return them."""
   import openai
 
   slots = asyncio.Semaphore(endpoint.concurrency)
@@ -279,8 +303,7 @@ async def _ask_all(
         raise
       slots.release()
       return
-    file.write(json_line(row).encode())
-    file.flush()
+    kept.append(row)
     received.append(row)
     slots.release()  # a request that failed keeps its slot, so that no other follows it
 

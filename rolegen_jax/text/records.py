@@ -11,6 +11,7 @@ from typing import Any
 
 from rolegen_jax.data.files import DataError, renamed
 from rolegen_jax.data.lines import decoded, read_bytes
+from rolegen_jax.runtime import storage
 
 EXPECTED = 'JSON objects, one per line or as an array'
 # Control characters inside strings are kept; JSON wants them escaped, many writers do not.
@@ -36,7 +37,7 @@ def read_begun(path: str | os.PathLike) -> tuple[list[tuple[int, dict[str, Any]]
 
   A last line that a killed process left unfinished is in neither. No file is an empty one.
   """
-  if not os.path.exists(path):
+  if not storage.path(path).exists():
     return [], 0
   content = read_bytes(path, EXPECTED)
   try:

@@ -12,8 +12,11 @@ import time
 import numpy as np
 import pytest
 
+from rolegen_jax.config import SimulatorConfig
 from rolegen_jax.data.files import read_parquet
+from rolegen_jax.pipeline import artifacts
 from rolegen_jax.runtime import storage
+from tests import days
 from tests.launch import small, test_processes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -130,4 +133,44 @@ def test_a_whole_run_that_was_killed_goes_on_and_serves(s3_url, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=MAX_S)
     assert done.returncode == 0, done.stderr
     assert (storage.path(s3_url) / file).exists()
+  assert not os.path.lexists(ROOT / 's3:')
+
+
+def test_a_run_in_a_bucket_is_updated_killed_in_between_and_goes_back(s3_url, tmp_path):
+  logs = days.cut(tmp_path, SimulatorConfig(users=400, items=64, categories=8), 60, [70])
+  new_days = f'{s3_url}-days'
+  for name in ('events.parquet', 'items.parquet'):
+    storage.put(logs[1] / name, storage.path(f'{new_days}/{name}'))
+
+  def rolegen(command, *flags):
+    command = [sys.executable, '-m', 'rolegen_jax', command, f'--workdir={s3_url}', *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=MAX_S)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+  of_log = ['data.format=contract', f'data.path={logs[0]}', 'roles.max_conversions=64']
+  # Without the simulator's, which is not what the log is from.
+  settings = [each for each in SETTINGS if not each.startswith('simulator.')]
+  rolegen('train', '--experiment=demo', *small.set_flags([*settings, *of_log]))
+  update = [sys.executable, '-m', 'rolegen_jax', 'update', f'--workdir={s3_url}']
+  update += [f'--data={new_days}']
+  with (tmp_path / 'out.txt').open('w+') as out:
+    killed = subprocess.Popen(update, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+    while 'loop: running' not in (text := pathlib.Path(out.name).read_text()):
+      assert killed.poll() is None, text
+      time.sleep(0.1)
+    killed.kill()
+    killed.wait()
+  assert artifacts.current(s3_url) == storage.path(s3_url)  # the one before stays whole
+  said = rolegen('update', f'--data={new_days}')
+  assert 'warmup: up to date' in said
+  version = artifacts.current(s3_url)
+  assert version.parent == storage.path(s3_url) / 'versions'
+  assert 'has these days already' in rolegen('update', f'--data={new_days}')
+  rolegen('recommend', f'--output={s3_url}/lists.parquet', '--top=5')
+  assert read_parquet(f'{s3_url}/lists.parquet')['user_id'].n_unique() > 10
+  rolegen('update', '--go_back=first')
+  assert artifacts.current(s3_url) == storage.path(s3_url)
+  rolegen('update', f'--go_back={version.name}')
+  assert artifacts.current(s3_url) == version
   assert not os.path.lexists(ROOT / 's3:')
