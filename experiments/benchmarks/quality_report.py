@@ -149,7 +149,7 @@ def _percent(estimate: dict, sign: str = '', digits: int = 2) -> str:
 
 def _aims_table(results: dict) -> str:
   rows = [
-    [what, f'{aim:.4g}', f'{value:.3f}', 'reached' if value >= aim else 'short']
+    [what, f'{aim:.4g}', f'{value:.4f}', 'reached' if value >= aim else 'short']
     for what, aim, value in aims(results)
   ]
   return _markdown(['', 'aim', 'measured', ''], rows)
