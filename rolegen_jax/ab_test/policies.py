@@ -29,9 +29,8 @@ from rolegen_jax.features.excitation import Excitation
 from rolegen_jax.features.interest_shift import InterestShift
 from rolegen_jax.features.item_transitions import Kernel
 from rolegen_jax.features.trending import Trending
-from rolegen_jax.reasoning import looks
+from rolegen_jax.reasoning.batched import Batched
 from rolegen_jax.reasoning.looks import Looked
-from rolegen_jax.reasoning.predict import Online
 from rolegen_jax.serving.history_filter import held_items, without
 from rolegen_jax.serving.slate import Opened, slates
 from rolegen_jax.simulator.base import World
@@ -300,8 +299,8 @@ class Sasrec(_Windows):
 class Generative(_Windows):
   """RoleGen, or its backbone alone, as `online` decides."""
 
-  def __init__(self, setting: Setting, online: Online, of_looks: looks.Online | None = None):
-    """of_looks: where kinds of users are known; else `opened` is not asked for."""
+  def __init__(self, setting: Setting, online: Batched, of_looks: Batched | None = None):
+    """online: `predicting`. of_looks: `looking`, where kinds of users are known."""
     super().__init__(setting, online.size, setting.config.backbone.context)
     self._online, self.of_looks = online, of_looks
 
@@ -311,14 +310,13 @@ class Generative(_Windows):
     attribute_IxA, parts = self.setting.excitation.attribute_IxA, []
     for start in range(0, len(rows), self._size):
       index = np.minimum(np.arange(start, start + self._size), len(rows) - 1)
-      item = item_VxK[index]
-      listed = Looked(item, attribute_IxA[np.maximum(item, 0)])
-      parts.append(self.of_looks(self.examples(rows[index], now), listed))
+      listed = Looked.of(item_VxK[index], attribute_IxA)
+      parts.append(np.asarray(self.of_looks((self.examples(rows[index], now), listed))))
     return Opened.for_users(np.concatenate(parts)[: len(rows)], item_VxK)
 
   def _rank(self, rows: np.ndarray, now: int) -> Lists:
-    ranking = self._online(self.examples(rows, now))
-    return Lists(np.asarray(ranking.item), np.asarray(ranking.score))
+    item, score, *_ = self._online(self.examples(rows, now), np.bool_(True))
+    return Lists(np.asarray(item), np.asarray(score))
 
   def examples(self, rows: np.ndarray, now: int) -> Examples:
     """Return what is known of these rows at a time."""

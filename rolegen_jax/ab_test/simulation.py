@@ -31,10 +31,10 @@ from rolegen_jax.pipeline.inputs import prepare_inputs
 from rolegen_jax.pipeline.run import train_models
 from rolegen_jax.pipeline.stages import Trained
 from rolegen_jax.reasoning import looks
-from rolegen_jax.reasoning.predict import Online
+from rolegen_jax.reasoning.predict import predicting
 from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
-from rolegen_jax.serving.recommend import dormant
+from rolegen_jax.serving.audience import dormant
 from rolegen_jax.simulator.rules import HELD_BACK
 from rolegen_jax.simulator.world import build
 
@@ -312,9 +312,9 @@ class Test:
         return policies.LookingAhead(setting, self.world)
     params, trie, is_tested = self.models[name].load(), self.inputs.trie, name == summary.TESTED
     beams = run.config.backbone.beam
-    online = Online(run.rolegen, params, trie, run.mesh, beams, reasoning=is_tested)
+    online = predicting(run.rolegen, params, trie, run.mesh, beams, reasoning=is_tested)
     told = is_tested and looks.are_known(params)
-    of_users = looks.Online(run.rolegen, params, trie, run.mesh) if told else None
+    of_users = looks.looking(run.rolegen, params, trie, run.mesh) if told else None
     return policies.Generative(setting, online, of_users)
 
 

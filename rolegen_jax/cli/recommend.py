@@ -53,21 +53,20 @@ def main() -> None:
   from rolegen_jax.pipeline.context import open_run
   from rolegen_jax.pipeline.inputs import prepare_inputs
   from rolegen_jax.pipeline.run import train_models
-  from rolegen_jax.serving.recommend import recommend
+  from rolegen_jax.serving.recommend import Recommender
 
   run = open_run(config, workdir, may_train=_RETRAIN.value, retrain=_RETRAIN.value)
   run, inputs = prepare_inputs(run)
-  table = recommend(
+  trained = train_models(run, inputs).calibrated
+  recommender = Recommender(
     run.rolegen,
-    train_models(run, inputs).calibrated.load(),
+    trained.load(),
+    trained.key,
     inputs.log,
     inputs.excitation,
     inputs.trie,
     run.mesh,
-    _USERS.value,
-    _OUTPUT.value,
-    _TOP.value,
     inputs.bars_history,
   )
-  n_users = table['user_id'].n_unique()
-  say(f'{n_users} users, {len(table)} recommendations -> {_OUTPUT.value}')
+  written = recommender.write(_USERS.value, _OUTPUT.value, _TOP.value)
+  say(f'{written.users} users, {written.recommendations} recommendations -> {_OUTPUT.value}')

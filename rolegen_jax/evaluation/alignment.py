@@ -17,8 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
-from rolegen_jax.reasoning import language, predict
+from rolegen_jax.reasoning import language
 from rolegen_jax.reasoning.alignment import Alignment
+from rolegen_jax.reasoning.batched import over
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.reasoning.rationales import Rationales
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -83,7 +84,7 @@ def _right_answers(
     tokens = language.read(rolegen.bind('reasoner', params), packed)
     return (tokens.right | (tokens.task == 0),)
 
-  (token_right,) = predict.over(rolegen, batch, (reasoner,), table, mesh, label)
+  (token_right,) = over(rolegen, batch, (reasoner,), table, mesh, label)
   right = np.zeros(len(examples), bool)
   for row, numbers in enumerate(order):
     for segment, number in enumerate(numbers, 1):

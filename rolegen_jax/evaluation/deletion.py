@@ -21,7 +21,7 @@ from rolegen_jax.config import EvaluationConfig
 from rolegen_jax.data.batches import Examples, Trajectories
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.evaluation.metrics import Interval, bootstrap
-from rolegen_jax.reasoning.predict import over
+from rolegen_jax.reasoning.batched import over
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.semantic_ids.trie import Trie
 

@@ -45,7 +45,7 @@ from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.runtime import distributed
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.serving.history_filter import without_history
-from rolegen_jax.serving.slate import Opened, slates
+from rolegen_jax.serving.slate import Exposure, Opened, slates
 
 ALL_BASELINES = BASELINES | {'u2i': u2i, 'SASRec': sasrec}
 # Systems whose lists are also reported with an exposure penalty.
@@ -236,9 +236,8 @@ def penalize_exposure(
   by_time = np.argsort(timestamp, kind='stable')
   lists = np.empty_like(predictions.item)
   nothing = Opened(np.zeros(lists.shape, np.float32), 1.0)
-  lists[by_time] = slates(
-    predictions.item[by_time], predictions.score[by_time], nothing, 0.0, penalty, items=items
-  ).item
+  ordered = predictions.item[by_time], predictions.score[by_time]
+  lists[by_time] = slates(*ordered, nothing, 0.0, Exposure(penalty, items)).item
   return lists
 
 

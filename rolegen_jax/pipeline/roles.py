@@ -21,7 +21,8 @@ from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.inputs import Inputs
 from rolegen_jax.pipeline.stages import Models
 from rolegen_jax.reasoning import predict
-from rolegen_jax.reasoning.explain import explanations
+from rolegen_jax.reasoning.batched import Beside
+from rolegen_jax.reasoning.explain import explaining
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.simulator import world
 from rolegen_jax.simulator.base import World
@@ -60,9 +61,10 @@ def section(
   listed = prediction.item[sample]
   bought = np.where(listed == sampled.target[:, None], -1, listed)
   bought[:, -1] = sampled.target
+  explainer = explaining(run.rolegen, params, inputs.trie, run.mesh, 1)
   choosers = {
-    f'the explanation of the item {which}': explanations(
-      run.rolegen, params, sampled, items, inputs.trie, run.mesh, 1
+    f'the explanation of the item {which}': explainer.over(
+      Beside(sampled, items), 'explanations'
     ).effect[:, 0]
     for which, items in (('ranked first', listed), ('bought', bought[:, ::-1]))
   }

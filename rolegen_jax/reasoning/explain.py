@@ -16,16 +16,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from rolegen_jax import sharding
 from rolegen_jax.data.batches import Examples
-from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.models.functional import Params
 from rolegen_jax.models.numerics import NEG_INF
+from rolegen_jax.reasoning.batched import Batched
 from rolegen_jax.reasoning.frcot import build_prompt
-from rolegen_jax.reasoning.predict import over
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import without
 from rolegen_jax.semantic_ids.trie import Trie
@@ -41,33 +39,12 @@ class Explanations(NamedTuple):
   role: Any  # int32 [B, S, M], the likeliest
 
 
-class _Listed(NamedTuple):
-  """A table of examples beside what was listed for them."""
-
-  table: ExampleTable
-  item: np.ndarray
-
-  def __len__(self) -> int:
-    return len(self.table)
-
-  def rows(self, index: np.ndarray, width: int) -> tuple[Examples, np.ndarray]:
-    """Return the examples of these numbers, and their lists."""
-    return self.table.rows(index, width), self.item[index]
-
-
-def explanations(
-  rolegen: RoleGen,
-  params: dict[str, Params],
-  table: ExampleTable,
-  item_NxK: np.ndarray,
-  trie: Trie,
-  mesh: Mesh,
-  first: int,
-) -> Explanations:
-  """Return the explanations of the `first` items of every list (-1 = no item), on the host."""
-
-  fixed, rows = (params, jax.device_put(trie, sharding.sharding(mesh))), _Listed(table, item_NxK)
-  return over(rolegen, _explain_batch(rolegen, first), fixed, rows, mesh, 'explanations')
+def explaining(
+  rolegen: RoleGen, params: dict[str, Params], trie: Trie, mesh: Mesh, first: int
+) -> Batched:
+  """Return (examples, lists int32 [B, K]) -> Explanations of the `first` items; -1 = no item."""
+  fixed = params, jax.device_put(trie, sharding.sharding(mesh))
+  return Batched(rolegen, _explain_batch(rolegen, first), fixed, mesh)
 
 
 @functools.lru_cache(maxsize=2)  # other lists of the same models run the same program

@@ -1,4 +1,4 @@
-"""RoleGen over a table of examples: fixed-size batches on the device, results gathered on the host.
+"""RoleGen over tables of examples: lists, hindsight roles, chances of roles, effects of events.
 
 Shapes: N examples, M role events, W worlds, P candidates per world, k recommended items.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,11 @@ from rolegen_jax import sharding
 from rolegen_jax.data.batches import Examples
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.features.interest_shift import InterestShift
-from rolegen_jax.models.decode import Ranking
 from rolegen_jax.models.functional import Params
+from rolegen_jax.reasoning.batched import Batched, over
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.reasoning.roles import intent_effects, label_roles, removal_effects
-from rolegen_jax.runtime.compile import compile_in_step, jit
-from rolegen_jax.runtime.progress import progress
 from rolegen_jax.semantic_ids.trie import Trie
 
 # Chains that the chances of roles are means over: with an intent of their own, or that told.
@@ -55,14 +53,6 @@ class Effects(NamedTuple):
   backbone: np.ndarray  # fp32 [N, M], by the backbone alone: on that of the target
 
 
-class Table(Protocol):
-  """Rows by number, such as an ExampleTable."""
-
-  def __len__(self) -> int: ...
-
-  def rows(self, index: np.ndarray, width: int) -> Any: ...
-
-
 # The first six say what runs on what, the others are what ablations and progress differ in.
 def predict(
   rolegen: RoleGen,
@@ -76,9 +66,21 @@ def predict(
   label: str = 'recommend',
 ) -> Predictions:
   """Recommend for every example, whatever its place in the table."""
-  recommend = _recommend(rolegen, beams, reasoning)
+  predictor = predicting(rolegen, params, trie, mesh, beams, reasoning)
+  return Predictions(*predictor.over(table, label, np.bool_(intervene)))
+
+
+def predicting(
+  rolegen: RoleGen,
+  params: dict[str, Params],
+  trie: Trie,
+  mesh: Mesh,
+  beams: int,
+  reasoning: bool = True,
+) -> Batched:
+  """Return (examples, intervene) -> the fields of Predictions."""
   fixed = params, jax.device_put(trie, sharding.sharding(mesh))
-  return Predictions(*over(rolegen, recommend, fixed, table, mesh, label, np.bool_(intervene)))
+  return Batched(rolegen, _recommend(rolegen, beams, reasoning), fixed, mesh)
 
 
 @functools.lru_cache(maxsize=2)  # other parameters of the same models run the same program
@@ -96,46 +98,6 @@ def _recommend(rolegen: RoleGen, beams: int, reasoning: bool) -> Callable:
     return (*listed, factual_roles, rollout.candidates, *done)
 
   return batch
-
-
-class Online:
-  """RoleGen for examples that come a batch at a time.
-
-  It is one program for `evaluation.batch` examples, compiled at the first batch.
-  """
-
-  def __init__(
-    self,
-    rolegen: RoleGen,
-    params: dict[str, Params],
-    trie: Trie,
-    mesh: Mesh,
-    beams: int,
-    reasoning: bool = True,
-  ):
-    self.size, self._mesh = rolegen.config.evaluation.batch, mesh
-    self._fixed = params, jax.device_put(trie, sharding.sharding(mesh))
-    self._jitted = _ranked(rolegen, mesh, beams, reasoning)
-    self._compiled: jax.stages.Compiled | None = None
-
-  def __call__(self, examples: Examples) -> Ranking:
-    """Return the ranking [size, beams] on the device."""
-    with jax.set_mesh(self._mesh):
-      batch = on_device(examples, self._mesh, self.size)
-      args = (*self._fixed, batch)
-      if self._compiled is None:
-        self._compiled = compile_in_step(self._jitted, *args)
-      return self._compiled(*args)
-
-
-@functools.lru_cache(maxsize=2)  # as `_recommend`: arms of an A/B test share their program
-def _ranked(rolegen: RoleGen, mesh: Mesh, beams: int, reasoning: bool) -> jax.stages.Wrapped:
-  """Return (parameters, trie, examples) -> the ranking of one batch, jitted."""
-
-  def batch(params: dict[str, Params], trie: Trie, examples: Examples) -> Ranking:
-    return rolegen.recommend(params, examples, trie, beams, reasoning).ranking
-
-  return jit(batch, out_shardings=sharding.sharding(mesh))
 
 
 def hindsight_roles(
@@ -224,40 +186,3 @@ def effects(
 
   fixed = params, jax.device_put(trie, sharding.sharding(mesh))
   return Effects(*over(rolegen, batch, fixed, table, mesh, label))
-
-
-def over(
-  rolegen: RoleGen,
-  function: Callable[..., Any],
-  fixed: tuple,
-  table: Table,
-  mesh: Mesh,
-  label: str,
-  *extra: Any,
-) -> Any:
-  """Return `function(*fixed, rows, *extra)` of all rows of a table, on the host.
-
-  Batches have `evaluation.batch` rows: the last one is filled up with copies of the last row, whose
-  results are cut off.
-  """
-  size, width = rolegen.config.evaluation.batch, rolegen.config.backbone.context
-  results = []
-  with jax.set_mesh(mesh):
-    jitted = jit(function, out_shardings=sharding.sharding(mesh))
-    for number, start in enumerate(progress(range(0, len(table), size), label)):
-      index = np.minimum(np.arange(start, start + size), len(table) - 1)
-      rows = on_device(table.rows(index, width), mesh, size)
-      args = (*fixed, rows, *extra)
-      if number == 0:
-        compiled = compile_in_step(jitted, *args)
-      results.append(compiled(*args))
-      # The device has this batch while the next one is assembled: the bar is ahead by one.
-      jax.block_until_ready(results[max(number - 1, 0)])
-  host = jax.device_get(results)
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(table)], *host)
-
-
-def on_device(rows: Any, mesh: Mesh, size: int) -> Any:
-  """Spread `size` rows over the mesh; every process holds all of them."""
-  places = np.arange(size)
-  return jax.tree.map(lambda x: sharding.global_batch(mesh, np.asarray(x), places, size), rows)

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rolegen_jax.reasoning import language, predict
+from rolegen_jax.reasoning import language
+from rolegen_jax.reasoning.batched import over
 from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.text.packing import Packed, PackedTable, in_order, pack, text_example
 from rolegen_jax.text.tokenizers import TextVocabulary, Tokenizer
@@ -41,7 +42,7 @@ def text_states(
 
   vectors = np.zeros((len(distinct), rolegen.config.reasoner.transformer.width), np.float32)
   if said:
-    (states_RxNxD,) = predict.over(rolegen, batch, (reasoner,), table, mesh, 'texts')
+    (states_RxNxD,) = over(rolegen, batch, (reasoner,), table, mesh, 'texts')
     for row, numbers in enumerate(order):
       vectors[[said[i][0] for i in numbers]] = states_RxNxD[row, : len(numbers)]
   norm = np.linalg.norm(vectors, axis=1, keepdims=True)

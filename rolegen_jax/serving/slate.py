@@ -14,7 +14,7 @@ before, counted for everybody alike; the scale is its noise, or its median where
 (`features/interest_shift.py`). Where nothing but noise is found, the order is nearly that of log p.
 Where kinds of users are known, it is how much of this user's interest a view, now, would move
 (`reasoning/looks.py`), and the scale the median of the list.
-shown: how often the item was among the first of the lists before this one.
+shown: how often the item was among the first of the lists before this one (`Exposure`).
 
 Shapes: N lists, K items of a list as the model ranked them, I items.
 """
@@ -59,18 +59,35 @@ class Slates(NamedTuple):
   opens: np.ndarray  # fp [N, K], share of interest that the item opens
 
 
+class Exposure:
+  """How often each item was among the first of the lists so far."""
+
+  def __init__(self, penalty: float, items: int, top: int = 10):
+    """penalty: weight of `shown`. items: how many there are. top: of each list count as shown."""
+    self.penalty, self.top = penalty, top
+    self._shown_I, self._total = np.zeros(items), 0
+
+  def add(self, item: np.ndarray) -> None:
+    """Count items that were shown, int [n]."""
+    np.add.at(self._shown_I, item, 1)
+    self._total += len(item)
+
+  def of(self, item_K: np.ndarray) -> np.ndarray:
+    """Return how often items were shown, over how often the average one was; -1 = any number."""
+    average = max(self._total / max(len(self._shown_I), 1), 1e-9)
+    return self._shown_I[np.maximum(item_K, 0)] / average
+
+
 def slates(
   item_NxK: np.ndarray,
   log_prob_NxK: np.ndarray,
   opened: Opened,
   exploration_weight: float,
-  exposure_penalty: float = 0.0,
-  top: int = 10,
-  items: int = 0,
+  exposure: Exposure | None = None,
 ) -> Slates:
   """Return the lists in the order in which to show them.
 
-  Where both weights are 0, the order is that of the lists. With `exposure_penalty`, a list depends
+  Where both weights are 0, the order is that of the lists. With an exposure penalty, a list depends
   on those before it.
 
   Args:
@@ -78,21 +95,17 @@ def slates(
     log_prob_NxK: log p of the items.
     opened: see the module docstring.
     exploration_weight: its weight.
-    exposure_penalty: weight of `shown`.
-    top: how many items of each list count as shown.
-    items: how many there are; read with `exposure_penalty` alone.
+    exposure: of the lists before these, which are added to it.
   """
   worth_NxK = exploration_weight * np.log(opened.share + opened.scale)
   value_NxK = np.where(item_NxK >= 0, log_prob_NxK + worth_NxK, -np.inf)
   lists = item_NxK, log_prob_NxK, value_NxK, opened.share
-  if not exposure_penalty:
+  if exposure is None or not exposure.penalty:
     return _ordered(*lists)
-  shown_I = np.zeros(items)
   for item_K, value_K in zip(item_NxK, value_NxK):
-    relative_exposure_K = shown_I[np.maximum(item_K, 0)] / max(shown_I.mean(), 1e-9)
-    value_K -= exposure_penalty * np.log1p(relative_exposure_K)
-    shown = item_K[np.argsort(-value_K, kind='stable')[:top]]
-    shown_I[shown[shown >= 0]] += 1
+    value_K -= exposure.penalty * np.log1p(exposure.of(item_K))
+    shown = item_K[np.argsort(-value_K, kind='stable')[: exposure.top]]
+    exposure.add(shown[shown >= 0])
   return _ordered(*lists)
 
 

@@ -156,7 +156,8 @@ def ask(
   """Ask for what the answers file does not answer yet, and return a report.
 
   Each answer is appended as soon as it comes, in a bucket within `SEND_EVERY_S`: after an error,
-  Ctrl-C or a kill, the same call asks for the rest. A prompt that the server refuses, but not all others, stays without an answer.
+  Ctrl-C or a kill, the same call asks for the rest. A prompt that the server refuses, but not all
+  others, stays without an answer.
   Raises ConfigError when the server refuses all or goes on failing, and DataError when the file
   holds answers to other prompts or of another model.
 

@@ -37,7 +37,7 @@ from rolegen_jax.models.decode import retrieve
 from rolegen_jax.models.experts import Experts, Members, draw_negatives, with_negatives
 from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.models.numerics import NEG_INF
-from rolegen_jax.reasoning import predict
+from rolegen_jax.reasoning.batched import over
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.reasoning.likelihood import IntentWeights, intent_log_probs
 from rolegen_jax.reasoning.rolegen import RoleGen, history_keys
@@ -108,7 +108,7 @@ def intent_weights(
   """
   fixed = (params['reasoner'], jax.device_put(trie, sharding.sharding(mesh)))
   log_probs = _intent_log_probs(rolegen)
-  (log_prob_NxG,) = predict.over(rolegen, log_probs, fixed, table, mesh, 'weights of intents')
+  (log_prob_NxG,) = over(rolegen, log_probs, fixed, table, mesh, 'weights of intents')
   nll = -log_prob_NxG.mean(0)
   return weights_to_choose(rolegen)[int(np.argmin(nll))], nll
 
@@ -139,7 +139,7 @@ def _members(
 ) -> Members:
   """Return what the experts say of each example's target and of all that they find, on the host."""
   score, fixed = _score(rolegen, reasoning), (params, trie)
-  return predict.over(rolegen, score, fixed, table, mesh, 'calibration', np.bool_(intervene))
+  return over(rolegen, score, fixed, table, mesh, 'calibration', np.bool_(intervene))
 
 
 @functools.lru_cache(maxsize=2)  # other parameters of the same models run the same program

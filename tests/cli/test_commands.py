@@ -18,7 +18,7 @@ from rolegen_jax.ab_test import simulation
 from rolegen_jax.cli import entry
 from rolegen_jax.config import ROLE_NAMES, ConfigError
 from rolegen_jax.data.adapters import log_path
-from rolegen_jax.data.files import DataError, lock
+from rolegen_jax.data.files import DataError, lock, read_parquet
 from rolegen_jax.data.shards import build
 from rolegen_jax.data.shards.convert import make_plan
 from rolegen_jax.models import functional
@@ -28,7 +28,7 @@ from rolegen_jax.pipeline.context import Run, open_run
 from rolegen_jax.pipeline.inputs import Inputs, prepare_inputs
 from rolegen_jax.pipeline.run import train, train_models
 from rolegen_jax.pipeline.stages import learn_kinds
-from rolegen_jax.serving.recommend import recommend
+from rolegen_jax.serving.recommend import Recommender
 from rolegen_jax.simulator import world
 from rolegen_jax.training.calibration import LANGUAGE
 from tests import tiny
@@ -75,18 +75,13 @@ class Finished:
     return self.run.workdir
 
   def recommend(self, users: str, output, top: int = 10) -> pl.DataFrame:
-    run, inputs = self.run, self.inputs
-    return recommend(
-      run.rolegen,
-      self.params,
-      inputs.log,
-      inputs.excitation,
-      inputs.trie,
-      run.mesh,
-      users,
-      output,
-      top,
-    )
+    self.recommender().write(users, output, top)
+    return read_parquet(output)
+
+  def recommender(self, bars_history: bool = False) -> Recommender:
+    inputs = self.inputs
+    read = inputs.log, inputs.excitation, inputs.trie
+    return Recommender(self.run.rolegen, self.params, 'key', *read, self.run.mesh, bars_history)
 
 
 make_mesh = sharding.make_mesh
@@ -194,18 +189,8 @@ def test_a_second_run_in_a_folder_at_work_is_refused(tmp_path):
 
 def test_users_with_short_lists_are_said(finished, tmp_path, capfd):
   inputs, beam = finished.inputs, finished.run.config.backbone.beam
-  table = recommend(
-    finished.run.rolegen,
-    finished.params,
-    inputs.log,
-    inputs.excitation,
-    inputs.trie,
-    finished.run.mesh,
-    'all',
-    str(tmp_path / 'out.parquet'),
-    beam,
-    bars_history=True,
-  )
+  finished.recommender(bars_history=True).write('all', str(tmp_path / 'out.parquet'), beam)
+  table = read_parquet(tmp_path / 'out.parquet')
   lengths = table.group_by('user_id').len()['len']
   n_short = (lengths < beam).sum() + len(inputs.log.users) - len(lengths)
   assert n_short > 0

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from rolegen_jax.config import ROLE_NAMES
-from rolegen_jax.serving.recommend import _read_users
+from rolegen_jax.serving.audience import _read_users
 from rolegen_jax.text import annotations
 from tests import tiny
 from tests.text import catalogue

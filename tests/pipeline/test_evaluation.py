@@ -5,17 +5,22 @@ import json
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
-from rolegen_jax import sharding
+from rolegen_jax import overrides, sharding
 from rolegen_jax.cli import entry
-from rolegen_jax.config import ServingConfig
+from rolegen_jax.config import ConfigError, ServingConfig
+from rolegen_jax.data.files import read_parquet
 from rolegen_jax.pipeline import evaluation
 from rolegen_jax.pipeline.artifacts import RunFolder
 from rolegen_jax.pipeline.stages import Models, Trained
 from rolegen_jax.reasoning.predict import Predictions
+from rolegen_jax.serving import recommend
 from rolegen_jax.serving.history_filter import held_items
-from rolegen_jax.serving.recommend import recommend
+from rolegen_jax.serving.parts import Parts
+from rolegen_jax.serving.recommend import Recommender
 from tests import tiny
 from tests.cli.test_commands import SMALL
 from tests.runs import open_inputs
@@ -93,24 +98,62 @@ def test_a_stopped_stage_keeps_the_baselines_that_were_ranked(opened, tmp_path, 
   assert (rankings['first'].items[0] == np.arange(rankings['first'].items.shape[1])).all()
 
 
-def test_recommendations_hold_nothing_that_the_user_touched(opened, tmp_path):
+def recommender(opened, **settings):
   run, inputs, trained = opened
-  table = recommend(
-    run.rolegen,
-    trained.load(),
-    inputs.log,
-    inputs.excitation,
-    inputs.trie,
-    run.mesh,
-    'dormant',
-    tmp_path / 'out.parquet',
-    top=10,
-    bars_history=inputs.bars_history,
-  )
+  rolegen = run.rolegen.of(overrides.apply(run.config, [f'{k}={v}' for k, v in settings.items()]))
+  read = inputs.log, inputs.excitation, inputs.trie
+  return Recommender(rolegen, trained.load(), trained.key, *read, run.mesh, inputs.bars_history)
+
+
+def test_recommendations_hold_nothing_that_the_user_touched(opened, tmp_path):
+  written = recommender(opened).write('dormant', tmp_path / 'out.parquet', top=10)
+  table = read_parquet(tmp_path / 'out.parquet')
   assert table.height and not table['seen'].any()
+  assert written == (table['user_id'].n_unique(), table.height)
   assert table.group_by('user_id').len()['len'].max() <= 10
   for _, lists in table.group_by('user_id', maintain_order=True):
     assert lists['rank_score'].is_sorted(descending=True) and lists['rank'].is_sorted()
+
+
+def test_lists_that_were_cut_off_go_on_in_parts(opened, tmp_path, monkeypatch, capsys):
+  def by_exposure(self, users, now, programs, exposure):
+    """Lists of one item, beside how often it was shown before."""
+    if len(made) == stop_after:
+      raise KeyboardInterrupt
+    made.append(len(users))
+    items, shown = users % 5, []
+    for item in items:
+      shown.append(float(exposure.of(item[None])[0]))
+      exposure.add(item[None])
+    ids = self.log.users.gather(users), self.log.items['item_id'].gather(items)
+    return pl.DataFrame(dict(user_id=ids[0], item_id=ids[1], shown=shown))
+
+  made, stop_after, path = [], None, tmp_path / 'out.parquet'
+  monkeypatch.setattr(Recommender, '_of_users', by_exposure)
+  lists = recommender(opened, **{'serving.exposure_penalty': 1.0})
+  lists.write('all', tmp_path / 'whole.parquet', top=1)
+  n_users, made, stop_after = sum(made), [], 2
+  monkeypatch.setattr(recommend, 'PART', 40)
+  with pytest.raises(KeyboardInterrupt):
+    lists.write('all', path, top=1)
+  assert not path.exists()
+  stop_after = None
+  assert lists.write('all', path, top=1) == (n_users, n_users)
+  assert 'going on after 2 parts' in capsys.readouterr().err and sum(made) == n_users
+  assert_frame_equal(read_parquet(path), read_parquet(tmp_path / 'whole.parquet'))
+  assert sorted(file.name for file in tmp_path.iterdir()) == ['out.parquet', 'whole.parquet']
+
+
+def test_parts_of_other_lists_are_not_continued(tmp_path):
+  frame = pl.DataFrame(dict(a=[1]))
+  with Parts(tmp_path / 'x.parquet', 'key') as parts:
+    parts.write(0, frame)
+    with pytest.raises(ConfigError, match=r'x.parquet: being written by process \d+'):
+      Parts(tmp_path / 'x.parquet', 'key')
+  with Parts(tmp_path / 'x.parquet', 'key') as parts:
+    assert parts.read(0).equals(frame) and parts.read(1) is None
+  with Parts(tmp_path / 'x.parquet', 'another') as parts:
+    assert parts.read(0) is None
 
 
 def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened, monkeypatch):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rolegen_jax.config import EVENT_NAMES
+from rolegen_jax.data.files import read_parquet
 from rolegen_jax.serving.http.worlds import WorldCache
-from rolegen_jax.serving.recommend import recommend
+from rolegen_jax.serving.recommend import Recommender
 
 DAY = 86_400
 
@@ -18,18 +19,11 @@ def table(shop_at_start, tmp_path_factory):
   shop, log = shop_at_start, shop_at_start.inputs.log
   users = tmp_path_factory.mktemp('recommend') / 'users'
   users.write_text('\n'.join(map(str, log.users[:40])))
-  return recommend(
-    shop.run.rolegen,
-    shop.trained.params,
-    log,
-    shop.inputs.excitation,
-    shop.inputs.trie,
-    shop.run.mesh,
-    str(users),
-    users.with_suffix('.parquet'),
-    shop.app.engine.top,
-    shop.inputs.bars_history,
-  )
+  inputs, output = shop.inputs, users.with_suffix('.parquet')
+  read = log, inputs.excitation, inputs.trie, shop.run.mesh, inputs.bars_history
+  recommender = Recommender(shop.run.rolegen, shop.trained.params, 'key', *read)
+  recommender.write(str(users), output, shop.app.engine.top)
+  return read_parquet(output)
 
 
 def test_answers_and_reasons_are_those_of_recommend(shop, table):

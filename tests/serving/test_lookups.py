@@ -16,6 +16,7 @@ from rolegen_jax.data.files import DataError, write_json
 from rolegen_jax.pipeline import serving
 from rolegen_jax.reasoning.predict import predict
 from rolegen_jax.reasoning.worlds import Interventions
+from rolegen_jax.serving.audience import dormant
 from rolegen_jax.serving.http.app import App
 from rolegen_jax.serving.http.batcher import Batcher
 from rolegen_jax.serving.http.dispatch import Dispatcher
@@ -26,7 +27,6 @@ from rolegen_jax.serving.http.programs import Worlds
 from rolegen_jax.serving.http.reasoned import reasoned
 from rolegen_jax.serving.http.schema import Intervention
 from rolegen_jax.serving.http.users import History
-from rolegen_jax.serving.recommend import dormant
 
 
 def good(shop, path: str, body=None) -> dict:

@@ -9,9 +9,9 @@ from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.explain import Explanations
 from rolegen_jax.reasoning.predict import Predictions
+from rolegen_jax.serving.explained import DAY, explained_table
 from rolegen_jax.serving.history_filter import without
-from rolegen_jax.serving.recommend import DAY, explained_table
-from rolegen_jax.serving.slate import Opened, slates
+from rolegen_jax.serving.slate import Exposure, Opened, slates
 from tests.evaluation import tiny_log
 
 M, WORLDS, ITEMS = 3, 5, 8
@@ -62,7 +62,8 @@ def predictions() -> Predictions:
 def frame(shop, exploration_weight: float, exposure_penalty: float = 0.0, top: int = 7, drop=()):
   lists = without(ITEM, LOG_PROB, np.isin(ITEM, drop))
   opened = Opened.at_large(Opens(OPENS, 0.0), ITEM)
-  shown = slates(*lists, opened, exploration_weight, exposure_penalty, top, len(OPENS))
+  exposure = Exposure(exposure_penalty, len(OPENS), top)
+  shown = slates(*lists, opened, exploration_weight, exposure)
   return explained_table(*shop, predictions(), shown, explained(top))
 
 

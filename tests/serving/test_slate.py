@@ -5,7 +5,7 @@ import pytest
 
 from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.serving import slate as lib
-from rolegen_jax.serving.slate import Opened, Slates
+from rolegen_jax.serving.slate import Exposure, Opened, Slates
 
 # Item 3 opens interest elsewhere.
 OPENS = Opens(np.array([0.01, 0.01, 0.01, 0.05, 0.0], np.float32), noise=0.01)
@@ -13,9 +13,9 @@ ITEM = np.array([[0, 1, 3, 4], [3, 2, 1, -1]])
 SCORE = np.log(np.array([[0.4, 0.3, 0.2, 0.1], [0.3, 0.25, 0.2, 1.0]]))
 
 
-def slates(item, log_prob, opens: Opens, *args, **kwargs) -> Slates:
-  opened = Opened.at_large(opens, item)
-  return lib.slates(item, log_prob, opened, *args, items=len(opens.share), **kwargs)
+def slates(item, log_prob, opens: Opens, weight, exposure_penalty=0.0, top=10) -> Slates:
+  exposure = Exposure(exposure_penalty, len(opens.share), top)
+  return lib.slates(item, log_prob, Opened.at_large(opens, item), weight, exposure)
 
 
 def test_a_trigger_is_shown_before_slightly_likelier_items():
@@ -85,6 +85,19 @@ def test_an_exposure_penalty_favors_what_earlier_lists_did_not_show():
   assert (strong > 0).all() and np.ptp(strong) < np.ptp(weak)
   # Nothing was shown before the first list.
   assert slates(item, score, OPENS, 0.0, 2.0, top=2).item[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_lists_that_are_made_in_parts_are_those_made_at_once():
+  rng = np.random.default_rng(0)
+  item = np.stack([rng.permutation(5) for _ in range(40)])
+  score, opened = -rng.exponential(size=item.shape), Opened(np.zeros(item.shape), 1.0)
+  whole = lib.slates(item, score, opened, 0.0, Exposure(1.0, 5, top=2)).item
+  exposure = Exposure(1.0, 5, top=2)
+  first = lib.slates(item[:15], score[:15], Opened(np.zeros((15, 5)), 1.0), 0.0, exposure).item
+  resumed = Exposure(1.0, 5, top=2)
+  resumed.add(first[:, :2].ravel())
+  last = lib.slates(item[15:], score[15:], Opened(np.zeros((25, 5)), 1.0), 0.0, resumed).item
+  np.testing.assert_array_equal(np.concatenate([first, last]), whole)
 
 
 def test_an_exposure_penalty_keeps_empty_slots_last():

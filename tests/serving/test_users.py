@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from rolegen_jax.data.files import DataError
-from rolegen_jax.serving.recommend import _read_users
+from rolegen_jax.serving.audience import _read_users
 
 NUMBERS = SimpleNamespace(users=pl.Series([7, 42, 1001, 2002, 30303]))
 NAMES = SimpleNamespace(users=pl.Series(['Ann', ' Bob ', 'Bob', 'a,b', 'x\u2028y', 'user_id']))

@@ -21,13 +21,13 @@ from rolegen_jax.features.interest_shift import Opens
 from rolegen_jax.models.memory import Conditioning
 from rolegen_jax.reasoning.explain import Explanations
 from rolegen_jax.reasoning.predict import Predictions
+from rolegen_jax.serving.explained import explained_table
 from rolegen_jax.serving.history_filter import without
 from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.programs import Worlds
 from rolegen_jax.serving.http.reasoned import reasoned
 from rolegen_jax.serving.http.rows import Reader
 from rolegen_jax.serving.http.schema import Answer, Carrier, Item, Reason, Reasoned
-from rolegen_jax.serving.recommend import explained_table
 from rolegen_jax.serving.slate import Opened, Slates, slates
 
 

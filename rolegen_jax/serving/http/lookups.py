@@ -10,6 +10,7 @@ import polars as pl
 
 from rolegen_jax.config import BACKBONE_EXPERTS, EVENT_NAMES, REASONER_EXPERTS, ROLE_NAMES
 from rolegen_jax.data.examples import PURCHASE
+from rolegen_jax.serving.audience import dormant
 from rolegen_jax.serving.http.engine import Engine
 from rolegen_jax.serving.http.reasoned import happened
 from rolegen_jax.serving.http.schema import Refused
@@ -26,7 +27,6 @@ from rolegen_jax.serving.http.views import (
   User,
   UsersRequest,
 )
-from rolegen_jax.serving.recommend import dormant
 
 
 class Lookups:

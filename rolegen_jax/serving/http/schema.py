@@ -113,7 +113,7 @@ class CatalogueRequest(Request):
 
 
 class Carrier(Struct):
-  """An event without which an item would lose most; see `serving/recommend.py`."""
+  """An event without which an item would lose most; see `serving/explained.py`."""
 
   item_id: Id
   event: str
@@ -123,7 +123,7 @@ class Carrier(Struct):
 
 
 class Reason(Struct):
-  """Why an item is listed; the columns of `serving/recommend.py`."""
+  """Why an item is listed; the columns of `serving/explained.py`."""
 
   terms: dict[str, float]
   world: int
@@ -133,7 +133,7 @@ class Reason(Struct):
 
 
 class Item(Struct, omit_defaults=True):
-  """A listed item; see the columns of `serving/recommend.py`."""
+  """A listed item; see the columns of `serving/explained.py`."""
 
   item_id: Id
   log_prob: float
