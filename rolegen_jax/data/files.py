@@ -159,6 +159,8 @@ def renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
     yield temporary
+    with temporary.open('rb') as file:  # the name must not outlive a crash that its content does not
+      os.fsync(file.fileno())
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)

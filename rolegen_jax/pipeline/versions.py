@@ -57,6 +57,7 @@ def update(workdir: str, data: str, assignments: list[str], retrain: bool = Fals
     say(f'{parent}: has these days already')
     return parent
   run, inputs = _begun(root, parent, config, retrain)
+  _say_unfinished(root, run.workdir)
   models = train_models(run, inputs)
   if 'no_reasoner' in config.evaluation.ablations:
     train_ablation(run, inputs, models, 'no_reasoner')
@@ -220,6 +221,16 @@ def _check_same_version(version: pathlib.Path, config: Config, retrain: bool) ->
     raise ConfigError(
       f'{version}: is in use and of these days already, but {differing}; must be asked for with '
       f'the same settings and without --retrain, or after --go_back={name}'
+    )
+
+
+def _say_unfinished(root: pathlib.Path, begun: pathlib.Path) -> None:
+  """Say what other updates left that were given up: nothing removes it."""
+  others = (path for path in sorted((root / VERSIONS).glob('*')) if path != begun)
+  if unfinished := [path.name for path in others if not _is_complete(path)]:
+    say(
+      f'{root / VERSIONS}: {", ".join(unfinished)} not finished; '
+      'give the same command again, or remove them'
     )
 
 

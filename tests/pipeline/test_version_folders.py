@@ -226,3 +226,14 @@ def test_a_warm_start_is_of_the_same_models_and_of_what_its_own_test_does_not_ho
   inputs._check_not_seen(run, until[0])
   with pytest.raises(ConfigError, match=f'has learned from events until {START}, past the end'):
     inputs._check_not_seen(run, until[1])
+
+
+def test_updates_that_were_given_up_are_named(root, capsys):
+  given_up = root / 'versions' / '2023-11-15'
+  write_json(configs.to_dict(saved_config(root)), given_up / 'config.json')
+  complete(root / 'versions' / '2023-11-16', saved_config(root), 'second')
+  versions._say_unfinished(root, root / 'versions' / '2023-11-17')
+  said = capsys.readouterr().err
+  assert f'{root / "versions"}: 2023-11-15 not finished; ' in said and '2023-11-16' not in said
+  versions._say_unfinished(root, given_up)
+  assert not capsys.readouterr().err
