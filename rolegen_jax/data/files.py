@@ -159,7 +159,7 @@ def renamed(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
     yield temporary
-    with temporary.open('rb') as file:  # the name must not outlive a crash that its content does not
+    with temporary.open('rb') as file:  # a crash must not leave the name without its content
       os.fsync(file.fileno())
     os.replace(temporary, path)
   finally:

@@ -3,9 +3,14 @@
 A user is of one of Z kinds, which nobody sees. A kind says what its users look at and buy at large,
 and what contact with an item opens for them; all else is shared:
 
-  log p(k | h, z) = log_softmax_k(base_k + kind_zk + habit(own_k)
-                                  + SCALE * sum_v held_vk (opens_vk + turn_zvk))
+  want_zk         = softmax_k(base_k + kind_zk + habit(own_k))
+  need_zk         = want_zk + sum_v held_vk max(leads_zvk, 0),  leads_zvk = opens_vk + turn_zvk
+  log p(k | h, z) = log_softmax_k(FOCUS log need_zk - sum_v held_vk max(-leads_zvk, 0))
   log p(k | h)    = log sum_z p(z | h) p(k | h, z)
+
+What contact opens is added to what is wanted anyway, as excitation is in `intent.py`: it may make a
+code that nobody would want as likely as one that is always wanted. As factors, which sums of logs
+are, the same would open little where little was wanted.
 
 own_k are faded counts of the history's events in coarse code k, by type of event. held_vk in 0..1
 says what is left for code k of the latest contact with an item that has attribute v, which is a
@@ -62,6 +67,8 @@ PAST = 8  # purchases of a history that tell of its kind by what came before the
 # Looks come in runs of the same: each tells less than it would alone.
 LOOKS = 0.5
 SCALE = 3.0  # nats by one of the sparse entries: Adam moves all parameters alike
+FOCUS = 1.5  # not learned: it would grow, and leave small entries to say it all
+LEAST = 1e-9  # of a need
 HIDDEN, DROPOUT = 32, 0.2
 SPARSE = ('opens', 'turn', 'context')  # parameters of which most are near 0
 
@@ -232,9 +239,11 @@ class Kinds(nnx.Module):
     earlier = (gap_s > 0) | now | (e.item < 0)[:, None]
     is_before = gain_Nxn > 0 if is_before_Nxn is None else is_before_Nxn
     held = self._held(e, gain_Nxn, is_before, age_Nxq, earlier)
-    leads = SCALE * (self.opens[...] + self.turn[...])
-    led = jnp.einsum('Nqvk,zvk->Nqzk', held, leads)
-    return jax.nn.log_softmax((self.base[...] + habit)[:, :, None] + self.kind[...] + led)
+    want = jax.nn.softmax((self.base[...] + habit)[:, :, None] + self.kind[...])
+    leads = self.opens[...] + self.turn[...]
+    added, damped = (jnp.einsum('Nqvk,zvk->Nqzk', held, jax.nn.relu(x)) for x in (leads, -leads))
+    log_need = jnp.log(want + added + LEAST)
+    return jax.nn.log_softmax(FOCUS * log_need - damped)
 
   def _own(self, e: Evidence, counts: jax.Array, gap: jax.Array, since: jax.Array) -> jax.Array:
     """Return what was done in each coarse code, fp32 [N, q, K, F]."""

@@ -71,7 +71,7 @@ _VOCABULARY = (
 # What training conversions hold, and how much of their history a row shows.
 _EXAMPLES = ('backbone.context', 'roles.max_conversions')
 
-KINDS = 2  # of the equations of kinds of users; what older ones learned is learned anew
+KINDS = 3  # of the equations of kinds of users; what older ones learned is learned anew
 _KINDS = ('reasoner.kinds', 'reasoner.attributes')
 
 # Kind of stage -> fields and sections, those of UNREAD left out. What is in a section that is off

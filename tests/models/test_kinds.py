@@ -96,6 +96,7 @@ def by_hand(e: Evidence, row: int, age: int, place: int, is_now: bool, gain) -> 
   own = np.log1p(own).reshape(CODES, -1)
   logits = p['base'] + p['kind'] + own @ p['own']
   logits = logits + np.maximum(own @ p['hidden'] + p['hidden_base'], 0) @ p['readout']
+  need, damped = np.exp(log_softmax(logits)), np.zeros(logits.shape)
   for word, code in np.ndindex(WORDS, CODES):
     share = None
     for i in contacts(word, age, is_now)[:2]:  # the second counts where the first does in part
@@ -104,9 +105,11 @@ def by_hand(e: Evidence, row: int, age: int, place: int, is_now: bool, gain) -> 
       left = 1 - len(ends[:1]) / (1 + np.exp(-p['ended'][0]))
       weight = gain[row, i] if share is None else share
       held = weight * left * lasts(0, i, age) * counts(i, word)
-      logits[:, code] += lib.SCALE * held * (p['opens'] + p['turn'])[:, word, code]
+      leads = held * (p['opens'] + p['turn'])[:, word, code]
+      need[:, code] += np.maximum(leads, 0)
+      damped[:, code] += np.maximum(-leads, 0)
       share = max(1 - gain[row, i], 0.0)
-  return log_softmax(logits)
+  return log_softmax(lib.FOCUS * np.log(need) - damped)
 
 
 def kinds_by_hand(e: Evidence, row: int) -> np.ndarray:
