@@ -12,9 +12,9 @@ What contact opens is added to what is wanted anyway, as excitation is in `inten
 code that nobody would want as likely as one that is always wanted. As factors, which sums of logs
 are, the same would open little where little was wanted.
 
-own_k are faded counts of the history's events in coarse code k, by type of event. held_vk in 0..1
-says what is left for code k of the latest contact with an item that has attribute v, which is a
-word of its text or its coarse code:
+own_k are faded counts of the history's events in coarse code k, by type of event. held_vk says what
+is left for code k of the latest contact with an item that has attribute v, which is a word of its
+text or its coarse code; it is in 0..1, unless do(role) gives an event more weight:
 
   held_vk = counts_iv lasts(age_i) (1 - ended [k was bought after i]),  i = the latest such event
   counts_iv = sigmoid(gate_v + SCALE * sum_u before_iu context_uv)
@@ -66,7 +66,7 @@ OWN = len(TYPES) * (len(OWN_DAYS) + len(OWN_EVENTS))
 PAST = 8  # purchases of a history that tell of its kind by what came before them, the latest ones
 # Looks come in runs of the same: each tells less than it would alone.
 LOOKS = 0.5
-SCALE = 3.0  # nats by one of the sparse entries: Adam moves all parameters alike
+SCALE = 3.0  # of a logit by one of `context`: Adam moves all parameters alike
 FOCUS = 1.5  # not learned: it would grow, and leave small entries to say it all
 LEAST = 1e-9  # of a need
 HIDDEN, DROPOUT = 32, 0.2

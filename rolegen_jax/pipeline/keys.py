@@ -71,7 +71,8 @@ _VOCABULARY = (
 # What training conversions hold, and how much of their history a row shows.
 _EXAMPLES = ('backbone.context', 'roles.max_conversions')
 
-KINDS = 3  # of the equations of kinds of users; what older ones learned is learned anew
+KINDS = 3  # of the equations of kinds of users; what older ones learned is not read
+EQUATIONS = 'models/kinds.py'  # what a stage's record calls them
 _KINDS = ('reasoner.kinds', 'reasoner.attributes')
 
 # Kind of stage -> fields and sections, those of UNREAD left out. What is in a section that is off
@@ -234,6 +235,13 @@ def _is_off(stage: str, path: str, config: Config) -> bool:
   return path.startswith('reasoner.lora.') and config.reasoner.train != 'lora'
 
 
+def stage_of_kinds(config: Config) -> str:
+  """Return the first stage that depends on the equations of kinds of users, '' = none does."""
+  if not config.reasoner.kinds:
+    return ''
+  return 'roles' if config.update.parent else 'kinds'
+
+
 def _files(stage: str, config: Config) -> dict[str, Any]:
   """Return what the stage reads from outside the run folder: name -> what is in it."""
   files: dict[str, Any] = {}
@@ -241,8 +249,8 @@ def _files(stage: str, config: Config) -> dict[str, Any]:
     files |= log_fingerprint(config.data)
   if stage in ('data', 'warmup', 'ablations/tiger') and config.data.shards:
     files['data.shards'] = Shards(config.data.shards).digest
-  if stage == 'kinds':
-    files['models/kinds.py'] = digest(KINDS)
+  if stage == stage_of_kinds(config):
+    files[EQUATIONS] = digest(KINDS)
   if stage == 'roles' and config.roles.annotations:
     files['roles.annotations'] = content_digest(mirror.opened(config.roles.annotations))
   if stage in ('tokenizer', 'align', 'reason') and config.reasoner.text_pieces:

@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from rolegen_jax.config import Config, ConfigError
+from rolegen_jax.config import Config, ConfigError, digest
 from rolegen_jax.data.log import InteractionLog
 from rolegen_jax.data.occasions import Cuts, Occasions
 from rolegen_jax.data.prepare import load_prepared
 from rolegen_jax.models import functional
 from rolegen_jax.overrides import field_paths
-from rolegen_jax.pipeline import artifacts
+from rolegen_jax.pipeline import artifacts, keys, records
 from rolegen_jax.pipeline.artifacts import VERSIONS
 from rolegen_jax.pipeline.context import Run
 from rolegen_jax.reasoning.rolegen import RoleGen
@@ -200,7 +200,10 @@ def _place(run: Run) -> pathlib.Path:
 
 
 def check_same_models(config: Config, parent: Config, folder: pathlib.Path) -> None:
-  """Raise ConfigError naming the first setting by which the models of two runs differ."""
+  """Raise ConfigError naming the first setting by which the models of two runs differ.
+
+  Or where the equations of kinds of users were others when the parent learned them.
+  """
   for path in field_paths(config):
     if path.split('.')[0] not in ('semantic_ids', 'backbone', 'reasoner') or path in _FREE:
       continue
@@ -209,4 +212,11 @@ def check_same_models(config: Config, parent: Config, folder: pathlib.Path) -> N
       raise ConfigError(
         f'{path}={ours!r}: the run in {folder} that this one continues has {theirs!r}; '
         'must be the same'
+      )
+  if stage := keys.stage_of_kinds(parent):
+    learned = records.read(folder / stage / 'DONE.json')
+    if not learned or learned.files.get(keys.EQUATIONS) != digest(keys.KINDS):
+      raise ConfigError(
+        f'{folder}: its kinds of users were learned by other equations than those of this version; '
+        'must be a run of this version of RoleGen-JAX'
       )

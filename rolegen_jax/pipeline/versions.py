@@ -227,11 +227,9 @@ def _check_same_version(version: pathlib.Path, config: Config, retrain: bool) ->
 def _say_unfinished(root: pathlib.Path, begun: pathlib.Path) -> None:
   """Say what other updates left that were given up: nothing removes it."""
   others = (path for path in sorted((root / VERSIONS).glob('*')) if path != begun)
-  if unfinished := [path.name for path in others if not _is_complete(path)]:
-    say(
-      f'{root / VERSIONS}: {", ".join(unfinished)} not finished; '
-      'give the same command again, or remove them'
-    )
+  begun_before = (path for path in others if (path / 'config.json').exists())
+  if unfinished := [path.name for path in begun_before if not _is_complete(path)]:
+    say(f'{root / VERSIONS}: not finished: {", ".join(unfinished)}; remove what was given up')
 
 
 def _is_complete(folder: pathlib.Path) -> bool:

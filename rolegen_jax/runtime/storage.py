@@ -140,17 +140,22 @@ class Spool:
     self._sent: dict[pathlib.Path, tuple[int, int]] = {}
     if is_remote(path) and path.is_file():
       self.here.write_bytes(path.read_bytes())
+      self._sent[self.here] = _version(self.here)
 
   def flush(self) -> None:
     """Put what has changed since the last time into the bucket."""
     if not is_remote(self._path):
       return
     for file in self.here.rglob('*') if self.here.is_dir() else [self.here]:
-      stat = file.stat()
-      version = (stat.st_size, stat.st_mtime_ns)
+      version = _version(file)
       if file.is_file() and self._sent.get(file) != version:
         put(file, self._path / file.relative_to(self.here))
         self._sent[file] = version
+
+
+def _version(file: pathlib.Path) -> tuple[int, int]:
+  stat = file.stat()
+  return stat.st_size, stat.st_mtime_ns
 
 
 def file_system(path: str | os.PathLike) -> Any:

@@ -10,10 +10,12 @@ import hashlib
 import os
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import polars as pl
 from jax.sharding import Mesh
 
+from rolegen_jax import sharding
 from rolegen_jax.config import ConfigError
 from rolegen_jax.data.examples import inference_examples
 from rolegen_jax.data.log import InteractionLog
@@ -50,7 +52,7 @@ class Recommender:
 
   rolegen: RoleGen
   params: dict[str, Params]
-  key: str  # of the parameters: lists by others are not continued
+  key: str  # of what was trained: lists by other models are not continued
   log: InteractionLog
   excitation: Excitation
   trie: Trie
@@ -70,12 +72,13 @@ class Recommender:
     chosen = choose_users(log, users, config.data, now)
     exposure = Exposure(config.serving.exposure_penalty, log.items.height, top)
     short = _Short(log, top)
-    with Parts(output, self._key(chosen, top)) as parts:
+    of_parts = [chosen[first : first + PART] for first in range(0, len(chosen), PART)]
+    with Parts(output, self._key(chosen, top), len(of_parts)) as parts:
       programs = _Programs.of(self, top)
-      for number, first in enumerate(range(0, len(chosen), PART)):
-        some = chosen[first : first + PART]
+      for number, some in enumerate(of_parts):
         frame = parts.read(number)
         if frame is None:
+          say(f'part {number + 1} of {len(of_parts)}: {len(some)} users')
           frame = self._of_users(some, now, programs, exposure)
           parts.write(number, frame)
         elif exposure.penalty:
@@ -115,7 +118,8 @@ class Recommender:
 
   def _key(self, chosen: np.ndarray, top: int) -> str:
     """Return the digest of all that decides the table."""
-    decides = self.key, self.rolegen.config, self.bars_history, top, PART, distributed.code_digest()
+    config, code = self.rolegen.config, distributed.code_digest()
+    decides = self.key, config.serving, config.backbone.beam, self.bars_history, top, PART, code
     content = hashlib.sha256(repr(decides).encode())
     content.update(chosen.tobytes())
     return content.hexdigest()[:16]
@@ -130,7 +134,8 @@ class _Programs(NamedTuple):
 
   @classmethod
   def of(cls, r: Recommender, top: int) -> _Programs:
-    run = r.rolegen, r.params, r.trie, r.mesh
+    trie = jax.device_put(r.trie, sharding.sharding(r.mesh))  # once for all three
+    run = r.rolegen, r.params, trie, r.mesh
     look = looks.looking(*run) if looks.are_known(r.params) else None
     return cls(predicting(*run, r.rolegen.config.backbone.beam), look, explaining(*run, top))
 

@@ -22,6 +22,8 @@ import json
 import os
 import pathlib
 import re
+import shutil
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Iterator
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
   import openai
 
 PACKAGE = 'openai'
-SEND_EVERY_S = 30.0  # what a killed process loses of a file in a bucket
+SEND_EVERY_S = 30.0  # what a kill loses of a file in a bucket
 OURS = ('model', 'messages', 'stream')  # fields of a request that --parameters may not hold
 MAX_QUOTE = 300  # characters of what a server says that an error repeats
 # What can be in a header, and looks the same wherever a server quotes it.
@@ -233,13 +235,12 @@ def _answered(
 
 
 class _Kept:
-  """The answers file, open for more."""
+  """The answers file, open for more; in a bucket it is put there now and then, and at the end."""
 
   def __init__(self, path: pathlib.Path, size: int):
     """Cut off what a killed process left unfinished after `size` bytes, and end the last line."""
-    self._spool = storage.Spool(path)
+    self._path, self._spool = path, storage.Spool(path)
     self._file = self._spool.here.open('ab')
-    self._sent = time.monotonic()
     cut_off = self._file.tell() - size
     if cut_off:
       say(f'{path}: {cut_off} bytes of an unfinished answer at its end are dropped')
@@ -251,14 +252,31 @@ class _Kept:
     """Append an answer."""
     self._file.write(json_line(row).encode())
     self._file.flush()
-    if time.monotonic() - self._sent > SEND_EVERY_S:
-      self._spool.flush()
-      self._sent = time.monotonic()
+
+  async def send(self) -> None:
+    """Put the file into its bucket every SEND_EVERY_S, until this is cancelled."""
+    while True:
+      await asyncio.sleep(SEND_EVERY_S)
+      try:
+        await asyncio.to_thread(self._spool.flush)
+      except Exception as error:  # whatever the store says; it may take the file in a while
+        say(f'{self._path}: could not be written ({error!r}); trying again')
 
   def close(self) -> None:
-    """Close the file, and put it into its bucket where it has one."""
+    """Close the file, and put it into its bucket where it has one.
+
+    Raises ConfigError naming a copy on this machine where the bucket does not take it.
+    """
     self._file.close()
-    self._spool.flush()
+    try:
+      self._spool.flush()
+    except Exception as error:
+      copy = pathlib.Path(tempfile.mkdtemp(prefix='rolegen_answers_')) / self._path.name
+      shutil.copy(self._spool.here, copy)
+      raise ConfigError(
+        f'{self._path}: could not be written ({error!r}); all answers are in {copy}: put them '
+        'there, and the same command goes on'
+      ) from error
 
 
 def _digest(prompt: str) -> str:
@@ -309,15 +327,16 @@ async def _ask_all(
     slots.release()  # a request that failed keeps its slot, so that no other follows it
 
   async with client:
+    sending = asyncio.create_task(kept.send())
     tasks = [asyncio.create_task(ask_one(prompt)) for prompt in prompts]
     total = n_before + len(prompts)
     try:
       for task in progress(asyncio.as_completed(tasks), 'prompts', total, initial=n_before):
         await task
     finally:
-      for unfinished in tasks:
+      for unfinished in (*tasks, sending):
         unfinished.cancel()
-      await asyncio.gather(*tasks, return_exceptions=True)
+      await asyncio.gather(*tasks, sending, return_exceptions=True)
   if refused and not (n_before or received):
     raise refused[0]
   if refused:

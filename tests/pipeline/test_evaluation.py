@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 
 from rolegen_jax import overrides, sharding
 from rolegen_jax.cli import entry
-from rolegen_jax.config import ConfigError, ServingConfig
+from rolegen_jax.config import ServingConfig
 from rolegen_jax.data.files import read_parquet
 from rolegen_jax.pipeline import evaluation
 from rolegen_jax.pipeline.artifacts import RunFolder
@@ -19,7 +19,6 @@ from rolegen_jax.pipeline.stages import Models, Trained
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving import recommend
 from rolegen_jax.serving.history_filter import held_items
-from rolegen_jax.serving.parts import Parts
 from rolegen_jax.serving.recommend import Recommender
 from tests import tiny
 from tests.cli.test_commands import SMALL
@@ -115,7 +114,28 @@ def test_recommendations_hold_nothing_that_the_user_touched(opened, tmp_path):
     assert lists['rank_score'].is_sorted(descending=True) and lists['rank'].is_sorted()
 
 
-def test_lists_that_were_cut_off_go_on_in_parts(opened, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow  # three programs are compiled three times
+def test_lists_in_parts_are_those_made_at_once(opened, tmp_path, monkeypatch):
+  lists, path, of_users = recommender(opened), tmp_path / 'out.parquet', Recommender._of_users
+  lists.write('all', tmp_path / 'whole.parquet')
+  monkeypatch.setattr(recommend, 'PART', 40)
+  made = []
+
+  def cut_off(self, users, *args):
+    if len(made) == 2:
+      raise KeyboardInterrupt
+    made.append(users)
+    return of_users(self, users, *args)
+
+  monkeypatch.setattr(Recommender, '_of_users', cut_off)
+  with pytest.raises(KeyboardInterrupt):
+    lists.write('all', path)
+  monkeypatch.setattr(Recommender, '_of_users', of_users)
+  lists.write('all', path)
+  assert_frame_equal(read_parquet(path), read_parquet(tmp_path / 'whole.parquet'))
+
+
+def test_lists_that_were_cut_off_go_on(opened, tmp_path, monkeypatch, capsys):
   def by_exposure(self, users, now, programs, exposure):
     """Lists of one item, beside how often it was shown before."""
     if len(made) == stop_after:
@@ -141,19 +161,6 @@ def test_lists_that_were_cut_off_go_on_in_parts(opened, tmp_path, monkeypatch, c
   assert lists.write('all', path, top=1) == (n_users, n_users)
   assert 'going on after 2 parts' in capsys.readouterr().err and sum(made) == n_users
   assert_frame_equal(read_parquet(path), read_parquet(tmp_path / 'whole.parquet'))
-  assert sorted(file.name for file in tmp_path.iterdir()) == ['out.parquet', 'whole.parquet']
-
-
-def test_parts_of_other_lists_are_not_continued(tmp_path):
-  frame = pl.DataFrame(dict(a=[1]))
-  with Parts(tmp_path / 'x.parquet', 'key') as parts:
-    parts.write(0, frame)
-    with pytest.raises(ConfigError, match=r'x.parquet: being written by process \d+'):
-      Parts(tmp_path / 'x.parquet', 'key')
-  with Parts(tmp_path / 'x.parquet', 'key') as parts:
-    assert parts.read(0).equals(frame) and parts.read(1) is None
-  with Parts(tmp_path / 'x.parquet', 'another') as parts:
-    assert parts.read(0) is None
 
 
 def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened, monkeypatch):

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from rolegen_jax import config as configs
-from rolegen_jax.config import Config, ConfigError, DataConfig
+from rolegen_jax import overrides
+from rolegen_jax.config import Config, ConfigError, DataConfig, digest
 from rolegen_jax.data.adapters import log_fingerprint
 from rolegen_jax.data.cuts import Cuts
 from rolegen_jax.data.events import validate
@@ -18,7 +19,7 @@ from rolegen_jax.data.occasions import find_occasions
 from rolegen_jax.pipeline import inputs, keys, versions
 from rolegen_jax.pipeline.artifacts import RUN_LOCK, RunFolder, current, last_key, saved_config
 from rolegen_jax.pipeline.context import Run
-from rolegen_jax.pipeline.parent import Parent
+from rolegen_jax.pipeline.parent import Parent, check_same_models
 from rolegen_jax.pipeline.records import Record
 from tests import days
 
@@ -234,6 +235,19 @@ def test_updates_that_were_given_up_are_named(root, capsys):
   complete(root / 'versions' / '2023-11-16', saved_config(root), 'second')
   versions._say_unfinished(root, root / 'versions' / '2023-11-17')
   said = capsys.readouterr().err
-  assert f'{root / "versions"}: 2023-11-15 not finished; ' in said and '2023-11-16' not in said
+  assert f'{root / "versions"}: not finished: 2023-11-15; ' in said and '2023-11-16' not in said
   versions._say_unfinished(root, given_up)
   assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize('learned, is_read', [(keys.KINDS, True), (keys.KINDS - 1, False)])
+def test_kinds_that_older_equations_learned_are_not_continued(root, learned, is_read):
+  config = overrides.apply(saved_config(root), ['reasoner.kinds=2'])
+  files = {keys.EQUATIONS: digest(learned)}
+  record = Record('kinds', keys.settings('kinds', config), files, {})
+  write_json(record.to_json(), root / 'kinds' / 'DONE.json')
+  if is_read:
+    check_same_models(config, config, root)
+    return
+  with pytest.raises(ConfigError, match='kinds of users were learned by other equations'):
+    check_same_models(config, config, root)
