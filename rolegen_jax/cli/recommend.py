@@ -2,9 +2,9 @@
 
 rolegen recommend --workdir=runs/demo --users=dormant --output=recommendations.parquet
 
-Lists of many users are made in parts, in .NAME.parts/ beside the output: the same command goes on
-after any interruption. Lists are slates: `rank` is by the column `rank_score`, log p plus what the item opens; `log_prob`
-is log p alone, which serving.exploration_weight=0 ranks by.
+Lists are slates: `rank` is by the column `rank_score`, log p plus what the item opens; `log_prob`
+is log p alone, which serving.exploration_weight=0 ranks by. Lists of many users are made in parts,
+in .NAME.parts/ beside the output: the same command goes on after any interruption.
 """
 
 import os
