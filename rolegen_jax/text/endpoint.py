@@ -14,34 +14,29 @@ server reports it, null where it does not. What the file answers is not asked ag
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
 import os
-import pathlib
 import re
-import shutil
-import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rolegen_jax.config import ConfigError
-from rolegen_jax.data.files import DataError, lock, require_writable
+from rolegen_jax.data.files import DataError, require_writable
 from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import progress, say
 from rolegen_jax.text import responses
+from rolegen_jax.text.answers_file import Answers, locked
 from rolegen_jax.text.items import one_line
-from rolegen_jax.text.records import json_line, read_begun
+from rolegen_jax.text.records import read_begun
 
 if TYPE_CHECKING:
   import openai
 
 PACKAGE = 'openai'
-SEND_EVERY_S = 30.0  # what a kill loses of a file in a bucket
 OURS = ('model', 'messages', 'stream')  # fields of a request that --parameters may not hold
 MAX_QUOTE = 300  # characters of what a server says that an error repeats
 # What can be in a header, and looks the same wherever a server quotes it.
@@ -157,7 +152,7 @@ def ask(
 ) -> str:
   """Ask for what the answers file does not answer yet, and return a report.
 
-  Each answer is appended as soon as it comes, in a bucket within `SEND_EVERY_S`: after an error,
+  Each answer is appended as soon as it comes, in a bucket within half a minute: after an error,
   Ctrl-C or a kill, the same call asks for the rest. A prompt that the server refuses, but not all
   others, stays without an answer.
   Raises ConfigError when the server refuses all or goes on failing, and DataError when the file
@@ -167,11 +162,11 @@ def ask(
   """
   require_writable(answers)
   path = storage.path(answers)
-  with _locked(path):
+  with locked(path):
     before, size = _answered(endpoint, prompts, answers)
     left = [prompt for prompt in prompts if prompt['id'] not in before]
     started = time.monotonic()
-    kept = _Kept(path, size)
+    kept = Answers(path, size)
     try:
       now = asyncio.run(_ask_all(endpoint, left, kept, len(before))) if left else []
     finally:
@@ -188,19 +183,6 @@ def ask(
 
 
 # The answers file
-
-
-@contextlib.contextmanager
-def _locked(answers: pathlib.Path) -> Iterator[None]:
-  """Keep a second process from asking for the same answers."""
-  try:
-    file = lock(answers.with_name(f'.{answers.name}.lock'))
-  except BlockingIOError as error:
-    raise ConfigError(
-      f'--answers={answers}: is being written ({error}); wait for it, or use another file'
-    ) from error
-  with file:
-    yield
 
 
 def _answered(
@@ -234,51 +216,6 @@ def _answered(
   return answered, size
 
 
-class _Kept:
-  """The answers file, open for more; in a bucket it is put there now and then, and at the end."""
-
-  def __init__(self, path: pathlib.Path, size: int):
-    """Cut off what a killed process left unfinished after `size` bytes, and end the last line."""
-    self._path, self._spool = path, storage.Spool(path)
-    self._file = self._spool.here.open('ab')
-    cut_off = self._file.tell() - size
-    if cut_off:
-      say(f'{path}: {cut_off} bytes of an unfinished answer at its end are dropped')
-      self._file.truncate(size)
-    if size and self._spool.here.read_bytes()[-1:] != b'\n':
-      self._file.write(b'\n')
-
-  def append(self, row: dict[str, Any]) -> None:
-    """Append an answer."""
-    self._file.write(json_line(row).encode())
-    self._file.flush()
-
-  async def send(self) -> None:
-    """Put the file into its bucket every SEND_EVERY_S, until this is cancelled."""
-    while True:
-      await asyncio.sleep(SEND_EVERY_S)
-      try:
-        await asyncio.to_thread(self._spool.flush)
-      except Exception as error:  # whatever the store says; it may take the file in a while
-        say(f'{self._path}: could not be written ({error!r}); trying again')
-
-  def close(self) -> None:
-    """Close the file, and put it into its bucket where it has one.
-
-    Raises ConfigError naming a copy on this machine where the bucket does not take it.
-    """
-    self._file.close()
-    try:
-      self._spool.flush()
-    except Exception as error:
-      copy = pathlib.Path(tempfile.mkdtemp(prefix='rolegen_answers_')) / self._path.name
-      shutil.copy(self._spool.here, copy)
-      raise ConfigError(
-        f'{self._path}: could not be written ({error!r}); all answers are in {copy}: put them '
-        'there, and the same command goes on'
-      ) from error
-
-
 def _digest(prompt: str) -> str:
   return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
@@ -297,7 +234,7 @@ def _tokens(rows: list[dict[str, Any]], prices: Prices | None) -> str:
 
 
 async def _ask_all(
-  endpoint: Endpoint, prompts: list[dict[str, Any]], kept: _Kept, n_before: int
+  endpoint: Endpoint, prompts: list[dict[str, Any]], kept: Answers, n_before: int
 ) -> list[dict[str, Any]]:
   """Ask for all prompts, keep their answers and return them."""
   import openai

@@ -10,7 +10,7 @@ import pytest
 
 from rolegen_jax.config import ConfigError
 from rolegen_jax.runtime import storage
-from rolegen_jax.text import annotations, endpoint
+from rolegen_jax.text import annotations, answers_file
 from rolegen_jax.text.endpoint import ask
 from tests.text import asking
 from tests.text.chat_server import completion, serving
@@ -18,7 +18,7 @@ from tests.text.chat_server import completion, serving
 
 def test_answers_are_put_into_the_bucket_while_others_are_waited_for(s3_url, monkeypatch):
   prompts, good, answers = asking.prompts(), asking.good_answers(), f'{s3_url}/answers.jsonl'
-  monkeypatch.setattr(endpoint, 'SEND_EVERY_S', 0.1)
+  monkeypatch.setattr(answers_file, 'SEND_EVERY_S', 0.1)
   last, seen = prompts[-1]['prompt'], []
 
   def reply(request):
