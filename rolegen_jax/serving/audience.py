@@ -16,11 +16,11 @@ from rolegen_jax.data.examples import PURCHASE
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.lines import read_text, split_lines
 from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.features.trending import DAY
 from rolegen_jax.runtime import storage
 from rolegen_jax.runtime.progress import say
 
 VIEW = EVENT_NAMES.index('view')
-DAY = 86_400  # seconds
 MAX_COMPARED = 20_000  # ids among which the nearest to an unknown one is looked for
 
 

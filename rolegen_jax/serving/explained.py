@@ -30,13 +30,13 @@ import polars as pl
 from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 from rolegen_jax.data.examples import ExampleTable
 from rolegen_jax.data.log import InteractionLog
+from rolegen_jax.features.trending import DAY
 from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.explain import Explanations
 from rolegen_jax.reasoning.predict import Predictions
 from rolegen_jax.serving.history_filter import holds
 from rolegen_jax.serving.slate import Slates
 
-DAY = 86_400  # seconds
 SHOWN_TERMS, SMALLEST = 3, 0.05  # terms in words, at most; nats that are worth a word
 SHOWN_EVENTS = 3  # that carried an item, at most
 

@@ -6,10 +6,11 @@ import pytest
 from rolegen_jax.config import ROLE_NAMES
 from rolegen_jax.data.examples import inference_examples
 from rolegen_jax.features.interest_shift import Opens
+from rolegen_jax.features.trending import DAY
 from rolegen_jax.models.experts import EXPERTS
 from rolegen_jax.reasoning.explain import Explanations
 from rolegen_jax.reasoning.predict import Predictions
-from rolegen_jax.serving.explained import DAY, explained_table
+from rolegen_jax.serving.explained import explained_table
 from rolegen_jax.serving.history_filter import without
 from rolegen_jax.serving.slate import Exposure, Opened, slates
 from tests.evaluation import tiny_log
