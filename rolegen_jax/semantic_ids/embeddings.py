@@ -60,28 +60,38 @@ class Events(NamedTuple):
   weight_N: np.ndarray  # float >= 0, how much an event counts
 
 
-def item_embeddings(
-  parts: Iterable[Events],
-  items: pl.DataFrame,
-  text_IxD: np.ndarray | None,
-  config: SemanticIdConfig,
-  window: int = WINDOW,
-) -> np.ndarray:
-  """Return collaborative and text part side by side with equal weight, as float32 [I, D].
+class Sides(NamedTuple):
+  """What is known of items, rows of about unit length each; None = nothing."""
 
-  text_IxD: of `text_embeddings`; None = no such part. For the others see `collaborative`.
-  """
-  sides = []
-  if config.collaborative_dim:
+  collaborative: np.ndarray | None  # float32 [I, C]
+  text: np.ndarray | None  # float32 [I, T]
+
+  @classmethod
+  def of(
+    cls,
+    parts: Iterable[Events],
+    items: pl.DataFrame,
+    text_IxD: np.ndarray | None,
+    config: SemanticIdConfig,
+    window: int = WINDOW,
+  ) -> Sides:
+    """Embed items. text_IxD: of `text_embeddings`. For the others see `collaborative`."""
+    if not config.collaborative_dim:
+      if text_IxD is None:
+        raise ConfigError(
+          'semantic_ids.collaborative_dim=0: must be positive when no text embedder is set'
+        )
+      return cls(None, text_IxD)
     dim, attributes = config.collaborative_dim, attribute_codes(items)
-    sides.append(collaborative(parts, items.height, dim, attributes, config.seed, window))
-  if text_IxD is not None:
-    sides.append(text_IxD)
-  if not sides:
-    raise ConfigError(
-      'semantic_ids.collaborative_dim=0: must be positive when no text embedder is set'
-    )
-  return np.concatenate(sides, axis=1) / np.float32(np.sqrt(len(sides)))
+    return cls(collaborative(parts, items.height, dim, attributes, config.seed, window), text_IxD)
+
+  def together(self, weight: float = 1.0) -> np.ndarray:
+    """Return both side by side, float32 [I, D]. weight: of the collaborative one against text."""
+    if self.collaborative is None or self.text is None:
+      sides = [side for side in self if side is not None]
+      return sides[0]
+    both = np.concatenate([weight * self.collaborative, self.text], axis=1)
+    return (both / np.sqrt(1 + weight**2)).astype(np.float32)
 
 
 # Collaborative

@@ -87,11 +87,11 @@ def test_text_embeddings_by_name_and_by_column():
   )
   config = SemanticIdConfig(collaborative_dim=4, text='column')
   text = lib.text_embeddings(items, 'column')
-  both = lib.item_embeddings([two_groups()], items, text, config)
+  both = lib.Sides.of([two_groups()], items, text, config).together()
   assert both.shape == (20, 10) and np.linalg.norm(both[0]) == pytest.approx(1)
   config = SemanticIdConfig(collaborative_dim=0, text='hashed_ngrams')
   text = lib.text_embeddings(items, 'hashed_ngrams')
-  assert lib.item_embeddings([two_groups()], items, text, config).shape == (20, 128)
+  assert lib.Sides.of([two_groups()], items, text, config).together().shape == (20, 128)
   assert lib.text_embeddings(items, '') is None
   assert {'column', 'reasoner', *lib.TEXT_EMBEDDERS} == set(TEXT_EMBEDDERS)
   message = "'bert': unknown text embedder, known are: column, hashed_ngrams, minilm"
