@@ -134,14 +134,15 @@ class RoleGen:
     keys_B: jax.Array,
     intervene: ArrayLike = True,
     noise: ArrayLike = 1.0,
+    distinct: bool = False,
   ) -> Rollout:
     """Sample W worlds per user, each user by a key of its own.
 
-    The parameters carry no gradient and are gathered once before the decoding loop. `intervene` and
-    `noise` are those of `sample_rollout` and `RolloutSettings`.
+    The parameters carry no gradient and are gathered once before the decoding loop. `intervene`,
+    `noise` and `distinct` are those of `sample_rollout` and `RolloutSettings`.
     """
-    loop = self.config.loop
-    settings = RolloutSettings(loop.worlds, loop.interventions, noise, loop.noise == 'common')
+    loop, common = self.config.loop, self.config.loop.noise == 'common'
+    settings = RolloutSettings(loop.worlds, loop.interventions, noise, common, distinct)
     with jax.named_scope('rollout'), sharding.layout(self.decoding):
       reasoner = self.gathered('reasoner', reasoner_params)
       prompt = build_prompt(
@@ -251,10 +252,14 @@ class RoleGen:
   def reason(
     self, reasoner_params: Params, examples: Examples, trie: Trie, intervene: ArrayLike = True
   ) -> tuple[Rollout, Conditioning]:
-    """Return every user's worlds, and what they say to `rank`."""
+    """Return every user's worlds, and what they say to `rank`.
+
+    The worlds of a user name no item twice, unless they share their noise.
+    """
+    distinct = self.config.loop.noise != 'common'
     with sharding.layout(self.decoding):
       keys = history_keys(self.config.seed, examples)
-      rollout = self.rollout(reasoner_params, examples, trie, keys, intervene)
+      rollout = self.rollout(reasoner_params, examples, trie, keys, intervene, distinct=distinct)
       return rollout, self.reasoning(rollout, jnp.ones(examples.timestamp.shape, bool))
 
   def rank(

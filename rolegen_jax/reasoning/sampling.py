@@ -11,10 +11,14 @@ would have followed here (the structural causal model of Oberst & Sontag, ICML 2
 differ only through their interventions, and a world without one repeats the factual world bit for
 bit. Common noise costs candidates (`docs/quality.md`).
 
+With `distinct` the paths of a user's worlds end at items of their own: world after world, the last
+code of an item is drawn among those that lead to an item which none of them has named. Where none
+is left an item is named again. Log-probabilities stay those of a world alone.
+
 The noise of a user depends on the user's own key alone, not on the other rows of the batch.
 
 Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), S own slots, M role
-events, T completion length, A retrieved items, R roles, K codes, D width.
+events, P items of a path, T completion length, A retrieved items, R roles, K codes, D width.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ class RolloutSettings:
   interventions: tuple[str, ...]  # kinds of what is done in the others, by turns
   noise: ArrayLike = 1.0  # weight of the Gumbel noise; 0: the likeliest token everywhere
   common_noise: bool = False  # whether the worlds of a user share their noise
+  distinct: bool = False  # whether the worlds of a user share no item of their paths
 
 
 class Completions(NamedTuple):
@@ -70,6 +75,7 @@ class ItemState(NamedTuple):
   node: jax.Array  # int32 [N], the trie node of the codes since the last item or intent began
   matches: jax.Array  # bool [N, A], the retrieved items that begin with these codes
   unused: jax.Array  # bool [N, A], the retrieved items that are not on the path yet
+  named: jax.Array  # int32 [B, W * P], leaves of the items of all paths, the latest last; or -1
 
 
 class Position(NamedTuple):
@@ -148,7 +154,7 @@ class Sampler:
       number, prior_NxR, allowed_NxR, shift_N = at
       logits = self.reasoner.logits(self._hidden(reading), vocab.role(0), allowed_NxR.shape[1])
       log_probs = self._log_probs(logits + prior_NxR, allowed_NxR)
-      sampled = self._sample(log_probs, number)
+      sampled = _best(self._noised(log_probs, number))
       factual = per_chain(sampled.reshape(self.chains)[:, 0], self.chains[1])
       choice = jnp.where(shift_N > 0, (factual + shift_N) % CONVERT, sampled)
       is_event = allowed_NxR.any(-1)
@@ -189,7 +195,9 @@ class Sampler:
   ) -> tuple[Reading, Completions]:
     """Sample the codes and delimiters at positions `numbers`."""
     every, layout = jnp.ones(priors.retrieved.item.shape, bool), self.layout
-    state = ItemState(reading, jnp.zeros((len(every),), jnp.int32), every, every)
+    users, worlds = self.chains
+    named = jnp.full((users, worlds * layout.path_slots.shape[0]), -1)
+    state = ItemState(reading, jnp.zeros((len(every),), jnp.int32), every, every, named)
     is_first_intent = numbers == layout.intent_slots[0, 0]
     positions = Position(
       number=jnp.asarray(numbers),
@@ -214,7 +222,12 @@ class Sampler:
     codes = options.allowed.shape[1]
     logits = self.reasoner.code_logits(self._hidden(state.reading), at.start, codes)
     log_probs = self._log_probs(logits + options.prior, options.allowed)
-    choice = jnp.where(at.forced >= 0, at.forced, self._sample(log_probs, at.number))
+    noised = self._noised(log_probs, at.number)
+    sampled, named, is_item = _best(noised), state.named, at.level == self.layout.vocab.levels - 1
+    if self.settings.distinct and levels == self.layout.vocab.levels:
+      apart, longer = self._apart(noised, options, named)
+      sampled, named = jnp.where(is_item, apart, sampled), jnp.where(is_item, longer, named)
+    choice = jnp.where(at.forced >= 0, at.forced, sampled)
 
     log_prob = jnp.where(is_code & (at.forced < 0), _at(log_probs, choice), 0.0)
     node = jnp.where(is_code, _at(options.child, choice), node)
@@ -223,11 +236,29 @@ class Sampler:
     )
     matches &= code == choice[:, None]
     # An item is on a path once.
-    unused = state.unused & ~(matches & (at.level == self.layout.vocab.levels - 1))
+    unused = state.unused & ~(matches & is_item)
 
     token = jnp.where(is_code, at.start + choice, at.start)
     reading = self._read(token, at.number, state.reading.cache)
-    return ItemState(reading, node, matches, unused), Completions(token, log_prob, node)
+    return ItemState(reading, node, matches, unused, named), Completions(token, log_prob, node)
+
+  def _apart(
+    self, noised_NxK: jax.Array, options: Options, named_BxC: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Return the last codes int32 [N] of the items of all worlds, and the leaves named by then."""
+    allowed, child, noised = (
+      x.reshape(*self.chains, -1) for x in (options.allowed, options.child, noised_NxK)
+    )
+    choices = []
+    for world in range(self.chains[1]):
+      leaves = child[:, world]
+      is_named = (leaves[:, :, None] == named_BxC[:, None]).any(-1)
+      free = allowed[:, world] & ~is_named
+      fits = jnp.where(free.any(-1, keepdims=True), free, allowed[:, world])
+      choices.append(_best(jnp.where(fits, noised[:, world], -jnp.inf)))
+      own = _at(leaves, choices[-1])[:, None]
+      named_BxC = jnp.concatenate([named_BxC[:, 1:], own], axis=1)
+    return jnp.stack(choices, axis=1).reshape(-1), named_BxC
 
   def _options(
     self,
@@ -262,8 +293,8 @@ class Sampler:
     """Return the log-probabilities at the temperature of rollouts, fp32 [N, V]."""
     return constrained_log_softmax(logits_NxV, allowed_NxV, self.layout.config.temperature)
 
-  def _sample(self, log_probs_NxV: jax.Array, number: jax.Array) -> jax.Array:
-    """Return argmax(log p + noise), int32 [N]."""
+  def _noised(self, log_probs_NxV: jax.Array, number: jax.Array) -> jax.Array:
+    """Return log p + noise, fp32 [N, V]."""
     worlds, common = self.chains[1], self.settings.common_noise
     shape = (1 if common else worlds, log_probs_NxV.shape[1])
 
@@ -272,7 +303,7 @@ class Sampler:
 
     gumbel_BxWxV = constrain_rows(jax.vmap(of_user)(self.keys))
     gumbel = jnp.broadcast_to(gumbel_BxWxV, (*self.chains, shape[1])).reshape(log_probs_NxV.shape)
-    return jnp.argmax(log_probs_NxV + self.settings.noise * gumbel, axis=-1).astype(jnp.int32)
+    return log_probs_NxV + self.settings.noise * gumbel
 
   def _read(self, token_N: jax.Array, number: jax.Array, cache: KeyValues) -> Reading:
     """Read a token of every chain."""
@@ -282,6 +313,10 @@ class Sampler:
     tokens = constrain_rows(token_N.reshape(self.chains))
     position = self.layout.prompt_length + number
     return Reading(*self.reasoner.step(tokens, position, self.shared, cache, slot, visible))
+
+
+def _best(x_NxV: jax.Array) -> jax.Array:
+  return jnp.argmax(x_NxV, axis=-1).astype(jnp.int32)
 
 
 def _at(x_NxV: jax.Array, choice_N: jax.Array) -> jax.Array:

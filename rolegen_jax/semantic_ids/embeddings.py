@@ -90,8 +90,8 @@ class Sides(NamedTuple):
     if self.collaborative is None or self.text is None:
       sides = [side for side in self if side is not None]
       return sides[0]
-    both = np.concatenate([weight * self.collaborative, self.text], axis=1)
-    return (both / np.sqrt(1 + weight**2)).astype(np.float32)
+    both = np.concatenate([np.float32(weight) * self.collaborative, self.text], axis=1)
+    return both / np.float32(np.sqrt(1 + weight**2))
 
 
 # Collaborative

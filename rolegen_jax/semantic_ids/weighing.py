@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from rolegen_jax.config import EVENT_NAMES, SemanticIdConfig
 from rolegen_jax.data.log import InteractionLog, ranges
 from rolegen_jax.data.occasions import VALID, Occasions
+from rolegen_jax.features.item_transitions import DAY
 from rolegen_jax.runtime.progress import say
 from rolegen_jax.semantic_ids.embeddings import Sides
 from rolegen_jax.semantic_ids.residual_kmeans import residual_kmeans
@@ -55,7 +56,7 @@ class Asked(NamedTuple):
     end = occasions.context_end[occasion]
     start = np.maximum(log.offsets[occasions.user[occasion]], end - EVENTS)
     event, row = ranges(start, end - start)
-    age = (occasions.timestamp[occasion][row] - log.timestamp[event]) / 86_400.0
+    age = (occasions.timestamp[occasion][row] - log.timestamp[event]) / DAY
     return cls(occasions.target[place[chosen]], row, log.item[event], age)
 
 
@@ -69,12 +70,13 @@ def nll(asked: Asked, code_I: np.ndarray, count_I: np.ndarray, bought_I: np.ndar
   base /= base.sum()
   known = count_I + 0.5
   within = np.log(known / np.bincount(code_I, weights=known, minlength=codes)[code_I])
-  target, cell = code_I[asked.target], asked.row * codes + code_I[asked.item]
+  target = code_I[asked.target]
+  is_target = code_I[asked.item] == target[asked.row]
   best = np.inf
   for days in DAYS:
-    faded = np.bincount(cell, weights=np.exp(-asked.age / days), minlength=n * codes)
-    faded = faded.reshape(n, codes)
-    of_target, total = faded[np.arange(n), target], faded.sum(axis=1)
+    faded = np.exp(-asked.age / days)
+    total = np.bincount(asked.row, weights=faded, minlength=n)
+    of_target = np.bincount(asked.row, weights=faded * is_target, minlength=n)
     for prior in PRIORS:
       log_prob = np.log((of_target + prior * base[target]) / (total + prior))
       best = min(best, -float(log_prob.mean()))

@@ -40,7 +40,7 @@ from rolegen_jax.models.numerics import NEG_INF
 from rolegen_jax.reasoning.batched import over
 from rolegen_jax.reasoning.frcot import build_prompt
 from rolegen_jax.reasoning.likelihood import IntentWeights, intent_log_probs
-from rolegen_jax.reasoning.rolegen import RoleGen, history_keys
+from rolegen_jax.reasoning.rolegen import RoleGen
 from rolegen_jax.runtime.compile import compile_in_step, jit
 from rolegen_jax.semantic_ids.trie import Trie
 from rolegen_jax.training.losses import Params
@@ -151,9 +151,7 @@ def _score(rolegen: RoleGen, reasoning: bool) -> Callable[..., Members]:
     items, said = backbone.items(trie), Conditioning()
     memory = backbone.encode(examples.history, items)
     if reasoning:
-      keys = history_keys(rolegen.config.seed, examples)
-      rollout = rolegen.rollout(params['reasoner'], examples, trie, keys, intervene)
-      said = rolegen.reasoning(rollout, jnp.ones(examples.timestamp.shape, bool))
+      _, said = rolegen.reason(params['reasoner'], examples, trie, intervene)
     query_state = rolegen.query(backbone, memory, examples.timestamp)
     found, _ = retrieve(backbone, query_state, said, trie, FOUND)
     own = jnp.concatenate([examples.target[:, None], found], axis=1)

@@ -15,12 +15,13 @@ from tests import tiny
 
 
 @functools.cache
-def sampler(*settings: str):
+def sampler(*settings: str, distinct: bool = False):
 
   @jit
   def sample(params, examples, trie, key, intervene, noise):
     keys = jax.random.split(key, len(examples.target))
-    return tiny.rolegen(*settings).rollout(params, examples, trie, keys, intervene, noise)
+    rolegen = tiny.rolegen(*settings)
+    return rolegen.rollout(params, examples, trie, keys, intervene, noise, distinct)
 
   return sample
 
@@ -32,10 +33,11 @@ def rollout(
   noise: float = 1.0,
   trie=None,
   settings: tuple[str, ...] = (),
+  distinct: bool = False,
 ) -> Rollout:
   """A rollout on the host."""
   trie = tiny.trie() if trie is None else trie
-  sample, params = sampler(*settings), tiny.params('reasoner')
+  sample, params = sampler(*settings, distinct=distinct), tiny.params('reasoner')
   return jax.device_get(sample(params, examples, trie, jax.random.key(key), intervene, noise))
 
 

@@ -241,6 +241,24 @@ def test_worlds_differ_by_chance_without_an_intervention():
   assert_likelihood_agrees(examples, r)
 
 
+def test_worlds_name_no_item_twice_where_another_of_its_prefix_is_left():
+  examples, trie, twice = tiny.examples(6), tiny.trie(), 0
+  plain, apart = (chains.rollout(examples, 2, distinct=distinct) for distinct in (False, True))
+  assert_likelihood_agrees(examples, apart)
+  for b in range(tiny.USERS):
+    np.testing.assert_array_equal(plain.candidates[b, 0, 0], apart.candidates[b, 0, 0])
+    assert len(np.unique(apart.candidates[b])) >= len(np.unique(plain.candidates[b]))
+    named = set()
+    for item in apart.candidates[b].T.ravel().tolist():  # position by position, world by world
+      codes = trie.item_codes[: tiny.ITEMS]
+      siblings = np.flatnonzero((codes[:, :-1] == codes[item, :-1]).all(1))
+      assert item not in named or named.issuperset(siblings.tolist())
+      twice += item in named
+      named.add(item)
+  repeats = sum(c.size - len(np.unique(c)) for c in plain.candidates)
+  assert 0 < twice < repeats
+
+
 @functools.cache
 def answers():
   """What every item gets with one of the reasoner's experts alone, by expert, compiled once."""
