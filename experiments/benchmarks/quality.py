@@ -225,25 +225,35 @@ def _candidates(runs: Runs, main: str) -> dict[str, dict]:
   """Return, per system with a reasoner, what the candidates of all worlds of a user are worth.
 
   held: share of targets among them; repeated: share of candidates that their path named before.
+  Counting comes last, with as many items that it lists first.
   """
-  pairs = runs.pairs
-  arrays = [name for name in runs.arrays() if name.startswith(CANDIDATES)]
-  held, repeated = {}, {}
-  for array in arrays:
-    name = array.removeprefix(CANDIDATES)
-    candidates = [ranking[array] for ranking in runs.rankings]
+  pairs, by_name = runs.pairs, {}
+  for array in filter(lambda name: name.startswith(CANDIDATES), runs.arrays()):
+    by_name[array.removeprefix(CANDIDATES)] = [ranking[array] for ranking in runs.rankings]
+  if by_name:
+    places = by_name[TESTED][0][0].size
+    by_name['counting'] = [ranking['counting'][:, None, :places] for ranking in runs.rankings]
+  held, repeated, size = {}, {}, {}
+  for name, candidates in by_name.items():
     union = [array_OxWxP.reshape(pairs.occasions, -1) for array_OxWxP in candidates]
     held[name] = np.stack([ranks(items, pairs) > 0 for items in union]).astype(np.float64)
     shares = [np.asarray(repeats(items), np.float64).mean(1) for items in candidates]
     repeated[name] = np.stack(shares)  # [S, O]
+    size[name] = np.mean([len(np.unique(row[row >= 0])) for items in union for row in items])
   user_O = np.zeros(pairs.occasions, pairs.user.dtype)
   user_O[pairs.occasion] = pairs.user
+
+  def distance(name: str) -> float:
+    if name == 'counting':
+      return 0.0  # one list
+    return runs.mean(lambda report: report['worlds']['systems'][name]['jaccard'])
+
   summary = {}
-  for name in held:
+  for name in by_name:
     values = dict(held=held[name], tested_minus_held=held[TESTED] - held[name])
     summary[name] = dict(
-      jaccard=runs.mean(lambda report: report['worlds']['systems'][name]['jaccard']),
-      union_size=runs.mean(lambda report: report['worlds']['systems'][name]['union_size']),
+      jaccard=distance(name),
+      union_size=float(size[name]),
       **_on_slice(runs, values, main),
       repeated=_estimate(repeated[name], user_O),
       tested_minus_repeated=_estimate(repeated[TESTED] - repeated[name], user_O),

@@ -260,7 +260,7 @@ def report(
   serve = f'rolegen serve --workdir={shlex.quote(str(run.workdir))}'
   notes += [f'A page with every user, the worlds and the reasons behind each list: {serve}']
   words, tell = _words(run, inputs, models, results)
-  candidates = _candidates(results)
+  candidates = _candidates(results) | _counted(results)
   trajectories = Trajectories(
     log, occasions, results.rows, results.table, results.predictions['RoleGen']
   )
@@ -324,6 +324,15 @@ def _candidates(results: Results) -> dict[str, np.ndarray]:
   """Return the candidates of each system whose worlds are its own."""
   own = {name: p for name, p in results.predictions.items() if name not in WITHOUT}
   return {name: p.candidates for name, p in own.items() if p.candidates is not None}
+
+
+def _counted(results: Results) -> dict[str, np.ndarray]:
+  """Return as many items as RoleGen has candidates that counting lists first, as one world."""
+  candidates = results.predictions['RoleGen'].candidates
+  if candidates is None:
+    return {}
+  size = candidates[0].size
+  return {'counting': results.rankings['counting'][1][:, None, :size]}
 
 
 def _write_rankings(run: Run, results: Results) -> None:

@@ -20,7 +20,7 @@ from rolegen_jax.pipeline.evaluation import ALL_BASELINES
 from rolegen_jax.pipeline.inputs import raw_tables
 
 SMALL = ['simulator.users=200', 'simulator.items=64', 'simulator.categories=8']
-KINDS = dict(RoleGen='model', no_reasoner='ablation', popularity='baseline')
+KINDS = dict(RoleGen='model', no_reasoner='ablation', counting='baseline')
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def write_run(config, run: pathlib.Path, seed: int) -> None:
   rankings = dict(
     RoleGen=right,
     no_reasoner=np.where(is_right, right, right[:, ::-1]),
-    popularity=np.tile(np.arange(50, dtype=np.int32), (len(rows), 1)),
+    counting=np.tile(np.arange(50, dtype=np.int32), (len(rows), 1)),
   )
   codes = np.stack([np.arange(64) % 8, np.arange(64)], axis=1)
   lists = {name: (KINDS[name], items, {}) for name, items in rankings.items()}
@@ -52,7 +52,7 @@ def write_run(config, run: pathlib.Path, seed: int) -> None:
   for name, item in candidates.items():
     rankings[f'candidates/{name}'] = np.tile(item[:, None, None], (1, 2, 3)).astype(np.int32)
   write_npz(dict(occasion=rows) | rankings, run / 'rankings.npz')
-  worlds = dict(systems=dict.fromkeys(candidates, dict(jaccard=0.5, union_size=8.0)))
+  worlds = dict(systems=dict.fromkeys(candidates, dict(jaccard=0.5)))
   about = dict.fromkeys(('commit', 'when', 'config_digest', 'device_kind'), '2026-01-01')
   about |= dict(seed=seed, artifacts={}, versions={})
   report = dict(
@@ -143,7 +143,8 @@ def test_measured_and_committed_results_plot_and_fill_a_page(folder, tmp_path):
 def test_candidates_are_tabulated(folder):
   table = quality_report.tables(quality.measure(folder, {}))['candidates demo']
   rows = dict(row[2:].split(' | ', 1) for row in table.splitlines()[2:])
-  assert rows['RoleGen'].startswith('8.0 | 0.50 | 100.00 [100.00, 100.00]')
+  assert rows['RoleGen'].startswith('1.0 | 0.50 | 100.00 [100.00, 100.00]')
+  assert rows['counting'].startswith('6.0 | 0.00 | ')
   _, _, held, _, repeated, _ = rows['weighted'].split(' | ')
   assert held == '0.00 [0.00, 0.00]'
   assert repeated == '66.67 [66.67, 66.67]'  # two of three were on the path before

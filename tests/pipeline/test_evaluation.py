@@ -209,3 +209,8 @@ def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened,
   # Worlds without an expert are those of RoleGen: the report does not show them again.
   with_worlds = {'RoleGen', 'no_interventions', 'counts_only'}
   assert {*evaluation._candidates(results)} == with_worlds
+  listed = np.arange(3 * len(results.rows)).reshape(-1, 3)
+  counted = evaluation._counted(
+    dataclasses.replace(results, rankings={'counting': ('baseline', listed, {})})
+  )
+  np.testing.assert_array_equal(counted['counting'][:, 0], listed[:, :2])  # two worlds of one
