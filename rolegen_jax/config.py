@@ -233,8 +233,7 @@ class SemanticIdConfig(Section):
   levels: int = 3  # codes per item
   codes: int = 256  # codebook size per level
   collaborative_dim: int = 64  # width of the collaborative item embedding; 0 = off
-  # How much it counts against text; 0 = chosen by how likely counting finds validation conversions.
-  collaborative_weight: float = 0.0
+  collaborative_weight: float = 1.0  # how much it counts against text, by length
   # Text embedder of items: hashed_ngrams | column | minilm | reasoner, the mean of the last states
   # of `reasoner.pretrained`; '' = off.
   text: str = ''
@@ -247,7 +246,8 @@ class SemanticIdConfig(Section):
     self._need(2 <= self.levels <= 8, f'{name}.levels', '2 to 8')
     self._at_least(2, name, 'codes')
     self._at_most(TOO_WIDE, name, 'codes', 'collaborative_dim', 'text_dim')
-    self._at_least(0, name, 'collaborative_dim', 'collaborative_weight', 'seed')
+    self._at_least(0, name, 'collaborative_dim', 'seed')
+    self._positive(name, 'collaborative_weight')
     self._one_of(('', *TEXT_EMBEDDERS), f'{name}.text')
     self._at_least(1, name, 'text_dim')
     some = self.collaborative_dim > 0 or self.text != ''

@@ -119,7 +119,7 @@ def codes() -> np.ndarray:
   ids = config().semantic_ids
   mesh = sharding.make_mesh(c.MeshConfig(), jax.local_devices()[:1])
   text = text_embeddings(log.items, ids.text)
-  embeddings = embed(log, occasions, text, ids).together()
+  embeddings = embed(log, occasions, text, ids)
   result = residual_kmeans(embeddings, QUANTISED, ids.codes, ids.iterations, ids.seed, mesh)
   return distinct(result.codes, ids.codes)
 

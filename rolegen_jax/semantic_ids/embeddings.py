@@ -60,38 +60,32 @@ class Events(NamedTuple):
   weight_N: np.ndarray  # float >= 0, how much an event counts
 
 
-class Sides(NamedTuple):
-  """What is known of items, rows of about unit length each; None = nothing."""
+def item_embeddings(
+  parts: Iterable[Events],
+  items: pl.DataFrame,
+  text_IxD: np.ndarray | None,
+  config: SemanticIdConfig,
+  window: int = WINDOW,
+) -> np.ndarray:
+  """Return collaborative and text part side by side, as float32 [I, D].
 
-  collaborative: np.ndarray | None  # float32 [I, C]
-  text: np.ndarray | None  # float32 [I, T]
-
-  @classmethod
-  def of(
-    cls,
-    parts: Iterable[Events],
-    items: pl.DataFrame,
-    text_IxD: np.ndarray | None,
-    config: SemanticIdConfig,
-    window: int = WINDOW,
-  ) -> Sides:
-    """Embed items. text_IxD: of `text_embeddings`. For the others see `collaborative`."""
-    if not config.collaborative_dim:
-      if text_IxD is None:
-        raise ConfigError(
-          'semantic_ids.collaborative_dim=0: must be positive when no text embedder is set'
-        )
-      return cls(None, text_IxD)
-    dim, attributes = config.collaborative_dim, attribute_codes(items)
-    return cls(collaborative(parts, items.height, dim, attributes, config.seed, window), text_IxD)
-
-  def together(self, weight: float = 1.0) -> np.ndarray:
-    """Return both side by side, float32 [I, D]. weight: of the collaborative one against text."""
-    if self.collaborative is None or self.text is None:
-      sides = [side for side in self if side is not None]
-      return sides[0]
-    both = np.concatenate([np.float32(weight) * self.collaborative, self.text], axis=1)
-    return both / np.float32(np.sqrt(1 + weight**2))
+  The first is `config.collaborative_weight` times as long as the other. text_IxD: of
+  `text_embeddings`; None = no such part. For the others see `collaborative`.
+  """
+  sides, lengths = [], []
+  if config.collaborative_dim:
+    dim, weight = config.collaborative_dim, config.collaborative_weight
+    found = collaborative(parts, items.height, dim, attribute_codes(items), config.seed, window)
+    sides.append(np.float32(weight) * found)
+    lengths.append(weight)
+  if text_IxD is not None:
+    sides.append(text_IxD)
+    lengths.append(1.0)
+  if not sides:
+    raise ConfigError(
+      'semantic_ids.collaborative_dim=0: must be positive when no text embedder is set'
+    )
+  return np.concatenate(sides, axis=1) / np.float32(np.linalg.norm(lengths))
 
 
 # Collaborative

@@ -22,8 +22,8 @@ from rolegen_jax.semantic_ids.catalogue import Catalogue, build
 from rolegen_jax.semantic_ids.embeddings import (
   PART_PAIRS,
   Events,
-  Sides,
   embedder_of_more,
+  item_embeddings,
   text_embeddings,
   texts,
   unit,
@@ -31,7 +31,6 @@ from rolegen_jax.semantic_ids.embeddings import (
 )
 from rolegen_jax.semantic_ids.placing import add_items
 from rolegen_jax.semantic_ids.text_vectors import TextVectors
-from rolegen_jax.semantic_ids.weighing import best_weight
 
 # What an event says about the item relative to a view. An impression says what a page showed, not
 # what a user did.
@@ -49,19 +48,16 @@ def build_semantic_ids(
   """Build the catalogue of all items of `log` and write catalogue.npz and report.json to `folder`.
 
   Where `config.text` names an embedder, text.npz too: the text vectors of all items. Only training
-  events are used, but for how much they count against text (`weighing.py`). Items without one are
-  placed by their attributes and text; those with neither share one place. When several processes
-  share `folder`, only one may write at a time: the caller decides which. text_IxD: text embeddings,
-  unit rows, where no embedder of this package makes them.
+  events are used. Items without one are placed by their attributes and text; those with neither
+  share one place. When several processes share `folder`, only one may write at a time: the caller
+  decides which. text_IxD: text embeddings, unit rows, where no embedder of this package makes them.
   """
   if text_IxD is None:
     text_IxD = text_embeddings(log.items, config.text)
   if text_IxD is not None:
     TextVectors.fit(text_IxD, config.text_dim).save(folder)
-  sides = embed(log, occasions, text_IxD, config)
-  weight = config.collaborative_weight or best_weight(sides, log, occasions, config, mesh)
-  catalogue = build(sides.together(weight), log.items['item_id'], config, mesh)
-  catalogue.report['collaborative_weight'] = weight
+  embeddings = embed(log, occasions, text_IxD, config)
+  catalogue = build(embeddings, log.items['item_id'], config, mesh)
   if text_IxD is not None:
     catalogue.report['items_with_text'] = int(text_IxD.any(axis=1).sum())
   _save(catalogue, log, occasions, folder)
@@ -151,15 +147,15 @@ def embed(
   occasions: Occasions,
   text_IxD: np.ndarray | None,
   config: SemanticIdConfig,
-) -> Sides:
-  """Return what is known of items, in the order of log.items.
+) -> np.ndarray:
+  """Return item embeddings float32 [I, D] in the order of log.items.
 
-  It depends on rows log.offsets[u]:train_end[u] of each user only. text_IxD: of `text_embeddings`.
+  They depend on rows log.offsets[u]:train_end[u] of each user only. text_IxD: of `text_embeddings`.
   """
   train_end, window = occasions.train_end(log), window_of(len(log.item))
   rows = max(PART_PAIRS // window, 1)
   parts = (_training_events(part, train_end) for part in log.parts(rows))
-  return Sides.of(parts, log.items, text_IxD, config, window)
+  return item_embeddings(parts, log.items, text_IxD, config, window)
 
 
 def _training_events(part: Part, train_end: np.ndarray) -> Events:

@@ -79,12 +79,11 @@ def test_a_table_that_is_too_large_keeps_the_largest_of_each_item(log, train_end
 def test_item_vectors_do_not_depend_on_parts(log, monkeypatch):
   occasions = find_occasions(log, DataConfig())
   config = SemanticIdConfig(collaborative_dim=4)
-  whole = stage.embed(log, occasions, None, config).together()
+  whole = stage.embed(log, occasions, None, config)
   on_files(monkeypatch)
   monkeypatch.setattr(embeddings, 'ITEM_BLOCK', 5)
   monkeypatch.setattr(stage, 'PART_PAIRS', 30 * 1500)
-  in_parts = stage.embed(log, occasions, None, config).together()
-  np.testing.assert_allclose(in_parts, whole, atol=1e-4)
+  np.testing.assert_allclose(stage.embed(log, occasions, None, config), whole, atol=1e-4)
 
 
 def test_longer_logs_have_smaller_windows_and_sparser_matrices(monkeypatch):

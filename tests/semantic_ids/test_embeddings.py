@@ -87,11 +87,17 @@ def test_text_embeddings_by_name_and_by_column():
   )
   config = SemanticIdConfig(collaborative_dim=4, text='column')
   text = lib.text_embeddings(items, 'column')
-  both = lib.Sides.of([two_groups()], items, text, config).together()
+  both = lib.item_embeddings([two_groups()], items, text, config)
   assert both.shape == (20, 10) and np.linalg.norm(both[0]) == pytest.approx(1)
+  config = SemanticIdConfig(collaborative_dim=4, text='column', collaborative_weight=3.0)
+  lengths = [np.linalg.norm(part[0]) for part in (both[:, :4], both[:, 4:])]
+  weighted = lib.item_embeddings([two_groups()], items, text, config)
+  assert np.linalg.norm(weighted[0]) == pytest.approx(1)
+  assert np.linalg.norm(weighted[0, :4]) == pytest.approx(np.sqrt(0.9))
+  assert lengths == pytest.approx([np.sqrt(0.5)] * 2)
   config = SemanticIdConfig(collaborative_dim=0, text='hashed_ngrams')
   text = lib.text_embeddings(items, 'hashed_ngrams')
-  assert lib.Sides.of([two_groups()], items, text, config).together().shape == (20, 128)
+  assert lib.item_embeddings([two_groups()], items, text, config).shape == (20, 128)
   assert lib.text_embeddings(items, '') is None
   assert {'column', 'reasoner', *lib.TEXT_EMBEDDERS} == set(TEXT_EMBEDDERS)
   message = "'bert': unknown text embedder, known are: column, hashed_ngrams, minilm"
