@@ -134,7 +134,8 @@ def test_the_report_says_how_many_targets_are_among_the_candidates(finished):
     first, last = occasions.target_offsets[occasion : occasion + 2]
     held += [target in candidates[row] for target in occasions.target[first:last]]
   found = json.loads((finished.workdir / 'report.json').read_text())['worlds']['systems']
-  assert set(found) == {'RoleGen', 'no_language_model'}
+  assert list(found) == ['RoleGen', 'no_language_model', 'counting']
+  assert 0 < found['counting']['hits']['all']['mean'] < 1 and found['counting']['union_size'] == 4
   assert found['RoleGen']['hits']['all']['mean'] == pytest.approx(np.mean(held))
   assert 0 < np.mean(held) < 1 and found['RoleGen']['difference']['all']['high'] == 0
 

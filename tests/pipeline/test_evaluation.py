@@ -208,9 +208,10 @@ def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened,
   assert [*asked] == ['tiger', 'no_reasoner']
   # Worlds without an expert are those of RoleGen: the report does not show them again.
   with_worlds = {'RoleGen', 'no_interventions', 'counts_only'}
-  assert {*evaluation._candidates(results)} == with_worlds
-  listed = np.arange(3 * len(results.rows)).reshape(-1, 3)
+  assert {*(own := evaluation._candidates(results))} == with_worlds
+  candidates = own['RoleGen']
+  listed, places = np.arange(50 * len(results.rows)).reshape(-1, 50), candidates[0].size
   counted = evaluation._counted(
     dataclasses.replace(results, rankings={'counting': ('baseline', listed, {})})
   )
-  np.testing.assert_array_equal(counted['counting'][:, 0], listed[:, :2])  # two worlds of one
+  np.testing.assert_array_equal(counted['counting'][:, 0], listed[:, :places])
