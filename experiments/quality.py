@@ -45,7 +45,7 @@ def get_config(arg: str = 'demo') -> c.Config:
     simulator = dataclasses.replace(base.simulator, kind='context')
     # On demo and alibaba2014 older equations of kinds changed no hits; others were not tried.
     reasoner = dataclasses.replace(base.reasoner, kinds=8, attributes=64)
-    # Some titles of this log mislead. What was bought together counts more, by validation.
+    # Some titles of this log mislead: behavior counts four times as much, by validation.
     ids = dataclasses.replace(base.semantic_ids, collaborative_weight=4.0)
     base = dataclasses.replace(
       base, name='context', simulator=simulator, reasoner=reasoner, semantic_ids=ids

@@ -233,7 +233,8 @@ class SemanticIdConfig(Section):
   levels: int = 3  # codes per item
   codes: int = 256  # codebook size per level
   collaborative_dim: int = 64  # width of the collaborative item embedding; 0 = off
-  collaborative_weight: float = 1.0  # how much it counts against text, by length
+  # How much it counts against text, by length; of no effect unless both are on.
+  collaborative_weight: float = 1.0
   # Text embedder of items: hashed_ngrams | column | minilm | reasoner, the mean of the last states
   # of `reasoner.pretrained`; '' = off.
   text: str = ''

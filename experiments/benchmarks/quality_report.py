@@ -206,7 +206,7 @@ def _candidates_table(summary: dict) -> str:
       [
         name,
         f'{candidates["union_size"]:.1f}',
-        f'{candidates["jaccard"]:.2f}',
+        '' if candidates['jaccard'] is None else f'{candidates["jaccard"]:.2f}',
         _percent(candidates['held']),
         minus['held'],
         _percent(candidates['repeated']),

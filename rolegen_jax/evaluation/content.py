@@ -103,8 +103,8 @@ def worlds(
   """Return the section on worlds.
 
   `candidates` [N, W, P] come by the name of each system that has some; the first is the system
-  under test. `systems` in the result: how far the worlds of each lie apart, and the share of
-  targets among all candidates of a user, by slice.
+  under test. `systems` in the result: how far the worlds of each lie apart, None where there is but
+  one, and the share of targets among all candidates of a user, by slice.
   """
   train_events = occasions.train_events(log)
   pairs = Pairs.of(occasions, rows, train_events)
@@ -119,7 +119,7 @@ def worlds(
   for name, items in union.items():
     none = np.full_like(items, -1)
     by_system[name] = dict(
-      jaccard=spread[name]['jaccard'],
+      jaccard=spread[name]['jaccard'] if candidates[name].shape[1] > 1 else None,
       union_size=spread[name]['union_size'],
       hits=compare(items, none, pairs, config.evaluation, size),
       difference=compare(union[tested], items, pairs, config.evaluation, size),

@@ -56,6 +56,7 @@ LATER = (
   *convert.LATER,
   'data.on_error',
   'data.cold_items',
+  'semantic_ids.collaborative_weight',
   'calibration.prior',
   'reasoner.kinds',
   'reasoner.attributes',
@@ -230,6 +231,8 @@ def _is_off(stage: str, path: str, config: Config) -> bool:
     return not config.reasoner.kinds
   if path == 'semantic_ids.text_dim':
     return not config.semantic_ids.text
+  if path == 'semantic_ids.collaborative_weight':
+    return not (config.semantic_ids.text and config.semantic_ids.collaborative_dim)
   if path.startswith('text.'):
     return not config.reasoner.text_pieces
   return path.startswith('reasoner.lora.') and config.reasoner.train != 'lora'

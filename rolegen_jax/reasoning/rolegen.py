@@ -254,7 +254,8 @@ class RoleGen:
   ) -> tuple[Rollout, Conditioning]:
     """Return every user's worlds, and what they say to `rank`.
 
-    The worlds of a user name no item twice, unless they share their noise.
+    Unless they share their noise, the worlds of a user name an item again only where no other of
+    its prefix is left.
     """
     distinct = self.config.loop.noise != 'common'
     with sharding.layout(self.decoding):

@@ -41,13 +41,13 @@ class Rollout(NamedTuple):
   """The chains of all worlds and what they say."""
 
   tokens: jax.Array  # int32 [B, W, T]
-  log_prob: jax.Array  # fp32 [B, W, T], as sampled; 0 where not sampled
+  log_prob: jax.Array  # fp32 [B, W, T], of a world alone; 0 where not sampled
   # bool [B, W, T]: what was sampled and may carry gradient; False at delimiters, interventions and
   # slots without an event
   sampled_mask: jax.Array
   roles: jax.Array  # int32 [B, W, M]; -1 where there is no event
   candidates: jax.Array  # int32 [B, W, P], items
-  candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes as sampled
+  candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes, of the world alone
   intent: jax.Array  # fp32 [B, W, K], log-probabilities of coarse codes by the structural equation
   retrieved: jax.Array  # int32 [B, W, A], items that the history retrieves; -1 = no more
   retrieved_share: jax.Array  # fp32 [B, W, A], the share of each in what is retrieved

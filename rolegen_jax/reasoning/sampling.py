@@ -11,9 +11,10 @@ would have followed here (the structural causal model of Oberst & Sontag, ICML 2
 differ only through their interventions, and a world without one repeats the factual world bit for
 bit. Common noise costs candidates (`docs/quality.md`).
 
-With `distinct` the paths of a user's worlds end at items of their own: world after world, the last
-code of an item is drawn among those that lead to an item which none of them has named. Where none
-is left an item is named again. Log-probabilities stay those of a world alone.
+With `distinct`, as at inference, no item is named twice by the worlds of a user while another of
+its prefix is left: position by position, and there world after world, the last code of an item is
+drawn among those that lead to an item which none of them has named. So a path depends on what the
+other worlds named before. Log-probabilities stay those of a world alone.
 
 The noise of a user depends on the user's own key alone, not on the other rows of the batch.
 
@@ -50,7 +51,7 @@ class RolloutSettings:
   interventions: tuple[str, ...]  # kinds of what is done in the others, by turns
   noise: ArrayLike = 1.0  # weight of the Gumbel noise; 0: the likeliest token everywhere
   common_noise: bool = False  # whether the worlds of a user share their noise
-  distinct: bool = False  # whether the worlds of a user share no item of their paths
+  distinct: bool = False  # whether the worlds of a user name an item once, see the module docstring
 
 
 class Completions(NamedTuple):
@@ -196,7 +197,7 @@ class Sampler:
     """Sample the codes and delimiters at positions `numbers`."""
     every, layout = jnp.ones(priors.retrieved.item.shape, bool), self.layout
     users, worlds = self.chains
-    named = jnp.full((users, worlds * layout.path_slots.shape[0]), -1)
+    named = constrain_rows(jnp.full((users, worlds * layout.path_slots.shape[0]), -1))
     state = ItemState(reading, jnp.zeros((len(every),), jnp.int32), every, every, named)
     is_first_intent = numbers == layout.intent_slots[0, 0]
     positions = Position(
@@ -223,10 +224,11 @@ class Sampler:
     logits = self.reasoner.code_logits(self._hidden(state.reading), at.start, codes)
     log_probs = self._log_probs(logits + options.prior, options.allowed)
     noised = self._noised(log_probs, at.number)
-    sampled, named, is_item = _best(noised), state.named, at.level == self.layout.vocab.levels - 1
+    sampled, named = _best(noised), state.named
+    ends_item = at.level == self.layout.vocab.levels - 1
     if self.settings.distinct and levels == self.layout.vocab.levels:
       apart, longer = self._apart(noised, options, named)
-      sampled, named = jnp.where(is_item, apart, sampled), jnp.where(is_item, longer, named)
+      sampled, named = jnp.where(ends_item, apart, sampled), jnp.where(ends_item, longer, named)
     choice = jnp.where(at.forced >= 0, at.forced, sampled)
 
     log_prob = jnp.where(is_code & (at.forced < 0), _at(log_probs, choice), 0.0)
@@ -236,7 +238,7 @@ class Sampler:
     )
     matches &= code == choice[:, None]
     # An item is on a path once.
-    unused = state.unused & ~(matches & is_item)
+    unused = state.unused & ~(matches & ends_item)
 
     token = jnp.where(is_code, at.start + choice, at.start)
     reading = self._read(token, at.number, state.reading.cache)
@@ -245,7 +247,7 @@ class Sampler:
   def _apart(
     self, noised_NxK: jax.Array, options: Options, named_BxC: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Return the last codes int32 [N] of the items of all worlds, and the leaves named by then."""
+    """Return the last codes int32 [N] of the items of all worlds, and `named` with their leaves."""
     allowed, child, noised = (
       x.reshape(*self.chains, -1) for x in (options.allowed, options.child, noised_NxK)
     )

@@ -69,7 +69,7 @@ def item_embeddings(
 ) -> np.ndarray:
   """Return collaborative and text part side by side, as float32 [I, D].
 
-  The first is `config.collaborative_weight` times as long as the other. text_IxD: of
+  What is known of an item on both sides counts `config.collaborative_weight` to 1. text_IxD: of
   `text_embeddings`; None = no such part. For the others see `collaborative`.
   """
   sides, lengths = [], []

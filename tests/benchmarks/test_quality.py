@@ -144,7 +144,7 @@ def test_candidates_are_tabulated(folder):
   table = quality_report.tables(quality.measure(folder, {}))['candidates demo']
   rows = dict(row[2:].split(' | ', 1) for row in table.splitlines()[2:])
   assert rows['RoleGen'].startswith('1.0 | 0.50 | 100.00 [100.00, 100.00]')
-  assert rows['counting'].startswith('6.0 | 0.00 | ')
+  assert rows['counting'].startswith('6.0 |  | ')
   _, _, held, _, repeated, _ = rows['weighted'].split(' | ')
   assert held == '0.00 [0.00, 0.00]'
   assert repeated == '66.67 [66.67, 66.67]'  # two of three were on the path before

@@ -15,13 +15,12 @@ from tests import tiny
 
 
 @functools.cache
-def sampler(*settings: str, distinct: bool = False):
+def sampler(*settings: str):
 
   @jit
   def sample(params, examples, trie, key, intervene, noise):
     keys = jax.random.split(key, len(examples.target))
-    rolegen = tiny.rolegen(*settings)
-    return rolegen.rollout(params, examples, trie, keys, intervene, noise, distinct)
+    return tiny.rolegen(*settings).rollout(params, examples, trie, keys, intervene, noise)
 
   return sample
 
@@ -33,11 +32,10 @@ def rollout(
   noise: float = 1.0,
   trie=None,
   settings: tuple[str, ...] = (),
-  distinct: bool = False,
 ) -> Rollout:
   """A rollout on the host."""
   trie = tiny.trie() if trie is None else trie
-  sample, params = sampler(*settings, distinct=distinct), tiny.params('reasoner')
+  sample, params = sampler(*settings), tiny.params('reasoner')
   return jax.device_get(sample(params, examples, trie, jax.random.key(key), intervene, noise))
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolegen_jax.config import INTERVENTIONS, REASONER_EXPERTS
+from rolegen_jax.reasoning.rolegen import history_keys
 from rolegen_jax.reasoning.worlds import kinds
 from rolegen_jax.runtime.compile import jit
 from tests import tiny
@@ -241,16 +242,30 @@ def test_worlds_differ_by_chance_without_an_intervention():
   assert_likelihood_agrees(examples, r)
 
 
-def test_worlds_name_no_item_twice_where_another_of_its_prefix_is_left():
+@jit
+def as_at_inference(params, examples, trie):
+  """What recommends, and the rollout of the same keys as in training: by independent, common."""
+  both = []
+  for assignments in ((), COMMON):
+    rolegen = tiny.rolegen(*assignments)
+    keys = history_keys(rolegen.config.seed, examples)
+    plain = rolegen.rollout(params, examples, trie, keys)
+    both.append((rolegen.reason(params, examples, trie)[0], plain))
+  return both
+
+
+def test_at_inference_worlds_name_no_item_twice_while_another_of_its_prefix_is_left():
+  """But where they share their noise."""
   examples, trie, twice = tiny.examples(6), tiny.trie(), 0
-  plain, apart = (chains.rollout(examples, 2, distinct=distinct) for distinct in (False, True))
+  both = jax.device_get(as_at_inference(tiny.params('reasoner'), examples, trie))
+  (apart, plain), (common, same) = both
+  jax.tree.map(np.testing.assert_array_equal, common, same)
   assert_likelihood_agrees(examples, apart)
-  for b in range(tiny.USERS):
-    np.testing.assert_array_equal(plain.candidates[b, 0, 0], apart.candidates[b, 0, 0])
-    assert len(np.unique(apart.candidates[b])) >= len(np.unique(plain.candidates[b]))
+  np.testing.assert_array_equal(apart.roles, plain.roles)
+  codes = trie.item_codes[: tiny.ITEMS]
+  for candidates in apart.candidates:
     named = set()
-    for item in apart.candidates[b].T.ravel().tolist():  # position by position, world by world
-      codes = trie.item_codes[: tiny.ITEMS]
+    for item in candidates.T.ravel().tolist():  # position by position, world by world
       siblings = np.flatnonzero((codes[:, :-1] == codes[item, :-1]).all(1))
       assert item not in named or named.issuperset(siblings.tolist())
       twice += item in named

@@ -135,7 +135,7 @@ def rollout(devices: int, *assignments: str):
     )
     arguments = params, on(mesh, tiny.examples(), 'batch'), on(mesh, tiny.trie())
     compiled = (
-      jit(lambda p, c, t: tiny.rolegen(*assignments).rollout(p, c, t, keys(3)))
+      jit(lambda p, c, t: tiny.rolegen(*assignments).rollout(p, c, t, keys(3), distinct=True))
       .lower(*arguments)
       .compile()
     )
