@@ -167,6 +167,7 @@ def test_tiger_is_a_baseline_and_systems_without_an_expert_are_ablations(opened,
   run, inputs, trained = opened
   asked = {}
 
+  # Takes all that `predict.predict` does.
   def predict(rolegen, params, table, trie, mesh, beams, reasoning, intervene, label):
     asked[label] = (rolegen, reasoning, intervene)
     listed, worlds = np.zeros((len(table), 1), np.int32), np.zeros((len(table), 2, 1), np.int32)
