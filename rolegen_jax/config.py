@@ -101,7 +101,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = dict(
   **{name: {} for name in AT_RUN_TIME},
   no_roles=dict(
     reasoner=dict(roles=False),
-    loop=dict(interventions=tuple(kind for kind in INTERVENTIONS if kind != 'role')),
+    loop=dict(interventions=('remove',)),
   ),
   no_interventions={},
   no_reflection={},
@@ -513,9 +513,10 @@ class LoopConfig(Section):
   """The closed loop: rollouts, rewards and the reasoner's objective."""
 
   worlds: int = 4  # rollouts per user; world 0 is factual
-  # What is done in the worlds after the factual one, in turn. intent: another intent, the next
-  # likeliest | remove: an event is removed | role: an event gets another role.
-  interventions: tuple[str, ...] = INTERVENTIONS
+  # What is done in the worlds after the factual one, in turn. remove: an event is removed | role:
+  # an event gets another role | intent: another intent, the next likeliest; it costs candidates
+  # (docs/decisions/37-candidates-by-beams.md).
+  interventions: tuple[str, ...] = ('remove', 'role')
   # independent: each world has noise of its own | common: the worlds of a user differ through
   # their interventions alone.
   noise: str = 'independent'

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rolegen_jax import overrides
-from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES, Config
+from rolegen_jax.config import EVENT_NAMES, INTERVENTIONS, ROLE_NAMES, Config
 from rolegen_jax.data.batches import Examples, Excites, Trajectories
 from rolegen_jax.features.trending import NO_MORE, Trending
 from rolegen_jax.models import functional
@@ -36,6 +36,7 @@ def config(*assignments: str) -> Config:
     'reasoner.events=6',
     'reasoner.role_events=4',
     f'loop.worlds={WORLDS}',
+    f'loop.interventions={INTERVENTIONS}',
   ]
   return overrides.apply(Config(), [*sizes, *others, *assignments])
 

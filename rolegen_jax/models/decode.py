@@ -21,7 +21,7 @@ from rolegen_jax.models.attention import KeyValues
 from rolegen_jax.models.backbone import Backbone
 from rolegen_jax.models.experts import Items, ItemTable, is_first
 from rolegen_jax.models.memory import Conditioning, QueryState
-from rolegen_jax.models.numerics import NEG_INF, is_possible, top_k
+from rolegen_jax.models.numerics import NEG_INF, is_possible, pick, top_k
 from rolegen_jax.semantic_ids.trie import Trie, children_mask, descend, is_listed, leaf, root
 from rolegen_jax.sharding import constrain, item_shards, of_item_shards
 
@@ -71,7 +71,7 @@ def recommend(
   terms = backbone.experts.terms(members)
   score = jnp.where(item >= 0, jax.nn.log_softmax(terms.sum(-1) + log_weight, axis=1), NEG_INF)
   score, place = jax.lax.top_k(score, min(k, item.shape[1]))
-  item, terms = _pick(item, place), _pick(terms, place)
+  item, terms = pick(item, place), pick(terms, place)
   more = k - item.shape[1]
   item = jnp.pad(item, ((0, 0), (0, more)), constant_values=-1)
   score = jnp.pad(score, ((0, 0), (0, more)), constant_values=NEG_INF)
@@ -133,7 +133,7 @@ def _score_others(
   m = item_BxM.shape[1]
   missing = (item_BxM >= 0) & ~is_possible(log_prob)
   order = jnp.argsort(~missing, axis=1, stable=True)
-  codes = jnp.take(items.codes, jnp.maximum(_pick(item_BxM, order), 0), axis=0)
+  codes = jnp.take(items.codes, jnp.maximum(pick(item_BxM, order), 0), axis=0)
   codes = jnp.pad(codes, ((0, 0), (0, -m % PART), (0, 0)))
 
   def compute(part: jax.Array, scored: jax.Array) -> jax.Array:
@@ -143,7 +143,7 @@ def _score_others(
 
   parts = -(-jnp.max(jnp.sum(missing, axis=1)) // PART)
   scored = jax.lax.fori_loop(0, parts, compute, jnp.zeros(codes.shape[:2], jnp.float32))
-  return jnp.where(missing, _pick(scored, jnp.argsort(order, axis=1)), log_prob)
+  return jnp.where(missing, pick(scored, jnp.argsort(order, axis=1)), log_prob)
 
 
 def item_table(backbone: Backbone, trie: Trie) -> ItemTable:
@@ -199,7 +199,7 @@ def nearest(
 
   best, place = by_row(best), by_row(place)
   best, chosen = jax.lax.top_k(best, min(k, best.shape[1]))
-  return jnp.where(is_possible(best), _pick(place, chosen), -1), best
+  return jnp.where(is_possible(best), pick(place, chosen), -1), best
 
 
 def _plus(score_PxBxI: jax.Array, item_BxA: jax.Array, gain_BxA: jax.Array) -> jax.Array:
@@ -242,7 +242,7 @@ def beam_search(
     entries = jnp.where(exists, score[..., None] + log_probs, NEG_INF).reshape(b, -1)
     score, entry = jax.lax.top_k(entries, min(beams, entries.shape[1]))
     parent, code = entry // codes, entry % codes
-    node = jnp.where(is_possible(score), descend(trie, level, _pick(node, parent), code), -1)
+    node = jnp.where(is_possible(score), descend(trie, level, pick(node, parent), code), -1)
     own = _of_parents(own, parent)
   item = leaf(trie, node)
   pad = ((0, 0), (0, beams - item.shape[1]))
@@ -252,9 +252,4 @@ def beam_search(
 
 def _of_parents(cache: KeyValues | None, parent_Bxk: jax.Array) -> KeyValues | None:
   """Return the caches of each beam's parent."""
-  return jax.tree.map(lambda a: jax.vmap(_pick, (0, None))(a, parent_Bxk), cache)
-
-
-def _pick(a_Bxn: jax.Array, index_Bxm: jax.Array) -> jax.Array:
-  """Pick along the second axis, row by row: [B, n, ...] and int32 [B, m] to [B, m, ...]."""
-  return jax.vmap(lambda row, index: row[index])(a_Bxn, index_Bxm)
+  return jax.tree.map(lambda a: jax.vmap(pick, (0, None))(a, parent_Bxk), cache)

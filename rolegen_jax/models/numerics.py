@@ -1,4 +1,5 @@
-"""What the models share numerically: the log of zero, dropout, and the largest of many."""
+"""What the models share numerically: the log of zero, dropout, and picking
+from rows."""
 
 from __future__ import annotations
 
@@ -22,6 +23,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return x
   kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
   return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def pick(a_Bxn: jax.Array, index_Bxm: jax.Array) -> jax.Array:
+  """Pick along the second axis, row by row: [B, n, ...] and int32 [B, m] to [B, m, ...]."""
+  return jax.vmap(lambda row, index: row[index])(a_Bxn, index_Bxm)
 
 
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -26,6 +26,7 @@ from rolegen_jax.config import (
 from rolegen_jax.models.memory import AGE_FEATURES, NO_EVENT
 from rolegen_jax.models.role_equation import FEATURES, PAIR_WIDTH
 from rolegen_jax.reasoning.frcot import Layout
+from rolegen_jax.reasoning.search import BEAMS
 from rolegen_jax.reasoning.worlds import Tree, removing
 from rolegen_jax.training.losses import PRODUCT_NEGATIVES, TRENDING
 from rolegen_jax.vocab import GAPS, Vocabulary
@@ -282,14 +283,18 @@ class Flops:
     one = reasoner_projections(self.r, rest) + attention(c, rest, self.layout.prompt_length)
     return one.times(c.layers * len(self.tree.removing)).only_forward()
 
-  def decode(self) -> Work:
-    """Return the work of one chain's tokens, one at a time, against prompt and whole cache."""
-    c, length = self.r.transformer, self.layout.length
-    slots = self.layout.prompt_length + length
+  def decode(self, search: bool = False) -> Work:
+    """Return the work of one chain's tokens against prompt and whole cache, of a path or search."""
+    c, read = self.r.transformer, self.layout.length
+    slots = self.layout.prompt_length + read
+    written = read - self.r.role_events
+    if search:
+      followed = BEAMS * (self.vocab.levels - 1)
+      read = int(self.layout.path_slots[0, 0]) + followed
+      written = int(self.layout.role_slots[0]) + 1 + followed
     one = (reasoner_projections(self.r, 1) + attention(c, 1, slots)).times(c.layers)
     roles = product(self.r.role_events, c.width, len(ROLE_NAMES))
-    codes = product(length - self.r.role_events, c.width, self.vocab.codes)
-    return (one.times(length) + roles + codes).only_forward()
+    return (one.times(read) + roles + product(written, c.width, self.vocab.codes)).only_forward()
 
   def likelihood(self, tree: Tree) -> Work:
     """Return the work of all chains of one user; the backward pass repeats the codes' readout."""
@@ -337,9 +342,10 @@ class Flops:
   def stages(self) -> dict[str, Work]:
     """Return the work of one step of each stage, and of one batch of recommendations."""
     c, phases = self.config, self.phases()
-    reason = self.phases(1)
-    recommend = reason['rollout prefill'] + reason['rollout decode'] + self.encode().only_forward()
-    recommend += self.attend(1, self.history).only_forward() + self.rank()
+    search = self.loop.noise != 'common'
+    recommend = self.prefill() + self.branches() + self.decode(search).times(self.worlds)
+    asked = self.encode() + self.attend(1, self.history)
+    recommend += asked.only_forward() + self.rank()
     return {
       'warmup': self.sequence().times(c.warmup.batch),
       'align': self.next_event().times(c.align.batch),

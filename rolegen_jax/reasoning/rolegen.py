@@ -134,15 +134,15 @@ class RoleGen:
     keys_B: jax.Array,
     intervene: ArrayLike = True,
     noise: ArrayLike = 1.0,
-    distinct: bool = False,
+    search: bool = False,
   ) -> Rollout:
     """Sample W worlds per user, each user by a key of its own.
 
     The parameters carry no gradient and are gathered once before the decoding loop. `intervene`,
-    `noise` and `distinct` are those of `sample_rollout` and `RolloutSettings`.
+    `noise` and `search` are those of `sample_rollout` and `RolloutSettings`.
     """
     loop, common = self.config.loop, self.config.loop.noise == 'common'
-    settings = RolloutSettings(loop.worlds, loop.interventions, noise, common, distinct)
+    settings = RolloutSettings(loop.worlds, loop.interventions, noise, common, search)
     with jax.named_scope('rollout'), sharding.layout(self.decoding):
       reasoner = self.gathered('reasoner', reasoner_params)
       prompt = build_prompt(
@@ -254,13 +254,12 @@ class RoleGen:
   ) -> tuple[Rollout, Conditioning]:
     """Return every user's worlds, and what they say to `rank`.
 
-    Unless they share their noise, the worlds of a user name an item again only where no other of
-    its prefix is left.
+    Unless worlds share their noise, each names its likeliest items that no world before it has.
     """
-    distinct = self.config.loop.noise != 'common'
+    search = self.config.loop.noise != 'common'
     with sharding.layout(self.decoding):
       keys = history_keys(self.config.seed, examples)
-      rollout = self.rollout(reasoner_params, examples, trie, keys, intervene, distinct=distinct)
+      rollout = self.rollout(reasoner_params, examples, trie, keys, intervene, search=search)
       return rollout, self.reasoning(rollout, jnp.ones(examples.timestamp.shape, bool))
 
   def rank(

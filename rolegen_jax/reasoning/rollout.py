@@ -3,11 +3,12 @@
 A rollout finds the pivotal events by the structural equation, chooses what is done in each world,
 reads the prompts (`prefill.py`) and samples the completions of all worlds at once (`sampling.py`):
 intents, the roles of the events towards them, then the path, which starts from what the structural
-equations say once the roles are known. All of it is on device and in a layout of
-`sharding.ROLLOUTS`.
+equations say once the roles are known. At inference the likeliest items are named in place of a
+path (`search.py`). All of it is on device and in a layout of `sharding.ROLLOUTS`.
 
 Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), M role events,
-P candidates, T completion length, K coarse codes, A retrieved items.
+P candidates, T completion length, that up to the roles where candidates are searched, K coarse
+codes, A retrieved items.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rolegen_jax.models.reasoner import Reasoner
 from rolegen_jax.reasoning.frcot import Layout, Prompt, at_slots, first_intent
 from rolegen_jax.reasoning.prefill import Prefilled, prefill, prefill_worlds
 from rolegen_jax.reasoning.sampling import Completions, Reading, RolloutSettings, Sampler
+from rolegen_jax.reasoning.search import likeliest_items
 from rolegen_jax.reasoning.worlds import (
   Choice,
   Interventions,
@@ -46,7 +48,7 @@ class Rollout(NamedTuple):
   # slots without an event
   sampled_mask: jax.Array
   roles: jax.Array  # int32 [B, W, M]; -1 where there is no event
-  candidates: jax.Array  # int32 [B, W, P], items
+  candidates: jax.Array  # int32 [B, W, P], items: the path's, or the likeliest, best first
   candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes, of the world alone
   intent: jax.Array  # fp32 [B, W, K], log-probabilities of coarse codes by the structural equation
   retrieved: jax.Array  # int32 [B, W, A], items that the history retrieves; -1 = no more
@@ -160,19 +162,21 @@ def sample_worlds(
   prompts = world_prompts(layout, prompt, interventions)
   keep, levels = layout.config.retrieved, layout.vocab.levels
   priors = reasoner.intent.priors(prompts.evidence, keep, trie.item_codes, levels, worlds)
-  on_path = sampler.path(reading, priors, trie)
-  parts = intents, written, on_path
+  parts = [intents, written]
+  if sampler.settings.search:
+    candidates, log_prob = likeliest_items(sampler, reading, priors, trie)
+  else:
+    parts.append(sampler.path(reading, priors, trie))
+    candidates, log_prob = _on_path(layout, parts[-1], trie)
   completions = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
 
-  path = layout.path_slots
-  path_log_prob = at_slots(completions.log_prob, path.ravel())
   flat = dict(
     tokens=completions.tokens,
     log_prob=completions.log_prob,
     sampled_mask=_sampled_mask(layout, prompts, completions),
     roles=roles,
-    candidates=leaf(trie, at_slots(completions.node, path[:, -1])),
-    candidate_log_prob=path_log_prob.reshape(users * worlds, *path.shape).sum(-1),
+    candidates=candidates,
+    candidate_log_prob=log_prob,
     intent=priors.intent,
     retrieved=priors.retrieved.item,
     retrieved_share=priors.retrieved.shares(),
@@ -181,11 +185,19 @@ def sample_worlds(
   return Rollout(**by_world, interventions=interventions)
 
 
+def _on_path(layout: Layout, path: Completions, trie: Trie) -> tuple[jax.Array, jax.Array]:
+  """Return the items on paths and their log-probabilities, int32 and fp32 [N, P]."""
+  slots = layout.path_slots - (layout.role_slots[-1] + 1)
+  log_prob = at_slots(path.log_prob, slots.ravel()).reshape(-1, *slots.shape)
+  return leaf(trie, at_slots(path.node, slots[:, -1])), log_prob.sum(-1)
+
+
 def _sampled_mask(layout: Layout, prompts: Prompt, completions: Completions) -> jax.Array:
   """Return where a token was sampled, bool [N, T]."""
   m = layout.config.role_events
   has_event = prompts.role_allowed.any(-1)
   role_sampled = has_event & (prompts.evidence.role[:, -m:] < 0)
-  sampled = jnp.broadcast_to(~layout.is_delimiter, completions.tokens.shape)
+  shape = completions.tokens.shape
+  sampled = jnp.broadcast_to(~layout.is_delimiter[: shape[1]], shape)
   sampled = sampled.at[:, layout.role_slots].set(role_sampled)
   return sampled.at[:, layout.intent_slots[0, 0]].set(prompts.evidence.intent < 0)

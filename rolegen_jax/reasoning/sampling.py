@@ -11,11 +11,6 @@ would have followed here (the structural causal model of Oberst & Sontag, ICML 2
 differ only through their interventions, and a world without one repeats the factual world bit for
 bit. Common noise costs candidates (`docs/quality.md`).
 
-With `distinct`, as at inference, no item is named twice by the worlds of a user while another of
-its prefix is left: position by position, and there world after world, the last code of an item is
-drawn among those that lead to an item which none of them has named. So a path depends on what the
-other worlds named before. Log-probabilities stay those of a world alone.
-
 The noise of a user depends on the user's own key alone, not on the other rows of the batch.
 
 Shapes: B users, W worlds, N = B * W sequences (worlds of a user adjacent), S own slots, M role
@@ -51,7 +46,7 @@ class RolloutSettings:
   interventions: tuple[str, ...]  # kinds of what is done in the others, by turns
   noise: ArrayLike = 1.0  # weight of the Gumbel noise; 0: the likeliest token everywhere
   common_noise: bool = False  # whether the worlds of a user share their noise
-  distinct: bool = False  # whether the worlds of a user name an item once, see the module docstring
+  search: bool = False  # whether worlds name the likeliest items (`search.py`) in place of a path
 
 
 class Completions(NamedTuple):
@@ -76,7 +71,6 @@ class ItemState(NamedTuple):
   node: jax.Array  # int32 [N], the trie node of the codes since the last item or intent began
   matches: jax.Array  # bool [N, A], the retrieved items that begin with these codes
   unused: jax.Array  # bool [N, A], the retrieved items that are not on the path yet
-  named: jax.Array  # int32 [B, W * P], leaves of the items of all paths, the latest last; or -1
 
 
 class Position(NamedTuple):
@@ -161,7 +155,7 @@ class Sampler:
       is_event = allowed_NxR.any(-1)
       log_prob = jnp.where(is_event & (shift_N == 0), _at(log_probs, choice), 0.0)
       token = jnp.where(is_event, vocab.role(choice), vocab.control('UNKNOWN_ROLE'))
-      reading = self._read(token, number, reading.cache)
+      reading = self.read(token, number, reading.cache)
       return reading, (Completions(token, log_prob, jnp.zeros_like(token)), log_probs)
 
     by_event = prior_NxMxR, role_allowed_NxMxR, role_shift_NxM
@@ -191,14 +185,21 @@ class Sampler:
     free = jnp.full(priors.retrieved.item.shape[:1], -1)
     return self._codes(reading, priors, free, trie, numbers)[1]
 
+  def read(self, token_N: jax.Array, number: ArrayLike, cache: KeyValues) -> Reading:
+    """Read a token of every chain, at a position from the completion's start."""
+    slots = self.visible.own.shape[2]
+    slot = slots - self.layout.length + number
+    visible = self.visible._replace(own=self.visible.own & (jnp.arange(slots) <= slot))
+    tokens = constrain_rows(token_N.reshape(self.chains))
+    position = self.layout.prompt_length + number
+    return Reading(*self.reasoner.step(tokens, position, self.shared, cache, slot, visible))
+
   def _codes(
     self, reading: Reading, priors: Priors, intent_N: jax.Array, trie: Trie, numbers: np.ndarray
   ) -> tuple[Reading, Completions]:
     """Sample the codes and delimiters at positions `numbers`."""
     every, layout = jnp.ones(priors.retrieved.item.shape, bool), self.layout
-    users, worlds = self.chains
-    named = constrain_rows(jnp.full((users, worlds * layout.path_slots.shape[0]), -1))
-    state = ItemState(reading, jnp.zeros((len(every),), jnp.int32), every, every, named)
+    state = ItemState(reading, jnp.zeros((len(every),), jnp.int32), every, every)
     is_first_intent = numbers == layout.intent_slots[0, 0]
     positions = Position(
       number=jnp.asarray(numbers),
@@ -223,12 +224,7 @@ class Sampler:
     codes = options.allowed.shape[1]
     logits = self.reasoner.code_logits(self._hidden(state.reading), at.start, codes)
     log_probs = self._log_probs(logits + options.prior, options.allowed)
-    noised = self._noised(log_probs, at.number)
-    sampled, named = _best(noised), state.named
-    ends_item = at.level == self.layout.vocab.levels - 1
-    if self.settings.distinct and levels == self.layout.vocab.levels:
-      apart, longer = self._apart(noised, options, named)
-      sampled, named = jnp.where(ends_item, apart, sampled), jnp.where(ends_item, longer, named)
+    sampled = _best(self._noised(log_probs, at.number))
     choice = jnp.where(at.forced >= 0, at.forced, sampled)
 
     log_prob = jnp.where(is_code & (at.forced < 0), _at(log_probs, choice), 0.0)
@@ -238,29 +234,12 @@ class Sampler:
     )
     matches &= code == choice[:, None]
     # An item is on a path once.
+    ends_item = at.level == self.layout.vocab.levels - 1
     unused = state.unused & ~(matches & ends_item)
 
     token = jnp.where(is_code, at.start + choice, at.start)
-    reading = self._read(token, at.number, state.reading.cache)
-    return ItemState(reading, node, matches, unused, named), Completions(token, log_prob, node)
-
-  def _apart(
-    self, noised_NxK: jax.Array, options: Options, named_BxC: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Return the last codes int32 [N] of the items of all worlds, and `named` with their leaves."""
-    allowed, child, noised = (
-      x.reshape(*self.chains, -1) for x in (options.allowed, options.child, noised_NxK)
-    )
-    choices = []
-    for world in range(self.chains[1]):
-      leaves = child[:, world]
-      is_named = (leaves[:, :, None] == named_BxC[:, None]).any(-1)
-      free = allowed[:, world] & ~is_named
-      fits = jnp.where(free.any(-1, keepdims=True), free, allowed[:, world])
-      choices.append(_best(jnp.where(fits, noised[:, world], -jnp.inf)))
-      own = _at(leaves, choices[-1])[:, None]
-      named_BxC = jnp.concatenate([named_BxC[:, 1:], own], axis=1)
-    return jnp.stack(choices, axis=1).reshape(-1), named_BxC
+    reading = self.read(token, at.number, state.reading.cache)
+    return ItemState(reading, node, matches, unused), Completions(token, log_prob, node)
 
   def _options(
     self,
@@ -306,15 +285,6 @@ class Sampler:
     gumbel_BxWxV = constrain_rows(jax.vmap(of_user)(self.keys))
     gumbel = jnp.broadcast_to(gumbel_BxWxV, (*self.chains, shape[1])).reshape(log_probs_NxV.shape)
     return log_probs_NxV + self.settings.noise * gumbel
-
-  def _read(self, token_N: jax.Array, number: jax.Array, cache: KeyValues) -> Reading:
-    """Read a token of every chain."""
-    slots = self.visible.own.shape[2]
-    slot = slots - self.layout.length + number
-    visible = self.visible._replace(own=self.visible.own & (jnp.arange(slots) <= slot))
-    tokens = constrain_rows(token_N.reshape(self.chains))
-    position = self.layout.prompt_length + number
-    return Reading(*self.reasoner.step(tokens, position, self.shared, cache, slot, visible))
 
 
 def _best(x_NxV: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolegen_jax.config import INTERVENTIONS, REASONER_EXPERTS
+from rolegen_jax.reasoning import search
 from rolegen_jax.reasoning.rolegen import history_keys
 from rolegen_jax.reasoning.worlds import kinds
 from rolegen_jax.runtime.compile import jit
@@ -254,24 +255,34 @@ def as_at_inference(params, examples, trie):
   return both
 
 
-def test_at_inference_worlds_name_no_item_twice_while_another_of_its_prefix_is_left():
-  """But where they share their noise."""
-  examples, trie, twice = tiny.examples(6), tiny.trie(), 0
-  both = jax.device_get(as_at_inference(tiny.params('reasoner'), examples, trie))
-  (apart, plain), (common, same) = both
-  jax.tree.map(np.testing.assert_array_equal, common, same)
-  assert_likelihood_agrees(examples, apart)
-  np.testing.assert_array_equal(apart.roles, plain.roles)
-  codes = trie.item_codes[: tiny.ITEMS]
-  for candidates in apart.candidates:
-    named = set()
-    for item in candidates.T.ravel().tolist():  # position by position, world by world
-      siblings = np.flatnonzero((codes[:, :-1] == codes[item, :-1]).all(1))
-      assert item not in named or named.issuperset(siblings.tolist())
-      twice += item in named
-      named.add(item)
-  repeats = sum(c.size - len(np.unique(c)) for c in plain.candidates)
-  assert 0 < twice < repeats
+def test_at_inference_worlds_name_their_likeliest_items_that_none_before_has(monkeypatch):
+  """All items of the catalogue, scored by the likelihood at temperature 1 after the same roles."""
+  monkeypatch.setattr(search, 'BEAMS', tiny.CODES**2)  # as many as there are prefixes: exact
+  args = tiny.params('reasoner'), tiny.examples(6), tiny.trie()
+  searched, common = jax.device_get(as_at_inference(*args))
+  jax.tree.map(np.testing.assert_array_equal, *common)  # worlds that share noise draw paths
+  searched, plain = searched
+  upto = searched.tokens.shape[-1]
+  np.testing.assert_array_equal(searched.tokens, plain.tokens[..., :upto])
+  codes, slots = tiny.trie().item_codes[: tiny.ITEMS], LAYOUT.path_slots[0]
+  blocks = [LAYOUT.vocab.blocks[f'sid{level}'][0] for level in range(tiny.LEVELS)]
+  scores = np.zeros((*plain.roles.shape[:2], tiny.ITEMS))
+  for item, code in enumerate(codes):
+    tokens = plain.tokens.copy()
+    tokens[..., slots] = code + blocks
+    log_prob, _ = chains.likelihoods(
+      tiny.examples(6), plain._replace(tokens=tokens), ('reasoner.temperature=1.0',)
+    )
+    scores[..., item] = log_prob[..., slots].sum(-1)
+  named = np.take_along_axis(scores, searched.candidates, axis=-1)
+  np.testing.assert_allclose(named, searched.candidate_log_prob, atol=1e-4)
+  for user, worlds in enumerate(searched.candidates):
+    free = np.ones(tiny.ITEMS, bool)
+    for world, items in enumerate(worlds):
+      best = np.sort(scores[user, world][free])[::-1][: len(items)]
+      np.testing.assert_allclose(named[user, world], best, atol=1e-4)
+      free[items] = False
+    assert free.sum() == tiny.ITEMS - worlds.size
 
 
 @functools.cache

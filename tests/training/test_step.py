@@ -125,8 +125,13 @@ def keys(seed: int):
   return jax.random.split(jax.random.key(seed), tiny.USERS)
 
 
+def sampled(params, examples, trie, search: bool, *assignments: str):
+  with jax.named_scope('search' if search else 'sample'):
+    return tiny.rolegen(*assignments).rollout(params, examples, trie, keys(3), search=search)
+
+
 def rollout(devices: int, *assignments: str):
-  """(the rollout, its compiled program as text)."""
+  """((the rollout, that of a search), the compiled program of both as text)."""
   mesh = make_mesh(devices)
   with jax.set_mesh(mesh):
     params = jax.device_put(
@@ -135,7 +140,7 @@ def rollout(devices: int, *assignments: str):
     )
     arguments = params, on(mesh, tiny.examples(), 'batch'), on(mesh, tiny.trie())
     compiled = (
-      jit(lambda p, c, t: tiny.rolegen(*assignments).rollout(p, c, t, keys(3), distinct=True))
+      jit(lambda *of: [sampled(*of, search, *assignments) for search in (False, True)])
       .lower(*arguments)
       .compile()
     )
@@ -149,8 +154,13 @@ def in_rollout(text: str) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def rollout_on_one():
+def rollouts_on_one():
   return rollout(1)[0]
+
+
+def assert_same_rollouts(spread, one):
+  for of_spread, of_one in zip(spread, one, strict=True):
+    assert_same_rollout(of_spread, of_one)
 
 
 def assert_same_rollout(spread, one):
@@ -165,17 +175,17 @@ def assert_same_rollout(spread, one):
     jax.tree.map(np.testing.assert_array_equal, getattr(spread, name), getattr(one, name))
 
 
-def test_rollouts_are_the_same_on_eight_devices(rollout_on_one):
+def test_rollouts_are_the_same_on_eight_devices(rollouts_on_one):
   """Parameters are gathered before the decoding loop, so that it has no collectives."""
   spread, text = rollout(8)
-  assert_same_rollout(spread, rollout_on_one)
+  assert_same_rollouts(spread, rollouts_on_one)
   assert not in_rollout(text)
 
 
 @pytest.mark.slow
-def test_rollouts_over_tensor_are_the_same_on_eight_devices(rollout_on_one):
+def test_rollouts_over_tensor_are_the_same_on_eight_devices(rollouts_on_one):
   spread, text = rollout(8, 'mesh.rollout=tensor')
-  assert_same_rollout(spread, rollout_on_one)
+  assert_same_rollouts(spread, rollouts_on_one)
   assert set(in_rollout(text)) == {'all-reduce'}  # of activations: no weight travels in the loop
 
 
@@ -350,7 +360,7 @@ def test_no_gradient_flows_from_the_rewards_or_into_the_candidates():
   assert all(not jnp.any(g) for g in jax.tree.leaves(gradient))
 
 
-def test_reasoning_teaches_the_backbone_nothing_but_its_experts(rollout_on_one):
+def test_reasoning_teaches_the_backbone_nothing_but_its_experts(rollouts_on_one):
   """Hence the ablation no_reasoner needs no training."""
   rolegen = tiny.rolegen(*PLAIN)
 
@@ -358,9 +368,10 @@ def test_reasoning_teaches_the_backbone_nothing_but_its_experts(rollout_on_one):
     examples, trie = tiny.examples(), tiny.trie()
     return losses.execution_loss(rolegen, backbone, examples, rollout, trie, jax.random.key(1))[0]
 
-  reversed_ = jax.tree.map(lambda x: x[::-1], rollout_on_one)
+  sampled_on_one = rollouts_on_one[0]
+  reversed_ = jax.tree.map(lambda x: x[::-1], sampled_on_one)
   gradient = jit(jax.grad(execution))
-  one, other = (gradient(tiny.params('backbone'), r) for r in (rollout_on_one, reversed_))
+  one, other = (gradient(tiny.params('backbone'), r) for r in (sampled_on_one, reversed_))
   assert not np.array_equal(*(grads.pop('experts')['log_weight'] for grads in (one, other)))
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
