@@ -7,6 +7,7 @@ import gc
 import pathlib
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -17,9 +18,9 @@ from rolegen_jax.config import ConfigError
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.lines import read_text
 from rolegen_jax.runtime.progress import say
+from rolegen_jax.serving.http.protocol import KEEP_SECONDS, Protocol
 
 DRAIN_SECONDS = 30  # that requests have to end in after a signal
-KEEP_SECONDS = 20  # that a connection without a request is kept; longer than our client uses it
 SHORTEST_TOKEN = 16  # characters
 
 
@@ -55,6 +56,7 @@ def server(app: Starlette) -> Server:
     log_level='warning',
     access_log=False,
     server_header=False,
+    http=Protocol,
     timeout_keep_alive=KEEP_SECONDS,
     timeout_graceful_shutdown=DRAIN_SECONDS,
   )
@@ -80,6 +82,8 @@ def bound(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
+    if port:
+      _claim(f'{address[0]}:{port}')
     return listener
   except (OSError, UnicodeError) as error:
     reason = getattr(error, 'strerror', None) or error
@@ -87,6 +91,18 @@ def bound(host: str, port: int) -> socket.socket:
       f'--host={host} --port={port}: cannot be served at ({reason}); must be a free port of an '
       'address of this machine'
     ) from error
+
+
+def _claim(address: str) -> None:
+  """Have an address to oneself before anybody listens at it. Raises OSError.
+
+  Under Linux two processes may bind one port until one of them listens: the other would find out
+  once it has compiled everything.
+  """
+  if sys.platform == 'linux':
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    name.bind(f'\0rolegen serve {address}')  # in no file system; others see it as taken
+    name.detach()  # until the process ends
 
 
 def read_token(path: str) -> str:
