@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from rolegen_jax.config import ConfigError
 from rolegen_jax.serving.http import protocol
-from rolegen_jax.serving.http.server import bound, server
+from rolegen_jax.serving.http.server import bound, serve, server
 
 
 @contextlib.contextmanager
@@ -44,10 +44,13 @@ def test_a_connection_without_a_whole_request_is_closed(monkeypatch):
   monkeypatch.setattr(protocol, 'KEEP_SECONDS', 0.2)
   post = b'POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n'
   with hello() as port:
-    for begun in (b'', b'\r\n', b'GET / HTT', b'GET / HTTP/1.1\r\nhost: x\r\n', post + b'1'):
-      with socket.create_connection(('127.0.0.1', port), timeout=10) as slow:
+    with contextlib.ExitStack() as stack:
+      start, waiting = time.monotonic(), {}
+      for begun in (b'', b'\r\n', b'GET / HTT', b'GET / HTTP/1.1\r\nhost: x\r\n', post + b'1'):
+        slow = socket.create_connection(('127.0.0.1', port), timeout=10)
+        waiting[begun] = stack.enter_context(slow)
         slow.sendall(begun)
-        start = time.monotonic()
+      for begun, slow in waiting.items():
         assert (b'hello' in received(slow)) == begun.startswith(b'POST')
         assert 0.1 < time.monotonic() - start < 5
     with socket.create_connection(('127.0.0.1', port), timeout=10) as good:
@@ -80,3 +83,12 @@ def test_an_address_is_taken_before_anybody_listens_at_it():
       bound('127.0.0.1', port)
     with pytest.raises(ConnectionRefusedError):  # until all is compiled
       socket.create_connection(('127.0.0.1', port), timeout=10)
+
+
+def test_who_listens_at_a_part_of_the_address_by_now_is_told_in_one_line():
+  with socket.create_server(('127.0.0.1', 0)) as free:
+    port = free.getsockname()[1]
+  with bound('127.0.0.1', port) as other, bound('0.0.0.0', port) as late:
+    other.listen()
+    with pytest.raises(ConfigError, match=r'cannot be served at \(Address already in use\)'):
+      serve(Starlette(), late)

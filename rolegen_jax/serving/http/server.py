@@ -64,9 +64,17 @@ def server(app: Starlette) -> Server:
 
 
 def serve(app: Starlette, listener: socket.socket) -> None:
-  """Serve on a bound socket until a signal, then answer what is under way."""
+  """Serve on a bound socket until a signal, then answer what is under way.
+
+  Raises ConfigError where somebody listens at its address by now.
+  """
   # What is there by now stays: looking for garbage in it would stop all answers for a while.
   gc.collect()
+  try:
+    listener.listen()
+  except OSError as error:
+    host, port, *_ = listener.getsockname()
+    raise _no_place(host, port, error) from error
   gc.freeze()
   server(app).run(sockets=[listener])
   say('drained')
@@ -86,11 +94,15 @@ def bound(host: str, port: int) -> socket.socket:
       _claim(f'{address[0]}:{port}')
     return listener
   except (OSError, UnicodeError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise ConfigError(
-      f'--host={host} --port={port}: cannot be served at ({reason}); must be a free port of an '
-      'address of this machine'
-    ) from error
+    raise _no_place(host, port, error) from error
+
+
+def _no_place(host: str, port: int, error: Exception) -> ConfigError:
+  reason = getattr(error, 'strerror', None) or error
+  return ConfigError(
+    f'--host={host} --port={port}: cannot be served at ({reason}); must be a free port of an '
+    'address of this machine'
+  )
 
 
 def _claim(address: str) -> None:
