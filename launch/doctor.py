@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 from absl import flags
 
@@ -30,7 +29,6 @@ _CLOCK_REFERENCE = flags.DEFINE_string(
 _TIMEOUT_S = flags.DEFINE_float(
   'timeout_s', 180.0, 'Seconds the devices have to respond.', lower_bound=1
 )
-flags.register_validator('timeout_s', math.isfinite, message='must be finite')
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of lines.')
 
 

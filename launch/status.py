@@ -8,7 +8,6 @@ kinds of time.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 
@@ -25,7 +24,6 @@ _WATCH = flags.DEFINE_bool('watch', False, 'Print repeatedly, until Ctrl-C.')
 _INTERVAL_S = flags.DEFINE_float(
   'interval_s', 5.0, 'Seconds between two prints with --watch.', lower_bound=0.1
 )
-flags.register_validator('interval_s', math.isfinite, message='must be finite')
 _JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of tables.')
 
 

@@ -16,7 +16,6 @@ Exit codes: 0 every point is done, 1 some failed (the ledger says why), 2 bad se
 
 from __future__ import annotations
 
-import math
 import shlex
 
 from absl import flags
@@ -55,7 +54,6 @@ _MAX_RESTARTS = flags.DEFINE_integer(
 _GRACE_S = flags.DEFINE_float(
   'grace_s', 120.0, 'Seconds that points have to save when the sweep is stopped.', lower_bound=0
 )
-flags.register_validator('grace_s', math.isfinite, message='must be finite')
 _ARG = flags.DEFINE_string('arg', '', 'Argument of the sweep function.')
 _SET = flags.DEFINE_multi_string(
   'set', [], "Assignment for every point, before the point's own. May be repeated."

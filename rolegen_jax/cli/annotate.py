@@ -22,7 +22,6 @@ A run learns from the annotations with
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -188,12 +187,11 @@ def _prices() -> Prices | None:
   given = {flag.name: flag.value for flag in (_PRICE_IN, _PRICE_OUT) if flag.value is not None}
   if not given:
     return None
-  for name, price in given.items():
-    if not math.isfinite(price) or len(given) == 1:
-      raise ConfigError(
-        f'--{name}={price}: must be a finite number, together with the other of --price_in and '
-        '--price_out'
-      )
+  if len(given) == 1:
+    ((name, price),) = given.items()
+    raise ConfigError(
+      f'--{name}={price}: must be given together with the other of --price_in and --price_out'
+    )
   from rolegen_jax.text.endpoint import Prices
 
   return Prices(given['price_in'], given['price_out'])

@@ -12,6 +12,7 @@ import errno
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import pathlib
 import signal
@@ -128,10 +129,20 @@ def _defines_get_config(path: pathlib.Path) -> bool:
 def parse_flags(argv: list[str]) -> list[str]:
   """Return the arguments that are no flags; a wrong flag is one line and exit code 2."""
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    _check_finite()
+    return rest
   except flags.Error as error:
     message = ' '.join(str(error).split()).removeprefix('flag ')
     sys.exit(_report(message + _right_value(message), BAD_INPUT))
+
+
+def _check_finite() -> None:
+  """Raise flags.Error for a flag that is nan or infinite: nan is within all bounds of absl."""
+  for name in flags.FLAGS:
+    value = flags.FLAGS[name].value
+    if isinstance(value, float) and not math.isfinite(value):
+      raise flags.IllegalFlagValueError(f'--{name}={value}: must be a finite number')
 
 
 def _right_value(message: str) -> str:

@@ -16,7 +16,7 @@ from rolegen_jax.cli.path_flags import path_flag
 from rolegen_jax.config import ConfigError
 from rolegen_jax.runtime.progress import say
 
-NEEDED = ('starlette', 'uvicorn', 'msgspec', 'prometheus_client')
+NEEDED = ('starlette', 'uvicorn', 'httptools', 'msgspec', 'prometheus_client')
 
 _WORKDIR = path_flag('workdir', None, 'Folder of a run of rolegen train.', required=True, urls=True)
 _HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to serve at; 0.0.0.0 = all of them.')

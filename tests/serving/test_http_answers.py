@@ -174,6 +174,18 @@ def test_worlds_of_one_history_are_not_those_of_another_fold(shop, monkeypatch):
   assert reasoning(events=history(shop, same)) == 'cached'
 
 
+def test_worlds_of_one_day_are_not_those_of_another(shop, monkeypatch):
+  monkeypatch.setattr(shop.app.engine, 'worlds', WorldCache(1 << 20))
+  now = int(shop.inputs.log.timestamp.max()) + 1
+  midnight = (now // DAY + 1) * DAY
+
+  def reasoning(time):
+    return shop.recommend(8, time=time, reasoning='cached')['reasoning']
+
+  assert reasoning(midnight + 300 * DAY) == reasoning(midnight - 1) == 'online'
+  assert reasoning(midnight - 1) == reasoning(midnight - 2) == 'cached'
+
+
 def test_an_id_means_what_it_meant_once_its_other_item_is_rolled_back(shop):
   item, other = (int(x) for x in shop.inputs.log.items['item_id'][:2])
   before = shop.ask('/v1/items', dict(item_ids=[item]))[1]
@@ -287,6 +299,7 @@ def test_new_items_are_placed_amid_those_that_resemble_them(shop):
 def test_a_wrong_change_changes_nothing(shop):
   n = len(shop.inputs.log.items)
   state = shop.ask('/v1/catalogue')[1]
+  room, free = shop.app.engine.items.tables.capacity - n, shop.inputs.codes[5].tolist()
   wrong = [
     (dict(remove=[0], add=[dict(item_id=1, like=2)]), 'add[0].item_id'),
     (dict(remove=[0, 0]), 'remove[1]'),
@@ -295,7 +308,9 @@ def test_a_wrong_change_changes_nothing(shop):
     (dict(remove=['0']), 'remove[0]'),
     (dict(remove=[True]), 'remove[0]'),
     (dict(add=[dict(item_id=900, codes=[0])]), 'add[0].codes'),
-    (dict(add=[dict(item_id=900, codes=shop.inputs.codes[5].tolist())]), 'add'),
+    (dict(add=[dict(item_id=900, codes=shop.inputs.codes[5].tolist())]), 'add[0].codes'),
+    (dict(remove=[5], add=[dict(item_id=x, codes=free) for x in (900, 901)]), 'add[1].codes'),
+    (dict(add=[dict(item_id=900 + i, like=1) for i in range(room + 1)]), 'add'),
     (dict(add=[dict(item_id=900, like=901)]), 'add[0].like'),
     (dict(add=[dict(item_id=900, like=1, codes=shop.inputs.codes[5].tolist())]), 'add[0].codes'),
     (dict(add=[dict(item_id=900, like=1, columns={'price': 'x'})]), 'add[0].columns.price'),

@@ -98,6 +98,7 @@ def test_malformed_requests_are_told_which_field_is_wrong(shop, capfd):
     ('/v1/recommend', {}, 422, 'user_id'),
     ('/v1/recommend', {'user_id': 10**9}, 404, 'user_id'),
     ('/v1/recommend', {'user_id': True}, 422, 'user_id'),
+    ('/v1/recommend', {'user_id': 1, 'events': []}, 422, 'user_id'),
     ('/v1/recommend', {'user_id': 1, 'k': 11}, 422, 'k'),
     ('/v1/recommend', {'user_id': 1, 'exclude': [1, 10**6]}, 422, 'exclude[1]'),
     ('/v1/recommend', {'user_id': 1, 'where': {'colour': 'red'}}, 422, 'where.colour'),

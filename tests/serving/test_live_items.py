@@ -73,8 +73,10 @@ def test_new_values_are_of_the_kind_of_their_column():
       columns.check_new({'tag[0].columns': {'price': 1}, 'add[3].columns': {'price': value}})
   with pytest.raises(Refused, match=r'tag\[0\].columns.item_id: is not a column of the items'):
     columns.check_new({'tag[0].columns': {'item_id': 7}})
-  with pytest.raises(Refused, match='columns: must leave at most 100 columns'):
-    columns.check_new({'tag[0].columns': {f'new{i}': 1 for i in range(99)}})
+  new = {f'new{i}': 1 for i in range(98)}
+  columns.check_new({'tag[0].columns': new, 'tag[1].columns': new})
+  with pytest.raises(Refused, match=r'tag\[1\].columns: must leave the catalogue at most 100 col'):
+    columns.check_new({'tag[0].columns': new, 'tag[1].columns': {'one': 1}})
 
 
 def of(*rows) -> History:

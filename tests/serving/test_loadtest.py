@@ -226,6 +226,21 @@ def test_percentiles_and_errors_are_counted():
 
 
 @pytest.mark.parametrize(
+  'outcomes, is_wrong',
+  [
+    ([(RECOMMEND, OK), (RECOMMEND, '401')], False),
+    ([(RECOMMEND, OK), (RECOMMEND, 'wrong: an empty list')], True),
+    ([(RECOMMEND, '401'), (CHANGE, '422'), (MALFORMED, OK)], True),
+    ([(MALFORMED, OK)], False),
+    ([], False),
+  ],
+)
+def test_a_load_test_fails_where_nothing_good_was_answered(outcomes, is_wrong):
+  requests = [Sent(kind, 0, 0, 0.1, outcome) for kind, outcome in outcomes]
+  assert figures.is_wrong(figures.summary(Outcome(requests, []))) == is_wrong
+
+
+@pytest.mark.parametrize(
   'url, said',
   [
     ('http://10.0.0.1:80', 'must be an address of this machine'),

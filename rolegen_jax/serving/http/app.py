@@ -1,6 +1,7 @@
 """The routes: what a request asks for in terms of the engine, and every error as JSON.
 
-Nothing of a request is a path, code or a pickle; its size and the time to send it are bounded.
+Nothing of a request is a path, code or a pickle. The size of a body and the time to send it are
+bounded here, those of what comes before it in `server.py`.
 """
 
 from __future__ import annotations
@@ -72,8 +73,7 @@ class App:
     routes = [
       Route('/v1/recommend', self._guarded(self._recommend), methods=['POST']),
       Route('/v1/events', self._guarded(self._events), methods=['POST']),
-      Route('/v1/catalogue', self._guarded(self._change), methods=['POST']),
-      Route('/v1/catalogue', self._guarded(self._catalogue), methods=['GET']),
+      Route('/v1/catalogue', self._guarded(self._catalogue), methods=['GET', 'POST']),
       Route('/v1/users', self._guarded(self._users), methods=['POST']),
       Route('/v1/history', self._guarded(self._past), methods=['POST']),
       Route('/v1/items', self._guarded(self._items), methods=['POST']),
@@ -122,19 +122,25 @@ class App:
     events = self._history(asked.events)
     return _json(schema.Appended(self.engine.append(asked.user_id, events)))
 
-  async def _change(self, request: Request) -> Response:
+  async def _catalogue(self, request: Request) -> Response:
+    if request.method != 'POST':
+      return _json(self.engine.items.state())
     asked = schema.parse(await _body(request), schema.CatalogueRequest)
-    started, loop = time.monotonic(), asyncio.get_running_loop()
-    columns = [item.columns for item in asked.add]
-    text = await loop.run_in_executor(self._texts, self._placer.vectors, columns)
-    done = await self.dispatcher.on_device(
-      changes.change, self.engine.items, self._placer, asked, text
-    )
+    started, items, placer = time.monotonic(), self.engine.items, self._placer
+    text = await self._text_of(asked)
+    done = await self.dispatcher.on_device(changes.change, items, placer, asked, text)
     self.metrics.observe('change', time.monotonic() - started)
     return _json(done)
 
-  async def _catalogue(self, request: Request) -> Response:
-    return _json(self.engine.items.state())
+  async def _text_of(self, asked: schema.CatalogueRequest) -> np.ndarray:
+    """Return the text vectors of the items to add. Raises Refused where they cannot be added."""
+    columns = [item.columns for item in asked.add]
+    if not columns:  # what only removes and tags waits for nobody's texts
+      return self._placer.vectors(columns)
+    # Before texts are read, which takes long and lets others wait; `change` looks again.
+    await self.dispatcher.on_device(changes.check, self.engine.items, asked)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(self._texts, self._placer.vectors, columns)
 
   async def _users(self, request: Request) -> Response:
     asked = schema.parse(await _body(request), views.UsersRequest)
@@ -191,8 +197,10 @@ class App:
   def _query(self, asked: schema.RecommendRequest, arrived: float) -> Query:
     """Return a request as the engine takes it. Raises Refused naming the field that is wrong."""
     engine, user, events = self.engine, None, None
-    if (asked.user_id is None) == (asked.events is None):
+    if asked.user_id is None and asked.events is None:
       raise Refused(422, 'user_id', 'must be there, or `events` in its place')
+    if asked.user_id is not None and asked.events is not None:
+      raise Refused(422, 'user_id', 'must not be there beside `events`: one of the two')
     if asked.events is not None:
       events = self._history(asked.events)
     else:
@@ -246,7 +254,7 @@ class App:
   def _guarded(self, handler: Handler) -> Handler:
     async def guarded(request: Request) -> Response:
       try:
-        self._guard.check(request, request.url.path in (*OPEN, *self._page.paths))
+        self._check(request)
         response = await handler(request)
       except Refused as refused:
         response = _problem(refused)
@@ -262,9 +270,17 @@ class App:
 
   async def _no_route(self, request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    try:
+      self._check(request)
+    except Refused as refused:
+      return self._counted(request, _problem(refused))
     response = _problem(Refused(error.status_code, 'path', _right_path(request, error)))
     response.headers.update(error.headers or {})
     return self._counted(request, response)
+
+  def _check(self, request: Request) -> None:
+    """Raise Refused where a request must not be answered, on whatever path."""
+    self._guard.check(request, request.url.path in (*OPEN, *self._page.paths))
 
   def _counted(self, request: Request, response: Response) -> Response:
     path = request.url.path if request.url.path in PATHS else 'other'

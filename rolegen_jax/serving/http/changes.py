@@ -26,41 +26,49 @@ def change(
 
   text: the vectors of the items to add, `placer.vectors` of their columns.
   """
+  check(items, request)
+  if request.roll_back_to is not None:
+    return items.roll_back(request.roll_back_to)
+  return items.apply(_planned(items, placer, request, text_nxE))
+
+
+def check(items: Items, request: CatalogueRequest) -> None:
+  """Raise Refused naming a field where a change cannot be, whatever its texts say."""
   if request.if_version is not None and request.if_version != items.version:
     raise Refused(409, 'if_version', f'the version is {items.version}')
   asked = bool(request.add or request.remove or request.tag)
   if request.roll_back_to is not None:
     if asked:
       raise Refused(422, 'roll_back_to', 'must stand alone, without add, remove and tag')
-    return items.roll_back(request.roll_back_to)
+    return
   if not asked:
     raise Refused(422, 'body', 'must have one of add, remove, tag and roll_back_to')
-  return items.apply(_planned(items, placer, request, text_nxE))
-
-
-def _planned(
-  items: Items, placer: Placer, request: CatalogueRequest, text_nxE: np.ndarray
-) -> Change:
-  removed = [_listed(items, item, f'remove[{i}]') for i, item in enumerate(request.remove)]
-  remove = frozenset(removed)
+  remove = frozenset(_listed(items, x, f'remove[{i}]') for i, x in enumerate(request.remove))
   _check_once(request.remove, 'remove[{}]')
   _check_once([item.item_id for item in request.add], 'add[{}].item_id')
   _check_once([item.item_id for item in request.tag], 'tag[{}].item_id')
   tables = items.tables
   most = min(tables.capacity, tables.codes_per_level ** tables.codes.shape[1])
-  room = most - len(items) + len(removed)
+  room = most - len(items) + len(remove)
   if len(request.add) > room:
     raise Refused(422, 'add', f'are {len(request.add)} items; there is room for {room}')
   given = {f'add[{i}].columns': item.columns for i, item in enumerate(request.add)}
   given |= {f'tag[{i}].columns': item.columns for i, item in enumerate(request.tag)}
   items.columns.check_new(given)
-  tag = [
-    (_tagged(items, item, f'tag[{i}].item_id', remove), dict(item.columns))
-    for i, item in enumerate(request.tag)
-  ]
+  for i, tagged in enumerate(request.tag):
+    _check_tagged(items, tagged, f'tag[{i}].item_id', remove)
   for i, item in enumerate(request.add):
     _check_new(items, item, f'add[{i}]', remove)
-  gone = np.array(removed, np.int64)
+
+
+def _planned(
+  items: Items, placer: Placer, request: CatalogueRequest, text_nxE: np.ndarray
+) -> Change:
+  """Return the change that a request, checked, asks for."""
+  gone = items.numbers(request.remove, 'remove[{}]')
+  remove = frozenset(gone.tolist())
+  tagged = items.numbers((item.item_id for item in request.tag), 'tag[{}].item_id')
+  tag = [(number, dict(item.columns)) for number, item in zip(tagged.tolist(), request.tag)]
   back, new = [], []
   returned: list[Rows] = []
   for i, item in enumerate(request.add):
@@ -90,11 +98,9 @@ def _listed(items: Items, item_id: Id, field: str) -> int:
   return number
 
 
-def _tagged(items: Items, tagged: Tagged, field: str, remove: frozenset[int]) -> int:
-  number = _listed(items, tagged.item_id, field)
-  if number in remove:
+def _check_tagged(items: Items, tagged: Tagged, field: str, remove: frozenset[int]) -> None:
+  if _listed(items, tagged.item_id, field) in remove:
     raise Refused(422, field, f'{tagged.item_id!r} is removed by the same change')
-  return number
 
 
 def _check_once(item_ids: Iterable[Id], field: str) -> None:
@@ -158,6 +164,7 @@ def _placed(
     else:
       alike = placer.similarity(item.columns, text[place], items.columns, listed)
       points[place] = placer.point(alike, listed.codes, f'add[{i}].columns')
+  _check_free(items, new, codes, remove, returned)
   if points:
     given = np.delete(codes, list(points), axis=0)
     codes[list(points)] = placer.assign(
@@ -172,3 +179,30 @@ def _checked_codes(items: Items, codes: list[int], field: str) -> list[int]:
   if len(codes) != levels or min(codes) < 0 or max(codes) > largest:
     raise Refused(422, field, f'must be {levels} whole numbers from 0 to {largest}')
   return codes
+
+
+def _check_free(
+  items: Items,
+  new: list[tuple[int, NewItem]],
+  codes_nxL: np.ndarray,
+  remove: np.ndarray,
+  returned: list[Rows],
+) -> None:
+  """Raise Refused where an ID that is given is another item's, saying whose.
+
+  codes: of the new items; those of items that gave none do not matter.
+  """
+  if all(item.codes is None for _, item in new):
+    return
+  holder = items.numbers_at(items.tables.find(codes_nxL))
+  is_held = (holder >= 0) & ~np.isin(holder, remove)
+  other = {tuple(row.codes[0].tolist()): items.ids[int(row.number[0])] for row in returned}
+  for place, (i, item) in enumerate(new):
+    if item.codes is None:
+      continue
+    codes = tuple(codes_nxL[place].tolist())
+    if is_held[place]:
+      other[codes] = items.ids[int(holder[place])]
+    if codes in other:
+      raise Refused(422, f'add[{i}].codes', f'are those of item {other[codes]!r}')
+    other[codes] = item.item_id

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from rolegen_jax.serving.http.schema import Filter, Range, Refused, Value
+from rolegen_jax.serving.http.schema import MOST_COLUMNS, Filter, Range, Refused, Value
 from rolegen_jax.serving.http.views import Column, Share
 
 PATHS = ('category_code',)  # columns of dotted paths: a value stands for everything below it
-MOST_COLUMNS = 100
 MOST_COMMON = 200  # values of a column that are named
 
 
@@ -142,9 +141,13 @@ class Columns:
 
     There may be too many columns with theirs, or a value is not what its column holds.
     """
-    names = {name for values in given.values() for name in values}
-    if len(self._columns.keys() | names) > MOST_COLUMNS:
-      raise Refused(422, 'columns', f'must leave at most {MOST_COLUMNS} columns')
+    names: set[str] = set()
+    there = set(self._columns)
+    for field, values in given.items():
+      names |= values.keys()
+      there |= values.keys()
+      if len(there) > MOST_COLUMNS:
+        raise Refused(422, field, f'must leave the catalogue at most {MOST_COLUMNS} columns')
     numeric = {name for name in names & self._columns.keys() if self._columns[name].is_numeric}
     for field, values in given.items():
       if 'item_id' in values:

@@ -158,6 +158,8 @@ class _Batch:
     self._readers = [self._reader(query) for query in queries]
     self._size = engine.programs.size_of(len(queries))
     self._rows, self._keys = engine._examples(self._readers, self._size)
+    # Worlds are of the day that they were rolled out for, as what trends is.
+    self._worlds = [(key, query.time // DAY) for key, query in zip(self._keys, queries)]
     self._whose = [key if q.user is None else q.user for q, key in zip(queries, self._keys)]
     self._allow_C, self._masked = self._masks()
     engine.observe('assemble', time.monotonic() - started)
@@ -207,7 +209,7 @@ class _Batch:
     engine, now = self._engine, time.monotonic()
     rows = range(len(self._queries))
     is_cached = [query.reasoning == 'cached' for query in self._queries]
-    worlds: list[Any] = [engine.worlds.get(self._keys[r]) if is_cached[r] else None for r in rows]
+    worlds: list[Any] = [engine.worlds.get(self._worlds[r]) if is_cached[r] else None for r in rows]
     missing = [row for row in rows if worlds[row] is None]
     engine.hits += len(rows) - len(missing)
     engine.misses += sum(is_cached[row] for row in missing)
@@ -236,7 +238,7 @@ class _Batch:
     found = answers.by_number(engine.programs.reason(self._trie, rows), engine.items)
     rolled = [jax.tree.map(lambda x, i=i: x[i].copy(), found) for i in range(len(missing))]
     for i, worlds in zip(missing, rolled):
-      engine.worlds.put(self._keys[i], worlds)
+      engine.worlds.put(self._worlds[i], worlds)
     engine.observe('reason', time.monotonic() - started)
     return rolled
 

@@ -5,6 +5,7 @@ Whatever is wrong with a request is a `Refused` that names the field and what wo
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -15,6 +16,9 @@ from rolegen_jax.config import EVENT_NAMES
 from rolegen_jax.data.events import MAX_TIMESTAMP
 
 MOST_EVENTS, MOST_ITEMS, MOST_VALUES = 10_000, 100_000, 10_000  # of one request
+MOST_FILTERS, MOST_COLUMNS = 50, 100
+MOST_READ_AGAIN = 1 << 20  # bytes of a map in which the key of a wrong value is looked for
+MOST_SAID = 100  # characters of what a request has that an error says again
 LARGEST_INT64 = 2**63 - 1
 
 Int = Annotated[int, Meta(ge=-LARGEST_INT64 - 1, le=LARGEST_INT64)]
@@ -70,7 +74,7 @@ class RecommendRequest(Request):
   time: Seconds | None = None  # default: just after the latest event that the server knows
   k: Annotated[int, Meta(ge=1)] | None = None  # items; default: 10, or --top where that is less
   # by column of the items: a value, some values, or a range; of category_code everything below
-  where: Annotated[dict[Name, Filter], Meta(max_length=50)] = {}
+  where: Annotated[dict[Name, Filter], Meta(max_length=MOST_FILTERS)] = {}
   exclude: Annotated[list[Id], Meta(max_length=MOST_VALUES)] = []  # items
   explain: bool = False
   worlds: bool = False  # say what the reasoner said, where it was asked
@@ -90,7 +94,7 @@ class NewItem(Request):
   """An item to add: its columns say where it belongs, or an item like it, or codes."""
 
   item_id: Id
-  columns: dict[Name, Value | None] = {}
+  columns: Annotated[dict[Name, Value | None], Meta(max_length=MOST_COLUMNS)] = {}
   like: Id | None = None
   codes: Annotated[list[Int], Meta(max_length=64)] | None = None
 
@@ -99,7 +103,7 @@ class Tagged(Request):
   """New values of some columns of an item; null takes a value away."""
 
   item_id: Id
-  columns: Annotated[dict[Name, Value | None], Meta(min_length=1)]
+  columns: Annotated[dict[Name, Value | None], Meta(min_length=1, max_length=MOST_COLUMNS)]
 
 
 class CatalogueRequest(Request):
@@ -242,16 +246,26 @@ def _place(message: str, body: bytes) -> tuple[str, str]:
     r'Object (?:missing required|contains unknown) field `(.*)`', said, re.DOTALL
   )
   if named:
-    field = f'{field}.{named.group(1)}' if field else named.group(1)
+    name = _short(named.group(1))
+    field = f'{field}.{name}' if field else name
     said = 'is missing' if 'missing' in said[:20] else 'is no field here'
   if said.startswith('Invalid enum value'):
     right = get_args(EventName if field.endswith('event') else Mode)
-    said += f'; must be one of {", ".join(right)}'
+    said = f'{_short(said)}; must be one of {", ".join(right)}'
+  elif path.endswith(('.time`', '.timestamp`')):
+    said += ', in seconds UTC'
   return field or 'body', said
 
 
+def _short(text: str) -> str:
+  return text if len(text) <= MOST_SAID else f'{text[:MOST_SAID]}...'
+
+
 def _with_key(field: str, body: bytes) -> str:
-  """Return a field with the key of a map, for which msgspec writes `[...]`, in its place."""
+  """Return a field with the key of a map, for which msgspec writes `[...]`, in its place.
+
+  Without the key where the map is larger than right ones are: nobody else is answered meanwhile.
+  """
   above, is_in_map, below = field.partition('[...]')
   if not is_in_map:
     return field
@@ -262,9 +276,12 @@ def _with_key(field: str, body: bytes) -> str:
         part = msgspec.json.decode(part, type=list[Raw])[int(step)]
       else:
         part = msgspec.json.decode(part, type=dict[str, Raw])[step]
-    for key, value in msgspec.json.decode(part, type=dict[str, Raw]).items():
+    if len(memoryview(part)) > MOST_READ_AGAIN:
+      return above
+    values = msgspec.json.decode(part, type=dict[str, Raw])
+    for key, value in itertools.islice(values.items(), MOST_COLUMNS):
       if not _is_valid(value, _MAPS[step]):
-        return f'{above}.{key}{below}'
+        return f'{above}.{_short(key)}{below}'
   except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError):
     pass  # what is wrong is not the last of its name, or the rest of the body is no JSON
   return above

@@ -7,6 +7,7 @@ import gc
 import pathlib
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -17,9 +18,9 @@ from rolegen_jax.config import ConfigError
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.lines import read_text
 from rolegen_jax.runtime.progress import say
+from rolegen_jax.serving.http.protocol import KEEP_SECONDS, Protocol
 
 DRAIN_SECONDS = 30  # that requests have to end in after a signal
-KEEP_SECONDS = 20  # that a connection without a request is kept; longer than our client uses it
 SHORTEST_TOKEN = 16  # characters
 
 
@@ -55,6 +56,7 @@ def server(app: Starlette) -> Server:
     log_level='warning',
     access_log=False,
     server_header=False,
+    http=Protocol,
     timeout_keep_alive=KEEP_SECONDS,
     timeout_graceful_shutdown=DRAIN_SECONDS,
   )
@@ -62,9 +64,17 @@ def server(app: Starlette) -> Server:
 
 
 def serve(app: Starlette, listener: socket.socket) -> None:
-  """Serve on a bound socket until a signal, then answer what is under way."""
+  """Serve on a bound socket until a signal, then answer what is under way.
+
+  Raises ConfigError where somebody listens at its address by now.
+  """
   # What is there by now stays: looking for garbage in it would stop all answers for a while.
   gc.collect()
+  try:
+    listener.listen()
+  except OSError as error:
+    host, port, *_ = listener.getsockname()
+    raise _no_place(host, port, error) from error
   gc.freeze()
   server(app).run(sockets=[listener])
   say('drained')
@@ -80,13 +90,31 @@ def bound(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
+    if port:
+      _claim(f'{address[0]}:{port}')
     return listener
   except (OSError, UnicodeError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise ConfigError(
-      f'--host={host} --port={port}: cannot be served at ({reason}); must be a free port of an '
-      'address of this machine'
-    ) from error
+    raise _no_place(host, port, error) from error
+
+
+def _no_place(host: str, port: int, error: Exception) -> ConfigError:
+  reason = getattr(error, 'strerror', None) or error
+  return ConfigError(
+    f'--host={host} --port={port}: cannot be served at ({reason}); must be a free port of an '
+    'address of this machine'
+  )
+
+
+def _claim(address: str) -> None:
+  """Have an address to oneself before anybody listens at it. Raises OSError.
+
+  Under Linux two processes may bind one port until one of them listens: the other would find out
+  once it has compiled everything.
+  """
+  if sys.platform == 'linux':
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    name.bind(f'\0rolegen serve {address}')  # in no file system; others see it as taken
+    name.detach()  # until the process ends
 
 
 def read_token(path: str) -> str:

@@ -1,7 +1,8 @@
 """Worlds of users, kept for as long as no event changes them: least recently used go first.
 
-The key is what was read: the history's events and who the user is to the counted tables. So an
-event that is appended needs no invalidation, and two requests with one history share the worlds.
+The key is what was read: the history's events, who the user is to the counted tables, and the day.
+So an event that is appended needs no invalidation, and two requests with one history share the
+worlds, but no list of one day is of worlds that were rolled out for another.
 Items are numbers (`items.py`): of those that have gone meanwhile nothing is left.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -28,18 +30,18 @@ class WorldCache:
 
   def __init__(self, most_bytes: int):
     self._most_bytes, self.bytes = most_bytes, 0
-    self._kept: collections.OrderedDict[bytes, Any] = collections.OrderedDict()
+    self._kept: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
   def __len__(self) -> int:
     return len(self._kept)
 
-  def get(self, key: bytes) -> Any:
+  def get(self, key: Hashable) -> Any:
     """Return what is kept, None where nothing is."""
     if key in self._kept:
       self._kept.move_to_end(key)
     return self._kept.get(key)
 
-  def put(self, key: bytes, worlds: Any) -> None:
+  def put(self, key: Hashable, worlds: Any) -> None:
     """Keep a tree of arrays; what was used least recently goes where the budget is exceeded."""
     if key in self._kept:
       self.bytes -= _size(self._kept.pop(key))

@@ -41,6 +41,12 @@ def summary(outcome: Outcome) -> dict[str, Any]:
   )
 
 
+def is_wrong(figures: dict[str, Any]) -> bool:
+  """Return whether an answer was wrong, or good requests were sent and none was answered right."""
+  good = [of['ok'] for kind, of in figures['kinds'].items() if kind != MALFORMED]
+  return bool(figures['wrong'] or (good and not any(good)))
+
+
 def _of(requests: list[Sent]) -> dict[str, Any]:
   ms = 1e3 * np.array([sent.answered - sent.due for sent in requests if sent.outcome == OK])
   errors = collections.Counter(sent.outcome for sent in requests if sent.outcome != OK)
