@@ -191,8 +191,9 @@ def test_worlds_are_those_of_the_models(said, shop):
     factual = [ROLE_NAMES[role] if role >= 0 else None for role in said.roles[row, m - n :]]
     assert reasoned['worlds'][0]['roles'] == factual
     for place, world in enumerate(reasoned['worlds']):
-      assert [step['item_id'] for step in world['path']] == said.candidates[row, place].tolist()
-      assert all(step['log_prob'] <= 0 for step in world['path'])
+      named = [step['item_id'] for step in world['candidates']]
+      assert named == said.candidates[row, place].tolist()
+      assert all(step['log_prob'] <= 0 for step in world['candidates'])
       done = world['intervention']
       kinds.add(done and done['kind'])
       removed, forced = said.removed[row, place, m - n :], said.forced_role[row, place, m - n :]
@@ -241,16 +242,17 @@ def test_each_world_has_its_own_intervention_and_roles(shop):
   ]
   named = [[role and ROLE_NAMES.index(role) for role in world.roles] for world in told.worlds]
   assert named == [[0, 1], [2, 3], [4, None], [5, 6]]
-  assert [[step.item_id for step in world.path] for world in told.worlds] == [
+  assert [[step.item_id for step in world.candidates] for world in told.worlds] == [
     [1],
     [2, 3],
     [4, 5],
     [6, 7],
   ]
-  assert told.worlds[0].path[0].log_prob == pytest.approx(np.log(0.5))
+  assert told.worlds[0].candidates[0].log_prob == pytest.approx(np.log(0.5))
   shop.change(remove=[2, 7])  # worlds that were kept may still name them, histories do
   left = reasoned(history, worlds, items)
-  assert [[step.item_id for step in world.path] for world in left.worlds] == [[1], [3], [4, 5], [6]]
+  named = [[step.item_id for step in world.candidates] for world in left.worlds]
+  assert named == [[1], [3], [4, 5], [6]]
   assert left.events == told.events
   assert [[i.code for i in world.intents] for world in told.worlds[:2]] == [[2], [4, 2]]
 

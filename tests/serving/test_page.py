@@ -107,8 +107,8 @@ def test_a_user_is_found_by_keyboard_and_shown(shop, visit):
   ]
   roles = [role and role.lower() for role in reasoned['worlds'][0]['roles']]
   assert [text.strip() or None for text in texts(page, '.slot-role')][-len(roles) :] == roles
-  paths = [step['item_id'] for world in reasoned['worlds'] for step in world['path']]
-  assert len(texts(page, '.path li')) == len(paths)
+  named = [item['item_id'] for world in reasoned['worlds'] for item in world['candidates']]
+  assert len(texts(page, '.candidates li')) == len(named)
   # A row opens by keyboard and says what each expert adds.
   page.locator('.rows summary').first.focus()
   keyboard.press('Enter')

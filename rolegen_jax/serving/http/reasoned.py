@@ -9,11 +9,11 @@ from rolegen_jax.config import EVENT_NAMES, ROLE_NAMES
 from rolegen_jax.serving.http.items import Items
 from rolegen_jax.serving.http.programs import Worlds
 from rolegen_jax.serving.http.schema import (
+  Candidate,
   Happened,
   Intent,
   Intervention,
   Reasoned,
-  Step,
   World,
 )
 from rolegen_jax.serving.http.users import History
@@ -42,8 +42,8 @@ def reasoned(history: History, worlds: Worlds, items: Items) -> Reasoned:
           Intent(code, examples[code]) for code in dict.fromkeys(worlds.intents[world].tolist())
         ],
         roles=[_role(role) for role in worlds.roles[world, slots - n :].tolist()],
-        path=[
-          Step(items.ids[number], log_prob)
+        candidates=[
+          Candidate(items.ids[number], log_prob)
           for number, log_prob in zip(
             worlds.candidates[world].tolist(), worlds.candidate_log_prob[world].tolist()
           )

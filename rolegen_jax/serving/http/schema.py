@@ -171,7 +171,7 @@ class Intent(Struct):
   items: list[Id]
 
 
-class Step(Struct):
+class Candidate(Struct):
   """An item that a world proposes, and the log-probability of its codes, in nats."""
 
   item_id: Id
@@ -184,7 +184,7 @@ class World(Struct):
   intervention: Intervention | None
   intents: list[Intent]
   roles: list[str | None]  # of `Reasoned.events`
-  path: list[Step]
+  candidates: list[Candidate]  # best first, without those of worlds before it
 
 
 class Reasoned(Struct):

@@ -122,7 +122,7 @@ class RunFacts(Struct):
   worlds: int  # of a user
   role_events: int  # latest events that get a role
   intents: int  # that a world names, at most
-  candidates: int  # items on the path of a world
+  candidates: int  # items that a world names
   ab_test: bool  # whether there is one
 
 

@@ -118,7 +118,7 @@ function named(past, answers) {
     items.flatMap(({ reason }) => reason.carried_by),
     reasoned?.events ?? [],
     ...(reasoned?.worlds ?? []).flatMap((world) => [
-      world.path,
+      world.candidates,
       world.intents.flatMap((intent) => intent.items.map((item_id) => ({ item_id }))),
     ]),
   ])].flat().map(({ item_id: id }) => id);

@@ -83,8 +83,8 @@ function why(item, experts, answer) {
   const { reason } = item;
   const total = experts.reduce((sum, name) => sum + Math.abs(reason.terms[name] ?? 0), 0) || 1;
   const world = reason.world;
-  const path = world < 0 || !answer.reasoned ? null
-    : h('p', {}, `On the path of ${world ? `world ${world}: ` : 'the factual world.'}`
+  const named = world < 0 || !answer.reasoned ? null
+    : h('p', {}, `A candidate of ${world ? `world ${world}: ` : 'the factual world.'}`
       + (world ? `${done(answer.reasoned, answer.reasoned.worlds[world])}.` : ''));
   const carried = reason.carried_by.map((event) => h('li', {},
     chip(event.role === 'UNKNOWN' ? null : event.role),
@@ -103,6 +103,6 @@ function why(item, experts, answer) {
       carried.length ? h('ul', { class: 'carried' }, carried)
         : h('p', { class: 'soft' }, answer.reasoned ? 'No single event: without any one of them the item would be about as likely.'
           : 'The backbone alone names no events.'),
-      path,
+      named,
       h('p', { class: 'soft' }, `${reason.seen ? 'The user has touched it before.' : 'New to the user.'}`)));
 }

@@ -22,7 +22,7 @@ const EXPERTS = {
   trending: 'what all users have acted on lately',
   intent: "the reasoner's intent: the group that the item belongs to",
   retrieved: 'what the reasoner retrieves from the history',
-  candidates: 'the paths of the worlds',
+  candidates: 'the candidates of the worlds',
 };
 
 const lower = (name) => name.toLowerCase();

@@ -1,4 +1,4 @@
-// The worlds side by side: what is done in each, its intents, roles and path.
+// The worlds side by side: what is done in each, its intents, roles and candidates.
 
 import { group, title } from './api.js';
 import { byId, h, percent } from './dom.js';
@@ -58,12 +58,12 @@ export class Worlds {
         return cell(shown, look,
           `${event.event} of ${title(event.item_id)}: ${said}`);
       })),
-      h('h4', {}, 'Path'),
-      h('ol', { class: 'path' }, world.path.map((step) => {
-        const at = rank(step.item_id);
+      h('h4', {}, 'Candidates'),
+      h('ol', { class: 'candidates' }, world.candidates.map((candidate) => {
+        const at = rank(candidate.item_id);
         return h('li', {},
-          h('span', { class: 'clip', title: title(step.item_id) }, title(step.item_id)),
-          h('span', { class: 'soft num', title: 'Probability of the item on this path' }, percent(Math.exp(step.log_prob), 0)),
+          h('span', { class: 'clip', title: title(candidate.item_id) }, title(candidate.item_id)),
+          h('span', { class: 'soft num', title: 'Probability of the item in this world' }, percent(Math.exp(candidate.log_prob), 0)),
           h('span', { class: at ? 'rank' : 'rank none', title: at ? `Place ${at} of the list` : 'Not in the list' },
             at ? `#${at}` : '–'));
       })));
