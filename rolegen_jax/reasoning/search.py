@@ -93,7 +93,10 @@ def _apart(
 
   Where there are too few, the world's likeliest item stands again.
   """
-  users, worlds, _ = item_BxWxC.shape
+  users, worlds, found = item_BxWxC.shape
+  fill = ((0, 0), (0, 0), (0, max(size - found, 0)))
+  item_BxWxC = jnp.pad(item_BxWxC, fill, constant_values=-1)
+  log_prob_BxWxC = jnp.pad(log_prob_BxWxC, fill, constant_values=NEG_INF)
   named = jnp.full((users, 0), -1)
   chosen = []
   for world in range(worlds):

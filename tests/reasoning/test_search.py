@@ -15,6 +15,11 @@ def test_worlds_leave_each_other_what_they_named():
   np.testing.assert_allclose(scores, [[[-1.0, -2.0], [-1.5, -2.5]]])
 
 
+def test_fewer_items_than_a_world_names():
+  named, _ = _apart(np.array([[[3]]]), np.array([[[-1.0]]], np.float32), 3)
+  np.testing.assert_array_equal(named, [[[3, 3, 3]]])
+
+
 def test_where_too_few_are_left_the_likeliest_stands_again():
   item = np.array([[[4, 7, NONE], [7, 4, NONE]]])
   log_prob = np.array([[[-1.0, -2.0, -1e9], [-0.5, -1.5, -1e9]]], np.float32)
