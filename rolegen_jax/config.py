@@ -398,10 +398,10 @@ class ReasonerConfig(Section):
   roles: bool = True  # False: every such token says that the role is unknown
   intents: int = 2  # intents per completion
   intent_levels: int = 1  # codes of the semantic-ID prefix that names an intent
-  candidates: int = 4  # items on the path of one completion
+  candidates: int = 4  # items on a path; at inference, that a world names
   coarse_codes: int = 8  # coarse codes that contact with an item may excite, the strongest ones
   transitions: int = 16  # items that contact with an item may retrieve, those that follow it most
-  # Items retrieved by a whole history, the strongest ones. Paths go to them; they are an expert.
+  # Items retrieved by a whole history, the strongest: where candidates start from, and an expert.
   retrieved: int = 64
   # Kinds of users, who are told apart by their histories and for whom contact with items leads to
   # different intents (`models/kinds.py`); 0 = all are of one kind.

@@ -214,7 +214,7 @@ def _candidates_table(summary: dict) -> str:
       ]
     )
   head = ['candidates of', 'distinct per user', 'distance of worlds', 'contain the target, %']
-  head += ['RoleGen minus it', 'repeated on a path, %', 'RoleGen minus it']
+  head += ['RoleGen minus it', 'repeated or none, %', 'RoleGen minus it']
   return _markdown(head, rows)
 
 

@@ -109,8 +109,8 @@ def sentences(
   chains = Rationales(alignment, alignment.table, {})
   prompts = [chains.prompt(example) for example in examples]
   plans = [
-    chains.plan(example, predictions.roles[example], predictions.candidates[example, 0])
-    for example in examples
+    chains.plan(example, predictions.roles[example], named[named >= 0])
+    for example, named in zip(examples, predictions.candidates[examples, 0])
   ]
   written = _write(rolegen, params, prompts, plans, mesh)
   vocab = rolegen.vocab

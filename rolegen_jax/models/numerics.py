@@ -1,5 +1,4 @@
-"""What the models share numerically: the log of zero, dropout, and picking
-from rows."""
+"""What the models share numerically: the log of zero, dropout, picking, the largest of many."""
 
 from __future__ import annotations
 

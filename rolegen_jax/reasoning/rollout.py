@@ -48,7 +48,8 @@ class Rollout(NamedTuple):
   # slots without an event
   sampled_mask: jax.Array
   roles: jax.Array  # int32 [B, W, M]; -1 where there is no event
-  candidates: jax.Array  # int32 [B, W, P], items: the path's, or the likeliest, best first
+  # int32 [B, W, P], items: the path's, or the likeliest, best first, -1 past the last
+  candidates: jax.Array
   candidate_log_prob: jax.Array  # fp32 [B, W, P], of the candidate's codes, of the world alone
   intent: jax.Array  # fp32 [B, W, K], log-probabilities of coarse codes by the structural equation
   retrieved: jax.Array  # int32 [B, W, A], items that the history retrieves; -1 = no more

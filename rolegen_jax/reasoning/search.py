@@ -2,8 +2,8 @@
 
 Training draws paths item by item (`sampling.py`), as rewards compare samples. At inference a world
 names the likeliest values of its path's first item instead, at temperature 1. World after world
-takes those that no world before it has, so that the worlds of a user name an item again only where
-the search found no other.
+takes those that no world before it has. It may find too few: beams follow a few prefixes, which in
+a sparse catalogue lead to an item or two each.
 
 Shapes: B users, W worlds, N = B * W chains (worlds of a user adjacent), b beams, A retrieved
 items, P items named by a world, K codes, D width.
@@ -32,6 +32,7 @@ def likeliest_items(
 ) -> tuple[jax.Array, jax.Array]:
   """Return the items that worlds name and their log-probabilities, int32 and fp32 [N, P].
 
+  Where a world finds fewer, -1 and NEG_INF.
   reading: of all chains up to the roles. Log-probabilities are those of a world alone.
   """
   reasoner, layout = sampler.reasoner, sampler.layout
@@ -91,7 +92,7 @@ def _apart(
 ) -> tuple[jax.Array, jax.Array]:
   """Return the likeliest `size` of each world's items, best first, that no world before it has.
 
-  Where there are too few, the world's likeliest item stands again.
+  Past the last of them, -1 and NEG_INF.
   """
   users, worlds, found = item_BxWxC.shape
   fill = ((0, 0), (0, 0), (0, max(size - found, 0)))
@@ -100,11 +101,10 @@ def _apart(
   named = jnp.full((users, 0), -1)
   chosen = []
   for world in range(worlds):
-    item, log_prob = item_BxWxC[:, world], log_prob_BxWxC[:, world]
+    item = item_BxWxC[:, world]
     is_named = (item[:, :, None] == named[:, None]).any(-1)
-    score, place = jax.lax.top_k(jnp.where(is_named, NEG_INF, log_prob), size)
-    place = jnp.where(is_possible(score), place, 0)
-    chosen.append((pick(item, place), pick(log_prob, place)))
+    score, place = jax.lax.top_k(jnp.where(is_named, NEG_INF, log_prob_BxWxC[:, world]), size)
+    chosen.append((jnp.where(is_possible(score), pick(item, place), -1), score))
     named = jnp.concatenate([named, chosen[-1][0]], axis=1)
   items, log_probs = zip(*chosen)
   return jnp.stack(items, axis=1), jnp.stack(log_probs, axis=1)

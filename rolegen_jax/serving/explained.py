@@ -7,8 +7,7 @@ Columns:
   log_prob    log p of the item among all that were scored; does not fall along a list
   rank_score  what the order is by: log_prob plus what the item opens, less exposure (`slate.py`)
   opens       how much of interest contact with the item moves (`slate.py`)
-  world       the world that names the item, which leaves out what others had named before;
-              0 = the factual one; -1 = none
+  world       the first world that names the item; 0 = the factual one; -1 = none
   terms       what each expert adds to log_prob, nats, less its mean over the items that were found
               for the user: only differences between items of one user mean something
   seen        whether the user touched the item before

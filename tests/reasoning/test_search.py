@@ -17,12 +17,12 @@ def test_worlds_leave_each_other_what_they_named():
 
 def test_fewer_items_than_a_world_names():
   named, _ = _apart(np.array([[[3]]]), np.array([[[-1.0]]], np.float32), 3)
-  np.testing.assert_array_equal(named, [[[3, 3, 3]]])
+  np.testing.assert_array_equal(named, [[[3, NONE, NONE]]])
 
 
-def test_where_too_few_are_left_the_likeliest_stands_again():
+def test_where_too_few_are_left_places_stay_empty():
   item = np.array([[[4, 7, NONE], [7, 4, NONE]]])
   log_prob = np.array([[[-1.0, -2.0, -1e9], [-0.5, -1.5, -1e9]]], np.float32)
   named, scores = _apart(item, log_prob, 2)
-  np.testing.assert_array_equal(named, [[[4, 7], [7, 7]]])
-  np.testing.assert_allclose(scores, [[[-1.0, -2.0], [-0.5, -0.5]]])
+  np.testing.assert_array_equal(named, [[[4, 7], [NONE, NONE]]])
+  np.testing.assert_allclose(scores, [[[-1.0, -2.0], [-1e9, -1e9]]])

@@ -42,7 +42,10 @@ class Protocol(HttpToolsProtocol):
       self._head += len(data)
     super().data_received(data)
     if self._head > MOST_HEAD and not self.transport.is_closing():
-      self.send_400_response(f'The headers must be at most {MOST_HEAD} bytes.')
+      if self.cycle is not None and not self.cycle.response_complete:
+        self.transport.close()  # a 400 would be taken for the answer that is under way
+      else:
+        self.send_400_response(f'The headers must be at most {MOST_HEAD} bytes.')
 
   def on_headers_complete(self) -> None:
     """Take note that what follows is the body."""

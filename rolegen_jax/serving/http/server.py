@@ -113,7 +113,11 @@ def _claim(address: str) -> None:
   """
   if sys.platform == 'linux':
     name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    name.bind(f'\0rolegen serve {address}')  # in no file system; others see it as taken
+    try:
+      name.bind(f'\0rolegen serve {address}')  # in no file system; others see it as taken
+    except OSError:
+      name.close()
+      raise
     name.detach()  # until the process ends
 
 

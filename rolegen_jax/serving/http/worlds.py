@@ -2,7 +2,7 @@
 
 The key is what was read: the history's events, who the user is to the counted tables, and the day.
 So an event that is appended needs no invalidation, and two requests with one history share the
-worlds, but no list of one day is of worlds that were rolled out for another.
+worlds, but a list for one day never uses worlds that were rolled out for another.
 Items are numbers (`items.py`): of those that have gone meanwhile nothing is left.
 """
 
