@@ -13,7 +13,7 @@ The score of an item is a weighted sum of what the experts say, in nats:
   intent       log-probability of the item's coarse code, over that of a uniform intent
   retrieved    log(1 + share / prior) of what the reasoner retrieves (`intent.py`)
   candidates   log(1 + m), m the item's mass among the reasoner's candidates, by log-prob and world;
-               in training several may be the same item, at inference hardly any are
+               in training several may be the same item, those of a search never are
 
 Products of experts let each rule out what the others leave open (Hinton, Neural Computation 2002).
 All weights are positive. There are some two dozen numbers here, which training fits and

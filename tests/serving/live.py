@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import http.client
 import json
-import threading
 
 import jax
 import numpy as np
@@ -19,8 +18,8 @@ from rolegen_jax.pipeline.context import Run
 from rolegen_jax.pipeline.inputs import Inputs
 from rolegen_jax.serving.http.app import App
 from rolegen_jax.serving.http.engine import Trained
-from rolegen_jax.serving.http.server import bound, server
 from tests import runs, tiny
+from tests.serving.served import served
 
 SMALL = [
   *runs.SMALL,
@@ -104,14 +103,5 @@ def open_shop(folder) -> Shop:
 @contextlib.contextmanager
 def serving_shop(shop: Shop, app: App):
   """Serve an application on any free port while this is open."""
-  listener = bound('127.0.0.1', 0)
-  running = server(app.asgi())
-  thread = threading.Thread(target=running.run, kwargs=dict(sockets=[listener]))
-  thread.start()
-  while not running.started:
-    thread.join(0.01)
-  try:
-    yield dataclasses.replace(shop, app=app, port=listener.getsockname()[1])
-  finally:
-    running.should_exit = True
-    thread.join()
+  with served(app.asgi()) as port:
+    yield dataclasses.replace(shop, app=app, port=port)

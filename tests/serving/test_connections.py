@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import threading
 import time
 
 import pytest
@@ -12,23 +11,14 @@ from starlette.routing import Route
 
 from rolegen_jax.config import ConfigError
 from rolegen_jax.serving.http import protocol
-from rolegen_jax.serving.http.server import bound, serve, server
+from rolegen_jax.serving.http.server import bound, serve
+from tests.serving.served import served
 
 
-@contextlib.contextmanager
 def hello():
   """The port of a server that says hello, whatever the body."""
   routes = [Route('/', lambda request: PlainTextResponse('hello'), methods=['GET', 'POST'])]
-  listener, running = bound('127.0.0.1', 0), server(Starlette(routes=routes))
-  thread = threading.Thread(target=running.run, kwargs=dict(sockets=[listener]))
-  thread.start()
-  while not running.started:
-    thread.join(0.01)
-  try:
-    yield listener.getsockname()[1]
-  finally:
-    running.should_exit = True
-    thread.join()
+  return served(Starlette(routes=routes))
 
 
 def received(connection: socket.socket) -> bytes:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import threading
 
 import numpy as np
 import polars as pl
@@ -17,10 +16,10 @@ from rolegen_jax.config import ConfigError
 from rolegen_jax.data.events import validate
 from rolegen_jax.data.files import DataError
 from rolegen_jax.data.log import InteractionLog
-from rolegen_jax.serving.http.server import bound, server
 from rolegen_jax.serving.load import drive, figures, plan, shelf
 from rolegen_jax.serving.load.drive import BUSY, OK, Outcome, Sent
 from rolegen_jax.serving.load.plan import APPEND, CHANGE, MALFORMED, RECOMMEND, Mix
+from tests.serving.served import served
 
 SHOP = plan.Shop(list(range(50)), {i: dict(title=f'thing {i}') for i in range(40)}, 1_700_000_000)
 
@@ -122,16 +121,8 @@ def faulty(**handlers):
   routes = [Route('/readyz', ready)] + [
     Route(f'/v1/{name}', handler, methods=['POST']) for name, handler in handlers.items()
   ]
-  listener, running = bound('127.0.0.1', 0), server(Starlette(routes=routes))
-  thread = threading.Thread(target=running.run, kwargs=dict(sockets=[listener]))
-  thread.start()
-  while not running.started:
-    thread.join(0.01)
-  try:
-    yield f'http://127.0.0.1:{listener.getsockname()[1]}'
-  finally:
-    running.should_exit = True
-    thread.join()
+  with served(Starlette(routes=routes)) as port:
+    yield f'http://127.0.0.1:{port}'
 
 
 def run(url: str, mix: Mix) -> tuple[Outcome, dict]:
